@@ -1,0 +1,37 @@
+"""The errors a caller can meet: a small closed family, one line each.
+
+A message says what, got, expected, where, and what to do. Anything else that
+escapes from pyllama is a bug.
+"""
+
+
+class PyllamaError(Exception):
+    """Base of everything pyllama raises on purpose."""
+
+
+class CheckpointError(PyllamaError):
+    """A model's files are missing, truncated, corrupt or contradict each other."""
+
+
+class UnsupportedError(CheckpointError):
+    """The files are sound, but ask for something pyllama does not do; the message names it."""
+
+
+class TokenizerError(PyllamaError):
+    """A tokenizer's files are damaged, or the text cannot be encoded with it."""
+
+
+class ContextOverflowError(PyllamaError):
+    """More positions asked for than the context holds."""
+
+
+class BudgetError(PyllamaError):
+    """The memory budget is too small; the message names the smallest that works."""
+
+
+class HubError(PyllamaError):
+    """A download failed: the name, the network, the disk or the checksum."""
+
+
+class RequestError(PyllamaError):
+    """An argument or option is out of range; the message names it."""
