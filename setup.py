@@ -1,0 +1,109 @@
+"""The extension module: pyllama/_kernels.pyx and pyllama/csrc/*.c, into one limited-API shared object.
+
+The same portable flags serve every file and every machine: a file of csrc/ names the instruction set it needs
+in function attributes, and the choice among them is made at run time.
+
+Environment switches:
+    PYLLAMA_OPENMP=0                    build without OpenMP (default: use it if the compiler has it)
+    PYLLAMA_WERROR=1                    warnings in csrc/ are errors
+    PYLLAMA_DEBUG=1                     -O0 -g and assertions
+    PYLLAMA_SANITIZE=address,undefined  sanitizers; the interpreter then needs LD_PRELOAD of their runtimes
+"""
+
+import os
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+from setuptools.modified import newer_group
+
+DEBUG = os.environ.get("PYLLAMA_DEBUG", "0") not in ("", "0")
+WERROR = os.environ.get("PYLLAMA_WERROR", "0") not in ("", "0")
+OPENMP = os.environ.get("PYLLAMA_OPENMP", "1") not in ("", "0")
+SANITIZE = os.environ.get("PYLLAMA_SANITIZE", "")
+# Free-threaded interpreters have no limited API; theirs is an ordinary wheel.
+LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+# -ffp-contract=off: a*b+c is fused only where the canonical order (MODEL.md, "Numerics") says so.
+# -fno-math-errno: sqrtf and fmaf become one instruction; no bit of a result changes.
+FLAGS = ["-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
+FLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]
+LINK_FLAGS = []
+if SANITIZE:
+    FLAGS += ["-g", f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+    LINK_FLAGS += [f"-fsanitize={SANITIZE}"]
+WARNINGS = ["-Wall", "-Wextra", "-Wstrict-prototypes", "-Wvla"] + (["-Werror"] if WERROR else [])
+MACROS = [("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else []
+
+OPENMP_PROBE = """
+#include <omp.h>
+int main(void)
+{
+    int n = 0;
+#pragma omp parallel reduction(+ : n)
+    n += omp_get_num_threads();
+    return n < 1;
+}
+"""
+
+
+class BuildKernels(build_ext):
+    """Compiles csrc/ under stricter warnings than Cython's output bears, a file per core, and links both."""
+
+    def build_extension(self, ext):
+        sources = sorted(map(str, Path("pyllama/csrc").glob("*.c")))
+        target = self.get_ext_fullpath(ext.name)
+        if not self.force and not newer_group(ext.sources + ext.depends, target, "newer"):
+            return
+        openmp = self.openmp_flags()
+        ext.extra_compile_args = FLAGS + openmp
+        ext.extra_link_args = LINK_FLAGS + openmp
+
+        def compile_one(source):
+            return self.compiler.compile(
+                [source],
+                output_dir=self.build_temp,
+                include_dirs=ext.include_dirs,
+                extra_postargs=FLAGS + openmp + WARNINGS,
+                depends=ext.depends,
+            )
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            ext.extra_objects = [obj for objects in pool.map(compile_one, sources) for obj in objects]
+        super().build_extension(ext)
+
+    def openmp_flags(self):
+        """-fopenmp if this compiler can compile and link a program with it."""
+        if not OPENMP:
+            return []
+        flags = ["-fopenmp"]
+        with tempfile.TemporaryDirectory() as folder:
+            source, probe = Path(folder, "probe.c"), Path(folder, "probe.so")
+            source.write_text(OPENMP_PROBE)
+            try:
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+                self.compiler.link_shared_object(objects, str(probe), extra_postargs=flags)
+            except (CompileError, LinkError):
+                print("setup.py: no OpenMP in this compiler; the kernels will run on one thread")
+                return []
+        return flags
+
+
+kernels = Extension(
+    "pyllama._kernels",
+    sources=["pyllama/_kernels.pyx"],
+    include_dirs=["pyllama/csrc"],
+    define_macros=MACROS,
+    depends=sorted(map(str, Path("pyllama/csrc").glob("*.[ch]"))),
+    py_limited_api=LIMITED_API,
+)
+
+setup(
+    ext_modules=[kernels],
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
+)
