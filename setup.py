@@ -77,9 +77,10 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
     def openmp_flags(self):
-        """-fopenmp if this compiler can compile and link a program with it."""
+        """-fopenmp if this compiler can compile and link a program with it, else silence about its pragmas."""
+        without = ["-Wno-unknown-pragmas"]
         if not OPENMP:
-            return []
+            return without
         flags = ["-fopenmp"]
         with tempfile.TemporaryDirectory() as folder:
             source, probe = Path(folder, "probe.c"), Path(folder, "probe.so")
@@ -89,7 +90,7 @@ class BuildKernels(build_ext):
                 self.compiler.link_shared_object(objects, str(probe), extra_postargs=flags)
             except (CompileError, LinkError):
                 print("setup.py: no OpenMP in this compiler; the kernels will run on one thread")
-                return []
+                return without
         return flags
 
 
