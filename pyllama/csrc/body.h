@@ -1,0 +1,26 @@
+/* Every kernel, over whichever vector vocabulary was included before; one object file per instruction set. */
+#include "kernels.h"
+
+#define MAX_HEAD_DIM 1024
+
+#include "widen.h"
+#include "panels.h"
+#include "matmul.h"
+#include "elementwise.h"
+#include "attention.h"
+
+static int64_t k_spin(int64_t rounds, float *sink)
+{
+    vf a[12], x = v_set1(0.999f), y = v_set1(0.001f);
+    for (int i = 0; i < 12; i++) a[i] = v_set1((float)i);
+    for (int64_t n = 0; n < rounds; n++)
+        for (int i = 0; i < 12; i++) a[i] = v_fma(a[i], x, y);
+    for (int i = 1; i < 12; i++) a[0] = v_add(a[0], a[i]);
+    store_tail(sink, 1, a[0]);
+    return rounds * 12 * VL * 2;
+}
+
+static const pl_kernels table = {
+    ISA_NAME, k_matmul, k_pack_tokens, k_pack_panels, k_widen, k_rmsnorm, k_rope,
+    k_swiglu, k_exp, k_cache_append, k_attend, k_spin,
+};

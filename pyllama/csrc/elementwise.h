@@ -1,0 +1,140 @@
+/* exp, RMSNorm, RoPE, SwiGLU and the cache's float16: everything that is not a product. Included by body.h. */
+#include <math.h>
+
+/* exp(x) by x = n ln2 + r, |r| <= ln2 / 2, and the Cephes polynomial for e^r (S. Moshier, expf); under 2 ulp.
+ * 0 below -86.5, where results would turn subnormal; constant above 88. NaN stays NaN. */
+INLINE vf v_exp(vf x)
+{
+    const vf round = v_set1(12582912.0f); /* 1.5 * 2^23: the sum's low mantissa bits are the nearest integer */
+    vf y = v_max(v_set1(-86.5f), v_min(v_set1(88.0f), x));
+    vf shifted = v_fma(y, v_set1(1.44269504088896341f), round);
+    vf n = v_sub(shifted, round);
+    vf r = v_fma(n, v_set1(-0.693359375f), y), p = v_set1(1.9875691500e-4f);
+    r = v_fma(n, v_set1(2.12194440e-4f), r);
+    p = v_fma(p, r, v_set1(1.3981999507e-3f));
+    p = v_fma(p, r, v_set1(8.3334519073e-3f));
+    p = v_fma(p, r, v_set1(4.1665795894e-2f));
+    p = v_fma(p, r, v_set1(1.6666665459e-1f));
+    p = v_fma(p, r, v_set1(5.0000001201e-1f));
+    p = v_add(v_fma(p, v_mul(r, r), r), v_set1(1.0f));
+    p = vi_as_float(vi_add(v_as_int(p), vi_shl(v_as_int(shifted), 23))); /* the shift drops round's own bits */
+    return v_keep_ge(x, v_set1(-86.5f), p);
+}
+
+/* The last n < VL elements go through a padded vector, so that they see the same operations. */
+INLINE vf load_tail(const float *p, int64_t n)
+{
+    float a[VL] = {0};
+    memcpy(a, p, (size_t)n * sizeof(float));
+    return v_load(a);
+}
+INLINE void store_tail(float *p, int64_t n, vf w)
+{
+    float a[VL];
+    v_store(a, w);
+    memcpy(p, a, (size_t)n * sizeof(float));
+}
+static float exp1(float x)
+{
+    float y;
+    store_tail(&y, 1, v_exp(v_set1(x)));
+    return y;
+}
+
+static void k_exp(const float *x, float *out, int64_t first, int64_t last)
+{
+    int64_t i = first;
+    for (; i + VL <= last; i += VL) v_store(out + i, v_exp(v_load(x + i)));
+    if (i < last) store_tail(out + i, last - i, v_exp(load_tail(x + i, last - i)));
+}
+
+INLINE vf v_swiglu(vf gate, vf up)
+{
+    vf e = v_exp(v_sub(v_set1(0.0f), gate));
+    return v_mul(v_div(gate, v_add(v_set1(1.0f), e)), up);
+}
+
+static void k_swiglu(const float *gate, const float *up, float *out, int64_t first, int64_t last)
+{
+    int64_t i = first;
+    for (; i + VL <= last; i += VL) v_store(out + i, v_swiglu(v_load(gate + i), v_load(up + i)));
+    if (i < last) store_tail(out + i, last - i, v_swiglu(load_tail(gate + i, last - i), load_tail(up + i, last - i)));
+}
+
+/* Sums run in PANEL_ROWS interleaved chains, added up in ascending order at the end. */
+INLINE float sum_chains(const float *chains)
+{
+    float sum = chains[0];
+    for (int i = 1; i < PANEL_ROWS; i++) sum += chains[i];
+    return sum;
+}
+
+static void k_rmsnorm(const float *x, const float *weight, float eps, int64_t cols, float *out, int64_t first,
+                      int64_t last)
+{
+    for (int64_t row = first; row < last; row++) {
+        const float *in = x + row * cols;
+        float *o = out + row * cols, chains[PANEL_ROWS];
+        vf a[PANEL_ROWS / VL];
+        int64_t c = 0;
+        for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_set1(0.0f);
+        for (; c + PANEL_ROWS <= cols; c += PANEL_ROWS)
+            for (int v = 0; v < PANEL_ROWS / VL; v++) {
+                vf e = v_load(in + c + v * VL);
+                a[v] = v_fma(e, e, a[v]);
+            }
+        for (int v = 0; v < PANEL_ROWS / VL; v++) v_store(chains + v * VL, a[v]);
+        for (int64_t i = 0; c + i < cols; i++) chains[i] = fmaf(in[c + i], in[c + i], chains[i]);
+        float scale = 1.0f / sqrtf(sum_chains(chains) / (float)cols + eps);
+        vf s = v_set1(scale);
+        for (c = 0; c + VL <= cols; c += VL) v_store(o + c, v_mul(v_mul(v_load(in + c), s), v_load(weight + c)));
+        for (; c < cols; c++) o[c] = in[c] * scale * weight[c];
+    }
+}
+
+static void rotate(float *low, float *high, const float *cos, const float *sin, int n)
+{
+    int i = 0;
+    for (; i + VL <= n; i += VL) {
+        vf a = v_load(low + i), b = v_load(high + i), c = v_load(cos + i), s = v_load(sin + i);
+        v_store(low + i, v_sub(v_mul(a, c), v_mul(b, s)));
+        v_store(high + i, v_add(v_mul(b, c), v_mul(a, s)));
+    }
+    for (; i < n; i++) {
+        float a = low[i], b = high[i];
+        low[i] = a * cos[i] - b * sin[i];
+        high[i] = b * cos[i] + a * sin[i];
+    }
+}
+
+static void k_rope(float *x, const float *cos, const float *sin, int heads, int head_dim, int interleaved,
+                   int64_t first, int64_t last)
+{
+    int half = head_dim / 2;
+    for (int64_t t = first; t < last; t++)
+        for (int h = 0; h < heads; h++) {
+            float *head = x + ((size_t)t * (size_t)heads + (size_t)h) * (size_t)head_dim;
+            if (interleaved) {
+                float odd[MAX_HEAD_DIM / 2];
+                for (int i = 0; i < half; i++) {
+                    odd[i] = head[2 * i + 1];
+                    head[i] = head[2 * i]; /* 2i >= i: never overwrites what is still to be read */
+                }
+                memcpy(head + half, odd, (size_t)half * sizeof(float));
+            }
+            rotate(head, head + half, cos + t * half, sin + t * half, half);
+        }
+}
+
+/* float32 -> float16, to nearest even, saturated: an infinity in the cache would poison masked positions. */
+static void narrow(const float *x, int64_t n, uint16_t *out)
+{
+    const vf top = v_set1(65504.0f), bottom = v_set1(-65504.0f);
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) v_store_f16(out + i, v_max(bottom, v_min(top, v_load(x + i))));
+    if (i < n) {
+        uint16_t tail[VL];
+        v_store_f16(tail, v_max(bottom, v_min(top, load_tail(x + i, n - i))));
+        memcpy(out + i, tail, (size_t)(n - i) * sizeof(uint16_t));
+    }
+}

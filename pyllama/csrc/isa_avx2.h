@@ -1,0 +1,98 @@
+/* The vector vocabulary on AVX2 with FMA and F16C: eight lanes. */
+#include <immintrin.h>
+#include <string.h>
+
+#define ISA_NAME "avx2"
+#define VL 8
+#define INLINE static inline __attribute__((always_inline))
+
+typedef __m256 vf;
+typedef __m256i vi;
+
+INLINE vf v_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void v_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+INLINE vf v_set1(float a) { return _mm256_set1_ps(a); }
+INLINE vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+INLINE vf v_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+INLINE vf v_keep_ge(vf a, vf limit, vf b) { return _mm256_andnot_ps(_mm256_cmp_ps(a, limit, _CMP_LT_OQ), b); }
+
+INLINE vi vi_set1(int32_t a) { return _mm256_set1_epi32(a); }
+INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+#define vi_shl(a, n) _mm256_slli_epi32(a, n)
+#define vi_shr(a, n) _mm256_srli_epi32(a, n)
+INLINE vf vi_float(vi a) { return _mm256_cvtepi32_ps(a); }
+INLINE vf vi_as_float(vi a) { return _mm256_castsi256_ps(a); }
+INLINE vi v_as_int(vf a) { return _mm256_castps_si256(a); }
+
+INLINE void load16_bf16_pairs(const uint32_t *p, vf *even, vf *odd)
+{
+    const vi high = _mm256_set1_epi32((int)0xffff0000u);
+    for (int v = 0; v < 2; v++) {
+        vi pair = _mm256_loadu_si256((const vi *)(p + 8 * v));
+        even[v] = vi_as_float(_mm256_slli_epi32(pair, 16));
+        odd[v] = vi_as_float(_mm256_and_si256(pair, high));
+    }
+}
+INLINE void load16_f16_pairs(const uint32_t *p, vf *even, vf *odd)
+{
+    for (int v = 0; v < 2; v++) {
+        vi pair = _mm256_loadu_si256((const vi *)(p + 8 * v));
+        vi packed = _mm256_packus_epi32(_mm256_and_si256(pair, _mm256_set1_epi32(0xffff)), _mm256_srli_epi32(pair, 16));
+        packed = _mm256_permute4x64_epi64(packed, 0xd8); /* 8 even columns below, 8 odd above */
+        even[v] = _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+        odd[v] = _mm256_cvtph_ps(_mm256_extracti128_si256(packed, 1));
+    }
+}
+INLINE void load16_f16(const uint16_t *p, vf *w)
+{
+    for (int v = 0; v < 2; v++) w[v] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8 * v)));
+}
+INLINE void load16_u8(const uint8_t *p, vi *w)
+{
+    for (int v = 0; v < 2; v++) w[v] = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8 * v)));
+}
+INLINE void load16_i8(const uint8_t *p, vi *w)
+{
+    for (int v = 0; v < 2; v++) w[v] = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8 * v)));
+}
+INLINE void v_store_f16(uint16_t *p, vf a)
+{
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+INLINE void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+
+INLINE void transpose_8x8(const uint8_t *rows, size_t stride, uint32_t *out)
+{
+    __m256 r[8], t[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm256_castsi256_ps(_mm256_loadu_si256((const vi *)(rows + (size_t)i * stride)));
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+        r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+        r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+        r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps((float *)(out + (size_t)i * PANEL_ROWS), _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+        _mm256_storeu_ps((float *)(out + (size_t)(i + 4) * PANEL_ROWS), _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
+}
+INLINE void transpose_u32(const uint8_t *rows, size_t stride, int64_t units, uint32_t *out)
+{
+    int64_t u = 0;
+    for (; u + 8 <= units; u += 8)
+        for (int r = 0; r < PANEL_ROWS; r += 8) transpose_8x8(rows + (size_t)r * stride + 4 * u, stride, out + u * PANEL_ROWS + r);
+    for (; u < units; u++)
+        for (int r = 0; r < PANEL_ROWS; r++) memcpy(&out[u * PANEL_ROWS + r], rows + (size_t)r * stride + 4 * u, 4);
+}

@@ -1,0 +1,139 @@
+/* The kernels, one line of mathematics each, and the table every instruction set fills in.
+ *
+ * Shapes: T tokens, R rows (outputs), C columns (inputs), H query heads, K key/value heads, D head_dim.
+ * All activations are float32, row-major. Nothing here allocates for the caller, knows Python, or starts
+ * a thread: parallel.c cuts the work, the functions of the table do one cut on the calling thread.
+ *
+ * Every function follows the canonical order of MODEL.md ("Numerics"), so its bits depend neither on the
+ * instruction set nor on how the work was cut.
+ */
+#ifndef PYLLAMA_KERNELS_H
+#define PYLLAMA_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    PANEL_ROWS = 32,     /* rows of a weight panel, and positions of a cache page */
+    GROUP_ROWS = 16,     /* rows one register block covers */
+    TOKEN_TILE = 6,      /* tokens one register block covers: 12 accumulators of 8, or 24 of 4 */
+    SEGMENT_COLS = 128,  /* columns widened at a time: 16 KB of float32, half a first-level cache */
+    BLOCK_COLS = 256,    /* columns of the largest quantized block */
+    QUERY_TILE = 24,     /* queries that share one widened cache page */
+    CHUNK_POSITIONS = 256 /* positions of one softmax chunk: part of the canonical order */
+};
+
+/* Storage formats. Numbers are ours; names are GGUF's. */
+typedef enum {
+    DT_F32, DT_F16, DT_BF16,
+    DT_Q4_0, DT_Q4_1, DT_Q5_0, DT_Q5_1, DT_Q8_0,
+    DT_Q2_K, DT_Q3_K, DT_Q4_K, DT_Q5_K, DT_Q6_K,
+    DT_COUNT
+} pl_dtype;
+
+/* A block of a row: `cols` weights in `nbytes` bytes, made of runs of 4-, 2- or 1-byte fields.
+ * In a panel each field is stored for 32 rows side by side, so that a row is a vector lane. */
+typedef struct {
+    const char *name;
+    int cols, nbytes;
+    struct { uint8_t width, count; } runs[4];
+} pl_format;
+
+extern const pl_format pl_formats[DT_COUNT];
+
+/* R x C weights. `panels`: PANEL_ROWS rows at a time, blocks ascending, fields transposed, the last panel
+ * and an odd last column padded with zero bytes. Otherwise plain rows of `row_nbytes`, as in the file. */
+typedef struct {
+    pl_dtype dtype;
+    int panels;
+    int64_t rows, cols;
+    size_t row_nbytes;
+    const uint8_t *data;
+} pl_matrix;
+
+/* What attention needs besides q: where each sequence's pages lie, and who asks. */
+typedef struct {
+    int heads, kv_heads, head_dim; /* H, K, D */
+    int f16;                       /* pages hold float16 (saturated) or float32 */
+    int64_t window;                /* positions a query sees, itself included; 0: all */
+    float scale;                   /* multiplies q.k */
+    size_t k_offset, v_offset;     /* bytes from a page's start to this layer's keys, values */
+    const uint64_t *pages;         /* (sequences, max_pages) addresses of pages of PANEL_ROWS positions */
+    int64_t max_pages;
+    const int64_t *positions;      /* (T) */
+    const int32_t *sequences;      /* (T) row of `pages` */
+} pl_attention;
+
+/* T consecutive tokens of one sequence times the query heads of one key/value head. */
+typedef struct {
+    int64_t token;
+    int tokens;
+    int kv_head, head, heads;
+} pl_attention_item;
+
+typedef struct {
+    const char *isa;
+    /* out[t, row + r] = sum_c w[r, c] * x[t, c], for the panels [first, last) of w.
+     * x: (T, C) for T == 1, else packed by pack_tokens; ldo: floats between rows of out. */
+    void (*matmul)(const pl_matrix *w, const float *x, int64_t tokens, float *out, size_t ldo,
+                   int64_t row, int64_t first, int64_t last);
+    /* packed[(tile, c, t)] = x[t, c], tiles of TOKEN_TILE tokens, [first, last) of them. */
+    void (*pack_tokens)(const float *x, int64_t tokens, int64_t cols, float *packed, int64_t first, int64_t last);
+    /* Row-major rows -> panels [first, last) of out: the same bytes, transposed. */
+    void (*pack_panels)(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last);
+    /* out[i, c] = float(w[i, c]) for the rows [first, last) of a row-major matrix. */
+    void (*widen)(const pl_matrix *rows, float *out, int64_t first, int64_t last);
+    /* out = x / sqrt(mean(x^2) + eps) * weight, for the rows [first, last) of (T, C). */
+    void (*rmsnorm)(const float *x, const float *weight, float eps, int64_t cols, float *out,
+                    int64_t first, int64_t last);
+    /* Rotate pairs (i, i + D/2) of each head of token t by (cos, sin)[t, i]; interleaved: pairs (2i, 2i+1)
+     * are read and stored half-split, so that both layouts give the same bits from here on. */
+    void (*rope)(float *x, const float *cos, const float *sin, int heads, int head_dim, int interleaved,
+                 int64_t first, int64_t last);
+    /* out = gate / (1 + exp(-gate)) * up, elementwise over [first, last). */
+    void (*swiglu)(const float *gate, const float *up, float *out, int64_t first, int64_t last);
+    /* out = exp(x), elementwise over [first, last); exactly 0 below -86.5. */
+    void (*exp)(const float *x, float *out, int64_t first, int64_t last);
+    /* Put k, v (T, K, D) of the tokens [first, last) into their pages. */
+    void (*cache_append)(const pl_attention *a, const float *k, const float *v, int64_t first, int64_t last);
+    /* out[t, h] = softmax(q[t, h] . keys * scale) . values, for one item. */
+    void (*attend)(const pl_attention *a, const pl_attention_item *item, const float *q, float *out, float *scratch);
+    /* Multiply-adds in registers, for the machine's peak: returns the floating-point operations done. */
+    int64_t (*spin)(int64_t rounds, float *sink);
+} pl_kernels;
+
+/* NULL where the binary or the CPU has no such instruction set. */
+const pl_kernels *pl_kernels_scalar(void);
+const pl_kernels *pl_kernels_avx2(void);
+const pl_kernels *pl_kernels_neon(void);
+
+/* Floats of scratch that attend() needs. */
+static inline size_t pl_attend_scratch(int head_dim)
+{
+    size_t dims = (size_t)(head_dim + PANEL_ROWS - 1) / PANEL_ROWS * PANEL_ROWS;
+    /* packed queries, one widened page, scores (query-major and packed), chunk output, running output */
+    return QUERY_TILE * (size_t)head_dim + PANEL_ROWS * dims + 2 * QUERY_TILE * CHUNK_POSITIONS + 2 * QUERY_TILE * dims;
+}
+
+/* parallel.c: the same, over all rows / tokens / heads, on `threads` threads. 0, or -1 when out of memory. */
+int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const float *x, int64_t tokens, float *out,
+              size_t ldo, int64_t row);
+void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out);
+void pl_widen(const pl_kernels *k, int threads, const pl_matrix *rows, float *out);
+void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *weight, float eps, int64_t rows,
+                int64_t cols, float *out);
+void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const float *sin, int64_t tokens, int heads,
+             int head_dim, int interleaved);
+void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n);
+void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
+                     int64_t tokens);
+int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out);
+double pl_spin(const pl_kernels *k, int threads, int64_t rounds);
+uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes);
+int pl_openmp(void);
+
+/* rope_table.c: cos and sin of positions[t] * inv_freq[i], scaled, computed in float64 and rounded. */
+void pl_rope_table(const int64_t *positions, int64_t tokens, const double *inv_freq, int64_t half, double scale,
+                   float *cos, float *sin);
+
+#endif

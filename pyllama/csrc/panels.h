@@ -1,0 +1,55 @@
+/* Row-major rows -> 32-row panels: the same bytes, each field of 32 rows side by side. Included by body.h. */
+
+/* Bytes from one panel to the next. */
+INLINE size_t panel_stride(const pl_matrix *w)
+{
+    const pl_format *f = &pl_formats[w->dtype];
+    return (size_t)((w->cols + f->cols - 1) / f->cols) * (size_t)f->nbytes * PANEL_ROWS;
+}
+
+/* The blocks that hold the columns [col, col + cols) of one panel's rows, transposed into out. */
+static void transpose_blocks(const pl_matrix *w, int64_t panel, int64_t col, int64_t cols, uint8_t *out)
+{
+    const pl_format *f = &pl_formats[w->dtype];
+    int64_t left = w->rows - panel * PANEL_ROWS, blocks = (cols + f->cols - 1) / f->cols;
+    int rows = left < PANEL_ROWS ? (int)left : PANEL_ROWS;
+    int sixteen_bit = w->dtype == DT_F16 || w->dtype == DT_BF16;
+    const uint8_t *in = w->data + (size_t)(panel * PANEL_ROWS) * w->row_nbytes + (size_t)(col / f->cols) * (size_t)f->nbytes;
+    if (rows < PANEL_ROWS) memset(out, 0, (size_t)blocks * (size_t)f->nbytes * PANEL_ROWS);
+    if (f->nbytes == 4) { /* one 32-bit field: a float32 or a pair of 16-bit floats */
+        uint32_t *units = (uint32_t *)out;
+        int64_t whole = sixteen_bit ? cols / 2 : cols;
+        if (rows == PANEL_ROWS) transpose_u32(in, w->row_nbytes, whole, units);
+        else
+            for (int r = 0; r < rows; r++)
+                for (int64_t u = 0; u < whole; u++)
+                    memcpy(&units[u * PANEL_ROWS + r], in + (size_t)r * w->row_nbytes + 4 * (size_t)u, 4);
+        if (whole < blocks) /* an odd last column: its partner is zero, and never multiplied */
+            for (int r = 0; r < rows; r++) {
+                uint16_t last;
+                memcpy(&last, in + (size_t)r * w->row_nbytes + 4 * (size_t)whole, 2);
+                units[whole * PANEL_ROWS + r] = last;
+            }
+        return;
+    }
+    for (int64_t b = 0; b < blocks; b++, in += f->nbytes)
+        for (int r = 0; r < rows; r++) {
+            const uint8_t *field = in + (size_t)r * w->row_nbytes;
+            uint8_t *place = out;
+            for (int i = 0; i < 4 && f->runs[i].count; i++) {
+                size_t width = f->runs[i].width, count = f->runs[i].count;
+                if (width == 1)
+                    for (size_t e = 0; e < count; e++) place[e * PANEL_ROWS + (size_t)r] = field[e];
+                else
+                    for (size_t e = 0; e < count; e++) memcpy(place + (e * PANEL_ROWS + (size_t)r) * 2, field + 2 * e, 2);
+                field += width * count;
+                place += width * count * PANEL_ROWS;
+            }
+            if (r == rows - 1) out = place;
+        }
+}
+
+static void k_pack_panels(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last)
+{
+    for (int64_t p = first; p < last; p++) transpose_blocks(rows, p, 0, rows->cols, out + (size_t)p * panel_stride(rows));
+}

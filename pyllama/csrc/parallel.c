@@ -1,0 +1,218 @@
+/* Cuts each kernel's work over threads: rows of weights, tokens, heads. No arithmetic here. */
+#include "kernels.h"
+#include "parallel.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+const pl_format pl_formats[DT_COUNT] = {
+    [DT_F32] = {"F32", 1, 4, {{4, 1}}},
+    [DT_F16] = {"F16", 2, 4, {{4, 1}}},
+    [DT_BF16] = {"BF16", 2, 4, {{4, 1}}},
+    [DT_Q4_0] = {"Q4_0", 32, 18, {{2, 1}, {1, 16}}},
+    [DT_Q4_1] = {"Q4_1", 32, 20, {{2, 2}, {1, 16}}},
+    [DT_Q5_0] = {"Q5_0", 32, 22, {{2, 1}, {1, 20}}},
+    [DT_Q5_1] = {"Q5_1", 32, 24, {{2, 2}, {1, 20}}},
+    [DT_Q8_0] = {"Q8_0", 32, 34, {{2, 1}, {1, 32}}},
+    [DT_Q2_K] = {"Q2_K", 256, 84, {{1, 80}, {2, 2}}},
+    [DT_Q3_K] = {"Q3_K", 256, 110, {{1, 108}, {2, 1}}},
+    [DT_Q4_K] = {"Q4_K", 256, 144, {{2, 2}, {1, 140}}},
+    [DT_Q5_K] = {"Q5_K", 256, 176, {{2, 2}, {1, 172}}},
+    [DT_Q6_K] = {"Q6_K", 256, 210, {{1, 208}, {2, 1}}},
+};
+
+/* Below this many multiply-adds, waking the threads costs more than they save. */
+enum { SERIAL_BELOW = 1 << 14 };
+
+/* Per-thread scratch that only grows; a malloc per call would fault its pages in anew each time. */
+static float *scratch(size_t floats)
+{
+    static _Thread_local float *buffer;
+    static _Thread_local size_t size;
+    if (floats > size) {
+        float *grown = aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
+        if (!grown) return NULL;
+        free(buffer);
+        buffer = grown;
+        size = floats;
+    }
+    return buffer;
+}
+
+/* Pieces of a loop handed out as threads come for them: slow cores take fewer, and the bits do not care. */
+static int64_t piece(int64_t n, int threads)
+{
+    int64_t p = n / ((int64_t)threads * 8);
+    return p < 1 ? 1 : p;
+}
+
+int pl_openmp(void)
+{
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const float *x, int64_t tokens, float *out,
+              size_t ldo, int64_t row)
+{
+    int64_t panels = (w->rows + PANEL_ROWS - 1) / PANEL_ROWS, tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
+    int64_t step = piece(panels, threads);
+    float *packed = tokens > 1 ? scratch((size_t)(tokens * w->cols)) : NULL;
+    const float *input = tokens > 1 ? packed : x;
+    if (tokens > 1 && !packed) return -1;
+    OMP(parallel num_threads(threads) if(w->rows * w->cols * tokens >= SERIAL_BELOW))
+    {
+        uint64_t saved = fp_enter();
+        if (tokens > 1) {
+            OMP(for schedule(static))
+            for (int64_t i = 0; i < tiles; i++) k->pack_tokens(x, tokens, w->cols, packed, i, i + 1);
+        }
+        OMP(for schedule(dynamic, step))
+        for (int64_t p = 0; p < panels; p++) k->matmul(w, input, tokens, out, ldo, row, p, p + 1);
+        fp_leave(saved);
+    }
+    return 0;
+}
+
+void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
+{
+    int64_t panels = (rows->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    OMP(parallel for num_threads(threads) schedule(dynamic, 1) if(rows->rows * rows->cols >= SERIAL_BELOW))
+    for (int64_t p = 0; p < panels; p++) k->pack_panels(rows, out, p, p + 1);
+}
+
+void pl_widen(const pl_kernels *k, int threads, const pl_matrix *rows, float *out)
+{
+    int64_t pieces = (rows->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    OMP(parallel for num_threads(threads) schedule(dynamic, 1) if(pieces > 1 && rows->rows * rows->cols >= SERIAL_BELOW))
+    for (int64_t p = 0; p < pieces; p++) {
+        uint64_t saved = fp_enter();
+        int64_t last = (p + 1) * PANEL_ROWS;
+        k->widen(rows, out, p * PANEL_ROWS, last < rows->rows ? last : rows->rows);
+        fp_leave(saved);
+    }
+}
+
+void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *weight, float eps, int64_t rows,
+                int64_t cols, float *out)
+{
+    OMP(parallel for num_threads(threads) schedule(static) if(rows > 1 && rows * cols >= SERIAL_BELOW))
+    for (int64_t r = 0; r < rows; r++) {
+        uint64_t saved = fp_enter();
+        k->rmsnorm(x, weight, eps, cols, out, r, r + 1);
+        fp_leave(saved);
+    }
+}
+
+void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const float *sin, int64_t tokens, int heads,
+             int head_dim, int interleaved)
+{
+    OMP(parallel for num_threads(threads) schedule(static) if(tokens > 1 && tokens * heads * head_dim >= SERIAL_BELOW))
+    for (int64_t t = 0; t < tokens; t++) {
+        uint64_t saved = fp_enter();
+        k->rope(x, cos, sin, heads, head_dim, interleaved, t, t + 1);
+        fp_leave(saved);
+    }
+}
+
+void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
+{
+    const int64_t step = 4096;
+    OMP(parallel for num_threads(threads) schedule(static) if(n >= SERIAL_BELOW))
+    for (int64_t i = 0; i < n; i += step) {
+        uint64_t saved = fp_enter();
+        k->swiglu(gate, up, out, i, i + step < n ? i + step : n);
+        fp_leave(saved);
+    }
+}
+
+void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
+                     int64_t tokens)
+{
+    int64_t each = (int64_t)a->kv_heads * a->head_dim;
+    OMP(parallel for num_threads(threads) schedule(static) if(tokens > 1 && tokens * each >= SERIAL_BELOW))
+    for (int64_t t = 0; t < tokens; t++) {
+        uint64_t saved = fp_enter();
+        k->cache_append(a, k_new, v_new, t, t + 1);
+        fp_leave(saved);
+    }
+}
+
+/* Tiles of at most QUERY_TILE queries: heads of one group first, then neighbouring tokens of the sequence. */
+static int64_t attention_items(const pl_attention *a, int64_t tokens, pl_attention_item *items)
+{
+    int group = a->heads / a->kv_heads;
+    int heads = group < QUERY_TILE ? group : QUERY_TILE, width = QUERY_TILE / heads;
+    int64_t n = 0;
+    for (int64_t t = 0, next; t < tokens; t = next) {
+        for (next = t + 1; next < tokens && next < t + width && a->sequences[next] == a->sequences[t];) next++;
+        for (int kv = 0; kv < a->kv_heads; kv++)
+            for (int h = 0; h < group; h += heads, n++)
+                if (items)
+                    items[n] = (pl_attention_item){t, (int)(next - t), kv, kv * group + h, group - h < heads ? group - h : heads};
+    }
+    return n;
+}
+
+int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out)
+{
+    int64_t n = attention_items(a, tokens, NULL), work = 0;
+    int failed = 0;
+    pl_attention_item *items = malloc((size_t)n * sizeof *items);
+    if (!items) return -1;
+    attention_items(a, tokens, items);
+    for (int64_t t = 0; t < tokens; t++) work += (a->positions[t] + 1) * a->heads * a->head_dim;
+    OMP(parallel num_threads(threads) if(n > 1 && work >= SERIAL_BELOW))
+    {
+        uint64_t saved = fp_enter();
+        float *own = scratch(pl_attend_scratch(a->head_dim));
+        OMP(for schedule(dynamic, 1))
+        for (int64_t i = 0; i < n; i++) {
+            if (own) k->attend(a, &items[i], q, out, own);
+            else failed = 1;
+        }
+        fp_leave(saved);
+    }
+    free(items);
+    return failed ? -1 : 0;
+}
+
+/* Floating-point operations per second of multiply-adds in registers. */
+double pl_spin(const pl_kernels *k, int threads, int64_t rounds)
+{
+    struct timespec a, b;
+    int64_t done = 0;
+    float sink = 0.0f;
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    OMP(parallel num_threads(threads) reduction(+ : done, sink))
+    {
+        float own;
+        done += k->spin(rounds, &own);
+        sink += own;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    double seconds = (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
+    return sink != sink ? 0.0 : (double)done / seconds;
+}
+
+/* Read all of data once, as fast as this machine can; the sum keeps the compiler honest. */
+uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes)
+{
+    const int64_t block = 1 << 20;
+    int64_t blocks = (int64_t)(nbytes / (size_t)block);
+    uint64_t sum = 0;
+    OMP(parallel for num_threads(threads) schedule(static) reduction(+ : sum))
+    for (int64_t b = 0; b < blocks; b++) {
+        const uint64_t *p = (const uint64_t *)(data + b * block);
+        uint64_t s[8] = {0};
+        for (int64_t i = 0; i < block / 8; i += 8) {
+            __builtin_prefetch(p + i + 128);
+            for (int j = 0; j < 8; j++) s[j] += p[i + j];
+        }
+        for (int j = 0; j < 8; j++) sum += s[j];
+    }
+    return sum;
+}
