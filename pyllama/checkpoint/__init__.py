@@ -1,0 +1,72 @@
+"""A path -> an open Checkpoint, whichever of the three published forms lies there.
+
+The form is told by content, not by the path's name. What each form means is in its own module.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pyllama.checkpoint.checkpoint import Checkpoint
+from pyllama.checkpoint.files import InputFile
+from pyllama.checkpoint.huggingface import INDEX, open_huggingface, weight_files
+from pyllama.checkpoint.index import Part, Tensor
+from pyllama.errors import CheckpointError
+
+__all__ = ["Checkpoint", "Part", "Tensor", "open_checkpoint"]
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a model where it lies; reads headers, no weights.
+
+    path: a Hugging Face folder, a folder of Meta's original files, a GGUF file (of split ones the
+          first), or a folder with one GGUF model in it.
+    Raises CheckpointError for damaged or contradictory files, UnsupportedError for a model or a
+    feature that pyllama does not run, by name.
+    """
+    try:
+        path = Path(path)
+        if path.is_dir():
+            return _open_folder(path)
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such file or folder")
+    except (OSError, ValueError) as error:  # a name too long, a NUL byte, no permission
+        raise CheckpointError(f"cannot open {str(path)!r}: {str(error).lower()}") from None
+    return _open_file(path)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    has_config = (folder / "config.json").is_file()
+    if has_config and ((folder / INDEX).is_file() or weight_files(folder)):
+        return open_huggingface(folder)
+    ggufs = sorted(folder.glob("*.gguf"))
+    if ggufs:
+        from pyllama.checkpoint.gguf import first_of_one, open_gguf
+
+        return open_gguf(first_of_one(ggufs))
+    if any(folder.glob("consolidated.*.pth")):
+        from pyllama.checkpoint.meta import open_meta
+
+        return open_meta(folder)
+    if has_config:
+        return open_huggingface(folder)  # which says what is missing
+    raise CheckpointError(
+        f"{folder}: no model, expected config.json with *.safetensors, one *.gguf, or params.json with "
+        f"consolidated.*.pth"
+    )
+
+
+def _open_file(path: Path) -> Checkpoint:
+    file = InputFile(path)
+    try:
+        magic = file.read(0, min(4, file.nbytes))
+    finally:
+        file.close()
+    if magic == b"GGUF":
+        from pyllama.checkpoint.gguf import open_gguf
+
+        return open_gguf(path)
+    if path.suffix in (".safetensors", ".pth", ".json", ".bin", ".model"):
+        raise CheckpointError(f"{path}: one file of a model, expected its folder: give {path.parent}")
+    raise CheckpointError(f"{path}: not a GGUF file, expected one or a model's folder")

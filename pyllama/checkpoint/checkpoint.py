@@ -1,0 +1,105 @@
+"""An open checkpoint: the index, the config, and reads of whole rows as they are stored.
+
+The bytes are handed out untouched: no dtype is interpreted here and no row reordered.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from pyllama.checkpoint.dtypes import row_nbytes
+from pyllama.checkpoint.files import InputFile
+from pyllama.checkpoint.index import Tensor
+from pyllama.config import Config
+from pyllama.errors import CheckpointError
+
+
+class Checkpoint:
+    """A model's files, open for reading; a context manager.
+
+    path              what was opened
+    format            "huggingface", "gguf" or "meta"
+    config            Config
+    tensors           name -> Tensor under Hugging Face names, in the order a pass uses them
+    rope_interleaved  q and k rows lie in interleaved rotary order (Meta; GGUF of the llama architecture)
+    metadata          GGUF key/values; for Meta {"assumed": str}; otherwise {}
+    files             the files that hold weights
+    nbytes            bytes of all tensors
+    bytes_read        bytes of weights read so far
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        config: Config,
+        tensors: dict[str, Tensor],
+        files: Mapping[Path, InputFile],
+        *,
+        rope_interleaved: bool = False,
+        metadata: dict[str, Any] | None = None,
+    ):
+        self.path = path
+        self.format = format
+        self.config = config
+        self.tensors = tensors
+        self.rope_interleaved = rope_interleaved
+        self.metadata = {} if metadata is None else metadata
+        self.files = tuple(files)
+        self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        self.bytes_read = 0
+        self._open = dict(files)
+        self._lock = threading.Lock()
+
+    def read_rows(self, tensor: Tensor, row: int, count: int) -> np.ndarray:
+        """Rows [row, row + count) of a tensor as stored: uint8 (count, tensor.row_nbytes), newly allocated.
+
+        A vector is one row. Safe to call from several threads. Reads count * row_nbytes bytes. Raises
+        CheckpointError where the file fails or ends early.
+        """
+        if not (0 <= row and 0 <= count and row + count <= tensor.rows):
+            raise ValueError(f"{tensor.name}: rows {row} to {row + count} of {tensor.rows}")
+        out = np.empty((count, tensor.row_nbytes), np.uint8)
+        for part in tensor.parts:
+            first, last = max(row, part.row), min(row + count, part.row + part.rows)
+            if first >= last:
+                continue
+            nbytes = row_nbytes(tensor.dtype, part.cols)
+            offset = part.offset + (first - part.row) * nbytes
+            if part.cols == tensor.cols:
+                self._fill(part.file, offset, out[first - row : last - row])
+                continue
+            # A cut by columns: the shard's rows are contiguous in its file, but not in ours.
+            piece = np.empty((last - first, nbytes), np.uint8)
+            self._fill(part.file, offset, piece)
+            start = row_nbytes(tensor.dtype, part.col)
+            out[first - row : last - row, start : start + nbytes] = piece
+        return out
+
+    def _fill(self, path: Path, offset: int, rows: np.ndarray) -> None:
+        file = self._open.get(path)
+        if file is None:
+            raise CheckpointError(f"{path}: already closed")
+        file.read_into(offset, memoryview(rows).cast("B"))
+        with self._lock:
+            self.bytes_read += rows.nbytes
+
+    def close(self) -> None:
+        """Close the files; the index stays readable."""
+        files, self._open = self._open, {}
+        for file in files.values():
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

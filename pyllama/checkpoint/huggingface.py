@@ -1,0 +1,100 @@
+"""A Hugging Face folder -> Checkpoint: config.json and one or many safetensors files.
+
+Reads no Python pickles: a folder with nothing but pytorch_model.bin is refused with what to do.
+Symbolic links are followed, since the Hub's cache is made of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pyllama.checkpoint.checkpoint import Checkpoint
+from pyllama.checkpoint.files import InputFile, read_small
+from pyllama.checkpoint.index import Tensor, check_index, stored_dtype
+from pyllama.checkpoint.safetensors import read_safetensors
+from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
+from pyllama.config import Config, shown
+from pyllama.errors import CheckpointError, UnsupportedError
+
+MAX_FILES = 1024
+INDEX = "model.safetensors.index.json"
+
+
+def open_huggingface(folder: Path) -> Checkpoint:
+    """Open a folder with config.json and *.safetensors; every tensor is checked, none is read."""
+    config = Config.from_huggingface(
+        _json(folder / "config.json"), _json_if_there(folder / "generation_config.json")
+    )
+    files: dict[Path, InputFile] = {}
+    try:
+        weight_map = _weight_map(folder)
+        names = sorted(set(weight_map.values())) if weight_map else _weight_files(folder)
+        tensors: dict[str, Tensor] = {}
+        for name in names:
+            file = files[folder / name] = InputFile(folder / name)
+            for key, tensor in read_safetensors(file).items():
+                if key in tensors:
+                    raise CheckpointError(
+                        f"{shown(key)}: in both {tensors[key].parts[0].file.name} and {name}, expected once"
+                    )
+                tensors[key] = tensor
+        for key, name in weight_map.items():
+            if key not in tensors or tensors[key].parts[0].file.name != name:
+                raise CheckpointError(f"{shown(key)}: not in {name}, where {INDEX} says it is")
+        # Vectors of the wrong rank reach check_index as they are and fail by their shape.
+        sizes = {path: file.nbytes for path, file in files.items()}
+        index = check_index(tensors, config, sizes, "config.json")
+        config = dataclasses.replace(config, dtype=stored_dtype(index))
+        return Checkpoint(folder, "huggingface", config, index, files)
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return parse_object(read_small(path, MAX_NBYTES), path.name)
+
+
+def _json_if_there(path: Path) -> dict[str, Any]:
+    return _json(path) if path.is_file() else {}
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """name -> file name of the index file; {} where there is none."""
+    if not (folder / INDEX).is_file():
+        return {}
+    weight_map = _json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{INDEX}: weight_map is {shown(weight_map)}, expected tensor and file names")
+    for name in weight_map.values():
+        # A file name and nothing else: no separator may lead out of the folder.
+        if not isinstance(name, str) or not name.endswith(".safetensors") or "/" in name or "\0" in name:
+            raise CheckpointError(f"{INDEX}: got {shown(name)}, expected a .safetensors file beside it")
+    if len(set(weight_map.values())) > MAX_FILES:
+        raise CheckpointError(f"{INDEX}: {len(set(weight_map.values()))} files, expected at most {MAX_FILES}")
+    return weight_map
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The safetensors files of a folder without an index. Mistral's folders hold the same weights a second
+    time as consolidated.safetensors, under other names: not those."""
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    return sorted(p.name for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
+
+
+def _weight_files(folder: Path) -> list[str]:
+    names = weight_files(folder)
+    if len(names) > MAX_FILES:
+        raise CheckpointError(f"{folder}: {len(names)} .safetensors files, expected at most {MAX_FILES}")
+    if not names:
+        if any(folder.glob("pytorch_model*.bin")):
+            raise UnsupportedError(
+                f"{folder}: weights only as pytorch_model.bin, a Python pickle; convert them to safetensors "
+                f"(model.save_pretrained in transformers) or get a repository that has them"
+            )
+        raise CheckpointError(f"{folder}: config.json but no *.safetensors, expected the model's weights")
+    return names

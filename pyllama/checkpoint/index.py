@@ -1,0 +1,209 @@
+"""What is on disk: name -> dtype, shape and the byte ranges that hold it, checked against the config.
+
+The three readers each produce this index under Hugging Face names. `check_index` proves, before any
+weight is read, that every tensor the decoder will ask for is there with the shape the config implies,
+in a storage format that fits, and that its bytes lie inside its file and belong to no other tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyllama.checkpoint.dtypes import DTYPES, PLAIN, row_nbytes
+from pyllama.config import Config, shown
+from pyllama.errors import CheckpointError, UnsupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A rectangle of a tensor, stored contiguous and row-major at `offset` of `file`.
+
+    Covers rows [row, row + rows) and columns [col, col + cols). One part is the whole tensor, except
+    in Meta's sharded files.
+    """
+
+    file: Path
+    offset: int
+    row: int
+    rows: int
+    col: int
+    cols: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor on disk; shape as in Hugging Face, (out, in) for a matrix and (n,) for a vector."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        """A vector is one row."""
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+    @property
+    def cols(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def row_nbytes(self) -> int:
+        return row_nbytes(self.dtype, self.cols)
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.row_nbytes
+
+
+# Buffers that old versions saved along with the weights; the decoder computes them.
+_IGNORED = re.compile(
+    r"(model\.)?(layers\.[0-9]{1,4}\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"
+    r"|model\.layers\.[0-9]{1,4}\.self_attn\.(masked_bias|bias)"
+)
+
+
+def is_ignored(name: str, config: Config) -> bool:
+    """Whether the decoder has no use for a tensor: a buffer it computes, or the copy of a tied head."""
+    if name == "lm_head.weight":
+        return config.tie_word_embeddings
+    return _IGNORED.fullmatch(name) is not None
+
+
+def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """name -> shape of every tensor a model of this config consists of, in the order they are used."""
+    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+    q, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for i in range(config.num_hidden_layers):
+        at = f"model.layers.{i}."
+        shapes[at + "input_layernorm.weight"] = (hidden,)
+        for proj, rows, cols, bias in (
+            ("self_attn.q_proj", q, hidden, config.qkv_bias),
+            ("self_attn.k_proj", kv, hidden, config.qkv_bias),
+            ("self_attn.v_proj", kv, hidden, config.qkv_bias),
+            ("self_attn.o_proj", hidden, q, config.o_bias),
+            ("mlp.gate_proj", inner, hidden, config.mlp_bias),
+            ("mlp.up_proj", inner, hidden, config.mlp_bias),
+            ("mlp.down_proj", hidden, inner, config.mlp_bias),
+        ):
+            if proj == "mlp.gate_proj":
+                shapes[at + "post_attention_layernorm.weight"] = (hidden,)
+            shapes[f"{at}{proj}.weight"] = (rows, cols)
+            if bias:
+                shapes[f"{at}{proj}.bias"] = (rows,)
+        if config.qk_norm:
+            shapes[at + "self_attn.q_norm.weight"] = (head_dim,)
+            shapes[at + "self_attn.k_norm.weight"] = (head_dim,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def check_index(
+    tensors: Mapping[str, Tensor], config: Config, sizes: Mapping[Path, int], source: str
+) -> dict[str, Tensor]:
+    """The tensors of the model in the order they are used, every one of them proven sound.
+
+    sizes:  bytes of each file
+    source: what the config came from, for messages ("config.json")
+    Raises CheckpointError: a tensor missing, unknown, of another shape or dtype, out of its file, or
+    overlapping another.
+    """
+    expected = expected_shapes(config)
+    for name in tensors:
+        if name not in expected and not is_ignored(name, config):
+            raise CheckpointError(
+                f"{shown(name)}: not a tensor of a {config.model_type} model with {config.num_hidden_layers} "
+                f"layers as {source} describes it (file {_file(tensors[name])})"
+            )
+    index = {}
+    for name, shape in expected.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{name}: missing, expected with shape {shape} from {source}")
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{name}: shape {tensor.shape}, expected {shape} from {source} (file {_file(tensor)})"
+            )
+        _check_dtype(tensor)
+        _check_parts(tensor, sizes)
+        index[name] = tensor
+    check_overlaps(index.values())
+    return index
+
+
+def _file(tensor: Tensor) -> str:
+    return tensor.parts[0].file.name if tensor.parts else "unknown"
+
+
+def _check_dtype(tensor: Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        raise UnsupportedError(
+            f"{tensor.name}: storage format {tensor.dtype} is not supported (file {_file(tensor)})"
+        )
+    if len(tensor.shape) == 1 and tensor.dtype not in PLAIN:
+        raise UnsupportedError(
+            f"{tensor.name}: a vector stored as {tensor.dtype} is not supported, expected one of "
+            f"{', '.join(PLAIN)} (file {_file(tensor)})"
+        )
+    block_cols = DTYPES[tensor.dtype][0]
+    if tensor.cols % block_cols:
+        raise CheckpointError(
+            f"{tensor.name}: {tensor.cols} columns, expected a multiple of {block_cols} for {tensor.dtype} "
+            f"(file {_file(tensor)})"
+        )
+
+
+def _check_parts(tensor: Tensor, sizes: Mapping[Path, int]) -> None:
+    block_cols = DTYPES[tensor.dtype][0]
+    area = 0
+    for part in tensor.parts:
+        inside = (
+            part.rows > 0 and part.cols > 0 and part.row >= 0 and part.col >= 0
+            and part.row + part.rows <= tensor.rows and part.col + part.cols <= tensor.cols
+        )  # fmt: skip
+        if not inside or part.cols % block_cols or part.col % block_cols:
+            raise CheckpointError(
+                f"{tensor.name}: a shard does not fit shape {tensor.shape} (file {part.file.name})"
+            )
+        end = part.offset + part.rows * row_nbytes(tensor.dtype, part.cols)
+        if part.offset < 0 or end > sizes[part.file]:
+            raise CheckpointError(
+                f"{tensor.name}: bytes {part.offset} to {end}, expected within the {sizes[part.file]} of "
+                f"file {part.file.name} (truncated?)"
+            )
+        area += part.rows * part.cols
+    # Readers build either one part or a row of equal cuts, so equal area means each weight exactly once.
+    if area != tensor.rows * tensor.cols:
+        raise CheckpointError(
+            f"{tensor.name}: shards hold {area} weights, expected {tensor.rows * tensor.cols}"
+        )
+
+
+def check_overlaps(tensors: Iterable[Tensor]) -> None:
+    """Raise CheckpointError where two byte ranges of a file share a byte."""
+    ranges = sorted(
+        (str(part.file), part.offset, part.offset + part.rows * row_nbytes(t.dtype, part.cols), t.name)
+        for t in tensors
+        for part in t.parts
+    )
+    for before, after in zip(ranges, ranges[1:], strict=False):
+        if before[0] == after[0] and after[1] < before[2]:
+            raise CheckpointError(
+                f"{after[3]}: starts at byte {after[1]}, inside {before[3]} which ends at {before[2]} "
+                f"(file {Path(after[0]).name})"
+            )
+
+
+def stored_dtype(tensors: Mapping[str, Tensor]) -> str:
+    """The storage format that holds the most bytes of a model."""
+    totals: dict[str, int] = {}
+    for tensor in tensors.values():
+        totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.nbytes
+    return max(totals, key=lambda dtype: totals[dtype])
