@@ -77,7 +77,7 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
     def openmp_flags(self):
-        """-fopenmp if this compiler can compile and link a program with it, else silence about its pragmas."""
+        """-fopenmp if this compiler can compile and link a program with it, else silence about pragmas."""
         without = ["-Wno-unknown-pragmas"]
         if not OPENMP:
             return without
@@ -99,6 +99,7 @@ kernels = Extension(
     sources=["pyllama/_kernels.pyx"],
     include_dirs=["pyllama/csrc"],
     define_macros=MACROS,
+    libraries=["m"],
     depends=sorted(map(str, Path("pyllama/csrc").glob("*.[ch]"))),
     py_limited_api=LIMITED_API,
 )
