@@ -1,0 +1,40 @@
+"""`pyllama pull`: a model's name from the command line becomes files in the cache."""
+
+import argparse
+
+from pyllama import hub
+from pyllama.progress import Progress
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "pull",
+        help="fetch a model, or the rest of one",
+        description="Fetch a model into the Hugging Face cache and print where it is. What is there already, "
+        "from here or from other programs, is used; after an interruption the same command goes on.",
+        epilog="Environment: HF_TOKEN (private and gated models), HF_ENDPOINT (another hub), HF_HOME or "
+        "HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE.",
+    )
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="org/name, org/name@revision, org/name:Q4_K_M (the GGUF file of that quantization), or smollm2",
+    )
+    parser.add_argument(
+        "--file",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        dest="patterns",
+        help="take these files for the weights, e.g. 'original/*'; may be repeated",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the model's path, and nothing else, on standard output."""
+    with Progress(quiet=args.quiet) as progress:
+        path = hub.pull(args.name, progress, patterns=args.patterns)
+    print(path)
+    return 0

@@ -1,0 +1,180 @@
+"""A repository and a commit become paths inside the Hub's own cache, and locks and links there.
+
+The layout is huggingface_hub's, so that either finds what the other fetched:
+models--org--name/ holds blobs/<hash> (the bytes), snapshots/<commit>/<file>
+(relative links to them) and refs/<revision> (the commit). Uses neither the
+network nor huggingface_hub, and does not know which files a model needs.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyllama.errors import HubError
+from pyllama.hub.names import COMMIT
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+def hub_cache() -> Path:
+    """The folder of all repositories, by the same environment variables as huggingface_hub."""
+    home = os.environ.get("HF_HOME") or os.path.join(xdg_cache(), "huggingface")
+    cache = (
+        os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    )
+    return Path(os.path.abspath(os.path.expandvars(os.path.expanduser(cache))))
+
+
+def xdg_cache() -> str:
+    return os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+
+
+def is_offline() -> bool:
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in {"1", "ON", "YES", "TRUE"}
+
+
+class Repository:
+    """One repository's folder in the cache. Nothing is created before it is needed."""
+
+    def __init__(self, repository: str, cache: Path | None = None) -> None:
+        self.cache = hub_cache() if cache is None else cache
+        self.folder_name = "models--" + repository.replace("/", "--")
+        self.folder = self.cache / self.folder_name
+
+    def blob(self, digest: str) -> Path:
+        return self.folder / "blobs" / digest
+
+    def partial(self, digest: str) -> Path:
+        """Where a blob's bytes gather until they are all there."""
+        return self.folder / "blobs" / f"{digest}.incomplete"
+
+    def snapshot(self, commit: str) -> Path:
+        return self.folder / "snapshots" / commit
+
+    def commit(self, revision: str) -> str | None:
+        """The commit a revision stood for when it was last fetched, or None."""
+        if COMMIT.fullmatch(revision):
+            return revision
+        try:
+            commit = (self.folder / "refs" / revision).read_text(encoding="ascii").strip()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise HubError(f"{self.folder / 'refs' / revision}: {error}") from error
+        return commit if COMMIT.fullmatch(commit) else None
+
+    def holds(self, commit: str, file_name: str, nbytes: int, digest: str) -> bool:
+        """Whether a snapshot has this file, linking it to its blob if only that is there."""
+        if _nbytes(self.snapshot(commit) / file_name) == nbytes:
+            return True
+        if _nbytes(self.blob(digest)) != nbytes:
+            return False
+        self.link(commit, file_name, digest)
+        return True
+
+    def link(self, commit: str, file_name: str, digest: str) -> None:
+        """Make snapshots/<commit>/<file_name> stand for the blob, whatever was there before."""
+        pointer, blob = self.snapshot(commit) / file_name, self.blob(digest)
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        fresh = pointer.with_name(f".{digest}.{os.getpid()}.link")
+        fresh.unlink(missing_ok=True)
+        try:
+            os.symlink(os.path.relpath(blob, pointer.parent), fresh)
+        except OSError:
+            # exFAT has no links; there huggingface_hub moves the blob to its name, and so do we.
+            os.replace(blob, pointer)
+            return
+        os.replace(fresh, pointer)
+
+    def keep(self, digest: str) -> None:
+        """Give a whole, checked partial file its final name; on return it is on the disk to stay."""
+        partial, blob = self.partial(digest), self.blob(digest)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, blob)
+        sync_folder(blob.parent)
+
+    def set_commit(self, revision: str, commit: str) -> None:
+        """Record that `revision` stands for `commit`, whose files are all there."""
+        if revision != commit:
+            write_atomically(self.folder / "refs" / revision, commit)
+
+    @contextmanager
+    def locked(self, digest: str, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the lock huggingface_hub takes for this blob; `waiting()` is called if somebody has it."""
+        path = self.cache / ".locks" / self.folder_name / f"{digest}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(path, waiting):
+            yield
+
+
+@contextmanager
+def exclusive_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """flock on a file of its own; freed by the kernel when the process ends, however it ends.
+
+    Where the file system has no locks the work goes on without: two processes
+    then write the same bytes to the same places, and each checks its own.
+    """
+    descriptor = -1
+    try:
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            # Whoever had the lock may have deleted its file (newer filelock does): then ours guards nothing.
+            if _same_file(descriptor, path):
+                break
+            os.close(descriptor)
+            descriptor = -1
+        yield
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(fresh, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems refuse to sync a folder; the rename stands all the same
+    finally:
+        os.close(descriptor)
+
+
+def _nbytes(path: Path) -> int | None:
+    """Size of the file a path leads to, None if it leads to none."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), there)
