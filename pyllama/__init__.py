@@ -1,0 +1,79 @@
+"""LLaMA-family models on boards with little memory, at the precision they were published in.
+
+    import pyllama
+
+    with pyllama.load("models/SmolLM2-135M-Instruct") as model:
+        for step in model.generate("Once upon a time", max_tokens=40):
+            print(step.text, end="", flush=True)
+
+What is below is imported when it is first used: `import pyllama` itself loads nothing.
+"""
+
+from typing import TYPE_CHECKING
+
+from pyllama.version import __version__
+
+if TYPE_CHECKING:
+    from pyllama.chat import Chat
+    from pyllama.errors import (
+        BudgetError,
+        CheckpointError,
+        ContextOverflowError,
+        HubError,
+        PyllamaError,
+        RequestError,
+        TokenizerError,
+        UnsupportedError,
+    )
+    from pyllama.generate import Generation, Step
+    from pyllama.model import Model, load
+    from pyllama.sampler import SamplingParams
+
+_HOME = {
+    "load": "model",
+    "Model": "model",
+    "Chat": "chat",
+    "Generation": "generate",
+    "Step": "generate",
+    "SamplingParams": "sampler",
+    "PyllamaError": "errors",
+    "CheckpointError": "errors",
+    "UnsupportedError": "errors",
+    "TokenizerError": "errors",
+    "ContextOverflowError": "errors",
+    "BudgetError": "errors",
+    "HubError": "errors",
+    "RequestError": "errors",
+}
+
+__all__ = [
+    "BudgetError",
+    "Chat",
+    "CheckpointError",
+    "ContextOverflowError",
+    "Generation",
+    "HubError",
+    "Model",
+    "PyllamaError",
+    "RequestError",
+    "SamplingParams",
+    "Step",
+    "TokenizerError",
+    "UnsupportedError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'pyllama' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"pyllama.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,68 @@
+"""The command line: words in, one command called, an exit code out.
+
+0 done (also when whoever reads the output has had enough), 2 for a user's error, told in one line on standard
+error, 130 for Ctrl-C. A traceback is a bug. Commands import what they need when they run, so that starting
+costs only argparse.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pyllama.cli import chat, info, pull, run
+from pyllama.errors import PyllamaError, RequestError
+from pyllama.version import __version__
+
+COMMANDS = (run, chat, info, pull)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose complaints are one line, told where all others are."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; docs/cli.md is checked against it."""
+    parser = Parser(
+        prog="pyllama",
+        description="Run LLaMA-family models at the precision they were published in.",
+        epilog="pyllama COMMAND --help tells more about a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"pyllama {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command of argv (default: the process's own); the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
+    try:
+        try:
+            args = build_parser().parse_args(argv)
+            code = args.run(args)
+        finally:
+            sys.stdout.flush()
+        return code
+    except PyllamaError as error:
+        print(f"pyllama: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        print("pyllama: out of memory", file=sys.stderr)
+        return 2

@@ -1,0 +1,125 @@
+"""`pyllama chat`: a conversation on a terminal, or one turn a line through a pipe."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from pyllama.cli.options import add_loading, add_sampling, load_model, sampling
+from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
+
+if TYPE_CHECKING:
+    from pyllama.chat import Chat
+
+PROMPT = "> "
+HELP = """\
+/reset   forget the conversation
+/help    this help
+/exit    leave, as Ctrl-D does
+Ctrl-C   stop the answer
+\"\"\"      on a line of its own begins and ends a message of several lines"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "chat",
+        help="have a conversation",
+        description="Have a conversation with a model that has a chat template. Its history stays in the "
+        "cache: a turn costs only what is new. Ctrl-C stops an answer, Ctrl-D leaves, /help tells the rest. "
+        "Through a pipe, every line is a turn.",
+    )
+    add_loading(parser)
+    parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
+    add_sampling(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    options = sampling(args)
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    with load_model(args) as model, model.chat(args.system, **options) as chat:
+        if terminal:
+            _import_readline()
+            print("Ctrl-C stops an answer, Ctrl-D leaves, /help for more", file=sys.stderr)
+            _converse(chat)
+        else:
+            _answer_lines(chat)
+    return 0
+
+
+def _import_readline() -> None:
+    """With it, input() has line editing and a history."""
+    try:
+        import readline  # noqa: F401
+    except ImportError:
+        pass
+
+
+def _converse(chat: "Chat") -> None:
+    """Turns on a terminal, until Ctrl-D or /exit. Neither Ctrl-C nor an error ends it."""
+    going_on = True
+    while going_on:
+        try:
+            going_on = _turn(chat, _read_message())
+        except KeyboardInterrupt:
+            print()
+        except EOFError:
+            print()
+            return
+        except ContextOverflowError as error:
+            print(f"pyllama: {error}; /reset forgets the conversation", file=sys.stderr)
+        except PyllamaError as error:
+            print(f"pyllama: {error}", file=sys.stderr)
+
+
+def _answer_lines(chat: "Chat") -> None:
+    """One turn for every line of standard input. The first error ends it, and so does Ctrl-C."""
+    try:
+        for line in sys.stdin:
+            if not _turn(chat, line.rstrip("\r\n")):
+                return
+    except UnicodeDecodeError:
+        raise RequestError("standard input: not UTF-8, expected text") from None
+
+
+def _turn(chat: "Chat", message: str) -> bool:
+    """Answers a message, or does what a /command says; whether to go on."""
+    if message.startswith("/"):
+        return _command(chat, message.strip())
+    if message.strip():
+        _answer(chat, message)
+    return True
+
+
+def _read_message() -> str:
+    line = input(PROMPT)
+    if line.strip() != '"""':
+        return line
+    lines = []
+    while (line := input("")).strip() != '"""':
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _answer(chat: "Chat", message: str) -> None:
+    """Shows the answer as it comes. An interrupted one counts as far as it was shown."""
+    with chat.send(message) as generation:
+        for step in generation:
+            sys.stdout.write(step.text)
+            sys.stdout.flush()
+        if not generation.text.endswith("\n"):
+            print(flush=True)
+    if generation.finish_reason == "length":
+        print("[cut: --max-tokens reached, or the context is full]", file=sys.stderr)
+
+
+def _command(chat: "Chat", command: str) -> bool:
+    """Does what a /command says; whether to go on."""
+    if command == "/exit":
+        return False
+    if command == "/reset":
+        chat.reset()
+    elif command == "/help":
+        print(HELP, flush=True)
+    else:
+        print(f"{command.split()[0]}: no such command, /help lists them", file=sys.stderr)
+    return True

@@ -1,0 +1,193 @@
+"""`pyllama info`: what a model is, read from its headers; no weight is touched."""
+
+import argparse
+import math
+from typing import TYPE_CHECKING, Any
+
+from pyllama.cli.options import add_model
+from pyllama.errors import PyllamaError
+
+if TYPE_CHECKING:
+    from pyllama.checkpoint import Checkpoint
+
+PARTS = ("embedding", "attention", "mlp", "norms", "lm_head")
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "info",
+        help="tell what a model is",
+        description="Tell what a model is: architecture, sizes, dtypes, context, tokenizer, chat template, "
+        "files. Reads headers, no weights.",
+    )
+    add_model(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--template", action="store_true", help="print the chat template and nothing else")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from pyllama.checkpoint import open_checkpoint
+    from pyllama.hub import resolve
+
+    with open_checkpoint(resolve(args.model)) as checkpoint:
+        if args.template:
+            from pyllama.tokenizer import load_tokenizer
+
+            print(load_tokenizer(checkpoint).chat_template or "")
+            return 0
+        description = describe(checkpoint)
+    if args.json:
+        import json
+
+        print(json.dumps(description))
+    else:
+        for line in _lines(description):
+            print(line)
+    return 0
+
+
+def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Everything `info --json` prints."""
+    config = checkpoint.config
+    parts = {name: {"parameters": 0, "nbytes": 0} for name in PARTS}
+    dtypes: dict[str, int] = {}
+    for name, tensor in checkpoint.tensors.items():
+        part = parts[_part(name)]
+        part["parameters"] += math.prod(tensor.shape)
+        part["nbytes"] += tensor.nbytes
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.nbytes
+    scaling = config.rope_scaling
+    kv_dim = config.num_key_value_heads * config.head_dim
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "architecture": config.architecture,
+        "model_type": config.model_type,
+        "parameters": sum(part["parameters"] for part in parts.values()),
+        "nbytes": checkpoint.nbytes,
+        "parts": parts,
+        "dtypes": dict(sorted(dtypes.items(), key=lambda item: -item[1])),
+        "num_hidden_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None if scaling is None else {"kind": scaling.kind, "factor": scaling.factor},
+        "sliding_window": _window(config.layer_windows),
+        "max_position_embeddings": config.max_position_embeddings,
+        "kv_cache_nbytes_per_token": config.num_hidden_layers * 2 * 2 * kv_dim,  # k and v, f16
+        "tokenizer": _tokenizer(checkpoint),
+        "files": [{"path": str(path), "nbytes": path.stat().st_size} for path in checkpoint.files],
+    }
+
+
+def _part(name: str) -> str:
+    if name.startswith("model.embed_tokens"):
+        return "embedding"
+    if name.startswith("lm_head"):
+        return "lm_head"
+    if ".self_attn." in name and "norm" not in name:
+        return "attention"
+    return "mlp" if ".mlp." in name else "norms"
+
+
+def _window(layer_windows: tuple[int | None, ...]) -> dict[str, int] | None:
+    windows = [window for window in layer_windows if window is not None]
+    return {"positions": min(windows), "layers": len(windows)} if windows else None
+
+
+def _tokenizer(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """The tokenizer's part; {"error": ...} if it cannot be loaded: the rest still holds."""
+    from pyllama.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(checkpoint)
+    except PyllamaError as error:
+        return {"error": str(error)}
+
+    def token(token_id: int | None) -> dict[str, Any] | None:
+        if token_id is None:
+            return None
+        return {"id": token_id, "text": tokenizer.token_bytes(token_id).decode("utf-8", "replace")}
+
+    return {
+        "kind": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "bos": token(tokenizer.bos_token_id),
+        "eos": [token(token_id) for token_id in tokenizer.eos_token_ids],
+        "chat_template": tokenizer.chat_template is not None,
+    }
+
+
+def _lines(d: dict[str, Any]):
+    """The description for a person: one line a fact."""
+
+    def line(name: str, value: str) -> str:
+        return f"{name:15} {value}".rstrip()
+
+    yield line("model", d["path"])
+    yield line("format", f"{d['format']}, {len(d['files'])} file{'s'[: len(d['files']) != 1]}")
+    yield line("architecture", f"{d['architecture']} ({d['model_type']})")
+    yield line("parameters", f"{_count(d['parameters']):>8}  {_size(d['nbytes']):>9}")
+    for name, part in d["parts"].items():
+        if part["parameters"]:
+            yield line(f"  {name}", f"{_count(part['parameters']):>8}  {_size(part['nbytes']):>9}")
+        elif name == "lm_head" and d["tie_word_embeddings"]:
+            yield line(f"  {name}", "the embedding")
+    yield line("dtypes", ", ".join(f"{name} {_size(nbytes)}" for name, nbytes in d["dtypes"].items()))
+    yield line(
+        "layers",
+        f"{d['num_hidden_layers']}, hidden_size {d['hidden_size']},"
+        f" intermediate_size {d['intermediate_size']}",
+    )
+    yield line(
+        "attention",
+        f"{d['num_attention_heads']} heads, {d['num_key_value_heads']} for keys and values,"
+        f" head_dim {d['head_dim']}{_window_text(d['sliding_window'])}",
+    )
+    yield line("rope", f"theta {d['rope_theta']:g}{_scaling_text(d['rope_scaling'])}")
+    yield line(
+        "context",
+        f"{d['max_position_embeddings']} positions,"
+        f" cache {_size(d['kv_cache_nbytes_per_token'])} a token (f16)",
+    )
+    yield from _tokenizer_lines(d["tokenizer"], line)
+    for index, file in enumerate(d["files"]):
+        yield line("" if index else "files", f"{file['path']}  {_size(file['nbytes'])}")
+
+
+def _tokenizer_lines(tokenizer: dict[str, Any], line):
+    if "error" in tokenizer:
+        yield line("tokenizer", f"none that works: {tokenizer['error']}")
+        return
+    yield line("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']} tokens")
+    bos, eos = tokenizer["bos"], tokenizer["eos"]
+    yield line("  begins with", f"{bos['text']} ({bos['id']})" if bos else "nothing")
+    yield line("  ends with", ", ".join(f"{end['text']} ({end['id']})" for end in eos) or "nothing")
+    yield line("chat template", "yes (--template prints it)" if tokenizer["chat_template"] else "none")
+
+
+def _window_text(window: dict[str, int] | None) -> str:
+    return f", {window['layers']} layers see {window['positions']} positions" if window else ""
+
+
+def _scaling_text(scaling: dict[str, Any] | None) -> str:
+    return f", scaled: {scaling['kind']}, factor {scaling['factor']:g}" if scaling else ""
+
+
+def _count(number: int) -> str:
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return str(number)
+
+
+def _size(nbytes: int) -> str:
+    from pyllama.progress import format_nbytes
+
+    return format_nbytes(nbytes)

@@ -1,0 +1,112 @@
+"""The options that several commands share: which model, how to sample. Translates, never computes."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyllama.model import Model
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL alone, for commands that read no weights."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a Hugging Face folder, a GGUF file, Meta's original folder, or the name of a pulled model",
+    )
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """MODEL and how to load it."""
+    add_model(parser)
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--context",
+        metavar="N",
+        type=int,
+        dest="context_length",
+        help="positions of the context; default: the model's own, at most 4096",
+    )
+    group.add_argument(
+        "--kv-dtype",
+        choices=("f16", "f32"),
+        default="f16",
+        help="how the cache keeps keys and values; default: f16",
+    )
+    group.add_argument(
+        "--threads",
+        metavar="N",
+        type=int,
+        help="default: the physical cores; the text does not depend on it",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How to choose tokens and when to stop, in OpenAI's words."""
+    group = parser.add_argument_group("sampling")
+
+    def add(name: str, kind: type, metavar: str, help: str) -> None:
+        group.add_argument(name, type=kind, metavar=metavar, help=help)
+
+    add("--temperature", float, "X", "0 takes the most probable token, 1 draws as the model says; default: 0")
+    add("--top-k", int, "K", "draw among the K most probable tokens; default: 0, all")
+    add("--top-p", float, "P", "draw among the most probable tokens that together reach P; default: 1, all")
+    add("--min-p", float, "P", "draw among tokens at least P times as probable as the best; default: 0, all")
+    add("--seed", int, "N", "the same seed gives the same text, on any machine; default: a fresh one")
+    add("--repetition-penalty", float, "X", "divides the logits of tokens in prompt and answer; default: 1")
+    add("--presence-penalty", float, "X", "lowers the logit of a token once the answer has it; default: 0")
+    add("--frequency-penalty", float, "X", "the same for each time the answer has it; default: 0")
+    add("--max-tokens", int, "N", "tokens to write at most; default: until the model or the context ends")
+    group.add_argument(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        help="end before this text; may be repeated",
+    )
+    group.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        default=None,
+        help="go on past the model's own end of text",
+    )
+
+
+SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "max_tokens",
+    "stop",
+    "ignore_eos",
+)
+
+
+def sampling(args: argparse.Namespace) -> dict:
+    """The sampling options that were given, under their names in Python; RequestError if one is wrong."""
+    from pyllama.sampler import SamplingParams
+
+    given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    SamplingParams.from_options(**given)  # complains before minutes are spent on loading
+    return given
+
+
+def load_model(args: argparse.Namespace) -> "Model":
+    """The model of add_loading()'s options; a line of progress on a terminal if it takes a while."""
+    from pyllama.model import load
+    from pyllama.progress import Progress
+
+    with Progress(f"loading {Path(args.model).name}", stream=sys.stderr) as progress:
+        return load(
+            args.model,
+            context_length=args.context_length,
+            kv_dtype=args.kv_dtype,
+            threads=args.threads,
+            progress=progress,
+        )

@@ -1,0 +1,227 @@
+"""A path or a name in, a Model that answers prompts out: the public Python API.
+
+Puts checkpoint, tokenizer, weights and decoder together and owns them until it is closed. It computes nothing
+itself and knows no file format.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyllama.chat import Chat
+from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
+from pyllama.generate import Generation
+from pyllama.sampler import SamplingParams
+
+if TYPE_CHECKING:
+    from pyllama.checkpoint import Checkpoint
+    from pyllama.config import Config
+    from pyllama.progress import Progress
+
+#: Positions of a context nobody asked a length for, where the model allows as many.
+DEFAULT_CONTEXT_LENGTH = 4096
+KV_DTYPES = ("f16", "f32")
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message] | np.ndarray
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    context_length: int | None = None,
+    kv_dtype: str = "f16",
+    threads: int | None = None,
+    progress: "Progress | None" = None,
+) -> "Model":
+    """Opens a model and reads its weights into memory.
+
+    model           a Hugging Face folder, a GGUF file, Meta's original folder, or the name of a model that
+                    was pulled ("org/name", "smollm2")
+    context_length  positions a sequence may have; default: the model's own, at most 4096. The cache grows
+                    with use, so a long context costs memory only when it is filled
+    kv_dtype        how keys and values are kept: "f16", or "f32" at twice the memory
+    threads         threads to compute with, for the whole process; default: the physical cores this process
+                    may use. The results do not depend on it
+    progress        told of every byte of weights read
+
+    Raises RequestError for an argument out of range, HubError for a name that is not there, CheckpointError
+    for damaged files and UnsupportedError for a model pyllama does not run. Cost: reads every weight once.
+    """
+    from pyllama import _kernels
+    from pyllama.checkpoint import open_checkpoint
+    from pyllama.decoder import Decoder
+    from pyllama.hub import resolve
+    from pyllama.tokenizer import load_tokenizer
+    from pyllama.weights import Weights
+
+    if kv_dtype not in KV_DTYPES:
+        raise RequestError(f"kv_dtype: {kv_dtype!r}, expected {' or '.join(KV_DTYPES)}")
+    _check_integer("threads", threads, 1, 1024)
+    checkpoint = open_checkpoint(resolve(model))
+    try:
+        context_length = _context_length(context_length, checkpoint.config.max_position_embeddings)
+        if threads is not None:
+            _kernels.set_num_threads(threads)
+        tokenizer = load_tokenizer(checkpoint)
+        weights = Weights(checkpoint, progress=progress)
+        decoder = Decoder(checkpoint.config, weights, context_length=context_length, kv_dtype=kv_dtype)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return Model(checkpoint, tokenizer, decoder)
+
+
+def _check_integer(name: str, value: int | None, low: int, high: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
+        raise RequestError(f"{name}: {value!r}, expected {low} to {high}")
+
+
+def _context_length(asked: int | None, most: int) -> int:
+    _check_integer("context_length", asked, 1, most)
+    return min(DEFAULT_CONTEXT_LENGTH, most) if asked is None else int(asked)
+
+
+class Model:
+    """A loaded model; a context manager. Made by load().
+
+    checkpoint      the files: path, format, config, tensors
+    tokenizer       encode(text) -> token ids, decode(ids) -> text, and the chat template
+    decoder         runs tokens of sequences through the layers
+    config          the hyperparameters, named as in config.json
+    context_length  positions a sequence may have
+
+    One thread at a time may compute.
+    """
+
+    def __init__(self, checkpoint: "Checkpoint", tokenizer, decoder):
+        self.checkpoint = checkpoint
+        self.tokenizer = tokenizer
+        self.decoder = decoder
+        self._closed = False
+
+    @property
+    def config(self) -> "Config":
+        return self.decoder.config
+
+    @property
+    def context_length(self) -> int:
+        return self.decoder.context_length
+
+    @property
+    def passes(self) -> int:
+        """Passes over the weights so far."""
+        return self.decoder.passes
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from the model's files so far."""
+        return self.checkpoint.bytes_read
+
+    def generate(self, prompt: Prompt, *, fingerprint: bool = False, **sampling) -> Generation:
+        """Answers a prompt: an iterator of steps, one a token.
+
+        prompt       text, continued as it is (special tokens written out in it count as such); or token ids;
+                     or messages, [{"role": "user", "content": "..."}, ...], put through the chat template
+        fingerprint  hash the logits of every sampled position: `.fingerprint.hexdigest()`
+        sampling     fields of SamplingParams: temperature, top_p, seed, max_tokens, stop, ...
+
+        Each step has token_id, text, logprob, top_logprobs and finish_reason; the Generation itself has
+        token_ids, text and times, .read() for the whole text at once, and .close() to stop early.
+
+        Raises RequestError, TokenizerError or ContextOverflowError before anything is computed.
+        """
+        params = SamplingParams.from_options(**sampling)
+        prompt_ids = self.encode_prompt(prompt)
+        sequence = self.new_sequence()
+        try:
+            return Generation(
+                self.decoder,
+                self.tokenizer,
+                sequence,
+                prompt_ids,
+                params,
+                fingerprint=fingerprint,
+                on_close=sequence.close,
+            )
+        except BaseException:
+            sequence.close()
+            raise
+
+    def chat(self, system: str | None = None, **sampling) -> Chat:
+        """A conversation whose history stays in the cache; the arguments hold for all its answers."""
+        self._check_open()
+        return Chat(self, system, SamplingParams.from_options(**sampling))
+
+    def forward(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Logits after every token.
+
+        token_ids  T token ids, at positions 0 to T - 1
+        returns    (T, vocab_size) float32: row t is what follows token_ids[:t + 1]
+
+        Raises ContextOverflowError for more tokens than the context holds. Cost: one pass over the weights, a
+        few for a long text, and 4 * T * vocab_size bytes.
+        """
+        token_ids = self._checked(token_ids)
+        if len(token_ids) > self.context_length:
+            raise ContextOverflowError(
+                f"token_ids: {len(token_ids)} tokens, the context holds {self.context_length}"
+            )
+        out = np.empty((len(token_ids), self.config.vocab_size), np.float32)  # (T, vocab_size)
+        sequence = self.new_sequence()
+        try:
+            step = self.decoder.max_pass_tokens
+            for start in range(0, len(token_ids), step):
+                part = token_ids[start : start + step]
+                out[start : start + step] = self.decoder.forward([(sequence, part)], logits="all")
+        finally:
+            sequence.close()
+        return out
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Token ids of any prompt generate() takes; their number is what it costs of the context."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, parse_special=True)
+        if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(item, Mapping) for item in prompt):
+            return self.tokenizer.encode_chat([dict(message) for message in prompt])
+        return self._checked(prompt)
+
+    def new_sequence(self):
+        """An empty sequence of the decoder; close it after use."""
+        self._check_open()
+        return self.decoder.new_sequence()
+
+    def close(self) -> None:
+        """Gives memory and files back. Closing twice does nothing."""
+        if not self._closed:
+            self._closed = True
+            self.checkpoint.close()
+            if hasattr(self.decoder, "close"):
+                self.decoder.close()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PyllamaError("model: closed, load it again")
+
+    def _checked(self, token_ids) -> list[int]:
+        vocab_size = self.config.vocab_size
+        try:
+            ids = np.asarray(token_ids)
+        except ValueError:
+            ids = np.empty(0, object)
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            raise RequestError("prompt: expected text, a list of token ids or a list of messages")
+        wrong = ids[(ids < 0) | (ids >= vocab_size)] if len(ids) else ids
+        if len(wrong):
+            raise RequestError(f"token id: {wrong[0]}, expected 0 to {vocab_size - 1}")
+        return ids.tolist()
