@@ -56,6 +56,7 @@ cdef extern from "kernels.h" nogil:
                     int64_t cols, float *out)
     void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const float *sin, int64_t tokens,
                  int heads, int head_dim, int interleaved)
+    void pl_add(int threads, const float *x, const float *y, int broadcast, int64_t rows, int64_t cols, float *out)
     void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
     void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new,
                          const float *v_new, int64_t tokens)
@@ -193,7 +194,67 @@ cdef class Matrix:
         return self.data.nbytes
 
 
-def matmul(Matrix w, const float[:, ::1] x, float[:, ::1] out, int64_t row=0):
+cdef class Floats:
+    """A float32 matrix (rows, cols) whose address is known: what kernels take without asking NumPy again.
+
+    array  C-contiguous float32, 1-D (one row) or 2-D; kept alive and not copied. `rows` may be set to any
+           number up to the array's own, so that one buffer serves passes of any size.
+
+    Every kernel takes a Floats or a NumPy array; the latter costs half a microsecond a call.
+    """
+    cdef float *p
+    cdef int64_t n
+    cdef readonly int64_t cols
+    cdef readonly int64_t capacity
+    cdef readonly object base
+
+    def __init__(self, array):
+        cdef float[:, ::1] view = array if array.ndim == 2 else array[None]
+        self._hold(array, <float *>&view[0, 0] if view.shape[0] and view.shape[1] else NULL, view.shape[0], view.shape[1])
+
+    cdef _hold(self, object array, float *p, int64_t rows, int64_t cols):
+        self.base = array
+        self.p = p
+        self.n = self.capacity = rows
+        self.cols = cols
+
+    @property
+    def rows(self):
+        return self.n
+
+    @rows.setter
+    def rows(self, int64_t rows):
+        if rows < 0 or rows > self.capacity:
+            raise PyllamaError(f"rows: got {rows}, expected 0 to {self.capacity}")
+        self.n = rows
+
+    @property
+    def array(self):
+        """The rows in use, as a NumPy view."""
+        return self.base[: self.n] if self.base.ndim == 2 else self.base[None]
+
+
+cdef Floats _output(object x):
+    return <Floats>x if type(x) is Floats else Floats(x)
+
+
+cdef Floats _input(object x):
+    """A read-only array is welcome here."""
+    cdef const float[:, ::1] view
+    cdef Floats made
+    if type(x) is Floats:
+        return <Floats>x
+    view = x if x.ndim == 2 else x[None]
+    made = Floats.__new__(Floats)
+    made._hold(x, <float *>&view[0, 0] if view.shape[0] and view.shape[1] else NULL, view.shape[0], view.shape[1])
+    return made
+
+
+cdef str _shape(Floats x):
+    return f"({x.n}, {x.cols})"
+
+
+def matmul(Matrix w not None, x, out, int64_t row=0):
     """out[:, row : row + w.rows] = x @ w.T, float32 activations and accumulation.
 
     w    (rows, cols) in any dtype and layout
@@ -203,20 +264,19 @@ def matmul(Matrix w, const float[:, ::1] x, float[:, ::1] out, int64_t row=0):
     Sums in the canonical order (MODEL.md, "Numerics"): the bits depend on nothing but w and x. Reads
     w once, whatever T is.
     """
-    cdef int64_t tokens = x.shape[0]
+    cdef Floats a = _input(x), o = _output(out)
     cdef int failed
-    if x.shape[1] != w.c.cols or out.shape[0] != tokens or row < 0 or row + w.c.rows > out.shape[1]:
-        raise PyllamaError(f"matmul: x ({x.shape[0]}, {x.shape[1]}) by w ({w.c.rows}, {w.c.cols}) "
-                           f"into out ({out.shape[0]}, {out.shape[1]}) at row {row}")
-    if tokens == 0:
+    if a.cols != w.c.cols or o.n != a.n or row < 0 or row + w.c.rows > o.cols:
+        raise PyllamaError(f"matmul: x {_shape(a)} by w ({w.c.rows}, {w.c.cols}) into out {_shape(o)} at row {row}")
+    if a.n == 0:
         return
     with nogil:
-        failed = pl_matmul(_kernels, _threads, &w.c, &x[0, 0], tokens, &out[0, 0], out.shape[1], row)
+        failed = pl_matmul(_kernels, _threads, &w.c, a.p, a.n, o.p, o.cols, row)
     if failed:
         raise MemoryError("matmul: no memory for the packed activations")
 
 
-def pack_panels(Matrix w, uint8_t[::1] out):
+def pack_panels(Matrix w not None, uint8_t[::1] out):
     """The rows of w as panels: the same bytes, 32 rows side by side. out has panels_nbytes(...) bytes."""
     if w.c.panels or out.shape[0] != panels_nbytes(w.dtype, w.c.rows, w.c.cols):
         raise PyllamaError(f"pack_panels: {w.layout} of {w.c.rows} x {w.c.cols} into {out.shape[0]} bytes")
@@ -224,76 +284,117 @@ def pack_panels(Matrix w, uint8_t[::1] out):
         pl_pack_panels(_kernels, _threads, &w.c, &out[0])
 
 
-def widen(Matrix w, float[:, ::1] out):
+def widen(Matrix w not None, out):
     """out = the weights as float32, exactly as the format defines them. w in rows; out (rows, cols)."""
-    if w.c.panels or out.shape[0] != w.c.rows or out.shape[1] != w.c.cols:
-        raise PyllamaError(f"widen: {w.layout} of {w.c.rows} x {w.c.cols} into ({out.shape[0]}, {out.shape[1]})")
+    cdef Floats o = _output(out)
+    if w.c.panels or o.n != w.c.rows or o.cols != w.c.cols:
+        raise PyllamaError(f"widen: {w.layout} of {w.c.rows} x {w.c.cols} into {_shape(o)}")
     with nogil:
-        pl_widen(_kernels, _threads, &w.c, &out[0, 0])
+        pl_widen(_kernels, _threads, &w.c, o.p)
 
 
-def rmsnorm(const float[:, ::1] x, const float[::1] weight, float eps, float[:, ::1] out):
-    """out = x / sqrt(mean(x**2, axis=1) + eps) * weight. x, out (T, n); weight (n,); out may be x."""
-    if x.shape[1] != weight.shape[0] or out.shape[0] != x.shape[0] or out.shape[1] != x.shape[1]:
-        raise PyllamaError(f"rmsnorm: x ({x.shape[0]}, {x.shape[1]}), weight ({weight.shape[0]},), "
-                           f"out ({out.shape[0]}, {out.shape[1]})")
-    if x.shape[0] == 0 or x.shape[1] == 0:
-        return
-    with nogil:
-        pl_rmsnorm(_kernels, _threads, &x[0, 0], &weight[0], eps, x.shape[0], x.shape[1], &out[0, 0])
+def add(x, y, out):
+    """out = x + y, elementwise; x, out (T, n), y (T, n) or one row added to each; out may be x."""
+    cdef Floats a = _input(x), b = _input(y), o = _output(out)
+    if a.cols != b.cols or o.cols != a.cols or o.n != a.n or (b.n != a.n and b.n != 1):
+        raise PyllamaError(f"add: x {_shape(a)}, y {_shape(b)}, out {_shape(o)}")
+    if a.n and a.cols:
+        with nogil:
+            pl_add(_threads, a.p, b.p, b.n == 1, a.n, a.cols, o.p)
 
 
-def rope_table(const int64_t[::1] positions, const double[::1] inv_freq, double scale, float[:, ::1] cos,
-               float[:, ::1] sin):
+def rmsnorm(x, weight, float eps, out, int64_t cols=0):
+    """out = x / sqrt(mean(x**2) + eps) * weight, each row of x; out may be x.
+
+    x, out (T, n); weight (n,). cols, if given, divides n: each run of so many columns is a row of its own,
+    with a weight of that length (the heads of Qwen3's q and k).
+    """
+    cdef Floats a = _input(x), w = _input(weight), o = _output(out)
+    cdef int64_t width = cols or a.cols
+    if width < 1 or a.cols % width or w.n * w.cols != width or o.n != a.n or o.cols != a.cols:
+        raise PyllamaError(f"rmsnorm: x {_shape(a)} in rows of {width}, weight {_shape(w)}, out {_shape(o)}")
+    if a.n:
+        with nogil:
+            pl_rmsnorm(_kernels, _threads, a.p, w.p, eps, a.n * (a.cols // width), width, o.p)
+
+
+def rope_table(const int64_t[::1] positions, const double[::1] inv_freq, double scale, cos, sin):
     """cos, sin (T, D/2) of positions (T,) * inv_freq (D/2,), times scale: in float64, then rounded once."""
+    cdef Floats c = _output(cos), s = _output(sin)
     cdef int64_t tokens = positions.shape[0], half = inv_freq.shape[0]
-    if cos.shape[0] != tokens or sin.shape[0] != tokens or cos.shape[1] != half or sin.shape[1] != half:
-        raise PyllamaError(f"rope_table: {tokens} positions, {half} frequencies, cos ({cos.shape[0]}, {cos.shape[1]})")
+    if c.n != tokens or s.n != tokens or c.cols != half or s.cols != half:
+        raise PyllamaError(f"rope_table: {tokens} positions, {half} frequencies, cos {_shape(c)}, sin {_shape(s)}")
     if tokens and half:
         with nogil:
-            pl_rope_table(&positions[0], tokens, &inv_freq[0], half, scale, &cos[0, 0], &sin[0, 0])
+            pl_rope_table(&positions[0], tokens, &inv_freq[0], half, scale, c.p, s.p)
 
 
-def rope(float[:, ::1] x, const float[:, ::1] cos, const float[:, ::1] sin, int heads, bint interleaved=False):
+def rope(x, cos, sin, int heads, bint interleaved=False):
     """Rotate, in place, each head of x (T, heads * D) by the angles of cos, sin (T, D/2).
 
     Pairs are (i, i + D/2). interleaved: pairs (2i, 2i + 1) are read, as in Meta's and GGUF's layout, and
     stored half-split, so that both layouts give the same bits from here on.
     """
-    cdef int64_t tokens = x.shape[0]
-    cdef int head_dim = 2 * <int>cos.shape[1]
-    if (heads < 1 or x.shape[1] != heads * head_dim or cos.shape[0] != tokens or sin.shape[0] != tokens
-            or sin.shape[1] != cos.shape[1] or head_dim > MAX_HEAD_DIM):
-        raise PyllamaError(f"rope: x ({tokens}, {x.shape[1]}), {heads} heads, cos ({cos.shape[0]}, {cos.shape[1]})")
-    if tokens == 0 or head_dim == 0:
-        return
-    with nogil:
-        pl_rope(_kernels, _threads, &x[0, 0], &cos[0, 0], &sin[0, 0], tokens, heads, head_dim, interleaved)
-
-
-def swiglu(const float[:, ::1] gate, const float[:, ::1] up, float[:, ::1] out):
-    """out = gate / (1 + exp(-gate)) * up, elementwise, (T, n); out may be gate or up."""
-    cdef int64_t n = gate.shape[0] * gate.shape[1]
-    if up.shape[0] * up.shape[1] != n or out.shape[0] * out.shape[1] != n:
-        raise PyllamaError(f"swiglu: gate {gate.shape[0]} x {gate.shape[1]}, up {up.shape[0]} x {up.shape[1]}, "
-                           f"out {out.shape[0]} x {out.shape[1]}")
-    if n == 0:
-        return
-    with nogil:
-        pl_swiglu(_kernels, _threads, &gate[0, 0], &up[0, 0], &out[0, 0], n)
-
-
-def exp(const float[::1] x, float[::1] out):
-    """out = exp(x) in float32, under 2 ulp, the same bits on every machine; 0 below -86.5."""
-    if x.shape[0] != out.shape[0]:
-        raise PyllamaError(f"exp: x ({x.shape[0]},), out ({out.shape[0]},)")
-    if x.shape[0]:
+    cdef Floats a = _output(x), c = _input(cos), s = _input(sin)
+    cdef int64_t head_dim = 2 * c.cols
+    if (heads < 1 or a.cols != heads * head_dim or c.n != a.n or s.n != a.n or s.cols != c.cols
+            or head_dim > MAX_HEAD_DIM):
+        raise PyllamaError(f"rope: x {_shape(a)}, {heads} heads, cos {_shape(c)}, sin {_shape(s)}")
+    if a.n and head_dim:
         with nogil:
-            _kernels.exp(&x[0], &out[0], 0, x.shape[0])
+            pl_rope(_kernels, _threads, a.p, c.p, s.p, a.n, heads, <int>head_dim, interleaved)
 
 
-cdef class AttentionSpec:
-    """What attention of one layer needs besides q, k and v.
+def swiglu(gate, up, out):
+    """out = gate / (1 + exp(-gate)) * up, elementwise, (T, n); out may be gate or up."""
+    cdef Floats g = _input(gate), u = _input(up), o = _output(out)
+    if u.n != g.n or u.cols != g.cols or o.n != g.n or o.cols != g.cols:
+        raise PyllamaError(f"swiglu: gate {_shape(g)}, up {_shape(u)}, out {_shape(o)}")
+    if g.n and g.cols:
+        with nogil:
+            pl_swiglu(_kernels, _threads, g.p, u.p, o.p, g.n * g.cols)
+
+
+def exp(x, out):
+    """out = exp(x) in float32, under 2 ulp, the same bits on every machine; 0 below -86.5."""
+    cdef Floats a = _input(x), o = _output(out)
+    if a.n != o.n or a.cols != o.cols:
+        raise PyllamaError(f"exp: x {_shape(a)}, out {_shape(o)}")
+    if a.n and a.cols:
+        with nogil:
+            _kernels.exp(a.p, o.p, 0, a.n * a.cols)
+
+
+cdef class Batch:
+    """Which tokens a pass holds: whose they are, where they stand, and where their sequences' pages lie.
+
+    pages      (sequences, max_pages) uint64  addresses of pages of 32 positions, laid out as kv_cache.py
+               says; the caller keeps them alive, and zeroed them once
+    positions  (T,) int64, ascending within a sequence
+    sequences  (T,) int32  row of `pages`
+
+    Raises PyllamaError where a token has no page.
+    """
+    cdef const uint64_t[:, ::1] pages
+    cdef const int64_t[::1] positions
+    cdef const int32_t[::1] sequences
+
+    def __init__(self, const uint64_t[:, ::1] pages, const int64_t[::1] positions, const int32_t[::1] sequences):
+        cdef int64_t t, tokens = positions.shape[0]
+        if sequences.shape[0] != tokens:
+            raise PyllamaError(f"batch: {tokens} positions, {sequences.shape[0]} sequences")
+        for t in range(tokens):
+            if (sequences[t] < 0 or sequences[t] >= pages.shape[0]
+                    or positions[t] < 0 or positions[t] >= pages.shape[1] * PANEL_ROWS):
+                raise PyllamaError(f"batch: token {t} at position {positions[t]} of sequence {sequences[t]}, "
+                                   f"pages ({pages.shape[0]}, {pages.shape[1]})")
+        self.pages = pages
+        self.positions = positions
+        self.sequences = sequences
+
+
+cdef class Attention:
+    """Attention of one layer over a paged cache of keys and values.
 
     heads, kv_heads, head_dim
     f16                  pages hold float16 (saturated) rather than float32
@@ -316,62 +417,44 @@ cdef class AttentionSpec:
         self.c.k_offset = k_offset
         self.c.v_offset = v_offset
 
+    cdef _use(self, Batch batch, int64_t tokens):
+        if batch.positions.shape[0] != tokens:
+            raise PyllamaError(f"attention: {tokens} tokens, expected {batch.positions.shape[0]} as in the batch")
+        self.c.pages = &batch.pages[0, 0]
+        self.c.max_pages = batch.pages.shape[1]
+        self.c.positions = &batch.positions[0]
+        self.c.sequences = &batch.sequences[0]
 
-cdef pl_attention _attention(AttentionSpec spec, const uint64_t[:, ::1] pages, const int64_t[::1] positions,
-                             const int32_t[::1] sequences, int64_t tokens) except *:
-    cdef pl_attention a = spec.c
-    cdef int64_t t
-    if positions.shape[0] != tokens or sequences.shape[0] != tokens:
-        raise PyllamaError(f"attention: {tokens} tokens, {positions.shape[0]} positions, {sequences.shape[0]} sequences")
-    for t in range(tokens):
-        if (sequences[t] < 0 or sequences[t] >= pages.shape[0]
-                or positions[t] < 0 or positions[t] >= pages.shape[1] * PANEL_ROWS):
-            raise PyllamaError(f"attention: token {t} at position {positions[t]} of sequence {sequences[t]}, "
-                               f"pages ({pages.shape[0]}, {pages.shape[1]})")
-    a.pages = &pages[0, 0]
-    a.max_pages = pages.shape[1]
-    a.positions = &positions[0]
-    a.sequences = &sequences[0]
-    return a
+    def append(self, Batch batch not None, k, v):
+        """Put k, v (T, kv_heads * head_dim) at the batch's positions."""
+        cdef Floats key = _input(k), value = _input(v)
+        cdef int64_t width = self.c.kv_heads * self.c.head_dim
+        if key.cols != width or value.cols != width or value.n != key.n:
+            raise PyllamaError(f"append: k {_shape(key)}, v {_shape(value)}, expected {width} columns")
+        if key.n == 0:
+            return
+        self._use(batch, key.n)
+        with nogil:
+            pl_cache_append(_kernels, _threads, &self.c, key.p, value.p, key.n)
 
+    def attend(self, Batch batch not None, q, out):
+        """out[t, h] = softmax(q[t, h] . keys * scale) . values over positions up to that of t, in its window.
 
-def cache_append(AttentionSpec spec, const float[:, ::1] k, const float[:, ::1] v, const uint64_t[:, ::1] pages,
-                 const int64_t[::1] positions, const int32_t[::1] sequences):
-    """Put k, v (T, kv_heads * head_dim) at `positions` of their sequences' pages.
-
-    pages  (sequences, max_pages)  addresses of pages of 32 positions, laid out as kv_cache.py says; the
-           caller keeps them alive and zeroed them once
-    """
-    cdef int64_t tokens = k.shape[0]
-    cdef int64_t width = spec.c.kv_heads * spec.c.head_dim
-    if k.shape[1] != width or v.shape[1] != width or v.shape[0] != tokens:
-        raise PyllamaError(f"cache_append: k ({tokens}, {k.shape[1]}), v ({v.shape[0]}, {v.shape[1]}), expected {width} columns")
-    if tokens == 0:
-        return
-    cdef pl_attention a = _attention(spec, pages, positions, sequences, tokens)
-    with nogil:
-        pl_cache_append(_kernels, _threads, &a, &k[0, 0], &v[0, 0], tokens)
-
-
-def attention(AttentionSpec spec, const float[:, ::1] q, const uint64_t[:, ::1] pages,
-              const int64_t[::1] positions, const int32_t[::1] sequences, float[:, ::1] out):
-    """out[t, h] = softmax(q[t, h] . keys * scale) . values over the positions up to that of t, in its window.
-
-    q, out (T, heads * head_dim); the rest as for cache_append. Each token's bits depend on its own
-    sequence alone (MODEL.md, "Numerics"). Reads each page once per 24 queries.
-    """
-    cdef int64_t tokens = q.shape[0]
-    cdef int64_t width = spec.c.heads * spec.c.head_dim
-    cdef int failed
-    if q.shape[1] != width or out.shape[0] != tokens or out.shape[1] != width:
-        raise PyllamaError(f"attention: q ({tokens}, {q.shape[1]}), out ({out.shape[0]}, {out.shape[1]}), expected {width} columns")
-    if tokens == 0:
-        return
-    cdef pl_attention a = _attention(spec, pages, positions, sequences, tokens)
-    with nogil:
-        failed = pl_attend(_kernels, _threads, &a, &q[0, 0], tokens, &out[0, 0])
-    if failed:
-        raise MemoryError("attention: no memory for scratch")
+        q, out (T, heads * head_dim). The bits of a token depend on its own sequence alone (MODEL.md,
+        "Numerics"). Reads each page once per 24 queries.
+        """
+        cdef Floats a = _input(q), o = _output(out)
+        cdef int64_t width = self.c.heads * self.c.head_dim
+        cdef int failed
+        if a.cols != width or o.cols != width or o.n != a.n:
+            raise PyllamaError(f"attend: q {_shape(a)}, out {_shape(o)}, expected {width} columns")
+        if a.n == 0:
+            return
+        self._use(batch, a.n)
+        with nogil:
+            failed = pl_attend(_kernels, _threads, &self.c, a.p, a.n, o.p)
+        if failed:
+            raise MemoryError("attend: no memory for scratch")
 
 
 def read_memory(const uint8_t[::1] data):

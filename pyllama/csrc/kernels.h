@@ -124,6 +124,7 @@ void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *w
                 int64_t cols, float *out);
 void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const float *sin, int64_t tokens, int heads,
              int head_dim, int interleaved);
+void pl_add(int threads, const float *x, const float *y, int broadcast, int64_t rows, int64_t cols, float *out);
 void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n);
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
                      int64_t tokens);

@@ -55,90 +55,90 @@ int pl_openmp(void)
 #endif
 }
 
+/* A loop over n pieces of work, cut over threads; small ones stay on the calling thread, uncut. */
+#define SHARE(WORK, SCHEDULE, FIRST, LAST, N, STEP, CALL)                  \
+    if ((WORK) < SERIAL_BELOW || threads == 1) {                           \
+        const int64_t FIRST = 0, LAST = (N);                               \
+        uint64_t saved = fp_enter();                                       \
+        CALL;                                                              \
+        fp_leave(saved);                                                   \
+    } else {                                                               \
+        OMP(parallel num_threads(threads))                                 \
+        {                                                                  \
+            uint64_t saved = fp_enter();                                   \
+            OMP(for schedule(SCHEDULE))                                    \
+            for (int64_t FIRST = 0; FIRST < (N); FIRST += (STEP)) {        \
+                const int64_t LAST = FIRST + (STEP) < (N) ? FIRST + (STEP) : (N); \
+                CALL;                                                      \
+            }                                                              \
+            fp_leave(saved);                                               \
+        }                                                                  \
+    }
+
 int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const float *x, int64_t tokens, float *out,
               size_t ldo, int64_t row)
 {
     int64_t panels = (w->rows + PANEL_ROWS - 1) / PANEL_ROWS, tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
-    int64_t step = piece(panels, threads);
-    float *packed = tokens > 1 ? scratch((size_t)(tokens * w->cols)) : NULL;
-    const float *input = tokens > 1 ? packed : x;
-    if (tokens > 1 && !packed) return -1;
-    OMP(parallel num_threads(threads) if(w->rows * w->cols * tokens >= SERIAL_BELOW))
-    {
-        uint64_t saved = fp_enter();
-        if (tokens > 1) {
-            OMP(for schedule(static))
-            for (int64_t i = 0; i < tiles; i++) k->pack_tokens(x, tokens, w->cols, packed, i, i + 1);
-        }
-        OMP(for schedule(dynamic, step))
-        for (int64_t p = 0; p < panels; p++) k->matmul(w, input, tokens, out, ldo, row, p, p + 1);
-        fp_leave(saved);
+    int64_t work = w->rows * w->cols * tokens, step = piece(panels, threads);
+    if (tokens > 1) {
+        float *packed = scratch((size_t)(tokens * w->cols));
+        if (!packed) return -1;
+        SHARE(work, static, first, last, tiles, 1, k->pack_tokens(x, tokens, w->cols, packed, first, last))
+        x = packed;
     }
+    SHARE(work, dynamic, first, last, panels, step, k->matmul(w, x, tokens, out, ldo, row, first, last))
     return 0;
 }
 
 void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
 {
     int64_t panels = (rows->rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    OMP(parallel for num_threads(threads) schedule(dynamic, 1) if(rows->rows * rows->cols >= SERIAL_BELOW))
-    for (int64_t p = 0; p < panels; p++) k->pack_panels(rows, out, p, p + 1);
+    SHARE(rows->rows * rows->cols, dynamic, first, last, panels, 1, k->pack_panels(rows, out, first, last))
 }
 
 void pl_widen(const pl_kernels *k, int threads, const pl_matrix *rows, float *out)
 {
-    int64_t pieces = (rows->rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    OMP(parallel for num_threads(threads) schedule(dynamic, 1) if(pieces > 1 && rows->rows * rows->cols >= SERIAL_BELOW))
-    for (int64_t p = 0; p < pieces; p++) {
-        uint64_t saved = fp_enter();
-        int64_t last = (p + 1) * PANEL_ROWS;
-        k->widen(rows, out, p * PANEL_ROWS, last < rows->rows ? last : rows->rows);
-        fp_leave(saved);
-    }
+    SHARE(rows->rows * rows->cols, dynamic, first, last, rows->rows, PANEL_ROWS, k->widen(rows, out, first, last))
 }
 
 void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *weight, float eps, int64_t rows,
                 int64_t cols, float *out)
 {
-    OMP(parallel for num_threads(threads) schedule(static) if(rows > 1 && rows * cols >= SERIAL_BELOW))
-    for (int64_t r = 0; r < rows; r++) {
-        uint64_t saved = fp_enter();
-        k->rmsnorm(x, weight, eps, cols, out, r, r + 1);
-        fp_leave(saved);
-    }
+    SHARE(rows * cols, static, first, last, rows, 1, k->rmsnorm(x, weight, eps, cols, out, first, last))
 }
 
 void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const float *sin, int64_t tokens, int heads,
              int head_dim, int interleaved)
 {
-    OMP(parallel for num_threads(threads) schedule(static) if(tokens > 1 && tokens * heads * head_dim >= SERIAL_BELOW))
-    for (int64_t t = 0; t < tokens; t++) {
-        uint64_t saved = fp_enter();
-        k->rope(x, cos, sin, heads, head_dim, interleaved, t, t + 1);
-        fp_leave(saved);
+    SHARE(tokens * heads * head_dim, static, first, last, tokens, 1,
+          k->rope(x, cos, sin, heads, head_dim, interleaved, first, last))
+}
+
+/* Plain IEEE additions: the compiler may vectorize them as it likes. */
+static void add_rows(const float *x, const float *y, int broadcast, int64_t cols, float *out, int64_t first, int64_t last)
+{
+    for (int64_t r = first; r < last; r++) {
+        const float *a = x + r * cols, *b = broadcast ? y : y + r * cols;
+        float *o = out + r * cols;
+        for (int64_t c = 0; c < cols; c++) o[c] = a[c] + b[c];
     }
+}
+
+void pl_add(int threads, const float *x, const float *y, int broadcast, int64_t rows, int64_t cols, float *out)
+{
+    SHARE(rows * cols, static, first, last, rows, 1, add_rows(x, y, broadcast, cols, out, first, last))
 }
 
 void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
 {
-    const int64_t step = 4096;
-    OMP(parallel for num_threads(threads) schedule(static) if(n >= SERIAL_BELOW))
-    for (int64_t i = 0; i < n; i += step) {
-        uint64_t saved = fp_enter();
-        k->swiglu(gate, up, out, i, i + step < n ? i + step : n);
-        fp_leave(saved);
-    }
+    SHARE(n, static, first, last, n, 4096, k->swiglu(gate, up, out, first, last))
 }
 
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
                      int64_t tokens)
 {
-    int64_t each = (int64_t)a->kv_heads * a->head_dim;
-    OMP(parallel for num_threads(threads) schedule(static) if(tokens > 1 && tokens * each >= SERIAL_BELOW))
-    for (int64_t t = 0; t < tokens; t++) {
-        uint64_t saved = fp_enter();
-        k->cache_append(a, k_new, v_new, t, t + 1);
-        fp_leave(saved);
-    }
+    SHARE(tokens * a->kv_heads * a->head_dim, static, first, last, tokens, 1,
+          k->cache_append(a, k_new, v_new, first, last))
 }
 
 /* Tiles of at most QUERY_TILE queries: heads of one group first, then neighbouring tokens of the sequence. */
@@ -157,26 +157,24 @@ static int64_t attention_items(const pl_attention *a, int64_t tokens, pl_attenti
     return n;
 }
 
+static int attend_items(const pl_kernels *k, const pl_attention *a, const pl_attention_item *items, const float *q,
+                        float *out, int64_t first, int64_t last)
+{
+    float *own = scratch(pl_attend_scratch(a->head_dim));
+    for (int64_t i = first; own && i < last; i++) k->attend(a, &items[i], q, out, own);
+    return own == NULL;
+}
+
 int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out)
 {
+    pl_attention_item few[64], *items = few;
     int64_t n = attention_items(a, tokens, NULL), work = 0;
     int failed = 0;
-    pl_attention_item *items = malloc((size_t)n * sizeof *items);
-    if (!items) return -1;
+    if (n > 64 && !(items = malloc((size_t)n * sizeof *items))) return -1;
     attention_items(a, tokens, items);
     for (int64_t t = 0; t < tokens; t++) work += (a->positions[t] + 1) * a->heads * a->head_dim;
-    OMP(parallel num_threads(threads) if(n > 1 && work >= SERIAL_BELOW))
-    {
-        uint64_t saved = fp_enter();
-        float *own = scratch(pl_attend_scratch(a->head_dim));
-        OMP(for schedule(dynamic, 1))
-        for (int64_t i = 0; i < n; i++) {
-            if (own) k->attend(a, &items[i], q, out, own);
-            else failed = 1;
-        }
-        fp_leave(saved);
-    }
-    free(items);
+    SHARE(work, dynamic, first, last, n, 1, if (attend_items(k, a, items, q, out, first, last)) failed = 1)
+    if (items != few) free(items);
     return failed ? -1 : 0;
 }
 
