@@ -1,0 +1,127 @@
+"""Keys and values of the positions seen so far: sequences that grow, shrink and share one pool of pages.
+
+A page holds 32 positions of every layer:
+
+    layer 0: keys   (kv_heads, head_dim, 32)               a weight panel per head
+             values (kv_heads, ceil(head_dim / 32), 32, 32)  panels of 32 dimensions, positions across rows
+    layer 1: ...
+
+in float16 (saturated at 65504) or float32. So a sequence costs memory as it grows, truncation drops whole
+pages, and no position is ever copied. Knows nothing of tokens or weights.
+"""
+
+import numpy as np
+
+from . import _kernels
+from .config import Config
+from .errors import ContextOverflowError, PyllamaError, RequestError
+
+POSITIONS = _kernels.PANEL
+_ALIGN = 64
+
+
+class KVCache:
+    """The pool of pages of one model.
+
+    config          the model
+    context_length  positions a sequence can hold at most
+    dtype           "f16" or "f32"
+    attention       per layer, the kernel that knows where in a page the layer's keys and values lie
+    page_nbytes     bytes of a page
+    nbytes          bytes of all pages allocated so far; pages given back are reused, not freed
+    """
+
+    def __init__(self, config: Config, context_length: int, dtype: str = "f16"):
+        if dtype not in ("f16", "f32"):
+            raise RequestError(f"kv_dtype: got {dtype!r}, expected 'f16' or 'f32'")
+        self.context_length = context_length
+        self.dtype = dtype
+        element = 2 if dtype == "f16" else 4
+        dims = -(-config.head_dim // POSITIONS) * POSITIONS
+        keys = config.num_key_value_heads * config.head_dim * POSITIONS * element
+        values = config.num_key_value_heads * dims * POSITIONS * element
+        self.page_nbytes = config.num_hidden_layers * (keys + values)
+        self.attention = [
+            _kernels.Attention(
+                config.num_attention_heads,
+                config.num_key_value_heads,
+                config.head_dim,
+                f16=dtype == "f16",
+                window=window or 0,
+                scale=config.head_dim**-0.5,
+                k_offset=layer * (keys + values),
+                v_offset=layer * (keys + values) + keys,
+            )
+            for layer, window in enumerate(config.layer_windows)
+        ]
+        self._free: list[np.ndarray] = []
+        self._allocated = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self._allocated * self.page_nbytes
+
+    def new_sequence(self) -> "Sequence":
+        return Sequence(self)
+
+    def take(self) -> np.ndarray:
+        """A page; new ones are zeroed, since a masked position still meets a weight of 0 in the kernel."""
+        if self._free:
+            return self._free.pop()
+        try:
+            memory = np.zeros(self.page_nbytes + _ALIGN, np.uint8)
+        except MemoryError:
+            raise PyllamaError(
+                f"kv cache: no memory for another {self.page_nbytes} bytes ({POSITIONS} positions) on top of {self.nbytes}"
+            ) from None
+        self._allocated += 1
+        start = -memory.ctypes.data % _ALIGN
+        return memory[start : start + self.page_nbytes]
+
+    def give_back(self, page: np.ndarray) -> None:
+        self._free.append(page)
+
+
+class Sequence:
+    """The positions of one text. `length` of them are filled; `table` (1, max_pages) has the pages' addresses."""
+
+    def __init__(self, cache: KVCache):
+        self._cache = cache
+        self._pages: list[np.ndarray] = []
+        self.length = 0
+        self.table = np.zeros((1, max(1, -(-cache.context_length // POSITIONS))), np.uint64)
+
+    def reserve(self, length: int) -> None:
+        """Have pages for `length` positions. Raises ContextOverflowError beyond the context."""
+        if length > self._cache.context_length:
+            raise ContextOverflowError(
+                f"context: {length} positions asked for, {self._cache.context_length} held; "
+                "load the model with a larger context_length or shorten the text"
+            )
+        while len(self._pages) * POSITIONS < length:
+            page = self._cache.take()
+            self.table[0, len(self._pages)] = page.ctypes.data
+            self._pages.append(page)
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        if not 0 <= length <= self.length:
+            raise RequestError(f"truncate: got {length}, expected 0 to {self.length}")
+        self.length = length
+        self.release_unused()
+
+    def release_unused(self) -> None:
+        """Give back pages beyond `length`, as after a pass that failed."""
+        while (len(self._pages) - 1) * POSITIONS >= self.length and self._pages:
+            self._cache.give_back(self._pages.pop())
+            self.table[0, len(self._pages)] = 0
+
+    def close(self) -> None:
+        """Give all pages back; the sequence is empty then and may be used anew."""
+        self.truncate(0)
+
+    def __enter__(self) -> "Sequence":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
