@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pyllama.errors import CheckpointError, UnsupportedError
 
 ARCHITECTURES = {
@@ -499,7 +501,7 @@ def _from_gguf(
         raise general.unsupported(
             "general.architecture", f"{shown(architecture)} (supported: llama, qwen2, qwen3)"
         )
-    f = _Fields({k: _uniform(v) for k, v in metadata.items() if k.startswith(architecture + ".")},
+    f = _Fields({k: _plain(v) for k, v in metadata.items() if k.startswith(architecture + ".")},
                 where, architecture + ".")  # fmt: skip
     for key, neutral in _GGUF_NEUTRAL.items():
         value = f.get(key)
@@ -549,9 +551,15 @@ def _from_gguf(
     )
 
 
-def _uniform(value: Any) -> Any:
-    """A per-layer array whose entries agree is that number; one whose entries differ stays an array and
-    is refused by the look-up."""
+def _plain(value: Any) -> Any:
+    """A hyperparameter as config.json would have it.
+
+    A float is stored as float32, 1e-5 as 0.00000999999975: the shortest decimal that rounds to it is what
+    the converter was given, so both forms of a model get one config. A per-layer array whose entries agree
+    is that number; one whose entries differ stays an array and is refused by the look-up.
+    """
+    if isinstance(value, float):
+        return float(str(np.float32(value))) if abs(value) < 1e30 else value
     if hasattr(value, "tolist") and 1 <= len(value) <= MAX_LAYERS:
         values = value.tolist()
         if all(v == values[0] for v in values):

@@ -192,3 +192,466 @@ def write_huggingface(
     index = {"metadata": {"total_size": sum(t.size for t in tensors.values())}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+# --- GGUF -------------------------------------------------------------------------------------------
+
+GGML_NUMBERS = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11,
+    "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30,
+}  # fmt: skip
+GGUF_NAMES = {
+    "model.embed_tokens.": "token_embd.", "model.norm.": "output_norm.", "lm_head.": "output.",
+    "model.layers.": "blk.", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+
+
+def interleave(values: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k (or their bias) from half-split to interleaved rotary order.
+
+    In each head, row i and row i + D / 2 of the half-split form become rows 2 i and 2 i + 1.
+    """
+    head_dim = values.shape[0] // heads
+    halves = values.reshape(heads, 2, head_dim // 2, *values.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+
+
+def _interleaved(config: dict[str, Any], name: str, values: np.ndarray) -> np.ndarray:
+    _, _, heads, kv_heads, _ = _sizes(config)
+    if "self_attn.q_proj" in name:
+        return interleave(values, heads)
+    if "self_attn.k_proj" in name:
+        return interleave(values, kv_heads)
+    return values
+
+
+def gguf_name(name: str) -> str:
+    for ours, theirs in GGUF_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def gguf_value(value: Any) -> bytes:
+    """A typed GGUF value: bool, int (u32, or i32 below 0), float (f32), str, array of one of them."""
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value) if value >= 0 else struct.pack("<Ii", 5, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + _gguf_text(value)
+    if isinstance(value, np.ndarray):
+        kind = {"f4": 6, "i4": 5, "u4": 4}[value.dtype.str[1:]]
+        return struct.pack("<IIQ", 9, kind, value.size) + value.tobytes()
+    entries = [gguf_value(v) for v in value]
+    kind = entries[0][:4] if entries else struct.pack("<I", 8)
+    return struct.pack("<I", 9) + kind + struct.pack("<Q", len(entries)) + b"".join(e[4:] for e in entries)
+
+
+def _gguf_text(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(data)) + data
+
+
+def gguf_bytes(
+    metadata: dict[str, Any],
+    tensors: list[tuple[str, str, tuple[int, ...], bytes]],
+    *,
+    version: int = 3,
+    alignment: int = 32,
+) -> bytes:
+    """The bytes of a GGUF file; tensors are (name, dtype, shape as in Hugging Face, stored bytes)."""
+    out = [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(metadata))]
+    out += [_gguf_text(key) + gguf_value(value) for key, value in metadata.items()]
+    position = 0
+    for name, dtype, shape, data in tensors:
+        out.append(_gguf_text(name) + struct.pack("<I", len(shape)))
+        out += [struct.pack("<Q", n) for n in reversed(shape)]
+        out.append(struct.pack("<IQ", GGML_NUMBERS[dtype], position))
+        position += -(-len(data) // alignment) * alignment
+    head = b"".join(out)
+    blobs = [head + bytes(-len(head) % alignment)]
+    blobs += [data + bytes(-len(data) % alignment) for _, _, _, data in tensors]
+    return b"".join(blobs)
+
+
+def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
+    """The hyperparameters as the converter of llama.cpp writes them (mistral goes as llama)."""
+    hidden, inner, heads, kv_heads, head_dim = _sizes(config)
+    arch = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
+    found: dict[str, Any] = {
+        "general.architecture": arch,
+        "general.type": "model",
+        f"{arch}.block_count": config["num_hidden_layers"],
+        f"{arch}.context_length": config["max_position_embeddings"],
+        f"{arch}.embedding_length": hidden,
+        f"{arch}.feed_forward_length": inner,
+        f"{arch}.attention.head_count": heads,
+        f"{arch}.attention.head_count_kv": kv_heads,
+        f"{arch}.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
+        f"{arch}.rope.freq_base": float(config["rope_theta"]),
+        f"{arch}.rope.dimension_count": head_dim,
+        f"{arch}.attention.key_length": head_dim,
+        f"{arch}.attention.value_length": head_dim,
+        f"{arch}.vocab_size": config["vocab_size"],
+    }
+    if config["model_type"] == "mistral" and config.get("sliding_window"):
+        found[f"{arch}.attention.sliding_window"] = config["sliding_window"]
+    scaling = config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind in ("linear", "yarn"):
+        found[f"{arch}.rope.scaling.type"] = kind
+        found[f"{arch}.rope.scaling.factor"] = float(scaling["factor"])
+    if kind == "yarn":
+        original = scaling["original_max_position_embeddings"]
+        found[f"{arch}.rope.scaling.original_context_length"] = original
+    for key in ("bos_token_id", "eos_token_id"):
+        if isinstance(config.get(key), int):
+            found[f"tokenizer.ggml.{key}"] = config[key]
+    return found
+
+
+def llama3_factors(config: dict[str, Any]) -> np.ndarray:
+    """rope_freqs.weight of a llama3-scaled model: the original frequency over the scaled one, float32."""
+    head_dim = _sizes(config)[4]
+    scaling = config["rope_scaling"]
+    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    frequencies = config["rope_theta"] ** -(np.arange(0, head_dim, 2) / head_dim)
+    rotations = original * frequencies / (2 * np.pi)
+    smooth = (rotations - low) / (high - low)
+    blend = 1 / ((1 - smooth) / factor + smooth)
+    return np.where(rotations > high, 1.0, np.where(rotations < low, factor, blend)).astype("<f4")
+
+
+def gguf_tensors(
+    config: dict[str, Any], tensors: dict[str, np.ndarray], dtype: str
+) -> list[tuple[str, str, tuple[int, ...], bytes]]:
+    """The tensors as the converter stores them: vectors in F32, q and k of the llama family interleaved."""
+    stored = []
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type", scaling.get("type")) == "llama3":
+        factors = llama3_factors(config)
+        stored.append(("rope_freqs.weight", "F32", factors.shape, factors.tobytes()))
+    for name, values in tensors.items():
+        if config["model_type"] in ("llama", "mistral"):
+            values = _interleaved(config, name, values)
+        kind = "F32" if values.ndim == 1 else dtype
+        stored.append((gguf_name(name), kind, values.shape, quantize(kind, values)))
+    return stored
+
+
+def write_gguf(
+    path: Path,
+    config: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    dtype: str = "BF16",
+    split: int = 1,
+    extra: dict[str, Any] | None = None,
+    alignment: int = 32,
+) -> Path:
+    """A GGUF file, or `split` files named NAME-00001-of-0000N.gguf. Returns the (first) file.
+
+    extra: more key/values, such as a tokenizer's.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = gguf_metadata(config) | (extra or {})
+    if alignment != 32:
+        metadata["general.alignment"] = alignment
+    stored = gguf_tensors(config, tensors, dtype)
+    if split == 1:
+        path.write_bytes(gguf_bytes(metadata, stored, alignment=alignment))
+        return path
+    names = []
+    for i in range(split):
+        mine = stored[i * len(stored) // split : (i + 1) * len(stored) // split]
+        more = {"split.no": i, "split.count": split, "split.tensors.count": len(stored)}
+        if i and alignment != 32:
+            more["general.alignment"] = alignment
+        names.append(path.with_name(f"{path.stem}-{i + 1:05}-of-{split:05}.gguf"))
+        names[-1].write_bytes(gguf_bytes(metadata | more if i == 0 else more, mine, alignment=alignment))
+    return names[0]
+
+
+# --- quantized blocks -------------------------------------------------------------------------------
+#
+# The block structures of the ggml formats. `dequantize` computes in float32, in the order the format
+# defines: scale first (d * sc), then times the integer, then minus or plus the minimum.
+
+BLOCKS = {
+    "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),
+    "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
+}  # fmt: skip
+
+
+def dequantize(dtype: str, raw: bytes | np.ndarray) -> np.ndarray:
+    """Stored bytes of whole blocks -> float32 (n,), for every storage format."""
+    data = np.frombuffer(raw, np.uint8) if isinstance(raw, bytes) else np.ascontiguousarray(raw, np.uint8)
+    if dtype not in BLOCKS:
+        return decode_plain(dtype, data.tobytes())
+    cols, nbytes = BLOCKS[dtype]
+    blocks = data.reshape(-1, nbytes)
+    return _DEQUANTIZE[dtype](blocks).astype(np.float32).reshape(-1)
+
+
+def quantize(dtype: str, values: np.ndarray) -> bytes:
+    """float32 -> stored bytes. A straightforward rounding, coarser than llama.cpp's search for scales."""
+    if dtype not in BLOCKS:
+        return encode_plain(dtype, values)
+    cols, nbytes = BLOCKS[dtype]
+    if values.shape[-1] % cols:
+        raise ValueError(f"{dtype} needs rows of a multiple of {cols}, got {values.shape}")
+    blocks = _QUANTIZE[dtype](np.ascontiguousarray(values, np.float32).reshape(-1, cols))
+    assert blocks.dtype == np.uint8 and blocks.shape[1] == nbytes
+    return blocks.tobytes()
+
+
+def _f16(column: np.ndarray) -> np.ndarray:
+    """(n, 2) bytes -> (n, 1) float32."""
+    return np.ascontiguousarray(column).view("<f2").astype(np.float32)
+
+
+def _bytes16(values: np.ndarray) -> np.ndarray:
+    """(n,) -> (n, 2) bytes of float16."""
+    return values.astype("<f2").reshape(-1, 1).view(np.uint8)
+
+
+def _nibbles(qs: np.ndarray) -> np.ndarray:
+    """(n, 16) -> (n, 32): the low nibbles, then the high ones."""
+    return np.concatenate([qs & 15, qs >> 4], axis=1)
+
+
+def _bits32(qh: np.ndarray) -> np.ndarray:
+    """(n, 4) -> (n, 32) bits, least significant first."""
+    return np.unpackbits(np.ascontiguousarray(qh), axis=1, bitorder="little")
+
+
+def _scales4(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 12) -> 6-bit scales and minimums, (n, 8) each, of Q4_K and Q5_K."""
+    scale = np.concatenate([s[:, :4] & 63, (s[:, 8:] & 15) | (s[:, :4] >> 6 << 4)], axis=1)
+    least = np.concatenate([s[:, 4:8] & 63, (s[:, 8:] >> 4) | (s[:, 4:8] >> 6 << 4)], axis=1)
+    return scale.astype(np.float32), least.astype(np.float32)
+
+
+def _pack_scales4(scale: np.ndarray, least: np.ndarray) -> np.ndarray:
+    first = scale[:, :4] | (scale[:, 4:] >> 4 << 6)
+    second = least[:, :4] | (least[:, 4:] >> 4 << 6)
+    third = (scale[:, 4:] & 15) | ((least[:, 4:] & 15) << 4)
+    return np.concatenate([first, second, third], axis=1)
+
+
+def _scales3(s: np.ndarray) -> np.ndarray:
+    """(n, 12) -> (n, 16) signed 6-bit scales of Q3_K: 4 low bits first, then 2 high bits of each."""
+    low = np.concatenate([s[:, :8] & 15, s[:, :8] >> 4], axis=1)
+    high = np.concatenate([(s[:, 8:] >> 2 * i) & 3 for i in range(4)], axis=1)
+    return (low | (high << 4)).astype(np.float32) - np.float32(32)
+
+
+def _pairs(qs: np.ndarray) -> np.ndarray:
+    """(n, 64) -> (n, 16, 16) 2-bit fields in order of the weights: halves of 128, shifts, groups of 16."""
+    fields = qs.reshape(-1, 2, 1, 2, 16) >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1, 1) & 3
+    return fields.reshape(-1, 16, 16)
+
+
+def _pack_pairs(q: np.ndarray) -> np.ndarray:
+    """The inverse of _pairs: (n, 256) -> (n, 64)."""
+    fields = q.reshape(-1, 2, 4, 2, 16) << np.array([0, 2, 4, 6], np.uint8).reshape(4, 1, 1)
+    return np.bitwise_or.reduce(fields, axis=2).reshape(-1, 64)
+
+
+def _halves(qs: np.ndarray) -> np.ndarray:
+    """(n, 128) -> (n, 8, 32) nibbles: 32 bytes hold the weights of two groups."""
+    pairs = qs.reshape(-1, 4, 1, 32)
+    return np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
+
+
+def _pack_halves(q: np.ndarray) -> np.ndarray:
+    q = q.reshape(-1, 4, 2, 32)
+    return (q[:, :, 0] | (q[:, :, 1] << 4)).reshape(-1, 128)
+
+
+def _de_q2_k(b: np.ndarray) -> np.ndarray:
+    scale, q = b[:, :16], _pairs(b[:, 16:80]).astype(np.float32)
+    d, dmin = _f16(b[:, 80:82]), _f16(b[:, 82:84])
+    return (d * (scale & 15))[:, :, None] * q - (dmin * (scale >> 4))[:, :, None]
+
+
+def _de_q3_k(b: np.ndarray) -> np.ndarray:
+    # Bit 4 * half + shift / 2 of hmask[i] belongs to the weight whose 2 low bits are there.
+    high = np.unpackbits(np.ascontiguousarray(b[:, :32]), axis=1, bitorder="little").reshape(-1, 2, 16, 8)
+    high = high.transpose(0, 3, 1, 2).reshape(-1, 16, 16)
+    q = _pairs(b[:, 32:96]).astype(np.float32) - np.where(high, 0, 4).astype(np.float32)
+    return (_f16(b[:, 108:110]) * _scales3(b[:, 96:108]))[:, :, None] * q
+
+
+def _de_q4_k(b: np.ndarray) -> np.ndarray:
+    d, dmin = _f16(b[:, 0:2]), _f16(b[:, 2:4])
+    scale, least = _scales4(b[:, 4:16])
+    return (d * scale)[:, :, None] * _halves(b[:, 16:]).astype(np.float32) - (dmin * least)[:, :, None]
+
+
+def _de_q5_k(b: np.ndarray) -> np.ndarray:
+    d, dmin = _f16(b[:, 0:2]), _f16(b[:, 2:4])
+    scale, least = _scales4(b[:, 4:16])
+    high = b[:, None, 16:48] >> np.arange(8, dtype=np.uint8).reshape(8, 1) & 1
+    q = (_halves(b[:, 48:]) | (high << 4)).astype(np.float32)
+    return (d * scale)[:, :, None] * q - (dmin * least)[:, :, None]
+
+
+def _de_q6_k(b: np.ndarray) -> np.ndarray:
+    low = b[:, :128].reshape(-1, 2, 1, 64)
+    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)
+    high = b[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1) & 3
+    q = (low | (high << 4)).astype(np.float32).reshape(-1, 16, 16) - np.float32(32)
+    scale = np.ascontiguousarray(b[:, 192:208]).view(np.int8).astype(np.float32)
+    return (_f16(b[:, 208:210]) * scale)[:, :, None] * q
+
+
+_DEQUANTIZE = {
+    "Q4_0": lambda b: _f16(b[:, :2]) * (_nibbles(b[:, 2:]).astype(np.float32) - np.float32(8)),
+    "Q4_1": lambda b: _f16(b[:, :2]) * _nibbles(b[:, 4:]).astype(np.float32) + _f16(b[:, 2:4]),
+    "Q5_0": lambda b: _f16(b[:, :2])
+    * ((_nibbles(b[:, 6:]) | (_bits32(b[:, 2:6]) << 4)).astype(np.float32) - np.float32(16)),
+    "Q5_1": lambda b: _f16(b[:, :2]) * (_nibbles(b[:, 8:]) | (_bits32(b[:, 4:8]) << 4)).astype(np.float32)
+    + _f16(b[:, 2:4]),
+    "Q8_0": lambda b: _f16(b[:, :2]) * np.ascontiguousarray(b[:, 2:]).view(np.int8).astype(np.float32),
+    "Q2_K": _de_q2_k,
+    "Q3_K": _de_q3_k,
+    "Q4_K": _de_q4_k,
+    "Q5_K": _de_q5_k,
+    "Q6_K": _de_q6_k,
+}
+
+
+def _levels(x: np.ndarray, scale: np.ndarray, least: int, most: int, offset: Any = 0) -> np.ndarray:
+    """round((x + offset) / scale) clipped to [least, most]; 0 where the scale is 0. int64."""
+    inverse = np.divide(1.0, scale, out=np.zeros_like(scale, dtype=np.float64), where=scale != 0)
+    return np.clip(np.rint((x + offset) * inverse), least, most).astype(np.int64)
+
+
+def _stored(values: np.ndarray) -> np.ndarray:
+    """The value a float16 scale has once stored."""
+    return values.astype("<f2").astype(np.float64)
+
+
+def _qu_signed(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale (n,) and unsigned levels (n, 32) of a symmetric block, zero at 2 ** (bits - 1)."""
+    half = 1 << (bits - 1)
+    d = _stored(np.abs(x).max(axis=1) / (half - 1))
+    return d, (_levels(x, d[:, None], -half, half - 1) + half).astype(np.uint8)
+
+
+def _qu_range(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scale, minimum (n,) and levels (n, 32) of an asymmetric block."""
+    top = (1 << bits) - 1
+    least = _stored(x.min(axis=1))
+    d = _stored((x.max(axis=1) - least) / top)
+    return d, least, _levels(x, d[:, None], 0, top, -least[:, None]).astype(np.uint8)
+
+
+def _pack_nibbles(q: np.ndarray) -> np.ndarray:
+    return (q[:, :16] & 15) | ((q[:, 16:] & 15) << 4)
+
+
+def _pack_bits32(q: np.ndarray) -> np.ndarray:
+    return np.packbits(q >> 4 & 1, axis=1, bitorder="little")
+
+
+def _qu_q4_0(x: np.ndarray) -> np.ndarray:
+    d, q = _qu_signed(x, 4)
+    return np.concatenate([_bytes16(d), _pack_nibbles(q)], axis=1)
+
+
+def _qu_q4_1(x: np.ndarray) -> np.ndarray:
+    d, least, q = _qu_range(x, 4)
+    return np.concatenate([_bytes16(d), _bytes16(least), _pack_nibbles(q)], axis=1)
+
+
+def _qu_q5_0(x: np.ndarray) -> np.ndarray:
+    d, q = _qu_signed(x, 5)
+    return np.concatenate([_bytes16(d), _pack_bits32(q), _pack_nibbles(q)], axis=1)
+
+
+def _qu_q5_1(x: np.ndarray) -> np.ndarray:
+    d, least, q = _qu_range(x, 5)
+    return np.concatenate([_bytes16(d), _bytes16(least), _pack_bits32(q), _pack_nibbles(q)], axis=1)
+
+
+def _qu_q8_0(x: np.ndarray) -> np.ndarray:
+    d = _stored(np.abs(x).max(axis=1) / 127)
+    q = _levels(x, d[:, None], -127, 127).astype(np.int8)
+    return np.concatenate([_bytes16(d), q.view(np.uint8)], axis=1)
+
+
+def _qu_groups(x: np.ndarray, groups: int, bits: int, scale_bits: int) -> tuple[np.ndarray, ...]:
+    """An asymmetric super-block: d, dmin (n,), scales, minimums (n, groups) and levels (n, groups, -1)."""
+    x = x.reshape(len(x), groups, -1).astype(np.float64)
+    top, most = (1 << bits) - 1, (1 << scale_bits) - 1
+    least = np.maximum(-x.min(axis=2), 0)
+    step = (x.max(axis=2) + least) / top
+    d, dmin = _stored(step.max(axis=1) / most), _stored(least.max(axis=1) / most)
+    scale, minimum = _levels(step, d[:, None], 0, most), _levels(least, dmin[:, None], 0, most)
+    q = _levels(x, (d[:, None] * scale)[:, :, None], 0, top, (dmin[:, None] * minimum)[:, :, None])
+    return d, dmin, scale.astype(np.uint8), minimum.astype(np.uint8), q.astype(np.uint8)
+
+
+def _qu_signed_groups(x: np.ndarray, bits: int, scale_bits: int) -> tuple[np.ndarray, ...]:
+    """A symmetric super-block of 16 groups: d (n,), signed scales (n, 16), levels (n, 16, 16) from 0."""
+    x = x.reshape(len(x), 16, 16).astype(np.float64)
+    half, most = 1 << (bits - 1), (1 << (scale_bits - 1)) - 1
+    step = np.abs(x).max(axis=2) / (half - 1)
+    d = _stored(step.max(axis=1) / most)
+    scale = _levels(step, d[:, None], -most, most)
+    q = _levels(x, (d[:, None] * scale)[:, :, None], -half, half - 1) + half
+    return d, scale, q.astype(np.uint8)
+
+
+def _qu_q2_k(x: np.ndarray) -> np.ndarray:
+    d, dmin, scale, minimum, q = _qu_groups(x, 16, 2, 4)
+    return np.concatenate([scale | (minimum << 4), _pack_pairs(q), _bytes16(d), _bytes16(dmin)], axis=1)
+
+
+def _qu_q3_k(x: np.ndarray) -> np.ndarray:
+    d, scale, q = _qu_signed_groups(x, 3, 6)
+    high = (q >> 2).reshape(-1, 8, 2, 16).transpose(0, 2, 3, 1).reshape(-1, 256)
+    s = (scale + 32).astype(np.uint8)
+    packed = (s[:, :8] & 15) | ((s[:, 8:] & 15) << 4)
+    tops = np.bitwise_or.reduce([s[:, 4 * i : 4 * i + 4] >> 4 << 2 * i for i in range(4)], axis=0)
+    return np.concatenate(
+        [np.packbits(high, axis=1, bitorder="little"), _pack_pairs(q & 3), packed, tops, _bytes16(d)], axis=1
+    )
+
+
+def _qu_q4_k(x: np.ndarray) -> np.ndarray:
+    d, dmin, scale, minimum, q = _qu_groups(x, 8, 4, 6)
+    return np.concatenate(
+        [_bytes16(d), _bytes16(dmin), _pack_scales4(scale, minimum), _pack_halves(q)], axis=1
+    )
+
+
+def _qu_q5_k(x: np.ndarray) -> np.ndarray:
+    d, dmin, scale, minimum, q = _qu_groups(x, 8, 5, 6)
+    high = np.bitwise_or.reduce([(q[:, i] >> 4) << i for i in range(8)], axis=0)
+    return np.concatenate(
+        [_bytes16(d), _bytes16(dmin), _pack_scales4(scale, minimum), high, _pack_halves(q & 15)], axis=1
+    )
+
+
+def _qu_q6_k(x: np.ndarray) -> np.ndarray:
+    d, scale, q = _qu_signed_groups(x, 6, 8)
+    q = q.reshape(-1, 2, 4, 32)
+    low = (q & 15).reshape(-1, 2, 2, 64)
+    low = (low[:, :, 0] | (low[:, :, 1] << 4)).reshape(-1, 128)
+    high = np.bitwise_or.reduce([(q[:, :, i] >> 4) << 2 * i for i in range(4)], axis=0).reshape(-1, 64)
+    return np.concatenate([low, high, scale.astype(np.int8).view(np.uint8), _bytes16(d)], axis=1)
+
+
+_QUANTIZE = {
+    "Q4_0": _qu_q4_0, "Q4_1": _qu_q4_1, "Q5_0": _qu_q5_0, "Q5_1": _qu_q5_1, "Q8_0": _qu_q8_0,
+    "Q2_K": _qu_q2_k, "Q3_K": _qu_q3_k, "Q4_K": _qu_q4_k, "Q5_K": _qu_q5_k, "Q6_K": _qu_q6_k,
+}  # fmt: skip

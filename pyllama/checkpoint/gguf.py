@@ -1,0 +1,363 @@
+"""A GGUF file, single or split -> Checkpoint under Hugging Face names.
+
+Layout (version 2 and 3, little-endian): magic, u32 version, u64 tensor count, u64 key count, the
+key/values, the tensor infos, padding to the alignment, the data. Dimensions are stored innermost
+first, so a shape is read backwards. Quantized blocks are located, never interpreted.
+
+Files of the llama architecture hold the rows of q and k (and their biases) in interleaved rotary
+order: the converter permutes them. Those of qwen2 and qwen3 do not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import struct
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyllama.checkpoint.checkpoint import Checkpoint
+from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
+from pyllama.checkpoint.files import InputFile
+from pyllama.checkpoint.index import Part, Tensor, check_index, stored_dtype
+from pyllama.checkpoint.string_list import PREFIX, StringList
+from pyllama.config import Config, shown
+from pyllama.errors import CheckpointError, UnsupportedError
+
+MAX_HEADER_NBYTES = 64 << 20  # a vocabulary of 256,000 with its merges takes 20 MB
+MAX_KEYS = 4096
+MAX_TENSORS = 65_536
+MAX_STRINGS = 2_000_000  # in all arrays together: each costs a step of Python
+MAX_NAME_NBYTES = 256
+MAX_FILES = 1024
+MAX_ROPE_FACTORS = 512
+CHUNK_NBYTES = 1 << 20
+
+# ggml's numbers of the formats we store, and the names of the others for the refusal.
+_FORMATS = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K",
+    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 30: "BF16",
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
+    28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 34: "TQ1_0", 35: "TQ2_0",
+    39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+}  # fmt: skip
+
+_STRING, _ARRAY, _BOOL = 8, 9, 7
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
+_ARRAY_TYPES = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8",
+    12: "<f8",
+}  # fmt: skip
+
+_OUTER_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.([a-z_]+)\.(weight|bias)")
+_SPLIT = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
+
+
+class _Header(NamedTuple):
+    metadata: dict[str, Any]
+    tensors: dict[str, Tensor]  # under GGUF names
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Open a GGUF file, and the rest of its split if it is the first of one."""
+    files: dict[Path, InputFile] = {}
+    try:
+        file = files[path] = InputFile(path)
+        metadata, tensors = _read_header(file)
+        for other in _other_parts(path, metadata):
+            file = files[other] = InputFile(other)
+            header = _read_header(file)
+            _check_split(other, header.metadata, metadata["split.count"])
+            for name, tensor in header.tensors.items():
+                if name in tensors:
+                    raise CheckpointError(f"{shown(name)}: in two files of the split, one is {other.name}")
+                tensors[name] = tensor
+        total = metadata.get("split.tensors.count", len(tensors))
+        if total != len(tensors):
+            raise CheckpointError(f"{path.name}: {len(tensors)} tensors, expected {shown(total)} in all")
+        return _checkpoint(path, metadata, tensors, files)
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+
+
+def first_of_one(paths: Sequence[Path]) -> Path:
+    """The file to open among a folder's GGUF files: there must be one model, whole or split."""
+    firsts = []
+    for path in paths:
+        match = _SPLIT.fullmatch(path.name)
+        if match is None or int(match[2]) == 1:
+            firsts.append(path)
+    if len(firsts) == 1:
+        return firsts[0]
+    if not firsts:
+        raise CheckpointError(f"{paths[0]}: part of a split model whose first file is missing")
+    names = ", ".join(path.name for path in firsts[:4])
+    raise CheckpointError(f"{paths[0].parent}: {len(firsts)} GGUF models ({names}); give the file you mean")
+
+
+def _checkpoint(
+    path: Path, metadata: dict[str, Any], found: dict[str, Tensor], files: dict[Path, InputFile]
+) -> Checkpoint:
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'")
+    freqs = found.pop("rope_freqs.weight", None)
+    factors = _rope_factors(files[freqs.parts[0].file], freqs) if freqs else ()
+    tensors = {}
+    for name, tensor in found.items():
+        mapped = _huggingface_name(name)
+        tensors[mapped] = dataclasses.replace(tensor, name=mapped)
+    embedding = tensors.get("model.embed_tokens.weight")
+    config = Config.from_gguf(
+        metadata,
+        vocab_size=embedding.rows if embedding else 1,
+        tie_word_embeddings="lm_head.weight" not in tensors,
+        qkv_bias="model.layers.0.self_attn.q_proj.bias" in tensors,
+        o_bias="model.layers.0.self_attn.o_proj.bias" in tensors,
+        mlp_bias="model.layers.0.mlp.gate_proj.bias" in tensors,
+        rope_factors=factors,
+    )
+    index = check_index(tensors, config, {p: f.nbytes for p, f in files.items()}, "the GGUF metadata")
+    config = dataclasses.replace(config, dtype=stored_dtype(index))
+    return Checkpoint(
+        path, "gguf", config, index, files, rope_interleaved=config.model_type == "llama", metadata=metadata
+    )
+
+
+def _huggingface_name(name: str) -> str:
+    """The Hugging Face name, or the name itself where there is none: the index then refuses it."""
+    match = _LAYER.fullmatch(name)
+    if match and match[2] in _LAYER_NAMES:
+        return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+    return _OUTER_NAMES.get(name, name)
+
+
+def _rope_factors(file: InputFile, tensor: Tensor) -> tuple[float, ...]:
+    """The divisors of the rotary frequencies, which Llama 3.1 files carry instead of parameters."""
+    if tensor.dtype != "F32" or len(tensor.shape) != 1 or not 1 <= tensor.cols <= MAX_ROPE_FACTORS:
+        raise CheckpointError(
+            f"rope_freqs.weight: {tensor.dtype} {tensor.shape}, expected F32 (head_dim / 2,)"
+        )
+    values = np.frombuffer(file.read(tensor.parts[0].offset, tensor.nbytes), "<f4")
+    # Comparisons with NaN are false.
+    if not np.all((values > 0) & (values < 1e9)):
+        raise CheckpointError("rope_freqs.weight: values out of range, expected positive numbers below 1e9")
+    return tuple(float(value) for value in values)
+
+
+# --- split files ------------------------------------------------------------------------------------
+
+
+def _other_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
+    count = metadata.get("split.count", 0)
+    if count in (0, 1):
+        return []
+    match = _SPLIT.fullmatch(path.name)
+    if not isinstance(count, int) or count > MAX_FILES or match is None or int(match[3]) != count:
+        raise CheckpointError(
+            f"{path.name}: split.count is {shown(count)}, expected a name like model-00001-of-00003.gguf"
+        )
+    first = path.with_name(f"{match[1]}-00001-of-{count:05}.gguf")
+    if int(match[2]) != 1 or metadata.get("split.no") != 0:
+        raise CheckpointError(f"{path.name}: not the first file of a split model; give {first.name}")
+    return [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)]
+
+
+def _check_split(path: Path, metadata: dict[str, Any], count: int) -> None:
+    match = _SPLIT.fullmatch(path.name)
+    number = int(match[2]) - 1 if match else -1
+    if metadata.get("split.count") != count or metadata.get("split.no") != number:
+        raise CheckpointError(
+            f"{path.name}: part {shown(metadata.get('split.no'))} of {shown(metadata.get('split.count'))}, "
+            f"expected {number} of {count} from its name"
+        )
+
+
+# --- the header -------------------------------------------------------------------------------------
+
+
+class _Cursor:
+    """Reads values one after another from the head of a file, fetching it in chunks."""
+
+    def __init__(self, file: InputFile):
+        self.file = file
+        self.where = file.path.name
+        self.buffer = bytearray()
+        self.position = 0
+        self.strings = 0
+
+    def need(self, nbytes: int) -> int:
+        """Step over the next `nbytes` bytes, once they are in the buffer; returns where they start."""
+        start = self.position
+        end = start + nbytes
+        if end > len(self.buffer):
+            if end > min(self.file.nbytes, MAX_HEADER_NBYTES):
+                raise CheckpointError(
+                    f"{self.where}: header needs {shown(end)} bytes, expected at most {MAX_HEADER_NBYTES} "
+                    f"and within the {self.file.nbytes} of the file (truncated?)"
+                )
+            have = len(self.buffer)
+            goal = min(max(end, have + CHUNK_NBYTES), self.file.nbytes)
+            self.buffer += self.file.read(have, goal - have)
+        self.position = end
+        return start
+
+    def unpack(self, code: str) -> Any:
+        return struct.unpack_from("<" + code, self.buffer, self.need(struct.calcsize("<" + code)))[0]
+
+    def text(self, what: str, most: int) -> bytes:
+        length = self.unpack("Q")
+        if length > most:
+            raise CheckpointError(f"{self.where}: {what} of {length} bytes, expected at most {most}")
+        start = self.need(length)
+        return bytes(self.buffer[start : start + length])
+
+    def name(self, what: str) -> str:
+        data = self.text(what, MAX_NAME_NBYTES)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise CheckpointError(f"{self.where}: {what} {shown(data)} is not UTF-8") from None
+
+    def value(self, key: str) -> Any:
+        kind = self.unpack("I")
+        if kind == _STRING:
+            return self.text(f"value of {shown(key)}", MAX_HEADER_NBYTES).decode("utf-8", "replace")
+        if kind == _ARRAY:
+            return self.array(key)
+        if kind not in _SCALARS:
+            raise CheckpointError(f"{self.where}: {shown(key)} has value type {kind}, expected 0 to 12")
+        value = self.unpack(_SCALARS[kind])
+        if kind != _BOOL:
+            return value
+        if value > 1:
+            raise CheckpointError(f"{self.where}: {shown(key)} is the boolean {value}, expected 0 or 1")
+        return bool(value)
+
+    def array(self, key: str) -> StringList | np.ndarray:
+        kind, count = self.unpack("I"), self.unpack("Q")
+        if kind == _STRING:
+            return self.string_list(key, count)
+        if kind not in _ARRAY_TYPES:
+            raise CheckpointError(f"{self.where}: {shown(key)} is an array of type {kind}, expected 0 to 12")
+        dtype = np.dtype(_ARRAY_TYPES[kind])
+        if count > MAX_HEADER_NBYTES:
+            raise CheckpointError(f"{self.where}: {shown(key)} has {count} entries, expected fewer")
+        start = self.need(count * dtype.itemsize)
+        data = bytes(self.buffer[start : start + count * dtype.itemsize])
+        if kind == _BOOL and data.strip(b"\0\1"):
+            raise CheckpointError(f"{self.where}: {shown(key)} holds booleans other than 0 and 1")
+        return np.frombuffer(data, dtype)
+
+    def string_list(self, key: str, count: int) -> StringList:
+        self.strings += count
+        if self.strings > MAX_STRINGS:
+            raise CheckpointError(
+                f"{self.where}: {shown(key)} has {count} strings, expected at most {MAX_STRINGS} in all"
+            )
+        self.need(count * PREFIX)  # the least they can take: a count no file of this size can hold fails here
+        self.position -= count * PREFIX
+        begin = self.position
+        starts = array("I")
+        for _ in range(count):
+            length = int.from_bytes(self.buffer[self.need(PREFIX) : self.position], "little")
+            starts.append(self.need(length) - begin)
+        starts.append(self.position - begin + PREFIX)
+        return StringList(bytes(self.buffer[begin : self.position]), np.frombuffer(starts, np.uint32))
+
+
+def _read_header(file: InputFile) -> _Header:
+    cursor = _Cursor(file)
+    where = cursor.where
+    cursor.need(4)
+    magic = bytes(cursor.buffer[:4])
+    if magic != b"GGUF":
+        raise CheckpointError(f"{where}: starts with {shown(magic)}, expected b'GGUF'")
+    version = cursor.unpack("I")
+    if version & 0xFFFF == 0:
+        raise UnsupportedError(f"{where}: a big-endian GGUF file is not supported; get the little-endian one")
+    if version not in (2, 3):
+        raise UnsupportedError(f"{where}: GGUF version {version} is not supported, expected 2 or 3")
+    tensor_count, key_count = cursor.unpack("Q"), cursor.unpack("Q")
+    if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
+        raise CheckpointError(
+            f"{where}: {tensor_count} tensors and {key_count} keys, expected at most {MAX_TENSORS} "
+            f"and {MAX_KEYS}"
+        )
+    metadata: dict[str, Any] = {}
+    for _ in range(key_count):
+        key = cursor.name("a key")
+        if key in metadata:
+            raise CheckpointError(f"{where}: key {shown(key)} appears twice")
+        metadata[key] = cursor.value(key)
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment % 8:
+        raise CheckpointError(f"{where}: general.alignment is {shown(alignment)}, expected a multiple of 8")
+    infos = []
+    for _ in range(tensor_count):
+        infos.append(_tensor_info(cursor, alignment))
+    base = -(-cursor.position // alignment) * alignment
+    tensors: dict[str, Tensor] = {}
+    for name, dtype, shape, offset in infos:
+        if name in tensors:
+            raise CheckpointError(f"{shown(name)}: appears twice (file {where})")
+        rows = shape[0] if len(shape) == 2 else 1
+        end = base + offset + rows * row_nbytes(dtype, shape[-1])
+        if end > file.nbytes:
+            raise CheckpointError(
+                f"{shown(name)}: ends at byte {end}, expected within {file.nbytes} of file {where} "
+                f"(truncated?)"
+            )
+        tensors[name] = Tensor(name, dtype, shape, (Part(file.path, base + offset, 0, rows, 0, shape[-1]),))
+    return _Header(metadata, tensors)
+
+
+def _tensor_info(cursor: _Cursor, alignment: int) -> tuple[str, str, tuple[int, ...], int]:
+    """name, dtype, shape and offset from the start of the data."""
+    name = cursor.name("a tensor's name")
+    where = f"(file {cursor.where})"
+    count = cursor.unpack("I")
+    if not 1 <= count <= 4:
+        raise CheckpointError(f"{shown(name)}: {count} dimensions, expected 1 to 4 {where}")
+    shape = tuple(cursor.unpack("Q") for _ in range(count))[::-1]
+    number, offset = cursor.unpack("I"), cursor.unpack("Q")
+    dtype = _FORMATS.get(number, f"number {number}")
+    if dtype not in DTYPES:
+        raise UnsupportedError(f"{shown(name)}: storage format {dtype} is not supported {where}")
+    if any(not 1 <= dim < 2**31 for dim in shape):
+        raise CheckpointError(f"{shown(name)}: shape {shape}, expected sizes from 1 to {2**31 - 1} {where}")
+    if len(shape) > 2:
+        raise UnsupportedError(f"{shown(name)}: a tensor of shape {shape} is not supported {where}")
+    if shape[-1] % DTYPES[dtype][0]:
+        raise CheckpointError(
+            f"{shown(name)}: {shape[-1]} columns, expected a multiple of {DTYPES[dtype][0]} for {dtype} "
+            f"{where}"
+        )
+    if offset % alignment or offset >= 2**62:
+        raise CheckpointError(f"{shown(name)}: offset {offset}, expected a multiple of {alignment} {where}")
+    return name, dtype, shape, offset
