@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""pyllama's counterpart of llama-bench: loads one model, times prompts and decoding, prints one line of JSON.
+
+usage: pyllama_bench.py MODEL [--threads N] [--prefill 64,512] [--decode 16] [--repeat 1]
+
+As in llama-bench: token ids are random, the cache starts empty, one untimed run of each kind goes first, and
+sampling is not part of it; only the last token's logits are asked for. Refuses to know other engines.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+
+import numpy as np
+
+import pyllama
+from pyllama import _kernels
+
+
+def time_prefill(model: pyllama.Model, ids: list[int]) -> float:
+    """Seconds from token ids to the logits of the last."""
+    sequence = model.new_sequence()
+    started = time.perf_counter()
+    model.decoder.prefill(sequence, ids)
+    seconds = time.perf_counter() - started
+    sequence.close()
+    return seconds
+
+
+def time_decode(model: pyllama.Model, ids: list[int]) -> float:
+    """Seconds for one pass per token id, from an empty cache."""
+    sequence = model.new_sequence()
+    started = time.perf_counter()
+    for token_id in ids:
+        model.decoder.forward([(sequence, [token_id])])
+    seconds = time.perf_counter() - started
+    sequence.close()
+    return seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--prefill", default="64,512", help="lengths of prompts; empty for none")
+    parser.add_argument("--decode", type=int, default=16, help="tokens to decode")
+    parser.add_argument("--repeat", type=int, default=1)
+    args = parser.parse_args()
+    lengths = [int(length) for length in args.prefill.split(",") if length]
+    started = time.perf_counter()
+    try:
+        model = pyllama.load(args.model, threads=args.threads, context_length=max(512, args.decode, *lengths))
+    except pyllama.PyllamaError as error:
+        print(f"pyllama_bench: {error}", file=sys.stderr)
+        return 2
+    load_s = time.perf_counter() - started
+    random = np.random.default_rng(1)
+    result = {"load_s": load_s, "isa": _kernels.isa(), "threads": _kernels.num_threads(), "prefill_tok_s": {}}
+    with model:
+        for length in lengths:
+            ids = random.integers(0, model.config.vocab_size, length).tolist()
+            times = [time_prefill(model, ids) for _ in range(1 + args.repeat)][1:]
+            result["prefill_tok_s"][str(length)] = length * args.repeat / sum(times)
+        ids = random.integers(0, model.config.vocab_size, args.decode).tolist()
+        time_decode(model, ids[:1])
+        # Last, as in llama-bench: the DRAM ceiling is measured next.
+        seconds = sum(time_decode(model, ids) for _ in range(args.repeat))
+        result["decode_tok_s"] = args.decode * args.repeat / seconds
+    result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
