@@ -22,7 +22,7 @@ class Chat:
 
     def __init__(self, model: "Model", system: str | None, params: SamplingParams):
         if model.tokenizer.chat_template is None:
-            raise RequestError("chat: this model has no chat template, it can only continue text: run")
+            raise RequestError("chat: this model has no chat template, it can only continue text")
         self._model = model
         self._params = params
         self._system = system

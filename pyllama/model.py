@@ -5,7 +5,7 @@ itself and knows no file format.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from pyllama.sampler import SamplingParams
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
     from pyllama.config import Config
-    from pyllama.progress import Progress
 
 #: Positions of a context nobody asked a length for, where the model allows as many.
 DEFAULT_CONTEXT_LENGTH = 4096
@@ -34,7 +33,7 @@ def load(
     context_length: int | None = None,
     kv_dtype: str = "f16",
     threads: int | None = None,
-    progress: "Progress | None" = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> "Model":
     """Opens a model and reads its weights into memory.
 
@@ -45,7 +44,7 @@ def load(
     kv_dtype        how keys and values are kept: "f16", or "f32" at twice the memory
     threads         threads to compute with, for the whole process; default: the physical cores this process
                     may use. The results do not depend on it
-    progress        told of every byte of weights read
+    progress        called with the bytes loaded so far and the bytes in all, every few megabytes
 
     Raises RequestError for an argument out of range, HubError for a name that is not there, CheckpointError
     for damaged files and UnsupportedError for a model pyllama does not run. Cost: reads every weight once.
@@ -55,7 +54,7 @@ def load(
     from pyllama.decoder import Decoder
     from pyllama.hub import resolve
     from pyllama.tokenizer import load_tokenizer
-    from pyllama.weights import Weights
+    from pyllama.weights import ResidentWeights
 
     if kv_dtype not in KV_DTYPES:
         raise RequestError(f"kv_dtype: {kv_dtype!r}, expected {' or '.join(KV_DTYPES)}")
@@ -66,8 +65,13 @@ def load(
         if threads is not None:
             _kernels.set_num_threads(threads)
         tokenizer = load_tokenizer(checkpoint)
-        weights = Weights(checkpoint, progress=progress)
-        decoder = Decoder(checkpoint.config, weights, context_length=context_length, kv_dtype=kv_dtype)
+        decoder = Decoder(
+            checkpoint.config,
+            ResidentWeights(checkpoint, progress),
+            context_length=context_length,
+            kv_dtype=kv_dtype,
+            rope_interleaved=checkpoint.rope_interleaved,
+        )
     except BaseException:
         checkpoint.close()
         raise
@@ -120,7 +124,7 @@ class Model:
     @property
     def bytes_read(self) -> int:
         """Bytes read from the model's files so far."""
-        return self.checkpoint.bytes_read
+        return self.decoder.weights.bytes_read
 
     def generate(self, prompt: Prompt, *, fingerprint: bool = False, **sampling) -> Generation:
         """Answers a prompt: an iterator of steps, one a token.
@@ -187,6 +191,8 @@ class Model:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, parse_special=True)
         if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(item, Mapping) for item in prompt):
+            if self.tokenizer.chat_template is None:
+                raise RequestError("messages: this model has no chat template, give it text to continue")
             return self.tokenizer.encode_chat([dict(message) for message in prompt])
         return self._checked(prompt)
 
@@ -200,8 +206,6 @@ class Model:
         if not self._closed:
             self._closed = True
             self.checkpoint.close()
-            if hasattr(self.decoder, "close"):
-                self.decoder.close()
 
     def __enter__(self) -> "Model":
         return self
@@ -217,8 +221,8 @@ class Model:
         vocab_size = self.config.vocab_size
         try:
             ids = np.asarray(token_ids)
-        except ValueError:
-            ids = np.empty(0, object)
+        except ValueError:  # lists of different lengths
+            ids = np.empty(1, object)
         if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
             raise RequestError("prompt: expected text, a list of token ids or a list of messages")
         wrong = ids[(ids < 0) | (ids >= vocab_size)] if len(ids) else ids

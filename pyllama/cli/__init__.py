@@ -60,9 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The interpreter flushes once more when it ends, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        if error.filename is None:
+            _drop_output()
+        reason = (error.strerror or str(error)).lower()
+        print(f"pyllama: {error.filename or 'standard output'}: {reason}", file=sys.stderr)
+        return 2
     except MemoryError:
         print("pyllama: out of memory", file=sys.stderr)
         return 2
+
+
+def _drop_output() -> None:
+    """Nobody can take the output: let the interpreter's last flush go nowhere, or it would complain."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError:  # a stream without a file has no last flush
+        pass

@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Everything `info --json` prints."""
+    from pyllama.kv_cache import POSITIONS, KVCache
+
     config = checkpoint.config
     parts = {name: {"parameters": 0, "nbytes": 0} for name in PARTS}
     dtypes: dict[str, int] = {}
@@ -58,7 +60,6 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         part["nbytes"] += tensor.nbytes
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.nbytes
     scaling = config.rope_scaling
-    kv_dim = config.num_key_value_heads * config.head_dim
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
@@ -80,7 +81,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         "rope_scaling": None if scaling is None else {"kind": scaling.kind, "factor": scaling.factor},
         "sliding_window": _window(config.layer_windows),
         "max_position_embeddings": config.max_position_embeddings,
-        "kv_cache_nbytes_per_token": config.num_hidden_layers * 2 * 2 * kv_dim,  # k and v, f16
+        "kv_cache_nbytes_per_token": KVCache(config, POSITIONS).page_nbytes // POSITIONS,
         "tokenizer": _tokenizer(checkpoint),
         "files": [{"path": str(path), "nbytes": path.stat().st_size} for path in checkpoint.files],
     }

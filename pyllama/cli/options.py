@@ -1,12 +1,15 @@
 """The options that several commands share: which model, how to sample. Translates, never computes."""
 
 import argparse
-import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyllama.model import Model
+
+#: Loading that is faster than this needs no progress shown.
+PATIENCE_S = 1.0
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +105,16 @@ def load_model(args: argparse.Namespace) -> "Model":
     from pyllama.model import load
     from pyllama.progress import Progress
 
-    with Progress(f"loading {Path(args.model).name}", stream=sys.stderr) as progress:
+    start = time.monotonic()
+    with Progress(f"loading {Path(args.model).name}") as line:
+
+        def progress(done: int, total: int) -> None:
+            if line.total is not None:
+                line.advance(done - line.done)
+            elif time.monotonic() - start >= PATIENCE_S:
+                line.total = total
+                line.skip(done)
+
         return load(
             args.model,
             context_length=args.context_length,
