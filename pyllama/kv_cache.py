@@ -72,7 +72,8 @@ class KVCache:
             memory = np.zeros(self.page_nbytes + _ALIGN, np.uint8)
         except MemoryError:
             raise PyllamaError(
-                f"kv cache: no memory for another {self.page_nbytes} bytes ({POSITIONS} positions) on top of {self.nbytes}"
+                f"kv cache: no memory for another {self.page_nbytes} bytes ({POSITIONS} positions) "
+                f"on top of {self.nbytes}"
             ) from None
         self._allocated += 1
         start = -memory.ctypes.data % _ALIGN

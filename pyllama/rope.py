@@ -46,7 +46,8 @@ def _llama3(inv_freq: np.ndarray, s: RopeScaling) -> np.ndarray:
     turns = s.original_max_position_embeddings * inv_freq / (2 * math.pi)
     smooth = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
     blend = (1 - smooth) * inv_freq / s.factor + smooth * inv_freq
-    return np.where(turns < s.low_freq_factor, inv_freq / s.factor, np.where(turns > s.high_freq_factor, inv_freq, blend))
+    kept_or_blended = np.where(turns > s.high_freq_factor, inv_freq, blend)
+    return np.where(turns < s.low_freq_factor, inv_freq / s.factor, kept_or_blended)
 
 
 def _yarn(inv_freq: np.ndarray, s: RopeScaling, config: Config) -> np.ndarray:

@@ -1,0 +1,233 @@
+"""The decoder: the same bits for any cut into passes, any company, any storage; and its errors."""
+
+import numpy as np
+import pytest
+import reference
+import tiny
+
+from pyllama import _kernels as kernels
+from pyllama.checkpoint import open_checkpoint
+from pyllama.decoder import Decoder
+from pyllama.errors import ContextOverflowError, RequestError
+from pyllama.weights import ResidentWeights
+
+IDS = [1, *((7 * i * i + 3 * i) % 101 for i in range(47))]
+
+
+def decoder_of(path, **options):
+    checkpoint = open_checkpoint(path)
+    options.setdefault("context_length", 128)
+    return Decoder(
+        checkpoint.config, ResidentWeights(checkpoint), rope_interleaved=checkpoint.rope_interleaved, **options
+    )
+
+
+def all_logits(decoder, ids=IDS):
+    with decoder.new_sequence() as sequence:
+        return decoder.forward([(sequence, ids)], "all")
+
+
+def same_bits(a, b):
+    return a.shape == b.shape and bool((a.view(np.uint32) == b.view(np.uint32)).all())
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "qwen3"])
+def folder(request, tmp_path_factory):
+    config = tiny.tiny_config(model_type=request.param)
+    path = tmp_path_factory.mktemp(request.param)
+    tiny.write_huggingface(path, config, tiny.random_tensors(config, seed=1), dtype="BF16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """The same weights, exact in bfloat16, in every container and plain dtype."""
+    config = tiny.tiny_config()
+    tensors = tiny.random_tensors(config, seed=2)
+    root = tmp_path_factory.mktemp("llama")
+    for dtype in ("BF16", "F32"):
+        tiny.write_huggingface(root / f"hf-{dtype}", config, tensors, dtype=dtype)
+        tiny.write_gguf(root / f"{dtype}.gguf", config, tensors, dtype=dtype)
+    tiny.write_huggingface(root / "hf-shards", config, tensors, dtype="BF16", shards=3)
+    tiny.write_meta(root / "meta", config, tensors)
+    return root
+
+
+def test_prefill_is_step_by_step_to_the_bit(folder):
+    decoder = decoder_of(folder)
+    whole = all_logits(decoder)
+    with decoder.new_sequence() as sequence:
+        steps = np.concatenate([decoder.forward([(sequence, [i])]) for i in IDS])
+    assert same_bits(whole, steps)
+    with decoder.new_sequence() as sequence:
+        cuts = [IDS[:5], IDS[5:6], IDS[6:30], IDS[30:]]
+        assert same_bits(whole, np.concatenate([decoder.forward([(sequence, ids)], "all") for ids in cuts]))
+
+
+def test_threads_and_isa_change_no_bit(folder):
+    before = kernels.isa(), kernels.num_threads()
+    try:
+        results = []
+        for isa in kernels.supported_isas():
+            for threads in (1, 2, 3):
+                kernels.set_isa(isa)
+                kernels.set_num_threads(threads)
+                results.append(all_logits(decoder_of(folder)))
+    finally:
+        kernels.set_isa(before[0])
+        kernels.set_num_threads(before[1])
+    assert all(same_bits(results[0], other) for other in results)
+
+
+def test_company_changes_no_bit(folder):
+    decoder = decoder_of(folder)
+    alone = all_logits(decoder)
+    with decoder.new_sequence() as a, decoder.new_sequence() as b, decoder.new_sequence() as c:
+        decoder.forward([(b, IDS[::-1][:11]), (c, IDS[3:4])])
+        first = decoder.forward([(b, IDS[:3]), (a, IDS[:20]), (c, [5])], "all")[3:23]
+        second = decoder.forward([(a, IDS[20:]), (b, [9])], "all")[:28]
+    assert same_bits(alone, np.concatenate([first, second]))
+
+
+def test_last_is_the_last_row_of_each_segment(folder):
+    decoder = decoder_of(folder)
+    with decoder.new_sequence() as a, decoder.new_sequence() as b:
+        every = decoder.forward([(a, IDS[:7]), (b, IDS[7:10])], "all")
+        a.truncate(0)
+        b.truncate(0)
+        last = decoder.forward([(a, IDS[:7]), (b, IDS[7:10])])
+    assert same_bits(last, every[[6, 9]])
+
+
+def test_container_and_plain_dtype_change_no_bit(llama):
+    expected = all_logits(decoder_of(llama / "hf-BF16"))
+    for other in ("hf-F32", "hf-shards", "BF16.gguf", "F32.gguf", "meta"):
+        assert same_bits(expected, all_logits(decoder_of(llama / other))), other
+
+
+def test_truncation_forgets(folder):
+    decoder = decoder_of(folder)
+    whole = all_logits(decoder)
+    with decoder.new_sequence() as sequence:
+        for keep in (40, 33, 32, 31, 1, 0):
+            decoder.forward([(sequence, [3] * 7 + IDS[:40])] if sequence.length == 0 else [(sequence, [3] * 5)])
+            sequence.truncate(0)
+            decoder.forward([(sequence, IDS)])
+            sequence.truncate(keep)
+            assert same_bits(whole[keep:], decoder.forward([(sequence, IDS[keep:])], "all")), keep
+            sequence.truncate(0)
+
+
+def test_the_cache_grows_with_use_and_pages_are_reused(folder):
+    decoder = decoder_of(folder)
+    assert decoder.cache.nbytes == 0
+    with decoder.new_sequence() as sequence:
+        decoder.forward([(sequence, IDS[:32])])
+        assert decoder.cache.nbytes == decoder.cache.page_nbytes
+        decoder.forward([(sequence, IDS[:1])])
+        assert decoder.cache.nbytes == 2 * decoder.cache.page_nbytes
+    with decoder.new_sequence() as sequence:
+        decoder.forward([(sequence, IDS)])
+        assert decoder.cache.nbytes == 2 * decoder.cache.page_nbytes
+
+
+def test_float16_cache_is_near_float32_and_not_it(folder):
+    f16, f32 = all_logits(decoder_of(folder)), all_logits(decoder_of(folder, kv_dtype="f32"))
+    assert not same_bits(f16, f32)
+    assert np.abs(f16 - f32).max() < 2e-3 * np.abs(f32).max()
+
+
+@pytest.mark.parametrize("dtype", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_quantized_weights_are_widened_exactly(tmp_path, dtype):
+    """A quantized file gives the bits of a float32 file that holds what the blocks stand for."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = tiny.tiny_config(**sizes, head_dim=16)
+    tensors = tiny.random_tensors(config, seed=3)
+    tiny.write_gguf(tmp_path / "q.gguf", config, tensors, dtype=dtype)
+    checkpoint = open_checkpoint(tmp_path / "q.gguf")
+    widened = {}
+    for name, tensor in checkpoint.tensors.items():
+        raw = checkpoint.read_rows(tensor, 0, tensor.rows)
+        plain = tensor.dtype in ("F32", "F16", "BF16")
+        values = tiny.decode_plain(tensor.dtype, raw.tobytes()) if plain else tiny.dequantize(tensor.dtype, raw)
+        values = np.asarray(values, np.float32).reshape(tensor.shape)
+        for proj, heads in (("q_proj.weight", 4), ("k_proj.weight", 2)):
+            if name.endswith(proj):  # back from interleaved rows
+                values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        widened[name] = values
+    assert {t.dtype for t in checkpoint.tensors.values()} == {dtype, "F32"}
+    tiny.write_huggingface(tmp_path / "hf", config, widened, dtype="F32")
+    assert same_bits(all_logits(decoder_of(tmp_path / "q.gguf")), all_logits(decoder_of(tmp_path / "hf")))
+
+
+def test_near_the_float64_reference(folder):
+    checkpoint = open_checkpoint(folder)
+    tensors = {}
+    for name, tensor in checkpoint.tensors.items():
+        raw = checkpoint.read_rows(tensor, 0, tensor.rows)
+        tensors[name] = np.asarray(tiny.decode_plain(tensor.dtype, raw.tobytes()), np.float64).reshape(tensor.shape)
+    expected = reference.forward(checkpoint.config, tensors, IDS)
+    got = all_logits(decoder_of(folder, kv_dtype="f32"))
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_full_context_is_an_error_and_changes_nothing(folder):
+    decoder = decoder_of(folder, context_length=40)
+    with decoder.new_sequence() as sequence:
+        decoder.forward([(sequence, IDS[:38])])
+        with pytest.raises(ContextOverflowError, match="41 positions asked for, 40 held"):
+            decoder.forward([(sequence, IDS[:3])])
+        assert sequence.length == 38
+        decoder.forward([(sequence, IDS[:2])])
+        assert sequence.length == 40
+
+
+def test_a_pass_that_fails_changes_nothing(folder):
+    decoder = decoder_of(folder)
+    whole = all_logits(decoder)
+    good = decoder.weights.blocks
+
+    def failing(name):
+        if name.endswith("layers.1.mlp.up_proj.weight"):
+            raise OSError("gone")
+        return good(name)
+
+    with decoder.new_sequence() as sequence:
+        decoder.forward([(sequence, IDS[:10])])
+        decoder.weights.blocks = failing
+        with pytest.raises(OSError, match="gone"):
+            decoder.forward([(sequence, IDS[::-1])])
+        decoder.weights.blocks = good
+        assert sequence.length == 10
+        assert same_bits(whole[10:], decoder.forward([(sequence, IDS[10:])], "all"))
+
+
+def test_bad_requests(folder):
+    decoder = decoder_of(folder, max_pass_tokens=8)
+    with decoder.new_sequence() as sequence:
+        for batch, options in (
+            ([], {}),
+            ([(sequence, [])], {}),
+            ([(sequence, [101])], {}),
+            ([(sequence, [-1])], {}),
+            ([(sequence, [1]), (sequence, [2])], {}),
+            ([(sequence, [1] * 9)], {}),
+            ([(sequence, [1])], {"logits": "some"}),
+        ):
+            with pytest.raises(RequestError):
+                decoder.forward(batch, **options)
+        with pytest.raises(RequestError):
+            sequence.truncate(1)
+        assert sequence.length == 0 and decoder.passes == 0
+    with pytest.raises(RequestError):
+        decoder_of(folder, kv_dtype="f8")
+    with pytest.raises(RequestError):
+        decoder_of(folder, context_length=0)
+
+
+def test_prefill_takes_as_few_passes_as_it_can(folder):
+    decoder = decoder_of(folder, max_pass_tokens=20)
+    with decoder.new_sequence() as sequence:
+        last = decoder.prefill(sequence, IDS)
+    assert decoder.passes == 3
+    assert same_bits(last[None], all_logits(decoder_of(folder))[-1:])
