@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -655,3 +656,118 @@ _QUANTIZE = {
     "Q4_0": _qu_q4_0, "Q4_1": _qu_q4_1, "Q5_0": _qu_q5_0, "Q5_1": _qu_q5_1, "Q8_0": _qu_q8_0,
     "Q2_K": _qu_q2_k, "Q3_K": _qu_q3_k, "Q4_K": _qu_q4_k, "Q5_K": _qu_q5_k, "Q6_K": _qu_q6_k,
 }  # fmt: skip
+
+
+# --- Meta -------------------------------------------------------------------------------------------
+
+META_NAMES = {
+    "model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output",
+    "model.layers.": "layers.",
+    "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2", "mlp.up_proj": "feed_forward.w3",
+    "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+TORCH_STORAGES = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage"}
+
+
+def meta_params(config: dict[str, Any]) -> dict[str, Any]:
+    """params.json of a llama config: Llama 3's keys, which are a superset of Llama 1's and 2's."""
+    params = {
+        "dim": config["hidden_size"],
+        "n_layers": config["num_hidden_layers"],
+        "n_heads": config["num_attention_heads"],
+        "n_kv_heads": config["num_key_value_heads"],
+        "vocab_size": config["vocab_size"],
+        "multiple_of": 16,
+        "norm_eps": config["rms_norm_eps"],
+        "rope_theta": config["rope_theta"],
+    }
+    if config.get("rope_scaling"):
+        params["use_scaled_rope"] = True
+    return params
+
+
+def meta_shard(
+    config: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    shard: int,
+    shards: int,
+    embedding: str = "columns",
+) -> dict[str, np.ndarray]:
+    """What consolidated.<shard>.pth holds, under Meta's names. embedding: "columns" or "rows"."""
+    mine = {}
+    for name, values in tensors.items():
+        values = _interleaved(config, name, values)
+        if values.ndim == 2:
+            by_columns = any(key in name for key in ("o_proj", "down_proj"))
+            by_columns |= "embed_tokens" in name and embedding == "columns"
+            values = np.split(values, shards, axis=1 if by_columns else 0)[shard]
+        for ours, theirs in META_NAMES.items():
+            name = name.replace(ours, theirs)
+        mine[name] = values
+    head_dim = _sizes(config)[4]
+    mine["rope.freqs"] = (config["rope_theta"] ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+    return mine
+
+
+def _pickle_text(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text.encode())) + text.encode()
+
+
+def _pickle_int(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def _pickle_ints(values: tuple[int, ...]) -> bytes:
+    return b"(" + b"".join(map(_pickle_int, values)) + b"t"
+
+
+def torch_pickle(records: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """data.pkl of a dict of tensors (name, dtype, shape), tensor i in storage i: protocol 2, as torch's."""
+    out = [b"\x80\x02}q\x00("]
+    for key, (name, dtype, shape) in enumerate(records):
+        count = int(np.prod(shape))
+        strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
+        out.append(_pickle_text(name))
+        out.append(b"ctorch._utils\n_rebuild_tensor_v2\n(")
+        out.append(b"(" + _pickle_text("storage") + f"ctorch\n{TORCH_STORAGES[dtype]}\n".encode())
+        out.append(_pickle_text(str(key)) + _pickle_text("cpu") + _pickle_int(count) + b"tQ")
+        out.append(_pickle_int(0) + _pickle_ints(shape) + _pickle_ints(strides) + b"\x89")
+        out.append(b"ccollections\nOrderedDict\n)RtR")
+    out.append(b"u.")
+    return b"".join(out)
+
+
+def write_torch_archive(path: Path, program: bytes, storages: list[bytes]) -> None:
+    """A zip of stored entries like torch.save's: data.pkl, byteorder, data/0.., version; data 64-aligned."""
+    entries = [(f"{path.stem}/data.pkl", program), (f"{path.stem}/byteorder", b"little")]
+    entries += [(f"{path.stem}/data/{i}", blob) for i, blob in enumerate(storages)]
+    entries.append((f"{path.stem}/version", b"3\n"))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, blob in entries:
+            info = zipfile.ZipInfo(name)
+            start = archive.fp.tell() + 30 + len(name) + 4
+            info.extra = struct.pack("<2sH", b"FB", -start % 64) + b"Z" * (-start % 64)
+            archive.writestr(info, blob)
+
+
+def write_meta(
+    folder: Path,
+    config: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    dtype: str = "BF16",
+    shards: int = 1,
+    embedding: str = "columns",
+) -> Path:
+    """params.json and consolidated.NN.pth, cut as Meta cut 13B (2 shards) and 70B (8). Returns the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.json").write_text(json.dumps(meta_params(config)))
+    for shard in range(shards):
+        mine = meta_shard(config, tensors, shard, shards, embedding)
+        kinds = {name: "F32" if name == "rope.freqs" else dtype for name in mine}
+        program = torch_pickle([(name, kinds[name], values.shape) for name, values in mine.items()])
+        storages = [encode_plain(kinds[name], values) for name, values in mine.items()]
+        write_torch_archive(folder / f"consolidated.{shard:02}.pth", program, storages)
+    return folder

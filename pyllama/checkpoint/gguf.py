@@ -128,20 +128,20 @@ def _checkpoint(
         raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'")
     freqs = found.pop("rope_freqs.weight", None)
     factors = _rope_factors(files[freqs.parts[0].file], freqs) if freqs else ()
-    tensors = {}
-    for name, tensor in found.items():
-        mapped = _huggingface_name(name)
-        tensors[mapped] = dataclasses.replace(tensor, name=mapped)
-    embedding = tensors.get("model.embed_tokens.weight")
+    embedding = found.get("token_embd.weight")
     config = Config.from_gguf(
         metadata,
         vocab_size=embedding.rows if embedding else 1,
-        tie_word_embeddings="lm_head.weight" not in tensors,
-        qkv_bias="model.layers.0.self_attn.q_proj.bias" in tensors,
-        o_bias="model.layers.0.self_attn.o_proj.bias" in tensors,
-        mlp_bias="model.layers.0.mlp.gate_proj.bias" in tensors,
+        tie_word_embeddings="output.weight" not in found,
+        qkv_bias="blk.0.attn_q.bias" in found,
+        o_bias="blk.0.attn_output.bias" in found,
+        mlp_bias="blk.0.ffn_gate.bias" in found,
         rope_factors=factors,
     )
+    tensors = {}
+    for name, tensor in found.items():
+        mapped = _huggingface_name(name, config.model_type)
+        tensors[mapped] = dataclasses.replace(tensor, name=mapped)
     index = check_index(tensors, config, {p: f.nbytes for p, f in files.items()}, "the GGUF metadata")
     config = dataclasses.replace(config, dtype=stored_dtype(index))
     return Checkpoint(
@@ -149,12 +149,13 @@ def _checkpoint(
     )
 
 
-def _huggingface_name(name: str) -> str:
-    """The Hugging Face name, or the name itself where there is none: the index then refuses it."""
+def _huggingface_name(name: str, model_type: str) -> str:
     match = _LAYER.fullmatch(name)
     if match and match[2] in _LAYER_NAMES:
         return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
-    return _OUTER_NAMES.get(name, name)
+    if name not in _OUTER_NAMES:
+        raise UnsupportedError(f"{shown(name)}: not a tensor of a {model_type} model in a GGUF file")
+    return _OUTER_NAMES[name]
 
 
 def _rope_factors(file: InputFile, tensor: Tensor) -> tuple[float, ...]:
