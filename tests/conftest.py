@@ -1,4 +1,4 @@
-"""Tiny models on disk that several test files load: random weights, a byte-level tokenizer, a chat template."""
+"""Tiny models on disk for several test files: random weights, a byte-level tokenizer, a chat template."""
 
 import json
 from pathlib import Path

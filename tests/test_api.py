@@ -1,4 +1,4 @@
-"""The Python API on a real, tiny model: prompts of every kind, logits, chats that compute only what is new."""
+"""The Python API on a tiny model: prompts of every kind, logits, chats that compute only what is new."""
 
 import hashlib
 

@@ -1,0 +1,82 @@
+"""What the documentation says is so: its Python runs, and its options are those of --help."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from pyllama.cli import build_parser
+
+DOCS = Path(__file__).parent.parent / "docs"
+MODEL = "models/SmolLM2-135M-Instruct"
+
+if not DOCS.is_dir():
+    pytest.skip("the documentation is not here, only the tests", allow_module_level=True)
+
+
+def blocks(path: Path, language: str) -> list[tuple[int, str]]:
+    """(first line, text) of each fenced block of a language."""
+    text = path.read_text(encoding="utf-8")
+    return [
+        (text[: match.start(1)].count("\n"), match[1])
+        for match in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ]
+
+
+def test_the_examples_of_the_api_run(chat_folder, tmp_path, monkeypatch, capsys):
+    """In order and in one namespace, with a tiny model where the page has a real one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / MODEL).parent.mkdir()
+    (tmp_path / MODEL).symlink_to(chat_folder)
+    namespace: dict = {}
+    examples = blocks(DOCS / "api.md", "python")
+    assert len(examples) > 5
+    for line, code in examples:
+        # Blank lines in front, so that a traceback names the line of the page.
+        exec(compile("\n" * line + code, "docs/api.md", "exec"), namespace)
+    assert "user : What is the capital of France?" in capsys.readouterr().out
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    for action in build_parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise AssertionError("no commands")
+
+
+def option_row(action: argparse.Action) -> str:
+    """The table row of an option, from what --help prints of it."""
+    names = ", ".join(action.option_strings) or str(action.metavar)
+    value = ""
+    if action.option_strings and action.nargs != 0:
+        value = " " + (action.metavar or "{" + ",".join(action.choices or ()) + "}")
+    return f"| `{names}{value}` | {action.help} |"
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_the_options_in_cli_md_are_those_of_help(command):
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    section = re.search(rf"^## pyllama {command}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, f"docs/cli.md has no section 'pyllama {command}'"
+    parser = commands()[command]
+    expected = [option_row(action) for action in parser._actions if action.dest != "help"]
+    table = re.search(r"^\| option \| meaning \|\n\|---\|---\|\n((?:\|.*\n)*)", section[1], re.MULTILINE)
+    assert table and table[1].splitlines() == expected
+    assert " ".join((parser.description or "").split()) in " ".join(section[1].split())
+
+
+def test_cli_md_has_no_other_command():
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^## pyllama (\w+)$", text, re.MULTILINE)) == sorted(commands())
+
+
+def test_the_api_page_has_every_sampling_option():
+    import dataclasses
+
+    from pyllama.sampler import SamplingParams
+
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    section = text[text.index("## Sampling") : text.index("## Conversations")]
+    documented = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(documented) == sorted(field.name for field in dataclasses.fields(SamplingParams))
