@@ -183,7 +183,7 @@ class Sampler:
         candidates = Candidates(self._ids, logits)
         for step in self._chain:
             candidates = step(candidates)
-        sums = np.cumsum(_exp(candidates.logits), dtype=np.float64)  # sequential, unlike np.sum
+        sums = _running_sums(_exp(candidates.logits))
         target = uniform(self.seed, index) * sums[-1]
         chosen = int(np.searchsorted(sums, target, side="right"))
         return int(candidates.ids[min(chosen, len(sums) - 1)])
@@ -264,15 +264,14 @@ def _top_p(mass: float) -> Step:
 
     def step(candidates: Candidates) -> Candidates:
         weights = _exp(candidates.logits)
-        target = mass * np.cumsum(weights, dtype=np.float64)[-1]
-        # A trained model is sure enough that the first few hundred tokens do: sorting all is the last resort.
-        count = 256
-        while True:
+        target = mass * _running_sums(weights)[-1]
+        # A trained model is sure enough that a few hundred tokens do: sorting all is the last resort.
+        for count in (256, 2048, len(weights)):
             order = largest(weights, count)
-            sums = np.cumsum(weights[order], dtype=np.float64)
-            if sums[-1] >= target or count >= len(weights):
-                return candidates.keep(order[: int(np.searchsorted(sums, target, side="left")) + 1])
-            count *= 16
+            sums = _running_sums(weights[order])
+            if sums[-1] >= target:
+                break
+        return candidates.keep(order[: int(np.searchsorted(sums, target, side="left")) + 1])
 
     return step
 
@@ -316,6 +315,11 @@ def _below_largest(logits: np.ndarray) -> np.ndarray:
         return np.maximum(logits - logits.max(), np.finfo(np.float32).min)
 
 
+def _running_sums(weights: np.ndarray) -> np.ndarray:
+    """Sums of the first 1, 2, ... values in float64, added one by one: np.sum's order depends on the machine."""
+    return np.cumsum(weights.astype(np.float64))
+
+
 def _exp(values: np.ndarray) -> np.ndarray:
     """exp of float32 values at most 0, with the same bits on every machine."""
     values = np.ascontiguousarray(values)
@@ -327,7 +331,7 @@ def _exp(values: np.ndarray) -> np.ndarray:
 def _with_logprobs(logits: np.ndarray, token_id: int, count: int) -> Sample:
     """Log-softmax of the unmodified logits at token_id and at the `count` largest."""
     shifted = _below_largest(logits)
-    total = float(np.cumsum(_exp(np.maximum(shifted, LOWEST_EXPONENT)), dtype=np.float64)[-1])
+    total = float(_running_sums(_exp(np.maximum(shifted, LOWEST_EXPONENT)))[-1])
     log_total = math.log(total)
     # Far more digits than float32 holds, and few enough to hide how this machine's libm rounds log.
     top = tuple((int(i), round(float(shifted[i]) - log_total, 9)) for i in largest(shifted, count))
