@@ -111,6 +111,7 @@ class Generation:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
+        continuation: bool = False,
         fingerprint: bool = False,
         on_close: Callable[[], None] | None = None,
     ):
@@ -122,6 +123,7 @@ class Generation:
                      sequence has none); only the rest is computed. It stays the caller's, to keep or to close
         prompt_ids   the whole prompt
         params       what to sample and when to stop
+        continuation whether the text goes on after the prompt's, so that a space at its start belongs to it
         fingerprint  whether to hash the logits: a few ms a token for a large vocabulary
         on_close     called once, when the sequence is no longer used
 
@@ -151,7 +153,7 @@ class Generation:
         self._decoder = decoder
         self._sequence = sequence
         self._params = params
-        self._stream = tokenizer.stream()
+        self._stream = tokenizer.stream(continuation=continuation)
         self._stops = StopStrings(params.stop)
         ends = () if params.ignore_eos else tokenizer.eos_token_ids
         self._end_ids = frozenset(ends) | frozenset(params.stop_token_ids)

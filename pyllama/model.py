@@ -141,6 +141,7 @@ class Model:
         """
         params = SamplingParams.from_options(**sampling)
         prompt_ids = self.encode_prompt(prompt)
+        is_chat = isinstance(prompt, (list, tuple)) and any(isinstance(item, Mapping) for item in prompt[:1])
         sequence = self.new_sequence()
         try:
             return Generation(
@@ -149,6 +150,7 @@ class Model:
                 sequence,
                 prompt_ids,
                 params,
+                continuation=not is_chat,
                 fingerprint=fingerprint,
                 on_close=sequence.close,
             )

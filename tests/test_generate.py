@@ -73,7 +73,7 @@ class FakeTokenizer:
     PIECES = {i: bytes([ord("a") + i]) for i in range(26)} | {27: b"\xc3", 28: b"\xa9", 29: b"xyz"}
     eos_token_ids = (EOS,)
 
-    def stream(self):
+    def stream(self, continuation=False):
         return FakeStream()
 
 
