@@ -421,8 +421,8 @@ def _huggingface_rope(f: _Fields, positions: int, kinds: set[str]) -> tuple[floa
         raise f.fail(key, "an object")
     nested = {k for k in parameters if k.endswith("_attention")}
     if nested:
-        used = [parameters.get(kind) for kind in sorted(kinds)]
-        if any(not isinstance(p, Mapping) for p in used):
+        used = [p for p in map(parameters.get, sorted(kinds)) if isinstance(p, Mapping)]
+        if len(used) != len(kinds):
             raise f.fail(key, f"an object for each of {', '.join(sorted(kinds))}")
         if any(p != used[0] for p in used):
             raise f.unsupported(key, "a different rotary embedding per layer type")

@@ -86,7 +86,7 @@ class Checkpoint:
         file = self._open.get(path)
         if file is None:
             raise CheckpointError(f"{path}: already closed")
-        file.read_into(offset, memoryview(rows).cast("B"))
+        file.read_into(offset, rows.data.cast("B"))
         with self._lock:
             self.bytes_read += rows.nbytes
 

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from pyllama.checkpoint.checkpoint import Checkpoint
+from pyllama.checkpoint.dtypes import PLAIN
 from pyllama.checkpoint.files import InputFile, read_small
 from pyllama.checkpoint.index import Tensor, check_index, stored_dtype
 from pyllama.checkpoint.safetensors import read_safetensors
 from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
-from pyllama.config import Config, shown
+from pyllama.config import MAX_SIZE, Config, shown
 from pyllama.errors import CheckpointError, UnsupportedError
 
 MAX_FILES = 1024
+TIED_ROWS = 16  # rows compared of a matrix stored under both names
 INDEX = "model.safetensors.index.json"
 
 
@@ -43,7 +45,8 @@ def open_huggingface(folder: Path) -> Checkpoint:
         for key, name in weight_map.items():
             if key not in tensors or tensors[key].parts[0].file.name != name:
                 raise CheckpointError(f"{shown(key)}: not in {name}, where {INDEX} says it is")
-        # Vectors of the wrong rank reach check_index as they are and fail by their shape.
+        if config.tie_word_embeddings:
+            _check_tied(tensors, files)
         sizes = {path: file.nbytes for path, file in files.items()}
         index = check_index(tensors, config, sizes, "config.json")
         config = dataclasses.replace(config, dtype=stored_dtype(index))
@@ -52,6 +55,33 @@ def open_huggingface(folder: Path) -> Checkpoint:
         for file in files.values():
             file.close()
         raise
+
+
+def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> None:
+    """Some writers keep both names of a tied matrix, some only the head's.
+
+    A copy that differs contradicts the config: transformers 4 then drops the head and transformers 5 keeps
+    it, so there is no right answer. A few rows tell, since training changes them all.
+    """
+    embedding, head = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
+    if head is None:
+        return
+    if embedding is None:
+        tensors["model.embed_tokens.weight"] = dataclasses.replace(head, name="model.embed_tokens.weight")
+        return
+    same = (embedding.dtype, embedding.shape) == (head.dtype, head.shape)
+    if same and embedding.dtype in PLAIN and len(head.shape) == 2 and head.rows and head.cols < MAX_SIZE:
+        for row in range(0, head.rows, -(-head.rows // TIED_ROWS)):
+            one, other = (
+                files[t.parts[0].file].read(t.parts[0].offset + row * t.row_nbytes, t.row_nbytes)
+                for t in (embedding, head)
+            )
+            same = same and one == other
+    if not same:
+        raise CheckpointError(
+            "lm_head.weight: differs from model.embed_tokens.weight, expected a copy as config.json has "
+            "tie_word_embeddings true; set that to false if the head is to be used"
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:

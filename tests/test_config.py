@@ -1,0 +1,362 @@
+"""config.json, GGUF metadata and params.json into Config: what is read, what is refused, and by which name."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny
+
+from pyllama.config import MAX_LAYERS, Config, RopeScaling
+from pyllama.errors import CheckpointError, PyllamaError, UnsupportedError
+
+
+def huggingface(**overrides):
+    return Config.from_huggingface(tiny.tiny_config(**overrides))
+
+
+def gguf(config=None, drop=(), **changes):
+    metadata = tiny.gguf_metadata(config or tiny.tiny_config())
+    metadata.update({key.replace("__", "."): value for key, value in changes.items()})
+    for key in drop:
+        del metadata[key]
+    return Config.from_gguf(metadata, vocab_size=101, tie_word_embeddings=False)
+
+
+def test_transformers_4_and_5_spell_the_same_config():
+    old = tiny.tiny_config(
+        rope_theta=500000.0,
+        rope_scaling={
+            "type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        torch_dtype="bfloat16",
+    )
+    new = dict(old, dtype="bfloat16")
+    new["rope_parameters"] = dict(old["rope_scaling"], rope_theta=500000.0, rope_type="llama3")
+    for key in ("rope_theta", "rope_scaling", "torch_dtype"):
+        del new[key]
+    del new["rope_parameters"]["type"]
+    assert Config.from_huggingface(old) == Config.from_huggingface(new)
+    assert Config.from_huggingface(new).rope_theta == 500000.0
+    assert Config.from_huggingface(new).dtype == "BF16"
+
+
+def test_defaults_are_those_of_the_transformers_classes():
+    bare = {
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 6,
+        "vocab_size": 101,
+    }
+    llama = Config.from_huggingface(bare | {"model_type": "llama"})
+    assert (llama.num_key_value_heads, llama.head_dim, llama.max_position_embeddings) == (6, 8, 2048)
+    assert (llama.rms_norm_eps, llama.rope_theta, llama.tie_word_embeddings) == (1e-6, 10000.0, False)
+    assert not (llama.qkv_bias or llama.o_bias or llama.mlp_bias or llama.qk_norm)
+    wide = bare | {"num_attention_heads": 32, "hidden_size": 256}
+    mistral = Config.from_huggingface(wide | {"model_type": "mistral"})
+    assert (mistral.num_key_value_heads, mistral.max_position_embeddings) == (8, 131072)
+    assert mistral.layer_windows == (4096,) * 30
+    qwen2 = Config.from_huggingface(wide | {"model_type": "qwen2"})
+    assert (qwen2.num_key_value_heads, qwen2.head_dim, qwen2.qkv_bias, qwen2.o_bias) == (32, 8, True, False)
+    qwen3 = Config.from_huggingface(wide | {"model_type": "qwen3"})
+    assert (qwen3.head_dim, qwen3.qk_norm, qwen3.qkv_bias) == (128, True, False)
+    assert qwen3.layer_windows == (None,) * 30
+
+
+def test_null_key_value_heads_means_as_many_as_heads():
+    config = tiny.tiny_config() | {"num_key_value_heads": None, "head_dim": None}
+    assert Config.from_huggingface(config).num_key_value_heads == 6
+    assert Config.from_huggingface(config).head_dim == 8
+
+
+def test_sliding_windows_follow_each_class():
+    assert huggingface(sliding_window=7).layer_windows == (None, None)  # llama ignores the key
+    assert huggingface(model_type="mistral", sliding_window=7).layer_windows == (7, 7)
+    assert huggingface(model_type="mistral", sliding_window=None).layer_windows == (None, None)
+    qwen = {"model_type": "qwen2", "sliding_window": 7}
+    assert huggingface(**qwen, max_window_layers=0).layer_windows == (None, None)
+    assert huggingface(**qwen, use_sliding_window=True, max_window_layers=1).layer_windows == (None, 7)
+    assert huggingface(**qwen, use_sliding_window=True).layer_windows == (None, None)  # from layer 28 on
+    kinds = ["sliding_attention", "full_attention"]
+    assert huggingface(**qwen, use_sliding_window=True, layer_types=kinds).layer_windows == (7, None)
+    for model_type in ("llama", "mistral", "qwen2"):
+        with pytest.raises(UnsupportedError, match="layer_types"):
+            huggingface(model_type=model_type, layer_types=kinds)
+    with pytest.raises(UnsupportedError, match="chunked_attention"):
+        huggingface(**qwen, layer_types=["full_attention", "chunked_attention"])
+    with pytest.raises(CheckpointError, match="layer_types"):
+        huggingface(**qwen, layer_types=["full_attention"])
+
+
+def test_biases_by_architecture():
+    llama = huggingface(attention_bias=True, mlp_bias=True)
+    assert (llama.qkv_bias, llama.o_bias, llama.mlp_bias) == (True, True, True)
+    qwen3 = huggingface(model_type="qwen3", attention_bias=True, mlp_bias=True)
+    assert (qwen3.qkv_bias, qwen3.o_bias, qwen3.mlp_bias) == (True, True, False)
+    qwen2 = huggingface(model_type="qwen2", attention_bias=True)
+    assert (qwen2.qkv_bias, qwen2.o_bias) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "scaling, expected",
+    [
+        (None, None),
+        ({"rope_type": "default"}, None),
+        ({"type": "linear", "factor": 4}, RopeScaling("linear", factor=4.0)),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+            RopeScaling(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=128,
+                attention_factor=0.1 * math.log(4.0) + 1.0,
+            ),
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.5, "beta_fast": 16, "truncate": False},
+            RopeScaling(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=512,
+                attention_factor=0.5,
+                beta_fast=16.0,
+                truncate=False,
+            ),
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.9},
+            RopeScaling(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=512,
+                attention_factor=(0.1 * 0.7 * math.log(4) + 1) / (0.1 * 0.9 * math.log(4) + 1),
+                mscale=0.7,
+                mscale_all_dim=0.9,
+            ),
+        ),
+    ],
+)
+def test_rope_scaling(scaling, expected):
+    assert huggingface(rope_scaling=scaling).rope_scaling == expected
+
+
+def test_original_length_outside_the_rope_object_wins():
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    config = huggingface(rope_scaling=scaling, original_max_position_embeddings=256)
+    assert config.rope_scaling.original_max_position_embeddings == 256
+
+
+def test_rope_parameters_per_layer_type():
+    one = {"rope_type": "default", "rope_theta": 20000.0}
+    same = {"full_attention": one, "sliding_attention": one}
+    windows = {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}
+    kinds = ["full_attention", "sliding_attention"]
+    assert huggingface(**windows, layer_types=kinds, rope_parameters=same).rope_theta == 20000.0
+    differ = same | {"sliding_attention": dict(one, rope_theta=10000.0)}
+    with pytest.raises(UnsupportedError, match="per layer type"):
+        huggingface(**windows, layer_types=kinds, rope_parameters=differ)
+    # An entry no layer uses does not matter.
+    assert huggingface(rope_parameters=differ).rope_theta == 20000.0
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "su", "ntk", "proportional"])
+def test_unknown_rope_types_are_refused_by_name(kind):
+    with pytest.raises(UnsupportedError, match=kind):
+        huggingface(rope_scaling={"rope_type": kind, "factor": 2.0})
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma", "gemma2", "phi3", "mixtral", "qwen3_moe", "deepseek_v3", "gpt2", "llama4"]
+)
+def test_other_models_are_refused_by_name(name):
+    with pytest.raises(UnsupportedError, match=f"'{name}'"):
+        Config.from_huggingface(tiny.tiny_config() | {"model_type": name, "architectures": ["X"]})
+    with pytest.raises(UnsupportedError, match=f"'{name}'"):
+        Config.from_gguf({"general.architecture": name}, vocab_size=1, tie_word_embeddings=True)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {}, "compression_config": {"x": 1}}, "compression_config"),
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, "partial"),
+    ],
+)
+def test_features_are_refused_by_name(change, named):
+    with pytest.raises(UnsupportedError, match=named):
+        huggingface(**change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 0},
+        {"hidden_size": -48},
+        {"hidden_size": 2**31},
+        {"hidden_size": 48.0},
+        {"hidden_size": "48"},
+        {"hidden_size": True},
+        {"hidden_size": 10**400},
+        {"hidden_size": 50, "head_dim": None},
+        {"head_dim": 7},
+        {"head_dim": 2048},
+        {"num_attention_heads": 7},
+        {"num_key_value_heads": 4},
+        {"num_key_value_heads": 0},
+        {"num_hidden_layers": MAX_LAYERS + 1},
+        {"num_hidden_layers": [2]},
+        {"vocab_size": {}},
+        {"vocab_size": 2**40},
+        {"rms_norm_eps": -1e-5},
+        {"rms_norm_eps": float("nan")},
+        {"rms_norm_eps": float("inf")},
+        {"rope_theta": 0.0},
+        {"rope_theta": 10**400},
+        {"rope_theta": "10000"},
+        {"max_position_embeddings": 0},
+        {"tie_word_embeddings": 1},
+        {"eos_token_id": "2"},
+        {"eos_token_id": [1.5]},
+        {"eos_token_id": list(range(100))},
+        {"rope_scaling": [1]},
+        {"rope_scaling": {"rope_type": "linear"}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 0}},
+        {"rope_scaling": {"rope_type": "linear", "factor": float("nan")}},
+        {"rope_scaling": {"rope_type": 3}},
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8,
+                "low_freq_factor": 4,
+                "high_freq_factor": 1,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        {"model_type": "mistral", "sliding_window": 0},
+        {"architectures": "LlamaForCausalLM"},
+        {"hidden_act": 3},
+        {"model_type": "qwen2", "use_sliding_window": "yes"},
+    ],
+)
+def test_numbers_out_of_range_are_refused(change):
+    config = tiny.tiny_config()
+    config.update(change)
+    with pytest.raises(PyllamaError) as error:
+        Config.from_huggingface(config)
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 300
+
+
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+)
+def test_sizes_without_a_sensible_default_must_be_there(key):
+    config = tiny.tiny_config()
+    del config[key]
+    with pytest.raises(CheckpointError, match=key):
+        Config.from_huggingface(config)
+
+
+def test_end_ids_come_from_both_files():
+    config = tiny.tiny_config(eos_token_id=5)
+    assert Config.from_huggingface(config, {"eos_token_id": [7, 5]}).eos_token_ids == (7, 5)
+    assert Config.from_huggingface(config, {}).eos_token_ids == (5,)
+    del config["eos_token_id"], config["bos_token_id"]
+    both = Config.from_huggingface(config, {"eos_token_id": 9, "bos_token_id": 8})
+    assert (both.bos_token_id, both.eos_token_ids) == (8, (9,))
+    assert Config.from_huggingface(config).eos_token_ids == ()
+
+
+@pytest.mark.parametrize("model_type", sorted(tiny.ARCHITECTURES))
+def test_gguf_metadata_gives_the_config_of_config_json(model_type):
+    config = tiny.tiny_config(model_type=model_type)
+    ours = Config.from_huggingface(config)
+    # A mistral is stored under the architecture of llama; float32 numbers come back as the decimals they were.
+    metadata = {k: np.float32(v).item() if isinstance(v, float) else v
+                for k, v in tiny.gguf_metadata(config).items()}  # fmt: skip
+    theirs = Config.from_gguf(
+        metadata, vocab_size=101, tie_word_embeddings=False, qkv_bias=model_type == "qwen2"
+    )
+    assert theirs.model_type == ("llama" if model_type == "mistral" else model_type)
+    same = [f for f in ours.__slots__ if f not in ("model_type", "architecture")]
+    assert {f: getattr(ours, f) for f in same} == {f: getattr(theirs, f) for f in same}
+    assert theirs.rms_norm_eps == 1e-5
+
+
+def test_gguf_rope():
+    assert gguf(llama__rope__scaling__type="none").rope_scaling is None
+    linear = gguf(llama__rope__scaling__type="linear", llama__rope__scaling__factor=4.0)
+    assert linear.rope_scaling == RopeScaling("linear", factor=4.0)
+    yarn = gguf(llama__rope__scaling__type="yarn", llama__rope__scaling__factor=4.0,
+                llama__rope__scaling__original_context_length=128)  # fmt: skip
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    assert yarn.rope_scaling == huggingface(rope_scaling=scaling).rope_scaling
+    metadata = tiny.gguf_metadata(tiny.tiny_config())
+    factors = Config.from_gguf(
+        metadata, vocab_size=101, tie_word_embeddings=True, rope_factors=(1.0, 1.0, 2.0, 8.0)
+    )
+    assert factors.rope_scaling == RopeScaling("factors", factors=(1.0, 1.0, 2.0, 8.0))
+    with pytest.raises(CheckpointError, match="rope_freqs"):
+        Config.from_gguf(metadata, vocab_size=101, tie_word_embeddings=True, rope_factors=(1.0,))
+    with pytest.raises(UnsupportedError, match="longrope"):
+        gguf(llama__rope__scaling__type="longrope")
+    with pytest.raises(UnsupportedError, match="rope.dimension_count"):
+        gguf(llama__rope__dimension_count=4)
+
+
+def test_gguf_refusals():
+    with pytest.raises(UnsupportedError, match="mixture of experts"):
+        gguf(llama__expert_count=8)
+    with pytest.raises(UnsupportedError, match="logit_scale"):
+        gguf(llama__logit_scale=0.5)
+    with pytest.raises(UnsupportedError, match="value_length"):
+        gguf(llama__attention__value_length=4)
+    with pytest.raises(CheckpointError, match="head_count"):
+        gguf(llama__attention__head_count=np.array([6, 3], np.uint32))
+    assert gguf(llama__attention__head_count=np.array([6, 6], np.uint32)).num_attention_heads == 6
+    with pytest.raises(CheckpointError, match="layer_norm_rms_epsilon"):
+        gguf(drop=["llama.attention.layer_norm_rms_epsilon"])
+    with pytest.raises(CheckpointError, match="general.architecture"):
+        gguf(drop=["general.architecture"])
+
+
+def test_gguf_end_ids():
+    config = gguf(tokenizer__ggml__eos_token_id=3, tokenizer__ggml__eot_token_id=9)
+    assert config.eos_token_ids == (3, 9)
+
+
+def meta(vocab_size=32000, **changes):
+    params = {"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-5, "vocab_size": -1} | changes
+    return Config.from_meta(
+        params, vocab_size=vocab_size, intermediate_size=172, tie_word_embeddings=False
+    )
+
+
+def test_meta_families():
+    llama2 = meta()
+    assert (llama2.max_position_embeddings, llama2.bos_token_id, llama2.eos_token_ids) == (4096, 1, (2,))
+    assert (llama2.num_key_value_heads, llama2.rope_theta, llama2.rope_scaling) == (4, 10000.0, None)
+    assert meta(norm_eps=1e-6).max_position_embeddings == 2048
+    assert meta(vocab_size=32016, rope_theta=1e6).max_position_embeddings == 16384
+    llama3 = meta(vocab_size=128256, rope_theta=500000.0, n_kv_heads=2)
+    assert (llama3.max_position_embeddings, llama3.bos_token_id) == (8192, 128000)
+    assert 128009 in llama3.eos_token_ids
+    scaled = meta(vocab_size=128256, rope_theta=500000.0, use_scaled_rope=True)
+    assert scaled.max_position_embeddings == 131072
+    assert scaled.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    small = meta(vocab_size=128256, dim=2048, n_layers=16, n_heads=32, use_scaled_rope=True)
+    assert small.rope_scaling.factor == 32.0  # Llama 3.2 1B
+    with pytest.raises(UnsupportedError, match="moe_args"):
+        meta(moe_args={"num_experts": 16})
+    with pytest.raises(CheckpointError, match="n_heads"):
+        meta(n_heads="4")
