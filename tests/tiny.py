@@ -78,7 +78,7 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             "mlp.up_proj.weight": (inner, hidden),
             "mlp.down_proj.weight": (hidden, inner),
         }
-        if kind == "qwen2" or attention_bias:
+        if kind == "qwen2" or (kind in ("llama", "qwen3") and attention_bias):
             layer["self_attn.q_proj.bias"] = (heads * head_dim,)
             layer["self_attn.k_proj.bias"] = (kv_heads * head_dim,)
             layer["self_attn.v_proj.bias"] = (kv_heads * head_dim,)

@@ -44,7 +44,7 @@ class InputFile:
                 ) from None
             if count == 0:
                 raise CheckpointError(
-                    f"{self.path}: ends at {offset + done}, expected {len(buffer)} bytes at {offset}"
+                    f"{self.path}: nothing at byte {offset + done}, expected {self.nbytes} (did the file shrink?)"
                 )
             done += count
 

@@ -127,11 +127,12 @@ def check_index(
         tensor = tensors.get(name)
         if tensor is None:
             raise CheckpointError(f"{name}: missing, expected with shape {shape} from {source}")
+        _check_format(tensor)
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{name}: shape {tensor.shape}, expected {shape} from {source} (file {_file(tensor)})"
             )
-        _check_dtype(tensor)
+        _check_blocks(tensor)
         _check_parts(tensor, sizes)
         index[name] = tensor
     check_overlaps(index.values())
@@ -142,11 +143,15 @@ def _file(tensor: Tensor) -> str:
     return tensor.parts[0].file.name if tensor.parts else "unknown"
 
 
-def _check_dtype(tensor: Tensor) -> None:
+def _check_format(tensor: Tensor) -> None:
+    # Before the shape: packed formats have shapes of their own, and the format is what to name.
     if tensor.dtype not in DTYPES:
         raise UnsupportedError(
             f"{tensor.name}: storage format {tensor.dtype} is not supported (file {_file(tensor)})"
         )
+
+
+def _check_blocks(tensor: Tensor) -> None:
     if len(tensor.shape) == 1 and tensor.dtype not in PLAIN:
         raise UnsupportedError(
             f"{tensor.name}: a vector stored as {tensor.dtype} is not supported, expected one of "

@@ -1,0 +1,227 @@
+"""GGUF files: every storage format, splits, alignment, rotary order, vocabularies, and what is refused."""
+
+import struct
+
+import numpy as np
+import pytest
+import tiny
+
+from pyllama.checkpoint import open_checkpoint
+from pyllama.errors import CheckpointError, UnsupportedError
+
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 64, "num_hidden_layers": 1}  # fmt: skip
+
+
+def model(**overrides):
+    config = tiny.tiny_config(**overrides)
+    return config, tiny.random_tensors(config, seed=5)
+
+
+def in_file_order(config, name, values):
+    """q and k of the llama family as the file holds them, the rest as it is."""
+    if config["model_type"] not in ("llama", "mistral") or "self_attn" not in name:
+        return values
+    if "q_proj" in name:
+        return tiny.interleave(values, config["num_attention_heads"])
+    if "k_proj" in name:
+        return tiny.interleave(values, config["num_key_value_heads"])
+    return values
+
+
+@pytest.mark.parametrize("dtype", sorted(tiny.GGML_NUMBERS))
+def test_every_storage_format_is_read_as_stored(tmp_path, dtype):
+    config, tensors = model(**WIDE)
+    with open_checkpoint(tiny.write_gguf(tmp_path / "m.gguf", config, tensors, dtype)) as checkpoint:
+        assert (checkpoint.format, checkpoint.rope_interleaved) == ("gguf", True)
+        assert checkpoint.config.dtype == dtype
+        assert list(checkpoint.tensors) == list(tiny.tensor_shapes(config))
+        for name, tensor in checkpoint.tensors.items():
+            assert tensor.dtype == ("F32" if len(tensor.shape) == 1 else dtype)
+            stored = tiny.quantize(tensor.dtype, in_file_order(config, name, tensors[name]))
+            assert checkpoint.read_rows(tensor, 0, tensor.rows).tobytes() == stored
+            if tensor.rows > 9:
+                assert checkpoint.read_rows(tensor, 7, 2).tobytes() == stored[7 * tensor.row_nbytes :][
+                    : 2 * tensor.row_nbytes
+                ]
+
+
+@pytest.mark.parametrize("model_type", sorted(tiny.ARCHITECTURES))
+def test_architectures_splits_and_alignment(tmp_path, model_type):
+    config, tensors = model(model_type=model_type, tie_word_embeddings=True)
+    path = tiny.write_gguf(tmp_path / "m.gguf", config, tensors, "F32", split=3, alignment=64)
+    assert path.name == "m-00001-of-00003.gguf"
+    for given in (path, tmp_path):
+        with open_checkpoint(given) as checkpoint:
+            assert len(checkpoint.files) == 3
+            assert checkpoint.config.tie_word_embeddings
+            assert checkpoint.rope_interleaved == (model_type in ("llama", "mistral"))
+            for name, tensor in checkpoint.tensors.items():
+                rows = checkpoint.read_rows(tensor, 0, tensor.rows).view("<f4").reshape(tensor.shape)
+                np.testing.assert_array_equal(rows, in_file_order(config, name, tensors[name]))
+    with pytest.raises(CheckpointError, match="give m-00001-of-00003.gguf"):
+        open_checkpoint(tmp_path / "m-00002-of-00003.gguf")
+    (tmp_path / "m-00003-of-00003.gguf").unlink()
+    with pytest.raises(CheckpointError, match="m-00003-of-00003.gguf"):
+        open_checkpoint(path)
+
+
+def test_a_split_with_the_wrong_parts(tmp_path):
+    config, tensors = model()
+    tiny.write_gguf(tmp_path / "m.gguf", config, tensors, split=2)
+    second = tmp_path / "m-00002-of-00002.gguf"
+    good = second.read_bytes()
+    second.write_bytes((tmp_path / "m-00001-of-00002.gguf").read_bytes())
+    with pytest.raises(CheckpointError, match="part 0 of 2, expected 1 of 2"):
+        open_checkpoint(tmp_path)
+    second.write_bytes(good)
+    (tmp_path / "m-00001-of-00002.gguf").rename(tmp_path / "whole.gguf")
+    with pytest.raises(CheckpointError, match="split.count is 2"):
+        open_checkpoint(tmp_path / "whole.gguf")
+
+
+def test_a_folder_must_hold_one_model(tmp_path):
+    config, tensors = model()
+    tiny.write_gguf(tmp_path / "a.gguf", config, tensors)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.path.name == "a.gguf"
+    tiny.write_gguf(tmp_path / "b.gguf", config, tensors)
+    with pytest.raises(CheckpointError, match="2 GGUF models"):
+        open_checkpoint(tmp_path)
+
+
+def test_the_same_model_has_the_same_config_in_every_form(tmp_path):
+    config, tensors = model()
+    folder = tiny.write_huggingface(tmp_path / "hf", config, tensors)
+    path = tiny.write_gguf(tmp_path / "m.gguf", config, tensors, "BF16")
+    with open_checkpoint(folder) as one, open_checkpoint(path) as other:
+        assert one.config == other.config
+
+
+def test_rope_factors(tmp_path):
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 64}  # fmt: skip
+    config, tensors = model(rope_scaling=scaling, head_dim=16)
+    with open_checkpoint(tiny.write_gguf(tmp_path / "m.gguf", config, tensors)) as checkpoint:
+        found = checkpoint.config.rope_scaling
+        assert found.kind == "factors" and len(found.factors) == 8
+        assert found.factors[0] == 1.0 and found.factors[-1] == 8.0
+        assert "rope_freqs.weight" not in checkpoint.tensors
+
+
+def test_vocabularies_are_kept_small(tmp_path):
+    config, tensors = model()
+    words = ["", "a", "é", "▁of"] + [f"w{i}" for i in range(97)]
+    extra = {
+        "tokenizer.ggml.tokens": words,
+        "tokenizer.ggml.scores": np.arange(101, dtype="<f4"),
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.chat_template": "{{ x }}",
+    }
+    path = tiny.write_gguf(tmp_path / "m.gguf", config, tensors, extra=extra)
+    with open_checkpoint(path) as checkpoint:
+        found = checkpoint.metadata["tokenizer.ggml.tokens"]
+        assert len(found) == 101 and list(found) == words
+        assert (found[2], found[-1], found.raw(2), found[1:3]) == ("é", "w96", "é".encode(), ["a", "é"])
+        assert "a" in found and found.index("▁of") == 3
+        with pytest.raises(IndexError):
+            found[101]
+        np.testing.assert_array_equal(checkpoint.metadata["tokenizer.ggml.scores"], np.arange(101))
+        assert checkpoint.metadata["tokenizer.ggml.add_bos_token"] is True
+        assert checkpoint.metadata["tokenizer.chat_template"] == "{{ x }}"
+
+
+def test_version_2_is_read_and_others_are_refused(tmp_path):
+    config, tensors = model()
+    path = tmp_path / "m.gguf"
+    stored = tiny.gguf_tensors(config, tensors, "F16")
+    path.write_bytes(tiny.gguf_bytes(tiny.gguf_metadata(config), stored, version=2))
+    open_checkpoint(path).close()
+    for version, expected in ((1, "version 1"), (4, "version 4"), (0x03000000, "big-endian")):
+        path.write_bytes(tiny.gguf_bytes(tiny.gguf_metadata(config), stored, version=version))
+        with pytest.raises(UnsupportedError, match=expected):
+            open_checkpoint(path)
+
+
+def with_dtype_number(data, name, number):
+    """The file with another format number for a tensor of two dimensions."""
+    at = data.index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name) + 4 + 16
+    return data[:at] + struct.pack("<I", number) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("number, name", [(20, "IQ4_NL"), (34, "TQ1_0"), (39, "MXFP4"), (28, "F64"), (99, "99")])
+def test_other_storage_formats_are_refused_by_name(tmp_path, number, name):
+    config, tensors = model()
+    path = tiny.write_gguf(tmp_path / "m.gguf", config, tensors, "F32")
+    path.write_bytes(with_dtype_number(path.read_bytes(), "blk.0.ffn_up.weight", number))
+    with pytest.raises(UnsupportedError, match=f"blk.0.ffn_up.weight'?: storage format .*{name}"):
+        open_checkpoint(path)
+
+
+def stored_model(**overrides):
+    config, tensors = model(**overrides)
+    return tiny.gguf_metadata(config), tiny.gguf_tensors(config, tensors, "F32")
+
+
+@pytest.mark.parametrize(
+    "change, error, expected",
+    [
+        (lambda m, t: m.update({"general.type": "adapter"}), UnsupportedError, "adapter"),
+        (lambda m, t: m.update({"general.alignment": 3}), CheckpointError, "general.alignment"),
+        (lambda m, t: m.update({"general.alignment": "32"}), CheckpointError, "general.alignment"),
+        (lambda m, t: m.update({"general.architecture": "gemma"}), UnsupportedError, "gemma"),
+        (lambda m, t: t.append(("blk.0.ffn_gate_exps.weight", "F32", (2, 2), bytes(16))), UnsupportedError, "exps"),
+        (lambda m, t: t.append(("model.norm.weight", "F32", (48,), bytes(192))), UnsupportedError, "model.norm"),
+        (lambda m, t: t.append(("blk.00.ffn_up.weight", "F32", (2, 2), bytes(16))), UnsupportedError, "blk.00"),
+        (lambda m, t: t.append(("blk.2.ffn_up.weight", "F32", (80, 48), bytes(15360))), CheckpointError, "layers.2"),
+        (lambda m, t: t.append(t[3]), CheckpointError, "appears twice"),
+        (lambda m, t: t.pop(3), CheckpointError, "missing"),
+        (lambda m, t: t.append(("x", "F32", (2, 2, 2), bytes(32))), UnsupportedError, r"\(2, 2, 2\)"),
+        (lambda m, t: t.append(("x", "Q4_0", (2, 2), bytes(32))), CheckpointError, "multiple of 32"),
+        (lambda m, t: t.append(("x", "F32", (2**40, 2), b"")), CheckpointError, "sizes"),
+        (lambda m, t: t.append(("x", "F32", (2**30, 2**30), b"")), CheckpointError, "truncated"),
+        (lambda m, t: t.append(("x" * 300, "F32", (2,), bytes(8))), CheckpointError, "300 bytes"),
+        (lambda m, t: t.append((b"\xff", "F32", (2,), bytes(8))), CheckpointError, "UTF-8"),
+        (lambda m, t: t.append(("rope_freqs.weight", "F32", (4,), bytes(16))), CheckpointError, "rope_freqs"),
+        (
+            lambda m, t: t.append(("rope_freqs.weight", "F32", (4,), struct.pack("<4f", 1, 1, 1, np.nan))),
+            CheckpointError,
+            "rope_freqs",
+        ),
+    ],
+)
+def test_files_that_contradict_themselves(tmp_path, change, error, expected):
+    metadata, tensors = stored_model()
+    change(metadata, tensors)
+    alignment = metadata.get("general.alignment", 32)
+    data = tiny.gguf_bytes(metadata, tensors, alignment=alignment if isinstance(alignment, int) else 32)
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises(error, match=expected):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_a_vector_must_be_plain(tmp_path):
+    metadata, tensors = stored_model(**WIDE)
+    at = next(i for i, t in enumerate(tensors) if t[0] == "output_norm.weight")
+    tensors[at] = ("output_norm.weight", "Q8_0", (256,), bytes(34 * 8))
+    (tmp_path / "m.gguf").write_bytes(tiny.gguf_bytes(metadata, tensors))
+    with pytest.raises(UnsupportedError, match="a vector stored as Q8_0"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_overlapping_tensors_are_refused(tmp_path):
+    metadata, tensors = stored_model()
+    data = tiny.gguf_bytes(metadata, tensors)
+    name = b"blk.1.ffn_up.weight"
+    at = data.index(name) + len(name) + 4 + 16 + 4
+    (tmp_path / "m.gguf").write_bytes(data[:at] + struct.pack("<Q", 0) + data[at + 8 :])
+    with pytest.raises(CheckpointError, match="inside"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_duplicate_keys_are_refused(tmp_path):
+    metadata, tensors = stored_model()
+    data = tiny.gguf_bytes(metadata | {"general.nams": "x", "general.name": "x"}, tensors)
+    (tmp_path / "m.gguf").write_bytes(data.replace(b"general.nams", b"general.name"))
+    with pytest.raises(CheckpointError, match="'general.name' appears twice"):
+        open_checkpoint(tmp_path / "m.gguf")
