@@ -1,0 +1,91 @@
+"""Added tokens: the strings cut out of a text before anything else looks at it.
+
+Turns text into stretches of text and token ids, as the AddedVocabulary of Hugging Face's tokenizers does: leftmost
+longest match, with its flags.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_WORD = re.compile(r"\w")
+_SPACES = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
+_SPACE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | {
+    chr(code) for code in range(0x2000, 0x200B)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """One added token and its flags.
+
+    special      a control token: found only where the caller asks for it
+    lstrip       takes the white space before it along; rstrip, after it
+    single_word  counts only between characters that are no letters or digits
+    normalized   searched in the normalized text instead of the raw one
+    """
+
+    id: int
+    content: str
+    special: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+
+class AddedTokens:
+    """Finds a set of added tokens; `contents` replaces each token's content (its normalized form)."""
+
+    def __init__(self, tokens: Iterable[AddedToken], contents: dict[int, str] | None = None) -> None:
+        self._tokens: dict[str, AddedToken] = {}
+        for token in tokens:
+            content = token.content if contents is None else contents.get(token.id, token.content)
+            if content:
+                self._tokens[content] = token
+        lengths: dict[str, set[int]] = {}
+        for content in self._tokens:
+            lengths.setdefault(content[0], set()).add(len(content))
+        self._lengths = {first: sorted(sizes, reverse=True) for first, sizes in lengths.items()}
+        self._first = re.compile("[" + "".join(map(re.escape, self._lengths)) + "]") if lengths else None
+
+    def split(self, text: str, parse_special: bool) -> list[str | AddedToken]:
+        """Stretches of text and the tokens between them, in order; empty stretches are left out."""
+        if self._first is None:
+            return [text] if text else []
+        out: list[str | AddedToken] = []
+        done = 0  # text before this is in `out`
+        at = 0
+        while (candidate := self._first.search(text, at)) is not None:
+            at = candidate.start()
+            for length in self._lengths[text[at]]:
+                token = self._tokens.get(text[at : at + length])
+                if token is not None:
+                    break
+            else:
+                at += 1
+                continue
+            start, stop = at, at + length
+            at = stop  # a match that is not taken still hides what overlaps it
+            if token.special and not parse_special:
+                continue
+            if token.single_word:
+                before = start > 0 and _WORD.match(text[start - 1])
+                after = stop < len(text) and _WORD.match(text[stop])
+                if before or after:
+                    continue
+            if token.lstrip:
+                while start > done and text[start - 1] in _SPACE:
+                    start -= 1
+            start = max(start, done)
+            if token.rstrip:
+                stop = _SPACES.match(text, stop).end()
+            if start > done:
+                out.append(text[done:start])
+            out.append(token)
+            done = stop
+        if done < len(text):
+            out.append(text[done:])
+        return out

@@ -1,0 +1,208 @@
+"""Pre-tokenizer patterns: the regular expressions of tokenizer files, translated for Python's `re`.
+
+Turns a pattern as Hugging Face's tokenizers writes it (Oniguruma) into a compiled one whose classes are those of
+unicode_classes.py. The `regex` package knows the syntax, but has another Unicode version (it calls 17,144 more
+code points letters), so ids would differ, and differ again with its next release. What is not understood is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from pyllama.errors import TokenizerError
+from pyllama.tokenizer import unicode_classes
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _WORDS_TAIL
+QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _WORDS_TAIL
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# White space is the Unicode property; Python's \s has four control characters more.
+_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_PARTS = {
+    "L": ("LU", "LL", "LT", "LM", "LO"),
+    "Lu": ("LU",),
+    "Ll": ("LL",),
+    "Lt": ("LT",),
+    "Lm": ("LM",),
+    "Lo": ("LO",),
+    "M": ("M",),
+    "N": ("N",),
+    "P": ("P",),
+    "S": ("S",),
+}
+_MAX_PATTERN = 4096
+_TOKEN = re.compile(
+    r"(?P<property>\\p\{(?P<name>\w+)\})"
+    r"|(?P<space>\\[sS])"
+    r"|(?P<escape>\\[rnt\\\[\](){}|.*+?^$/\-'\"]|\\u[0-9A-Fa-f]{4}|\\x[0-9A-Fa-f]{2})"
+    r"|(?P<group>\(\?i:|\(\?:|\(\?!|\(\?=|\(|\)|\|)"
+    r"|(?P<repeat>[?*+][+?]?|\{\d{1,4}(?:,\d{0,4})?\}\+?)"
+    r"|(?P<open>\[\^?)"
+    r"|(?P<close>\])"
+    r"|(?P<anchor>[$^])"
+    r"|(?P<char>[^\\\[\](){}|*+?^$.])",
+    re.DOTALL,
+)
+
+
+def _character(code: int) -> str:
+    return f"\\U{code:08x}"
+
+
+@lru_cache(maxsize=None)
+def class_body(name: str) -> str:
+    """The inside of a character class, as ranges, for a stored class such as "LU" or "NUMERIC"."""
+    numbers = [int(number, 36) for number in getattr(unicode_classes, name).split()]
+    end, ranges = 0, []
+    for gap, length in zip(numbers[::2], numbers[1::2]):
+        start = end + gap
+        end = start + length
+        ranges.append(_character(start) + (f"-{_character(end - 1)}" if length > 1 else ""))
+    return "".join(ranges)
+
+
+@lru_cache(maxsize=None)
+def _property_body(name: str) -> str:
+    spans: list[tuple[int, int]] = []
+    for part in _PARTS[name]:
+        numbers = [int(number, 36) for number in getattr(unicode_classes, part).split()]
+        end = 0
+        for gap, length in zip(numbers[::2], numbers[1::2]):
+            start = end + gap
+            end = start + length
+            spans.append((start, end))
+    spans.sort()
+    joined: list[list[int]] = []
+    for start, end in spans:
+        if joined and joined[-1][1] == start:
+            joined[-1][1] = end
+        else:
+            joined.append([start, end])
+    return "".join(
+        _character(start) + (f"-{_character(end - 1)}" if end - start > 1 else "") for start, end in joined
+    )
+
+
+def _letter(char: str, ignore_case: bool, in_class: bool) -> str:
+    if not ignore_case or not char.isascii() or not char.isalpha():
+        return re.escape(char)
+    variants = char.lower() + char.upper()
+    if char in "sS":
+        variants += "\u017f"  # the long s folds to s
+    if char in "kK":
+        variants += "\u212a"  # and the kelvin sign to k
+    return variants if in_class else f"[{variants}]"
+
+
+def translate(pattern: str, where: str) -> str:
+    """The pattern in `re` syntax with every class spelled out. Raises TokenizerError for what is not understood."""
+    if len(pattern) > _MAX_PATTERN:
+        raise TokenizerError(
+            f"{where}: pattern of {len(pattern)} characters, expected at most {_MAX_PATTERN}"
+        )
+    out: list[str] = []
+    in_class = False
+    folding = [False]  # of each open group: letters match both cases
+    at = 0
+    while at < len(pattern):
+        match = _TOKEN.match(pattern, at)
+        if in_class and pattern[at] in "(){}|*+?$.'^" or (match is None and pattern[at] in "."):
+            if not in_class:
+                break
+            out.append(re.escape(pattern[at]))
+            at += 1
+            continue
+        if match is None:
+            break
+        kind, text = match.lastgroup, match.group()
+        if kind == "name":
+            kind = "property"
+        if match["property"]:
+            if match["name"] not in _PARTS:
+                break
+            body = _property_body(match["name"])
+            out.append(body if in_class else f"[{body}]")
+        elif match["space"]:
+            if in_class and text == r"\S":
+                break
+            out.append(_SPACE if in_class else f"[{'^' if text == chr(92) + 'S' else ''}{_SPACE}]")
+        elif match["escape"]:
+            out.append(text)
+        elif match["open"]:
+            if in_class:
+                break
+            in_class = True
+            out.append(text)
+        elif match["close"]:
+            if not in_class or out[-1] in ("[", "[^"):
+                break
+            in_class = False
+            out.append(text)
+        elif match["group"]:
+            if text == ")":
+                if len(folding) == 1:
+                    break
+                folding.pop()
+            elif text != "|":
+                folding.append(text == "(?i:" or folding[-1])
+            out.append({"(?i:": "(?:", "(": "(?:"}.get(text, text))
+        elif match["repeat"]:
+            # `{1,3}+` is a possessive repeat to Python and a repeated repeat to Oniguruma.
+            if text.startswith("{") and text.endswith("+"):
+                break
+            out.append(text)
+        elif match["anchor"]:
+            if text == "^":
+                break
+            # To Oniguruma a dollar is the end of any line, and no line feed is needed before it.
+            out.append(r"(?=\n|\Z)")
+        elif text == "-" and in_class:
+            out.append(text)
+        else:
+            out.append(_letter(text, folding[-1], in_class))
+        at = match.end()
+    if at < len(pattern) or in_class or len(folding) > 1:
+        raise TokenizerError(
+            f"{where}: pattern not understood at {pattern[at : at + 20]!r} in {pattern[:200]!r}"
+        )
+    return "".join(out)
+
+
+@lru_cache(maxsize=32)
+def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
+    """A pattern of a tokenizer file, ready to split text. Raises TokenizerError for what is not understood."""
+    try:
+        return re.compile(translate(pattern, where))
+    except (re.error, RecursionError, OverflowError) as error:
+        raise TokenizerError(f"{where}: pattern {pattern[:200]!r}: {error}") from None
+
+
+@lru_cache(maxsize=32)
+def compile_class(name: str) -> re.Pattern[str]:
+    """One character of a stored class."""
+    return re.compile(f"[{class_body(name)}]")
+
+
+def split_isolated(pattern: re.Pattern[str], text: str) -> list[str]:
+    """Matches and what lies between them, in order; their concatenation is the text."""
+    pieces = pattern.findall(text)
+    if sum(map(len, pieces)) == len(text):
+        return [piece for piece in pieces if piece] if "" in pieces else pieces
+    pieces, end = [], 0
+    for match in pattern.finditer(text):
+        if match.start() > end:
+            pieces.append(text[end : match.start()])
+        if match.end() > match.start():
+            pieces.append(match.group())
+        end = match.end()
+    if end < len(text):
+        pieces.append(text[end:])
+    return pieces

@@ -1,0 +1,369 @@
+"""A Jinja environment for templates of strangers: no access to Python, and no more than a bounded amount of work.
+
+Jinja's immutable sandbox keeps a template from Python's objects, but not from `range(10**9)`, nested loops,
+`'a' * 10**9` or a string doubled forty times. Here every loop round, call, filter, test and attribute draws on one
+budget, every operation that can grow a value is checked before it runs, and a clock is looked at on the way. Nothing
+is traced and nothing runs in another process: the counting calls are put into the template's syntax tree.
+
+Works as transformers' own environment does (trim_blocks, lstrip_blocks, loop controls, tojson without HTML
+escapes, raise_exception, strftime_now, the generation tag). Imported only when a template is rendered.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.sandbox
+import jinja2.utils
+
+MAX_TEMPLATE = 256 << 10  # characters; the longest published ones have 20,000
+MAX_TEXT = 8 << 20  # characters of any one value, and of the result
+MAX_STEPS = 2_000_000  # a chat of a thousand messages takes about 50,000
+MAX_SECONDS = 20.0
+MAX_NUMBER = 100_000  # widths, counts and ranges
+
+_FILTERS = (
+    "abs attr batch capitalize count d default dictsort e escape first float forceescape format groupby indent int "
+    "items join last length list lower map max min reject rejectattr replace reverse round safe select selectattr "
+    "slice sort string sum title trim truncate unique upper urlencode wordcount"
+).split()
+_STRING_METHODS = frozenset(
+    "capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit "
+    "isidentifier islower isnumeric isspace istitle isupper join ljust lower lstrip partition removeprefix "
+    "removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase "
+    "title upper zfill".split()
+)
+_LONG_NUMBER = re.compile(r"\d{5,}")
+
+
+class TemplateLimit(jinja2.exceptions.TemplateRuntimeError):
+    """The template asked for more work or memory than it may have."""
+
+
+class RaisedByTemplate(jinja2.exceptions.TemplateError):
+    """The template called raise_exception: the messages are not what it expects."""
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, (str, list, tuple, dict, range)) else 0
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_TEXT:
+        raise TemplateLimit(f"a value of {length} elements, expected at most {MAX_TEXT}")
+
+
+def _check_number(value: Any) -> None:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _check_number(item)
+    elif isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise TemplateLimit("a number above 100000 as an argument")
+
+
+def _check_format(template: str, arguments: tuple, keywords: Mapping[str, Any]) -> None:
+    if _LONG_NUMBER.search(template):
+        raise TemplateLimit("a format wider than 9999 characters")
+    longest = 0
+    for value in [*arguments, *keywords.values()]:
+        longest = max(longest, len(value) if isinstance(value, str) else len(str(value)))
+    fields = template.count("{") + template.count("%")
+    _check_length(len(template) + fields * max(longest, 9999 if fields < 100 else MAX_NUMBER))
+
+
+def _join_length(separator: Any, items: Any) -> None:
+    total = 0
+    for item in items:
+        total += _length(separator) + (len(item) if isinstance(item, str) else 64)
+        _check_length(total)
+
+
+def _check_replace(text: str, old: Any, new: Any) -> None:
+    if isinstance(old, str) and isinstance(new, str):
+        _check_length(len(text) + text.count(old) * len(new))
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """{% generation %} marks the assistant's text for training; here it only wraps."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """One environment renders one template at a time; `start()` fills its budget."""
+
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,  # or constants would be computed while compiling, where nothing is counted
+            cache_size=0,
+            extensions=[_GenerationTag, jinja2.ext.loopcontrols],
+        )
+        self._steps = 0
+        self._deadline = 0.0
+        self.filters = {name: self._bounded_filter(name, self.filters[name]) for name in _FILTERS}
+        self.filters["tojson"] = self._bounded_filter("tojson", _to_json)
+        self.tests = {name: self._counted(test) for name, test in self.tests.items()}
+        self.globals = {
+            "range": _bounded_range,
+            "dict": _TemplateDict(),
+            "namespace": _Namespace,
+            "cycler": jinja2.utils.Cycler,
+            "joiner": jinja2.utils.Joiner,
+            "raise_exception": _raise_exception,
+            "strftime_now": lambda format: datetime.now().strftime(format),
+        }
+
+    def start(self) -> None:
+        """Fill the budget of work and time."""
+        self._steps = MAX_STEPS
+        self._deadline = time.monotonic() + MAX_SECONDS
+
+    def charge(self, steps: int = 1) -> bool:
+        """Take from the budget; always true, so that it can stand in a condition."""
+        self._steps -= steps
+        if self._steps < 0:
+            raise TemplateLimit(f"more than {MAX_STEPS} steps")
+        if self._steps & 0xFF == 0 or steps > 64:
+            if time.monotonic() > self._deadline:
+                raise TemplateLimit(f"more than {MAX_SECONDS:g} seconds")
+        return True
+
+    def _counted(self, function: Callable) -> Callable:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.charge()
+            return function(*args, **kwargs)
+
+        return _like(counted, function)
+
+    def _bounded_filter(self, name: str, function: Callable) -> Callable:
+        # Filters that want the environment or context get it as their first argument.
+        skip = 1 if getattr(function, "jinja_pass_arg", None) is not None else 0
+
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            value, rest = args[skip] if len(args) > skip else None, args[skip + 1 :]
+            self.charge(1 + _length(value) // (64 if isinstance(value, str) else 1))
+            for argument in [*rest, *kwargs.values()]:
+                _check_number(argument)
+            if name == "join":
+                value = list(value)
+                _join_length(rest[0] if rest else kwargs.get("d", ""), value)
+                args = (*args[:skip], value, *rest)
+            elif name == "replace" and len(rest) >= 2:
+                _check_replace(str(value), rest[0], rest[1])
+            elif name == "format":
+                _check_format(str(value), rest, kwargs)
+            elif name == "indent":
+                width = rest[0] if rest else kwargs.get("width", 4)
+                lines = str(value).count("\n") + 1
+                _check_length(lines * (width if isinstance(width, int) else _length(width)))
+            result = function(*args, **kwargs)
+            _check_length(_length(result))
+            return result
+
+        return _like(bounded, function)
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.charge()
+        for argument in [*args, *kwargs.values()]:
+            _check_number(argument)
+        owner = getattr(obj, "__self__", None)
+        if isinstance(owner, str):
+            self.charge(len(owner) // 64)
+            name = getattr(obj, "__name__", "")
+            if name == "join" and args:
+                items = list(args[0])
+                _join_length(owner, items)
+                args = (items, *args[1:])
+            elif name == "replace" and len(args) >= 2:
+                _check_replace(owner, args[0], args[1])
+        elif (text := _format_method_text(obj)) is not None:
+            _check_format(text, args, kwargs)
+        result = super().call(context, obj, *args, **kwargs)
+        if isinstance(result, range):
+            self.charge(len(result) // 16)
+        _check_length(_length(result))
+        return result
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        self.charge()
+        if operator == "+":
+            _check_length(_length(left) + _length(right))
+        elif operator == "*":
+            if isinstance(left, int) and isinstance(right, int):
+                if left.bit_length() + right.bit_length() > 4096:
+                    raise TemplateLimit("a product of more than 4096 bits")
+            elif isinstance(left, int) or isinstance(right, int):
+                times, value = (left, right) if isinstance(left, int) else (right, left)
+                _check_length(max(times, 0) * max(_length(value), 1))
+        elif operator == "**":
+            if not (isinstance(right, (int, float)) and abs(right) <= 64 and abs(left) < 1 << 64):
+                raise TemplateLimit("a power above 2**64 or an exponent above 64")
+        elif isinstance(left, str):
+            values = right if isinstance(right, tuple) else (right,)
+            _check_number(values)
+            _check_format(left, values, {})
+        return super().call_binop(context, operator, left, right)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        self.charge()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        self.charge()
+        return super().getitem(obj, argument)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, str):
+            return attr in _STRING_METHODS
+        return super().is_safe_attribute(obj, attr, value)
+
+    def concatenated(self, *parts: Any) -> str:
+        """a ~ b"""
+        texts = [part if isinstance(part, str) else str(part) for part in parts]
+        _check_length(sum(map(len, texts)))
+        return "".join(texts)
+
+    @staticmethod
+    def concat(parts: Any) -> str:
+        """The text of a block, macro or the whole template, from its pieces."""
+        pieces, total = [], 0
+        for piece in parts:
+            total += len(piece)
+            _check_length(total)
+            pieces.append(piece)
+        return "".join(pieces)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for node in list(tree.find_all((jinja2.nodes.For, jinja2.nodes.Macro, jinja2.nodes.CallBlock))):
+            line = node.lineno
+            charge = _environment_call("charge", [], line)
+            node.body.insert(0, jinja2.nodes.ExprStmt(charge, lineno=line))
+            if isinstance(node, jinja2.nodes.For) and node.test is not None:
+                test = _environment_call("charge", [], line)
+                node.test = jinja2.nodes.And(test, node.test, lineno=line)
+        _replace_concats(tree)
+        tree.set_environment(self)
+        return tree
+
+
+def _environment_call(name: str, arguments: list, line: int) -> jinja2.nodes.Call:
+    function = jinja2.nodes.EnvironmentAttribute(name, lineno=line)
+    return jinja2.nodes.Call(function, arguments, [], None, None, lineno=line)
+
+
+def _replace_concats(node: jinja2.nodes.Node) -> None:
+    for field, value in list(node.iter_fields()):
+        if isinstance(value, list):
+            setattr(node, field, [_without_concat(item) for item in value])
+        else:
+            setattr(node, field, _without_concat(value))
+
+
+def _without_concat(value: Any) -> Any:
+    if isinstance(value, jinja2.nodes.Node):
+        _replace_concats(value)
+        if isinstance(value, jinja2.nodes.Concat):
+            return _environment_call("concatenated", value.nodes, value.lineno)
+    return value
+
+
+def _like(wrapper: Callable, function: Callable) -> Callable:
+    if (wants := getattr(function, "jinja_pass_arg", None)) is not None:
+        wrapper.jinja_pass_arg = wants  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _format_method_text(obj: Any) -> str | None:
+    """The text that a `str.format` handed out by the sandbox belongs to (it comes wrapped)."""
+    wrapped = getattr(obj, "__wrapped__", None)
+    owner = getattr(wrapped, "__self__", None)
+    return owner if isinstance(owner, str) else None
+
+
+def _bounded_range(*args: int) -> range:
+    numbers = range(*args)
+    if len(numbers) > MAX_NUMBER:
+        raise TemplateLimit(f"a range of {len(numbers)} numbers, expected at most {MAX_NUMBER}")
+    return numbers
+
+
+def _raise_exception(message: Any) -> None:
+    raise RaisedByTemplate(str(message))
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    if isinstance(indent, int) and indent > 64 or isinstance(indent, str) and len(indent) > 64:
+        raise TemplateLimit("tojson: an indent above 64")
+    # Size first: a value that holds itself a thousand times over is small until it is written.
+    pieces, total = [], 0
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    for piece in encoder.iterencode(value):
+        total += len(piece)
+        _check_length(total)
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+class _TemplateDict:
+    """`dict(...)` without the class behind it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict:
+        return dict(*args, **kwargs)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """`namespace(...)`; names that begin with an underscore are refused."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, args = args[0], args[1:]
+        values = dict(*args, **kwargs)
+        for name in values:
+            _check_name(name)
+        jinja2.utils.Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace attribute named {name!r}")
+
+
+def pieces(
+    environment: BoundedEnvironment, template: jinja2.Template, variables: dict[str, Any]
+) -> Iterator[str]:
+    """The template's output, piece by piece, under a fresh budget."""
+    environment.start()
+    total = 0
+    for piece in template.generate(variables):
+        total += len(piece)
+        _check_length(total)
+        yield piece

@@ -1,0 +1,215 @@
+"""SentencePiece-style BPE: text with marked spaces to ids, characters first, bytes where there is no character.
+
+Two rules for what may merge give the same machine: merges ranked in a tokenizer.json, or pieces with scores, where
+two neighbours merge if their concatenation is a piece, the best score first (SentencePiece's own rule; every split
+of every piece into two becomes an entry of the merge table). The `sentencepiece` package is not needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from pyllama.errors import TokenizerError
+from pyllama.tokenizer.merges import MergeTable
+from pyllama.tokenizer.steps import SPACE_MARK
+from pyllama.tokenizer.vocabulary import Spans, Vocabulary
+
+_CACHE_PIECES = 8192
+_CACHE_PIECE_LENGTH = 64
+_MAX_PIECE_LENGTH = 1024
+_BYTE_PIECE = re.compile(rb"<0x([0-9A-F]{2})>")
+
+
+def byte_pieces(vocabulary: Vocabulary) -> list[int] | None:
+    """Ids of <0x00> ... <0xFF>, or None where any is missing."""
+    ids = [vocabulary.find(b"<0x%02X>" % byte) for byte in range(256)]
+    return None if min(ids) < 0 else ids
+
+
+def merges_by_score(
+    vocabulary: Vocabulary, mergeable: np.ndarray, scores: np.ndarray, where: str
+) -> tuple[MergeTable, dict[str, int]]:
+    """The merge table of pieces with scores, and symbols for characters that occur in pieces but are none.
+
+    mergeable  ids that text may become
+    scores     (size,) float32
+    """
+    texts: list[str] = []
+    for token_id in mergeable.tolist():
+        data = vocabulary.bytes_of(token_id)
+        if len(data) > _MAX_PIECE_LENGTH:
+            raise TokenizerError(
+                f"{where}: piece {token_id} has {len(data)} bytes, expected at most {_MAX_PIECE_LENGTH}"
+            )
+        try:
+            texts.append(data.decode())
+        except UnicodeDecodeError:
+            raise TokenizerError(f"{where}: piece {token_id} is no UTF-8 text: {data[:40]!r}") from None
+    if not np.isfinite(scores).all():
+        raise TokenizerError(f"{where}: a score that is no number")
+    may_merge = np.zeros(vocabulary.size, bool)
+    may_merge[mergeable] = True
+    bare: dict[str, int] = {}
+    for text in texts:
+        for character in text:
+            if character not in bare:
+                found = vocabulary.find(character.encode())
+                bare[character] = found if found >= 0 and may_merge[found] else -1
+    # A character that only occurs inside pieces still merges; it gets a symbol beyond the ids.
+    inner = [character for character, found in bare.items() if found < 0]
+    symbols = {character: vocabulary.size + index for index, character in enumerate(inner)}
+
+    blob = np.frombuffer("".join(texts).encode(), np.uint8)
+    sizes = np.array([len(text.encode()) for text in texts], np.int64)
+    if int((sizes * np.minimum(sizes, 64)).sum()) > 1 << 28:
+        raise TokenizerError(
+            f"{where}: {int(sizes.sum())} bytes of long pieces, expected a vocabulary of short ones"
+        )
+    starts = np.cumsum(sizes) - sizes
+    spans = Spans(blob)
+    lead = (blob & 0xC0) != 0x80  # the first byte of a character
+    # A score's rank: equal scores share it, so that the leftmost of equals merges first.
+    _, dense = np.unique(-scores[mergeable].astype(np.float64), return_inverse=True)
+    parts: list[np.ndarray] = []
+    for cut in range(1, int(sizes.max(initial=0))):
+        index = np.flatnonzero(sizes > cut)
+        index = index[lead[starts[index] + cut]]
+        left = _symbols(vocabulary, spans, starts[index], np.full(len(index), cut), may_merge, blob, symbols)
+        right = _symbols(vocabulary, spans, starts[index] + cut, sizes[index] - cut, may_merge, blob, symbols)
+        keep = (left >= 0) & (right >= 0)
+        parts.append(np.stack([left[keep], right[keep], mergeable[index[keep]], dense[index[keep]]]))
+    left, right, merged, rank = np.concatenate([np.zeros((4, 0), np.int64), *parts], axis=1)
+    return MergeTable(left, right, merged, rank, vocabulary.size + len(symbols)), symbols
+
+
+def _symbols(
+    vocabulary: Vocabulary,
+    spans: Spans,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    may_merge: np.ndarray,
+    blob: np.ndarray,
+    symbols: dict[str, int],
+) -> np.ndarray:
+    """Symbols of spans, -1 for those that are neither piece nor inner character; (m,) int64."""
+    found = vocabulary.find_spans(spans, starts, lengths).astype(np.int64)
+    found[(found >= 0) & ~may_merge[found]] = -1
+    if symbols:
+        for at in np.flatnonzero((found < 0) & (lengths <= 4)).tolist():
+            data = blob[starts[at] : starts[at] + lengths[at]].tobytes()
+            found[at] = symbols.get(data.decode(), -1)
+    return found
+
+
+class SentencePieceModel:
+    """Merges characters.
+
+    vocabulary     ids and UTF-8 bytes of pieces, spaces as SPACE_MARK
+    merges         ranked pairs of symbols
+    text_ids       which ids a single character may be, (size,) bool
+    byte_ids       ids of the 256 byte pieces, or None: then unknown characters are unk_id
+    fuse_unk       neighbouring unknown characters become one unk_id
+    symbols        extra symbols of characters that are no piece
+    ignore_merges  a piece of text that is a token as a whole is that token
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        merges: MergeTable,
+        text_ids: np.ndarray,
+        *,
+        byte_ids: Sequence[int] | None,
+        unk_id: int | None,
+        fuse_unk: bool = True,
+        symbols: dict[str, int] | None = None,
+        ignore_merges: bool = False,
+    ) -> None:
+        self._vocabulary, self._merges, self._text_ids = vocabulary, merges, text_ids
+        self._byte_ids, self._unk_id, self._fuse_unk = byte_ids, unk_id, fuse_unk
+        self._ignore_merges = ignore_merges
+        self._inner = {symbol: character for character, symbol in (symbols or {}).items()}
+        self._symbols: dict[str, int | None] = dict(symbols or {})
+        self._words = (
+            None
+            if self._piece_crosses_words()
+            else re.compile(f"{SPACE_MARK}*[^{SPACE_MARK}]+|{SPACE_MARK}+")
+        )
+        self._cache: dict[str, list[int]] = {}
+
+    def _piece_crosses_words(self) -> bool:
+        """Whether a space mark follows another character in any piece: then words cannot be merged alone."""
+        mark = SPACE_MARK.encode()
+        for token_id in np.flatnonzero(self._text_ids).tolist():
+            data = self._vocabulary.bytes_of(token_id)
+            if mark in data.lstrip(mark) if data.startswith(mark) else data.find(mark) > 0:
+                return True
+        return False
+
+    def encode(self, piece: str, out: list[int]) -> None:
+        """Append the ids of a stretch of text, spaces already marked. TokenizerError for a lone surrogate."""
+        if self._words is None or self._ignore_merges:
+            self._fused(self._encode(piece), out)
+            return
+        for word in self._words.findall(piece):
+            ids = self._cache.get(word)
+            if ids is None:
+                ids = self._encode(word)
+                if len(word) <= _CACHE_PIECE_LENGTH:
+                    if len(self._cache) >= _CACHE_PIECES:
+                        self._cache.clear()
+                    self._cache[word] = ids
+            self._fused(ids, out)
+
+    def _fused(self, ids: list[int], out: list[int]) -> None:
+        """Append; an unknown run that a word boundary cut is still one run."""
+        if self._fuse_unk and ids and out and ids[0] == self._unk_id == out[-1]:
+            ids = ids[1:]
+        out += ids
+
+    def _symbol(self, character: str) -> int | None:
+        """The symbol of a character, None if it has none; remembered."""
+        try:
+            data = character.encode()
+        except UnicodeEncodeError:
+            raise TokenizerError(
+                f"text holds the lone surrogate U+{ord(character):04X}, expected Unicode text"
+            ) from None
+        found = self._vocabulary.find(data)
+        symbol = found if found >= 0 and self._text_ids[found] else None
+        if len(self._symbols) < 1 << 16:
+            self._symbols[character] = symbol
+        return symbol
+
+    def _encode(self, piece: str) -> list[int]:
+        if self._ignore_merges:
+            whole = self._vocabulary.find(piece.encode("utf-8", "surrogatepass"))
+            if whole >= 0 and self._text_ids[whole]:
+                return [whole]
+        symbols: list[int] = []
+        known = self._symbols
+        for character in piece:
+            symbol = known[character] if character in known else self._symbol(character)
+            if symbol is not None:
+                symbols.append(symbol)
+            else:
+                self._append_unknown(character, symbols)
+        merged = self._merges.merge(symbols)
+        if not self._inner:
+            return merged
+        ids: list[int] = []
+        for symbol in merged:
+            if symbol in self._inner:
+                self._append_unknown(self._inner[symbol], ids)
+            else:
+                ids.append(symbol)
+        return ids
+
+    def _append_unknown(self, character: str, out: list[int]) -> None:
+        if self._byte_ids is not None:
+            out += [self._byte_ids[byte] for byte in character.encode()]
+        elif self._unk_id is not None and not (self._fuse_unk and out and out[-1] == self._unk_id):
+            out.append(self._unk_id)

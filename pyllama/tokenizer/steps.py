@@ -1,0 +1,133 @@
+"""Normalizers and pre-tokenizers: the steps between raw text and the pieces a model encodes.
+
+Each step is a function. A normalizer maps text to text; a pre-tokenizer maps a list of pieces to a longer list, told
+whether the first piece begins the text. What each does is what the step of that name in Hugging Face's tokenizers
+does; which steps a file asks for is read elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+from pyllama.tokenizer import pattern as patterns
+
+Normalizer = Callable[[str], str]
+PreTokenizer = Callable[[list[str], bool], list[str]]
+
+SPACE_MARK = "\u2581"  # how SentencePiece writes a space
+_LONG_MARKS = 32
+
+
+def unicode_form(form: str) -> Normalizer:
+    """Unicode normalization to NFC, NFD, NFKC or NFKD."""
+
+    def normalize(text: str) -> str:
+        if text.isascii():
+            return text
+        return unicodedata.normalize(form, _sort_long_mark_runs(text))
+
+    return normalize
+
+
+def _sort_long_mark_runs(text: str) -> str:
+    """Combining marks in canonical order where very many follow each other: Python orders them in quadratic time.
+
+    Equivalent by definition of the normal forms. test_tokenizer_hostile holds the time.
+    """
+    out: list[str] = []
+    done = 0
+    at = 0
+    combining = unicodedata.combining
+    while at < len(text):
+        if not combining(text[at]):
+            at += 1
+            continue
+        start = at
+        while at < len(text) and combining(text[at]):
+            at += 1
+        if at - start > _LONG_MARKS:
+            out += [text[done:start], "".join(sorted(text[start:at], key=combining))]
+            done = at
+    return "".join([*out, text[done:]]) if out else text
+
+
+def prepend(prefix: str) -> Normalizer:
+    """Put a prefix before any text that is not empty."""
+    return lambda text: prefix + text if text else text
+
+
+def replace(old: str, new: str) -> Normalizer:
+    """Replace a string everywhere."""
+    return lambda text: text.replace(old, new)
+
+
+def collapse_spaces(text: str) -> str:
+    """SentencePiece's remove_extra_whitespaces: no spaces at the ends, one at a time between."""
+    return re.sub(" {2,}", " ", text).strip(" ")
+
+
+def in_turn(normalizers: list[Normalizer]) -> Normalizer:
+    """One normalizer after another."""
+
+    def normalize(text: str) -> str:
+        for step in normalizers:
+            text = step(text)
+        return text
+
+    return normalize
+
+
+def split_isolated(pattern: re.Pattern[str]) -> PreTokenizer:
+    """Each match and each stretch between matches is a piece."""
+
+    def split(pieces: list[str], first: bool) -> list[str]:
+        return [part for piece in pieces for part in patterns.split_isolated(pattern, piece)]
+
+    return split
+
+
+def keep_matches(pattern: re.Pattern[str]) -> PreTokenizer:
+    """Each match is a piece; the rest is dropped."""
+
+    def split(pieces: list[str], first: bool) -> list[str]:
+        return [part for piece in pieces for part in pattern.findall(piece) if part]
+
+    return split
+
+
+def space_first(pieces: list[str], first: bool) -> list[str]:
+    """Byte-level's add_prefix_space: a space before every piece that has none."""
+    return [piece if piece.startswith(" ") else " " + piece for piece in pieces]
+
+
+def metaspace(mark: str, scheme: str, split: bool) -> PreTokenizer:
+    """Spaces become marks; a mark goes before the text ("first"), every stretch ("always") or none ("never")."""
+
+    def apply(pieces: list[str], first: bool) -> list[str]:
+        out: list[str] = []
+        for index, piece in enumerate(pieces):
+            piece = piece.replace(" ", mark)
+            if not piece.startswith(mark) and (
+                scheme == "always" or scheme == "first" and first and index == 0
+            ):
+                piece = mark + piece
+            if split:
+                out += re.findall(f"{re.escape(mark)}?[^{re.escape(mark)}]*(?<=.)", piece, re.DOTALL)
+            else:
+                out.append(piece)
+        return out
+
+    return apply
+
+
+def one_after_another(steps: list[PreTokenizer]) -> PreTokenizer:
+    """One pre-tokenizer after another."""
+
+    def apply(pieces: list[str], first: bool) -> list[str]:
+        for step in steps:
+            pieces = step(pieces, first)
+        return pieces
+
+    return apply
