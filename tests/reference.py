@@ -1,0 +1,302 @@
+"""The model of MODEL.md in NumPy float64: from a Config, tensors and token ids to logits.
+
+The executable form of the mathematics: one function per formula, nothing fast, nothing cached. It is what the
+kernels and the decoder are tested against, never a backend. It knows Config's field names and Hugging Face
+tensor names, and refuses to know files, dtypes on disk and the order of sums.
+
+Also here, because every numeric test needs them: seeded weights whose bits depend on nothing but the seed and
+the tensor's name (`random_weights`), so that golden vectors need no stored checkpoint.
+
+Shapes: T tokens, S positions held, H query heads, K key/value heads, D head_dim, V vocab_size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+
+# ---------------------------------------------------------------------------------------------- the pieces
+
+
+def float64(x: Any) -> Array:
+    return np.asarray(x, dtype=np.float64)
+
+
+def rmsnorm(x: Array, weight: Array, eps: float) -> Array:
+    """weight * x / sqrt(mean(x^2) + eps), over the last axis."""
+    x = float64(x)
+    return float64(weight) * (x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps))
+
+
+def softmax(scores: Array) -> Array:
+    """exp(s) / sum(exp(s)) over the last axis; -inf scores get exactly 0."""
+    scores = float64(scores)
+    weights = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+    return weights / np.sum(weights, axis=-1, keepdims=True)
+
+
+def silu(x: Array) -> Array:
+    """x * sigmoid(x), without overflow for large negative x."""
+    x = float64(x)
+    small = np.exp(-np.abs(x))
+    return x * np.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+def swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) * up."""
+    return silu(gate) * float64(up)
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """x @ weight.T + bias; weight (out, in) as Hugging Face stores it."""
+    product = float64(x) @ float64(weight).T
+    return product if bias is None else product + float64(bias)
+
+
+# ---------------------------------------------------------------------------------------------------- RoPE
+
+
+def inv_freq(head_dim: int, rope_theta: float, scaling: Any = None) -> Array:
+    """Radians per position of each of the D/2 rotated pairs, after scaling.
+
+    scaling  None, or an object with RopeScaling's fields: `kind` and those that kind needs
+    """
+    pair = np.arange(head_dim // 2, dtype=np.float64)                               # (D/2,)
+    plain = float(rope_theta) ** (-2.0 * pair / head_dim)
+    if scaling is None:
+        return plain
+    if scaling.kind == "linear":
+        return plain / scaling.factor
+    if scaling.kind == "factors":
+        return plain / float64(scaling.factors)
+    if scaling.kind == "llama3":
+        return _llama3(plain, scaling)
+    if scaling.kind == "yarn":
+        return _yarn(plain, head_dim, float(rope_theta), scaling)
+    raise ValueError(f"rope scaling {scaling.kind!r}: the reference knows linear, factors, llama3 and yarn")
+
+
+def _llama3(plain: Array, scaling: Any) -> Array:
+    """Llama 3.1: long waves slowed by `factor`, short ones left alone, a linear blend between."""
+    turns = scaling.original_max_position_embeddings * plain / (2.0 * math.pi)      # in the original context
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = np.clip(keep, 0.0, 1.0)
+    return keep * plain + (1.0 - keep) * plain / scaling.factor
+
+
+def _yarn(plain: Array, head_dim: int, rope_theta: float, scaling: Any) -> Array:
+    """YaRN (arXiv 2309.00071, section 3.2), the ramp drawn over pair numbers as transformers does."""
+
+    def pair_turning(turns: float) -> float:
+        """The (fractional) pair that makes this many turns in the original context."""
+        wavelength = scaling.original_max_position_embeddings / turns
+        return head_dim * math.log(wavelength / (2.0 * math.pi)) / (2.0 * math.log(rope_theta))
+
+    low, high = pair_turning(scaling.beta_fast), pair_turning(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    pair = np.arange(head_dim // 2, dtype=np.float64)
+    slow = np.clip((pair - low) / (high - low), 0.0, 1.0)                           # 0 keep, 1 interpolate
+    return (1.0 - slow) * plain + slow * plain / scaling.factor
+
+
+def attention_factor(scaling: Any = None) -> float:
+    """What cos and sin are multiplied by: 1 except under YaRN."""
+    return float(scaling.attention_factor) if scaling is not None and scaling.kind == "yarn" else 1.0
+
+
+def yarn_attention_factor(factor: float, mscale: float | None, mscale_all_dim: float | None) -> float:
+    """The attention_factor of a YaRN config that gives none."""
+
+    def magnitude(m: float) -> float:
+        return 1.0 if factor <= 1.0 else 0.1 * m * math.log(factor) + 1.0
+
+    if mscale and mscale_all_dim:
+        return magnitude(mscale) / magnitude(mscale_all_dim)
+    return magnitude(1.0)
+
+
+def rope(x: Array, positions: Sequence[int] | Array, frequencies: Array, factor: float = 1.0,
+         interleaved: bool = False) -> Array:
+    """Rotates each head's pairs by position * frequency, and scales them by factor.
+
+    x            (T, heads, D)
+    positions    (T,)
+    frequencies  (D/2,)  from inv_freq
+    interleaved  pairs are elements (2i, 2i+1), as Meta and GGUF llama files hold them; else (i, i + D/2)
+    """
+    x = float64(x)
+    angle = float64(positions)[:, None, None] * float64(frequencies)                # (T, 1, D/2)
+    cos, sin = np.cos(angle) * factor, np.sin(angle) * factor
+    half = x.shape[-1] // 2
+    first = np.s_[..., 0::2] if interleaved else np.s_[..., :half]
+    second = np.s_[..., 1::2] if interleaved else np.s_[..., half:]
+    out = np.empty_like(x)
+    out[first] = x[first] * cos - x[second] * sin
+    out[second] = x[second] * cos + x[first] * sin
+    return out
+
+
+def interleave_rows(weight: Array, heads: int) -> Array:
+    """Rows of a q or k projection (or its bias) from half-split order to interleaved order, per head."""
+    rows = weight.shape[0] // heads
+    return weight.reshape(heads, 2, rows // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+# ----------------------------------------------------------------------------------------------- attention
+
+
+def attention(q: Array, k: Array, v: Array, positions: Sequence[int] | Array,
+              window: int | None = None) -> Array:
+    """softmax(q k^T / sqrt(D)) v over the positions a token may see; query head h reads head h // (H/K).
+
+    q          (T, H, D)
+    k, v       (S, K, D)  of positions 0 .. S-1
+    positions  (T,)       of the queries; position p sees max(0, p - window + 1) .. p
+    returns    (T, H, D)
+    """
+    q, k, v = float64(q), float64(k), float64(v)
+    group = q.shape[1] // k.shape[1]
+    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)                 # (S, H, D)
+    scores = np.einsum("thd,shd->ths", q, k) / math.sqrt(q.shape[-1])               # (T, H, S)
+    query = np.asarray(positions)[:, None]                                          # (T, 1)
+    key = np.arange(k.shape[0])[None, :]                                            # (1, S)
+    visible = key <= query if window is None else (key <= query) & (key > query - window)
+    scores = np.where(visible[:, None, :], scores, -np.inf)
+    return np.einsum("ths,shd->thd", softmax(scores), v)
+
+
+# ------------------------------------------------------------------------------------------------ the model
+
+
+def forward(config: Any, tensors: Mapping[str, Array], token_ids: Sequence[int],
+            interleaved: bool = False) -> Array:
+    """Logits (T, V) of every token of one sequence that starts at position 0.
+
+    config       a Config, or anything with its fields
+    tensors      Hugging Face name -> array, any real dtype
+    interleaved  the rows of q_proj and k_proj (and their biases) are in interleaved RoPE order
+    """
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    eps = config.rms_norm_eps
+    positions = np.arange(len(token_ids))
+    frequencies = inv_freq(head_dim, config.rope_theta, config.rope_scaling)
+    factor = attention_factor(config.rope_scaling)
+    embedding = tensors["model.embed_tokens.weight"]                                # (V, hidden)
+    hidden = float64(embedding[np.asarray(token_ids)])                              # (T, hidden)
+
+    for layer, window in enumerate(config.layer_windows):
+        prefix = f"model.layers.{layer}."
+
+        def project(name: str, x: Array, prefix: str = prefix) -> Array:
+            return linear(x, tensors[f"{prefix}{name}.weight"], tensors.get(f"{prefix}{name}.bias"))
+
+        x = rmsnorm(hidden, tensors[prefix + "input_layernorm.weight"], eps)
+        q = project("self_attn.q_proj", x).reshape(-1, heads, head_dim)             # (T, H, D)
+        k = project("self_attn.k_proj", x).reshape(-1, kv_heads, head_dim)          # (T, K, D)
+        v = project("self_attn.v_proj", x).reshape(-1, kv_heads, head_dim)          # (T, K, D)
+        if config.qk_norm:
+            q = rmsnorm(q, tensors[prefix + "self_attn.q_norm.weight"], eps)
+            k = rmsnorm(k, tensors[prefix + "self_attn.k_norm.weight"], eps)
+        q = rope(q, positions, frequencies, factor, interleaved)
+        k = rope(k, positions, frequencies, factor, interleaved)
+        mixed = attention(q, k, v, positions, window).reshape(-1, heads * head_dim)
+        hidden = hidden + project("self_attn.o_proj", mixed)
+
+        x = rmsnorm(hidden, tensors[prefix + "post_attention_layernorm.weight"], eps)
+        inner = swiglu(project("mlp.gate_proj", x), project("mlp.up_proj", x))      # (T, intermediate)
+        hidden = hidden + project("mlp.down_proj", inner)
+
+    hidden = rmsnorm(hidden, tensors["model.norm.weight"], eps)
+    head = embedding if config.tie_word_embeddings else tensors["lm_head.weight"]   # (V, hidden)
+    return linear(hidden, head)
+
+
+# ------------------------------------------------------------------------------------------- seeded weights
+
+
+def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Every tensor the model of this Config has, under its Hugging Face name, shapes (out, in)."""
+    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+    q_rows, kv_rows = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+
+    def add(name: str, rows: int, columns: int, bias: bool) -> None:
+        shapes[name + ".weight"] = (rows, columns)
+        if bias:
+            shapes[name + ".bias"] = (rows,)
+
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}."
+        shapes[prefix + "input_layernorm.weight"] = (hidden,)
+        add(prefix + "self_attn.q_proj", q_rows, hidden, config.qkv_bias)
+        add(prefix + "self_attn.k_proj", kv_rows, hidden, config.qkv_bias)
+        add(prefix + "self_attn.v_proj", kv_rows, hidden, config.qkv_bias)
+        add(prefix + "self_attn.o_proj", hidden, q_rows, config.o_bias)
+        if config.qk_norm:
+            shapes[prefix + "self_attn.q_norm.weight"] = (head_dim,)
+            shapes[prefix + "self_attn.k_norm.weight"] = (head_dim,)
+        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
+        add(prefix + "mlp.gate_proj", inner, hidden, config.mlp_bias)
+        add(prefix + "mlp.up_proj", inner, hidden, config.mlp_bias)
+        add(prefix + "mlp.down_proj", hidden, inner, config.mlp_bias)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def random_weights(config: Any, seed: int) -> dict[str, Array]:
+    """Float32 tensors, each value exact in bfloat16; the bits depend on (seed, name, shape) alone.
+
+    Scales are those of a lively model: attention that prefers some positions, residual branches that matter,
+    logits with a spread of a few units.
+    """
+    return {name: random_tensor(name, shape, seed) for name, shape in tensor_shapes(config).items()}
+
+
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
+    """One tensor of random_weights: near-normal values, scaled by what the name is."""
+    noise = _noise(f"{seed}/{name}", math.prod(shape)).reshape(shape)               # mean 0, deviation 1
+    sharpness = 1.5 if any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm")) else 1.0
+    if name.endswith("norm.weight"):
+        return round_to_bfloat16(np.float32(sharpness) + np.float32(0.25) * noise)
+    if name.endswith(".bias"):
+        return round_to_bfloat16(np.float32(0.25) * noise)
+    if name == "model.embed_tokens.weight":
+        return round_to_bfloat16(noise)
+    # The branches outweigh the embedding, else a tied head would have every token predict itself.
+    gain = 12.0 if "o_proj" in name or "down_proj" in name else sharpness
+    return round_to_bfloat16(np.float32(gain / math.sqrt(shape[1])) * noise)
+
+
+def _noise(label: str, count: int) -> Array:
+    """float32, near normal: the four 16-bit quarters of splitmix64(counter), summed in integers.
+
+    NumPy promises no stable random streams across versions; integer arithmetic is stable everywhere.
+    """
+    key = int.from_bytes(hashlib.sha256(label.encode()).digest()[:8], "little")
+    x = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = x ^ (x >> np.uint64(31))
+    total = sum(((x >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int64) for shift in (0, 16, 32, 48))
+    deviation = 65536.0 / math.sqrt(3.0)  # of a sum of four uniforms below 65536
+    return ((total - 2 * 65535) / deviation).astype(np.float32)
+
+
+def round_to_bfloat16(x: Array) -> Array:
+    """Nearest bfloat16, ties to even, as float32. Finite values only."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    bits = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return bits.view(np.float32)

@@ -1,0 +1,167 @@
+"""The float64 reference against transformers' golden vectors: what everything else is measured by is right.
+
+Also that the golden vectors are worth having: each feature a case is there for changes its logits visibly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import reference
+from golden import CASES, Golden, load_case
+
+from pyllama.config import Config, RopeScaling
+
+# Transformers computes in float32: seen up to 5.6e-6 of the largest logit away from float64.
+FLOAT32_ERROR = 1e-5
+
+
+@pytest.fixture(scope="module", params=CASES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return load_case(request.param)
+
+
+def logits_of(golden: Golden, config: Config) -> np.ndarray:
+    return reference.forward(config, golden.tensors, golden.tokens)
+
+
+def test_reference_reproduces_transformers(golden: Golden) -> None:
+    logits = logits_of(golden, golden.config)
+    assert golden.error(logits) < FLOAT32_ERROR
+    assert golden.greedy_of(logits) == golden.greedy
+
+
+def test_greedy_path_is_clear_and_lively(golden: Golden) -> None:
+    assert len(golden.greedy) == 64 and len(golden.prompt) >= 20
+    assert golden.smallest_gap > 1e-3 and len(set(golden.greedy)) >= 24
+    logits = logits_of(golden, golden.config)[len(golden.prompt) - 1:]
+    best = np.sort(logits, axis=-1)
+    assert ((best[:, -1] - best[:, -2]) / np.abs(logits).max(axis=-1)).min() > 0.9e-3
+
+
+def test_each_feature_of_a_case_changes_its_logits(golden: Golden) -> None:
+    config, plain = golden.config, []
+    if config.rope_scaling:
+        plain.append(dataclasses.replace(config, rope_scaling=None))
+        if config.rope_scaling.kind == "yarn":
+            for change in ({"attention_factor": 1.0}, {"truncate": not config.rope_scaling.truncate}):
+                scaling = dataclasses.replace(config.rope_scaling, **change)
+                plain.append(dataclasses.replace(config, rope_scaling=scaling))
+    for window in {w for w in config.layer_windows if w}:
+        for other in (None, window - 1, window + 1):
+            windows = tuple(w and other for w in config.layer_windows)
+            plain.append(dataclasses.replace(config, layer_windows=windows))
+    if len(set(config.layer_windows)) > 1:
+        everywhere = (max(w or 0 for w in config.layer_windows),) * config.num_hidden_layers
+        plain.append(dataclasses.replace(config, layer_windows=everywhere))
+    if config.qk_norm:
+        plain.append(dataclasses.replace(config, qk_norm=False))
+    for changed in plain:
+        assert golden.error(logits_of(golden, changed)) > 1e-3, changed
+    for bias in {name.split(".", 3)[-1] for name in golden.tensors if name.endswith(".bias")}:
+        without = {name: t for name, t in golden.tensors.items() if not name.endswith(bias)}
+        assert golden.error(reference.forward(config, without, golden.tokens)) > 1e-3, bias
+
+
+def test_interleaved_rows_give_the_same_logits(golden: Golden) -> None:
+    config, tensors = golden.config, dict(golden.tensors)
+    for name in tensors:
+        if "q_norm" in name or "k_norm" in name:
+            tensors[name] = reference.interleave_rows(tensors[name], 1)
+        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if part in name:
+                tensors[name] = reference.interleave_rows(tensors[name], heads)
+    interleaved = reference.forward(config, tensors, golden.tokens, interleaved=True)
+    assert np.abs(interleaved - logits_of(golden, config)).max() < 1e-9
+    assert golden.error(reference.forward(config, tensors, golden.tokens)) > 1e-3
+
+
+def test_rope_rotates_the_stated_pairs() -> None:
+    x = np.arange(1.0, 9.0).reshape(1, 1, 8)
+    frequencies = reference.inv_freq(8, 10000.0)
+    assert frequencies == pytest.approx([1.0, 0.1, 0.01, 0.001])
+    pairs_half = [(0, 4), (1, 5), (2, 6), (3, 7)]
+    pairs_interleaved = [(0, 1), (2, 3), (4, 5), (6, 7)]
+    for interleaved, pairs in ((False, pairs_half), (True, pairs_interleaved)):
+        out = reference.rope(x, [3], frequencies, interleaved=interleaved)
+        for (a, b), frequency in zip(pairs, frequencies, strict=True):
+            turned = complex(x[0, 0, a], x[0, 0, b]) * np.exp(3j * frequency)
+            assert complex(out[0, 0, a], out[0, 0, b]) == pytest.approx(turned)
+
+
+def test_rope_scores_depend_on_distance_alone() -> None:
+    q, k = reference.random_tensor("q.bias", (2, 1, 3, 16), 1)
+    frequencies = reference.inv_freq(16, 10000.0)
+    scores = [np.sum(reference.rope(q, [p + 5], frequencies) * reference.rope(k, [p], frequencies))
+              for p in (0, 7, 1000)]
+    assert scores[1:] == pytest.approx([scores[0]] * 2)
+
+
+def test_llama3_keeps_short_waves_and_slows_long_ones() -> None:
+    scaling = RopeScaling("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                          original_max_position_embeddings=8192)
+    plain, scaled = reference.inv_freq(128, 5e5), reference.inv_freq(128, 5e5, scaling)
+    wavelength = 2 * math.pi / plain
+    short, long = wavelength < 8192 / 4, wavelength > 8192
+    assert short.any() and long.any() and not (short | long).all()
+    assert (scaled[short] == plain[short]).all()
+    assert scaled[long] == pytest.approx(plain[long] / 8)
+    between = ~short & ~long
+    assert ((scaled[between] < plain[between]) & (scaled[between] > plain[between] / 8)).all()
+
+
+def test_llama3_as_gguf_factors() -> None:
+    scaling = RopeScaling("llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                          original_max_position_embeddings=8192)
+    wanted = reference.inv_freq(64, 5e5, scaling)
+    factors = RopeScaling("factors", factors=tuple(reference.inv_freq(64, 5e5) / wanted))
+    assert reference.inv_freq(64, 5e5, factors) == pytest.approx(wanted, rel=1e-15)
+
+
+def test_reference_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="dynamic"):
+        reference.inv_freq(16, 10000.0, SimpleNamespace(kind="dynamic"))
+
+
+def test_attention_sees_only_the_window() -> None:
+    q, k, v = reference.random_tensor("qkv.bias", (3, 9, 2, 6), 2)
+    for window in (1, 4, 9, 100):
+        out = reference.attention(q, k, v, range(9), window)
+        for position in range(9):
+            seen = slice(max(0, position - window + 1), position + 1)
+            last = reference.attention(q[position:position + 1], k[seen], v[seen], [position - seen.start])
+            assert out[position] == pytest.approx(last[0], rel=1e-12)
+    assert (reference.attention(q, k, v, range(9), 100) == reference.attention(q, k, v, range(9))).all()
+    assert reference.attention(q, k, v, range(9), 1) == pytest.approx(v, rel=1e-12)
+
+
+def test_query_heads_share_neighbouring_key_heads() -> None:
+    q = reference.random_tensor("q.bias", (4, 6, 8), 3)
+    k, v = reference.random_tensor("kv.bias", (2, 4, 2, 8), 3)
+    grouped = reference.attention(q, k, v, range(4))
+    for head in range(6):
+        alone = reference.attention(q[:, head:head + 1], k[:, head // 3:head // 3 + 1],
+                                    v[:, head // 3:head // 3 + 1], range(4))
+        assert grouped[:, head] == pytest.approx(alone[:, 0], rel=1e-12)
+
+
+def test_extremes_stay_finite() -> None:
+    assert reference.silu(np.array([-1e4, -800.0, 0.0, 800.0])) == pytest.approx([0.0, 0.0, 0.0, 800.0])
+    assert reference.softmax(np.array([1e5, 1e5, -np.inf])) == pytest.approx([0.5, 0.5, 0.0])
+    assert reference.rmsnorm(np.array([3.0, 4.0]), np.array([1.0, 2.0]), 0.0) == pytest.approx(
+        [3 / math.sqrt(12.5), 8 / math.sqrt(12.5)])
+
+
+def test_seeded_weights_never_change() -> None:
+    """Golden vectors hold only a seed: these bits are a promise to them."""
+    weights = reference.random_tensor("model.layers.0.self_attn.q_proj.weight", (3, 4), 7)
+    assert weights.dtype == np.float32
+    assert (weights.view(np.uint32) >> 16).ravel().tolist() == [
+        48982, 16144, 48924, 16132, 48849, 15999, 49027, 48290, 15942, 48934, 15815, 48944]
+    assert not (weights.view(np.uint32) & 0xFFFF).any(), "not exact in bfloat16"
+    many = reference.random_tensor("x.bias", (100000,), 0) / np.float32(0.25)
+    assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
