@@ -31,7 +31,7 @@ LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # -ffp-contract=off: a*b+c is fused only where the canonical order (MODEL.md, "Numerics") says so.
 # -fno-math-errno: sqrtf and fmaf become one instruction; no bit of a result changes.
 FLAGS = ["-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
-FLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]
+FLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", "-DNDEBUG"]
 LINK_FLAGS = []
 if SANITIZE:
     FLAGS += ["-g", f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]

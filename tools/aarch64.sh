@@ -7,11 +7,14 @@
 # SDIST    pyllama-*.tar.gz; the wheel is built from it and its tests are run against the wheel, nothing else
 # PYTHON   a CPython 3.11 or later of this machine
 #
+# The boards, and what the kernels must find on each, are listed in tools/boards.
+#
 # Needs root on Debian 12 (apt-get installs the cross compiler and the emulator) and a package index.
 # Leaves WORKDIR/dist/*.whl, and WORKDIR/armpython: ARM_CPU=cortex-a72 WORKDIR/armpython -m pyllama ...
 set -euo pipefail
 work=$(realpath -m "$1") sdist=$(realpath "$2") python=$3
 sysroot=$work/sysroot site=$work/site
+boards=$(realpath "$(dirname "$0")")/boards
 mkdir -p "$work" && cd "$work"
 step() { echo "## ${SECONDS}s aarch64: $*"; }
 
@@ -66,7 +69,7 @@ install_wheel() {
     done
     rm -rf "$site"
     host/bin/pip install -q --no-compile --target "$site" "${platforms[@]}" --python-version 3.11 \
-        --implementation cp --abi cp311 --abi abi3 --abi none --only-binary=:all: "$wheel[test]"
+        --implementation cp --abi cp311 --abi abi3 --abi none --only-binary=:all: "${wheel}[test]"
     # Under emulation the interpreter would spend seconds on compiling them, in every process.
     env -u PYTHONDONTWRITEBYTECODE host/bin/python -m compileall -q -j2 "$site" "$sysroot/usr/lib/python3.11" \
         >/dev/null 2>&1 || true
@@ -77,10 +80,35 @@ install_wheel() {
 make_interpreter() {
     cat >armpython <<EOF
 #!/bin/sh
-export PYTHONHOME=$sysroot/usr PYTHONPATH=$site OMP_WAIT_POLICY=passive
+export PYTHONHOME=$sysroot/usr PYTHONPATH=$site OMP_WAIT_POLICY=passive PYLLAMA_EMULATED=1
 exec qemu-aarch64-static -cpu "\${ARM_CPU:-cortex-a76}" -L $sysroot -0 "\$0" $sysroot/usr/bin/python3.11 "\$@"
 EOF
     chmod +x armpython
+}
+
+# The sdist without the package: tests/ and what it reads, and only the wheel to import.
+test_on() {
+    local cpu=$1 features=$2 selection=$3 log=$work/tests-${1%%,*}.log status=0
+    (
+        cd tested
+        export ARM_CPU=$cpu PYLLAMA_EXPECT_ISA=neon PYLLAMA_EXPECT_FEATURES=$features
+        "$work/armpython" -P -m pytest -q -p no:cacheprovider --durations=15 -k "$selection" tests
+    ) >"$log" 2>&1 || status=$?
+    [ "$status" -eq 0 ] || sed -n '/^=* \(FAILURES\|ERRORS\)/,$p' "$log" | tail -n 100
+    step "tests as $cpu ($features)"
+    tail -n 1 "$log"
+    return "$status"
+}
+
+test_on_boards() {
+    local status=0 cpu features selection pid pids=()
+    rm -rf tested && mv source tested && rm -rf tested/pyllama tested/build tested/*.egg-info tested/setup.py
+    while read -r cpu features selection; do
+        test_on "$cpu" "$features" "$selection" &
+        pids+=($!)
+    done < <(grep -v '^#' "$boards")
+    for pid in "${pids[@]}"; do wait "$pid" || status=1; done
+    return "$status"
 }
 
 if [ ! -e ready ]; then
@@ -93,3 +121,4 @@ if [ ! -e ready ]; then
 fi
 build_wheel
 install_wheel
+test_on_boards
