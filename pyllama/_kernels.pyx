@@ -16,7 +16,11 @@ cdef extern from "kernels.h" nogil:
     enum:
         PANEL_ROWS
         DT_COUNT
+        LAYOUT_ROWS
+        LAYOUT_PANELS
+        LAYOUT_PACKED
     ctypedef int pl_dtype
+    ctypedef int pl_layout
     ctypedef struct pl_format:
         const char *name
         int cols
@@ -24,7 +28,7 @@ cdef extern from "kernels.h" nogil:
     const pl_format pl_formats[]
     ctypedef struct pl_matrix:
         pl_dtype dtype
-        int panels
+        pl_layout layout
         int64_t rows
         int64_t cols
         size_t row_nbytes
@@ -51,6 +55,10 @@ cdef extern from "kernels.h" nogil:
     int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const float *x, int64_t tokens, float *out,
                   size_t ldo, int64_t row)
     void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
+    size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols)
+    int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out, size_t capacity)
+    void pl_unpack(const pl_kernels *k, int threads, const pl_matrix *w, uint8_t *out)
+    int pl_packed_valid(const pl_matrix *w, size_t nbytes)
     void pl_widen(const pl_kernels *k, int threads, const pl_matrix *rows, float *out)
     void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *weight, float eps, int64_t rows,
                     int64_t cols, float *out)
@@ -72,6 +80,7 @@ PANEL = PANEL_ROWS
 MAX_HEAD_DIM = 1024
 DTYPES = tuple((<bytes>pl_formats[i].name).decode() for i in range(DT_COUNT))
 
+cdef dict _layout_index = {"rows": LAYOUT_ROWS, "panels": LAYOUT_PANELS, "packed": LAYOUT_PACKED}
 cdef dict _dtype_index = {name: i for i, name in enumerate(DTYPES)}
 cdef const pl_kernels *_kernels = NULL
 cdef int _threads = 1
@@ -153,9 +162,12 @@ cdef class Matrix:
     """A block of weights, rows x cols, where it lies in memory.
 
     dtype   one of DTYPES
-    data    bytes, 1-D uint8: row_nbytes(dtype, cols) a row, as in the checkpoint ("rows"), or the same
-            bytes with 32 rows side by side, from pack_panels ("panels", panels_nbytes in all). Kept alive
-            and not copied; must not change while in use.
+    data    bytes, 1-D uint8: row_nbytes(dtype, cols) a row, as in the checkpoint ("rows"); the same bytes
+            with 32 rows side by side, from pack_panels ("panels", panels_nbytes in all); or a 12-bit block
+            from pack ("packed", BF16 only, on a 4-byte boundary). Kept alive and not copied; must not
+            change while in use.
+
+    Raises PyllamaError for sizes that do not agree and for a packed block that is not well-formed.
     """
     cdef pl_matrix c
     cdef readonly object data
@@ -166,17 +178,22 @@ cdef class Matrix:
         cdef const uint8_t[::1] view = data
         if rows < 1 or cols < 1:
             raise PyllamaError(f"matrix of {rows} x {cols}, expected at least 1 x 1")
-        if layout not in ("rows", "panels"):
-            raise PyllamaError(f"layout {layout!r}, expected 'rows' or 'panels'")
+        if layout not in _layout_index or (layout == "packed" and dtype != "BF16"):
+            raise PyllamaError(f"layout {layout!r} of {dtype}, expected 'rows' or 'panels', or 'packed' for BF16")
         self.c.row_nbytes = row_nbytes(dtype, cols)
-        expected = panels_nbytes(dtype, rows, cols) if layout == "panels" else rows * self.c.row_nbytes
-        if view.shape[0] != expected:
-            raise PyllamaError(f"{dtype} matrix of {rows} x {cols} in {layout}: {view.shape[0]} bytes, expected {expected}")
         self.c.dtype = _dtype_index[dtype]
-        self.c.panels = layout == "panels"
+        self.c.layout = _layout_index[layout]
         self.c.rows = rows
         self.c.cols = cols
-        self.c.data = &view[0]
+        self.c.data = &view[0] if view.shape[0] else NULL
+        if layout == "packed":
+            if not pl_packed_valid(&self.c, view.shape[0]):
+                raise PyllamaError(f"packed matrix of {rows} x {cols}: the {view.shape[0]} bytes are damaged")
+        else:
+            expected = panels_nbytes(dtype, rows, cols) if layout == "panels" else rows * self.c.row_nbytes
+            if view.shape[0] != expected:
+                raise PyllamaError(f"{dtype} matrix of {rows} x {cols} in {layout}: {view.shape[0]} bytes, "
+                                   f"expected {expected}")
         self.data = data
         self.dtype = dtype
         self.layout = layout
@@ -278,16 +295,47 @@ def matmul(Matrix w not None, x, out, int64_t row=0):
 
 def pack_panels(Matrix w not None, uint8_t[::1] out):
     """The rows of w as panels: the same bytes, 32 rows side by side. out has panels_nbytes(...) bytes."""
-    if w.c.panels or out.shape[0] != panels_nbytes(w.dtype, w.c.rows, w.c.cols):
+    if w.c.layout != LAYOUT_ROWS or out.shape[0] != panels_nbytes(w.dtype, w.c.rows, w.c.cols):
         raise PyllamaError(f"pack_panels: {w.layout} of {w.c.rows} x {w.c.cols} into {out.shape[0]} bytes")
     with nogil:
         pl_pack_panels(_kernels, _threads, &w.c, &out[0])
 
 
+def packed_nbytes(int64_t rows, int64_t cols):
+    """Bytes of a packed matrix without escapes: what pack needs at least (5 more for each escape)."""
+    return 64 + pl_packed_panels_nbytes(rows, cols) + ((rows + PANEL_ROWS - 1) // PANEL_ROWS + 1) * 4
+
+
+def pack(Matrix w not None, uint8_t[::1] out):
+    """The rows of w (BF16) in 12 bits a weight, losslessly; returns the bytes written, 0 if out is too small.
+
+    How small a matrix gets depends on its exponents: offer as much as packing would be worth. The form is
+    described in csrc/packed.h; unpack gives back the very bytes.
+    """
+    cdef int64_t nbytes
+    if w.c.layout != LAYOUT_ROWS or w.dtype != "BF16":
+        raise PyllamaError(f"pack: {w.dtype} in {w.layout}, expected BF16 in rows")
+    if out.shape[0] == 0 or <size_t>&out[0] % 4:
+        raise PyllamaError("pack: out is empty or not on a 4-byte boundary")
+    with nogil:
+        nbytes = pl_pack(_kernels, _threads, &w.c, &out[0], out.shape[0])
+    if nbytes < 0:
+        raise MemoryError("pack: no memory for the counts")
+    return nbytes
+
+
+def unpack(Matrix w not None, uint8_t[::1] out):
+    """The bfloat16 rows, row-major, that a packed matrix was made from: rows * cols * 2 bytes."""
+    if w.c.layout != LAYOUT_PACKED or out.shape[0] != w.c.rows * <int64_t>w.c.row_nbytes:
+        raise PyllamaError(f"unpack: {w.layout} of {w.c.rows} x {w.c.cols} into {out.shape[0]} bytes")
+    with nogil:
+        pl_unpack(_kernels, _threads, &w.c, &out[0])
+
+
 def widen(Matrix w not None, out):
     """out = the weights as float32, exactly as the format defines them. w in rows; out (rows, cols)."""
     cdef Floats o = _output(out)
-    if w.c.panels or o.n != w.c.rows or o.cols != w.c.cols:
+    if w.c.layout != LAYOUT_ROWS or o.n != w.c.rows or o.cols != w.c.cols:
         raise PyllamaError(f"widen: {w.layout} of {w.c.rows} x {w.c.cols} into {_shape(o)}")
     with nogil:
         pl_widen(_kernels, _threads, &w.c, o.p)

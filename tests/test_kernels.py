@@ -451,3 +451,105 @@ def test_floats_can_be_read_back():
     assert (buffer.array == [[0, 1], [2, 3]]).all() and buffer.cols == 2 and buffer.capacity == 3
     with pytest.raises(PyllamaError):
         buffer.rows = 4
+
+
+# ----------------------------------------------------------------------------------------------------- packed
+
+
+def bf16_rows(bits16):
+    rows, cols = bits16.shape
+    return kernels.Matrix("BF16", rows, cols, np.ascontiguousarray(bits16).view(np.uint8).reshape(-1))
+
+
+def pack(w, escapes=None):
+    escapes = w.rows * w.cols if escapes is None else escapes
+    out = np.full(kernels.packed_nbytes(w.rows, w.cols) + 5 * escapes, 99, np.uint8)
+    nbytes = kernels.pack(w, out)
+    return kernels.Matrix("BF16", w.rows, w.cols, out[:nbytes], "packed") if nbytes else None
+
+
+def unpacked(packed):
+    out = np.full(packed.rows * packed.cols * 2, 77, np.uint8)
+    kernels.unpack(packed, out)
+    return out
+
+
+def trained_bits(rows, cols, seed=0, odd_ones=0):
+    """Weights as training leaves them, and a few that no table covers."""
+    rng = np.random.default_rng(seed)
+    bits16 = (rng.standard_normal((rows, cols)).astype(np.float32) * 0.02).view(np.uint32) >> 16
+    if odd_ones:
+        bits16.reshape(-1)[rng.choice(bits16.size, odd_ones, replace=False)] = rng.integers(0x4000, 0x7E00, odd_ones)
+    return bits16.astype(np.uint16)
+
+
+def test_packing_loses_no_bit_pattern(run):
+    patterns = np.arange(65536, dtype=np.uint16)
+    for bits16 in (patterns.reshape(256, 256), np.random.default_rng(0).permutation(patterns).reshape(64, 1024)):
+        w = bf16_rows(bits16)
+        assert (unpacked(pack(w)) == w.data).all()
+
+
+def test_packed_size_is_12_bits_and_5_bytes_an_escape(run):
+    w = bf16_rows(trained_bits(96, 512))
+    packed = pack(w)
+    escapes = packed.data[16:20].view(np.uint32)[0]
+    assert packed.nbytes == 64 + 96 * 512 * 12 // 8 + 4 * 4 + 5 * escapes
+    assert escapes < 0.001 * 96 * 512
+    if escapes:
+        assert pack(w, escapes - 1) is None
+    assert pack(w, escapes) is not None
+
+
+@pytest.mark.parametrize("odd_ones", [0, 1, 300])
+def test_packed_products_have_the_bits_of_plain_ones(odd_ones):
+    for rows, cols in [(1, 1), (33, 7), (75, 300), (64, 129), (203, 512)]:
+        w = bf16_rows(trained_bits(rows, cols, seed=rows, odd_ones=min(odd_ones, rows * cols // 2)))
+        x = np.random.default_rng(1).standard_normal((13, cols)).astype(np.float32)
+        expected = product(w, x)
+        for way in every_way():
+            packed = pack(w)
+            assert (unpacked(packed) == w.data).all(), way
+            for t in TOKENS:
+                assert same_bits(product(packed, x[:t]), expected[:t]), (way, rows, cols, t)
+
+
+def test_packing_gives_the_same_bytes_every_way():
+    w = bf16_rows(trained_bits(203, 515, odd_ones=50))
+    expected = None
+    for way in every_way():
+        got = pack(w).data
+        expected = got if expected is None else expected
+        assert got.size == expected.size and (got == expected).all(), way
+
+
+def test_a_damaged_packed_block_is_refused_or_harmless():
+    w = bf16_rows(trained_bits(70, 130, odd_ones=40))
+    good = pack(w).data.copy()
+    x = np.ones((2, 130), np.float32)
+    rng = np.random.default_rng(3)
+    body = 64 + 3 * 96 * 65
+    escapes = int(good[16:20].view(np.uint32)[0])
+    assert escapes >= 40
+    words = np.frombuffer(good[body : body + 4 * (4 + escapes)].tobytes(), np.uint32)
+    for word, value in ((0, 1), (1, 2**31), (1, words[2] + 1), (3, escapes - 1), (3, 0), (4, 65 << 6), (5, 0xFFFFFFFF),
+                        (4 + int(words[1]) - 1, 0)):
+        bad = good.copy()
+        bad[body + 4 * word : body + 4 * word + 4] = np.array([value], np.uint32).view(np.uint8)
+        with pytest.raises(PyllamaError, match="damaged"):
+            kernels.Matrix("BF16", 70, 130, bad, "packed")
+    for at in [*range(16, 20), *rng.integers(0, good.size, 200), *rng.integers(body, good.size, 400)]:
+        bad = good.copy()
+        bad[at] ^= rng.integers(1, 256)
+        try:
+            damaged = kernels.Matrix("BF16", 70, 130, bad, "packed")
+        except PyllamaError:
+            continue
+        product(damaged, x)
+        product(damaged, x[:1])
+        unpacked(damaged)
+    for n in (0, 10, 64, good.size - 1):
+        with pytest.raises(PyllamaError):
+            kernels.Matrix("BF16", 70, 130, good[:n], "packed")
+    with pytest.raises(PyllamaError):
+        kernels.Matrix("F16", 70, 130, good, "packed")

@@ -67,7 +67,37 @@ INLINE void v_store_f16(uint16_t *p, vf a)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-INLINE void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+/* Interleaving bytes works within 128-bit halves, so vector i holds the rows 4i..4i+3 and 16+4i..16+4i+3. */
+typedef __m256i packed_table;
+INLINE packed_table load_packed_table(const uint8_t *p)
+{
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+}
+INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int upper, packed_table table, vf *w)
+{
+    vi code = _mm256_loadu_si256((const vi *)codes), bytes = _mm256_loadu_si256((const vi *)low);
+    vi high = _mm256_shuffle_epi8(table, _mm256_and_si256(upper ? _mm256_srli_epi16(code, 4) : code, _mm256_set1_epi8(15)));
+    vi zero = _mm256_setzero_si256();
+    vi a = _mm256_unpacklo_epi8(bytes, high), b = _mm256_unpackhi_epi8(bytes, high);
+    w[0] = vi_as_float(_mm256_unpacklo_epi16(zero, a));
+    w[1] = vi_as_float(_mm256_unpackhi_epi16(zero, a));
+    w[2] = vi_as_float(_mm256_unpacklo_epi16(zero, b));
+    w[3] = vi_as_float(_mm256_unpackhi_epi16(zero, b));
+}
+INLINE void load32_lanes(const float *p, vf *w)
+{
+    for (int v = 0; v < 4; v++)
+        w[v] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4 * v)), _mm_loadu_ps(p + 16 + 4 * v), 1);
+}
+INLINE void store32_lanes(float *p, const vf *w)
+{
+    for (int v = 0; v < 4; v++) {
+        _mm_storeu_ps(p + 4 * v, _mm256_castps256_ps128(w[v]));
+        _mm_storeu_ps(p + 16 + 4 * v, _mm256_extractf128_ps(w[v], 1));
+    }
+}
+/* Ask for the cache line `ahead` bytes on; as an integer, since no object need be there. */
+INLINE void prefetch(const void *p, int ahead) { _mm_prefetch((const char *)((uintptr_t)p + (uintptr_t)ahead), _MM_HINT_T0); }
 
 INLINE void transpose_8x8(const uint8_t *rows, size_t stride, uint32_t *out)
 {

@@ -85,7 +85,36 @@ INLINE void load16_i8(const uint8_t *p, vi *w)
     w[3] = vmovl_high_s16(high);
 }
 INLINE void v_store_f16(uint16_t *p, vf a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
-INLINE void prefetch(const void *p) { __builtin_prefetch(p); }
+/* Byte k of each 32-bit lane is moved up by shifts (ZIP is three operations on the Cortex-A72), so of 16 rows
+ * vector k holds k, 4 + k, 8 + k, 12 + k: what LD4 and ST4 undo. */
+typedef uint8x16_t packed_table;
+INLINE packed_table load_packed_table(const uint8_t *p) { return vld1q_u8(p); }
+INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int upper, packed_table table, vf *w)
+{
+    const uint32x4_t top = vdupq_n_u32(0xffff0000u);
+    for (int g = 0; g < 2; g++) {
+        uint8x16_t code = vld1q_u8(codes + 16 * g);
+        code = upper ? vshrq_n_u8(code, 4) : vandq_u8(code, vdupq_n_u8(15));
+        uint32x4_t h = vreinterpretq_u32_u8(vqtbl1q_u8(table, code)), l = vreinterpretq_u32_u8(vld1q_u8(low + 16 * g));
+        w[4 * g] = vreinterpretq_f32_u32(vsriq_n_u32(vshlq_n_u32(h, 24), vshlq_n_u32(l, 24), 8));
+        w[4 * g + 1] = vreinterpretq_f32_u32(vandq_u32(vsriq_n_u32(vshlq_n_u32(h, 16), vshlq_n_u32(l, 16), 8), top));
+        w[4 * g + 2] = vreinterpretq_f32_u32(vandq_u32(vsriq_n_u32(vshlq_n_u32(h, 8), vshlq_n_u32(l, 8), 8), top));
+        w[4 * g + 3] = vreinterpretq_f32_u32(vandq_u32(vsriq_n_u32(h, l, 8), top));
+    }
+}
+INLINE void load32_lanes(const float *p, vf *w)
+{
+    for (int g = 0; g < 2; g++) {
+        float32x4x4_t x = vld4q_f32(p + 16 * g);
+        for (int k = 0; k < 4; k++) w[4 * g + k] = x.val[k];
+    }
+}
+INLINE void store32_lanes(float *p, const vf *w)
+{
+    for (int g = 0; g < 2; g++) vst4q_f32(p + 16 * g, ((float32x4x4_t){{w[4 * g], w[4 * g + 1], w[4 * g + 2], w[4 * g + 3]}}));
+}
+/* Ask for the cache line `ahead` bytes on; as an integer, since no object need be there. */
+INLINE void prefetch(const void *p, int ahead) { __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)ahead)); }
 
 INLINE void transpose_4x4(const uint8_t *rows, size_t stride, uint32_t *out)
 {

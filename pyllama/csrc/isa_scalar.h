@@ -94,7 +94,21 @@ INLINE void load16_i8(const uint8_t *p, vi *w)
     for (int r = 0; r < 16; r++) w[r] = (int8_t)p[r];
 }
 INLINE void v_store_f16(uint16_t *p, vf a) { *p = float_to_f16(a); }
-INLINE void prefetch(const void *p) { (void)p; }
+/* Packed bfloat16 (packed.h): low bytes and codes of 32 rows, upper codes for `upper`. */
+typedef const uint8_t *packed_table;
+INLINE packed_table load_packed_table(const uint8_t *p) { return p; }
+INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int upper, packed_table table, vf *w)
+{
+    for (int r = 0; r < 32; r++) {
+        uint32_t high = table[upper ? codes[r] >> 4 : codes[r] & 15];
+        w[r] = vi_as_float((vi)(high << 24 | (uint32_t)low[r] << 16));
+    }
+}
+/* Memory <-> vectors in the order load32_packed leaves the rows in. */
+INLINE void load32_lanes(const float *p, vf *w) { memcpy(w, p, 32 * sizeof(float)); }
+INLINE void store32_lanes(float *p, const vf *w) { memcpy(p, w, 32 * sizeof(float)); }
+/* Ask for the cache line `ahead` bytes on; as an integer, since no object need be there. */
+INLINE void prefetch(const void *p, int ahead) { (void)p, (void)ahead; }
 
 /* out[u * 32 + r] = row r's 32-bit unit u, for one row block of PANEL_ROWS rows */
 INLINE void transpose_u32(const uint8_t *rows, size_t stride, int64_t units, uint32_t *out)

@@ -20,7 +20,10 @@ enum {
     SEGMENT_COLS = 128,  /* columns widened at a time: 16 KB of float32, half a first-level cache */
     BLOCK_COLS = 256,    /* columns of the largest quantized block */
     QUERY_TILE = 24,     /* queries that share one widened cache page */
-    CHUNK_POSITIONS = 256 /* positions of one softmax chunk: part of the canonical order */
+    CHUNK_POSITIONS = 256, /* positions of one softmax chunk: part of the canonical order */
+    PACKED_HEADER = 64,  /* a packed block's table and count of escapes */
+    PAIR_NBYTES = 96,    /* two packed columns of a panel */
+    PACKED_ESCAPE = 16   /* the code of a high byte that the table lacks */
 };
 
 /* Storage formats. Numbers are ours; names are GGUF's. */
@@ -41,11 +44,17 @@ typedef struct {
 
 extern const pl_format pl_formats[DT_COUNT];
 
-/* R x C weights. `panels`: PANEL_ROWS rows at a time, blocks ascending, fields transposed, the last panel
- * and an odd last column padded with zero bytes. Otherwise plain rows of `row_nbytes`, as in the file. */
+typedef enum {
+    LAYOUT_ROWS,   /* plain rows of `row_nbytes`, as in the file */
+    LAYOUT_PANELS, /* PANEL_ROWS rows at a time, blocks ascending, fields transposed, the last panel and an odd
+                    * last column padded with zero bytes */
+    LAYOUT_PACKED  /* bfloat16 in 12 bits, losslessly: packed.h */
+} pl_layout;
+
+/* R x C weights. */
 typedef struct {
     pl_dtype dtype;
-    int panels;
+    pl_layout layout;
     int64_t rows, cols;
     size_t row_nbytes;
     const uint8_t *data;
@@ -81,6 +90,13 @@ typedef struct {
     void (*pack_tokens)(const float *x, int64_t tokens, int64_t cols, float *packed, int64_t first, int64_t last);
     /* Row-major rows -> panels [first, last) of out: the same bytes, transposed. */
     void (*pack_panels)(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last);
+    /* Packed panels [first, last) -> row-major bfloat16 rows: what they were packed from. */
+    void (*unpack)(const pl_matrix *w, uint8_t *out, int64_t first, int64_t last);
+    /* counts[128] of the upper seven exponent bits of panel p's weights (without sign). */
+    void (*count_exponents)(const pl_matrix *rows, int64_t p, uint32_t *counts);
+    /* One panel packed: pairs to out, escapes' keys and high bytes to keys and highs, as many as counted. */
+    void (*pack_panel)(const pl_matrix *rows, int64_t p, const uint8_t *codes, uint8_t *out, uint32_t *keys,
+                       uint8_t *highs);
     /* out[i, c] = float(w[i, c]) for the rows [first, last) of a row-major matrix. */
     void (*widen)(const pl_matrix *rows, float *out, int64_t first, int64_t last);
     /* out = x / sqrt(mean(x^2) + eps) * weight, for the rows [first, last) of (T, C). */
@@ -119,6 +135,12 @@ static inline size_t pl_attend_scratch(int head_dim)
 int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const float *x, int64_t tokens, float *out,
               size_t ldo, int64_t row);
 void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out);
+/* Bytes of `rows` packed, written to out if they fit `capacity`; 0 where they would not, -1 without memory. */
+size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols);
+int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out, size_t capacity);
+void pl_unpack(const pl_kernels *k, int threads, const pl_matrix *w, uint8_t *out);
+/* Whether `nbytes` at w->data are a well-formed packed block of w's shape: nothing will be read outside it. */
+int pl_packed_valid(const pl_matrix *w, size_t nbytes);
 void pl_widen(const pl_kernels *k, int threads, const pl_matrix *rows, float *out);
 void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *weight, float eps, int64_t rows,
                 int64_t cols, float *out);

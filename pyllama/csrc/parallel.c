@@ -3,6 +3,7 @@
 #include "parallel.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 const pl_format pl_formats[DT_COUNT] = {
@@ -94,6 +95,83 @@ void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uin
 {
     int64_t panels = (rows->rows + PANEL_ROWS - 1) / PANEL_ROWS;
     SHARE(rows->rows * rows->cols, dynamic, first, last, panels, 1, k->pack_panels(rows, out, first, last))
+}
+
+size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols)
+{
+    return (size_t)((rows + PANEL_ROWS - 1) / PANEL_ROWS) * (size_t)((cols + 1) / 2) * PAIR_NBYTES;
+}
+
+/* The 8 most common exponents of the block, by counts added up over its panels. 127 holds Inf and NaN, which no
+ * table needs: padding would decode to them. */
+static void choose_codes(const uint32_t *counts, int64_t panels, uint8_t *table, uint8_t *codes)
+{
+    uint64_t total[128] = {0};
+    for (int64_t p = 0; p < panels; p++)
+        for (int i = 0; i < 127; i++) total[i] += counts[p * 128 + i];
+    for (int i = 0; i < 256; i++) codes[i] = PACKED_ESCAPE;
+    for (int code = 0; code < 8; code++) {
+        int best = 0;
+        for (int i = 1; i < 127; i++)
+            if (codes[best] != PACKED_ESCAPE || (codes[i] == PACKED_ESCAPE && total[i] > total[best])) best = i;
+        table[code] = (uint8_t)best;
+        table[code + 8] = (uint8_t)(best | 128);
+        codes[best] = (uint8_t)code;
+        codes[best | 128] = (uint8_t)(code + 8);
+    }
+}
+
+int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out, size_t capacity)
+{
+    int64_t panels = (rows->rows + PANEL_ROWS - 1) / PANEL_ROWS, work = rows->rows * rows->cols;
+    size_t body = pl_packed_panels_nbytes(rows->rows, rows->cols), panel = body / (size_t)panels;
+    uint8_t codes[256];
+    uint32_t n = 0, *counts = malloc((size_t)panels * 128 * sizeof *counts);
+    if (!counts) return -1;
+    SHARE(work, dynamic, first, last, panels, 1, for (int64_t p = first; p < last; p++) k->count_exponents(rows, p, counts + p * 128))
+    if (capacity < PACKED_HEADER + body + ((size_t)panels + 1) * 4) { free(counts); return 0; }
+    memset(out, 0, PACKED_HEADER);
+    choose_codes(counts, panels, out, codes);
+    uint32_t *starts = (uint32_t *)(out + PACKED_HEADER + body);
+    for (int64_t p = 0; p < panels; p++) {
+        starts[p] = n;
+        for (int i = 0; i < 128; i++) n += codes[i] == PACKED_ESCAPE ? counts[p * 128 + i] : 0;
+    }
+    starts[panels] = n;
+    free(counts);
+    memcpy(out + 16, &n, 4);
+    size_t nbytes = PACKED_HEADER + body + ((size_t)panels + 1) * 4 + (size_t)n * 5;
+    if (nbytes > capacity) return 0;
+    uint32_t *keys = starts + panels + 1;
+    uint8_t *highs = (uint8_t *)(keys + n);
+    SHARE(work, dynamic, first, last, panels, 1,
+          for (int64_t p = first; p < last; p++)
+              k->pack_panel(rows, p, codes, out + PACKED_HEADER + (size_t)p * panel, keys + starts[p], highs + starts[p]))
+    return (int64_t)nbytes;
+}
+
+void pl_unpack(const pl_kernels *k, int threads, const pl_matrix *w, uint8_t *out)
+{
+    int64_t panels = (w->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    SHARE(w->rows * w->cols, dynamic, first, last, panels, 1, k->unpack(w, out, first, last))
+}
+
+int pl_packed_valid(const pl_matrix *w, size_t nbytes)
+{
+    int64_t panels = (w->rows + PANEL_ROWS - 1) / PANEL_ROWS, pairs = (w->cols + 1) / 2;
+    size_t body = pl_packed_panels_nbytes(w->rows, w->cols), fixed = PACKED_HEADER + body + ((size_t)panels + 1) * 4;
+    uint32_t n;
+    if ((uintptr_t)w->data % 4 || nbytes < fixed) return 0;
+    memcpy(&n, w->data + 16, 4);
+    if (nbytes != fixed + (size_t)n * 5) return 0;
+    const uint32_t *starts = (const uint32_t *)(w->data + PACKED_HEADER + body), *keys = starts + panels + 1;
+    if (starts[0] != 0 || starts[panels] != n) return 0;
+    for (int64_t p = 0; p < panels; p++) {
+        if (starts[p] > starts[p + 1] || starts[p + 1] > n) return 0;
+        for (uint32_t i = starts[p]; i < starts[p + 1]; i++)
+            if (keys[i] >> 6 >= (uint64_t)pairs || (i > starts[p] && keys[i] >> 6 < keys[i - 1] >> 6)) return 0;
+    }
+    return 1;
 }
 
 void pl_widen(const pl_kernels *k, int threads, const pl_matrix *rows, float *out)
@@ -207,7 +285,7 @@ uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes)
         const uint64_t *p = (const uint64_t *)(data + b * block);
         uint64_t s[8] = {0};
         for (int64_t i = 0; i < block / 8; i += 8) {
-            __builtin_prefetch(p + i + 128);
+            __builtin_prefetch((const void *)((uintptr_t)(p + i) + 1024));
             for (int j = 0; j < 8; j++) s[j] += p[i + j];
         }
         for (int j = 0; j < 8; j++) sum += s[j];

@@ -1,0 +1,188 @@
+/* bfloat16 weights in 12 bits, losslessly, multiplied without being written back. Included by body.h.
+ *
+ * The exponents of trained weights carry under 3 bits of information: 8 values of their upper seven bits cover
+ * all but about one weight in 10,000. A block of rows is
+ *
+ *     16 bytes   table: the high byte (sign, upper seven exponent bits) of each 4-bit code
+ *     4 bytes    n, the number of escapes; 44 bytes of zeros
+ *     panels     of PANEL_ROWS rows: 96 bytes for each pair of columns, being the low bytes (last exponent bit,
+ *                mantissa) of the first column, those of the second, and the codes, second column in the upper
+ *                four bits
+ *     uint32     first[panels + 1]: where a panel's escapes begin
+ *     uint32     key[n], ascending within a panel: pair << 6 | column of the pair << 5 | row
+ *     uint8      high[n]: the true high byte, where the table has none
+ *
+ * all little-endian, from a 4-byte boundary. The low byte is stored verbatim, so nothing is ever lost.
+ */
+
+INLINE size_t packed_panel_nbytes(const pl_matrix *w) { return (size_t)((w->cols + 1) / 2) * PAIR_NBYTES; }
+
+typedef struct {
+    const uint8_t *pairs;
+    const uint32_t *key, *end; /* this panel's escapes */
+    const uint8_t *high;
+} packed_panel;
+
+static packed_panel open_packed(const pl_matrix *w, int64_t panel)
+{
+    int64_t panels = (w->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    const uint8_t *data = w->data + PACKED_HEADER;
+    const uint32_t *first = (const uint32_t *)(data + (size_t)panels * packed_panel_nbytes(w));
+    const uint32_t *keys = first + panels + 1;
+    const uint8_t *highs = (const uint8_t *)(keys + first[panels]);
+    return (packed_panel){data + (size_t)panel * packed_panel_nbytes(w), keys + first[panel], keys + first[panel + 1],
+                          highs + first[panel]};
+}
+
+/* A pair with escapes, put right: bfloat16 pairs as in a panel. */
+static void repair_pair(const packed_panel *p, int64_t pair, const uint8_t *table, const uint32_t **key, uint32_t *out)
+{
+    const uint8_t *in = p->pairs + pair * PAIR_NBYTES;
+    for (int r = 0; r < PANEL_ROWS; r++)
+        out[r] = (uint32_t)in[r] | (uint32_t)table[in[64 + r] & 15] << 8 | (uint32_t)in[32 + r] << 16 |
+                 (uint32_t)table[in[64 + r] >> 4] << 24;
+    for (; *key < p->end && **key >> 6 == pair; ++*key) {
+        int shift = (**key >> 5 & 1) * 16 + 8;
+        uint32_t *word = &out[**key & 31];
+        *word = (*word & ~(255u << shift)) | (uint32_t)p->high[*key - p->key] << shift;
+    }
+}
+
+/* acc[r] (+)= sum_c w[r, c] * x[c] for one token, in registers. */
+static void product_packed_one(const pl_matrix *w, const packed_panel *p, const float *x, float *acc)
+{
+    const packed_table table = load_packed_table(w->data);
+    const uint32_t *key = p->key;
+    int64_t pairs = w->cols / 2, pair = 0;
+    vf a[PANEL_ROWS / VL];
+    for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_set1(0.0f);
+    for (;;) {
+        int64_t stop = key < p->end && *key >> 6 < pairs ? *key >> 6 : pairs;
+        const uint8_t *in = p->pairs + pair * PAIR_NBYTES;
+        for (; pair < stop; pair++, in += PAIR_NBYTES) {
+            prefetch(in, 1024);
+            prefetch(in, 1088);
+            vf column[PANEL_ROWS / VL], xc = v_set1(x[2 * pair]);
+            load32_packed(in, in + 64, 0, table, column);
+            for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
+            xc = v_set1(x[2 * pair + 1]);
+            load32_packed(in + 32, in + 64, 1, table, column);
+            for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
+        }
+        if (pair == pairs) break;
+        store32_lanes(acc, a);
+        uint32_t repaired[PANEL_ROWS];
+        repair_pair(p, pair, w->data, &key, repaired);
+        product_bf16((const uint8_t *)repaired, 2, x + 2 * pair, acc, 0);
+        load32_lanes(acc, a);
+        pair++;
+    }
+    store32_lanes(acc, a);
+    if (w->cols & 1) {
+        uint32_t repaired[PANEL_ROWS];
+        repair_pair(p, pair, w->data, &key, repaired);
+        product_bf16((const uint8_t *)repaired, 1, x + 2 * pair, acc, 0);
+    }
+}
+
+/* `cols` columns from an even `col` on, as a tile; *key goes on to the first escape after them. */
+static void widen_packed(const pl_matrix *w, const packed_panel *p, int64_t col, int64_t cols, const uint32_t **key,
+                         float *tile)
+{
+    const packed_table table = load_packed_table(w->data);
+    const uint8_t *in = p->pairs + col / 2 * PAIR_NBYTES;
+    for (int64_t c = 0; c < cols; c += 2, in += PAIR_NBYTES) {
+        vf column[PANEL_ROWS / VL];
+        load32_packed(in, in + 64, 0, table, column);
+        store32_lanes(tile + c * PANEL_ROWS, column);
+        load32_packed(in + 32, in + 64, 1, table, column);
+        store32_lanes(tile + (c + 1) * PANEL_ROWS, column);
+    }
+    while (*key < p->end && (int64_t)(**key >> 6) * 2 < col + cols) {
+        int64_t pair = **key >> 6;
+        uint32_t repaired[PANEL_ROWS];
+        vf even[NG], odd[NG];
+        repair_pair(p, pair, w->data, key, repaired);
+        for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) {
+            load16_bf16_pairs(repaired + g, even, odd);
+            put(tile, (int)(2 * pair - col), g, even);
+            put(tile, (int)(2 * pair - col) + 1, g, odd);
+        }
+    }
+}
+
+static void product_packed(const pl_matrix *w, int64_t panel, const float *x, int64_t tokens, float *acc, size_t lda)
+{
+    packed_panel p = open_packed(w, panel);
+    const uint32_t *key = p.key;
+    if (tokens == 1) {
+        product_packed_one(w, &p, x, acc);
+        return;
+    }
+    for (int64_t c = 0; c < w->cols; c += SEGMENT_COLS) {
+        float tile[(SEGMENT_COLS + 1) * PANEL_ROWS] __attribute__((aligned(64)));
+        int64_t n = w->cols - c < SEGMENT_COLS ? w->cols - c : SEGMENT_COLS;
+        widen_packed(w, &p, c, n, &key, tile);
+        for (int64_t t = 0; t < tokens; t += TOKEN_TILE) {
+            int m = tokens - t < TOKEN_TILE ? (int)(tokens - t) : TOKEN_TILE;
+            product(tile, n, x + t * w->cols + c * m, m, acc + (size_t)t * lda, lda, c == 0);
+        }
+    }
+}
+
+static void k_unpack(const pl_matrix *w, uint8_t *out, int64_t first, int64_t last)
+{
+    for (int64_t panel = first; panel < last; panel++) {
+        packed_panel p = open_packed(w, panel);
+        const uint32_t *key = p.key;
+        int64_t left = w->rows - panel * PANEL_ROWS, pairs = (w->cols + 1) / 2;
+        int rows = left < PANEL_ROWS ? (int)left : PANEL_ROWS;
+        for (int64_t pair = 0; pair < pairs; pair++) {
+            uint32_t words[PANEL_ROWS];
+            size_t width = 2 * pair + 1 < w->cols ? 4 : 2;
+            repair_pair(&p, pair, w->data, &key, words);
+            for (int r = 0; r < rows; r++)
+                memcpy(out + (size_t)(panel * PANEL_ROWS + r) * w->row_nbytes + 4 * (size_t)pair, &words[r], width);
+        }
+    }
+}
+
+static void k_count_exponents(const pl_matrix *rows, int64_t p, uint32_t *counts)
+{
+    uint32_t local[4][128] = {{0}}; /* neighbours mostly share a value: four sets spare the wait for it */
+    int64_t first = p * PANEL_ROWS, last = first + PANEL_ROWS < rows->rows ? first + PANEL_ROWS : rows->rows;
+    for (int64_t r = first; r < last; r++) {
+        const uint8_t *high = rows->data + (size_t)r * rows->row_nbytes + 1;
+        for (int64_t c = 0; c < rows->cols; c++) local[c & 3][high[2 * c] & 127]++;
+    }
+    for (int i = 0; i < 128; i++) counts[i] = local[0][i] + local[1][i] + local[2][i] + local[3][i];
+}
+
+static void k_pack_panel(const pl_matrix *rows, int64_t p, const uint8_t *codes, uint8_t *out, uint32_t *keys,
+                         uint8_t *highs)
+{
+    uint32_t units[SEGMENT_COLS / 2 * PANEL_ROWS] __attribute__((aligned(64)));
+    int64_t left = rows->rows - p * PANEL_ROWS;
+    uint32_t valid = left < PANEL_ROWS ? (uint32_t)left : PANEL_ROWS;
+    for (int64_t c = 0; c < rows->cols; c += SEGMENT_COLS) {
+        int64_t n = rows->cols - c < SEGMENT_COLS ? rows->cols - c : SEGMENT_COLS;
+        transpose_blocks(rows, p, c, n, (uint8_t *)units);
+        for (int64_t i = 0; i < (n + 1) / 2; i++, out += PAIR_NBYTES) {
+            const uint32_t *u = units + i * PANEL_ROWS;
+            uint8_t code[2][PANEL_ROWS];
+            for (int r = 0; r < PANEL_ROWS; r++) {
+                out[r] = (uint8_t)u[r];
+                out[32 + r] = (uint8_t)(u[r] >> 16);
+                code[0][r] = codes[u[r] >> 8 & 255];
+                code[1][r] = codes[u[r] >> 24];
+                out[64 + r] = (uint8_t)((code[0][r] & 15) | (code[1][r] & 15) << 4);
+            }
+            for (int column = 0; column < 2 && 2 * i + column < n; column++)
+                for (uint32_t r = 0; r < valid; r++)
+                    if (code[column][r] == PACKED_ESCAPE) {
+                        *keys++ = (uint32_t)((c / 2 + i) << 6) | (uint32_t)column << 5 | r;
+                        *highs++ = (uint8_t)(u[r] >> (16 * column + 8));
+                    }
+        }
+    }
+}
