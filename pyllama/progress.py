@@ -142,7 +142,7 @@ class Progress:
 
     def _fit(self, line: str) -> str:
         try:
-            columns = os.get_terminal_size(self._stream.fileno()).columns
+            columns = os.get_terminal_size(self._stream.fileno()).columns or 80  # a serial line says 0
         except (OSError, ValueError):
             columns = 80
         # A line that wraps cannot be redrawn in place, so the label gives way to the figures.

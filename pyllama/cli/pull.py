@@ -2,9 +2,6 @@
 
 import argparse
 
-from pyllama import hub
-from pyllama.progress import Progress
-
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
@@ -34,6 +31,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Prints the model's path, and nothing else, on standard output."""
+    from pyllama import hub
+    from pyllama.progress import Progress
+
     with Progress(quiet=args.quiet) as progress:
         path = hub.pull(args.name, progress, patterns=args.patterns)
     print(path)

@@ -80,22 +80,32 @@ class Repository:
         """Make snapshots/<commit>/<file_name> stand for the blob, whatever was there before."""
         pointer, blob = self.snapshot(commit) / file_name, self.blob(digest)
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        fresh = pointer.with_name(f".{digest}.{os.getpid()}.link")
-        fresh.unlink(missing_ok=True)
+        target = os.path.relpath(blob, pointer.parent)
         try:
-            os.symlink(os.path.relpath(blob, pointer.parent), fresh)
+            try:
+                os.symlink(target, pointer)
+            except FileExistsError:
+                # Never takes a right link away, not even for a moment: a model may be opened through it.
+                if not (pointer.is_symlink() and os.readlink(pointer) == target):
+                    pointer.unlink()
+                    os.symlink(target, pointer)
+        except FileExistsError:
+            pass  # another pull was quicker
         except OSError:
             # exFAT has no links; there huggingface_hub moves the blob to its name, and so do we.
             os.replace(blob, pointer)
-            return
-        os.replace(fresh, pointer)
 
     def keep(self, digest: str) -> None:
         """Give a whole, checked partial file its final name; on return it is on the disk to stay."""
         partial, blob = self.partial(digest), self.blob(digest)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, blob)
+        try:
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, blob)
+        except FileNotFoundError:
+            # Where locks hold nobody back, another pull of the same bytes may have been first.
+            if not blob.is_file():
+                raise
         sync_folder(blob.parent)
 
     def set_commit(self, revision: str, commit: str) -> None:
@@ -144,7 +154,7 @@ def exclusive_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    fresh = path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")
     with open(fresh, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

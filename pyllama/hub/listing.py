@@ -16,6 +16,7 @@ from pyllama.errors import HubError
 from pyllama.hub.cache import is_offline
 from pyllama.hub.names import COMMIT, ModelName
 from pyllama.hub.retry import RETRY_DELAYS_S, retry_after_s
+from pyllama.version import __version__
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -59,7 +60,8 @@ def list_files(model: ModelName, waiting: Callable[[str], None] = lambda text: N
             "huggingface_hub, which lists what to fetch, is not installed: pip install pyllama[hub]"
         ) from error
 
-    api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="pyllama")
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    api = huggingface_hub.HfApi(endpoint=endpoint, library_name="pyllama", library_version=__version__)
     answer = _ask(api, model, waiting)
     commit = answer.sha
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
@@ -164,4 +166,4 @@ def _size_and_digest(sibling: Any) -> tuple[Any, Any]:
 def _headers() -> dict[str, str]:
     from huggingface_hub.utils import build_hf_headers
 
-    return dict(build_hf_headers(library_name="pyllama"))
+    return dict(build_hf_headers(library_name="pyllama", library_version=__version__))
