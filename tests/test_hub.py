@@ -285,9 +285,9 @@ def test_a_connection_that_falls_silent_is_left(hub, monkeypatch):
     def silent(handler, content):
         handler.server.hub.faults.serve = None
         handler.send(200, {"Content-Length": str(len(content))}, content[:300_000])
-        time.sleep(1)
+        time.sleep(4)
 
-    monkeypatch.setattr(download, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(download, "TIMEOUT_S", 1.0)
     hub.faults.serve, hub.faults.only = silent, "model.safetensors"
     snapshot = pyllama_hub.pull("acme/tiny")
     assert (snapshot / "model.safetensors").read_bytes() == SINGLE["model.safetensors"]
@@ -304,7 +304,7 @@ def test_killed_at_random_moments_and_resumed(hub, cache):
     for kill in range(5):
         pull = start_pull()
         target = reached + chance.randrange(1, 1_000_000)
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 120
         while pull.poll() is None and time.monotonic() < deadline_s:
             if partial.exists() and partial.stat().st_size >= target:
                 break
@@ -318,7 +318,7 @@ def test_killed_at_random_moments_and_resumed(hub, cache):
         assert partial.read_bytes() == content[:reached]
     hub.faults.nbytes_s = None
     pull = start_pull()
-    output, errors = pull.communicate(timeout=60)
+    output, errors = pull.communicate(timeout=300)
     assert pull.returncode == 0, errors
     assert (Path(output.decode().strip()) / "model.safetensors").read_bytes() == content
     starts = [request.headers.get("range") for request in hub.file_requests("storage")]
@@ -333,7 +333,7 @@ def test_interrupted_from_the_keyboard(hub, cache):
     while pull.poll() is None and not (partial.exists() and partial.stat().st_size > 50_000):
         time.sleep(0.005)
     pull.send_signal(signal.SIGINT)
-    _, errors = pull.communicate(timeout=20)
+    _, errors = pull.communicate(timeout=300)
     assert b"KeyboardInterrupt" in errors
     assert 0 < partial.stat().st_size < 700_001
     assert_sound(cache, SINGLE)
@@ -345,7 +345,7 @@ def test_interrupted_from_the_keyboard(hub, cache):
 def test_two_pulls_at_once(hub, cache):
     hub.faults.nbytes_s = 2e6
     pulls = [start_pull(), start_pull()]
-    outputs = [pull.communicate(timeout=60) for pull in pulls]
+    outputs = [pull.communicate(timeout=300) for pull in pulls]
     assert [pull.returncode for pull in pulls] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
     assert_sound(cache, SINGLE)
