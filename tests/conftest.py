@@ -1,10 +1,14 @@
 """Tiny models on disk for several test files: random weights, a byte-level tokenizer, a chat template."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import tiny
+
+# Interpreters started by tests take pyllama from where this one does, not from the folder they are started in.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 BEGIN, TURN, END = 256, 257, 258
 SPECIAL = {"<|begin|>": BEGIN, "<|im_start|>": TURN, "<|im_end|>": END}

@@ -66,6 +66,10 @@ def test_the_tests_see_the_installed_package_and_not_the_tree():
     assert installed.samefile(PACKAGE / "__init__.py")
 
 
+def test_interpreters_started_by_tests_see_the_same_package():
+    assert Path(run_python("import pyllama; print(pyllama.__file__)").strip()).parent == PACKAGE
+
+
 def test_version_is_the_same_everywhere():
     assert pyllama.__version__ == __version__
     assert distribution().version == __version__
@@ -99,8 +103,9 @@ def test_stub_names_what_the_extension_offers():
             declared[node.name] = {argument.arg for argument in node.args.args + node.args.kwonlyargs}
         elif isinstance(node, ast.AnnAssign):
             declared[node.target.id] = set()
-    offered = {name for name, value in vars(_kernels).items()
-               if not name.startswith("_") and not inspect.ismodule(value)}
+    offered = {name for name, value in vars(_kernels).items() if not name.startswith("_")
+               and not inspect.ismodule(value)
+               and getattr(value, "__module__", _kernels.__name__) == _kernels.__name__}
     assert {name for name in declared if not name.startswith("_")} == offered
     for name in offered:
         value = getattr(_kernels, name)
