@@ -342,7 +342,7 @@ def _refuse_foreign(f: _Fields, model_type: str) -> None:
     """Options that would change the mathematics under a known model_type."""
     names = f.get("architectures")
     if names is not None:
-        known = {ARCHITECTURES[model_type], ARCHITECTURES[model_type].replace("Llama", "LLaMA")}
+        known = (ARCHITECTURES[model_type], ARCHITECTURES[model_type].replace("Llama", "LLaMA"))
         if not isinstance(names, list) or len(names) != 1 or names[0] not in known:
             first = names[0] if isinstance(names, list) and names else names
             raise f.unsupported("architectures", f"{shown(first)} (expected {ARCHITECTURES[model_type]})")
@@ -556,14 +556,14 @@ def _plain(value: Any) -> Any:
 
     A float is stored as float32, 1e-5 as 0.00000999999975: the shortest decimal that rounds to it is what
     the converter was given, so both forms of a model get one config. A per-layer array whose entries agree
-    is that number; one whose entries differ stays an array and is refused by the look-up.
+    is that number; one whose entries differ is refused by the look-up.
     """
     if isinstance(value, float):
         return float(str(np.float32(value))) if abs(value) < 1e30 else value
-    if hasattr(value, "tolist") and 1 <= len(value) <= MAX_LAYERS:
-        values = value.tolist()
-        if all(v == values[0] for v in values):
-            return values[0]
+    if isinstance(value, np.ndarray):
+        # A tuple and not the array: that has no truth value to compare by.
+        values = value[: MAX_LAYERS + 1].tolist()
+        return values[0] if values and all(v == values[0] for v in values) else tuple(values)
     return value
 
 

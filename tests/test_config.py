@@ -323,6 +323,8 @@ def test_gguf_refusals():
         gguf(llama__attention__value_length=4)
     with pytest.raises(CheckpointError, match="head_count"):
         gguf(llama__attention__head_count=np.array([6, 3], np.uint32))
+    with pytest.raises(UnsupportedError, match="expert_count"):
+        gguf(llama__expert_count=np.array([0, 3], np.uint32))
     assert gguf(llama__attention__head_count=np.array([6, 6], np.uint32)).num_attention_heads == 6
     with pytest.raises(CheckpointError, match="layer_norm_rms_epsilon"):
         gguf(drop=["llama.attention.layer_norm_rms_epsilon"])

@@ -31,7 +31,7 @@ from pyllama.errors import CheckpointError, UnsupportedError
 MAX_HEADER_NBYTES = 64 << 20  # a vocabulary of 256,000 with its merges takes 20 MB
 MAX_KEYS = 4096
 MAX_TENSORS = 65_536
-MAX_STRINGS = 2_000_000  # in all arrays together: each costs a step of Python
+MAX_STRINGS = 1_000_000  # in all arrays together: each costs a step of Python
 MAX_NAME_NBYTES = 256
 MAX_FILES = 1024
 MAX_ROPE_FACTORS = 512
@@ -48,6 +48,7 @@ _FORMATS = {
 }  # fmt: skip
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
+_LENGTH = struct.Struct("<Q")
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 _ARRAY_TYPES = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8",
@@ -90,12 +91,12 @@ def open_gguf(path: Path) -> Checkpoint:
         for other in _other_parts(path, metadata):
             file = files[other] = InputFile(other)
             header = _read_header(file)
-            _check_split(other, header.metadata, metadata["split.count"])
+            _check_split(other, header.metadata)
             for name, tensor in header.tensors.items():
                 if name in tensors:
                     raise CheckpointError(f"{shown(name)}: in two files of the split, one is {other.name}")
                 tensors[name] = tensor
-        total = metadata.get("split.tensors.count", len(tensors))
+        total = _count(path, metadata, "split.tensors.count", len(tensors))
         if total != len(tensors):
             raise CheckpointError(f"{path.name}: {len(tensors)} tensors, expected {shown(total)} in all")
         return _checkpoint(path, metadata, tensors, files)
@@ -124,7 +125,7 @@ def _checkpoint(
     path: Path, metadata: dict[str, Any], found: dict[str, Tensor], files: dict[Path, InputFile]
 ) -> Checkpoint:
     kind = metadata.get("general.type", "model")
-    if kind != "model":
+    if not isinstance(kind, str) or kind != "model":
         raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'")
     freqs = found.pop("rope_freqs.weight", None)
     factors = _rope_factors(files[freqs.parts[0].file], freqs) if freqs else ()
@@ -175,28 +176,36 @@ def _rope_factors(file: InputFile, tensor: Tensor) -> tuple[float, ...]:
 
 
 def _other_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
-    count = metadata.get("split.count", 0)
+    count = _count(path, metadata, "split.count", 0)
     if count in (0, 1):
         return []
     match = _SPLIT.fullmatch(path.name)
-    if not isinstance(count, int) or count > MAX_FILES or match is None or int(match[3]) != count:
+    if count > MAX_FILES or match is None or int(match[3]) != count:
         raise CheckpointError(
             f"{path.name}: split.count is {shown(count)}, expected a name like model-00001-of-00003.gguf"
         )
     first = path.with_name(f"{match[1]}-00001-of-{count:05}.gguf")
-    if int(match[2]) != 1 or metadata.get("split.no") != 0:
+    if int(match[2]) != 1 or _count(path, metadata, "split.no", 0) != 0:
         raise CheckpointError(f"{path.name}: not the first file of a split model; give {first.name}")
     return [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)]
 
 
-def _check_split(path: Path, metadata: dict[str, Any], count: int) -> None:
+def _check_split(path: Path, metadata: dict[str, Any]) -> None:
     match = _SPLIT.fullmatch(path.name)
-    number = int(match[2]) - 1 if match else -1
-    if metadata.get("split.count") != count or metadata.get("split.no") != number:
+    assert match is not None  # the name was made by _other_parts
+    number, count = int(match[2]) - 1, int(match[3])
+    got = _count(path, metadata, "split.no", -1), _count(path, metadata, "split.count", 0)
+    if got != (number, count):
         raise CheckpointError(
-            f"{path.name}: part {shown(metadata.get('split.no'))} of {shown(metadata.get('split.count'))}, "
-            f"expected {number} of {count} from its name"
+            f"{path.name}: part {got[0]} of {got[1]}, expected {number} of {count} from its name"
         )
+
+
+def _count(path: Path, metadata: dict[str, Any], key: str, default: int) -> int:
+    value = metadata.get(key, default)
+    if type(value) is not int or not -1 <= value <= MAX_TENSORS:
+        raise CheckpointError(f"{path.name}: {key} is {shown(value)}, expected a small number")
+    return value
 
 
 # --- the header -------------------------------------------------------------------------------------
@@ -283,12 +292,24 @@ class _Cursor:
             )
         self.need(count * PREFIX)  # the least they can take: a count no file of this size can hold fails here
         self.position -= count * PREFIX
-        begin = self.position
+        begin = position = self.position
         starts = array("I")
-        for _ in range(count):
-            length = int.from_bytes(self.buffer[self.need(PREFIX) : self.position], "little")
-            starts.append(self.need(length) - begin)
-        starts.append(self.position - begin + PREFIX)
+        unpack, buffer, have = _LENGTH.unpack_from, self.buffer, len(self.buffer)
+        for _ in range(count):  # half a million times in a large vocabulary, so it calls as little as it can
+            if position + PREFIX > have:
+                self.position = position
+                self.need(PREFIX)
+                have = len(buffer)
+            length = unpack(buffer, position)[0]
+            position += PREFIX
+            starts.append(position - begin)
+            position += length
+            if position > have:
+                self.position = position - length
+                self.need(length)
+                have = len(buffer)
+        self.position = position
+        starts.append(position - begin + PREFIX)
         return StringList(bytes(self.buffer[begin : self.position]), np.frombuffer(starts, np.uint32))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from pyllama.config import shown
 from pyllama.errors import CheckpointError
 
-MAX_PICKLE_NBYTES = 8 << 20
+MAX_PICKLE_NBYTES = 512 << 10  # up to a step of Python per byte; the largest real one has 300 KB
 
 _STORAGES = {
     ("torch", "FloatStorage"): "F32",
