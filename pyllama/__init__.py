@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyllama.chat import Chat
     from pyllama.errors import (
         BudgetError,
+        BusyError,
         CheckpointError,
         ContextOverflowError,
         HubError,
@@ -42,12 +43,14 @@ _HOME = {
     "TokenizerError": "errors",
     "ContextOverflowError": "errors",
     "BudgetError": "errors",
+    "BusyError": "errors",
     "HubError": "errors",
     "RequestError": "errors",
 }
 
 __all__ = [
     "BudgetError",
+    "BusyError",
     "Chat",
     "CheckpointError",
     "ContextOverflowError",

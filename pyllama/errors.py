@@ -35,3 +35,7 @@ class HubError(PyllamaError):
 
 class RequestError(PyllamaError):
     """An argument or option is out of range; the message names it."""
+
+
+class BusyError(PyllamaError):
+    """The queue is full, or the engine is stopping: the same request may succeed later, or elsewhere."""

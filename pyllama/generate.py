@@ -1,14 +1,15 @@
 """Token ids in, steps out: prefill the prompt, then sample, show and feed back one token a pass.
 
-Decides when an answer ends and which of its text may already be shown. It knows a decoder, a tokenizer and a
-sampler by what they do, and neither files nor front ends: the command line, the Python API and the server all
-iterate the same Generation.
+An Answer is what one prompt has got so far: it turns rows of logits into steps, and decides when the answer ends
+and which of its text may already be shown. A Generation runs one alone; the engine runs many, in shared passes. It
+knows a decoder, a tokenizer and a sampler by what they do, and neither files nor front ends.
 """
 
 import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class StopStrings:
             self.found = True
             self._held = ""
             return text[: min(ends)[1]]
-        keep = max(_overlap(text, stop) for stop in self._stops)
+        keep = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -81,12 +82,129 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of text that is a beginning of stop, but not all of it."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length
     return 0
+
+
+class Guide(Protocol):
+    """Says which tokens may come next, as a grammar does."""
+
+    def allowed(self) -> np.ndarray | None:
+        """(n,) int64 ids, ascending, at least one; None for any token."""
+        ...
+
+    def accept(self, token_id: int) -> bool:
+        """The token was taken; whether the text is complete, so that nothing may follow."""
+        ...
+
+
+class Answer:
+    """The answer to one prompt so far.
+
+    prompt_ids     the prompt's token ids
+    token_ids      sampled so far, the token that ended the answer included
+    text           the text so far
+    finish_reason  None, "stop" or "length"
+    fingerprint    a Fingerprint, or None if not asked for
+    seed           the seed in use, whether given or drawn
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        vocab_size: int,
+        context_length: int,
+        continuation: bool = False,
+        fingerprint: bool = False,
+        guide: Guide | None = None,
+        show_special: bool = False,
+    ):
+        """Computes nothing yet.
+
+        tokenizer       for the text and the ends of text
+        prompt_ids      the whole prompt
+        params          what to sample and when to stop
+        vocab_size      length of a row of logits
+        context_length  positions the answer may fill, the prompt's included
+        continuation    whether the text goes on after the prompt's, so that a space at its start belongs to it
+        fingerprint     whether to hash the logits: a few ms a token for a large vocabulary
+        guide           restricts the tokens, or None
+        show_special    whether control tokens show in the text, all but those that end it
+
+        Raises RequestError for an empty prompt and ContextOverflowError for one the context cannot hold.
+        """
+        if not len(prompt_ids):
+            raise RequestError("prompt: no tokens, expected at least one")
+        if len(prompt_ids) > context_length:
+            raise ContextOverflowError(
+                f"prompt: {len(prompt_ids)} tokens, the context holds {context_length};"
+                " shorten it or load the model with a larger context"
+            )
+        self.prompt_ids = [int(i) for i in prompt_ids]
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.finish_reason: str | None = None
+        self.fingerprint = Fingerprint() if fingerprint else None
+        self._sampler = Sampler(params, vocab_size)
+        self.seed = self._sampler.seed
+        self._params = params
+        self._context_length = context_length
+        self._guide = guide
+        shown = {"skip_special_tokens": False} if show_special else {}
+        self._stream = tokenizer.stream(continuation=continuation, **shown)
+        self._stops = StopStrings(params.stop)
+        ends = () if params.ignore_eos else tokenizer.eos_token_ids
+        self._end_ids = frozenset(ends) | frozenset(params.stop_token_ids)
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt_ids) + len(self.token_ids)
+
+    def tokens(self, start: int, stop: int | None = None) -> list[int]:
+        """Prompt and answer as one list, from position `start` on."""
+        prompt = len(self.prompt_ids)
+        stop = self.length if stop is None else stop
+        if start >= prompt:
+            return self.token_ids[start - prompt : stop - prompt]
+        return self.prompt_ids[start:stop] + self.token_ids[: max(0, stop - prompt)]
+
+    def push(self, logits: np.ndarray) -> Step:
+        """The next token, from the logits (vocab_size,) after everything so far."""
+        if self.fingerprint:
+            self.fingerprint.update(logits)
+        allowed = self._guide.allowed() if self._guide else None
+        sample = self._sampler(logits, self.prompt_ids, self.token_ids, allowed)
+        self.token_ids.append(sample.token_id)
+        text = self._show(sample.token_id)
+        self.text += text
+        return Step(sample.token_id, text, sample.logprob, sample.top, self.finish_reason)
+
+    def _show(self, token_id: int) -> str:
+        """The text to show for this token; sets finish_reason if the answer ends with it."""
+        text = ""
+        if token_id in self._end_ids:
+            self.finish_reason = "stop"
+        else:
+            text = self._stops.push(self._stream.push(token_id))
+            complete = self._guide is not None and self._guide.accept(token_id)
+            full = self.length > self._context_length
+            if complete:
+                self.finish_reason = "stop"
+            elif not self._stops.found and (len(self.token_ids) == self._params.max_tokens or full):
+                self.finish_reason = "length"
+        if self.finish_reason:
+            text += self._stops.push(self._stream.finish())
+        if self._stops.found:
+            self.finish_reason = "stop"
+        return text + (self._stops.finish() if self.finish_reason else "")
 
 
 class Generation:
@@ -131,34 +249,47 @@ class Generation:
         Cost of iterating: one pass over the weights for the prompt (few, if it is long) and one for each
         token but the first.
         """
-        context_length = decoder.context_length
-        if not len(prompt_ids):
-            raise RequestError("prompt: no tokens, expected at least one")
-        if len(prompt_ids) > context_length:
-            raise ContextOverflowError(
-                f"prompt: {len(prompt_ids)} tokens, the context holds {context_length};"
-                " shorten it or load the model with a larger context"
-            )
-        self.prompt_ids = [int(i) for i in prompt_ids]
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.finish_reason: str | None = None
+        self._answer = Answer(
+            tokenizer,
+            prompt_ids,
+            params,
+            vocab_size=decoder.config.vocab_size,
+            context_length=decoder.context_length,
+            continuation=continuation,
+            fingerprint=fingerprint,
+        )
         # The last token's logits are needed, so it is computed again even if the cache has it.
-        self.cached_tokens = min(sequence.length, len(self.prompt_ids) - 1)
+        self.cached_tokens = min(sequence.length, self.prompt_tokens - 1)
         self.prefill_s = 0.0
         self.decode_s = 0.0
-        self.fingerprint = Fingerprint() if fingerprint else None
-        self._sampler = Sampler(params, decoder.config.vocab_size)
-        self.seed = self._sampler.seed
         self._decoder = decoder
         self._sequence = sequence
-        self._params = params
-        self._stream = tokenizer.stream(continuation=continuation)
-        self._stops = StopStrings(params.stop)
-        ends = () if params.ignore_eos else tokenizer.eos_token_ids
-        self._end_ids = frozenset(ends) | frozenset(params.stop_token_ids)
         self._on_close = on_close
         self._closed = False
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return self._answer.prompt_ids
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self._answer.token_ids
+
+    @property
+    def text(self) -> str:
+        return self._answer.text
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self._answer.finish_reason
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        return self._answer.fingerprint
+
+    @property
+    def seed(self) -> int:
+        return self._answer.seed
 
     @property
     def prompt_tokens(self) -> int:
@@ -211,14 +342,7 @@ class Generation:
         self.close()
 
     def _step(self) -> Step:
-        logits = self._forward()  # (vocab_size,)
-        if self.fingerprint:
-            self.fingerprint.update(logits)
-        sample = self._sampler(logits, self.prompt_ids, self.token_ids)
-        self.token_ids.append(sample.token_id)
-        text = self._show(sample.token_id)
-        self.text += text
-        return Step(sample.token_id, text, sample.logprob, sample.top, self.finish_reason)
+        return self._answer.push(self._forward())
 
     def _forward(self) -> np.ndarray:
         """Logits after everything so far. One pass over the model; a prompt may take a few."""
@@ -227,19 +351,3 @@ class Generation:
         self._sequence.truncate(self.cached_tokens)
         logits = self._decoder.prefill(self._sequence, self.prompt_ids[self.cached_tokens :])
         return logits.reshape(-1)
-
-    def _show(self, token_id: int) -> str:
-        """The text to show for this token; sets finish_reason if the answer ends with it."""
-        text = ""
-        if token_id in self._end_ids:
-            self.finish_reason = "stop"
-        else:
-            text = self._stops.push(self._stream.push(token_id))
-            full = len(self.prompt_ids) + len(self.token_ids) > self._decoder.context_length
-            if not self._stops.found and (len(self.token_ids) == self._params.max_tokens or full):
-                self.finish_reason = "length"
-        if self.finish_reason:
-            text += self._stops.push(self._stream.finish())
-        if self._stops.found:
-            self.finish_reason = "stop"
-        return text + (self._stops.finish() if self.finish_reason else "")

@@ -2,7 +2,7 @@
 
 The order is the one of transformers, with OpenAI's penalties beside its repetition penalty:
 
-    repetition_penalty, frequency_penalty, presence_penalty     change the logits
+    repetition_penalty, frequency_penalty, presence_penalty     change the logits, and so does logit_bias
     temperature                                                 scales them; 0 takes the largest and ends here
     top_k, top_p, min_p                                         drop candidates
     one draw among those that are left
@@ -14,7 +14,7 @@ lower token id. Nothing here comes from NumPy's random streams or from libm. It 
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -38,6 +38,7 @@ class SamplingParams:
     repetition_penalty  divide positive, multiply negative logits of every token of prompt and answer; 1 = off
     presence_penalty    subtracted from the logit of every token the answer already has; 0 = off
     frequency_penalty   the same, once for each time the answer has it; 0 = off
+    logit_bias          {token id: what is added to its logit}, for those named
     seed                same seed, same text; None = a fresh one each time
     max_tokens          tokens to write at most; None = until the model ends or the context is full
     stop                the text ends before the first of these strings
@@ -55,6 +56,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -75,6 +77,7 @@ class SamplingParams:
         if self.max_tokens is not None:
             self._integer("max_tokens", 1, 2**31, "1 or more")
         self._integer("logprobs", 0, 1000, "0 to 1000")
+        self._bias()
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(f"ignore_eos: {self.ignore_eos!r}, expected true or false")
         self._stops()
@@ -91,6 +94,18 @@ class SamplingParams:
         if not _is_integer(value) or not low <= value <= high:
             raise RequestError(f"{name}: {value!r}, expected {expected}")
         object.__setattr__(self, name, int(value))
+
+    def _bias(self):
+        """Stored as pairs: the parameters are frozen."""
+        given = self.logit_bias
+        pairs = tuple(given.items()) if isinstance(given, Mapping) else given
+        if not isinstance(pairs, (list, tuple)) or not all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 and _is_integer(pair[0]) and pair[0] >= 0
+            and isinstance(pair[1], (int, float)) and -100 <= pair[1] <= 100
+            for pair in pairs
+        ):
+            raise RequestError(f"logit_bias: {given!r}, expected token ids with numbers from -100 to 100")
+        object.__setattr__(self, "logit_bias", tuple((int(i), float(bias)) for i, bias in pairs))
 
     def _stops(self):
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -149,14 +164,24 @@ class Sampler:
         seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         self.seed = seed & SEED_MASK
         self._ids = np.arange(vocab_size, dtype=np.int64)
+        for token_id, _ in params.logit_bias:
+            if token_id >= vocab_size:
+                raise RequestError(f"logit_bias: token id {token_id}, expected 0 to {vocab_size - 1}")
         self._chain = list(_chain(params))
 
-    def __call__(self, logits: np.ndarray, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> Sample:
+    def __call__(
+        self,
+        logits: np.ndarray,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        allowed: np.ndarray | None = None,
+    ) -> Sample:
         """The next token after prompt_ids + output_ids.
 
         logits      (vocab_size,) float32, not modified
         prompt_ids  token ids the model was given
         output_ids  token ids sampled since; their number is the index of the draw
+        allowed     (n,) int64: the ids to choose from, ascending; None: all
 
         Raises PyllamaError if a logit is not finite: the weights are damaged, or a kernel is wrong.
         """
@@ -171,16 +196,19 @@ class Sampler:
                 f" {len(prompt_ids) + len(output_ids)}; the model's weights may be damaged"
             )
         penalized = _penalize(params, logits, prompt_ids, output_ids)
+        ids = self._ids if allowed is None else allowed
+        if allowed is not None:
+            penalized = penalized[allowed]
         if params.temperature == 0:
-            token_id = int(penalized.argmax())  # the first of equals: the lower id
+            token_id = int(ids[penalized.argmax()])  # the first of equals: the lower id
         else:
-            token_id = self._draw(penalized, len(output_ids))
+            token_id = self._draw(penalized, len(output_ids), ids)
         if not params.logprobs:
             return Sample(token_id)
         return _with_logprobs(logits, token_id, params.logprobs)
 
-    def _draw(self, logits: np.ndarray, index: int) -> int:
-        candidates = Candidates(self._ids, logits)
+    def _draw(self, logits: np.ndarray, index: int, ids: np.ndarray | None = None) -> int:
+        candidates = Candidates(self._ids if ids is None else ids, logits)
         for step in self._chain:
             candidates = step(candidates)
         sums = _running_sums(_exp(candidates.logits))
@@ -204,12 +232,12 @@ def uniform(seed: int, index: int) -> float:
 def _penalize(
     params: SamplingParams, logits: np.ndarray, prompt_ids: Sequence[int], output_ids: Sequence[int]
 ) -> np.ndarray:
-    """The logits after the three penalties: a copy if any of them does something, else the row itself."""
+    """The logits after penalties and bias: a copy if any of them does something, else the row itself."""
     repetition = np.float32(params.repetition_penalty)
     frequency, presence = np.float32(params.frequency_penalty), np.float32(params.presence_penalty)
     repeats = repetition != 1 and (len(prompt_ids) or len(output_ids))
     counts = (frequency != 0 or presence != 0) and len(output_ids)
-    if not repeats and not counts:
+    if not repeats and not counts and not params.logit_bias:
         return logits
     logits = logits.copy()
     if repeats:
@@ -219,6 +247,8 @@ def _penalize(
     if counts:
         seen, times = np.unique(np.asarray(output_ids, np.int64), return_counts=True)
         logits[seen] -= times.astype(np.float32) * frequency + presence
+    for token_id, bias in params.logit_bias:
+        logits[token_id] += np.float32(bias)
     return logits
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyllama.errors import ContextOverflowError, RequestError
-from pyllama.generate import Fingerprint, Generation, StopStrings
+from pyllama.generate import Answer, Fingerprint, Generation, StopStrings
 from pyllama.sampler import SamplingParams
 
 VOCAB = 40
@@ -344,3 +344,42 @@ def test_a_drawn_seed_can_be_used_again():
     again, _ = answer([], temperature=20.0, max_tokens=20, ignore_eos=True, seed=generation.seed)
     again.read()
     assert generation.token_ids == again.token_ids
+
+
+class Alternating:
+    """Allows the two ids in turn and is complete after `length` tokens."""
+
+    def __init__(self, length):
+        self.left = length
+        self.turn = 0
+
+    def allowed(self):
+        return np.array([3 + self.turn])
+
+    def accept(self, token_id):
+        assert token_id == 3 + self.turn
+        self.turn = 1 - self.turn
+        self.left -= 1
+        return self.left == 0
+
+
+def test_a_guide_decides_what_may_come_and_when_it_is_complete():
+    response = Answer(
+        FakeTokenizer(), [1, 2], SamplingParams(), vocab_size=VOCAB, context_length=64, guide=Alternating(3)
+    )
+    row = np.zeros(VOCAB, np.float32)
+    reasons = []
+    while not response.finish_reason:
+        reasons.append(response.push(row).finish_reason)
+    assert response.text == "ded"
+    assert reasons == [None, None, "stop"]
+
+
+def test_tokens_are_those_of_prompt_and_answer():
+    response = Answer(FakeTokenizer(), [1, 2, 3], SamplingParams(), vocab_size=VOCAB, context_length=64)
+    response.token_ids += [4, 5, 6]
+    everything = [1, 2, 3, 4, 5, 6]
+    for start in range(7):
+        assert response.tokens(start) == everything[start:]
+        for stop in range(start, 7):
+            assert response.tokens(start, stop) == everything[start:stop]

@@ -317,3 +317,24 @@ def test_a_stop_string_may_stand_alone():
 def test_numpy_numbers_are_numbers():
     params = SamplingParams(temperature=np.float32(0.5), top_k=np.int64(3), stop_token_ids=(np.int32(2),))
     assert params == SamplingParams(temperature=0.5, top_k=3, stop_token_ids=(2,))
+
+
+def test_only_allowed_tokens_are_chosen():
+    row = np.arange(50, dtype=np.float32)
+    allowed = np.array([3, 7, 20])
+    assert Sampler(SamplingParams(), 50)(row, [], [], allowed).token_id == 20
+    sampler = Sampler(SamplingParams(temperature=20.0, seed=1, top_p=0.99), 50)
+    assert {sampler(row, [], [0] * i, allowed).token_id for i in range(60)} == {3, 7, 20}
+
+
+def test_logit_bias_bans_and_forces():
+    row = np.arange(50, dtype=np.float32)
+    before = row.copy()
+    assert Sampler(SamplingParams(logit_bias={49: -100, 47: 2.0}), 50)(row, [], []).token_id == 47
+    assert Sampler(SamplingParams(logit_bias={0: 100}), 50)(row, [], []).token_id == 0
+    assert (row == before).all()
+    for wrong in ({-1: 1.0}, {1: 101}, {1: float("nan")}, {1: "x"}, {"1": 1}):
+        with pytest.raises(RequestError, match="logit_bias"):
+            SamplingParams(logit_bias=wrong)
+    with pytest.raises(RequestError, match="logit_bias: token id 50"):
+        Sampler(SamplingParams(logit_bias={50: 1}), 50)
