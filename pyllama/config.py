@@ -599,15 +599,23 @@ def _gguf_rope(f: _Fields, positions: int, factors: tuple[float, ...]) -> RopeSc
 
 # --- Meta -------------------------------------------------------------------------------------------
 
+_META_KEYS = {
+    "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "multiple_of",
+    "ffn_dim_multiplier", "norm_eps", "rope_theta", "use_scaled_rope", "rope_scaling_factor",
+    "rope_high_freq_factor", "sliding_window", "max_seq_len", "max_batch_size", "model_parallel_size",
+}  # fmt: skip
 _LLAMA3_VOCAB = 128256
 _LLAMA32_SHAPES = {(2048, 16), (3072, 28)}  # (dim, n_layers) of 1B and 3B, which scale by 32 and not by 8
 
 
 def _from_meta(params: Mapping[str, Any], vocab_size: int, intermediate_size: int, tied: bool) -> Config:
     f = _Fields(params, "params.json")
-    for key in ("moe", "moe_args", "vision_chunk_size", "quantization_args", "lora_args"):
-        if f.get(key):
-            raise f.unsupported(key, "a model with it")
+    for key in params:
+        # Whatever it is (moe_args, quantization_args, vision_chunk_size), it is not in the mathematics here.
+        if key not in _META_KEYS and f.get(key):
+            raise f.unsupported(shown(key), "a model with it")
+    if f.integer("hidden_dim", 1, MAX_SIZE, intermediate_size) != intermediate_size:
+        raise f.fail("hidden_dim", f"{intermediate_size}, the rows of layers.0.feed_forward.w1")
     dim = f.integer("dim", 1, MAX_SIZE)
     heads = f.integer("n_heads", 1, MAX_HEADS)
     layers = f.integer("n_layers", 1, MAX_LAYERS)
@@ -623,6 +631,8 @@ def _from_meta(params: Mapping[str, Any], vocab_size: int, intermediate_size: in
             high_freq_factor=f.number("rope_high_freq_factor", 1.001, 1e6, 4.0),
             original_max_position_embeddings=8192,
         )  # fmt: skip
+    # Mistral 7B v0.1 came in this form too, with the key that Meta's models do not have.
+    window = f.integer("sliding_window", 1, MAX_POSITIONS) if f.has("sliding_window") else None
     eps = f.number("norm_eps", 0.0, 1.0, 1e-5)
     theta = f.number("rope_theta", 1.0001, 1e12, 10000.0)
     return Config(
@@ -639,14 +649,14 @@ def _from_meta(params: Mapping[str, Any], vocab_size: int, intermediate_size: in
         rope_theta=theta,
         rope_scaling=scaling,
         max_position_embeddings=f.integer(
-            "max_seq_len", 1, MAX_POSITIONS, _meta_positions(llama3, scaled, theta, eps)
+            "max_seq_len", 1, MAX_POSITIONS, 32768 if window else _meta_positions(llama3, scaled, theta, eps)
         ),
         tie_word_embeddings=tied,
         qkv_bias=False,
         o_bias=False,
         mlp_bias=False,
         qk_norm=False,
-        layer_windows=(None,) * layers,
+        layer_windows=(window,) * layers,
         bos_token_id=128000 if llama3 else 1,
         eos_token_ids=(128001, 128008, 128009) if llama3 else (2,),
         dtype="BF16",

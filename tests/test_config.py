@@ -358,6 +358,10 @@ def test_meta_families():
     assert scaled.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
     small = meta(vocab_size=128256, dim=2048, n_layers=16, n_heads=32, use_scaled_rope=True)
     assert small.rope_scaling.factor == 32.0  # Llama 3.2 1B
+    mistral = meta(sliding_window=4096, hidden_dim=172, head_dim=16)
+    assert (mistral.layer_windows, mistral.max_position_embeddings) == ((4096, 4096), 32768)
+    with pytest.raises(CheckpointError, match="hidden_dim"):
+        meta(hidden_dim=171)
     with pytest.raises(UnsupportedError, match="moe_args"):
         meta(moe_args={"num_experts": 16})
     with pytest.raises(CheckpointError, match="n_heads"):

@@ -25,15 +25,18 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises CheckpointError for damaged or contradictory files, UnsupportedError for a model or a
     feature that pyllama does not run, by name.
     """
+    path = Path(path)
     try:
-        path = Path(path)
-        if path.is_dir():
-            return _open_folder(path)
-        if not path.exists():
-            raise CheckpointError(f"{path}: no such file or folder")
+        path.stat()
+        folder = path.is_dir()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file or folder") from None
     except (OSError, ValueError) as error:  # a name too long, a NUL byte, no permission
         raise CheckpointError(f"cannot open {str(path)!r}: {str(error).lower()}") from None
-    return _open_file(path)
+    try:
+        return _open_folder(path) if folder else _open_file(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {str(error).lower()}") from None
 
 
 def _open_folder(folder: Path) -> Checkpoint:

@@ -34,13 +34,34 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """Rows [row, row + rows) as pyllama's own files hold them.
+
+    stored  "rows": plain, row-major; "packed": bfloat16 in 12 bits (csrc/packed.h)
+    crc32   of the `nbytes` bytes at `offset`
+    """
+
+    file: Path
+    offset: int
+    nbytes: int
+    row: int
+    rows: int
+    stored: str
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor on disk; shape as in Hugging Face, (out, in) for a matrix and (n,) for a vector."""
+    """A tensor on disk; shape as in Hugging Face, (out, in) for a matrix and (n,) for a vector.
+
+    blocks  how its rows are cut and stored, in pyllama's own files; elsewhere none, and `parts` tells it all
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
+    blocks: tuple[StoredBlock, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -91,14 +112,14 @@ def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
             ("mlp.up_proj", inner, hidden, config.mlp_bias),
             ("mlp.down_proj", hidden, inner, config.mlp_bias),
         ):
+            if proj == "self_attn.o_proj" and config.qk_norm:
+                shapes[at + "self_attn.q_norm.weight"] = (head_dim,)
+                shapes[at + "self_attn.k_norm.weight"] = (head_dim,)
             if proj == "mlp.gate_proj":
                 shapes[at + "post_attention_layernorm.weight"] = (hidden,)
             shapes[f"{at}{proj}.weight"] = (rows, cols)
             if bias:
                 shapes[f"{at}{proj}.bias"] = (rows,)
-        if config.qk_norm:
-            shapes[at + "self_attn.q_norm.weight"] = (head_dim,)
-            shapes[at + "self_attn.k_norm.weight"] = (head_dim,)
     shapes["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)
