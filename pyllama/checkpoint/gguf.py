@@ -218,7 +218,8 @@ class _Cursor:
         self.file = file
         self.where = file.path.name
         self.buffer = bytearray()
-        self.position = 0
+        self.base = 0  # where the buffer begins in the file
+        self.position = 0  # in the buffer
         self.strings = 0
 
     def need(self, nbytes: int) -> int:
@@ -226,16 +227,28 @@ class _Cursor:
         start = self.position
         end = start + nbytes
         if end > len(self.buffer):
-            if end > min(self.file.nbytes, MAX_HEADER_NBYTES):
+            if self.base + end > min(self.file.nbytes, MAX_HEADER_NBYTES):
                 raise CheckpointError(
-                    f"{self.where}: header needs {shown(end)} bytes, expected at most {MAX_HEADER_NBYTES} "
+                    f"{self.where}: header needs {shown(self.base + end)} bytes, expected at most {MAX_HEADER_NBYTES} "
                     f"and within the {self.file.nbytes} of the file (truncated?)"
                 )
-            have = len(self.buffer)
-            goal = min(max(end, have + CHUNK_NBYTES), self.file.nbytes)
+            have = self.base + len(self.buffer)
+            goal = min(max(self.base + end, have + CHUNK_NBYTES), self.file.nbytes)
             self.buffer += self.file.read(have, goal - have)
         self.position = end
         return start
+
+    def copy(self, start: int, end: int) -> bytes:
+        """Bytes of the buffer; through a view, since a slice would be a second copy."""
+        with memoryview(self.buffer) as view, view[start:end] as part:
+            return bytes(part)
+
+    def release(self) -> None:
+        """Forget the bytes already read: a vocabulary and its merges are not held twice."""
+        if self.position >= CHUNK_NBYTES:
+            self.buffer = self.buffer[self.position :]  # a deletion in place would keep the memory
+            self.base += self.position
+            self.position = 0
 
     def unpack(self, code: str) -> Any:
         return struct.unpack_from("<" + code, self.buffer, self.need(struct.calcsize("<" + code)))[0]
@@ -245,7 +258,7 @@ class _Cursor:
         if length > most:
             raise CheckpointError(f"{self.where}: {what} of {length} bytes, expected at most {most}")
         start = self.need(length)
-        return bytes(self.buffer[start : start + length])
+        return self.copy(start, start + length)
 
     def name(self, what: str) -> str:
         data = self.text(what, MAX_NAME_NBYTES)
@@ -279,7 +292,7 @@ class _Cursor:
         if count > MAX_HEADER_NBYTES:
             raise CheckpointError(f"{self.where}: {shown(key)} has {count} entries, expected fewer")
         start = self.need(count * dtype.itemsize)
-        data = bytes(self.buffer[start : start + count * dtype.itemsize])
+        data = self.copy(start, start + count * dtype.itemsize)
         if kind == _BOOL and data.strip(b"\0\1"):
             raise CheckpointError(f"{self.where}: {shown(key)} holds booleans other than 0 and 1")
         return np.frombuffer(data, dtype)
@@ -310,7 +323,7 @@ class _Cursor:
                 have = len(buffer)
         self.position = position
         starts.append(position - begin + PREFIX)
-        return StringList(bytes(self.buffer[begin : self.position]), np.frombuffer(starts, np.uint32))
+        return StringList(self.copy(begin, position), np.frombuffer(starts, np.uint32))
 
 
 def _read_header(file: InputFile) -> _Header:
@@ -337,13 +350,14 @@ def _read_header(file: InputFile) -> _Header:
         if key in metadata:
             raise CheckpointError(f"{where}: key {shown(key)} appears twice")
         metadata[key] = cursor.value(key)
+        cursor.release()
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment % 8:
         raise CheckpointError(f"{where}: general.alignment is {shown(alignment)}, expected a multiple of 8")
     infos = []
     for _ in range(tensor_count):
         infos.append(_tensor_info(cursor, alignment))
-    base = -(-cursor.position // alignment) * alignment
+    base = -(-(cursor.base + cursor.position) // alignment) * alignment
     tensors: dict[str, Tensor] = {}
     for name, dtype, shape, offset in infos:
         if name in tensors:
