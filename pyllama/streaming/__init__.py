@@ -1,0 +1,5 @@
+"""Weights larger than memory: from files to row blocks in execution order, through one small ring."""
+
+from .weights import StreamedWeights
+
+__all__ = ["StreamedWeights"]

@@ -1,0 +1,103 @@
+"""A checkpoint's index -> the row blocks of a pass, in execution order.
+
+A block is some consecutive rows of one matrix: a multiple of 32, small enough for a slot of the ring. Cutting
+changes no bit, so the cut is chosen for the disk alone. Reads nothing.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import _kernels
+from ..checkpoint import Checkpoint, Part, Tensor
+from ..checkpoint.dtypes import row_nbytes
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+SECTOR = 4096  # direct reads begin and end on such a boundary
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive bytes of a file: a block, or some of its columns."""
+
+    file: Path
+    offset: int
+    nbytes: int
+
+    @property
+    def room(self) -> int:
+        """Bytes of memory a direct read of it takes."""
+        return -(-(self.offset % SECTOR + self.nbytes) // SECTOR) * SECTOR
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows [row, row + rows) of a matrix.
+
+    spans   where they lie: one, but for Meta's shards that cut a matrix by columns
+    stored  "rows", or "packed" as pyllama's own files hold them
+    crc32   of the stored bytes, or None where the file has none
+    """
+
+    tensor: Tensor
+    row: int
+    rows: int
+    spans: tuple[Span, ...]
+    stored: str = "rows"
+    crc32: int | None = None
+
+    @property
+    def room(self) -> int:
+        return sum(span.room for span in self.spans)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read for it, without what alignment adds."""
+        return sum(span.nbytes for span in self.spans)
+
+
+def matrices(checkpoint: Checkpoint) -> list[tuple[str, Tensor]]:
+    """(name asked for, tensor) of every matrix a pass multiplies by, in order; a tied head is the embedding."""
+    order = [(n, t) for n, t in checkpoint.tensors.items() if len(t.shape) == 2 and n not in (EMBEDDING, HEAD)]
+    head = checkpoint.tensors.get(HEAD) or checkpoint.tensors[EMBEDDING]
+    return [*order, (HEAD, head)]
+
+
+def smallest_room(tensors: Iterable[Tensor]) -> int:
+    """Bytes the smallest usable slot has: a panel of the widest matrix, or the largest block already cut."""
+    most = 0
+    for tensor in tensors:
+        if tensor.blocks:
+            most = max(most, *(Span(b.file, b.offset, b.nbytes).room for b in tensor.blocks))
+        else:
+            pieces = {(p.col, p.cols) for p in tensor.parts}
+            rows = min(_kernels.PANEL, tensor.rows)
+            most = max(most, sum(rows * row_nbytes(tensor.dtype, cols) + 2 * SECTOR for _, cols in pieces))
+    return -(-most // SECTOR) * SECTOR
+
+
+def cut(tensor: Tensor, room: int) -> list[Block]:
+    """The tensor in blocks that fit slots of `room` bytes (smallest_room at least)."""
+    if tensor.blocks:
+        return [
+            Block(tensor, b.row, b.rows, (Span(b.file, b.offset, b.nbytes),), b.stored, b.crc32)
+            for b in tensor.blocks
+        ]
+    bands: dict[tuple[int, int], list[Part]] = {}
+    for part in tensor.parts:
+        bands.setdefault((part.row, part.rows), []).append(part)
+    blocks: list[Block] = []
+    for (first, count), parts in sorted(bands.items()):
+        parts = sorted(parts, key=lambda part: part.col)
+        stride = sum(row_nbytes(tensor.dtype, part.cols) for part in parts)
+        most = max(1, (room - 2 * SECTOR * len(parts)) // (stride * _kernels.PANEL)) * _kernels.PANEL
+        for row in range(first, first + count, most):
+            rows = min(most, first + count - row)
+            spans = []
+            for part in parts:
+                nbytes = row_nbytes(tensor.dtype, part.cols)
+                spans.append(Span(part.file, part.offset + (row - part.row) * nbytes, rows * nbytes))
+            blocks.append(Block(tensor, row, rows, tuple(spans)))
+    return blocks

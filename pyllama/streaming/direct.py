@@ -1,0 +1,78 @@
+"""Files read past the page cache: aligned O_DIRECT reads where the file system has them.
+
+The page cache would keep a second copy of every block, and evict, on a cyclic scan, just what is needed next.
+Where O_DIRECT is refused, buffered reads are followed by POSIX_FADV_DONTNEED. Knows no tensors.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CheckpointError
+from .blocks import SECTOR, Span
+
+
+class DirectFile:
+    """One file, open for reads of any range by several threads. `direct` tells whether O_DIRECT is in use."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.direct = hasattr(os, "O_DIRECT")
+        try:
+            try:
+                self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
+            except OSError:
+                self.direct = False
+                self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CheckpointError(f"cannot open {path}: {error.strerror.lower()}") from None
+        self._state = self._status()
+
+    def _status(self) -> tuple[int, int]:
+        status = os.fstat(self._fd)
+        return status.st_size, status.st_mtime_ns
+
+    def read(self, span: Span, memory: np.ndarray) -> np.ndarray:
+        """The span's bytes, as a view into `memory` (uint8, span.room bytes, from a SECTOR boundary).
+
+        Reads in whole sectors. Raises CheckpointError for an I/O error, for an end of file inside the span, and
+        for a file that has changed since it was opened.
+        """
+        skip = span.offset % SECTOR
+        start, want = span.offset - skip, skip + span.nbytes
+        buffer = memory[: span.room].data
+        done = 0
+        while done < want:
+            try:
+                count = os.preadv(self._fd, [buffer[done:]], start + done)
+            except OSError as error:
+                if self.direct and error.errno == 22:  # EINVAL: accepted at opening, refused at reading (some FUSE)
+                    self._reopen_buffered()
+                    continue
+                raise CheckpointError(
+                    f"cannot read {span.nbytes} bytes at {span.offset} of {self.path}: {error.strerror.lower()}"
+                ) from None
+            if count == 0:
+                break
+            done += count
+            if done < want and done % SECTOR:  # a short direct read ends the file, or must go on from a sector
+                if start + done >= self._state[0]:
+                    break
+                done -= done % SECTOR
+        if not self.direct:
+            os.posix_fadvise(self._fd, start, done, os.POSIX_FADV_DONTNEED)
+        if done < want or self._status() != self._state:
+            raise CheckpointError(f"{self.path}: changed while in use (was {self._state[0]} bytes); load the model again")
+        return memory[skip:want]
+
+    def _reopen_buffered(self) -> None:
+        self.direct = False
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(fd, self._fd, inheritable=False)
+        os.close(fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,56 @@
+"""The weights that stay: an arena filled once, each block in the form that takes least and computes fastest."""
+
+import numpy as np
+
+from .. import _kernels
+from .blocks import Block
+from .memory import huge_empty
+
+_ALIGN = 64
+PACKED_WORTH = 15 / 16  # packed only if it saves at least this: an odd tensor of many escapes stays plain
+
+
+class Arena:
+    """`nbytes` of memory for blocks; never freed one by one."""
+
+    def __init__(self, nbytes: int):
+        self.nbytes = nbytes
+        self.used = 0
+        self._memory = huge_empty(nbytes) if nbytes else np.empty(0, np.uint8)
+
+    def keep(self, block: "_kernels.Matrix") -> "_kernels.Matrix | None":
+        """A copy that stays: bfloat16 in 12 bits where it packs, other rows as panels, packed blocks as they are.
+
+        None where there is no room for it.
+        """
+        free = self._memory[self.used :]
+        if block.layout == "packed":
+            if block.nbytes > len(free):
+                return None
+            free[: block.nbytes] = block.data
+            return self._hold(block, block.nbytes, "packed")
+        plain = _kernels.panels_nbytes(block.dtype, block.rows, block.cols)
+        limit = min(len(free), int(plain * PACKED_WORTH))
+        if block.dtype == "BF16" and limit and (nbytes := _kernels.pack(block, free[:limit])):
+            return self._hold(block, nbytes, "packed")
+        if plain > len(free):
+            return None
+        _kernels.pack_panels(block, free[:plain])
+        return self._hold(block, plain, "panels")
+
+    def _hold(self, block: "_kernels.Matrix", nbytes: int, layout: str) -> "_kernels.Matrix":
+        data = self._memory[self.used : self.used + nbytes]
+        self.used += -(-nbytes // _ALIGN) * _ALIGN
+        return _kernels.Matrix(block.dtype, block.rows, block.cols, data, layout)
+
+
+def kept_nbytes(block: Block) -> int:
+    """An estimate of the memory a block takes when it stays: bfloat16 in 12 bits and a thousandth for escapes."""
+    dtype, rows, cols = block.tensor.dtype, block.rows, block.tensor.cols
+    if block.stored == "packed":
+        need = block.nbytes
+    elif dtype == "BF16":
+        need = int(_kernels.packed_nbytes(rows, cols) * 1.001)
+    else:
+        need = _kernels.panels_nbytes(dtype, rows, cols)
+    return -(-need // _ALIGN) * _ALIGN

@@ -1,0 +1,177 @@
+"""Weights (weights.py's interface) out of a budget: some blocks stay in memory, the rest flows through the ring.
+
+The first pass reads everything and keeps, on the way, the blocks chosen to stay; from then on the readers skip
+those. The choice spreads them evenly over the pass, so that computing on what is here and reading what is not
+go on side by side. Where a block comes from never changes a bit.
+"""
+
+import threading
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from .. import _kernels
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError
+from .blocks import EMBEDDING, Block, cut, matrices, smallest_room
+from .direct import DirectFile
+from .pinned import Arena, kept_nbytes
+from .ring import PENDING, Ring
+
+
+class _Place:
+    """A block's place in the pass."""
+
+    __slots__ = ("block", "keep", "claimed", "matrix")
+
+    def __init__(self, block: Block):
+        self.block = block
+        self.keep = False  # chosen to stay, and not here yet
+        self.claimed = False  # a reader has fetched it in order to keep it
+        self.matrix: _kernels.Matrix | None = None  # kept
+
+
+class StreamedWeights:
+    """A checkpoint's weights in bounded memory.
+
+    slots, room    the ring: so many blocks of at most so many bytes (raised to the least that holds a panel of
+                   the widest matrix)
+    pinned_nbytes  memory for blocks that stay
+
+    bytes_read     so far, without what alignment adds
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, slots: int, room: int, pinned_nbytes: int):
+        self._checkpoint = checkpoint
+        order = matrices(checkpoint)
+        room = max(room, smallest_room(tensor for _, tensor in order))
+        self._tensors = {name: [_Place(block) for block in cut(tensor, room)] for name, tensor in order}
+        self._names = list(self._tensors)
+        self._places = [place for places in self._tensors.values() for place in places]
+        self._expected = 0  # index of the name a pass asks for next
+        self._half_way = False  # whether the blocks of a name were not asked for to the end
+        self._arena = Arena(pinned_nbytes)
+        self._choose(pinned_nbytes)
+        self._files = {span.file: DirectFile(span.file) for place in self._places for span in place.block.spans}
+        self._lock = threading.Lock()
+        self._read_nbytes = 0
+        self._slots, self._room = slots, room
+        self._ring: Ring | None = None
+        self._cursor = 0  # what the readers fetch next, by index into _places
+
+    def _choose(self, nbytes: int) -> None:
+        """Mark the blocks to keep: as many as the arena holds, at even distances through the pass."""
+        sizes = [kept_nbytes(place.block) for place in self._places]
+        share = min(1.0, nbytes / sum(sizes))
+        credit, left = 0.0, nbytes
+        for place, size in zip(self._places, sizes, strict=True):
+            credit += size * share
+            if credit >= size * (1 - 1e-9) and size <= left:
+                place.keep = True
+                credit -= size
+                left -= size
+
+    # ------------------------------------------------------------------------------------------ the decoder's side
+
+    @property
+    def bytes_read(self) -> int:
+        return self._read_nbytes + self._checkpoint.bytes_read
+
+    @property
+    def nbytes_pinned(self) -> int:
+        """Bytes of memory that hold blocks for good."""
+        return self._arena.used
+
+    @property
+    def nbytes_streamed(self) -> int:
+        """Bytes that every pass from now on has to read."""
+        return sum(place.block.nbytes for place in self._places if place.matrix is None and not place.keep)
+
+    def blocks(self, name: str) -> Iterator[tuple[int, "_kernels.Matrix"]]:
+        """(first row, block) of a matrix, ascending. Names come in execution order; the first one begins a pass."""
+        if name != self._names[self._expected] or self._half_way:
+            if name != self._names[0]:
+                raise RuntimeError(f"{name} asked for, expected {self._names[self._expected]}: out of order")
+            self._restart()  # the last pass was given up
+        self._half_way = True
+        for place in self._tensors[name]:
+            if place.matrix is not None:
+                yield place.block.row, place.matrix
+                continue
+            if self._ring is None:
+                self._ring = Ring(self._slots, self._room, self._next, self._fill)
+            taken, matrix = self._ring.take()
+            if taken is not place:
+                raise RuntimeError(f"{name}: the ring gave rows of another block")
+            yield place.block.row, matrix
+            if place.keep:
+                place.matrix = self._arena.keep(matrix)
+                place.keep = False
+            self._ring.give_back()
+        self._half_way = False
+        self._expected = (self._expected + 1) % len(self._names)
+        if self._expected == 0 and self._ring and self.nbytes_streamed == 0:
+            self._stop()  # all of it is here: the ring's memory goes back
+
+    def vector(self, name: str) -> np.ndarray:
+        tensor = self._checkpoint.tensors[name]
+        out = np.empty(tensor.shape, np.float32)
+        raw = self._checkpoint.read_rows(tensor, 0, 1)
+        _kernels.widen(_kernels.Matrix(tensor.dtype, 1, tensor.cols, raw.reshape(-1)), out)
+        return out
+
+    def embedding(self, token_ids: np.ndarray, out: np.ndarray) -> None:
+        tensor = self._checkpoint.tensors[EMBEDDING]
+        raw = np.empty((len(token_ids), tensor.row_nbytes), np.uint8)
+        for i, token_id in enumerate(token_ids):
+            raw[i] = self._checkpoint.read_rows(tensor, int(token_id), 1)[0]
+        _kernels.widen(_kernels.Matrix(tensor.dtype, len(token_ids), tensor.cols, raw.reshape(-1)), out)
+
+    def close(self) -> None:
+        """Stop the readers and close the files."""
+        self._stop()
+        for file in self._files.values():
+            file.close()
+
+    # ------------------------------------------------------------------------------------------ the readers' side
+
+    def _stop(self) -> None:
+        ring, self._ring = self._ring, None
+        if ring:
+            ring.stop()
+
+    def _restart(self) -> None:
+        self._stop()
+        self._cursor = self._expected = 0
+        for place in self._places:
+            place.claimed = False
+
+    def _next(self) -> object:
+        """The next block to read, round and round: in the first pass all, then those that did not stay."""
+        for _ in self._places:
+            place = self._places[self._cursor]
+            if place.keep and place.claimed:
+                return PENDING  # whether it found room is known when the decoder is done with it
+            self._cursor = (self._cursor + 1) % len(self._places)
+            if place.matrix is None:
+                place.claimed = place.keep
+                return place
+        return None
+
+    def _fill(self, place: _Place, memory: np.ndarray) -> "_kernels.Matrix":
+        block, used, pieces = place.block, 0, []
+        for span in block.spans:
+            pieces.append(self._files[span.file].read(span, memory[used:]))
+            used += span.room
+        with self._lock:
+            self._read_nbytes += block.nbytes
+        if block.crc32 is not None and zlib.crc32(pieces[0]) != block.crc32:
+            raise CheckpointError(f"{block.tensor.name}: rows from {block.row} are damaged (pyllama verify tells more)")
+        data = pieces[0] if len(pieces) == 1 else _join(block, pieces)
+        return _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, data, block.stored)
+
+
+def _join(block: Block, pieces: list[np.ndarray]) -> np.ndarray:
+    """Shards cut by columns, side by side as rows."""
+    return np.concatenate([piece.reshape(block.rows, -1) for piece in pieces], axis=1).reshape(-1)
