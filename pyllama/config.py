@@ -356,6 +356,7 @@ def _refuse_foreign(f: _Fields, model_type: str) -> None:
         raise f.unsupported("partial_rotary_factor", f"{f.get('partial_rotary_factor')} (expected 1.0)")
     for key, neutral in (("attention_multiplier", 1.0), ("logits_scaling", 1.0), ("residual_multiplier", 1.0),
                          ("embedding_multiplier", 1.0), ("is_encoder_decoder", False),
+                         ("rope_interleaved", False), ("use_mrope", False),
                          ("attn_logit_softcapping", 0.0), ("final_logit_softcapping", 0.0)):  # fmt: skip
         value = f.get(key)
         if value is not None and value != neutral:

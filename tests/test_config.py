@@ -67,6 +67,50 @@ def test_defaults_are_those_of_the_transformers_classes():
     assert qwen3.layer_windows == (None,) * 30
 
 
+PUBLISHED = {
+    "SmolLM2-135M": ({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False,
+        "attention_dropout": 0.0, "hidden_act": "silu", "hidden_size": 576, "intermediate_size": 1536,
+        "initializer_range": 0.041666666666666664, "is_llama_config": True, "max_position_embeddings": 8192,
+        "mlp_bias": False, "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+        "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-5, "rope_interleaved": False,
+        "rope_scaling": None, "rope_theta": 100000, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "use_cache": True, "vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2,
+    }, {"head_dim": 64, "rope_theta": 100000.0, "rope_scaling": None, "tie_word_embeddings": True}),
+    "Llama-3.1-8B-Instruct": ({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "hidden_act": "silu",
+        "intermediate_size": 14336, "max_position_embeddings": 131072, "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+        "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "vocab_size": 128256, "bos_token_id": 128000,
+        "eos_token_id": [128001, 128008, 128009],
+    }, {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 8192), "eos_token_ids": (128001, 128008, 128009)}),
+    "Qwen2.5-0.5B": ({
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 896, "hidden_act": "silu",
+        "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 24,
+        "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": True, "use_mrope": False,
+        "torch_dtype": "bfloat16", "use_sliding_window": False, "vocab_size": 151936,
+        "bos_token_id": 151643, "eos_token_id": 151643,
+    }, {"head_dim": 64, "qkv_bias": True, "layer_windows": (None,) * 24}),
+    "Mistral-7B-v0.1": ({
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096,
+        "hidden_act": "silu", "intermediate_size": 14336, "max_position_embeddings": 32768,
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False, "vocab_size": 32000,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }, {"head_dim": 128, "layer_windows": (4096,) * 32}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs(name):
+    given, expected = PUBLISHED[name]
+    config = Config.from_huggingface(given)
+    assert {key: getattr(config, key) for key in expected} == expected
+
+
 def test_null_key_value_heads_means_as_many_as_heads():
     config = tiny.tiny_config() | {"num_key_value_heads": None, "head_dim": None}
     assert Config.from_huggingface(config).num_key_value_heads == 6
@@ -188,6 +232,8 @@ def test_other_models_are_refused_by_name(name):
         ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
         ({"quantization_config": {}, "compression_config": {"x": 1}}, "compression_config"),
         ({"num_local_experts": 8}, "num_local_experts"),
+        ({"rope_interleaved": True}, "rope_interleaved"),
+        ({"use_mrope": True}, "use_mrope"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, "partial"),
     ],
