@@ -72,6 +72,7 @@ cdef extern from "kernels.h" nogil:
     double pl_spin(const pl_kernels *k, int threads, int64_t rounds)
     uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes)
     int pl_openmp()
+    const char *pl_cpu_feature(int index)
     void pl_rope_table(const int64_t *positions, int64_t tokens, const double *inv_freq, int64_t half, double scale,
                        float *cos, float *sin)
 
@@ -131,6 +132,17 @@ def set_num_threads(int n):
 def openmp():
     """Whether this build has OpenMP."""
     return bool(pl_openmp())
+
+
+def cpu_features():
+    """Names of the vector extensions this CPU has, used or not, as Linux calls them."""
+    cdef const char *name
+    cdef list found = []
+    while True:
+        name = pl_cpu_feature(<int>len(found))
+        if name == NULL:
+            return tuple(found)
+        found.append((<bytes>name).decode())
 
 
 set_isa(os.environ.get("PYLLAMA_ISA") or supported_isas()[0])

@@ -155,6 +155,9 @@ double pl_spin(const pl_kernels *k, int threads, int64_t rounds);
 uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes);
 int pl_openmp(void);
 
+/* cpu_features.c: name number `index` of what this CPU has; NULL after the last. */
+const char *pl_cpu_feature(int index);
+
 /* rope_table.c: cos and sin of positions[t] * inv_freq[i], scaled, computed in float64 and rounded. */
 void pl_rope_table(const int64_t *positions, int64_t tokens, const double *inv_freq, int64_t half, double scale,
                    float *cos, float *sin);

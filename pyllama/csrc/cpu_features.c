@@ -1,0 +1,38 @@
+/* What the CPU says it has, by the names Linux shows, of what kernels use or might. Chooses nothing. */
+#include "kernels.h"
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+static const struct { unsigned long word; uint64_t bit; const char *name; } features[] = {
+    {AT_HWCAP, 1u << 1, "neon"},     {AT_HWCAP, 1u << 20, "dotprod"}, {AT_HWCAP, 1u << 10, "fp16"},
+    {AT_HWCAP, 1u << 22, "sve"},     {AT_HWCAP2, 1u << 13, "i8mm"},   {AT_HWCAP2, 1u << 14, "bf16"},
+};
+
+const char *pl_cpu_feature(int index)
+{
+    for (size_t i = 0; i < sizeof features / sizeof *features; i++)
+        if ((getauxval(features[i].word) & features[i].bit) && index-- == 0) return features[i].name;
+    return NULL;
+}
+#elif defined(__x86_64__)
+#define FEATURE(name) \
+    if (__builtin_cpu_supports(name) && index-- == 0) return name;
+
+const char *pl_cpu_feature(int index)
+{
+    __builtin_cpu_init();
+    FEATURE("avx2")
+    FEATURE("fma")
+    FEATURE("f16c")
+    FEATURE("avx512f")
+    FEATURE("avx512bf16")
+    return NULL;
+}
+#else
+const char *pl_cpu_feature(int index)
+{
+    (void)index;
+    return NULL;
+}
+#endif
