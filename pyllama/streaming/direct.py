@@ -63,7 +63,9 @@ class DirectFile:
         if not self.direct:
             os.posix_fadvise(self._fd, start, done, os.POSIX_FADV_DONTNEED)
         if done < want or self._status() != self._state:
-            raise CheckpointError(f"{self.path}: changed while in use (was {self._state[0]} bytes); load the model again")
+            raise CheckpointError(
+                f"{self.path}: changed while in use (was {self._state[0]} bytes); load the model again"
+            )
         return memory[skip:want]
 
     def _reopen_buffered(self) -> None:
