@@ -4,6 +4,7 @@ Thin on purpose: every line of arithmetic is a kernel's, every weight comes as r
 MODEL.md has the mathematics. Knows neither files nor text nor sampling.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 
 import numpy as np
@@ -80,6 +81,7 @@ class Decoder:
     max_pass_tokens  tokens that one pass takes at most; prefill() cuts longer prompts
     rope_interleaved whether q and k rows lie in interleaved RoPE order (Meta, GGUF of the llama family)
     passes           passes over the weights so far
+    on_layer         None, or called with the number of each layer before it runs; what it raises ends the pass
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Decoder:
         self.max_pass_tokens = min(max_pass_tokens, context_length)
         self.rope_interleaved = rope_interleaved
         self.passes = 0
+        self.on_layer: Callable[[int], None] | None = None
         self.cache = KVCache(config, context_length, kv_dtype)
         self._inv_freq, self._rope_scale = frequencies(config)
         self._layers = [_Layer(i, config, weights, attention) for i, attention in enumerate(self.cache.attention)]
@@ -180,7 +183,9 @@ class Decoder:
 
         self.weights.embedding(token_ids, a.x.array)
         kernels.rope_table(positions, self._inv_freq, self._rope_scale, a.cos, a.sin)
-        for layer in self._layers:
+        for i, layer in enumerate(self._layers):
+            if self.on_layer:
+                self.on_layer(i)
             self._attention_block(layer, a, where)
             self._mlp_block(layer, a)
 
