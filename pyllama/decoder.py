@@ -45,6 +45,15 @@ class _Layer:
             setattr(self, proj, (f"{at}{where}{proj}_proj.weight", vector(f"{where}{proj}_proj.bias", bias)))
 
 
+def activation_nbytes(config: Config, tokens: int) -> int:
+    """Bytes of a pass's buffers: those of _Activations, the packed input of the widest product, a row of logits."""
+    q = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+    widest = max(config.intermediate_size, config.hidden_size, q)
+    buffers = 2 * config.hidden_size + 2 * q + 2 * kv + 2 * config.intermediate_size + config.head_dim
+    return 4 * (tokens * (buffers + (widest if tokens > 1 else 0)) + config.vocab_size)
+
+
 class _Activations:
     """The float32 buffers of a pass, each (T, width), reused by every layer and every pass."""
 

@@ -23,6 +23,19 @@ POSITIONS = _kernels.PANEL
 _ALIGN = 64
 
 
+def _layer_nbytes(config: Config, dtype: str) -> tuple[int, int]:
+    """Bytes of a page that one layer's keys and its values take."""
+    element = 2 if dtype == "f16" else 4
+    dims = -(-config.head_dim // POSITIONS) * POSITIONS
+    heads = config.num_key_value_heads * POSITIONS * element
+    return heads * config.head_dim, heads * dims
+
+
+def cache_nbytes(config: Config, positions: int, dtype: str) -> int:
+    """Bytes of the pages that hold so many positions of one sequence."""
+    return -(-positions // POSITIONS) * config.num_hidden_layers * sum(_layer_nbytes(config, dtype))
+
+
 class KVCache:
     """The pool of pages of one model.
 
@@ -41,10 +54,7 @@ class KVCache:
             raise RequestError(f"kv_dtype: got {dtype!r}, expected 'f16' or 'f32'")
         self.context_length = context_length
         self.dtype = dtype
-        element = 2 if dtype == "f16" else 4
-        dims = -(-config.head_dim // POSITIONS) * POSITIONS
-        keys = config.num_key_value_heads * config.head_dim * POSITIONS * element
-        values = config.num_key_value_heads * dims * POSITIONS * element
+        keys, values = _layer_nbytes(config, dtype)
         self.page_nbytes = config.num_hidden_layers * (keys + values)
         self.attention = [
             _kernels.Attention(

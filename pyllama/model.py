@@ -18,6 +18,7 @@ from pyllama.sampler import SamplingParams
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
     from pyllama.config import Config
+    from pyllama.plan import Plan
 
 #: Positions of a context nobody asked a length for, where the model allows as many.
 DEFAULT_CONTEXT_LENGTH = 4096
@@ -33,49 +34,71 @@ def load(
     context_length: int | None = None,
     kv_dtype: str = "f16",
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    memory: int | str | None = None,
+    on_layer: Callable[[int], None] | None = None,
 ) -> "Model":
-    """Opens a model and reads its weights into memory.
+    """Opens a model; its weights are read by the first pass, and stay as far as memory allows.
 
     model           a Hugging Face folder, a GGUF file, Meta's original folder, or the name of a model that
                     was pulled ("org/name", "smollm2")
-    context_length  positions a sequence may have; default: the model's own, at most 4096. The cache grows
-                    with use, so a long context costs memory only when it is filled
+    context_length  positions a sequence may have; default: the model's own, at most 4096 and at most what an
+                    eighth of the memory holds
     kv_dtype        how keys and values are kept: "f16", or "f32" at twice the memory
     threads         threads to compute with, for the whole process; default: the physical cores this process
                     may use. The results do not depend on it
-    progress        called with the bytes loaded so far and the bytes in all, every few megabytes
+    memory          what the whole process may take at its peak, in bytes or as "250M", "1.5G"; default: what is
+                    available, less a margin. What does not fit is read again in every pass; the results do not
+                    depend on it
+    on_layer        called with the number of each layer before it runs; what it raises ends the pass and leaves
+                    every sequence as it was
 
-    Raises RequestError for an argument out of range, HubError for a name that is not there, CheckpointError
-    for damaged files and UnsupportedError for a model pyllama does not run. Cost: reads every weight once.
+    Raises RequestError for an argument out of range, BudgetError for too little memory, HubError for a name that
+    is not there, CheckpointError for damaged files and UnsupportedError for a model pyllama does not run. Cost:
+    reads the files' headers and the small vectors.
     """
     from pyllama import _kernels
+    from pyllama.budget import default_budget, parse_size, resident_nbytes
     from pyllama.checkpoint import open_checkpoint
     from pyllama.decoder import Decoder
     from pyllama.hub import resolve
+    from pyllama.plan import default_context, make_plan
+    from pyllama.streaming import StreamedWeights
     from pyllama.tokenizer import load_tokenizer
-    from pyllama.weights import ResidentWeights
 
     if kv_dtype not in KV_DTYPES:
         raise RequestError(f"kv_dtype: {kv_dtype!r}, expected {' or '.join(KV_DTYPES)}")
     _check_integer("threads", threads, 1, 1024)
+    budget = default_budget() if memory is None else parse_size(memory)
     checkpoint = open_checkpoint(resolve(model))
     try:
-        context_length = _context_length(context_length, checkpoint.config.max_position_embeddings)
+        config = checkpoint.config
+        _check_integer("context_length", context_length, 1, config.max_position_embeddings)
+        if context_length is None:
+            context_length = default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
         if threads is not None:
             _kernels.set_num_threads(threads)
         tokenizer = load_tokenizer(checkpoint)
-        decoder = Decoder(
-            checkpoint.config,
-            ResidentWeights(checkpoint, progress),
-            context_length=context_length,
+        plan = make_plan(
+            checkpoint,
+            budget,
+            context_length=int(context_length),
             kv_dtype=kv_dtype,
+            interpreter=resident_nbytes(),
+        )
+        weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
+        decoder = Decoder(
+            config,
+            weights,
+            context_length=plan.context_length,
+            kv_dtype=kv_dtype,
+            max_pass_tokens=plan.max_pass_tokens,
             rope_interleaved=checkpoint.rope_interleaved,
         )
+        decoder.on_layer = on_layer
     except BaseException:
         checkpoint.close()
         raise
-    return Model(checkpoint, tokenizer, decoder)
+    return Model(checkpoint, tokenizer, decoder, plan)
 
 
 def _check_integer(name: str, value: int | None, low: int, high: int) -> None:
@@ -83,11 +106,6 @@ def _check_integer(name: str, value: int | None, low: int, high: int) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
         raise RequestError(f"{name}: {value!r}, expected {low} to {high}")
-
-
-def _context_length(asked: int | None, most: int) -> int:
-    _check_integer("context_length", asked, 1, most)
-    return min(DEFAULT_CONTEXT_LENGTH, most) if asked is None else int(asked)
 
 
 class Model:
@@ -98,14 +116,16 @@ class Model:
     decoder         runs tokens of sequences through the layers
     config          the hyperparameters, named as in config.json
     context_length  positions a sequence may have
+    plan            how the memory is divided
 
     One thread at a time may compute.
     """
 
-    def __init__(self, checkpoint: "Checkpoint", tokenizer, decoder):
+    def __init__(self, checkpoint: "Checkpoint", tokenizer, decoder, plan: "Plan | None" = None):
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
         self.decoder = decoder
+        self.plan = plan
         self._closed = False
 
     @property
@@ -207,6 +227,7 @@ class Model:
         """Gives memory and files back. Closing twice does nothing."""
         if not self._closed:
             self._closed = True
+            self.decoder.weights.close()
             self.checkpoint.close()
 
     def __enter__(self) -> "Model":

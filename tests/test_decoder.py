@@ -9,7 +9,7 @@ from pyllama import _kernels as kernels
 from pyllama.checkpoint import open_checkpoint
 from pyllama.decoder import Decoder
 from pyllama.errors import ContextOverflowError, RequestError
-from pyllama.weights import ResidentWeights
+from pyllama.streaming import StreamedWeights
 
 IDS = [1, *((7 * i * i + 3 * i) % 101 for i in range(47))]
 
@@ -18,7 +18,7 @@ def decoder_of(path, **options):
     checkpoint = open_checkpoint(path)
     options.setdefault("context_length", 128)
     return Decoder(
-        checkpoint.config, ResidentWeights(checkpoint), rope_interleaved=checkpoint.rope_interleaved, **options
+        checkpoint.config, StreamedWeights(checkpoint), rope_interleaved=checkpoint.rope_interleaved, **options
     )
 
 

@@ -26,7 +26,7 @@ from pyllama.decoder import Decoder
 from pyllama.errors import HubError, UnsupportedError
 from pyllama.hub import resolve
 from pyllama.tokenizer import load_tokenizer
-from pyllama.weights import ResidentWeights
+from pyllama.streaming import StreamedWeights
 
 TOLERANCE = 1e-4  # of the largest logit of a row
 UNDECIDED = 1e-3  # a gap between the two best logits that another order of sums may turn around
@@ -38,7 +38,7 @@ AS_META = ["llama2", "tinyllama"]
 
 
 def decoder_of(checkpoint: Checkpoint, context_length: int = 128) -> Decoder:
-    return Decoder(checkpoint.config, ResidentWeights(checkpoint), context_length=context_length,
+    return Decoder(checkpoint.config, StreamedWeights(checkpoint), context_length=context_length,
                    kv_dtype="f32", rope_interleaved=checkpoint.rope_interleaved)
 
 

@@ -19,7 +19,7 @@ from golden import CASES, load_case
 from pyllama.checkpoint import open_checkpoint
 from pyllama.config import Config
 from pyllama.decoder import Decoder
-from pyllama.weights import ResidentWeights
+from pyllama.streaming import StreamedWeights
 
 pytest.importorskip("torch", reason="needs torch and transformers, the oracle")
 pytest.importorskip("transformers", reason="needs torch and transformers, the oracle")
@@ -30,7 +30,7 @@ TOLERANCE = 1e-4  # of the largest logit of a row
 
 def decoder_of(folder: Path) -> Decoder:
     checkpoint = open_checkpoint(folder)
-    return Decoder(checkpoint.config, ResidentWeights(checkpoint), context_length=128, kv_dtype="f32",
+    return Decoder(checkpoint.config, StreamedWeights(checkpoint), context_length=128, kv_dtype="f32",
                    rope_interleaved=checkpoint.rope_interleaved)
 
 

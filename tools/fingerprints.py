@@ -23,7 +23,7 @@ from pyllama.checkpoint import open_checkpoint
 from pyllama.decoder import Decoder
 from pyllama.generate import Fingerprint
 from pyllama.sampler import Sampler, SamplingParams
-from pyllama.weights import ResidentWeights
+from pyllama.streaming import StreamedWeights
 
 GREEDY = SamplingParams(temperature=0.0)
 SEEDED = SamplingParams(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=20)
@@ -50,7 +50,7 @@ def tiny_lines() -> Iterator[str]:
         for name, path, prompt in tiny_models(Path(folder)):
             for kv_dtype in ("f16", "f32"):
                 with open_checkpoint(path) as checkpoint:
-                    weights = ResidentWeights(checkpoint)
+                    weights = StreamedWeights(checkpoint)
                     decoder = Decoder(checkpoint.config, weights, context_length=96, kv_dtype=kv_dtype)
                     for params in (GREEDY, SEEDED):
                         yield f"{name} {kv_dtype} {answer(decoder, prompt, params)}"

@@ -1,16 +1,10 @@
 """The options that several commands share: which model, how to sample. Translates, never computes."""
 
 import argparse
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyllama.model import Model
-
-#: Loading that is faster than this needs no progress shown.
-PATIENCE_S = 1.0
-
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL alone, for commands that read no weights."""
@@ -26,11 +20,17 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     group = parser.add_argument_group("the model")
     group.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="what the whole process may take, such as 250M or 1.5G; default: what is available, less a margin;"
+        " the text does not depend on it",
+    )
+    group.add_argument(
         "--context",
         metavar="N",
         type=int,
         dest="context_length",
-        help="positions of the context; default: the model's own, at most 4096",
+        help="positions of the context; default: the model's own, at most 4096 and an eighth of the memory",
     )
     group.add_argument(
         "--kv-dtype",
@@ -101,24 +101,13 @@ def sampling(args: argparse.Namespace) -> dict:
 
 
 def load_model(args: argparse.Namespace) -> "Model":
-    """The model of add_loading()'s options; a line of progress on a terminal if it takes a while."""
+    """The model of add_loading()'s options."""
     from pyllama.model import load
-    from pyllama.progress import Progress
 
-    start = time.monotonic()
-    with Progress(f"loading {Path(args.model).name}") as line:
-
-        def progress(done: int, total: int) -> None:
-            if line.total is not None:
-                line.advance(done - line.done)
-            elif time.monotonic() - start >= PATIENCE_S:
-                line.total = total
-                line.skip(done)
-
-        return load(
-            args.model,
-            context_length=args.context_length,
-            kv_dtype=args.kv_dtype,
-            threads=args.threads,
-            progress=progress,
-        )
+    return load(
+        args.model,
+        context_length=args.context_length,
+        kv_dtype=args.kv_dtype,
+        threads=args.threads,
+        memory=args.memory,
+    )

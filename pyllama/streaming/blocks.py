@@ -11,9 +11,7 @@ from pathlib import Path
 from .. import _kernels
 from ..checkpoint import Checkpoint, Part, Tensor
 from ..checkpoint.dtypes import row_nbytes
-
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
+from ..weights import EMBEDDING, HEAD
 
 SECTOR = 4096  # direct reads begin and end on such a boundary
 

@@ -14,10 +14,14 @@ import numpy as np
 from .. import _kernels
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
-from .blocks import EMBEDDING, Block, cut, matrices, smallest_room
+from ..weights import EMBEDDING
+from .blocks import Block, cut, matrices, smallest_room
 from .direct import DirectFile
 from .pinned import Arena, kept_nbytes
 from .ring import PENDING, Ring
+
+ROOM = 4 << 20  # bytes of a slot: large enough for the disk's full rate
+SLOTS = 8  # three reads in flight, a block in use, the rest ahead of it
 
 
 class _Place:
@@ -37,12 +41,14 @@ class StreamedWeights:
 
     slots, room    the ring: so many blocks of at most so many bytes (raised to the least that holds a panel of
                    the widest matrix)
-    pinned_nbytes  memory for blocks that stay
+    pinned_nbytes  memory for blocks that stay; default: for all of them
 
     bytes_read     so far, without what alignment adds
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, slots: int, room: int, pinned_nbytes: int):
+    def __init__(
+        self, checkpoint: Checkpoint, *, slots: int = SLOTS, room: int = ROOM, pinned_nbytes: int | None = None
+    ):
         self._checkpoint = checkpoint
         order = matrices(checkpoint)
         room = max(room, smallest_room(tensor for _, tensor in order))
@@ -51,8 +57,11 @@ class StreamedWeights:
         self._places = [place for places in self._tensors.values() for place in places]
         self._expected = 0  # index of the name a pass asks for next
         self._half_way = False  # whether the blocks of a name were not asked for to the end
-        self._arena = Arena(pinned_nbytes)
-        self._choose(pinned_nbytes)
+        sizes = [kept_nbytes(place.block) for place in self._places]
+        # With room for all, the estimate must not decide: no block keeps more than its panels.
+        nbytes = 2 * sum(sizes) if pinned_nbytes is None or pinned_nbytes >= sum(sizes) else pinned_nbytes
+        self._arena = Arena(nbytes)
+        self._choose(sizes, nbytes)
         self._files = {span.file: DirectFile(span.file) for place in self._places for span in place.block.spans}
         self._lock = threading.Lock()
         self._read_nbytes = 0
@@ -60,9 +69,8 @@ class StreamedWeights:
         self._ring: Ring | None = None
         self._cursor = 0  # what the readers fetch next, by index into _places
 
-    def _choose(self, nbytes: int) -> None:
+    def _choose(self, sizes: list[int], nbytes: int) -> None:
         """Mark the blocks to keep: as many as the arena holds, at even distances through the pass."""
-        sizes = [kept_nbytes(place.block) for place in self._places]
         share = min(1.0, nbytes / sum(sizes))
         credit, left = 0.0, nbytes
         for place, size in zip(self._places, sizes, strict=True):

@@ -1,0 +1,115 @@
+"""One number, the memory budget, divided: interpreter, cache, activations, ring, weights that stay.
+
+Works from a config and an index alone, before anything is loaded. What a division costs in time is predicted
+elsewhere; here are bytes only.
+"""
+
+from dataclasses import dataclass
+
+from .checkpoint import Checkpoint
+from .config import Config
+from .decoder import MAX_PASS_TOKENS, activation_nbytes
+from .errors import BudgetError
+from .kv_cache import cache_nbytes
+from .streaming.blocks import cut, matrices, smallest_room
+from .streaming.pinned import kept_nbytes
+from .streaming.weights import ROOM, SLOTS
+
+LEAST_SLOTS = 3
+#: Allocator slack, thread stacks, buffers of the front end: what nothing above counts.
+SLACK = 12 << 20
+#: Code and tables a process has before a model is loaded, where that cannot be measured (a plan for elsewhere).
+INTERPRETER = 60 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a budget is spent, in bytes; all parts together are at most `budget`.
+
+    interpreter      Python, NumPy, tokenizer and slack
+    cache            keys and values of one sequence of context_length positions
+    activations      of a pass of max_pass_tokens tokens
+    ring             slots * room: what streamed blocks flow through
+    pinned           weights that stay, in the form they are kept in
+    weights          all weights, kept
+    stored           all weights, as read from disk
+    """
+
+    budget: int
+    context_length: int
+    max_pass_tokens: int
+    slots: int
+    room: int
+    interpreter: int
+    cache: int
+    activations: int
+    pinned: int
+    weights: int
+    stored: int
+
+    @property
+    def ring(self) -> int:
+        return self.slots * self.room
+
+    @property
+    def streamed(self) -> int:
+        """Bytes read from disk in every pass after the first (an estimate until the weights are packed)."""
+        return round(self.stored * (1 - self.pinned / self.weights)) if self.weights > self.pinned else 0
+
+
+def make_plan(
+    checkpoint: Checkpoint, budget: int, *, context_length: int, kv_dtype: str = "f16", interpreter: int = INTERPRETER
+) -> Plan:
+    """The best division of `budget` bytes.
+
+    The weights get what is left over, so the rest is kept as small as it can be without costing speed: a pass takes
+    512 tokens or, in a tight budget, fewer; the ring has eight slots of 4 MB or, in a tighter one, fewer and
+    smaller. Raises BudgetError, naming the smallest budget that works, where not even that fits.
+    """
+    config = checkpoint.config
+    interpreter += SLACK
+    cache = cache_nbytes(config, context_length, kv_dtype)
+    order = matrices(checkpoint)
+    least_room = smallest_room(tensor for _, tensor in order)
+    room = max(ROOM, least_room)
+    weights = sum(kept_nbytes(block) for _, tensor in order for block in cut(tensor, room))
+    stored = sum(block.nbytes for _, tensor in order for block in cut(tensor, room))
+
+    def plan(tokens: int, slots: int, room: int) -> Plan:
+        activations = activation_nbytes(config, tokens)
+        pinned = min(weights, budget - interpreter - cache - activations - slots * room)
+        return Plan(
+            budget, context_length, tokens, slots, room, interpreter, cache, activations, pinned, weights, stored
+        )
+
+    # A prompt's passes are worth a hundredth of the weights each; below 64 tokens, a tenth and more.
+    for tokens, slots, size in (
+        (MAX_PASS_TOKENS, SLOTS, room), (256, SLOTS, room), (128, SLOTS, room), (64, SLOTS, room),
+        (64, 5, room), (64, LEAST_SLOTS, room), (64, LEAST_SLOTS, max(ROOM // 2, least_room)),
+        (32, LEAST_SLOTS, max(ROOM // 4, least_room)), (8, LEAST_SLOTS, least_room),
+    ):  # fmt: skip
+        made = plan(min(tokens, context_length), slots, size)
+        roomy = made.pinned >= made.activations or made.pinned == weights
+        if made.pinned >= 0 and (tokens <= 64 or roomy):
+            return made
+    least = plan(1, LEAST_SLOTS, least_room)
+    if least.pinned >= 0:
+        return least
+    smallest = budget - least.pinned
+    raise BudgetError(
+        f"memory: {_mb(budget)} MB, this model needs at least {_mb(smallest)} MB with a context of {context_length}"
+        f" (process {_mb(interpreter)}, cache {_mb(cache)}, activations {_mb(least.activations)},"
+        f" ring {_mb(least.ring)}); a shorter context needs less"
+    )
+
+
+def default_context(config: Config, budget: int, kv_dtype: str, most: int) -> int:
+    """Positions for a context nobody asked a length for: `most`, or what an eighth of the budget holds, but 256."""
+    context = min(most, config.max_position_embeddings)
+    while context > 256 and cache_nbytes(config, context, kv_dtype) > budget // 8:
+        context = max(256, context // 2)
+    return context
+
+
+def _mb(nbytes: int) -> int:
+    return -(-nbytes // 1_000_000)
