@@ -1,0 +1,167 @@
+"""The engine for asyncio programs: prompts in, streams of steps out, and nothing ever blocks the loop.
+
+    engine = AsyncEngine(pyllama.load("smollm2"))
+    async with engine:
+        async with await engine.submit("Once upon a time", max_tokens=40) as stream:
+            async for step in stream:
+                print(step.text, end="")
+"""
+
+import asyncio
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from pyllama.engine.engine import Engine, Stats
+from pyllama.engine.request import Request
+from pyllama.errors import PyllamaError
+from pyllama.generate import Guide, Step
+from pyllama.sampler import SamplingParams
+
+if TYPE_CHECKING:
+    from pyllama.model import Model, Prompt
+
+
+class Stream:
+    """One answer as it comes: an async iterator of Step, ended by its last step, by close() and by an error.
+
+    request  prompt, tokens, text and times so far
+    """
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[Step | PyllamaError] = deque()
+        self._arrived = asyncio.Event()
+        self._closed = False
+        self.request: Request | None = None
+
+    def deliver(self, event: Step | PyllamaError) -> None:
+        """For the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._take, event)
+        except RuntimeError:  # the loop is closed: nobody waits
+            pass
+
+    def _take(self, event: Step | PyllamaError) -> None:
+        self._events.append(event)
+        self._arrived.set()
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> Step:
+        if self._closed and not self._events:
+            raise StopAsyncIteration
+        while not self._events:
+            self._arrived.clear()
+            await self._arrived.wait()
+        event = self._events.popleft()
+        if isinstance(event, PyllamaError):
+            self._closed = True
+            raise event
+        if event.finish_reason:
+            self._closed = True
+        return event
+
+    async def read(self) -> str:
+        """Runs to the end; the whole text."""
+        return "".join([step.text async for step in self])
+
+    def place(self) -> int:
+        """Its place in the queue, from 1; 0 once it runs."""
+        return self._engine.place(self.request)
+
+    def close(self) -> None:
+        """Nobody wants the rest. Closing twice, or after the end, does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._events.clear()
+            self._engine.cancel(self.request)
+
+    async def __aenter__(self) -> "Stream":
+        return self
+
+    async def __aexit__(self, *exception) -> None:
+        self.close()
+
+
+class AsyncEngine:
+    """An Engine on its own thread, for one event loop; an async context manager.
+
+    model    what is run; it stays the caller's to close, after the engine has stopped
+    options  as in Engine: max_running, max_waiting, kv_nbytes, session_dir, ...
+    """
+
+    def __init__(self, model: "Model", **options: Any):
+        self.engine = Engine(model, **options)
+        self.model = model
+        # Templates and tokenizers are bounded, not fast, and not made for two threads.
+        self._text = ThreadPoolExecutor(1, thread_name_prefix="pyllama-text")
+
+    async def in_text_thread(self, function, *arguments) -> Any:
+        """function(*arguments) on the thread where text is handled."""
+        return await asyncio.get_running_loop().run_in_executor(self._text, function, *arguments)
+
+    async def submit(self, prompt: "Prompt", **options: Any) -> Stream:
+        """Queue a prompt: text, token ids or messages, as for Model.generate; and options, as there.
+
+        Raises BusyError if the queue is full, and RequestError, TokenizerError or ContextOverflowError.
+        """
+        params = SamplingParams.from_options(**options)
+        is_chat = isinstance(prompt, (list, tuple)) and bool(prompt) and isinstance(prompt[0], dict)
+        prompt_ids = await self.in_text_thread(self.model.encode_prompt, prompt)
+        return self.submit_ids(prompt_ids, params, continuation=not is_chat)
+
+    def submit_ids(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        continuation: bool = False,
+        fingerprint: bool = False,
+        guide: Guide | None = None,
+        show_special: bool = False,
+        client: str = "",
+        leader: Stream | None = None,
+    ) -> Stream:
+        """Queue a prompt of token ids.
+
+        continuation  the text goes on after the prompt's
+        fingerprint   hash the logits of every sampled position
+        guide         restricts the tokens
+        show_special  show control tokens in the text
+        client        whose request it is: the queue takes turns among clients
+        leader        the stream of a request with the same prompt, which this one need not compute again
+        """
+        stream = Stream(self.engine)
+        stream.request = self.engine.submit(
+            prompt_ids,
+            params,
+            stream.deliver,
+            continuation=continuation,
+            fingerprint=fingerprint,
+            guide=guide,
+            show_special=show_special,
+            client=client,
+            leader=leader.request if leader else None,
+        )
+        return stream
+
+    def stats(self) -> Stats:
+        return self.engine.stats()
+
+    async def start(self) -> None:
+        self.engine.start()
+
+    async def stop(self, timeout_s: float = 0.0) -> None:
+        """As Engine.stop, without blocking the loop."""
+        await asyncio.to_thread(self.engine.stop, timeout_s)
+        self._text.shutdown(wait=False, cancel_futures=True)
+
+    async def __aenter__(self) -> "AsyncEngine":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exception) -> None:
+        await self.stop()

@@ -1,0 +1,372 @@
+"""Requests in, steps out: one thread that runs passes for all of them, for as long as there is something to do.
+
+step() = take what came in, schedule, run one pass, hand out. Other threads talk to it through submit(), cancel() and
+stats(), all of which return at once; asyncio programs use AsyncEngine. What a request is answered depends on the
+request alone, never on its company: the decoder sees to that.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyllama.engine.page_store import PageStore, model_digest
+from pyllama.engine.prefix_cache import PrefixCache
+from pyllama.engine.request import Deliver, Request
+from pyllama.engine.scheduler import Scheduler, Segment
+from pyllama.errors import BudgetError, BusyError, PyllamaError, RequestError
+from pyllama.generate import Answer, Guide, Step
+from pyllama.kv_cache import POSITIONS
+from pyllama.sampler import SamplingParams
+
+if TYPE_CHECKING:
+    from pyllama.model import Model
+
+SHARED_PREFILL = 128
+MAX_RUNNING = 8
+MAX_WAITING = 64
+SESSION_NBYTES = 2 << 30
+
+_log = logging.getLogger("pyllama")
+
+
+class _Abandoned(Exception):
+    """Nobody wants the pass any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the engine is doing and has done. `..._tokens` and `requests` count since the start.
+
+    waiting, running    requests
+    requests            ended ones, by how: "stop", "length", "cancelled", "error"
+    passes              passes over the weights
+    layer, layers       where the present pass is; layer is 0 between passes
+    prompt_tokens       of requests that were started; cached_tokens of them were not computed
+    completion_tokens   sampled
+    preemptions         times a request gave its pages up
+    pages_used, pages_kept, max_pages   pages of the KV cache: held by anybody, kept for texts to come, in all
+    page_nbytes         bytes of one
+    """
+
+    waiting: int
+    running: int
+    requests: dict[str, int]
+    passes: int
+    layer: int
+    layers: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    preemptions: int
+    pages_used: int
+    pages_kept: int
+    max_pages: int
+    page_nbytes: int
+
+
+class Engine:
+    """Runs a model for many requests at once. start() it, or call step() yourself.
+
+    The model's decoder is the engine's from now on: nothing else may compute with it.
+    """
+
+    def __init__(
+        self,
+        model: "Model",
+        *,
+        max_running: int = MAX_RUNNING,
+        max_waiting: int = MAX_WAITING,
+        kv_nbytes: int | None = None,
+        shared_prefill: int = SHARED_PREFILL,
+        session_dir: str | None = None,
+        session_nbytes: int = SESSION_NBYTES,
+    ):
+        """Computes nothing yet.
+
+        max_running     requests that share passes
+        max_waiting     requests that wait beyond them
+        kv_nbytes       bytes for keys and values, of running requests and kept texts together; default: as much as
+                        max_running requests take that fill their context
+        shared_prefill  prompt tokens in a pass that others share for their next token
+        session_dir     where kept texts survive a restart; None: they do not
+        session_nbytes  bytes they may take there
+
+        Raises RequestError for numbers out of range, and BudgetError if kv_nbytes is too small for one request.
+        """
+        for name, value in (("max_running", max_running), ("shared_prefill", shared_prefill)):
+            if not 1 <= value <= 4096:
+                raise RequestError(f"{name}: got {value}, expected 1 to 4096")
+        if not 0 <= max_waiting <= 100_000:
+            raise RequestError(f"max_waiting: got {max_waiting}, expected 0 to 100000")
+        self.model = model
+        self.max_running = max_running
+        self.max_waiting = max_waiting
+        self._decoder = model.decoder
+        self._cache = cache = model.decoder.cache
+        cache.max_pages = _max_pages(model.context_length, cache.page_nbytes, max_running, kv_nbytes)
+        store = None
+        if session_dir is not None:
+            digest = model_digest(model.checkpoint, cache.dtype)
+            store = PageStore(session_dir, digest, cache.page_nbytes, session_nbytes)
+        self._prefix_cache = PrefixCache(cache, store)
+        self._scheduler = Scheduler(
+            model.decoder.new_sequence,
+            self._prefix_cache,
+            max_running=max_running,
+            max_pass_tokens=model.decoder.max_pass_tokens,
+            shared_prefill=shared_prefill,
+        )
+        # What other threads leave for the engine's, under the lock.
+        self._wake = threading.Condition()
+        self._inbox: deque[Request] = deque()
+        self._cancelled: deque[Request] = deque()
+        self._stopping = False
+        self._deadline: float | None = None
+        self._thread: threading.Thread | None = None
+        # Counters, written by the engine's thread alone.
+        self._ended: Counter[str] = Counter()
+        self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
+        self._layer = 0
+        self._mean_s = 1.0  # how long a request runs, the last ones counting most
+        self._in_pass: list[Request] = []
+        self._decoder.on_layer = self._between_layers
+
+    # --- for any thread ---
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        deliver: Deliver,
+        *,
+        continuation: bool = False,
+        fingerprint: bool = False,
+        guide: Guide | None = None,
+        show_special: bool = False,
+        client: str = "",
+        leader: Request | None = None,
+    ) -> Request:
+        """Queue a request. `deliver` hears of it on the engine's thread; the rest is as in Answer and Request.
+
+        Raises BusyError if the queue is full or the engine is stopping, and what Answer raises.
+        """
+        answer = Answer(
+            self.model.tokenizer,
+            prompt_ids,
+            params,
+            vocab_size=self.model.config.vocab_size,
+            context_length=self.model.context_length,
+            continuation=continuation,
+            fingerprint=fingerprint,
+            guide=guide,
+            show_special=show_special,
+        )
+        request = Request(answer, deliver, client, leader)
+        with self._wake:
+            if self._stopping:
+                raise BusyError("the engine is stopping")
+            free = self.max_running - len(self._scheduler.running)
+            waiting = len(self._inbox) + len(self._scheduler.waiting)
+            if waiting >= self.max_waiting + max(0, free):
+                raise BusyError(f"the queue is full: {waiting} requests are waiting")
+            self._inbox.append(request)
+            self._wake.notify()
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Nobody wants the request any more. Its slot is free within one pass; at once if no other shares the pass."""
+        with self._wake:
+            if not request.done:
+                request.cancelled = True
+                self._cancelled.append(request)
+                self._wake.notify()
+
+    def place(self, request: Request) -> int:
+        """Its place in the queue, from 1; 0 once it runs."""
+        return 0 if request.sequence is not None or request.done else self._scheduler.place(request)
+
+    def retry_after_s(self) -> int:
+        """A guess at when a place in the queue is free, for those who found none."""
+        waiting = len(self._scheduler.waiting) + 1
+        return int(min(600, max(1, self._mean_s * waiting / self.max_running)))
+
+    def stats(self) -> Stats:
+        scheduler, cache = self._scheduler, self._cache
+        return Stats(
+            waiting=len(scheduler.waiting) + len(self._inbox),
+            running=len(scheduler.running),
+            requests=dict(self._ended),
+            passes=self._decoder.passes,
+            layer=self._layer,
+            layers=self.model.config.num_hidden_layers,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            completion_tokens=self._completion_tokens,
+            preemptions=scheduler.preemptions,
+            pages_used=cache.pages_used,
+            pages_kept=self._prefix_cache.pages,
+            max_pages=cache.max_pages,
+            page_nbytes=cache.page_nbytes,
+        )
+
+    # --- the thread ---
+
+    def start(self) -> None:
+        """Run passes on a thread of its own until stop()."""
+        if self._thread is not None:
+            raise PyllamaError("engine: started twice")
+        self._thread = threading.Thread(target=self._run, name="pyllama-engine", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 0.0) -> None:
+        """Refuse what comes, let what runs finish for so long, end the rest with BusyError, save what is kept."""
+        with self._wake:
+            self._stopping = True
+            self._deadline = time.monotonic() + timeout_s
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
+        else:
+            self._shut_down()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                if self._deadline is not None and (
+                    time.monotonic() >= self._deadline or not (self._inbox or self._scheduler.running)
+                ):
+                    break
+            try:
+                if self.step():
+                    continue
+                saved = not self._stopping and self._prefix_cache.save_one()
+            except Exception as error:  # a bug: what runs is lost, what comes may do better
+                _log.exception("engine: a pass failed")
+                self._fail_all(PyllamaError(f"internal error: {type(error).__name__}"))
+                continue
+            with self._wake:
+                if not (saved or self._inbox or self._cancelled or self._stopping):
+                    self._wake.wait()
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        self._take_in()
+        self._fail_all(BusyError("the engine is stopping"))
+        while self._prefix_cache.save_one():
+            pass
+        self._prefix_cache.close()
+
+    def step(self) -> bool:
+        """One pass; False if there was nothing to run."""
+        self._take_in()
+        batch = self._scheduler.schedule()
+        if not batch:
+            return False
+        self._in_pass = [request for request, _ in batch]
+        try:
+            logits = self._decoder.forward([(request.sequence, ids) for request, ids in batch])
+        except _Abandoned:
+            return True  # all of them are in the list of cancelled ones
+        except Exception as error:
+            self._fail(batch, error)
+            return True
+        finally:
+            self._in_pass = []
+            self._layer = 0
+        for row, (request, ids) in zip(logits, batch):
+            self._hand_out(request, ids, row)
+        return True
+
+    def _between_layers(self, layer: int) -> None:
+        """Called by the decoder before each layer: a pass that nobody wants ends here."""
+        self._layer = layer + 1
+        if self._in_pass and all(request.cancelled for request in self._in_pass):
+            raise _Abandoned
+
+    def _take_in(self) -> None:
+        with self._wake:
+            arrived, self._inbox = self._inbox, deque()
+            cancelled, self._cancelled = self._cancelled, deque()
+            self._scheduler.waiting += arrived
+        for request in cancelled:
+            if not request.done:
+                self._end(request, "cancelled")
+        if self._stopping:
+            for request in list(self._scheduler.waiting):
+                self._end(request, "error", BusyError("the engine is stopping"))
+
+    def _hand_out(self, request: Request, ids: list[int], row) -> None:
+        """What the pass means for one of its requests: a token, or one more piece of its prompt."""
+        request.passes += 1
+        if len(ids) > 1 or request.first_token_s is None:
+            self._scheduler.computed(request)
+        if request.cancelled or request.remaining:
+            return  # the former: the next _take_in() ends it
+        if request.first_token_s is None:
+            self._prompt_tokens += len(request.answer.prompt_ids)
+            self._cached_tokens += request.cached_tokens
+        try:
+            step = request.answer.push(row)
+        except PyllamaError as error:
+            self._end(request, "error", error)
+            return
+        except Exception:
+            _log.exception("engine: a token could not be chosen")
+            self._end(request, "error", PyllamaError("internal error"))
+            return
+        if request.first_token_s is None:
+            request.first_token_s = request.elapsed_s()
+        self._completion_tokens += 1
+        if step.finish_reason:
+            self._end(request, step.finish_reason, step)
+        else:
+            self._deliver(request, step)
+
+    def _end(self, request: Request, how: str, last: Step | PyllamaError | None = None) -> None:
+        self._scheduler.remove(request, keep=how != "error")
+        request.total_s = request.elapsed_s()
+        self._ended[how] += 1
+        if how != "cancelled" and request.queue_s is not None:
+            self._mean_s += 0.2 * (request.total_s - request.queue_s - self._mean_s)
+        if last is not None:
+            self._deliver(request, last)
+
+    @staticmethod
+    def _deliver(request: Request, event: Step | PyllamaError) -> None:
+        if request.cancelled:
+            return
+        try:
+            request.deliver(event)
+        except Exception:  # whoever listened is gone; the others must not suffer
+            _log.exception("engine: a step could not be delivered")
+
+    def _fail(self, batch: list[Segment], error: Exception) -> None:
+        """A pass failed: the requests in it are lost, and so are their positions."""
+        if isinstance(error, PyllamaError):
+            _log.error("engine: a pass failed: %s", error)
+        else:
+            _log.error("engine: a pass failed", exc_info=error)
+            error = PyllamaError(f"internal error: {type(error).__name__}")
+        for request, _ in batch:
+            self._end(request, "error", error)
+
+    def _fail_all(self, error: PyllamaError) -> None:
+        for request in [*self._scheduler.running, *self._scheduler.waiting]:
+            self._end(request, "error", error)
+
+
+def _max_pages(context_length: int, page_nbytes: int, max_running: int, kv_nbytes: int | None) -> int:
+    context = -(-context_length // POSITIONS)
+    least = context + 1  # one more while a shared page is copied
+    if kv_nbytes is None:
+        return max_running * context + 1
+    if kv_nbytes < least * page_nbytes:
+        raise BudgetError(
+            f"kv cache: {kv_nbytes} bytes, expected at least {least * page_nbytes} for a context of {context_length}; "
+            "give it more, or shorten the context"
+        )
+    return kv_nbytes // page_nbytes

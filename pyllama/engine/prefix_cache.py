@@ -1,0 +1,239 @@
+"""Pages of texts that were computed before, found again by their tokens.
+
+A tree: a node is a page, its key the 32 token ids in it (fewer at the end of a text), its parent the page before. So
+what several texts have in common is kept once, and a new text begins with the longest beginning the tree has, to the
+token. Least recently used pages go first, from the ends of texts. Pages may also lie on disk (page_store.py); they
+are read when a text needs them. Knows token ids and pages, not what they mean.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Tokens
+
+import numpy as np
+
+from pyllama.engine.page_store import PageStore, Stored
+from pyllama.kv_cache import POSITIONS, KVCache, Page, Sequence
+
+_ID_NBYTES = 4
+
+
+def _key(ids: Tokens[int]) -> bytes:
+    return np.asarray(ids, "<i4").tobytes()
+
+
+def _common(a: bytes, b: bytes) -> int:
+    """Tokens that two keys have in common at their beginning."""
+    n = min(len(a), len(b)) // _ID_NBYTES
+    different = np.flatnonzero(np.frombuffer(a, "<i4", n) != np.frombuffer(b, "<i4", n))
+    return int(different[0]) if len(different) else n
+
+
+class _Node:
+    """A page of a text.
+
+    page    in memory, or None
+    stored  on disk, or None
+    """
+
+    __slots__ = ("key", "parent", "children", "page", "stored", "last_used")
+
+    def __init__(self, key: bytes, parent: "_Node | None", last_used: int):
+        self.key = key
+        self.parent = parent
+        self.children: dict[bytes, _Node] = {}
+        self.page: Page | None = None
+        self.stored: Stored | None = None
+        self.last_used = last_used
+
+    def __iter__(self) -> Iterator["_Node"]:
+        """This node and all below it."""
+        nodes = [self]
+        while nodes:
+            node = nodes.pop()
+            yield node
+            nodes += node.children.values()
+
+    def path(self) -> list[bytes]:
+        """Keys from the first page of the text to this one."""
+        keys = []
+        node = self
+        while node.parent is not None:
+            keys.append(node.key)
+            node = node.parent
+        return keys[::-1]
+
+
+class PrefixCache:
+    """The pages kept for texts to come. One thread, as with the KV cache they come from.
+
+    cache  where pages come from and go back to
+    store  keeps them over restarts, or None
+    pages  pages in memory
+    """
+
+    def __init__(self, cache: KVCache, store: PageStore | None = None):
+        self._cache = cache
+        self._store = store
+        self._root = _Node(b"", None, 0)
+        self._clock = 0
+        self.pages = 0
+        if store:
+            for stored in store.scan():  # least recently used first
+                self._add_stored(stored)
+
+    def evictable(self) -> int:
+        """Pages that evict() could free one after the other."""
+        return sum(node.page is not None and node.page.holders == 1 for node in self._root)
+
+    def begin(self, sequence: Sequence, ids: Tokens[int]) -> int:
+        """Let an empty sequence hold the positions known for the beginning of ids; their number."""
+        self._clock += 1
+        node, pages, length = self._root, [], 0
+        while length < len(ids):
+            key = _key(ids[length : length + POSITIONS])
+            node, common = self._best_child(node, key)
+            if not common or not self._load(node):
+                break
+            node.last_used = self._clock
+            node.page.holders += 1  # loading the next one may evict
+            pages.append(node.page)
+            length += common
+            if common < POSITIONS:
+                break
+        sequence.adopt(pages, length)
+        for page in pages:
+            self._cache.give_back(page)
+        return length
+
+    def _best_child(self, node: _Node, key: bytes) -> tuple[_Node, int]:
+        child = node.children.get(key)
+        if child is not None:
+            return child, len(key) // _ID_NBYTES
+        best, most = node, 0
+        for child in node.children.values():
+            # The first token decides for nearly all: looking at it first saves the rest.
+            if child.key[:_ID_NBYTES] == key[:_ID_NBYTES] and (common := _common(child.key, key)) > most:
+                best, most = child, common
+        return best, most
+
+    def _load(self, node: _Node) -> bool:
+        """Have the node's page in memory; False if there is no room, or the file is damaged: then it is gone."""
+        if node.page is not None:
+            return True
+        if node.stored is None:  # the file between two others is missing
+            self._drop(node)
+            return False
+        if not self.has_room() and not self.evict():
+            return False
+        page = self._cache.take()
+        if not self._store.load(node.stored, page.memory):
+            self._cache.give_back(page)
+            self._drop(node)
+            return False
+        self._hold(node, page)
+        self._cache.give_back(page)  # taking it made us a holder once already
+        return True
+
+    def _hold(self, node: _Node, page: Page) -> None:
+        node.page = page
+        page.holders += 1
+        self.pages += 1
+
+    def _let_go(self, node: _Node) -> None:
+        page, node.page = node.page, None
+        if page is not None:
+            self._cache.give_back(page)
+            self.pages -= 1
+
+    def has_room(self, pages: int = 1) -> bool:
+        """Whether the KV cache can hand out this many pages without evicting any."""
+        limit = self._cache.max_pages
+        return limit is None or self._cache.pages_used + pages <= limit
+
+    def insert(self, ids: Tokens[int], pages: Tokens[Page]) -> None:
+        """Keep the pages of a text: page i holds tokens ids[32 * i : 32 * i + 32]."""
+        self._clock += 1
+        node = self._root
+        for index in range(-(-len(ids) // POSITIONS)):
+            key = _key(ids[POSITIONS * index : POSITIONS * (index + 1)])
+            child = node.children.get(key)
+            if child is None:
+                if len(key) < POSITIONS * _ID_NBYTES and any(k.startswith(key) for k in node.children):
+                    return  # the end of this text is the middle of another
+                for old in [c for c in node.children.values() if key.startswith(c.key)]:
+                    self._drop(old)  # the end of a text that now goes on
+                child = node.children[key] = _Node(key, node, self._clock)
+            if child.page is None:
+                self._hold(child, pages[index])
+            child.last_used = self._clock
+            node = child
+
+    def evict(self) -> bool:
+        """Free the page that was used longest ago; False if there is none to free."""
+        oldest = None
+        for node in self._root:
+            if node.page is None or node.page.holders > 1 or any(c.page is not None for c in node.children.values()):
+                continue
+            if oldest is None or node.last_used < oldest.last_used:
+                oldest = node
+        if oldest is None:
+            return False
+        self._let_go(oldest)
+        if oldest.stored is None:
+            self._drop(oldest)
+        return True
+
+    def _drop(self, node: _Node) -> None:
+        """Forget a node and all below it, in memory and on disk."""
+        del node.parent.children[node.key]
+        for gone in node:
+            self._let_go(gone)
+            if gone.stored is not None:
+                self._store.delete(gone.stored)
+                gone.stored = None
+
+    # --- on disk ---
+
+    def _add_stored(self, stored: Stored) -> None:
+        """A file found at the start; its parents come in any order, so nodes without a file may stand between."""
+        self._clock += 1
+        node = self._root
+        for key in stored.path:
+            node = node.children.setdefault(key, _Node(key, node, self._clock))
+            node.last_used = self._clock
+        node.stored = stored
+
+    def save_one(self) -> bool:
+        """Write one page that is in memory alone; False if there is none worth writing, or no store.
+
+        A file makes room only for a page used later than it: else two pages could displace each other for ever.
+        """
+        if self._store is None:
+            return False
+        unsaved = [node for node in self._root if node.page is not None and node.stored is None]
+        if not unsaved:
+            return False
+        newest = max(unsaved, key=lambda node: node.last_used)  # the first of equals: nearest to the text's beginning
+        while not self._store.has_room():
+            if not self._forget_file(newest.last_used):
+                return False
+        newest.stored = self._store.save(newest.path(), newest.page.memory)
+        return newest.stored is not None
+
+    def _forget_file(self, before: int) -> bool:
+        """Delete the file used longest ago, from the ends of texts, if that was before a time."""
+        files = [node for node in self._root if node.stored and not any(c.stored for c in node.children.values())]
+        oldest = min(files, key=lambda node: node.last_used, default=None)
+        if oldest is None or oldest.last_used >= before:
+            return False
+        self._store.delete(oldest.stored)
+        oldest.stored = None
+        if oldest.page is None:
+            self._drop(oldest)
+        return True
+
+    def close(self) -> None:
+        """Tell the store what was used when. The pages stay where they are."""
+        if self._store:
+            stored = [node for node in self._root if node.stored]
+            self._store.touch([node.stored for node in sorted(stored, key=lambda node: node.last_used)])

@@ -1,0 +1,60 @@
+"""One request inside the engine: an answer in the making, where its tokens lie, and who wants to hear of it."""
+
+import time
+from collections.abc import Callable
+from itertools import count
+
+from pyllama.errors import PyllamaError
+from pyllama.generate import Answer, Step
+from pyllama.kv_cache import Sequence
+
+_numbers = count()
+
+Deliver = Callable[[Step | PyllamaError], None]
+
+
+class Request:
+    """What the scheduler moves around.
+
+    number         order of arrival
+    answer         prompt, tokens and text so far
+    deliver        called on the engine's thread with every Step, or with the error that ended the request; after
+                   a Step with finish_reason, an error or cancel() it is not called again
+    client         whose request it is: the queue takes turns among clients
+    leader         a request with the same prompt; this one waits until the leader's prompt is computed
+    sequence       the positions in the KV cache; None while it waits
+    cached_tokens  prompt tokens that were in the cache already
+    passes         passes it took part in
+    preemptions    times it had to give its pages up and was computed again
+    queue_s, first_token_s, total_s   seconds from arrival to the first pass, the first token, the end
+    """
+
+    def __init__(self, answer: Answer, deliver: Deliver, client: str = "", leader: "Request | None" = None):
+        self.number = next(_numbers)
+        self.answer = answer
+        self.deliver = deliver
+        self.client = client
+        self.leader = leader
+        self.sequence: Sequence | None = None
+        self.cached_tokens = 0
+        self.passes = 0
+        self.preemptions = 0
+        self.cancelled = False
+        self.done = False
+        self.arrived = time.perf_counter()
+        self.queue_s: float | None = None
+        self.first_token_s: float | None = None
+        self.total_s: float | None = None
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that are known and not in the KV cache: 1 while it writes its answer."""
+        return self.answer.length - (self.sequence.length if self.sequence else 0)
+
+    @property
+    def may_start(self) -> bool:
+        leader = self.leader
+        return leader is None or leader.done or leader.first_token_s is not None
+
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.arrived

@@ -1,0 +1,160 @@
+"""Which tokens of which requests share the next pass.
+
+Requests join and leave between passes. Every running answer gets its next token, and what the pass has left goes to
+prompts, in equal shares. Pages of the KV cache are taken as texts grow: nothing is set aside for tokens that may never
+be written. If there are none left, kept texts go first (least recently used), then the youngest request gives its
+pages up, waits at the head of the queue and is computed again: one pass for all it had, and the same bits. The oldest
+can always finish, since the cache holds at least one whole context. Decides, and computes nothing.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+from pyllama.engine.prefix_cache import PrefixCache
+from pyllama.engine.request import Request
+from pyllama.kv_cache import POSITIONS, Sequence
+
+Segment = tuple[Request, list[int]]
+
+
+class Scheduler:
+    """The queue and the running requests.
+
+    new_sequence     makes an empty sequence in the KV cache
+    prefix_cache     pages kept for texts to come
+    max_running      requests that share passes
+    max_pass_tokens  tokens of a pass
+    shared_prefill   prompt tokens of a pass in which others write: bounds how long they wait for their next token
+    """
+
+    def __init__(
+        self,
+        new_sequence: Callable[[], Sequence],
+        prefix_cache: PrefixCache,
+        *,
+        max_running: int,
+        max_pass_tokens: int,
+        shared_prefill: int,
+    ):
+        self._new_sequence = new_sequence
+        self._prefix_cache = prefix_cache
+        self._max_running = min(max_running, max_pass_tokens)
+        self._max_pass_tokens = max_pass_tokens
+        self._shared_prefill = shared_prefill
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []  # oldest first
+        self.preemptions = 0
+
+    def place(self, request: Request) -> int:
+        """Its place among those that wait, from 1; one that has just come in is the last. For any thread."""
+        queue = sorted(self.waiting, key=self._turn(Counter(r.client for r in self.running)))
+        return queue.index(request) + 1 if request in queue else len(queue) + 1
+
+    def schedule(self) -> list[Segment]:
+        """The segments of the next pass, with pages reserved for them; none if nothing is to be done."""
+        self._admit()
+        wanted = self._shares()
+        batch: list[Segment] = []
+        for request in list(self.running):
+            count = wanted.get(request, 0)
+            if not count or request not in self.running:  # the latter: preempted for an older one just now
+                continue
+            sequence = request.sequence
+            if not self._make_room(request, sequence.length + count):
+                continue
+            sequence.reserve(sequence.length + count)
+            batch.append((request, request.answer.tokens(sequence.length, sequence.length + count)))
+        return batch
+
+    def computed(self, request: Request) -> None:
+        """Part of the request's prompt was computed: other requests may share it from now on."""
+        whole = request.sequence.length // POSITIONS * POSITIONS  # a page that is still written is not shared
+        self._prefix_cache.insert(request.answer.tokens(0, whole), request.sequence.pages)
+
+    def remove(self, request: Request, keep: bool = True) -> None:
+        """The request has ended, whether done, cancelled or failed. keep: its text may be continued."""
+        request.done = True
+        if request in self.waiting:
+            self.waiting.remove(request)
+        if request in self.running:
+            self.running.remove(request)
+        self._give_back(request, keep)
+
+    def _give_back(self, request: Request, keep: bool) -> None:
+        sequence, request.sequence = request.sequence, None
+        if sequence is None:
+            return
+        sequence.release_unused()
+        if keep:
+            self._prefix_cache.insert(request.answer.tokens(0, sequence.length), sequence.pages)
+        sequence.close()
+
+    # --- who runs ---
+
+    def _admit(self) -> None:
+        while len(self.running) < self._max_running:
+            ready = [request for request in self.waiting if request.may_start]
+            if not ready:
+                return
+            request = min(ready, key=self._turn(Counter(r.client for r in self.running)))
+            if not self._start(request):
+                return
+
+    @staticmethod
+    def _turn(running: Counter) -> Callable[[Request], tuple]:
+        """Sort key: who was preempted, then whose client has the fewest running, then who came first."""
+        return lambda request: (not request.preemptions, running[request.client], request.number)
+
+    def _start(self, request: Request) -> bool:
+        """Move it from the queue to the running ones, if the cache has room for what is known of it."""
+        answer = request.answer
+        sequence = self._new_sequence()
+        # The last token's logits are needed, so it is computed again even if the cache has it.
+        known = self._prefix_cache.begin(sequence, answer.tokens(0, answer.length - 1))
+        needed = sequence.pages_needed(answer.length)
+        # One page each, so that nobody is preempted by the very next pass.
+        room = needed + len(self.running) + 1
+        if self.running and not self._prefix_cache.has_room(max(0, room - self._prefix_cache.evictable())):
+            sequence.close()
+            return False
+        request.sequence = sequence
+        if request.queue_s is None:
+            request.queue_s = request.elapsed_s()
+            request.cached_tokens = known
+        self.waiting.remove(request)
+        self.running.append(request)
+        return True
+
+    # --- how much of each ---
+
+    def _shares(self) -> dict[Request, int]:
+        """Tokens of each running request in the next pass."""
+        wanted = {request: 1 for request in self.running if request.remaining == 1}
+        left = self._max_pass_tokens - len(wanted)
+        if wanted:
+            left = min(left, self._shared_prefill)
+        prompts = sorted((r for r in self.running if r.remaining > 1), key=lambda request: request.remaining)
+        for index, request in enumerate(prompts):  # shortest first: what it does not need is the others'
+            wanted[request] = min(request.remaining, max(1, left // (len(prompts) - index))) if left > 0 else 0
+            left -= wanted[request]
+        return wanted
+
+    # --- pages ---
+
+    def _make_room(self, request: Request, length: int) -> bool:
+        """Free the pages the request needs to grow; False if it had to give up its own."""
+        while not self._prefix_cache.has_room(request.sequence.pages_needed(length)):
+            if self._prefix_cache.evict():
+                continue
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        request.preemptions += 1
+        self.preemptions += 1
+        self.running.remove(request)
+        self.waiting.append(request)
+        self._give_back(request, keep=True)  # evict() takes as many as are needed, from the end
