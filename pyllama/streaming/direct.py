@@ -4,6 +4,8 @@ The page cache would keep a second copy of every block, and evict, on a cyclic s
 Where O_DIRECT is refused, buffered reads are followed by POSIX_FADV_DONTNEED. Knows no tensors.
 """
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -44,11 +46,12 @@ class DirectFile:
         buffer = memory[: span.room].data
         done = 0
         while done < want:
+            direct = self.direct
             try:
                 count = os.preadv(self._fd, [buffer[done:]], start + done)
             except OSError as error:
-                if self.direct and error.errno == 22:  # EINVAL: accepted at opening, refused at reading (some FUSE)
-                    self._reopen_buffered()
+                if direct and error.errno == errno.EINVAL:  # accepted at opening, refused at reading (some FUSE)
+                    self._give_up_direct()
                     continue
                 raise CheckpointError(
                     f"cannot read {span.nbytes} bytes at {span.offset} of {self.path}: {error.strerror.lower()}"
@@ -68,11 +71,9 @@ class DirectFile:
             )
         return memory[skip:want]
 
-    def _reopen_buffered(self) -> None:
+    def _give_up_direct(self) -> None:
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~os.O_DIRECT)
         self.direct = False
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        os.dup2(fd, self._fd, inheritable=False)
-        os.close(fd)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -15,7 +15,7 @@ from .. import _kernels
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..weights import EMBEDDING
-from .blocks import Block, cut, matrices, smallest_room
+from .blocks import SECTOR, Block, cut, matrices, smallest_room
 from .direct import DirectFile
 from .pinned import Arena, kept_nbytes
 from .ring import PENDING, Ring
@@ -51,7 +51,7 @@ class StreamedWeights:
     ):
         self._checkpoint = checkpoint
         order = matrices(checkpoint)
-        room = max(room, smallest_room(tensor for _, tensor in order))
+        room = max(room // SECTOR * SECTOR, smallest_room(tensor for _, tensor in order))
         self._tensors = {name: [_Place(block) for block in cut(tensor, room)] for name, tensor in order}
         self._names = list(self._tensors)
         self._places = [place for places in self._tensors.values() for place in places]
