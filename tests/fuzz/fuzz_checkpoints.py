@@ -19,6 +19,8 @@ import atheris
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 with atheris.instrument_imports(include=["pyllama"]):
+    import pyllama.checkpoint.gguf  # imported where they are used otherwise, which would be too late
+    import pyllama.checkpoint.meta  # noqa: F401
     from pyllama.checkpoint import open_checkpoint
     from pyllama.checkpoint.index import expected_shapes
     from pyllama.checkpoint.strict_json import parse_object
