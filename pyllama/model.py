@@ -63,6 +63,7 @@ def load(
     from pyllama.hub import resolve
     from pyllama.plan import default_context, make_plan
     from pyllama.streaming import StreamedWeights
+    from pyllama.threads import default_threads
     from pyllama.tokenizer import load_tokenizer
 
     if kv_dtype not in KV_DTYPES:
@@ -75,8 +76,7 @@ def load(
         _check_integer("context_length", context_length, 1, config.max_position_embeddings)
         if context_length is None:
             context_length = default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
-        if threads is not None:
-            _kernels.set_num_threads(threads)
+        _kernels.set_num_threads(default_threads() if threads is None else threads)
         tokenizer = load_tokenizer(checkpoint)
         plan = make_plan(
             checkpoint,

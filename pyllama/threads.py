@@ -1,0 +1,62 @@
+"""How many threads to compute with: the physical cores this process may use, within its control group's quota.
+
+Two threads on one core share its multipliers and its memory port, and gain a memory-bound loop nothing. Slow cores
+beside fast ones (RK3588: four A76 and four A55) count too: work is handed out in small pieces as threads come for
+it, so a slow core takes fewer and holds nobody back.
+"""
+
+import math
+import os
+from pathlib import Path
+
+
+def default_threads(
+    cpus: set[int] | None = None,
+    sys: Path = Path("/sys"),
+    proc: Path = Path("/proc"),
+) -> int:
+    """At least 1.
+
+    cpus  the processors the scheduler may use; default: this process's affinity
+    """
+    cpus = os.sched_getaffinity(0) if cpus is None else cpus
+    cores = {_core(sys / f"devices/system/cpu/cpu{cpu}/topology", cpu) for cpu in cpus}
+    quota = _quota(sys / "fs/cgroup", proc)
+    # A quota of 2.5 processors keeps three threads busier than two.
+    return max(1, min(len(cores), len(cores) if quota is None else math.ceil(quota)))
+
+
+def _core(topology: Path, cpu: int) -> tuple[str, ...]:
+    """What hardware threads of one core have in common; a processor alone where the kernel does not tell."""
+    for name in ("core_cpus_list", "thread_siblings_list"):
+        siblings = _read(topology / name)
+        if siblings:
+            return (siblings,)
+    return ("cpu", str(cpu))
+
+
+def _quota(cgroup_root: Path, proc: Path) -> float | None:
+    """Processors' worth of time that the tightest control group allows; None where none does."""
+    quotas = []
+    for line in _read(proc / "self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = cgroup_root / "cpu" if controllers else cgroup_root
+        parts = [part for part in path.split("/") if part]
+        for n in range(len(parts), -1, -1):
+            folder = root.joinpath(*parts[:n])
+            if controllers:
+                fields = [_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")]
+            else:
+                fields = _read(folder / "cpu.max").split()
+            if len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit() and int(fields[1]):
+                quotas.append(int(fields[0]) / int(fields[1]))
+    return min(quotas, default=None)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
