@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -464,7 +465,7 @@ def _llama3(r: _Fields, original: int, factor: float) -> RopeScaling:
 
 
 def _yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    return 1.0 if factor <= 1.0 else 0.1 * mscale * math.log(factor) + 1.0
+    return 1.0 if factor <= 1.0 else 0.1 * mscale * float(Decimal(factor).ln()) + 1.0
 
 
 def _yarn(r: _Fields, original: int, factor: float) -> RopeScaling:

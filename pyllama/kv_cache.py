@@ -11,6 +11,7 @@ pages. Sequences that begin with the same tokens may hold the same pages: a page
 that is held twice is copied before a position is written into it. Knows nothing of tokens or weights.
 """
 
+import math
 from collections.abc import Sequence as Pages
 
 import numpy as np
@@ -63,7 +64,7 @@ class KVCache:
                 config.head_dim,
                 f16=dtype == "f16",
                 window=window or 0,
-                scale=config.head_dim**-0.5,
+                scale=1 / math.sqrt(config.head_dim),  # correctly rounded everywhere, unlike pow
                 k_offset=layer * (keys + values),
                 v_offset=layer * (keys + values) + keys,
             )
