@@ -48,6 +48,23 @@ def test_messages_go_through_the_template(model):
     assert generation.prompt_ids[0] == 257
 
 
+def test_a_space_between_prompt_and_answer_is_kept_unless_it_is_a_chat(model, monkeypatch):
+    """A SentencePiece model's first space belongs to a text that goes on, and not to an answer."""
+    asked, stream = [], model.tokenizer.stream
+
+    def record(*, continuation):
+        asked.append(continuation)
+        return stream(continuation=continuation)
+
+    monkeypatch.setattr(model.tokenizer, "stream", record)
+    model.generate("hello", max_tokens=1).read()
+    model.generate([104, 101], max_tokens=1).read()
+    model.generate([{"role": "user", "content": "hello"}], max_tokens=1).read()
+    with model.chat(max_tokens=1) as chat:
+        chat.send("hello").read()
+    assert asked == [True, True, False, False]
+
+
 def test_special_tokens_written_out_in_a_prompt_count(model):
     assert 257 in model.encode_prompt("a<|im_start|>b")
 
@@ -153,15 +170,6 @@ def test_the_context_is_the_models_own_up_to_4096(chat_folder, model):
         assert long.context_length == 8192
 
 
-def test_progress_counts_up_to_all_of_it(chat_folder):
-    calls = []
-    pyllama.load(chat_folder, progress=lambda done, total: calls.append((done, total))).close()
-    totals = {total for _, total in calls}
-    assert len(totals) == 1
-    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
-    assert calls[-1][0] == calls[-1][1] > 0
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -170,6 +178,7 @@ def test_progress_counts_up_to_all_of_it(chat_folder):
         ({"kv_dtype": "q8"}, "kv_dtype: 'q8', expected f16 or f32"),
         ({"threads": 0}, "threads: 0, expected 1 to"),
         ({"threads": True}, "threads: True, expected 1 to"),
+        ({"memory": "lots"}, "memory: "),
     ],
 )
 def test_load_names_the_argument_that_is_wrong(chat_folder, options, message):

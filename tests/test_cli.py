@@ -1,7 +1,6 @@
 """The command line as a person meets it: what it prints where, its exit codes, its manners on a terminal."""
 
 import errno
-import io
 import json
 import os
 import pty
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 
 import pyllama
-from pyllama.cli import main, options
+from pyllama.cli import main
 from pyllama.cli.run import peak_rss_bytes
 
 JSON_KEYS = [
@@ -314,22 +313,6 @@ def test_peak_rss_is_of_this_process_alone():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S)
     assert peak_rss_bytes() > ballast.nbytes
     assert 0 < int(done.stdout) < ballast.nbytes
-
-
-def test_loading_that_takes_a_while_shows_its_progress(base_folder, monkeypatch):
-    class Screen(io.StringIO):
-        def isatty(self):
-            return True
-
-    def shown():
-        screen = Screen()
-        monkeypatch.setattr(sys, "stderr", screen)
-        assert main(["run", str(base_folder), "--prompt", "a", "--max-tokens", "1"]) == 0
-        return screen.getvalue()
-
-    assert shown() == ""
-    monkeypatch.setattr(options, "PATIENCE_S", 0.0)
-    assert "loading tiny-base  100%" in shown()
 
 
 # --- info ---
