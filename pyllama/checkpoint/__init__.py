@@ -1,4 +1,4 @@
-"""A path -> an open Checkpoint, whichever of the three published forms lies there.
+"""A path -> an open Checkpoint, whichever of the three published forms, or pyllama's own, lies there.
 
 The form is told by content, not by the path's name. What each form means is in its own module.
 """
@@ -21,7 +21,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a model where it lies; reads headers, no weights.
 
     path: a Hugging Face folder, a folder of Meta's original files, a GGUF file (of split ones the
-          first), or a folder with one GGUF model in it.
+          first), a folder with one GGUF model in it, or a folder that `pyllama pack` made.
     Raises CheckpointError for damaged or contradictory files, UnsupportedError for a model or a
     feature that pyllama does not run, by name.
     """
@@ -40,6 +40,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+    from pyllama.checkpoint.packed import first_shard, open_packed
+
+    first = first_shard(folder)
+    if first is not None:
+        return open_packed(first)
     has_config = (folder / "config.json").is_file()
     if has_config and ((folder / INDEX).is_file() or weight_files(folder)):
         return open_huggingface(folder)

@@ -25,6 +25,7 @@ class Checkpoint:
 
     path              what was opened
     format            "huggingface", "gguf" or "meta"
+    packed            the weights lie in pyllama's own files, made from that format
     config            Config
     tensors           name -> Tensor under Hugging Face names, in the order a pass uses them
     rope_interleaved  q and k rows lie in interleaved rotary order (Meta; GGUF of the llama architecture)
@@ -44,9 +45,11 @@ class Checkpoint:
         *,
         rope_interleaved: bool = False,
         metadata: dict[str, Any] | None = None,
+        packed: bool = False,
     ):
         self.path = path
         self.format = format
+        self.packed = packed
         self.config = config
         self.tensors = tensors
         self.rope_interleaved = rope_interleaved
@@ -65,6 +68,10 @@ class Checkpoint:
         """
         if not (0 <= row and 0 <= count and row + count <= tensor.rows):
             raise ValueError(f"{tensor.name}: rows {row} to {row + count} of {tensor.rows}")
+        if tensor.blocks:
+            from pyllama.checkpoint.packed import read_rows
+
+            return read_rows(tensor, row, count, self._fill)
         out = np.empty((count, tensor.row_nbytes), np.uint8)
         for part in tensor.parts:
             first, last = max(row, part.row), min(row + count, part.row + part.rows)

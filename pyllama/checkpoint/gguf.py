@@ -47,6 +47,8 @@ _FORMATS = {
     39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
 
+ROPE_FREQS = "rope_freqs.weight"  # a tensor that is part of the config
+
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _LENGTH = struct.Struct("<Q")
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
@@ -77,9 +79,12 @@ _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.([a-z_]+)\.(weight|bias)")
 _SPLIT = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
+    """What stands before the data: key/values, the byte at which they end, tensors under GGUF names."""
+
     metadata: dict[str, Any]
-    tensors: dict[str, Tensor]  # under GGUF names
+    metadata_end: int
+    tensors: dict[str, Tensor]
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -87,10 +92,10 @@ def open_gguf(path: Path) -> Checkpoint:
     files: dict[Path, InputFile] = {}
     try:
         file = files[path] = InputFile(path)
-        metadata, tensors = _read_header(file)
+        metadata, _, tensors = read_header(file)
         for other in _other_parts(path, metadata):
             file = files[other] = InputFile(other)
-            header = _read_header(file)
+            header = read_header(file)
             _check_split(other, header.metadata)
             for name, tensor in header.tensors.items():
                 if name in tensors:
@@ -127,8 +132,8 @@ def _checkpoint(
     kind = metadata.get("general.type", "model")
     if not isinstance(kind, str) or kind != "model":
         raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'")
-    freqs = found.pop("rope_freqs.weight", None)
-    factors = _rope_factors(files[freqs.parts[0].file], freqs) if freqs else ()
+    freqs = found.pop(ROPE_FREQS, None)
+    factors = rope_factors(files[freqs.parts[0].file], freqs) if freqs else ()
     embedding = found.get("token_embd.weight")
     config = Config.from_gguf(
         metadata,
@@ -159,7 +164,7 @@ def _huggingface_name(name: str, model_type: str) -> str:
     return _OUTER_NAMES[name]
 
 
-def _rope_factors(file: InputFile, tensor: Tensor) -> tuple[float, ...]:
+def rope_factors(file: InputFile, tensor: Tensor) -> tuple[float, ...]:
     """The divisors of the rotary frequencies, which Llama 3.1 files carry instead of parameters."""
     if tensor.dtype != "F32" or len(tensor.shape) != 1 or not 1 <= tensor.cols <= MAX_ROPE_FACTORS:
         raise CheckpointError(
@@ -326,7 +331,8 @@ class _Cursor:
         return StringList(self.copy(begin, position), np.frombuffer(starts, np.uint32))
 
 
-def _read_header(file: InputFile) -> _Header:
+def read_header(file: InputFile) -> Header:
+    """The header of one file; every tensor's bytes lie within it."""
     cursor = _Cursor(file)
     where = cursor.where
     cursor.need(4)
@@ -351,6 +357,7 @@ def _read_header(file: InputFile) -> _Header:
             raise CheckpointError(f"{where}: key {shown(key)} appears twice")
         metadata[key] = cursor.value(key)
         cursor.release()
+    metadata_end = cursor.base + cursor.position
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment % 8:
         raise CheckpointError(f"{where}: general.alignment is {shown(alignment)}, expected a multiple of 8")
@@ -370,7 +377,7 @@ def _read_header(file: InputFile) -> _Header:
                 f"(truncated?)"
             )
         tensors[name] = Tensor(name, dtype, shape, (Part(file.path, base + offset, 0, rows, 0, shape[-1]),))
-    return _Header(metadata, tensors)
+    return Header(metadata, metadata_end, tensors)
 
 
 def _tensor_info(cursor: _Cursor, alignment: int) -> tuple[str, str, tuple[int, ...], int]:

@@ -64,7 +64,7 @@ def open_meta(folder: Path) -> Checkpoint:
             file = files[path] = InputFile(path)
             shards.append(_read_shard(file))
         tensors = _join(shards, dim)
-        config = _config(params, tensors)
+        config = meta_config(params, tensors)
         sizes = {path: file.nbytes for path, file in files.items()}
         index = check_index(tensors, config, sizes, "params.json")
         config = dataclasses.replace(config, dtype=stored_dtype(index))
@@ -90,7 +90,8 @@ def _shard_paths(folder: Path) -> list[Path]:
     return [numbered[n] for n in sorted(numbered)]
 
 
-def _config(params: dict[str, object], tensors: dict[str, Tensor]) -> Config:
+def meta_config(params: dict[str, object], tensors: dict[str, Tensor]) -> Config:
+    """The config of params.json and of what only the tensors tell, under Hugging Face names."""
     for name in ("model.embed_tokens.weight", "model.layers.0.mlp.gate_proj.weight"):
         if name not in tensors or len(tensors[name].shape) != 2:
             raise CheckpointError(f"{name}: missing or not a matrix, expected in the shards")

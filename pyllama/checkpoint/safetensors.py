@@ -29,6 +29,11 @@ def read_safetensors(file: InputFile) -> dict[str, Tensor]:
 
     Tensors of a dtype other than F32, F16 and BF16 are listed too: a buffer nobody wants may be int64.
     """
+    return read_header(file)[1]
+
+
+def read_header(file: InputFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(__metadata__, name -> Tensor) of one file."""
     where = file.path.name
     length = int.from_bytes(file.read(0, 8), "little")
     if length > MAX_NBYTES:
@@ -64,7 +69,7 @@ def read_safetensors(file: InputFile) -> dict[str, Tensor]:
         position = end
     if base + position != file.nbytes:
         raise CheckpointError(f"{where}: {file.nbytes} bytes, expected {base + position} from its header")
-    return tensors
+    return metadata, tensors
 
 
 def _entry(name: str, entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:

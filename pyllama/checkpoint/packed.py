@@ -1,0 +1,393 @@
+"""A folder that `pyllama pack` made -> Checkpoint: the same tensors, as row blocks in the form a pass reads them.
+
+The container is safetensors: `model.safetensors`, or `model-00001-of-00003.safetensors` and so on. A matrix is one
+U8 tensor of whole 4096-byte pages, each of its blocks beginning on a page of the file; vectors are ordinary tensors.
+`__metadata__` tells the blocks and holds a checksum of the header; the blocks have one each. Beside the shards lie
+the files that make the source's config and tokenizer. docs/packing.md has the format in full.
+
+What a block's rows mean is not known here, only how they are stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyllama import _kernels
+from pyllama.checkpoint.checkpoint import Checkpoint
+from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
+from pyllama.checkpoint.files import InputFile, read_small
+from pyllama.checkpoint.index import StoredBlock, Tensor, check_index, stored_dtype
+from pyllama.checkpoint.safetensors import read_header
+from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
+from pyllama.config import Config, meta_assumptions, shown
+from pyllama.errors import CheckpointError, PyllamaError, UnsupportedError
+
+PAGE = 4096
+FORMAT = "pyllama-packed"
+VERSION = "1"
+GGUF_HEAD = "tokenizer.gguf"  # the key/values of a GGUF source
+MAX_SHARDS = 1024
+MAX_CARRIED = 64
+
+# The header's beginning, and the digits of its checksum in it. Two marks tell a packed file, so that no single
+# damaged bit turns it into one of another kind.
+HEAD = b'{"__metadata__":{"crc32":"'
+SECOND_HEAD = b'","format":"pyllama-packed",'
+CRC_AT = 8 + len(HEAD)
+KEYS = ("crc32", "format", "version", "source", "rope_interleaved", "shard", "shards", "previous", "files", "tensors")
+
+_FIRST = re.compile(r"model-00001-of-[0-9]{5}\.safetensors")
+_CRC = re.compile(r"[0-9a-f]{8}")
+_TABLE = 64  # bytes before the panels of a packed block (csrc/packed.h)
+_PAIR = 96
+
+
+class Carried(NamedTuple):
+    """A small file taken along: config, tokenizer."""
+
+    nbytes: int
+    crc32: int
+
+
+class Shard(NamedTuple):
+    """One file of a packed model, as its header tells it. previous is the checksum of the shard before."""
+
+    crc32: int
+    source: str
+    rope_interleaved: bool
+    shard: int
+    shards: int
+    previous: int
+    files: dict[str, Carried]
+    tensors: dict[str, Tensor]
+
+
+def shard_name(number: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def first_shard(folder: Path) -> Path | None:
+    """The first file of the packed model in this folder; None if there is no packed model."""
+    whole = folder / "model.safetensors"
+    found = [whole] if whole.is_file() else [p for p in folder.glob("model-00001-of-*") if _FIRST.fullmatch(p.name)]
+    for path in sorted(found):
+        file = InputFile(path)
+        try:
+            head = file.read(0, min(file.nbytes, 128))
+        finally:
+            file.close()
+        if head[8 : 8 + len(HEAD)] == HEAD or head[CRC_AT + 8 : CRC_AT + 8 + len(SECOND_HEAD)] == SECOND_HEAD:
+            return path
+    return None
+
+
+def open_packed(first: Path) -> Checkpoint:
+    """Open the packed model whose first file this is; headers are checked, no block is read."""
+    folder = first.parent
+    files: dict[Path, InputFile] = {}
+    try:
+        shards = []
+        tensors: dict[str, Tensor] = {}
+        for path, shard in read_shards(first, files):
+            for name, tensor in shard.tensors.items():
+                if name in tensors:
+                    raise CheckpointError(f"{shown(name)}: in two shards, one is {path.name}")
+                tensors[name] = tensor
+            shards.append(shard)
+        config, metadata, where = _config(folder, shards[0].source, tensors)
+        index = check_index(tensors, config, {}, where)
+        config = dataclasses.replace(config, dtype=stored_dtype(index))
+        return Checkpoint(
+            folder,
+            shards[0].source,
+            config,
+            index,
+            files,
+            rope_interleaved=shards[0].rope_interleaved,
+            metadata=metadata,
+            packed=True,
+        )
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+
+
+def read_shards(first: Path, files: dict[Path, InputFile]) -> Iterable[tuple[Path, Shard]]:
+    """(path, header) of each shard in order; every file is put into `files`, open, before its header is read."""
+    folder, previous, count, number = first.parent, None, 1, 0
+    while number < count:
+        number += 1
+        path = first if number == 1 else folder / shard_name(number, count)
+        file = files[path] = InputFile(path)
+        shard = read_shard(file)
+        if number == 1:
+            count = shard.shards
+        told = (shard.shard, shard.shards, shard.previous)
+        expected = (number, count, previous.crc32 if previous else 0)
+        if path.name != shard_name(number, count) or told != expected or (previous and not _alike(shard, previous)):
+            raise CheckpointError(f"{path.name}: not shard {number} of this model, expected the files of one packing")
+        previous = shard
+        yield path, shard
+
+
+def _alike(shard: Shard, other: Shard) -> bool:
+    return (shard.source, shard.rope_interleaved) == (other.source, other.rope_interleaved)
+
+
+def header_crc32(head: bytes | bytearray) -> int:
+    """The checksum of a file's length and header, whose own digits count as zeros."""
+    return zlib.crc32(head[CRC_AT + 8 :], zlib.crc32(b"0" * 8, zlib.crc32(head[:CRC_AT])))
+
+
+def read_shard(file: InputFile) -> Shard:
+    """The header of one file, checked against itself, its checksum and the file's size."""
+    where = file.path.name
+    length = int.from_bytes(file.read(0, 8), "little")
+    if not CRC_AT <= length <= MAX_NBYTES or (8 + length) % PAGE:
+        raise CheckpointError(f"{where}: a header of {shown(length)} bytes, expected to end on a page of {PAGE}: damaged")
+    head = file.read(0, 8 + length)
+    digits = head[CRC_AT : CRC_AT + 8].decode("latin-1")
+    crc32 = header_crc32(head)
+    if not head.startswith(HEAD, 8) or digits != f"{crc32:08x}":
+        raise CheckpointError(f"{where}: the header's checksum is {shown(digits)}, expected '{crc32:08x}': damaged")
+    fields, stored = read_header(file)
+    version = fields.get("version")
+    if fields.get("format") != FORMAT or version != VERSION:
+        raise UnsupportedError(f"{where}: version {shown(version)} of the packed form, expected {VERSION!r}")
+    if set(fields) != set(KEYS) or not all(isinstance(value, str) for value in fields.values()):
+        raise CheckpointError(f"{where}: its metadata has other keys than a packed file")
+    source, interleaved = fields["source"], fields["rope_interleaved"]
+    if source not in ("huggingface", "gguf", "meta") or interleaved not in ("true", "false"):
+        raise CheckpointError(f"{where}: packed from {shown(source)}, rope_interleaved {shown(interleaved)}")
+    described = parse_object(fields["tensors"].encode(), f"{where}, tensors")
+    if set(described) != set(stored):
+        name = min(set(described) ^ set(stored))
+        raise CheckpointError(f"{shown(name)}: described without being stored, or the reverse (file {where})")
+    return Shard(
+        crc32,
+        source,
+        interleaved == "true",
+        _number(fields["shard"], f"{where}: shard", 1, MAX_SHARDS),
+        _number(fields["shards"], f"{where}: shards", 1, MAX_SHARDS),
+        int(fields["previous"], 16) if _CRC.fullmatch(fields["previous"]) else -1,
+        _carried(parse_object(fields["files"].encode(), f"{where}, files"), where),
+        {name: _tensor(name, described[name], stored[name], file.path) for name in described},
+    )
+
+
+def _number(text: str, what: str, low: int, high: int) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not low <= int(text) <= high:
+        raise CheckpointError(f"{what} is {shown(text)}, expected {low} to {high}")
+    return int(text)
+
+
+def _carried(files: Mapping[str, Any], where: str) -> dict[str, Carried]:
+    found = {}
+    for name, value in files.items():
+        sound = 0 < len(name) < 200 and "/" not in name and name.isprintable() and not name.startswith(".")
+        if not sound or not _naturals(value, 2) or len(files) > MAX_CARRIED:
+            raise CheckpointError(f"{where}: {shown(name)} is no description of a file taken along")
+        found[name] = Carried(*value)
+    return found
+
+
+def _naturals(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(type(value) is int and 0 <= value < 2**62 for value in values)
+    )
+
+
+def _tensor(name: str, entry: Any, stored: Tensor, path: Path) -> Tensor:
+    """The tensor that `entry` describes and `stored` holds, its blocks located one after the other."""
+    where = f"(file {path.name})"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "blocks"}:
+        raise CheckpointError(f"{shown(name)}: expected dtype, shape and blocks {where}")
+    dtype, shape, described = entry["dtype"], entry["shape"], entry["blocks"]
+    sound = (
+        isinstance(dtype, str)
+        and dtype in DTYPES
+        and isinstance(shape, list)
+        and len(shape) in (1, 2)
+        and all(type(n) is int and 0 < n < 2**31 for n in shape)
+        and shape[-1] % DTYPES[dtype][0] == 0
+        and isinstance(described, list)
+        and bool(described)
+    )
+    if not sound:
+        raise CheckpointError(f"{shown(name)}: not a description of a tensor {where}")
+    matrix, part = len(shape) == 2, stored.parts[0]
+    expected = ("U8", (stored.rows, PAGE)) if matrix else (dtype, tuple(shape))
+    if (stored.dtype, stored.shape) != expected or (matrix and part.offset % PAGE):
+        raise CheckpointError(f"{shown(name)}: stored as {stored.dtype} {stored.shape}, expected {expected} {where}")
+    rows = shape[0] if matrix else 1
+    end = part.offset + (stored.rows * PAGE if matrix else row_nbytes(dtype, shape[0]))
+    blocks, row, offset = [], 0, part.offset
+    for piece in described:
+        block = _block(piece, dtype, shape[-1], row, offset, path)
+        if block is None or (block.rows % _kernels.PANEL and row + block.rows != rows):
+            raise CheckpointError(f"{shown(name)}: the block at row {row} has impossible sizes {where}")
+        blocks.append(block)
+        row += block.rows
+        offset += padded(block.nbytes) if matrix else block.nbytes
+    if (row, offset) != (rows, end):
+        raise CheckpointError(
+            f"{shown(name)}: blocks of {row} rows up to byte {offset}, expected {rows} rows up to {end} {where}"
+        )
+    return Tensor(name, dtype, tuple(shape), (), tuple(blocks))
+
+
+def _block(piece: Any, dtype: str, cols: int, row: int, offset: int, path: Path) -> StoredBlock | None:
+    if not isinstance(piece, list) or len(piece) != 4 or not _naturals(piece[:3], 3) or type(piece[3]) is not bool:
+        return None
+    rows, nbytes, crc32, packed = piece
+    if not 0 < rows < 2**31 or crc32 >= 2**32:
+        return None
+    plain = rows * row_nbytes(dtype, cols)
+    if packed:
+        sound = dtype == "BF16" and _kernels.packed_nbytes(rows, cols) <= nbytes <= plain
+    else:
+        sound = nbytes == plain
+    if not sound:
+        return None
+    return StoredBlock(path, offset, nbytes, row, rows, "packed" if packed else "rows", crc32)
+
+
+def padded(nbytes: int) -> int:
+    """Bytes of whole pages."""
+    return -(-nbytes // PAGE) * PAGE
+
+
+# --- the config ---------------------------------------------------------------------------------------
+
+
+def _config(folder: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Config, dict[str, Any], str]:
+    """(config, metadata as of the source, where the config came from)."""
+    if source == "huggingface":
+        generation = folder / "generation_config.json"
+        config = Config.from_huggingface(
+            _json(folder / "config.json"), _json(generation) if generation.is_file() else {}
+        )
+        return config, {}, "config.json"
+    if source == "meta":
+        from pyllama.checkpoint.meta import meta_config
+
+        config = meta_config(_json(folder / "params.json"), tensors)
+        return config, {"assumed": meta_assumptions(config)}, "params.json"
+    from pyllama.checkpoint import gguf
+
+    file = InputFile(folder / GGUF_HEAD)
+    try:
+        header = gguf.read_header(file)
+        freqs = header.tensors.get(gguf.ROPE_FREQS)
+        factors = gguf.rope_factors(file, freqs) if freqs else ()
+    finally:
+        file.close()
+    embedding = tensors.get("model.embed_tokens.weight")
+    at = "model.layers.0."
+    config = Config.from_gguf(
+        header.metadata,
+        vocab_size=embedding.rows if embedding else 1,
+        tie_word_embeddings="lm_head.weight" not in tensors,
+        qkv_bias=at + "self_attn.q_proj.bias" in tensors,
+        o_bias=at + "self_attn.o_proj.bias" in tensors,
+        mlp_bias=at + "mlp.gate_proj.bias" in tensors,
+        rope_factors=factors,
+    )
+    return config, header.metadata, GGUF_HEAD
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return parse_object(read_small(path, MAX_NBYTES), path.name)
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def read_rows(
+    tensor: Tensor, row: int, count: int, read_into: Callable[[Path, int, np.ndarray], None]
+) -> np.ndarray:
+    """Rows [row, row + count) as they were before packing: uint8 (count, tensor.row_nbytes).
+
+    Of a packed block only the panels of 32 rows that hold them are read. A block read as a whole is checked
+    against its checksum. Raises CheckpointError for a damaged block.
+    """
+    out = np.empty((count, tensor.row_nbytes), np.uint8)
+    blocks = tensor.blocks
+    for block in blocks[max(0, bisect_right(blocks, row, key=lambda block: block.row) - 1) :]:
+        first, last = max(row, block.row), min(row + count, block.row + block.rows)
+        if first >= last:
+            break
+        rows = out[first - row : last - row]
+        if last - first == block.rows:
+            _read_block(tensor, block, rows, read_into)
+        elif block.stored == "rows":
+            read_into(block.file, block.offset + (first - block.row) * tensor.row_nbytes, rows)
+        else:
+            _read_panels(tensor, block, first - block.row, rows, read_into)
+    return out
+
+
+def _read_block(tensor: Tensor, block: StoredBlock, rows: np.ndarray, read_into: Callable) -> None:
+    data = np.empty(block.nbytes, np.uint8) if block.stored == "packed" else rows.reshape(-1)
+    read_into(block.file, block.offset, data)
+    if zlib.crc32(data) != block.crc32:
+        raise damaged(tensor, block)
+    if block.stored == "packed":
+        unpack(tensor, block, block.rows, data, rows.reshape(-1))
+
+
+def _read_panels(tensor: Tensor, block: StoredBlock, first: int, rows: np.ndarray, read_into: Callable) -> None:
+    """Rows [first, first + len(rows)) of a packed block, through a block made of their panels alone."""
+
+    def read(offset: int, count: int, dtype: str = "<u1") -> np.ndarray:
+        data = np.empty(count, dtype)
+        read_into(block.file, block.offset + offset, data.view(np.uint8))
+        return data
+
+    panel = _kernels.PANEL
+    low, high, panels = first // panel, -(-(first + len(rows)) // panel), -(-block.rows // panel)
+    width = (tensor.cols + 1) // 2 * _PAIR
+    starts_at = _TABLE + panels * width
+    keys_at = starts_at + (panels + 1) * 4
+    escapes = (block.nbytes - keys_at) // 5
+    head = read(0, _TABLE)
+    starts = read(starts_at + low * 4, high - low + 1, "<u4").astype(np.int64)
+    begin, end = int(starts[0]), int(starts[-1])
+    if not 0 <= begin <= end <= escapes:
+        raise damaged(tensor, block)
+    head[16:20] = np.array([end - begin], "<u4").view(np.uint8)
+    pieces = [head, read(_TABLE + low * width, (high - low) * width), (starts - begin).astype("<u4")]
+    if end > begin:
+        pieces += [read(keys_at + begin * 4, end - begin, "<u4"), read(keys_at + escapes * 4 + begin, end - begin)]
+    data = np.concatenate([piece.view(np.uint8) for piece in pieces])
+    unpacked = np.empty((min(block.rows, high * panel) - low * panel, tensor.row_nbytes), np.uint8)
+    unpack(tensor, block, len(unpacked), data, unpacked.reshape(-1))
+    at = first - low * panel
+    rows[:] = unpacked[at : at + len(rows)]
+
+
+def unpack(tensor: Tensor, block: StoredBlock, rows: int, data: np.ndarray, out: np.ndarray) -> None:
+    """The plain rows of a packed block (or of some of its panels). Raises CheckpointError if it is malformed."""
+    try:
+        matrix = _kernels.Matrix(tensor.dtype, rows, tensor.cols, data, "packed")
+    except PyllamaError:
+        raise damaged(tensor, block) from None
+    _kernels.unpack(matrix, out)
+
+
+def damaged(tensor: Tensor, block: StoredBlock) -> CheckpointError:
+    return CheckpointError(
+        f"{tensor.name}: rows {block.row} to {block.row + block.rows - 1} are damaged "
+        f"({block.nbytes} bytes at {block.offset} of {block.file})"
+    )
