@@ -153,7 +153,7 @@ def read_shard(file: InputFile) -> Shard:
     where = file.path.name
     length = int.from_bytes(file.read(0, 8), "little")
     if not CRC_AT <= length <= MAX_NBYTES or (8 + length) % PAGE:
-        raise CheckpointError(f"{where}: a header of {shown(length)} bytes, expected to end on a page of {PAGE}: damaged")
+        raise CheckpointError(f"{where}: a header of {shown(length)} bytes, expected whole pages of {PAGE}: damaged")
     head = file.read(0, 8 + length)
     digits = head[CRC_AT : CRC_AT + 8].decode("latin-1")
     crc32 = header_crc32(head)
