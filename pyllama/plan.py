@@ -6,7 +6,7 @@ elsewhere; here are bytes only.
 
 from dataclasses import dataclass
 
-from .checkpoint import Checkpoint
+from .checkpoint.outline import Described
 from .config import Config
 from .decoder import MAX_PASS_TOKENS, activation_nbytes
 from .errors import BudgetError
@@ -58,7 +58,7 @@ class Plan:
 
 
 def make_plan(
-    checkpoint: Checkpoint, budget: int, *, context_length: int, kv_dtype: str = "f16", interpreter: int = INTERPRETER
+    model: Described, budget: int, *, context_length: int, kv_dtype: str = "f16", interpreter: int = INTERPRETER
 ) -> Plan:
     """The best division of `budget` bytes.
 
@@ -66,10 +66,10 @@ def make_plan(
     512 tokens or, in a tight budget, fewer; the ring has eight slots of 4 MB or, in a tighter one, fewer and
     smaller. Raises BudgetError, naming the smallest budget that works, where not even that fits.
     """
-    config = checkpoint.config
+    config = model.config
     interpreter += SLACK
     cache = cache_nbytes(config, context_length, kv_dtype)
-    order = matrices(checkpoint)
+    order = matrices(model)
     least_room = smallest_room(tensor for _, tensor in order)
     room = max(ROOM, least_room)
     weights = sum(kept_nbytes(block) for _, tensor in order for block in cut(tensor, room))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import _kernels
-from ..checkpoint import Checkpoint, Part, Tensor
+from ..checkpoint import Part, Tensor
 from ..checkpoint.dtypes import row_nbytes
+from ..checkpoint.outline import Described
 from ..weights import EMBEDDING, HEAD
 
 SECTOR = 4096  # direct reads begin and end on such a boundary
@@ -56,10 +57,10 @@ class Block:
         return sum(span.nbytes for span in self.spans)
 
 
-def matrices(checkpoint: Checkpoint) -> list[tuple[str, Tensor]]:
+def matrices(model: Described) -> list[tuple[str, Tensor]]:
     """(name asked for, tensor) of every matrix a pass multiplies by, in order; a tied head is the embedding."""
-    order = [(n, t) for n, t in checkpoint.tensors.items() if len(t.shape) == 2 and n not in (EMBEDDING, HEAD)]
-    head = checkpoint.tensors.get(HEAD) or checkpoint.tensors[EMBEDDING]
+    order = [(n, t) for n, t in model.tensors.items() if len(t.shape) == 2 and n not in (EMBEDDING, HEAD)]
+    head = model.tensors.get(HEAD) or model.tensors[EMBEDDING]
     return [*order, (HEAD, head)]
 
 

@@ -1,0 +1,108 @@
+"""A model's config.json and the index of its weights -> its tensors, without the files that hold them.
+
+What planning needs of a model that is not downloaded. The shapes follow from the config; the dtype from how many
+bytes the weights have in all. Fetches nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pyllama.checkpoint.files import read_small
+from pyllama.checkpoint.huggingface import INDEX
+from pyllama.checkpoint.index import Part, Tensor, expected_shapes
+from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
+from pyllama.config import Config
+from pyllama.errors import CheckpointError, UnsupportedError
+
+NOWHERE = Path("not downloaded")
+_HEAD = "lm_head.weight"
+
+
+class Described(Protocol):
+    """What a plan is made from: a Checkpoint has it, and so has an Outline."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A checkpoint as far as its config and index tell; none of its tensors can be read."""
+
+    path: Path
+    format: str
+    config: Config
+    tensors: dict[str, Tensor]
+    rope_interleaved: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return stored_nbytes(self)
+
+
+def stored_nbytes(model: Described) -> int:
+    """Bytes of all tensors in the form they are stored in."""
+    return sum(sum(b.nbytes for b in t.blocks) if t.blocks else t.nbytes for t in model.tensors.values())
+
+
+def outline_huggingface(folder: Path, weights_nbytes: int | None = None) -> Outline:
+    """The model whose config.json lies in `folder`, with or without the safetensors index.
+
+    weights_nbytes  bytes of its safetensors files, where there is no index to tell; without either, the config's
+                    word for the dtype is taken
+
+    Raises CheckpointError where index and config contradict each other, UnsupportedError for a dtype that is not
+    BF16, F16 or F32.
+    """
+    config = Config.from_huggingface(parse_object(read_small(folder / "config.json", MAX_NBYTES), "config.json"))
+    source = "the weights' file"
+    copies = 0  # of a tied head, stored a second time
+    if (folder / INDEX).is_file():
+        source = INDEX
+        index = parse_object(read_small(folder / INDEX, MAX_NBYTES), INDEX)
+        weight_map, metadata = index.get("weight_map"), index.get("metadata")
+        names = weight_map if isinstance(weight_map, dict) else {}
+        for name in expected_shapes(config):
+            if name not in names and not (name == "model.embed_tokens.weight" and _HEAD in names):
+                raise CheckpointError(f"{name}: not in {INDEX}, expected as config.json describes the model")
+        if config.tie_word_embeddings and _HEAD in names and "model.embed_tokens.weight" in names:
+            copies = config.vocab_size * config.hidden_size
+        total = metadata.get("total_size") if isinstance(metadata, dict) else None
+        weights_nbytes = total if type(total) in (int, float) else None
+    if weights_nbytes is not None:
+        config = dataclasses.replace(config, dtype=_dtype(config, weights_nbytes, copies, source))
+    return outline(config, folder)
+
+
+def outline(config: Config, path: Path = NOWHERE) -> Outline:
+    """The model this config describes, all of it in config.dtype."""
+    tensors = {}
+    for name, shape in expected_shapes(config).items():
+        rows, cols = shape if len(shape) == 2 else (1, shape[0])
+        tensors[name] = Tensor(name, config.dtype, shape, (Part(NOWHERE, 0, 0, rows, 0, cols),))
+    return Outline(path, "huggingface", config, tensors)
+
+
+def _dtype(config: Config, nbytes: float, copies: int, source: str) -> str:
+    """The dtype that makes so many bytes of this config's weights."""
+    weights = copies
+    for shape in expected_shapes(config).values():
+        weights += shape[0] * shape[1] if len(shape) == 2 else shape[0]
+    width = nbytes / weights
+    # Headers, rotary buffers and a few norms in float32 are well under a hundredth.
+    if 1.98 <= width <= 2.1:
+        return config.dtype if config.dtype in ("BF16", "F16") else "BF16"
+    if 3.96 <= width <= 4.1:
+        return "F32"
+    raise UnsupportedError(
+        f"{source}: {nbytes:.0f} bytes for {weights} weights, {width:.2f} each, expected 2 (BF16, F16) or 4 (F32)"
+    )

@@ -1,0 +1,177 @@
+"""A plan and a machine's rates -> predicted seconds. The model behind it, and what it leaves out, is in docs/plan.md.
+
+Three things bound a pass over the weights: the disk, the memory, the arithmetic. They overlap, so the slowest
+decides. Measures nothing.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from math import prod
+
+from . import _kernels
+from .checkpoint.dtypes import row_nbytes
+from .checkpoint.index import StoredBlock, Tensor
+from .checkpoint.outline import NOWHERE, Described, Outline
+from .errors import BudgetError
+from .kv_cache import cache_nbytes
+from .plan import Plan, make_plan
+
+#: What streaming reaches of the rate of plain direct reads, and a product of one token of the rate memory is read at.
+OF_DISK = 0.95
+OF_DRAM = 0.85
+PROMPTS = (64, 512)
+_BLOCK = 4 << 20  # bytes of a packed block, about
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a machine can do; 1e9 a second each. source tells, for each, measured on what or taken from where."""
+
+    disk_gb_s: float
+    dram_gb_s: float
+    gflop_s: float
+    source: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A board as the design reckons with it: a model of one, nothing measured here."""
+
+    name: str
+    rates: Rates
+
+
+def _board(name: str, disk: str, disk_gb_s: float, dram_gb_s: float, gflop_s: float) -> Board:
+    figure = f"the design's figure for a {name}, not measured"
+    source = {"disk": f"{disk}, {figure}", "dram": figure, "compute": figure}
+    return Board(name, Rates(disk_gb_s, dram_gb_s, gflop_s, source))
+
+
+#: GFLOP/s are about half of cores * clock * operations a cycle: what float32 products of 64 tokens get.
+BOARDS = {
+    "pi5": _board("Raspberry Pi 5", "NVMe Gen3 x1", 0.85, 10.5, 75),
+    "pi4": _board("Raspberry Pi 4", "USB3 SSD", 0.35, 4.4, 25),
+    "rk3588": _board("board with RK3588", "NVMe Gen3 x4", 2.6, 20, 80),
+    "orion-o6": _board("Orion O6", "NVMe Gen4 x4", 5, 39, 160),
+}
+DISKS = (("SD card", 0.09), ("USB3 SSD", 0.40), ("NVMe Gen2 x1", 0.45), ("NVMe Gen3 x1", 0.85))
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Seconds; `bound` names what decides each: "disk", "memory" or "compute".
+
+    token_s     a token, with the context half full
+    first_s     the first pass, of one token: all weights come from disk
+    prompt_s    tokens of a prompt -> seconds, once the weights that stay are there
+    """
+
+    token_s: float
+    first_s: float
+    prompt_s: dict[int, float]
+    bound: dict[str, str]
+
+
+def forecast(model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16") -> Forecast:
+    """What a pass, and the passes of a prompt, take at least."""
+    half = max(1, plan.context_length // 2)
+    cache = cache_nbytes(model.config, half, kv_dtype)
+    token = _pass(model, plan, rates, 1, half, cache, plan.streamed)
+    first = _pass(model, plan, rates, 1, 1, 0, plan.stored)
+    prompts, bounds = {}, {"token": token[1], "first": first[1]}
+    for tokens in PROMPTS:
+        seconds = 0.0
+        done = 0
+        while done < tokens:
+            count = min(plan.max_pass_tokens, tokens - done)
+            cost, bound = _pass(model, plan, rates, count, done + count // 2, 0, plan.streamed)
+            seconds, done = seconds + cost, done + count
+            bounds[f"prompt_{tokens}"] = bound
+        prompts[tokens] = seconds
+    return Forecast(token[0], first[0], prompts, bounds)
+
+
+def _pass(
+    model: Described, plan: Plan, rates: Rates, tokens: int, positions: int, cache: int, read: int
+) -> tuple[float, str]:
+    """Seconds of a pass of so many tokens, each of which sees `positions`, that reads `read` bytes from disk."""
+    times = {
+        "disk": read / (rates.disk_gb_s * 1e9 * OF_DISK),
+        # What comes from disk crosses the memory bus twice: once in, once to the cores.
+        "memory": (plan.pinned + 2 * read + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
+        "compute": flop(model, tokens, positions) / (rates.gflop_s * 1e9),
+    }
+    bound = max(times, key=lambda name: times[name])
+    return times[bound], bound
+
+
+def flop(model: Described, tokens: int, positions: float) -> float:
+    """Floating-point operations of a pass, a multiply-add counted as two; the head for one token."""
+    config = model.config
+    matrices = sum(prod(t.shape) for name, t in model.tensors.items() if "_proj.weight" in name)
+    attention = 4 * config.num_attention_heads * config.head_dim * positions * config.num_hidden_layers
+    return tokens * (2 * matrices + attention) + 2 * config.vocab_size * config.hidden_size
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """Seconds a token by budget, for each disk; None where a budget is too small."""
+
+    budgets: tuple[int, ...]
+    disks: tuple[tuple[str, float], ...]  # name, GB/s
+    token_s: tuple[tuple[float | None, ...], ...]  # (disk, budget)
+
+
+def enough(model: Described, **options) -> int:
+    """The budget from which on nothing is read after the first pass."""
+    plan = make_plan(model, 1 << 50, **options)
+    return plan.interpreter + plan.cache + plan.activations + plan.ring + plan.weights
+
+
+def what_if(model: Described, budget: int, rates: Rates, *, disks=DISKS, **options) -> WhatIf:
+    """More memory (twice, four times, all) and other disks; options as of make_plan()."""
+    most = enough(model, **options)
+    budgets = tuple(b for b in (budget, 2 * budget, 4 * budget) if b < most or b == budget)
+    budgets += (most,) if most > budgets[0] else ()
+    disks = (("this disk", rates.disk_gb_s), *disks)
+    plans = []
+    for amount in budgets:
+        try:
+            plans.append(make_plan(model, amount, **options))
+        except BudgetError:
+            plans.append(None)
+    kv_dtype = options.get("kv_dtype", "f16")
+    rows = []
+    for _, disk_gb_s in disks:
+        faster = dataclasses.replace(rates, disk_gb_s=disk_gb_s)
+        rows.append(tuple(p and forecast(model, p, faster, kv_dtype=kv_dtype).token_s for p in plans))
+    return WhatIf(budgets, disks, tuple(rows))
+
+
+def packed(model: Described) -> Outline | None:
+    """The same model as `pyllama pack` would write it, about: bfloat16 matrices in 12 bits and a thousandth.
+
+    None where there is nothing to pack.
+    """
+    tensors = {
+        name: dataclasses.replace(tensor, parts=(), blocks=_packed_blocks(tensor)) if _packs(tensor) else tensor
+        for name, tensor in model.tensors.items()
+    }
+    if not any(_packs(tensor) for tensor in model.tensors.values()):
+        return None
+    return Outline(NOWHERE, "huggingface", model.config, tensors)
+
+
+def _packs(tensor: Tensor) -> bool:
+    return tensor.dtype == "BF16" and len(tensor.shape) == 2 and not tensor.blocks
+
+
+def _packed_blocks(tensor: Tensor) -> tuple[StoredBlock, ...]:
+    panel = _kernels.PANEL
+    step = max(1, _BLOCK // (panel * row_nbytes("BF16", tensor.cols) * 3 // 4)) * panel
+    blocks = []
+    for row in range(0, tensor.rows, step):
+        rows = min(step, tensor.rows - row)
+        nbytes = int(_kernels.packed_nbytes(rows, tensor.cols) * 1.001)
+        blocks.append(StoredBlock(NOWHERE, 0, nbytes, row, rows, "packed", 0))
+    return tuple(blocks)
