@@ -69,7 +69,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """The text of a chat. Raises RequestError for messages the template refuses, TokenizerError for a bad template."""
+        """The text of a chat. RequestError: the template refuses the messages; TokenizerError: it is bad itself."""
         import jinja2  # 30 ms: only a chat pays for it
 
         from pyllama.tokenizer import sandbox

@@ -17,9 +17,9 @@ from pyllama.tokenizer import steps, token_bytes
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.bpe import ByteLevelModel
 from pyllama.tokenizer.chat_template import ChatTemplate
-from pyllama.tokenizer.sentencepiece import SentencePieceModel, byte_pieces, merges_by_score
+from pyllama.tokenizer.pieces import from_pieces
 from pyllama.tokenizer.tokenizer import Parts
-from pyllama.tokenizer.vocabulary import Vocabulary
+from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
@@ -109,18 +109,19 @@ class _Reader:
         normalizer, pre_tokenizer = self._steps(pre)
         added = self._added(tokens, types, user_defined=True)
         where = f"tokenizer.ggml.tokens (file {self._where})"
-        blob, lengths = token_bytes.read_tokens(map(_text, tokens), in_byte_alphabet=True, where=where)
+        chunks = token_bytes.packed(map(_text, tokens), MAX_TOKENS, where)
+        blob, lengths = token_bytes.token_table(chunks, in_byte_alphabet=True)
         vocabulary = Vocabulary(blob, lengths)
         decoded = {token.id: token.content.encode("utf-8", "replace") for token in added}
         for token_id in np.flatnonzero(lengths < 0).tolist():
             decoded.setdefault(token_id, _text(tokens[token_id]).encode("utf-8", "replace"))
-        reader = token_bytes.MergeReader(
-            vocabulary, in_byte_alphabet=True, where=f"tokenizer.ggml.merges (file {self._where})"
-        )
-        reader.add_all(map(_text, self._list("ggml.merges")))
+        where = f"tokenizer.ggml.merges (file {self._where})"
+        reader = token_bytes.MergeReader(vocabulary, in_byte_alphabet=True, where=where)
+        for chunk in token_bytes.packed(map(_text, self._list("ggml.merges")), token_bytes.MAX_MERGES, where):
+            reader.add_spaced(chunk)
         special = frozenset(token.id for token in added if token.special)
         model = ByteLevelModel(
-            vocabulary, reader.table(set(special)), ignore_merges=pre in _IGNORE_MERGES, forbidden=special
+            vocabulary, reader.table(special), ignore_merges=pre in _IGNORE_MERGES, forbidden=special
         )
         return Parts("bpe", vocabulary, model, added, decoded, normalizer, pre_tokenizer)
 
@@ -149,8 +150,8 @@ class _Reader:
 
     def _sentencepiece(self, tokens: Sequence[str], types: np.ndarray) -> Parts:
         where = f"tokenizer.ggml.tokens (file {self._where})"
-        blob, lengths = token_bytes.read_tokens(map(_text, tokens), in_byte_alphabet=False, where=where)
-        vocabulary = Vocabulary(blob, lengths)
+        chunks = token_bytes.packed(map(_text, tokens), MAX_TOKENS, where)
+        vocabulary = Vocabulary(*token_bytes.token_table(chunks, in_byte_alphabet=False))
         scores = self._numbers("ggml.scores", len(tokens), "f")
         if scores is None:
             raise TokenizerError(
@@ -205,48 +206,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TokenizerError(f"tokenizer: a token is {type(value).__name__}, expected a string")
     return value
-
-
-def from_pieces(
-    vocabulary: Vocabulary,
-    types: np.ndarray,
-    scores: np.ndarray,
-    *,
-    unk_id: int | None,
-    space_prefix: bool,
-    collapse_spaces: bool,
-    added: tuple[AddedToken, ...],
-    where: str,
-) -> Parts:
-    """A tokenizer of SentencePiece pieces, as the `sentencepiece` library would run them.
-
-    Each stretch of text between control tokens gets its own space prefix.
-    """
-    mergeable = np.flatnonzero((types == _NORMAL) | (types == _USER_DEFINED) | (types == _UNUSED))
-    merges, symbols = merges_by_score(vocabulary, mergeable[types[mergeable] != _UNUSED], scores, where)
-    text_ids = np.zeros(vocabulary.size, bool)
-    text_ids[mergeable] = True
-    text_ids[types == _UNUSED] = False
-    byte_ids = byte_pieces(vocabulary)
-    if byte_ids is not None and not (types[byte_ids] == _BYTE).all():
-        byte_ids = None
-    model = SentencePieceModel(
-        vocabulary, merges, text_ids, byte_ids=byte_ids, unk_id=unk_id, symbols=symbols
-    )
-    decoded = {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}
-    normalizers = []
-    if collapse_spaces:
-        normalizers.append(steps.collapse_spaces)
-    if space_prefix:
-        normalizers.append(steps.prepend(" "))
-    normalizers.append(steps.replace(" ", steps.SPACE_MARK))
-    return Parts(
-        "sentencepiece",
-        vocabulary,
-        model,
-        added,
-        decoded,
-        steps.in_turn(normalizers),
-        spaces=True,
-        strip_space=space_prefix,
-    )

@@ -1,7 +1,8 @@
-"""Which tokenizer files of a checkpoint are read, and by which reader."""
+"""Which reader a checkpoint's tokenizer needs."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pyllama.errors import TokenizerError
@@ -9,12 +10,27 @@ from pyllama.tokenizer.tokenizer import Tokenizer
 
 
 def load_tokenizer(checkpoint: Any) -> Tokenizer:
-    """The tokenizer of an open checkpoint (its format, path, metadata and config are looked at)."""
-    config = checkpoint.config
-    if checkpoint.format == "gguf":
-        from pyllama.tokenizer import gguf
+    """The tokenizer of a checkpoint: its `format`, `path`, `metadata` and `config` are looked at.
 
-        parts = gguf.read(checkpoint.metadata, str(checkpoint.path))
-    else:
-        raise TokenizerError(f"tokenizer: format {checkpoint.format!r} is not supported")
-    return Tokenizer(parts, getattr(config, "vocab_size", None))
+    A Hugging Face folder's tokenizer.json is preferred to its tokenizer.model: transformers does so, and where they
+    differ (added tokens) it is the newer file. The memory is the same: both become the same arrays. Of a GGUF file
+    only the metadata is needed. Raises TokenizerError; also when the tokenizer has more tokens than the model has
+    rows (config.vocab_size).
+    """
+    path = Path(checkpoint.path)
+    config = checkpoint.config
+    try:
+        if checkpoint.format == "gguf":
+            from pyllama.tokenizer import gguf
+
+            parts = gguf.read(checkpoint.metadata, path.name)
+        elif checkpoint.format in ("huggingface", "meta"):
+            from pyllama.tokenizer import folder
+
+            read = folder.read_huggingface if checkpoint.format == "huggingface" else folder.read_meta
+            parts = read(path, config)
+        else:
+            raise TokenizerError(f"{path}: no tokenizer is known for the format {checkpoint.format!r}")
+        return Tokenizer(parts, getattr(config, "vocab_size", None))
+    except MemoryError:
+        raise TokenizerError(f"{path}: the tokenizer does not fit into memory") from None

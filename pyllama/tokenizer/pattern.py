@@ -186,9 +186,14 @@ def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
 
 
 @lru_cache(maxsize=32)
-def compile_class(name: str) -> re.Pattern[str]:
-    """One character of a stored class."""
-    return re.compile(f"[{class_body(name)}]")
+def compile_class(name: str, repeat: str = "") -> re.Pattern[str]:
+    """One character of a stored class, or with repeat "+" a run of them."""
+    return re.compile(f"[{class_body(name)}]{repeat}")
+
+
+def literal(text: str) -> re.Pattern[str]:
+    """Exactly this text."""
+    return re.compile(re.escape(text))
 
 
 def split_isolated(pattern: re.Pattern[str], text: str) -> list[str]:

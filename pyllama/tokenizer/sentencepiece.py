@@ -14,12 +14,12 @@ import numpy as np
 
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer.merges import MergeTable
+from pyllama.tokenizer.splits import merge_every_split
 from pyllama.tokenizer.steps import SPACE_MARK
-from pyllama.tokenizer.vocabulary import Spans, Vocabulary
+from pyllama.tokenizer.vocabulary import Vocabulary
 
 _CACHE_PIECES = 8192
 _CACHE_PIECE_LENGTH = 64
-_MAX_PIECE_LENGTH = 1024
 _BYTE_PIECE = re.compile(rb"<0x([0-9A-F]{2})>")
 
 
@@ -34,74 +34,33 @@ def merges_by_score(
 ) -> tuple[MergeTable, dict[str, int]]:
     """The merge table of pieces with scores, and symbols for characters that occur in pieces but are none.
 
-    mergeable  ids that text may become
+    mergeable  ids that text may become, ascending
     scores     (size,) float32
     """
-    texts: list[str] = []
-    for token_id in mergeable.tolist():
-        data = vocabulary.bytes_of(token_id)
-        if len(data) > _MAX_PIECE_LENGTH:
-            raise TokenizerError(
-                f"{where}: piece {token_id} has {len(data)} bytes, expected at most {_MAX_PIECE_LENGTH}"
-            )
-        try:
-            texts.append(data.decode())
-        except UnicodeDecodeError:
-            raise TokenizerError(f"{where}: piece {token_id} is no UTF-8 text: {data[:40]!r}") from None
     if not np.isfinite(scores).all():
         raise TokenizerError(f"{where}: a score that is no number")
     may_merge = np.zeros(vocabulary.size, bool)
     may_merge[mergeable] = True
-    bare: dict[str, int] = {}
-    for text in texts:
-        for character in text:
-            if character not in bare:
-                found = vocabulary.find(character.encode())
-                bare[character] = found if found >= 0 and may_merge[found] else -1
     # A character that only occurs inside pieces still merges; it gets a symbol beyond the ids.
-    inner = [character for character, found in bare.items() if found < 0]
-    symbols = {character: vocabulary.size + index for index, character in enumerate(inner)}
-
-    blob = np.frombuffer("".join(texts).encode(), np.uint8)
-    sizes = np.array([len(text.encode()) for text in texts], np.int64)
-    if int((sizes * np.minimum(sizes, 64)).sum()) > 1 << 28:
-        raise TokenizerError(
-            f"{where}: {int(sizes.sum())} bytes of long pieces, expected a vocabulary of short ones"
-        )
-    starts = np.cumsum(sizes) - sizes
-    spans = Spans(blob)
-    lead = (blob & 0xC0) != 0x80  # the first byte of a character
+    symbols: dict[str, int] = {}
+    seen: set[str] = set()
+    for token_id in mergeable.tolist():
+        data = vocabulary.bytes_of(token_id)
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            raise TokenizerError(f"{where}: piece {token_id} is no UTF-8 text: {data[:40]!r}") from None
+        for character in seen.symmetric_difference(text) & set(text):
+            seen.add(character)
+            found = vocabulary.find(character.encode())
+            if found < 0 or not may_merge[found]:
+                symbols[character] = vocabulary.size + len(symbols)
     # A score's rank: equal scores share it, so that the leftmost of equals merges first.
-    _, dense = np.unique(-scores[mergeable].astype(np.float64), return_inverse=True)
-    parts: list[np.ndarray] = []
-    for cut in range(1, int(sizes.max(initial=0))):
-        index = np.flatnonzero(sizes > cut)
-        index = index[lead[starts[index] + cut]]
-        left = _symbols(vocabulary, spans, starts[index], np.full(len(index), cut), may_merge, blob, symbols)
-        right = _symbols(vocabulary, spans, starts[index] + cut, sizes[index] - cut, may_merge, blob, symbols)
-        keep = (left >= 0) & (right >= 0)
-        parts.append(np.stack([left[keep], right[keep], mergeable[index[keep]], dense[index[keep]]]))
-    left, right, merged, rank = np.concatenate([np.zeros((4, 0), np.int64), *parts], axis=1)
-    return MergeTable(left, right, merged, rank, vocabulary.size + len(symbols)), symbols
-
-
-def _symbols(
-    vocabulary: Vocabulary,
-    spans: Spans,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    may_merge: np.ndarray,
-    blob: np.ndarray,
-    symbols: dict[str, int],
-) -> np.ndarray:
-    """Symbols of spans, -1 for those that are neither piece nor inner character; (m,) int64."""
-    found = vocabulary.find_spans(spans, starts, lengths).astype(np.int64)
-    found[(found >= 0) & ~may_merge[found]] = -1
-    if symbols:
-        for at in np.flatnonzero((found < 0) & (lengths <= 4)).tolist():
-            data = blob[starts[at] : starts[at] + lengths[at]].tobytes()
-            found[at] = symbols.get(data.decode(), -1)
-    return found
+    rank = np.zeros(vocabulary.size, np.int64)
+    rank[mergeable] = np.unique(-scores[mergeable].astype(np.float64), return_inverse=True)[1]
+    inner = {character.encode(): symbol for character, symbol in symbols.items()}
+    table = merge_every_split(vocabulary, mergeable, rank, where, characters=True, extra=inner)
+    return table, symbols
 
 
 class SentencePieceModel:

@@ -15,6 +15,7 @@ from pyllama.errors import TokenizerError
 
 # Largest vocabulary read: four times that of any model of the family, and ids stay far inside 32 bits.
 MAX_TOKENS = 1 << 20
+_CHUNK = 8192
 _BASE = 0x9E3779B97F4A7C15 | 1
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
 
@@ -43,6 +44,16 @@ class Spans:
         return hashes + lengths.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
 
 
+def _hash_all(blob: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Hashes of spans in ascending order, a few thousand at a time: Spans of a whole vocabulary costs 20 MB."""
+    hashes = np.empty(len(starts), np.uint64)
+    for first in range(0, len(starts), _CHUNK):
+        chunk = slice(first, first + _CHUNK)
+        base, stop = starts[chunk][0], starts[chunk][-1] + lengths[chunk][-1]
+        hashes[chunk] = Spans(blob[base:stop]).hashes(starts[chunk] - base, lengths[chunk])
+    return hashes
+
+
 class Vocabulary:
     """Immutable two-way map between ids 0 .. size-1 and byte strings.
 
@@ -62,7 +73,7 @@ class Vocabulary:
         self.size = len(sizes)
         self._blob = blob
         ids = np.flatnonzero(present)
-        hashes = Spans(np.frombuffer(blob, np.uint8)).hashes(offsets[:-1][ids], sizes[ids])
+        hashes = _hash_all(np.frombuffer(blob, np.uint8), offsets[:-1][ids], sizes[ids])
         order = np.argsort(hashes, kind="stable")
         self._hash_array = hashes[order]
         self._id_array = ids[order].astype(np.int32)
@@ -101,7 +112,7 @@ class Vocabulary:
         return -1
 
     def find_spans(self, spans: Spans, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Ids of many spans of one byte array, -1 where absent; (m,) int32. Compared by 64-bit hash and length."""
+        """Ids of many spans of one byte array, -1 where absent; (m,) int32. By 64-bit hash and length."""
         if not len(self._hash_array):
             return np.full(len(starts), -1, np.int32)
         hashes = spans.hashes(starts, lengths)

@@ -1,0 +1,58 @@
+"""SentencePiece pieces, out of a tokenizer.model or GGUF metadata, to the parts of a tokenizer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyllama.tokenizer import steps
+from pyllama.tokenizer.added_tokens import AddedToken
+from pyllama.tokenizer.sentencepiece import SentencePieceModel, byte_pieces, merges_by_score
+from pyllama.tokenizer.tokenizer import Parts
+from pyllama.tokenizer.vocabulary import Vocabulary
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece's numbers, and GGUF's
+
+
+def from_pieces(
+    vocabulary: Vocabulary,
+    types: np.ndarray,
+    scores: np.ndarray,
+    *,
+    unk_id: int | None,
+    space_prefix: bool,
+    collapse_spaces: bool,
+    added: tuple[AddedToken, ...],
+    where: str,
+) -> Parts:
+    """A tokenizer of SentencePiece pieces, as the `sentencepiece` library would run them.
+
+    Each stretch of text between control tokens gets its own space prefix.
+    """
+    mergeable = np.flatnonzero((types == NORMAL) | (types == USER_DEFINED) | (types == UNUSED))
+    merges, symbols = merges_by_score(vocabulary, mergeable[types[mergeable] != UNUSED], scores, where)
+    text_ids = np.zeros(vocabulary.size, bool)
+    text_ids[mergeable] = True
+    text_ids[types == UNUSED] = False
+    byte_ids = byte_pieces(vocabulary)
+    if byte_ids is not None and not (types[byte_ids] == BYTE).all():
+        byte_ids = None
+    model = SentencePieceModel(
+        vocabulary, merges, text_ids, byte_ids=byte_ids, unk_id=unk_id, symbols=symbols
+    )
+    decoded = {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}
+    normalizers = []
+    if collapse_spaces:
+        normalizers.append(steps.collapse_spaces)
+    if space_prefix:
+        normalizers.append(steps.prepend(" "))
+    normalizers.append(steps.replace(" ", steps.SPACE_MARK))
+    return Parts(
+        "sentencepiece",
+        vocabulary,
+        model,
+        added,
+        decoded,
+        steps.in_turn(normalizers),
+        spaces=True,
+        strip_space=space_prefix,
+    )

@@ -1,0 +1,74 @@
+"""Merge tables of vocabularies that have none: two neighbours merge if their concatenation is a token.
+
+That is the rule of tiktoken (lowest id first) and of SentencePiece (best score first). Every split of every token
+into two symbols becomes an entry, and the same machine as for ranked merges runs it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyllama.errors import TokenizerError
+from pyllama.tokenizer.merges import MergeTable
+from pyllama.tokenizer.vocabulary import Spans, Vocabulary
+
+_MAX_LENGTH = 1024
+_MAX_SPLITS = 1 << 24  # Llama 3 has 830,000 to try
+_CHUNK = 8192
+
+
+def merge_every_split(
+    vocabulary: Vocabulary,
+    tokens: np.ndarray,
+    rank: np.ndarray,
+    where: str,
+    *,
+    characters: bool,
+    extra: dict[bytes, int] | None = None,
+) -> MergeTable:
+    """The merge table of a vocabulary.
+
+    tokens      (m,) ids that take part, ascending
+    rank        (size,) rank of each id as the result of a merge
+    characters  split only between UTF-8 characters
+    extra       symbols beyond the vocabulary, up to 4 bytes each
+    """
+    takes_part = np.zeros(vocabulary.size, bool)
+    takes_part[tokens] = True
+    extra = extra or {}
+    parts = [np.zeros((4, 0), np.int64)]
+    tried = 0
+    for first in range(0, len(tokens), _CHUNK):
+        chunk = tokens[first : first + _CHUNK]
+        data = [vocabulary.bytes_of(token_id) for token_id in chunk.tolist()]
+        blob = np.frombuffer(b"".join(data), np.uint8)
+        sizes = np.fromiter(map(len, data), np.int64, len(data))
+        longest = int(sizes.max(initial=0))
+        tried += len(blob)
+        if longest > _MAX_LENGTH or tried > _MAX_SPLITS:
+            raise TokenizerError(
+                f"{where}: a token of {longest} bytes, {tried} bytes so far; expected at most {_MAX_LENGTH} and "
+                f"{_MAX_SPLITS}"
+            )
+        starts = np.cumsum(sizes) - sizes
+        spans = Spans(blob)
+        for cut in range(1, longest):
+            index = np.flatnonzero(sizes > cut)
+            if characters:
+                index = index[(blob[starts[index] + cut] & 0xC0) != 0x80]
+            halves = []
+            for begin, length in (
+                (starts[index], np.full(len(index), cut)),
+                (starts[index] + cut, sizes[index] - cut),
+            ):
+                found = vocabulary.find_spans(spans, begin, length).astype(np.int64)
+                found[(found >= 0) & ~takes_part[found]] = -1
+                if extra:
+                    for at in np.flatnonzero((found < 0) & (length <= 4)).tolist():
+                        found[at] = extra.get(blob[begin[at] : begin[at] + length[at]].tobytes(), -1)
+                halves.append(found)
+            keep = (halves[0] >= 0) & (halves[1] >= 0)
+            merged = chunk[index[keep]]
+            parts.append(np.stack([halves[0][keep], halves[1][keep], merged, rank[merged]]))
+    left, right, merged, ranks = np.concatenate(parts, axis=1)
+    return MergeTable(left, right, merged, ranks, vocabulary.size + len(extra))
