@@ -29,6 +29,7 @@ def byte_characters() -> list[str]:
 def write_byte_tokenizer(folder: Path, template: str | None) -> None:
     """tokenizer.json whose token i is byte i, with a few merges and ChatML's special tokens."""
     vocab = {character: byte for byte, character in enumerate(byte_characters())}
+    vocab |= SPECIAL
     first_merge = 256 + len(SPECIAL)
     vocab |= {a + b: first_merge + i for i, (a, b) in enumerate(MERGES)}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
