@@ -4,7 +4,7 @@ both beside llama.cpp, in one run.
 
 usage: resident.py --models DIR [--gguf FILE]... [--llama-bench [LABEL=]PROGRAM]... [--rounds 7]
 
-Makes the synthetic models it needs in DIR (6 GB). Prints a table; adds bench/results/DATE-CPU.json and a line
+Makes the synthetic models it needs in DIR (2.5 GB). Prints a table; adds bench/results/DATE-CPU.json and a line
 per model and engine to bench/results/CPU.csv. The method, and how to read the figures, is in bench/README.md.
 """
 from __future__ import annotations
@@ -14,6 +14,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -33,14 +34,15 @@ from pyllama.checkpoint import open_checkpoint
 HERE = Path(__file__).resolve().parent
 OURS = "pyllama"
 LLAMA_CPP = "llama.cpp"
+QUIET = 0.1  # cores others may keep busy before a run's figures are of no use
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model, as each engine reads it."""
+    """A GGUF file, read by every engine, and what is done with it."""
     label: str
-    path: Path              # for pyllama
-    gguf: Path | None       # for llama.cpp
+    path: Path
+    compared: bool            # with llama.cpp
     lengths: tuple[int, ...]
     decode: int
     repeat: int
@@ -83,7 +85,7 @@ def measure(subjects: list[Subject], programs: dict[str, Path], threads: int, ro
     for number in range(rounds):
         for subject in subjects:
             for engine in [OURS, *programs]:
-                if (subject.label, engine) in failed or (engine != OURS and subject.gguf is None):
+                if (subject.label, engine) in failed or (engine != OURS and not subject.compared):
                     continue
                 note(f"round {number + 1}/{rounds}: {subject.label}, {engine}")
                 others.share()
@@ -91,7 +93,7 @@ def measure(subjects: list[Subject], programs: dict[str, Path], threads: int, ro
                     if engine == OURS:
                         rates = run_pyllama(subject, threads)
                     else:
-                        rates = llama_bench.run(programs[engine], subject.gguf, threads=threads,
+                        rates = llama_bench.run(programs[engine], subject.path, threads=threads,
                                                 lengths=list(subject.lengths), decode=subject.decode,
                                                 repeat=subject.repeat)
                 except RuntimeError as error:
@@ -163,10 +165,12 @@ def against(own: list[Sample], samples: list[Sample]) -> dict[str, dict[str, flo
     return out
 
 
-def interpreter_share(rows: list[dict], wide: str, narrow: str) -> float | None:
+def interpreter_share(samples: list[Sample], wide: str, narrow: str) -> float | None:
     """Time per token of as many layers with next to no arithmetic, over the model's time per token."""
-    tok_s = {row["model"]: row["decode_tok_s"]["median"] for row in rows if row["engine"] == OURS}
-    return tok_s[wide] / tok_s[narrow] if wide in tok_s and narrow in tok_s else None
+    tok_s = {(s.model, s.round): s.rates["decode_tok_s"] for s in samples if s.engine == OURS}
+    shares = [rate / tok_s[narrow, number] for (model, number), rate in tok_s.items()
+              if model == wide and (narrow, number) in tok_s]
+    return median(shares) if shares else None
 
 
 # -- for people and for files
@@ -206,6 +210,9 @@ def table(report: dict) -> str:
             lines.append(f"{row['model']}: {OURS} / {other}  {shown}")
     if report["interpreter_share"] is not None:
         lines.append(f"interpreter: {report['interpreter_share']:.1%} of a token of 135m bf16")
+    busiest = max(row["others"] for row in report["rows"])
+    if busiest > QUIET:
+        lines.append(f"not quiet: something else kept {busiest:.2f} cores busy; run again before believing this")
     return "\n".join(lines)
 
 
@@ -266,13 +273,14 @@ def subjects_of(args: argparse.Namespace) -> list[Subject]:
     for shape in args.shapes.split(","):
         if shape not in synthetic.SHAPES:
             raise SystemExit(f"resident.py: --shapes {shape}: expected {', '.join(synthetic.SHAPES)}")
-        paths = synthetic.make(synthetic.SHAPES[shape], args.models / shape)
-        repeat = 1 if paths["gguf"].stat().st_size > 1e9 else 5  # a small model's run is over too soon
-        narrow = shape == "narrow"
-        subjects.append(Subject(f"{shape} bf16", paths["hf"], None if narrow else paths["gguf"],
-                                () if narrow else args.prefill, args.decode, 20 if narrow else repeat))
+        path = synthetic.make(synthetic.SHAPES[shape], args.models / shape, formats=("gguf",))["gguf"]
+        if shape == "narrow":  # only for the interpreter's share
+            subjects.append(Subject(f"{shape} bf16", path, False, (), args.decode, 20))
+            continue
+        repeat = 1 if path.stat().st_size > 1e9 else 5  # a small model's run is over too soon
+        subjects.append(Subject(f"{shape} bf16", path, True, args.prefill, args.decode, repeat))
     for path in args.gguf:
-        subjects.append(Subject(path.stem, path, path, args.prefill, args.decode, 5))
+        subjects.append(Subject(path.stem, path, True, args.prefill, args.decode, 5))
     return subjects
 
 
@@ -323,7 +331,7 @@ def main() -> int:
             str(args.threads): {name: median(c[name] for c in every) for name in one_thread},
         },
         "costs": costs, "rows": rows,
-        "interpreter_share": interpreter_share(rows, "135m bf16", "narrow bf16"),
+        "interpreter_share": interpreter_share(samples, "135m bf16", "narrow bf16"),
     }
     print(table(report))
     if not args.dry:
@@ -332,6 +340,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running engine is ended too
     try:
         sys.exit(main())
     except KeyboardInterrupt:
