@@ -36,6 +36,7 @@ def load(
     threads: int | None = None,
     memory: int | str | None = None,
     on_layer: Callable[[int], None] | None = None,
+    contexts: int = 1,
 ) -> "Model":
     """Opens a model; its weights are read by the first pass, and stay as far as memory allows.
 
@@ -51,6 +52,7 @@ def load(
                     depend on it
     on_layer        called with the number of each layer before it runs; what it raises ends the pass and leaves
                     every sequence as it was
+    contexts        sequences that are to have room for their keys and values, if memory allows: an Engine's
 
     Raises RequestError for an argument out of range, BudgetError for too little memory, HubError for a name that
     is not there, CheckpointError for damaged files and UnsupportedError for a model pyllama does not run. Cost:
@@ -69,6 +71,7 @@ def load(
     if kv_dtype not in KV_DTYPES:
         raise RequestError(f"kv_dtype: {kv_dtype!r}, expected {' or '.join(KV_DTYPES)}")
     _check_integer("threads", threads, 1, 1024)
+    _check_integer("contexts", contexts, 1, 4096)
     budget = default_budget() if memory is None else parse_size(memory)
     checkpoint = open_checkpoint(resolve(model))
     try:
@@ -84,6 +87,7 @@ def load(
             context_length=int(context_length),
             kv_dtype=kv_dtype,
             interpreter=resident_nbytes(),
+            contexts=contexts,
         )
         weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
         decoder = Decoder(

@@ -27,7 +27,7 @@ class Plan:
     """How a budget is spent, in bytes; all parts together are at most `budget`.
 
     interpreter      Python, NumPy, tokenizer and slack
-    cache            keys and values of one sequence of context_length positions
+    cache            keys and values: of one sequence of context_length positions, or of as many as were asked for
     activations      of a pass of max_pass_tokens tokens
     ring             slots * room: what streamed blocks flow through
     pinned           weights that stay, in the form they are kept in
@@ -58,9 +58,16 @@ class Plan:
 
 
 def make_plan(
-    model: Described, budget: int, *, context_length: int, kv_dtype: str = "f16", interpreter: int = INTERPRETER
+    model: Described,
+    budget: int,
+    *,
+    context_length: int,
+    kv_dtype: str = "f16",
+    interpreter: int = INTERPRETER,
+    contexts: int = 1,
 ) -> Plan:
-    """The best division of `budget` bytes.
+    """The best division of `budget` bytes. The cache gets room for so many contexts, but not for a second one where
+    that takes more than a quarter of the budget.
 
     The weights get what is left over, so the rest is kept as small as it can be without costing speed: a pass takes
     512 tokens or, in a tight budget, fewer; the ring has eight slots of 4 MB or, in a tighter one, fewer and
@@ -69,6 +76,9 @@ def make_plan(
     config = model.config
     interpreter += SLACK
     cache = cache_nbytes(config, context_length, kv_dtype)
+    if contexts > 1:  # sequences that share pages need one more, to copy one before it is written
+        page = cache_nbytes(config, 1, kv_dtype)
+        cache = page + max(cache, min(contexts * cache, budget // 4))
     order = matrices(model)
     least_room = smallest_room(tensor for _, tensor in order)
     room = max(ROOM, least_room)
