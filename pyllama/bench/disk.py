@@ -1,0 +1,142 @@
+"""A file -> the rate it can be read at, the way weights are read: direct, in blocks of 4 MB, into huge pages."""
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import PyllamaError, RequestError
+from ..streaming.blocks import SECTOR, Span
+from ..streaming.direct import DirectFile
+from ..streaming.memory import huge_empty
+
+BLOCK = 4 << 20
+FILE_NBYTES = 512 << 20  # past the caches of most drives
+LEAST_NBYTES = 64 << 20  # a smaller file is measured for too short a time
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """gb_s over `nbytes` read in `seconds`; direct: whether O_DIRECT was used."""
+
+    gb_s: float
+    nbytes: int
+    seconds: float
+    direct: bool
+
+
+def read_rate(path: Path, *, in_flight: int = 3, seconds: float = 4.0, block: int = BLOCK) -> Reading:
+    """Read a file from its start, for so long or to its end, with so many reads under way at once.
+
+    What the page cache holds of it is dropped first; direct reads would not use it anyway. Raises RequestError for
+    a file smaller than a block, CheckpointError where it cannot be read.
+    """
+    size = path.stat().st_size // SECTOR * SECTOR
+    block = min(block, size)
+    if size < SECTOR:
+        raise RequestError(f"{path}: {path.stat().st_size} bytes, expected a file of {LEAST_NBYTES >> 20} MB or more")
+    drop_cache(path)
+    file = DirectFile(path)
+    memory = huge_empty(in_flight * block)
+    offsets = iter(range(0, size - block + 1, block))
+    lock = threading.Lock()
+    done, errors = [0], []
+    started = time.perf_counter()
+
+    def read(slot: int) -> None:
+        try:
+            while time.perf_counter() - started < seconds and not errors:
+                with lock:
+                    offset = next(offsets, None)
+                if offset is None:
+                    return
+                file.read(Span(path, offset, block), memory[slot * block : (slot + 1) * block])
+                with lock:
+                    done[0] += block
+        except PyllamaError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read, args=(slot,), daemon=True) for slot in range(in_flight)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken = time.perf_counter() - started
+    direct = file.direct
+    file.close()
+    if errors:
+        raise errors[0]
+    return Reading(done[0] / 1e9 / taken, done[0], taken, direct)
+
+
+def drop_cache(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+class TemporaryFile:
+    """A file of random bytes in `folder`, on the disk when it is there; gone after the with block."""
+
+    def __init__(self, folder: Path, nbytes: int, advance: Callable[[int], None] = lambda count: None):
+        self.folder, self.nbytes, self._advance = folder, nbytes, advance
+
+    def __enter__(self) -> Path:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_space()
+            descriptor, name = tempfile.mkstemp(prefix="pyllama-bench-", dir=self.folder)
+        except OSError as error:
+            raise RequestError(f"{self.folder}: {(error.strerror or str(error)).lower()}; give --file FILE") from None
+        self.path = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                # Random, and no block like another: some drives compress, some find copies.
+                noise = np.random.default_rng(1).integers(0, 256, BLOCK, np.uint8)
+                for number in range(-(-self.nbytes // BLOCK)):
+                    np.bitwise_xor(noise, np.uint8(number % 255 + 1), out=noise)
+                    noise[:8] = np.frombuffer(number.to_bytes(8, "little"), np.uint8)
+                    file.write(noise[: min(BLOCK, self.nbytes - number * BLOCK)].data)
+                    self._advance(BLOCK)
+                os.fsync(file.fileno())
+        except BaseException as error:
+            self.path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise RequestError(f"{self.folder}: {(error.strerror or str(error)).lower()}; give --file") from None
+            raise
+        return self.path
+
+    def _check_space(self) -> None:
+        status = os.statvfs(self.folder)
+        free = status.f_bavail * status.f_frsize
+        if free < self.nbytes + (64 << 20):
+            raise RequestError(
+                f"{self.folder}: {free // 1_000_000} MB free, expected {self.nbytes // 1_000_000} to measure the disk; "
+                "give --file FILE, an existing large file on that disk"
+            )
+
+    def __exit__(self, *exception: object) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def largest_file(folders: list[Path], least: int = LEAST_NBYTES) -> Path | None:
+    """The largest model file that lies in these folders, if one is large enough to measure with."""
+    best, most = None, least - 1
+    for folder in folders:
+        for at, _, names in os.walk(folder, onerror=lambda error: None):
+            for name in names:
+                path = Path(at, name)
+                try:
+                    size = path.stat().st_size if not path.is_symlink() else 0
+                except OSError:
+                    continue
+                if size > most and os.access(path, os.R_OK):
+                    best, most = path, size
+    return best

@@ -1,0 +1,108 @@
+"""The kernels alone, on a matrix larger than the caches: one token in GB/s, many in GFLOP/s, attention in GB/s."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+
+from .. import _kernels
+from ..config import Config
+from ..kv_cache import KVCache, cache_nbytes
+from ..streaming.memory import huge_empty
+from .ceilings import ones
+
+COLS = 4096
+TOKENS = 64
+HEADS, HEAD_DIM = 32, 128
+
+
+def bfloat16_rows(rows: int, cols: int) -> np.ndarray:
+    """Weights as training leaves them, near enough: normal, deviation 0.02, so that exponents pack. uint8."""
+    random = np.random.default_rng(1)
+    out = huge_empty(2 * rows * cols)
+    view = out.view(np.uint16).reshape(rows, cols)
+    for row in range(0, rows, 256):
+        count = min(256, rows - row)
+        normal = random.standard_normal((count, cols), np.float32) * np.float32(0.02)
+        view[row : row + count] = normal.view(np.uint32) >> 16
+    return out
+
+
+def matrices(nbytes: int, cols: int = COLS) -> dict[str, "_kernels.Matrix"]:
+    """layout -> the same bfloat16 matrix of about `nbytes`."""
+    rows = max(_kernels.PANEL, nbytes // (2 * cols) // _kernels.PANEL * _kernels.PANEL)
+    plain = _kernels.Matrix("BF16", rows, cols, bfloat16_rows(rows, cols))
+    panels = huge_empty(_kernels.panels_nbytes("BF16", rows, cols))
+    _kernels.pack_panels(plain, panels)
+    made = {"rows": plain, "panels": _kernels.Matrix("BF16", rows, cols, panels, "panels")}
+    packed = huge_empty(int(_kernels.packed_nbytes(rows, cols) * 1.05) + 4096)
+    if size := _kernels.pack(plain, packed):
+        made["packed"] = _kernels.Matrix("BF16", rows, cols, packed[:size], "packed")
+    return made
+
+
+def product_s(matrix: "_kernels.Matrix", tokens: int, seconds: float = 0.3) -> float:
+    """Seconds of one product with `tokens` tokens."""
+    x, out = ones(tokens, matrix.cols), np.empty((tokens, matrix.rows), np.float32)
+    return _median_s(lambda: _kernels.matmul(matrix, x, out), seconds)
+
+
+def attention_s(positions: int, seconds: float = 0.3) -> tuple[float, int]:
+    """Seconds of a token's attention over so many positions of a layer, and the bytes of cache it reads."""
+    fields = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32, "rms_norm_eps": 1e-5,
+              "hidden_size": HEADS * HEAD_DIM, "intermediate_size": 32, "num_hidden_layers": 1,
+              "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": HEAD_DIM,
+              "max_position_embeddings": positions, "hidden_act": "silu"}  # fmt: skip
+    config = Config.from_huggingface(fields)
+    cache = KVCache(config, positions)
+    with cache.new_sequence() as sequence:
+        sequence.reserve(positions)
+        for start in range(0, positions, TOKENS):  # pages never written to would all be one page of zeros
+            count = min(TOKENS, positions - start)
+            at = np.arange(start, start + count, dtype=np.int64)
+            filled = ones(count, HEADS * HEAD_DIM)
+            where = _kernels.Batch(sequence.table, at, np.zeros(count, np.int32))
+            cache.attention[0].append(where, filled, filled)
+        where = _kernels.Batch(sequence.table, np.array([positions - 1], np.int64), np.zeros(1, np.int32))
+        query, out = ones(1, HEADS * HEAD_DIM), np.empty((1, HEADS * HEAD_DIM), np.float32)
+        taken = _median_s(lambda: cache.attention[0].attend(where, query, out), seconds)
+    return taken, cache_nbytes(config, positions, "f16")
+
+
+def measure(threads: int, nbytes: int, *, positions: int = 2048, seconds: float = 0.3) -> list[dict]:
+    """name, value, unit and which ceiling it stands beside ("read" or "peak"), of each kernel."""
+    _kernels.set_num_threads(threads)
+    found = []
+    made = matrices(nbytes)
+    for layout, matrix in made.items():
+        rate = matrix.nbytes / 1e9 / product_s(matrix, 1, seconds)
+        found.append({"name": f"product of 1 token, bf16 {layout}", "value": rate, "unit": "GB/s", "beside": "read"})
+    for layout in ("panels", "packed"):
+        if layout in made:
+            matrix = made[layout]
+            flop = 2.0 * matrix.rows * matrix.cols * TOKENS
+            rate = flop / 1e9 / product_s(matrix, TOKENS, seconds)
+            name = f"product of {TOKENS} tokens, bf16 {layout}"
+            found.append({"name": name, "value": rate, "unit": "GFLOP/s", "beside": "peak"})
+    taken, read = attention_s(positions, seconds)
+    name = f"attention over {positions} positions"
+    found.append({"name": name, "value": read / 1e9 / taken, "unit": "GB/s", "beside": "read"})
+    return found
+
+
+def gflop_s(threads: int, nbytes: int = 32 << 20, seconds: float = 0.2) -> float:
+    """What products of 64 tokens get, quickly."""
+    _kernels.set_num_threads(threads)
+    matrix = matrices(nbytes)["panels"]
+    return 2e-9 * matrix.rows * matrix.cols * TOKENS / product_s(matrix, TOKENS, seconds)
+
+
+def _median_s(call: Callable[[], None], seconds: float) -> float:
+    call()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return median(times)

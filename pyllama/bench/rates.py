@@ -1,0 +1,82 @@
+"""This machine's rates in a few seconds, for a prediction: disk, memory, products. Each says what it was measured on."""
+
+import os
+from pathlib import Path
+
+from .. import _kernels
+from ..budget import available_nbytes
+from ..errors import PyllamaError
+from ..forecast import Rates
+from ..hub.cache import hub_cache, xdg_cache
+from . import disk
+from .ceilings import Ceilings, buffer_nbytes
+from .kernels import gflop_s
+from .storage import storage
+
+QUICK_S = 1.5
+QUICK_NBYTES = 256 << 20
+
+
+def cache_folders() -> list[Path]:
+    """Where models are kept, or would be."""
+    return [hub_cache(), Path(xdg_cache()) / "pyllama"]
+
+
+def measure(
+    model_files: list[Path] | None = None,
+    *,
+    disk_gb_s: float | None = None,
+    dram_gb_s: float | None = None,
+    seconds: float = QUICK_S,
+    nbytes: int = QUICK_NBYTES,
+) -> Rates:
+    """Measures what is not given; at most about 2 s each.
+
+    model_files  the model's own files, if they are here: then these are read, else the largest model in the cache,
+                 else a temporary file of `nbytes` there
+    """
+    threads = _kernels.num_threads()
+    source = {}
+    if disk_gb_s is None:
+        disk_gb_s, source["disk"] = _disk(model_files or [], seconds, nbytes)
+    else:
+        source["disk"] = "as given"
+    if dram_gb_s is None:
+        ceilings = Ceilings(buffer_nbytes(nbytes))
+        dram_gb_s = ceilings.read_gb_s(threads, passes=7)
+        source["dram"] = f"measured, {threads} threads over {ceilings.buffer.nbytes >> 20} MB"
+        del ceilings
+    else:
+        source["dram"] = "as given"
+    compute = gflop_s(threads, min(nbytes, 32 << 20, max(1 << 20, available_nbytes() // 8)), seconds / 8)
+    source["compute"] = f"measured, {threads} threads, products of 64 tokens"
+    return Rates(disk_gb_s, dram_gb_s, compute, source)
+
+
+def _disk(model_files: list[Path], seconds: float, nbytes: int) -> tuple[float, str]:
+    existing = [path for path in model_files if path.is_file()]
+    largest = max(existing, key=lambda path: path.stat().st_size, default=None)
+    what = "the model's largest file"
+    if largest is None:
+        largest, what = disk.largest_file(cache_folders()), "the largest file in the model cache"
+    if largest is not None:
+        reading = disk.read_rate(largest, seconds=seconds)
+        where = storage(largest)
+    else:
+        folder = nearest(cache_folders()[0])
+        what = f"a temporary file of {nbytes >> 20} MB where models are kept"
+        with disk.TemporaryFile(folder, nbytes) as path:
+            reading = disk.read_rate(path, seconds=seconds)
+            where = storage(path)
+    if not reading.gb_s:
+        raise PyllamaError("disk: nothing was read in the time given, expected a block; give --disk RATE")
+    how = "" if reading.direct else ", without O_DIRECT"
+    return reading.gb_s, f"measured on {what}, {reading.nbytes / 1e6:.0f} MB{how}; {where}"
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or of those around it the first that exists and can be written to."""
+    for candidate in (folder, *folder.parents):
+        if candidate.is_dir() and os.access(candidate, os.W_OK):
+            return candidate
+    return folder
