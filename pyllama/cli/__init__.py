@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pyllama.cli import chat, info, pull, run
+from pyllama.cli import chat, info, plan, pull, run, serve
 from pyllama.errors import PyllamaError, RequestError
 from pyllama.version import __version__
 
-COMMANDS = (run, chat, info, pull)
+COMMANDS = (run, chat, serve, info, pull, plan)
 
 
 class Parser(argparse.ArgumentParser):

@@ -133,6 +133,9 @@ class Engine:
         self._layer = 0
         self._mean_s = 1.0  # how long a request runs, the last ones counting most
         self._in_pass: list[Request] = []
+        self._progress_at = time.monotonic()
+        self._idle = True
+        self._told_of_layers = self._decoder.on_layer
         self._decoder.on_layer = self._between_layers
 
     # --- for any thread ---
@@ -194,6 +197,10 @@ class Engine:
         waiting = len(self._scheduler.waiting) + 1
         return int(min(600, max(1, self._mean_s * waiting / self.max_running)))
 
+    def stalled_s(self) -> float:
+        """Seconds since a layer was reached or a page saved while there is something to do: for a watchdog."""
+        return 0.0 if self._idle else time.monotonic() - self._progress_at
+
     def stats(self) -> Stats:
         scheduler, cache = self._scheduler, self._cache
         return Stats(
@@ -240,6 +247,7 @@ class Engine:
                     time.monotonic() >= self._deadline or not (self._inbox or self._scheduler.running)
                 ):
                     break
+            self._progress_at, self._idle = time.monotonic(), False
             try:
                 if self.step():
                     continue
@@ -250,14 +258,16 @@ class Engine:
                 continue
             with self._wake:
                 if not (saved or self._inbox or self._cancelled or self._stopping):
+                    self._idle = True
                     self._wake.wait()
         self._shut_down()
+        self._idle = True
 
     def _shut_down(self) -> None:
         self._take_in()
         self._fail_all(BusyError("the engine is stopping"))
         while self._prefix_cache.save_one():
-            pass
+            self._progress_at = time.monotonic()
         self._prefix_cache.close()
 
     def step(self) -> bool:
@@ -284,6 +294,9 @@ class Engine:
     def _between_layers(self, layer: int) -> None:
         """Called by the decoder before each layer: a pass that nobody wants ends here."""
         self._layer = layer + 1
+        self._progress_at = time.monotonic()
+        if self._told_of_layers:
+            self._told_of_layers(layer)
         if self._in_pass and all(request.cancelled for request in self._in_pass):
             raise _Abandoned
 

@@ -1,0 +1,185 @@
+"""`pyllama serve`: an OpenAI-compatible HTTP server for one model."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyllama.cli.options import add_loading
+from pyllama.errors import RequestError
+
+if TYPE_CHECKING:
+    from pyllama.model import Model
+    from pyllama.server.hooks import Hooks
+    from pyllama.server.service import Settings
+
+KEY_VARIABLE = "PYLLAMA_API_KEY"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="answer over HTTP, as OpenAI does",
+        description="Serve a model over HTTP for clients of OpenAI's API, with /v1/chat/completions, "
+        "/v1/completions and more. Requests share passes over the weights, and what was computed for one is kept "
+        "for the next. Anything but this machine needs an API key. Ctrl-C or SIGTERM lets running answers finish.",
+    )
+    add_loading(parser)
+    add_serving(parser)
+    parser.set_defaults(run=run)
+
+
+def add_serving(parser: argparse.ArgumentParser) -> None:
+    """All but the model and how to load it."""
+    group = parser.add_argument_group("the server")
+    group.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen; default: 127.0.0.1")
+    group.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000")
+    group.add_argument(
+        "--alias", action="append", default=[], metavar="NAME", help="another name of the model; may be repeated"
+    )
+    group.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="until an answer is complete, queue included; default: none"
+    )
+    group.add_argument(
+        "--stop-timeout",
+        type=float,
+        default=20.0,
+        metavar="SECONDS",
+        help="for running answers to finish when the server stops; default: 20",
+    )
+    group = parser.add_argument_group("who may use it")
+    group.add_argument(
+        "--api-key-file",
+        metavar="PATH",
+        help=f"a file with the key that clients must send; default: the environment's {KEY_VARIABLE}, or none",
+    )
+    group.add_argument("--insecure", action="store_true", help="listen beyond this machine without a key")
+    group.add_argument(
+        "--cors", action="append", default=[], metavar="ORIGIN", help="a web page's origin that may use it, or *"
+    )
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="without a key: a name the server goes by besides localhost, or *",
+    )
+    group.add_argument("--max-body", default="2M", metavar="SIZE", help="of a request; default: 2M")
+    group.add_argument("--max-connections", type=int, default=256, metavar="N", help="open at once; default: 256")
+    group = parser.add_argument_group("the engine")
+    group.add_argument("--max-running", type=int, default=8, metavar="N", help="requests that share passes; default: 8")
+    group.add_argument("--max-waiting", type=int, default=64, metavar="N", help="requests beyond them; default: 64")
+    group.add_argument("--session-dir", metavar="DIR", help="where conversations survive a restart; default: nowhere")
+    group.add_argument("--session-size", default="2G", metavar="SIZE", help="what they may take there; default: 2G")
+
+
+def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
+    settings = settings_of(args)  # complains before minutes are spent on loading
+    _import_server()
+    import logging
+
+    from pyllama.budget import parse_size
+    from pyllama.engine import AsyncEngine
+    from pyllama.model import load
+    from pyllama.server.run import bind, serve
+
+    logging.basicConfig(level=logging.WARNING, format="pyllama: %(message)s")
+    session_nbytes = parse_size(args.session_size)
+    bound = bind(args.host, args.port)
+    with load(
+        args.model,
+        context_length=args.context_length,
+        kv_dtype=args.kv_dtype,
+        threads=args.threads,
+        memory=args.memory,
+        contexts=max(2, args.max_running),
+    ) as model:
+        engine = AsyncEngine(
+            model,
+            max_running=args.max_running,
+            max_waiting=args.max_waiting,
+            kv_nbytes=model.plan.cache if model.plan else None,
+            session_dir=args.session_dir,
+            session_nbytes=session_nbytes,
+        )
+        names = (name_of(args.model), *args.alias)
+        return serve(engine, bound, names=names, settings=settings, hooks=hooks or _printing(model, names[0]))
+
+
+def name_of(model: str) -> str:
+    """What clients call a model: its name, or that of its file or folder."""
+    return Path(model).resolve().name.removesuffix(".gguf") if os.path.exists(model) else model
+
+
+def settings_of(args: argparse.Namespace) -> "Settings":
+    """The options as the server takes them. Raises RequestError, also for a server anybody could use unasked."""
+    from pyllama.budget import parse_size
+
+    key = _api_key(args.api_key_file)
+    if args.host not in LOOPBACK and key is None and not args.insecure:
+        raise RequestError(
+            f"--host {args.host}: others could use it; give --api-key-file or set {KEY_VARIABLE}, or say --insecure"
+        )
+    for name, low, high in (("port", 0, 65535), ("max_connections", 1, 100_000), ("max_running", 1, 4096),
+                            ("max_waiting", 0, 100_000)):  # fmt: skip
+        if not low <= getattr(args, name) <= high:
+            raise RequestError(f"--{name.replace('_', '-')}: got {getattr(args, name)}, expected {low} to {high}")
+    for name in ("timeout", "stop_timeout"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1e7:
+            raise RequestError(f"--{name.replace('_', '-')}: got {value}, expected 0 seconds or more")
+    max_body = parse_size(args.max_body)
+    _import_server()
+    from pyllama.server.service import Settings
+
+    return Settings(
+        api_key=key,
+        cors_origins=tuple(args.cors),
+        # Whoever says --insecure, or asks for a key, is reached by whatever name he likes.
+        allowed_hosts=("*",) if args.insecure else tuple(args.allow_host),
+        max_body_nbytes=max_body,
+        timeout_s=args.timeout or None,
+        stop_timeout_s=args.stop_timeout,
+        max_connections=args.max_connections,
+    )
+
+
+def _api_key(path: str | None) -> str | None:
+    if path is not None:
+        try:
+            key = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = (getattr(error, "strerror", None) or "not text").lower()
+            raise RequestError(f"--api-key-file {path}: {reason}") from None
+        where = f"--api-key-file {path}"
+    else:
+        key, where = os.environ.get(KEY_VARIABLE, "").strip(), KEY_VARIABLE
+        if not key:
+            return None
+    if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
+        raise RequestError(f"{where}: expected a key of at least 8 printable ASCII characters without spaces")
+    return key
+
+
+def _import_server() -> None:
+    try:
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise RequestError(f"serve: {error.name} is not installed; pip install 'pyllama[server]'") from None
+
+
+def _printing(model: "Model", name: str) -> "Hooks":
+    """Hooks that tell a person on a terminal."""
+    from pyllama.server.hooks import Hooks
+
+    class Printing(Hooks):
+        def ready(self, url: str) -> None:
+            print(f"pyllama: {name} at {url}/v1, context {model.context_length}", flush=True)
+
+        def stopping(self) -> None:
+            print("pyllama: stopping; Ctrl-C again to stop at once", flush=True)
+
+    return Printing()

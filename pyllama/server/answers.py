@@ -1,0 +1,124 @@
+"""Streams of steps to HTTP answers: whole or as server-sent events, and nothing for those who have hung up."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pyllama.engine import Stream
+from pyllama.generate import Step
+from pyllama.server.errors import ApiError, as_api_error
+
+PROGRESS_S = 1.0
+
+T = TypeVar("T")
+
+
+async def merged(streams: list[Stream], quiet_s: float | None) -> AsyncIterator[tuple[int, Step] | None]:
+    """(index of the stream, step) as they come; None whenever nothing came for quiet_s. Closes the streams."""
+    queue: asyncio.Queue[tuple[int, Step | Exception]] = asyncio.Queue()
+
+    async def pump(index: int, stream: Stream) -> None:
+        try:
+            async for step in stream:
+                queue.put_nowait((index, step))
+        except Exception as error:
+            queue.put_nowait((index, error))
+
+    pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        running = len(streams)
+        while running:
+            try:
+                index, event = await asyncio.wait_for(queue.get(), quiet_s)
+            except TimeoutError:
+                yield None
+                continue
+            if isinstance(event, Exception):
+                raise event
+            yield index, event
+            running -= event.finish_reason is not None
+    finally:
+        for task in pumps:
+            task.cancel()
+        for stream in streams:
+            stream.close()
+
+
+async def hung_up(receive: Receive) -> None:
+    """Returns when the client is gone. The request's body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_hung_up(request: Request, answer: Awaitable[T], timeout_s: float | None) -> T:
+    """The answer, if the client stays for it; else it is cancelled, and nobody will see the error."""
+    task = asyncio.ensure_future(answer)
+    gone = asyncio.create_task(hung_up(request.receive))
+    try:
+        await asyncio.wait({task, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ApiError(499, "the client is gone")
+        raise ApiError(504, f"timeout: no answer within {timeout_s:g} s", code="timeout")
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def event(data: Any) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
+
+
+PING = b": still here\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+class EventStream(Response):
+    """A response of server-sent events. Source and streams are closed when it ends, fails, or the client hangs up."""
+
+    def __init__(self, events: AsyncIterator[bytes], streams: list[Stream], timeout_s: float | None):
+        self._events = events
+        self._streams = streams
+        self._timeout_s = timeout_s
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
+
+    media_type = "text/event-stream"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # At once, before the first token is there: it may take long, and the client should know it was heard.
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        sending = asyncio.create_task(self._send(send))
+        gone = asyncio.create_task(hung_up(receive))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            for stream in self._streams:  # also if the source never began
+                stream.close()
+
+    async def _send(self, send: Send) -> None:
+        async def out(data: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        try:
+            async with asyncio.timeout(self._timeout_s), aclosing(self._events) as events:  # type: ignore[type-var]
+                async for data in events:
+                    await out(data)
+        except TimeoutError:
+            await out(event(ApiError(504, f"timeout: no answer within {self._timeout_s:g} s", code="timeout").body()))
+        except Exception as error:
+            await out(event(as_api_error(error).body()))
+        await out(b"", more=False)

@@ -1,0 +1,87 @@
+"""The ASGI application: which path goes where, and what every answer goes through."""
+
+import mimetypes
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pyllama.engine import AsyncEngine
+from pyllama.engine.page_store import model_digest
+from pyllama.errors import PyllamaError
+from pyllama.server import chat, completions, status, text
+from pyllama.server.access import Access
+from pyllama.server.errors import ApiError, handle, handle_http
+from pyllama.server.metrics import Metrics
+from pyllama.server.service import Service, Settings
+
+STATIC = "static"
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def build_app(engine: AsyncEngine, names: tuple[str, ...], settings: Settings) -> Starlette:
+    """The application over an engine that it starts and stops. names: what clients may call the model."""
+    digest = model_digest(engine.model.checkpoint, engine.model.decoder.cache.dtype)
+    metrics = Metrics(engine)
+    service = Service(engine, names, settings, metrics, "fp_" + digest[:12])
+    routes = [
+        Route("/v1/chat/completions", chat.create, methods=["POST"]),
+        Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/models", status.models),
+        Route("/v1/models/{model:path}", status.model),
+        Route("/v1/embeddings", status.embeddings, methods=["POST"]),
+        Route("/tokenize", text.tokenize, methods=["POST"]),
+        Route("/detokenize", text.detokenize, methods=["POST"]),
+        Route("/health", status.health),
+        Route("/metrics", status.metrics),
+        Route("/openapi.json", status.description),
+        Route("/", page),
+        Route("/static/{name}", page),
+    ]
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await engine.start()
+        try:
+            yield
+        finally:
+            service.stopping = True
+            await engine.stop(0.0)
+
+    paths = frozenset(route.path for route in routes)
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=[Middleware(Access, settings=settings, metrics=metrics, paths=paths)],
+        # Not for Exception: Starlette would answer and then raise it again. What is left over, Access answers.
+        exception_handlers={HTTPException: handle_http, ApiError: handle, PyllamaError: handle},
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+async def page(request: Request) -> Response:
+    """The web page's files: what lies in server/static/, under its own name, and nothing else."""
+    name = request.path_params.get("name", "index.html")
+    for file in _static_files():
+        if file.name == name:
+            kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+            return Response(file.read_bytes(), media_type=kind, headers=_PAGE_HEADERS)
+    raise ApiError(404, "there is no such page here; the API is under /v1")
+
+
+def _static_files() -> list:
+    folder = files("pyllama.server") / STATIC
+    return [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []

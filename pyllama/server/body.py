@@ -1,0 +1,99 @@
+"""The bytes of a request to the JSON value in them, within bounds: size, time, depth, numbers, characters."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from pyllama.server.errors import ApiError
+
+MAX_DEPTH = 64
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+async def read_json(request: Request, max_nbytes: int, timeout_s: float) -> dict[str, Any]:
+    """The JSON object in a request's body.
+
+    Raises ApiError: 415 for another content type, 413 for a body that is too large, 408 for one that is too slow, and
+    400 for one that is not a JSON object.
+    """
+    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    if kind != "application/json":
+        # Also what keeps other web pages out: a browser sends them JSON only after it has asked.
+        raise ApiError(415, f"content-type: got {kind[:60]!r}, expected 'application/json'")
+    raw = await _read(request, max_nbytes, timeout_s)
+    return parse(raw)
+
+
+async def _read(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > max_nbytes:
+        raise _too_large(max_nbytes)
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_nbytes:
+                    raise _too_large(max_nbytes)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise ApiError(
+            408, f"body: not here within {timeout_s:g} s", code="timeout", headers={"connection": "close"}
+        ) from None
+    except ClientDisconnect:
+        raise ApiError(400, "body: the connection ended before it") from None
+    return b"".join(chunks)
+
+
+def _too_large(max_nbytes: int) -> ApiError:
+    return ApiError(413, f"body: too large, expected at most {max_nbytes} bytes", code="too_large")
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """JSON text as an object. Raises ApiError 400."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"body: byte {error.start} is not UTF-8") from None
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:  # also for an integer of thousands of digits
+        raise ApiError(400, f"body: not JSON: {str(error)[:200]}", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "body: expected a JSON object", code="invalid_json")
+    _check(value)
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _check(value: Any) -> None:
+    """Bounds that the parser does not keep; without recursion, since depth is one of them."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item.keys()
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str) and _SURROGATE.search(item):
+                raise ApiError(400, "body: half a surrogate pair, expected Unicode text", code="invalid_json")
+            elif isinstance(item, float) and item in (float("inf"), float("-inf")):
+                raise ApiError(400, "body: a number beyond all bounds", code="invalid_json")
+        if not below:
+            return
+        level = below
+    raise _too_deep()
+
+
+def _too_deep() -> ApiError:
+    return ApiError(400, f"body: nested more than {MAX_DEPTH} deep", code="invalid_json")

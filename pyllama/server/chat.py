@@ -1,0 +1,184 @@
+"""POST /v1/chat/completions: a conversation in, its next message out."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pyllama.engine import Stream
+from pyllama.generate import Step
+from pyllama.server import logprobs, tools
+from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
+from pyllama.server.errors import ApiError
+from pyllama.server.grammar import GrammarGuide
+from pyllama.server.sampling import Wanted, wanted
+from pyllama.server.schemas import CHAT
+from pyllama.server.service import Service
+from pyllama.server.usage import details, progress, usage
+
+
+async def create(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = await service.read(request, CHAT)
+    top = _top_logprobs(body)
+    want = wanted(
+        body, body.get("max_completion_tokens") or body.get("max_tokens"), top, service.model.config.vocab_size
+    )
+    if service.tokenizer.chat_template is None:
+        raise ApiError(400, "messages: this model has no chat template; use /v1/completions", "messages", "unsupported")
+    choice = tools.tool_choice(body, service.tool_format)
+    messages = tools.messages_for_template(body["messages"])
+    prompt_ids = await service.engine.in_text_thread(_encode, service, messages, choice, body)
+    guide = await service.engine.in_text_thread(_guide, service, choice, body)
+    streams = service.submit(
+        [prompt_ids], want, request, body.get("user"), guide=guide, show_special=choice.tools is not None
+    )
+    form = service.tool_format if choice.tools else None
+    answer = _Chat(service, streams, want, form)
+    if want.stream:
+        return EventStream(answer.events(), streams, service.settings.timeout_s)
+    return JSONResponse(await unless_hung_up(request, answer.whole(), service.settings.timeout_s))
+
+
+def _top_logprobs(body: dict[str, Any]) -> int | None:
+    top = body.get("top_logprobs")
+    if body.get("logprobs"):
+        return top or 0
+    if top:
+        raise ApiError(400, "top_logprobs: only with logprobs", "top_logprobs", "invalid_value")
+    return None
+
+
+def _encode(service: Service, messages: list[dict], choice: tools.ToolChoice, body: dict[str, Any]) -> list[int]:
+    reserved = {"messages", "tools", "add_generation_prompt"}
+    variables = {k: v for k, v in (body.get("chat_template_kwargs") or {}).items() if k not in reserved}
+    text = service.tokenizer.apply_chat_template(messages, tools=choice.tools, **variables)
+    return service.tokenizer.encode(text, add_special_tokens=False, parse_special=True)
+
+
+def _guide(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> GrammarGuide | None:
+    """What restricts the tokens: a tool that must be called, or else the format asked for."""
+    form = service.tool_format
+    if choice.forced and form is not None:
+        marker = service.tokenizer.id_of(form.opening) if form.opening else None
+        if marker not in service.tokenizer.special_ids:
+            marker = None
+        return service.grammars.lark(tools.forced_grammar(form, choice.forced, marker), "tools")
+    wanted_format = body.get("response_format") or {"type": "text"}
+    if wanted_format["type"] == "json_object":
+        return service.grammars.json({"type": "object"}, "response_format")
+    if wanted_format["type"] == "json_schema":
+        if not wanted_format.get("json_schema"):
+            raise ApiError(400, "response_format.json_schema: missing", "response_format.json_schema")
+        return service.grammars.json(wanted_format["json_schema"]["schema"], "response_format")
+    return None
+
+
+class _Choice:
+    """One of n answers, as far as it has come."""
+
+    def __init__(self, form: tools.ToolFormat | None):
+        self.parser = tools.ToolParser(form) if form else None
+        self.content = ""
+        self.calls: list[tools.ToolCall] = []
+        self.logprobs: list[dict[str, Any]] = []
+        self.finish_reason: str | None = None
+
+    def take(self, step: Step) -> tuple[str, list[tools.ToolCall]]:
+        """(content, calls) that are new with this step."""
+        content, calls = step.text, []
+        if self.parser:
+            content, calls = self.parser.push(step.text)
+            if step.finish_reason:
+                more, last = self.parser.finish()
+                content, calls = content + more, calls + last
+        self.content += content
+        self.calls += calls
+        self.finish_reason = step.finish_reason
+        if self.calls and step.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        return content, calls
+
+
+class _Chat:
+    def __init__(self, service: Service, streams: list[Stream], want: Wanted, form: tools.ToolFormat | None):
+        self._service, self._streams, self._want = service, streams, want
+        self._choices = [_Choice(form) for _ in streams]
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "object": "chat.completion.chunk" if want.stream else "chat.completion",
+            "created": int(time.time()),
+            "model": service.name,
+            "system_fingerprint": service.fingerprint,
+        }
+
+    def _logprobs(self, step: Step) -> dict[str, Any] | None:
+        top, tokenizer = self._want.top_logprobs, self._service.tokenizer
+        if top is None:
+            return None
+        content = [] if logprobs.is_ending(step, tokenizer) else [logprobs.of_chat(step, tokenizer, top)]
+        return {"content": content, "refusal": None}
+
+    async def whole(self) -> dict[str, Any]:
+        async for arrived in merged(self._streams, None):
+            index, step = arrived
+            choice = self._choices[index]
+            choice.take(step)
+            reported = self._logprobs(step)
+            choice.logprobs += reported["content"] if reported else []
+        return {
+            **self._head,
+            "choices": [self._choice(index, choice) for index, choice in enumerate(self._choices)],
+            "usage": usage(self._streams, self._want.n),
+            "pyllama": details(self._streams),
+        }
+
+    def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
+        if choice.calls:
+            message["content"] = choice.content or None
+            message["tool_calls"] = [call.as_openai() for call in choice.calls]
+        reported = None if self._want.top_logprobs is None else {"content": choice.logprobs, "refusal": None}
+        return {"index": index, "message": message, "logprobs": reported, "finish_reason": choice.finish_reason}
+
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        nothing = {"usage": None} if self._want.include_usage else {}
+        return event({**self._head, "choices": choices, **nothing, **more})
+
+    async def events(self) -> AsyncIterator[bytes]:
+        for index in range(len(self._streams)):
+            yield self._chunk([_delta(index, {"role": "assistant", "content": ""})])
+        quiet_s = PROGRESS_S if self._want.include_progress else self._service.settings.ping_s
+        calls = [0] * len(self._streams)
+        async for arrived in merged(self._streams, quiet_s):
+            if arrived is None:
+                yield self._progress() if self._want.include_progress else PING
+                continue
+            index, step = arrived
+            choice = self._choices[index]
+            content, new = choice.take(step)
+            reported = self._logprobs(step)
+            if content or (reported and reported["content"]):
+                yield self._chunk([_delta(index, {"content": content}, reported)])
+            for call in new:
+                yield self._chunk([_delta(index, {"tool_calls": [call.as_openai(calls[index])]})])
+                calls[index] += 1
+            if choice.finish_reason:
+                yield self._chunk([_delta(index, {}, finish_reason=choice.finish_reason)])
+        if self._want.include_usage:
+            cost = {"usage": usage(self._streams, self._want.n), "pyllama": details(self._streams)}
+            yield self._chunk([], **cost)
+        yield DONE
+
+    def _progress(self) -> bytes:
+        stats = self._service.engine.stats()
+        return self._chunk([], progress=[progress(stream, stats.layer, stats.layers) for stream in self._streams])
+
+
+def _delta(
+    index: int, delta: dict[str, Any], reported: dict[str, Any] | None = None, finish_reason: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": reported, "finish_reason": finish_reason}

@@ -1,0 +1,75 @@
+"""What went wrong, in OpenAI's error body and with the status its clients know. Never a path, never a traceback."""
+
+import logging
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from pyllama.errors import BusyError, ContextOverflowError, PyllamaError, RequestError, TokenizerError
+
+_log = logging.getLogger("pyllama")
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    status   HTTP status
+    message  one line for whoever wrote the request
+    param    the field it is about
+    code     a word for programs
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
+
+    def body(self) -> dict:
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, self.headers)
+
+
+def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
+    """The error a client is told for one that was raised while its request was handled."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, BusyError):
+        status, headers = (503, None) if "stopping" in str(error) else (429, {"retry-after": str(retry_after_s)})
+        return ApiError(status, str(error), code="busy", headers=headers)
+    if isinstance(error, ContextOverflowError):
+        return ApiError(400, str(error), "messages", "context_length_exceeded")
+    if isinstance(error, RequestError):
+        name, _, rest = str(error).partition(":")
+        return ApiError(400, str(error), name if rest and name.isidentifier() else None, "invalid_value")
+    if isinstance(error, TokenizerError):  # its message may name a file of ours
+        _log.warning("chat template or tokenizer: %s", error)
+        return ApiError(400, "messages: the model's chat template cannot take them", "messages", "invalid_value")
+    if isinstance(error, PyllamaError):
+        _log.error("request failed: %s", error)
+    else:
+        _log.error("request failed", exc_info=error)
+    return ApiError(500, "internal error, see the server's log", code="internal_error")
+
+
+async def handle(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's exception handler for all that a route raises."""
+    return as_api_error(error, request.app.state.service.engine.engine.retry_after_s()).response()
+
+
+async def handle_http(request: Request, error: Exception) -> JSONResponse:
+    """For what Starlette raises itself: no such path, no such method."""
+    status = getattr(error, "status_code", 500)
+    what = {404: f"no such path: {request.url.path[:200]}", 405: f"{request.method} is not possible here"}
+    message = what.get(status, str(getattr(error, "detail", "")))
+    return ApiError(status, message, headers=getattr(error, "headers", None)).response()

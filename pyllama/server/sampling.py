@@ -1,0 +1,87 @@
+"""Fields of an OpenAI request to sampling parameters. Defaults are OpenAI's, not those of the command line."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyllama.sampler import SamplingParams
+from pyllama.server.errors import ApiError
+
+SEED_RANGE = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How answers are to be made and sent.
+
+    params         for the first choice; those after it differ in the seed
+    n              choices for each prompt
+    top_logprobs   alternatives to report for each token; None: no log-probabilities at all
+    """
+
+    params: SamplingParams
+    n: int
+    top_logprobs: int | None
+    stream: bool
+    include_usage: bool
+    include_progress: bool
+    fingerprint: bool
+
+    def params_of(self, choice: int) -> SamplingParams:
+        """A seed for each choice: n equal answers would be no use."""
+        seed = self.params.seed
+        if seed is None or choice == 0:
+            return self.params
+        return replace(self.params, seed=(seed + choice) % SEED_RANGE)
+
+
+def wanted(body: dict[str, Any], max_tokens: int | None, top_logprobs: int | None, vocab_size: int) -> Wanted:
+    """What a checked body asks for. Raises ApiError for what only makes sense together."""
+
+    def get(name: str, default: Any) -> Any:
+        value = body.get(name)
+        return default if value is None else value
+
+    stream = get("stream", False)
+    options = get("stream_options", {})
+    if body.get("stream_options") is not None and not stream:
+        raise ApiError(400, "stream_options: only with stream", "stream_options", "invalid_value")
+    top_p, top_k = get("top_p", 1.0), max(0, get("top_k", 0))
+    if top_p == 0:  # the least that may be kept is one token
+        top_p, top_k = 1.0, 1
+    params = SamplingParams(
+        temperature=get("temperature", 1.0),
+        top_k=top_k,
+        top_p=top_p,
+        min_p=get("min_p", 0.0),
+        repetition_penalty=get("repetition_penalty", 1.0),
+        presence_penalty=get("presence_penalty", 0.0),
+        frequency_penalty=get("frequency_penalty", 0.0),
+        logit_bias=_logit_bias(get("logit_bias", {}), vocab_size),
+        seed=get("seed", None),
+        max_tokens=max_tokens,
+        stop=get("stop", ()),
+        stop_token_ids=get("stop_token_ids", ()),
+        # The chosen token's is computed beside that of at least one alternative.
+        logprobs=0 if top_logprobs is None else max(1, top_logprobs),
+        ignore_eos=get("ignore_eos", False),
+    )
+    return Wanted(
+        params,
+        n=get("n", 1),
+        top_logprobs=top_logprobs,
+        stream=stream,
+        include_usage=bool(options.get("include_usage")),
+        include_progress=bool(options.get("include_progress")),
+        fingerprint=get("logits_fingerprint", False),
+    )
+
+
+def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:
+    bias = {}
+    for name, value in given.items():
+        if not (name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < vocab_size):
+            raise ApiError(
+                400, f"logit_bias: {name[:60]!r}, expected token ids from 0 to {vocab_size - 1}", "logit_bias"
+            )
+        bias[int(name)] = value
+    return bias

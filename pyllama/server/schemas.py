@@ -1,0 +1,242 @@
+"""The requests this server understands, as JSON Schema: what validate.py checks and what /openapi.json publishes."""
+
+from typing import Any
+
+from pyllama.version import __version__
+
+Schema = dict[str, Any]
+
+MAX_CHOICES = 16
+MAX_PROMPTS = 64
+MAX_STOPS = 16
+
+
+def number(low: float, high: float, about: str) -> Schema:
+    return {"type": "number", "minimum": low, "maximum": high, "description": about}
+
+
+def integer(low: int, high: int, about: str) -> Schema:
+    return {"type": "integer", "minimum": low, "maximum": high, "description": about}
+
+
+def text(about: str, **more: Any) -> Schema:
+    return {"type": "string", "description": about, **more}
+
+
+def flag(about: str) -> Schema:
+    return {"type": "boolean", "description": about}
+
+
+def obj(properties: dict[str, Schema], required: tuple[str, ...] = (), about: str = "") -> Schema:
+    schema: Schema = {"type": "object", "properties": properties}
+    if required:
+        schema["required"] = list(required)
+    if about:
+        schema["description"] = about
+    return schema
+
+
+def either(about: str, *choices: Schema) -> Schema:
+    return {"anyOf": list(choices), "description": about}
+
+
+TOKEN_IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**31}}
+STRING: Schema = {"type": "string"}
+
+SAMPLING: dict[str, Schema] = {
+    "model": text("name of the model, as /v1/models has it; may be left out"),
+    "temperature": number(0, 2, "0 takes the most probable token; default 1"),
+    "top_p": number(0, 1, "draw among the most probable tokens that together reach it; default 1, all"),
+    "top_k": integer(-1, 2**31 - 1, "draw among so many of the most probable tokens; default 0, all"),
+    "min_p": number(0, 1, "draw among tokens at least so many times as probable as the best; default 0, all"),
+    "seed": integer(-(2**63), 2**63 - 1, "the same seed gives the same answer; choice i of n has seed + i"),
+    "stop": either(
+        "the answer ends before any of these",
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MAX_STOPS},
+    ),
+    "stop_token_ids": {**TOKEN_IDS, "maxItems": 64, "description": "the answer ends at any of these"},
+    "ignore_eos": flag("go on past the model's own end of text"),
+    "max_tokens": integer(1, 2**31 - 1, "tokens to write at most"),
+    "presence_penalty": number(-2, 2, "subtracted from the logits of tokens the answer has; default 0"),
+    "frequency_penalty": number(-2, 2, "the same, for each time the answer has them; default 0"),
+    "repetition_penalty": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 100,
+        "description": "divides the logits of tokens in prompt and answer; default 1",
+    },
+    "logit_bias": {
+        "type": "object",
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        "description": "token id: what is added to its logit",
+    },
+    "n": integer(1, MAX_CHOICES, "answers to write; default 1"),
+    "stream": flag("send the answer as it comes, as server-sent events"),
+    "stream_options": obj(
+        {
+            "include_usage": flag("end the stream with the numbers of tokens"),
+            "include_progress": flag("say every second, while nothing else comes, how far the request is"),
+        }
+    ),
+    "user": text("takes turns in the queue with other users; default: the client's address"),
+    "logits_fingerprint": flag("report SHA-256 of the logits of every sampled position, for each choice"),
+}
+
+TOOL: Schema = obj(
+    {
+        "type": {"type": "string", "enum": ["function"]},
+        "function": obj(
+            {
+                "name": text("", minLength=1, maxLength=64),
+                "description": STRING,
+                "parameters": {"type": "object"},
+                "strict": {"type": "boolean"},
+            },
+            ("name",),
+        ),
+    },
+    ("type", "function"),
+)
+
+MESSAGE: Schema = obj(
+    {
+        "role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool", "function"]},
+        "content": either(
+            "text, or a list of parts of type text",
+            STRING,
+            {"type": "array", "items": obj({"type": STRING, "text": STRING}, ("type",))},
+        ),
+        "name": STRING,
+        "tool_calls": {
+            "type": "array",
+            "items": obj(
+                {
+                    "id": STRING,
+                    "type": STRING,
+                    "function": obj({"name": STRING, "arguments": STRING}, ("name", "arguments")),
+                },
+                ("function",),
+            ),
+        },
+        "tool_call_id": STRING,
+    },
+    ("role",),
+)
+
+CHAT: Schema = obj(
+    {
+        **SAMPLING,
+        "messages": {"type": "array", "items": MESSAGE, "minItems": 1, "description": "the conversation"},
+        "max_completion_tokens": integer(1, 2**31 - 1, "tokens to write at most; goes before max_tokens"),
+        "logprobs": flag("report the log-probability of each token"),
+        "top_logprobs": integer(0, 20, "and those of so many of the most probable ones; needs logprobs"),
+        "response_format": obj(
+            {
+                "type": {"type": "string", "enum": ["text", "json_object", "json_schema"]},
+                "json_schema": obj({"name": STRING, "schema": {"type": "object"}}, ("schema",)),
+            },
+            ("type",),
+            "what the answer must be; enforced token by token",
+        ),
+        "tools": {"type": "array", "items": TOOL, "maxItems": 128, "description": "functions the model may call"},
+        "tool_choice": either(
+            "whether it may, must not or must call one",
+            {"type": "string", "enum": ["none", "auto", "required"]},
+            obj({"type": {"type": "string", "enum": ["function"]}, "function": obj({"name": STRING}, ("name",))},
+                ("type", "function")),
+        ),  # fmt: skip
+        "chat_template_kwargs": {"type": "object", "description": "more variables for the chat template"},
+    },
+    ("messages",),
+)
+
+COMPLETION: Schema = obj(
+    {
+        **SAMPLING,
+        "prompt": either(
+            "text or token ids to continue, or a list of either",
+            STRING,
+            {**TOKEN_IDS, "minItems": 1},
+            {"type": "array", "items": STRING, "minItems": 1, "maxItems": MAX_PROMPTS},
+            {"type": "array", "items": {**TOKEN_IDS, "minItems": 1}, "minItems": 1, "maxItems": MAX_PROMPTS},
+        ),
+        "max_tokens": integer(1, 2**31 - 1, "tokens to write at most; default 16"),
+        "logprobs": integer(0, 20, "report log-probabilities: of the token, and of so many of the most probable"),
+        "echo": flag("begin the answer with the prompt"),
+        "best_of": integer(1, MAX_CHOICES, "must equal n"),
+        "suffix": text("not supported"),
+    },
+    ("prompt",),
+)
+
+TOKENIZE: Schema = obj(
+    {
+        "model": STRING,
+        "prompt": text("text; or give messages"),
+        "messages": {**CHAT["properties"]["messages"], "description": "a conversation; or give a prompt"},
+        "add_special_tokens": flag("begin and end as the model's files say; default true. For a prompt only"),
+        "parse_special": flag("control tokens written out in the text count as such; default false"),
+        "add_generation_prompt": flag("end with the beginning of an answer; default true. For messages only"),
+        "tools": CHAT["properties"]["tools"],
+    }
+)
+
+DETOKENIZE: Schema = obj({"model": STRING, "tokens": TOKEN_IDS}, ("tokens",))
+
+ERROR: Schema = obj(
+    {
+        "error": obj(
+            {
+                "message": STRING,
+                "type": STRING,
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+            ("message", "type"),
+        )
+    },
+    ("error",),
+)
+
+# path: method, summary, schema of the body or None, success, content types of the answer, further statuses
+_OPERATIONS = (
+    ("/v1/chat/completions", "post", "Answer a conversation", CHAT, 200, ("application/json", "text/event-stream")),
+    ("/v1/completions", "post", "Continue a text", COMPLETION, 200, ("application/json", "text/event-stream")),
+    ("/v1/models", "get", "The model that is served", None, 200, ("application/json",)),
+    ("/v1/models/{model}", "get", "One model", None, 200, ("application/json",)),
+    ("/v1/embeddings", "post", "Refused: the models here give none", None, 400, ("application/json",)),
+    ("/tokenize", "post", "Text or messages to token ids", TOKENIZE, 200, ("application/json",)),
+    ("/detokenize", "post", "Token ids to text", DETOKENIZE, 200, ("application/json",)),
+    ("/health", "get", "Whether it runs, and how busy it is", None, 200, ("application/json",)),
+    ("/metrics", "get", "The same for Prometheus", None, 200, ("text/plain",)),
+    ("/openapi.json", "get", "This description", None, 200, ("application/json",)),
+)
+
+
+def openapi(key_required: bool) -> Schema:
+    """The server's OpenAPI 3.1 description."""
+    error = {"description": "an error", "content": {"application/json": {"schema": ERROR}}}
+    paths: dict[str, Any] = {}
+    for path, method, summary, body, status, kinds in _OPERATIONS:
+        content = {kind: {"schema": {"type": "object"} if kind == "application/json" else STRING} for kind in kinds}
+        success = error if status >= 400 else {"description": "done", "content": content}
+        operation: dict[str, Any] = {"summary": summary, "responses": {str(status): success}}
+        if body is not None:
+            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+            # 5xx is no answer to a request that fits the description, however odd it is.
+            for other in ("400", "404", "408", "413", "415", "429", "503"):
+                operation["responses"][other] = error
+        if "{model}" in path:
+            operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": STRING}]
+            operation["responses"]["404"] = error
+        if key_required and path != "/health":
+            operation["responses"]["401"] = error
+            operation["security"] = [{"key": []}]
+        paths[path] = {method: operation}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "pyllama", "version": __version__},
+        "paths": paths,
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }

@@ -1,0 +1,56 @@
+"""POST /tokenize and /detokenize: text to token ids and back."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from pyllama.server import tools
+from pyllama.server.errors import ApiError
+from pyllama.server.schemas import DETOKENIZE, TOKENIZE
+from pyllama.server.service import Service
+
+
+async def tokenize(request: Request) -> JSONResponse:
+    service: Service = request.app.state.service
+    body = await service.read(request, TOKENIZE)
+    if (body.get("prompt") is None) == (body.get("messages") is None):
+        raise ApiError(400, "prompt: expected either a prompt or messages", "prompt", "invalid_value")
+    ids = await service.engine.in_text_thread(_encode, service, body)
+    return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.model.context_length})
+
+
+def _encode(service: Service, body: dict[str, Any]) -> list[int]:
+    def get(name: str, default: bool) -> bool:
+        value = body.get(name)
+        return default if value is None else value
+
+    tokenizer = service.tokenizer
+    if body.get("prompt") is not None:
+        return tokenizer.encode(
+            body["prompt"],
+            add_special_tokens=get("add_special_tokens", True),
+            parse_special=get("parse_special", False),
+        )
+    if tokenizer.chat_template is None:
+        raise ApiError(400, "messages: this model has no chat template", "messages", "unsupported")
+    choice = tools.tool_choice(body, service.tool_format)
+    return tokenizer.encode_chat(
+        tools.messages_for_template(body["messages"]),
+        tools=choice.tools,
+        add_generation_prompt=get("add_generation_prompt", True),
+    )
+
+
+async def detokenize(request: Request) -> JSONResponse:
+    service: Service = request.app.state.service
+    body = await service.read(request, DETOKENIZE)
+    size = service.tokenizer.vocab_size
+    for index, token_id in enumerate(body["tokens"]):
+        if token_id >= size:
+            at = f"tokens[{index}]"
+            raise ApiError(400, f"{at}: token id {token_id}, expected 0 to {size - 1}", "tokens", "invalid_value")
+    text = await service.engine.in_text_thread(
+        lambda: service.tokenizer.decode(body["tokens"], skip_special_tokens=False)
+    )
+    return JSONResponse({"prompt": text})
