@@ -1,4 +1,4 @@
-"""This machine's rates in a few seconds, for a prediction: disk, memory, products. Each says what it was measured on."""
+"""This machine's rates in a few seconds, for a prediction: disk, memory, products, each with its source."""
 
 import os
 from pathlib import Path
@@ -44,12 +44,12 @@ def measure(
     if dram_gb_s is None:
         ceilings = Ceilings(buffer_nbytes(nbytes))
         dram_gb_s = ceilings.read_gb_s(threads, passes=7)
-        source["dram"] = f"measured, {threads} threads over {ceilings.buffer.nbytes >> 20} MB"
+        source["dram"] = f"measured, {_threads(threads)} over {ceilings.buffer.nbytes >> 20} MB"
         del ceilings
     else:
         source["dram"] = "as given"
     compute = gflop_s(threads, min(nbytes, 32 << 20, max(1 << 20, available_nbytes() // 8)), seconds / 8)
-    source["compute"] = f"measured, {threads} threads, products of 64 tokens"
+    source["compute"] = f"measured, {_threads(threads)}, products of 64 tokens"
     return Rates(disk_gb_s, dram_gb_s, compute, source)
 
 
@@ -72,6 +72,10 @@ def _disk(model_files: list[Path], seconds: float, nbytes: int) -> tuple[float, 
         raise PyllamaError("disk: nothing was read in the time given, expected a block; give --disk RATE")
     how = "" if reading.direct else ", without O_DIRECT"
     return reading.gb_s, f"measured on {what}, {reading.nbytes / 1e6:.0f} MB{how}; {where}"
+
+
+def _threads(n: int) -> str:
+    return "1 thread" if n == 1 else f"{n} threads"
 
 
 def nearest(folder: Path) -> Path:

@@ -1,0 +1,237 @@
+"""`pyllama plan`: does a model fit, how is the memory spent, how long will a token take; before anything is loaded."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyllama.errors import HubError, RequestError
+
+if TYPE_CHECKING:
+    from pyllama.checkpoint.outline import Described
+    from pyllama.forecast import Forecast, Rates, WhatIf
+    from pyllama.plan import Plan
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        help="tell whether a model fits, and how fast it will be",
+        description="Tell how a memory budget would be divided, what each pass reads from disk, and predict seconds "
+        "per token and prompt from this machine's rates, measured in a few seconds. Loads nothing; of a model that "
+        "is not here, only config.json and the index are fetched.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="as for run; also org/name of a model that was not pulled",
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="what the whole process may take, such as 250M or 1.5G; default: what is available, less a margin",
+    )
+    parser.add_argument(
+        "--context",
+        metavar="N",
+        type=int,
+        dest="context_length",
+        help="positions of the context; default: the model's own, at most 4096 and an eighth of the memory",
+    )
+    parser.add_argument(
+        "--kv-dtype",
+        choices=("f16", "f32"),
+        default="f16",
+        help="how the cache keeps keys and values; default: f16",
+    )
+    parser.add_argument("--disk", metavar="RATE", help="bytes a second from disk, such as 90M or 0.85G, not measured")
+    parser.add_argument("--dram", metavar="RATE", help="bytes a second from memory, such as 10.5G, not measured")
+    parser.add_argument(
+        "--board",
+        choices=("pi5", "pi4", "rk3588", "orion-o6"),
+        help="predict for this board, by rates of a model of it; needs --memory",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from pyllama.budget import default_budget, parse_size
+
+    if args.board and args.memory is None:
+        raise RequestError("--board: needs --memory, what the process may take there")
+    disk_gb_s, dram_gb_s = _rate("--disk", args.disk), _rate("--dram", args.dram)
+    budget = default_budget() if args.memory is None else parse_size(args.memory)
+    model = _open(args.model, args.quiet)
+    report = make_report(
+        model,
+        budget,
+        asked_context=args.context_length,
+        kv_dtype=args.kv_dtype,
+        rates=lambda files: _rates(args.board, files, disk_gb_s, dram_gb_s),
+    )
+    if args.json:
+        import json
+
+        print(json.dumps(report))
+    else:
+        from pyllama.cli.plan_lines import lines
+
+        for line in lines(report):
+            print(line)
+    return 0
+
+
+def make_report(model: "Described", budget: int, *, asked_context: int | None, kv_dtype: str, rates) -> dict[str, Any]:
+    """Everything `plan --json` prints. rates(files) measures or looks up, once the plan is known to work."""
+    from pyllama.forecast import enough, forecast, packed, what_if
+    from pyllama.model import DEFAULT_CONTEXT_LENGTH
+    from pyllama.plan import default_context, make_plan
+
+    config = model.config
+    if asked_context is not None and not 1 <= asked_context <= config.max_position_embeddings:
+        raise RequestError(f"context_length: {asked_context}, expected 1 to {config.max_position_embeddings}")
+    context = asked_context or default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
+    options = {"context_length": context, "kv_dtype": kv_dtype, "interpreter": _interpreter(model)}
+    plan = make_plan(model, budget, **options)
+    files = list(getattr(model, "files", ()))
+    measured = rates(files)
+    report = {
+        "model": _about(model, files),
+        "plan": _spent(plan),
+        "enough_memory": enough(model, **options),
+        "rates": asdict(measured),
+        "forecast": _predicted(forecast(model, plan, measured, kv_dtype=kv_dtype)),
+        "what_if": _table(what_if(model, budget, measured, **options)),
+        "packed": None,
+    }
+    smaller = packed(model)
+    if smaller is not None:
+        from pyllama.checkpoint.outline import stored_nbytes
+
+        plan = make_plan(smaller, budget, **options)
+        report["packed"] = {
+            "nbytes": stored_nbytes(smaller),
+            "plan": _spent(plan),
+            "forecast": _predicted(forecast(smaller, plan, measured, kv_dtype=kv_dtype)),
+            "what_if": _table(what_if(smaller, budget, measured, **options)),
+        }
+    return report
+
+
+def _open(name: str, quiet: bool) -> "Described":
+    """The model's files if they are here, else what its config and index tell."""
+    from pyllama.checkpoint import open_checkpoint
+    from pyllama.hub.find import NotInCacheError, resolve
+
+    try:
+        return open_checkpoint(resolve(name))
+    except NotInCacheError:
+        return _fetch_outline(name, quiet)
+
+
+def _fetch_outline(name: str, quiet: bool) -> "Described":
+    from pyllama import hub
+    from pyllama.checkpoint.outline import outline_huggingface
+    from pyllama.hub.choose import INDEX
+    from pyllama.hub.listing import list_files
+    from pyllama.hub.names import DEMO, parse_name
+    from pyllama.progress import Progress
+
+    if name == DEMO:
+        raise HubError(f"{DEMO}: not in the cache, and small: pyllama pull {DEMO}")
+    with Progress(quiet=quiet) as progress:
+        folder = hub.pull(name, progress, weights=False)
+    if not (folder / "config.json").is_file():
+        raise HubError(f"{name}: has no config.json to plan from; pull it first: pyllama pull {name}")
+    nbytes = None
+    if not (folder / INDEX).is_file():
+        files = list_files(parse_name(name)).files.values()
+        sizes = [f.nbytes for f in files if f.name.endswith(".safetensors") and "/" not in f.name]
+        if not sizes:
+            raise HubError(f"{name}: has no safetensors weights to plan for; pull what it has: pyllama pull {name}")
+        nbytes = sizes[0] if len(sizes) == 1 else None
+    return outline_huggingface(folder, nbytes)
+
+
+def _rates(board: str | None, files: list[Path], disk_gb_s: float | None, dram_gb_s: float | None) -> "Rates":
+    if board is None:
+        from pyllama.bench.rates import measure
+
+        return measure(files, disk_gb_s=disk_gb_s, dram_gb_s=dram_gb_s)
+    from dataclasses import replace
+
+    from pyllama.forecast import BOARDS
+
+    rates = BOARDS[board].rates
+    given = {"disk": disk_gb_s, "dram": dram_gb_s}
+    source = rates.source | {name: "as given" for name, rate in given.items() if rate is not None}
+    return replace(rates, disk_gb_s=disk_gb_s or rates.disk_gb_s, dram_gb_s=dram_gb_s or rates.dram_gb_s, source=source)
+
+
+def _rate(option: str, text: str | None) -> float | None:
+    """GB/s of "90M" or "0.85G" (powers of 1000)."""
+    if text is None:
+        return None
+    scale = {"M": 1e-3, "G": 1.0}.get(text[-1:].upper(), 1e-9)
+    try:
+        rate = float(text if scale == 1e-9 else text[:-1]) * scale
+    except ValueError:
+        rate = 0.0
+    if not 1e-4 <= rate < 1e5:
+        raise RequestError(f"{option}: got {text!r}, expected bytes a second, such as 90M or 0.85G")
+    return rate
+
+
+def _interpreter(model: "Described") -> int:
+    """Resident bytes of this process with the model's tokenizer: what it would have before weights are loaded."""
+    from pyllama.budget import resident_nbytes
+    from pyllama.errors import PyllamaError
+    from pyllama.plan import INTERPRETER
+    from pyllama.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(model)
+    except PyllamaError:
+        return max(INTERPRETER, resident_nbytes())
+    nbytes = resident_nbytes()
+    del tokenizer
+    return nbytes
+
+
+def _about(model: "Described", files: list[Path]) -> dict[str, Any]:
+    import math
+    import shutil
+
+    from pyllama.bench.rates import nearest
+    from pyllama.hub.cache import hub_cache
+
+    config = model.config
+    about = {
+        "path": str(model.path),
+        "architecture": config.architecture,
+        "parameters": sum(math.prod(t.shape) for t in model.tensors.values()),
+        "dtype": config.dtype,
+        "nbytes": model.nbytes,
+        "here": bool(files),
+    }
+    if not files:
+        about["disk_free"] = shutil.disk_usage(nearest(hub_cache())).free
+    return about
+
+
+def _spent(plan: "Plan") -> dict[str, Any]:
+    names = ("budget", "context_length", "max_pass_tokens", "interpreter", "cache", "activations", "ring", "pinned",
+             "weights", "stored", "streamed")  # fmt: skip
+    return {name: getattr(plan, name) for name in names}
+
+
+def _predicted(forecast: "Forecast") -> dict[str, Any]:
+    return asdict(forecast) | {"prompt_s": {str(n): s for n, s in forecast.prompt_s.items()}}
+
+
+def _table(table: "WhatIf") -> dict[str, Any]:
+    disks = [{"disk": name, "gb_s": rate, "token_s": list(row)}
+             for (name, rate), row in zip(table.disks, table.token_s, strict=True)]  # fmt: skip
+    return {"budgets": list(table.budgets), "disks": disks}

@@ -1,0 +1,92 @@
+"""What `plan --json` prints -> a table a person can read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pyllama.progress import format_nbytes
+
+
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report of `pyllama plan`, line by line."""
+    about, plan, rates, predicted = report["model"], report["plan"], report["rates"], report["forecast"]
+
+    def line(name: str, value: str) -> str:
+        return f"{name:14} {value}".rstrip()
+
+    yield line("model", f"{about['path']}")
+    scale, unit = (1e9, "B") if about["parameters"] >= 1e9 else (1e6, "M")
+    parameters = f"{about['parameters'] / scale:.3g} {unit} parameters"
+    yield line("", f"{about['architecture']}, {parameters}, {about['dtype']}, {format_nbytes(about['nbytes'])}")
+    if not about["here"]:
+        fits = about["disk_free"] > about["nbytes"]
+        free = f"{format_nbytes(about['disk_free'])} free where it would lie"
+        yield line("", f"not here: {format_nbytes(about['nbytes'])} to fetch, {free}{'' if fits else ': does not fit'}")
+    yield line("memory", f"{size(plan['budget'])} for {plan['context_length']} positions, passes of "
+                         f"{plan['max_pass_tokens']} tokens")  # fmt: skip
+    for name, key in (("process", "interpreter"), ("cache", "cache"), ("activations", "activations"),
+                      ("ring", "ring"), ("weights", "pinned")):  # fmt: skip
+        note = f"  {plan['pinned'] / plan['weights']:.0%} of all" if key == "pinned" else ""
+        yield line(f"  {name}", f"{format_nbytes(plan[key]):>8}{note}")
+    if plan["streamed"]:
+        needed = f"all of it from --memory {size(report['enough_memory'])} on"
+        yield line("fits", f"yes, reading {format_nbytes(plan['streamed'])} from disk in every pass; {needed}")
+    else:
+        yield line("fits", "yes, all of it: nothing is read after the first pass")
+    source = rates["source"]
+    yield line("disk", f"{format_rate(rates['disk_gb_s'])}, {source['disk']}")
+    yield line("memory reads", f"{format_rate(rates['dram_gb_s'])}, {source['dram']}")
+    yield line("products", f"{rates['gflop_s']:.0f} GFLOP/s, {source['compute']}")
+    yield ""
+    yield from _times(predicted, report["packed"])
+    if plan["streamed"]:
+        yield ""
+        yield from _what_ifs(report)
+
+
+def _times(predicted: dict[str, Any], packed: dict[str, Any] | None):
+    """Seconds as they are, and after `pyllama pack`, with what bounds them."""
+    yield f"{'predicted':20} {'as it is':>24}" + (f" {'after pyllama pack':>24}" if packed else "")
+    rows = [("a token", "token", lambda f: f["token_s"]), ("the first pass", "first", lambda f: f["first_s"])]
+    for tokens in predicted["prompt_s"]:
+        rows.append((f"a prompt of {tokens}", f"prompt_{tokens}", lambda f, n=tokens: f["prompt_s"][n]))
+    for name, key, seconds in rows:
+        cells = []
+        for column in (predicted, packed and packed["forecast"]):
+            if column:
+                cells.append(f"{duration(seconds(column))} ({column['bound'][key]})")
+        yield f"{name:20} " + " ".join(f"{cell:>24}" for cell in cells)
+
+
+def _what_ifs(report: dict[str, Any]):
+    for table, packed in ((report["what_if"], False), (report["packed"] and report["packed"]["what_if"], True)):
+        if not table:
+            continue
+        if packed:
+            yield ""
+        heads = [size(budget) for budget in table["budgets"]]
+        title = "a token, packed" if packed else "a token, with"
+        yield f"{title:28}" + "".join(f"{head:>10}" for head in heads)
+        for row in table["disks"]:
+            cells = ["-" if s is None else duration(s) for s in row["token_s"]]
+            yield f"{row['disk'] + ' ' + format_rate(row['gb_s']):28}" + "".join(f"{cell:>10}" for cell in cells)
+
+
+def size(nbytes: int) -> str:
+    """As --memory takes it, rounded up: "250M", "1.5G"."""
+    if nbytes < 1000 << 20:
+        return f"{-(-nbytes // (1 << 20))}M"
+    tenths = -(-nbytes * 10 // (1 << 30))
+    return f"{tenths // 10}G" if tenths % 10 == 0 else f"{tenths / 10:.1f}G"
+
+
+def format_rate(gb_s: float) -> str:
+    return f"{gb_s:.3g} GB/s" if gb_s >= 0.9995 else f"{gb_s * 1000:.3g} MB/s"
+
+
+def duration(seconds: float) -> str:
+    """ "30 ms", "1.25 s", "140 s", "12 min"."""
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.2g} ms"
+    if seconds < 600:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min"
