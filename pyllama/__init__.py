@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CheckpointError,
         ContextOverflowError,
         HubError,
+        PackError,
         PyllamaError,
         RequestError,
         TokenizerError,
@@ -45,6 +46,7 @@ _HOME = {
     "BudgetError": "errors",
     "BusyError": "errors",
     "HubError": "errors",
+    "PackError": "errors",
     "RequestError": "errors",
 }
 
@@ -57,6 +59,7 @@ __all__ = [
     "Generation",
     "HubError",
     "Model",
+    "PackError",
     "PyllamaError",
     "RequestError",
     "SamplingParams",

@@ -33,6 +33,10 @@ class HubError(PyllamaError):
     """A download failed: the name, the network, the disk or the checksum."""
 
 
+class PackError(PyllamaError):
+    """Packing or unpacking cannot go on: the disk is full or fails, or an earlier run is in the way."""
+
+
 class RequestError(PyllamaError):
     """An argument or option is out of range; the message names it."""
 

@@ -26,12 +26,10 @@ INDEX = "model.safetensors.index.json"
 
 def open_huggingface(folder: Path) -> Checkpoint:
     """Open a folder with config.json and *.safetensors; every tensor is checked, none is read."""
-    config = Config.from_huggingface(
-        _json(folder / "config.json"), _json_if_there(folder / "generation_config.json")
-    )
+    config = read_config(folder)
     files: dict[Path, InputFile] = {}
     try:
-        weight_map = _weight_map(folder)
+        weight_map = read_weight_map(folder)
         names = sorted(set(weight_map.values())) if weight_map else _weight_files(folder)
         tensors: dict[str, Tensor] = {}
         for name in names:
@@ -55,6 +53,11 @@ def open_huggingface(folder: Path) -> Checkpoint:
         for file in files.values():
             file.close()
         raise
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a folder with config.json, without its weights."""
+    return Config.from_huggingface(_json(folder / "config.json"), _json_if_there(folder / "generation_config.json"))
 
 
 def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> None:
@@ -92,7 +95,7 @@ def _json_if_there(path: Path) -> dict[str, Any]:
     return _json(path) if path.is_file() else {}
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
+def read_weight_map(folder: Path) -> dict[str, str]:
     """name -> file name of the index file; {} where there is none."""
     if not (folder / INDEX).is_file():
         return {}

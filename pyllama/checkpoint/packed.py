@@ -24,6 +24,7 @@ from pyllama import _kernels
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
 from pyllama.checkpoint.files import InputFile, read_small
+from pyllama.checkpoint.huggingface import read_config
 from pyllama.checkpoint.index import StoredBlock, Tensor, check_index, stored_dtype
 from pyllama.checkpoint.safetensors import read_header
 from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
@@ -274,11 +275,7 @@ def padded(nbytes: int) -> int:
 def _config(folder: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Config, dict[str, Any], str]:
     """(config, metadata as of the source, where the config came from)."""
     if source == "huggingface":
-        generation = folder / "generation_config.json"
-        config = Config.from_huggingface(
-            _json(folder / "config.json"), _json(generation) if generation.is_file() else {}
-        )
-        return config, {}, "config.json"
+        return read_config(folder), {}, "config.json"
     if source == "meta":
         from pyllama.checkpoint.meta import meta_config
 

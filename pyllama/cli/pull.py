@@ -25,6 +25,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         dest="patterns",
         help="take these files for the weights, e.g. 'original/*'; may be repeated",
     )
+    parser.add_argument(
+        "--pack",
+        metavar="DST",
+        help="pack the model into this folder, file by file as they come, and keep no other copy",
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(run=run)
 
@@ -35,6 +40,11 @@ def run(args: argparse.Namespace) -> int:
     from pyllama.progress import Progress
 
     with Progress(quiet=args.quiet) as progress:
-        path = hub.pull(args.name, progress, patterns=args.patterns)
+        if args.pack is None:
+            path = hub.pull(args.name, progress, patterns=args.patterns)
+        else:
+            from pyllama.packing import pull_packed
+
+            path = pull_packed(args.name, args.pack, progress=progress, patterns=args.patterns)
     print(path)
     return 0

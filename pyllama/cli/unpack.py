@@ -1,0 +1,28 @@
+"""`pyllama unpack`: a packed folder becomes safetensors with the bytes it was made from."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "unpack",
+        help="give back the tensors of a packed model",
+        description="Write the tensors of a packed model as safetensors, byte for byte what they were, with the "
+        "config and tokenizer taken along.",
+    )
+    parser.add_argument("source", metavar="SRC", help="a folder that pyllama pack made")
+    parser.add_argument("destination", metavar="DST", help="the folder to make")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the new folder's path on standard output."""
+    from pyllama.packing import unpack
+    from pyllama.progress import Progress
+
+    with Progress(f"unpacking {Path(args.source).name}", quiet=args.quiet) as progress:
+        path = unpack(args.source, args.destination, progress=progress)
+    print(path)
+    return 0

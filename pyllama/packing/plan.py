@@ -1,0 +1,132 @@
+"""A checkpoint -> which tensor goes into which file of the packed model, and which source file is done when.
+
+The order is that of a pass. A file ends where it gets large and where the last tensor of some source file has been
+taken: then that one can go. Nothing is read or written here.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyllama.checkpoint import Checkpoint, Part, Tensor
+from pyllama.checkpoint.packed import Carried
+from pyllama.errors import PackError
+from pyllama.packing.rows import state_of
+from pyllama.packing.shard import estimated_nbytes
+
+SHARD_NBYTES = 4_000_000_000  # of unpacked weights: no file system refuses the packed file
+
+
+@dataclass
+class Plan:
+    """Everything about a packing that the next run must know to go on, with or without the source.
+
+    asked     the source as the person gave it; path: where it is
+    replace   source files may have been deleted
+    states    bytes and time of change of each source file
+    carried   the small files, by name
+    shards    the tensors of each file
+    """
+
+    asked: str
+    path: str
+    replace: bool
+    format: str
+    rope_interleaved: bool
+    tied: bool
+    states: dict[Path, tuple[int, int]]
+    shards: list[list[Tensor]]
+    carried: dict[str, Carried] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, asked: str, replace: bool) -> "Plan":
+        return cls(
+            asked,
+            os.path.abspath(checkpoint.path),
+            replace,
+            checkpoint.format,
+            checkpoint.rope_interleaved,
+            checkpoint.config.tie_word_embeddings,
+            {Path(os.path.abspath(path)): state_of(path) for path in checkpoint.files},
+            into_shards([_absolute(tensor) for tensor in checkpoint.tensors.values()]),
+        )
+
+    def estimated_nbytes(self, shard: Sequence[Tensor]) -> int:
+        return sum(estimated_nbytes(tensor, self.tied) for tensor in shard)
+
+    def files_done(self, count: int) -> list[Path]:
+        """The source files from which nothing is wanted once `count` shards are there."""
+        wanted = {part.file for shard in self.shards[count:] for tensor in shard for part in tensor.parts}
+        return [path for path in self.states if path not in wanted]
+
+    def to_json(self) -> dict[str, Any]:
+        files = list(self.states)
+        number = {path: i for i, path in enumerate(files)}
+        return {
+            "work": "pack",
+            "asked": self.asked,
+            "path": self.path,
+            "replace": self.replace,
+            "format": self.format,
+            "rope_interleaved": self.rope_interleaved,
+            "tied": self.tied,
+            "files": [[os.fsdecode(path), *self.states[path]] for path in files],
+            "shards": [[_to_list(tensor, number) for tensor in shard] for shard in self.shards],
+            "carried": self.carried,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, journal: Path) -> "Plan":
+        """Raises PackError for what to_json() did not make."""
+        try:
+            if value["work"] != "pack":
+                raise PackError(f"{journal}: left by another command, expected one of pack; go on with that one")
+            files = [Path(name) for name, _, _ in value["files"]]
+            return cls(
+                str(value["asked"]),
+                str(value["path"]),
+                bool(value["replace"]),
+                str(value["format"]),
+                bool(value["rope_interleaved"]),
+                bool(value["tied"]),
+                {path: (size, time) for path, (_, size, time) in zip(files, value["files"], strict=True)},
+                [[_from_list(item, files) for item in shard] for shard in value["shards"]],
+                {str(name): Carried(*entry) for name, entry in value["carried"].items()},
+            )
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            raise PackError(f"{journal}: not a journal that this version can read; move it elsewhere") from None
+
+
+def into_shards(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The tensors, in order, cut into files."""
+    tensors = list(tensors)
+    last_use = {part.file: i for i, tensor in enumerate(tensors) for part in tensor.parts}
+    ends = set(last_use.values())
+    shards: list[list[Tensor]] = [[]]
+    nbytes = 0
+    for i, tensor in enumerate(tensors):
+        if shards[-1] and (nbytes + tensor.nbytes > SHARD_NBYTES or i - 1 in ends):
+            shards.append([])
+            nbytes = 0
+        shards[-1].append(tensor)
+        nbytes += tensor.nbytes
+    return shards
+
+
+def _absolute(tensor: Tensor) -> Tensor:
+    parts = (Part(Path(os.path.abspath(p.file)), p.offset, p.row, p.rows, p.col, p.cols) for p in tensor.parts)
+    return Tensor(tensor.name, tensor.dtype, tensor.shape, tuple(parts))
+
+
+def _to_list(tensor: Tensor, number: dict[Path, int]) -> list[Any]:
+    parts = [[number[p.file], p.offset, p.row, p.rows, p.col, p.cols] for p in tensor.parts]
+    return [tensor.name, tensor.dtype, tensor.shape, parts]
+
+
+def _from_list(item: Any, files: Sequence[Path]) -> Tensor:
+    name, dtype, shape, parts = item
+    return Tensor(
+        name, dtype, tuple(shape), tuple(Part(files[number], *numbers) for number, *numbers in parts)
+    )

@@ -1,0 +1,279 @@
+"""Tensors -> one file of a packed model, written once from its first page to its last.
+
+Reading, packing and writing run side by side: the disk reads ahead, the kernels pack on all threads, one thread
+writes. Memory is a few blocks, whatever the model. Where the file goes and when it counts is not decided here.
+"""
+
+import errno
+import json
+import os
+import queue
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyllama import _kernels
+from pyllama.checkpoint import Tensor
+from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, PAGE, VERSION, header_crc32, padded
+from pyllama.packing.ahead import read_ahead
+from pyllama.packing.rows import Rows, SourceFiles
+from pyllama.progress import Progress
+from pyllama.streaming.memory import huge_empty
+from pyllama.streaming.pinned import PACKED_WORTH
+
+BLOCK_NBYTES = 4 << 20  # a block with its padding fits the slot of a ring, where 32 rows do
+BUFFERS = 4
+EMBEDDING = "model.embed_tokens.weight"
+
+
+class Entry(NamedTuple):
+    """A block as the header lists it."""
+
+    rows: int
+    nbytes: int
+    crc32: int
+    packed: bool
+
+
+LARGEST = Entry(2**31 - 1, 2**40, 2**32 - 1, False)  # no entry takes more room in the header
+
+
+def packs(tensor: Tensor, tied: bool) -> bool:
+    """Whether a tensor is packed where it gets smaller; an embedding read row by row stays plain."""
+    return tensor.dtype == "BF16" and len(tensor.shape) == 2 and (tied or tensor.name != EMBEDDING)
+
+
+def cut(tensor: Tensor, packed: bool) -> list[Rows]:
+    """A matrix in equal blocks that, packed or plain, should fit BLOCK_NBYTES."""
+    panel = _kernels.PANEL
+    if packed:
+        # Sizes grow by whole panels, and a few escapes must fit too.
+        each = _kernels.packed_nbytes(2 * panel, tensor.cols) - _kernels.packed_nbytes(panel, tensor.cols)
+        each += each // 200
+    else:
+        each = panel * tensor.row_nbytes
+    most = max(1, (BLOCK_NBYTES - PAGE) // each)
+    panels = -(-tensor.rows // panel)
+    count = -(-panels // most)
+    step = -(-panels // count) * panel
+    return [Rows(tensor, row, min(step, tensor.rows - row)) for row in range(0, tensor.rows, step)]
+
+
+def estimated_nbytes(tensor: Tensor, tied: bool) -> int:
+    """Bytes the tensor will probably take in a packed file."""
+    if not packs(tensor, tied):
+        return tensor.nbytes + PAGE * (1 + tensor.nbytes // BLOCK_NBYTES)
+    return int(tensor.nbytes * 0.76) + PAGE * (1 + tensor.nbytes // BLOCK_NBYTES)
+
+
+def write_shard(
+    path: Path,
+    tensors: Sequence[Tensor],
+    fields: Mapping[str, str],
+    *,
+    tied: bool,
+    source: SourceFiles,
+    progress: Progress,
+) -> int:
+    """Write `tensors` to a new file, down to the disk; returns the checksum of its header.
+
+    fields  the header's own metadata but for what is made here. Raises OSError where the disk fails or is full,
+            CheckpointError where the source does.
+    """
+    matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
+    vectors = sorted((t for t in tensors if len(t.shape) == 1), key=lambda t: -t.row_nbytes // t.cols)
+    source.open(tensors)
+    pieces = [piece for tensor in matrices for piece in cut(tensor, packs(tensor, tied))]
+    room = max((piece.room for piece in (*pieces, *(Rows(tensor, 0, 1) for tensor in vectors))), default=PAGE)
+    worst = {tensor.name: [LARGEST] for tensor in tensors}
+    for piece in pieces:
+        worst[piece.tensor.name] += [LARGEST] * 2
+    reserved = padded(len(_header(fields, matrices, vectors, worst)))
+    entries: dict[str, list[Entry]] = {tensor.name: [] for tensor in tensors}
+    with _Writer(path, reserved, max((padded(piece.nbytes) for piece in pieces), default=PAGE)) as writer:
+        for piece, rows in read_ahead(pieces, room, source.read):
+            _pack_rows(piece.tensor, piece.rows, rows, packs(piece.tensor, tied), writer, entries[piece.tensor.name])
+            progress.advance(piece.nbytes)
+        writer.finish()
+        memory = huge_empty(room)
+        data = []
+        for tensor in vectors:
+            raw = source.read(Rows(tensor, 0, 1), memory).tobytes()
+            entries[tensor.name].append(Entry(1, len(raw), zlib.crc32(raw), False))
+            data.append(raw)
+            progress.advance(len(raw))
+        writer.append(b"".join(data))
+        head = bytearray(_header(fields, matrices, vectors, entries))
+        head += b" " * (reserved - len(head))
+        head[:8] = (reserved - 8).to_bytes(8, "little")
+        crc32 = header_crc32(head)
+        head[CRC_AT : CRC_AT + 8] = b"%08x" % crc32
+        writer.put_header(bytes(head))
+    return crc32
+
+
+def _pack_rows(
+    tensor: Tensor, count: int, rows: np.ndarray, packed: bool, writer: "_Writer", entries: list[Entry]
+) -> None:
+    """Write `count` rows as one block, or as several where they pack too badly for one."""
+    panel = _kernels.PANEL
+    fits = count <= panel or padded(len(rows)) <= BLOCK_NBYTES
+    nbytes = 0
+    buffer = writer.buffer()
+    if packed:
+        limit = int(len(rows) * PACKED_WORTH)
+        if count > panel:
+            limit = min(limit, BLOCK_NBYTES)
+        if limit:
+            matrix = _kernels.Matrix(tensor.dtype, count, tensor.cols, rows)
+            nbytes = _kernels.pack(matrix, buffer[:limit])
+    if nbytes:
+        writer.put(buffer, Entry(count, nbytes, 0, True), entries)
+    elif fits:
+        buffer[: len(rows)] = rows
+        writer.put(buffer, Entry(count, len(rows), 0, False), entries)
+    else:
+        writer.give_back(buffer)
+        half = -(-count // panel // 2) * panel
+        for part, start in ((half, 0), (count - half, half)):
+            begin = start * tensor.row_nbytes
+            _pack_rows(tensor, part, rows[begin : begin + part * tensor.row_nbytes], packed, writer, entries)
+
+
+def _header(
+    fields: Mapping[str, str],
+    matrices: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    entries: Mapping[str, Sequence[Entry]],
+) -> bytes:
+    """Length (zero so far) and JSON; the checksum is eight zeros."""
+    described, stored, offset = {}, {}, 0
+    for tensor in (*matrices, *vectors):
+        blocks = entries[tensor.name]
+        described[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "blocks": blocks}
+        matrix = len(tensor.shape) == 2
+        nbytes = sum(padded(block.nbytes) if matrix else block.nbytes for block in blocks)
+        stored[tensor.name] = {
+            "dtype": "U8" if matrix else tensor.dtype,
+            "shape": [nbytes // PAGE, PAGE] if matrix else tensor.shape,
+            "data_offsets": [offset, offset + nbytes],
+        }
+        offset += nbytes
+    metadata = {"crc32": "0" * 8, "format": FORMAT, "version": VERSION, **fields, "tensors": compact(described)}
+    head = b"\0" * 8 + compact({"__metadata__": metadata, **stored}).encode()
+    assert head.startswith(HEAD, 8)
+    return head
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+class _Writer:
+    """Blocks to consecutive pages of a new file, on a thread of its own, past the page cache where that works.
+
+    The page cache would fill with what nobody reads, and push out what somebody does.
+    """
+
+    def __init__(self, path: Path, start: int, room: int):
+        self._path = path
+        self._end = start
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        self._fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+        self._direct = -1
+        if hasattr(os, "O_DIRECT"):
+            try:
+                self._direct = os.open(path, flags | os.O_DIRECT)
+            except OSError:  # tmpfs and others have no direct writes
+                pass
+        memory = huge_empty(BUFFERS * room)
+        self._free: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
+        for i in range(BUFFERS):
+            self._free.put(memory[i * room : (i + 1) * room])
+        self._full: queue.SimpleQueue[tuple[np.ndarray, int, list[Entry], int] | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="pyllama-write", daemon=True)
+        self._thread.start()
+
+    def buffer(self) -> np.ndarray:
+        """A free buffer of `room` bytes, on a page boundary. Raises what stopped the writing."""
+        buffer = self._free.get()
+        if self._error:
+            raise self._error
+        return buffer
+
+    def give_back(self, buffer: np.ndarray) -> None:
+        self._free.put(buffer)
+
+    def put(self, buffer: np.ndarray, entry: Entry, entries: list[Entry]) -> None:
+        """Write entry.nbytes bytes of the buffer and zeros to the page's end; adds the entry, with its checksum."""
+        buffer[entry.nbytes : padded(entry.nbytes)] = 0
+        entries.append(entry)
+        self._full.put((buffer, entry.nbytes, entries, len(entries) - 1))
+
+    def _run(self) -> None:
+        while (work := self._full.get()) is not None:
+            buffer, nbytes, entries, index = work
+            if self._error is None:
+                try:
+                    data = memoryview(buffer)[: padded(nbytes)]
+                    entries[index] = entries[index]._replace(crc32=zlib.crc32(data[:nbytes]))
+                    self._write(data, self._direct >= 0)
+                except BaseException as error:  # noqa: BLE001 - raised to whoever asks for the next buffer
+                    self._error = error
+            self._free.put(buffer)
+
+    def _write(self, data: memoryview, direct: bool = False) -> None:
+        """All of it at the file's end so far. direct: from a page boundary in memory and in the file."""
+        done = 0
+        while done < len(data):
+            direct = direct and done % PAGE == 0  # a short write ends anywhere
+            try:
+                done += os.pwrite(self._direct if direct else self._fd, data[done:], self._end + done)
+            except OSError as error:
+                if not direct or error.errno != errno.EINVAL:
+                    raise
+                direct = False  # accepted at opening, refused now
+        if not direct and len(data) > PAGE:
+            # Waits until these pages are on the disk: before, there is nothing to drop.
+            os.fdatasync(self._fd)
+            os.posix_fadvise(self._fd, self._end, len(data), os.POSIX_FADV_DONTNEED)
+        self._end += len(data)
+
+    def finish(self) -> None:
+        """Wait until everything put is written."""
+        if self._thread.is_alive():
+            self._full.put(None)
+            self._thread.join()
+        if self._error:
+            raise self._error
+
+    def append(self, data: bytes) -> None:
+        """What follows the blocks, of any length."""
+        if data:
+            self._write(memoryview(data))
+
+    def put_header(self, head: bytes) -> None:
+        self._end = 0
+        self._write(memoryview(head))
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if error is None:
+                self.finish()
+                os.fsync(self._fd)
+            else:
+                self._error = self._error or InterruptedError()
+                self._full.put(None)
+                self._thread.join()
+        finally:
+            for fd in (self._fd, self._direct):
+                if fd >= 0:
+                    os.close(fd)
