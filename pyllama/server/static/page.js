@@ -67,6 +67,7 @@ let conversations = storedConversations(); // id -> {id, changed, messages: [{ro
 let settings = load(SETTINGS) || {};
 let current = newConversation(); // what is shown; kept once it has a message
 let live = null; // the answer being written: {conversation, message, abort, started, first, tokens, progress}
+let leaving = false; // for another page, or for this one again
 let context = null; // positions of the model's context
 
 function newConversation() {
@@ -227,6 +228,10 @@ function duration(ms) {
   return hours ? `${hours}:${rest}` : rest;
 }
 
+function spell(seconds) {
+  return seconds < 60 ? `${seconds.toFixed(1)} s` : duration(seconds * 1000);
+}
+
 /** A line for what the page itself has to say. */
 function tell(text) {
   $("status").textContent = text;
@@ -377,7 +382,8 @@ async function answer(conversation) {
     if (!response.ok) throw new Error(await problemOf(response));
     for await (const chunk of events(response)) take(chunk, mine);
   } catch (error) {
-    if (mine.abort.signal.aborted) mine.finish = "stopped";
+    if (leaving) mine.finish = "left"; // a reload ends requests before it ends scripts
+    else if (mine.abort.signal.aborted) mine.finish = "stopped";
     else message.problem = error instanceof TypeError ? "the connection to the server failed" : error.message;
   } finally {
     clearInterval(clock);
@@ -414,13 +420,13 @@ function take(chunk, mine) {
 }
 
 function statsOf(mine) {
-  const ending = { length: "cut: no tokens left", stopped: "stopped" }[mine.finish];
+  const ending = { length: "cut: no tokens left", stopped: "stopped", left: "not finished" }[mine.finish];
   const tokens = mine.usage ? mine.usage.completion_tokens : mine.tokens;
   if (!tokens) return ending || "";
   const times = mine.times;
   const seconds = times ? times.total_s - times.first_token_s : (mine.last - mine.first) / 1000;
   const parts = [`${tokens} ${tokens === 1 ? "token" : "tokens"}`, rate(tokens - 1, seconds)];
-  if (times) parts.push(`first after ${duration(times.first_token_s * 1000 + 500)}`);
+  if (times) parts.push(`first after ${spell(times.first_token_s)}`);
   if (mine.usage?.prompt_tokens) parts.push(`prompt ${mine.usage.prompt_tokens}${context ? ` of ${context}` : ""}`);
   parts.push(ending);
   return parts.filter(Boolean).join(" · ");
@@ -583,8 +589,10 @@ addEventListener("storage", (event) => {
 });
 
 addEventListener("pagehide", () => {
+  leaving = true;
   if (live) keep(live.conversation);
 });
+addEventListener("pageshow", () => (leaving = false));
 
 function begin() {
   const latest = [...conversations.values()].sort((a, b) => b.changed - a.changed)[0];

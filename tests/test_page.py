@@ -1,0 +1,367 @@
+"""The web page in a real browser against a real server: what a person sees, presses, and finds again after a reload.
+
+Without Chromium and its driver only the files are looked at.
+"""
+
+import asyncio
+import re
+import threading
+import time
+from html.parser import HTMLParser
+from importlib.resources import files
+
+import browser as browser_module
+import pytest
+from browser import ENTER, ESCAPE, SHIFT, Browser, until
+
+import pyllama
+
+for name in ("starlette", "uvicorn", "prometheus_client"):
+    pytest.importorskip(name)
+
+from pyllama.engine import AsyncEngine  # noqa: E402
+from pyllama.server.app import _PAGE_HEADERS  # noqa: E402
+from pyllama.server.hooks import Hooks  # noqa: E402
+from pyllama.server.run import Server, bind, url_of  # noqa: E402
+from pyllama.server.service import Settings  # noqa: E402
+
+in_browser = pytest.mark.skipif(
+    not (browser_module.CHROMIUM and browser_module.DRIVER), reason="no chromium with chromedriver here"
+)
+STATIC = files("pyllama.server") / "static"
+KEY = "correct-horse"
+
+
+# --- the files ---
+
+
+def test_the_page_is_in_the_package_and_links_its_own_files_only():
+    class Links(HTMLParser):
+        found: list[str] = []
+        inline: list[str] = []
+
+        def handle_starttag(self, tag, attributes):
+            given = dict(attributes)
+            self.found += [given[name] for name in ("src", "href", "action") if name in given]
+            self.inline += [name for name in given if name.startswith("on") or name == "style"]
+            self.inline += [tag] * (tag == "style" or (tag == "script" and "src" not in given))
+
+    page = Links()
+    page.feed((STATIC / "index.html").read_text(encoding="utf-8"))
+    assert sorted(page.found) == ["static/icon.svg", "static/page.css", "static/page.js"]
+    assert page.inline == []
+    assert all((STATIC.parent / link).is_file() for link in page.found)
+    assert "url(" not in (STATIC / "page.css").read_text(encoding="utf-8")
+
+
+def test_the_script_never_makes_markup_of_text():
+    script = (STATIC / "page.js").read_text(encoding="utf-8")
+    assert re.findall(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(|DOMParser", script) == []
+    assert "require-trusted-types-for 'script'" in _PAGE_HEADERS["content-security-policy"]
+    assert "unsafe" not in _PAGE_HEADERS["content-security-policy"]
+
+
+# --- in the browser ---
+
+
+class Slow:
+    """Called before each layer; sleeps when told to, as a board does that reads its layers from a disk."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self, layer: int) -> None:
+        time.sleep(self.seconds)
+
+
+@pytest.fixture
+def served(chat_folder):
+    """serve(**options of the engine) -> (url, Slow); the server answers until the test ends."""
+    stops = []
+
+    def serve(settings=None, **options):
+        slow = Slow()
+        model = pyllama.load(chat_folder, on_layer=slow, context_length=512)
+        bound = bind("127.0.0.1", 0)
+        server = Server(AsyncEngine(model, **options), ("tiny",), settings or Settings(stop_timeout_s=0), Hooks())
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))
+        thread.start()
+
+        def stop():
+            slow.seconds = 0.0
+            server.should_exit = True
+            thread.join(60)
+            bound.close()
+            model.close()
+
+        stops.append(stop)
+        until(lambda: server.started)
+        return url_of(bound), slow
+
+    yield serve
+    for stop in stops:
+        stop()
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(window):
+    """The browser; at the end nothing must be on its console that the test did not fetch with complaints()."""
+    window.size(1000, 700)
+    window.colours("light")
+    window.complaints()
+    yield window
+    assert window.complaints() == []
+    window.run("localStorage.clear()")
+    window.open("about:blank")
+
+
+def opened(page, url):
+    page.open(url)
+    page.wait("$('model').textContent === 'tiny'")
+
+
+def set_settings(page, **values):
+    page.click("#settings-open")
+    for name, value in values.items():
+        page.run("document.querySelector(`[name=${arguments[0]}]`).value = arguments[1]", name, str(value))
+    page.click("#settings-form button[type=submit]")
+    page.wait("!$('settings').open")
+
+
+def texts(page, selector):
+    return page.run("return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector)
+
+
+@in_browser
+def test_a_message_is_answered_and_both_are_there_after_a_reload(page, served, chat_folder):
+    url, _ = served()
+    opened(page, url)
+    set_settings(page, temperature=0, max_tokens=12, system="be brief")
+    assert page.run("return document.activeElement.id") == "text"
+    page.keys("hello")
+    page.keys(ENTER, holding=SHIFT)
+    page.keys("and hello" + ENTER)
+    page.wait("live === null && document.querySelectorAll('.message').length === 2")
+    with pyllama.load(chat_folder) as model:
+        messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello\nand hello"}]
+        expected = model.generate(messages, temperature=0, max_tokens=12).read()
+    assert page.run("return current.messages[1].content") == expected
+    assert re.search(r"12 tokens · [\d.]+ tok/s · first after [\d.]+ s", texts(page, ".assistant .foot")[0])
+    assert page.run("return $('text').value") == ""
+    shown = texts(page, "#log .message .body")
+    page.reload()
+    page.wait("document.querySelectorAll('.message').length === 2")
+    assert texts(page, "#log .message .body") == shown
+    assert texts(page, "#conversations .open") == ["hello"]
+    assert page.run("return settings.temperature") == "0"
+
+
+@in_browser
+def test_the_next_turn_sends_the_conversation_so_far(page, served, chat_folder):
+    url, _ = served()
+    opened(page, url)
+    set_settings(page, temperature=0, max_tokens=6)
+    for text in ("one", "two"):
+        page.keys(text + ENTER)
+        page.wait(f"live === null && title(current) && current.messages.at(-2)?.content === '{text}'")
+    first, second = page.run("return [current.messages[1].content, current.messages[3].content]")
+    with pyllama.load(chat_folder) as model:
+        turns = [("user", "one"), ("assistant", first), ("user", "two")]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        assert second == model.generate(messages, temperature=0, max_tokens=6).read()
+
+
+@in_browser
+@pytest.mark.parametrize("how", ["escape", "button"])
+def test_an_answer_can_be_stopped_and_frees_its_slot(page, served, how):
+    url, slow = served(max_running=1)
+    opened(page, url)
+    slow.seconds = 0.05
+    page.keys("hello" + ENTER)
+    page.wait("live && live.tokens > 1")
+    if how == "escape":
+        page.keys(ESCAPE)
+    else:
+        page.click("#stop")
+    page.wait("live === null")
+    assert "stopped" in texts(page, ".assistant .foot")[0]
+    assert page.run("return document.activeElement.id") == "text"
+    until(lambda: page.run("return fetch('health').then((r) => r.json()).then((h) => h.requests.running)") == 0)
+    assert page.run("return $('send').hidden") is False
+
+
+@in_browser
+def test_a_slow_board_shows_the_layer_and_the_place_in_the_queue(page, served):
+    url, slow = served(max_running=1)
+    opened(page, url)
+    slow.seconds = 1.5
+    page.run(
+        """window.other = new AbortController();
+        fetch("v1/chat/completions", {method: "POST", headers: {"content-type": "application/json"},
+            signal: other.signal, body: JSON.stringify({messages: [{role: "user", content: "first"}], user: "other"})
+        }).catch(() => {})"""
+    )
+    until(lambda: page.run("return fetch('health').then((r) => r.json()).then((h) => h.requests.running)") == 1)
+    page.keys("second" + ENTER)
+    page.wait("$('status').textContent.includes('place 1 in the queue')")
+    page.run("other.abort()")
+    page.wait("/reading.* · layer \\d of \\d/.test($('status').textContent) && !$('layers').hidden")
+    page.keys(ESCAPE)
+    page.wait("live === null")
+    assert "stopped" in texts(page, ".assistant .foot")[0]
+    slow.seconds = 0.0
+
+
+@in_browser
+def test_an_answer_that_a_reload_cut_off_is_kept_as_far_as_it_came(page, served):
+    url, slow = served()
+    opened(page, url)
+    slow.seconds = 0.05
+    page.keys("hello" + ENTER)
+    page.wait("live && live.message.content.length > 3")
+    page.reload()
+    page.wait("document.querySelectorAll('.message').length === 2")
+    assert len(page.run("return current.messages[1].content")) > 3
+    assert "not finished" in texts(page, ".assistant .foot")[0]
+
+
+@in_browser
+def test_conversations_can_be_chosen_and_deleted(page, served):
+    url, _ = served()
+    opened(page, url)
+    set_settings(page, max_tokens=2)
+    for text in ("first", "second"):
+        page.click("#new")
+        page.keys(text + ENTER)
+        page.wait("live === null && current.messages.length === 2")
+    assert texts(page, "#conversations .open") == ["second", "first"]
+    page.click("#conversations li:nth-child(2) .open")
+    assert texts(page, ".user .body") == ["first"]
+    page.click("#conversations li:nth-child(2) .delete")
+    page.click("#confirm-yes")
+    assert texts(page, "#conversations .open") == ["second"]
+    page.reload()
+    page.wait("document.querySelectorAll('.message').length === 2")
+    assert texts(page, ".user .body") == ["second"]
+    page.click("#settings-open")
+    page.click("#forget")
+    page.click("#confirm-yes")
+    assert page.run("return Object.keys(localStorage).filter((key) => key.includes('conversation'))") == []
+
+
+@in_browser
+def test_text_of_the_model_is_text(page, served):
+    url, _ = served()
+    opened(page, url)
+    hostile = "<img src=x onerror=alert(1)>\n\n"
+    hostile += "```html\n<script>alert(1)</script>\n```\n**<b>** `<i>` & [a](javascript:1)"
+    page.run(
+        """current.messages.push({role: "user", content: "q"}, {role: "assistant", content: arguments[0], stats: ""});
+        conversations.set(current.id, current); keep(current); drawLog()""",
+        hostile,
+    )
+    inside = ".assistant .body"
+    assert page.run("return [...document.querySelectorAll('.assistant .body *')].map((e) => e.localName)") == [
+        "p", "pre", "code", "p", "strong", "code",
+    ]  # fmt: skip
+    assert texts(page, inside) == ["<img src=x onerror=alert(1)><script>alert(1)</script><b> <i> & [a](javascript:1)"]
+
+
+@in_browser
+def test_the_policy_keeps_markup_and_foreign_resources_out(page, served):
+    url, _ = served()
+    opened(page, url)
+    assert "TypeError" in page.run("try { $('log').innerHTML = '<b>x</b>'; } catch (error) { return String(error); }")
+    assert page.run("return fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')") == "refused"
+    assert all("Content Security Policy" in line or "TrustedHTML" in line for line in page.complaints())
+
+
+@in_browser
+def test_a_key_is_asked_for_and_kept(page, served):
+    url, _ = served(Settings(api_key=KEY, stop_timeout_s=0))
+    page.open(url)
+    page.wait("$('settings').open && $('settings-problem').textContent.includes('API key')")
+    assert page.run("return document.activeElement.name") == "api_key"
+    page.keys(KEY + ENTER)
+    page.wait("$('model').textContent === 'tiny'")
+    page.reload()
+    page.wait("$('model').textContent === 'tiny'")
+    assert all("401" in line for line in page.complaints())
+
+
+@in_browser
+def test_a_failed_request_says_why_and_can_be_tried_again(page, served):
+    url, _ = served()
+    opened(page, url)
+    page.run("settings = {max_tokens: '3', temperature: '9'}")
+    page.keys("hello" + ENTER)
+    page.wait("live === null && document.querySelector('.problem')")
+    assert "temperature" in texts(page, ".problem")[0]
+    page.run("settings = {max_tokens: '3', temperature: '0'}")
+    page.run("[...document.querySelectorAll('.foot button')].find((b) => b.textContent === 'Try again').click()")
+    page.wait("live === null && current.messages.at(-1).content")
+    assert page.run("return current.messages.length") == 2
+    assert all("400" in line for line in page.complaints())
+
+
+@in_browser
+def test_settings_out_of_range_are_refused_by_name(page, served):
+    url, _ = served()
+    opened(page, url)
+    page.click("#settings-open")
+    page.run("document.querySelector('[name=top_p]').value = '1.5'")
+    page.click("#settings-form button[type=submit]")
+    assert texts(page, "#settings-problem")[0].startswith("Top p: ")
+    page.keys(ESCAPE)
+    assert page.run("return [$('settings').open, settings.top_p]") == [False, None]
+
+
+@in_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_of_360_pixels_has_all_of_it(page, served, scheme):
+    page.size(360, 640, phone=True)
+    page.colours(scheme)
+    url, _ = served()
+    opened(page, url)
+    page.run("settings = {max_tokens: '300'}")
+    page.click("#text")
+    page.keys("a" * 80 + "\n")  # on a phone Enter makes a new line
+    assert page.run("return [live, $('text').value.length]") == [None, 81]
+    page.click("#send")
+    page.wait("live === null && current.messages.length === 2")
+    assert page.run("return document.documentElement.scrollWidth") == 360
+    assert page.run("return $('log').scrollWidth <= $('log').clientWidth")
+    assert page.run("return $('text').getBoundingClientRect().bottom <= innerHeight")
+    page.click("#menu")
+    page.wait("$('sidebar').getBoundingClientRect().left === 0")
+    assert page.run("return document.activeElement.id") == "new"
+    page.click("#conversations .open")
+    page.wait("$('sidebar').getBoundingClientRect().right <= 0")
+    buttons = "[...document.querySelectorAll('header button, #entry button')]"
+    heights = page.run(f"return {buttons}.map((button) => button.offsetHeight)")
+    assert all(height == 0 or height >= 40 for height in heights)  # a fingertip's
+    assert contrast(page, "body") >= 7
+    assert contrast(page, ".user .body") >= 7
+    assert contrast(page, "#send") >= 4.5
+    assert contrast(page, ".foot span") >= 4.5
+
+
+def contrast(page, selector):
+    """Of text and what is behind it, as WCAG 2 defines it."""
+    return page.run(
+        """const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+        const light = (rgb) => { const [r, g, b] = rgb.match(/[\\d.]+/g).map(Number).map(channel);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+        let behind = document.querySelector(arguments[0]);
+        const text = light(getComputedStyle(behind).color);
+        while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+        const back = light(getComputedStyle(behind).backgroundColor);
+        return (Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05);""",
+        selector,
+    )
