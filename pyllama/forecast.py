@@ -30,6 +30,7 @@ class Rates:
     disk_gb_s: float
     dram_gb_s: float
     gflop_s: float
+    pack_gb_s: float  # bfloat16 into 12 bits, when weights come to stay
     source: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -41,25 +42,25 @@ class Board:
     rates: Rates
 
 
-def _board(name: str, disk: str, disk_gb_s: float, dram_gb_s: float, gflop_s: float) -> Board:
+def _board(name: str, disk: str, disk_gb_s: float, dram_gb_s: float, gflop_s: float, pack_gb_s: float) -> Board:
     figure = f"the design's figure for a {name}, not measured"
     source = {"disk": f"{disk}, {figure}", "dram": figure, "compute": figure}
-    return Board(name, Rates(disk_gb_s, dram_gb_s, gflop_s, source))
+    return Board(name, Rates(disk_gb_s, dram_gb_s, gflop_s, pack_gb_s, source))
 
 
 #: GFLOP/s are about half of cores * clock * operations a cycle: what float32 products of 64 tokens get.
 BOARDS = {
-    "pi5": _board("Raspberry Pi 5", "NVMe Gen3 x1", 0.85, 10.5, 75),
-    "pi4": _board("Raspberry Pi 4", "USB3 SSD", 0.35, 4.4, 25),
-    "rk3588": _board("board with RK3588", "NVMe Gen3 x4", 2.6, 20, 80),
-    "orion-o6": _board("Orion O6", "NVMe Gen4 x4", 5, 39, 160),
+    "pi5": _board("Raspberry Pi 5", "NVMe Gen3 x1", 0.85, 10.5, 75, 2),
+    "pi4": _board("Raspberry Pi 4", "USB3 SSD", 0.35, 4.4, 25, 1),
+    "rk3588": _board("board with RK3588", "NVMe Gen3 x4", 2.6, 20, 80, 2.5),
+    "orion-o6": _board("Orion O6", "NVMe Gen4 x4", 5, 39, 160, 5),
 }
 DISKS = (("SD card", 0.09), ("USB3 SSD", 0.40), ("NVMe Gen2 x1", 0.45), ("NVMe Gen3 x1", 0.85))
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds; `bound` names what decides each: "disk", "memory" or "compute".
+    """Seconds; `bound` names what decides each: "disk", "memory", "compute" or "packing".
 
     token_s     a token, with the context half full
     first_s     the first pass, of one token: all weights come from disk
@@ -77,7 +78,7 @@ def forecast(model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16
     half = max(1, plan.context_length // 2)
     cache = cache_nbytes(model.config, half, kv_dtype)
     token = _pass(model, plan, rates, 1, half, cache, plan.streamed)
-    first = _pass(model, plan, rates, 1, 1, 0, plan.stored)
+    first = _first_pass(model, plan, rates)
     prompts, bounds = {}, {"token": token[1], "first": first[1]}
     for tokens in PROMPTS:
         seconds = 0.0
@@ -103,6 +104,15 @@ def _pass(
     }
     bound = max(times, key=lambda name: times[name])
     return times[bound], bound
+
+
+def _first_pass(model: Described, plan: Plan, rates: Rates) -> tuple[float, str]:
+    """A pass of one token that reads everything and packs, between products, what stays and can be packed."""
+    seconds, bound = _pass(model, plan, rates, 1, 1, 0, plan.stored)
+    share = plan.pinned / plan.weights
+    packing = share * sum(t.nbytes for t in model.tensors.values() if _packs(t)) / (rates.pack_gb_s * 1e9)
+    computing = packing + plan.stored / (rates.dram_gb_s * 1e9 * OF_DRAM)
+    return (computing, "packing") if computing > seconds else (seconds, bound)
 
 
 def flop(model: Described, tokens: int, positions: float) -> float:

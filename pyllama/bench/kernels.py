@@ -91,14 +91,17 @@ def measure(threads: int, nbytes: int, *, positions: int = 2048, seconds: float 
     return found
 
 
-def gflop_s(threads: int, nbytes: int = 32 << 20, seconds: float = 0.2) -> float:
-    """What products of 64 tokens get, quickly."""
+def quick(threads: int, nbytes: int = 32 << 20, seconds: float = 0.2) -> tuple[float, float]:
+    """GFLOP/s of products of 64 tokens, and GB/s of packing bfloat16."""
     _kernels.set_num_threads(threads)
-    matrix = matrices(nbytes)["panels"]
-    return 2e-9 * matrix.rows * matrix.cols * TOKENS / product_s(matrix, TOKENS, seconds)
+    made = matrices(nbytes)
+    matrix, plain = made["panels"], made["rows"]
+    rate = 2e-9 * matrix.rows * matrix.cols * TOKENS / product_s(matrix, TOKENS, seconds)
+    packed = huge_empty(int(_kernels.packed_nbytes(plain.rows, plain.cols) * 1.05) + 4096)
+    return rate, plain.nbytes / 1e9 / _median_s(lambda: _kernels.pack(plain, packed), seconds / 2)
 
 
-def _median_s(call: Callable[[], None], seconds: float) -> float:
+def _median_s(call: Callable[[], object], seconds: float) -> float:
     call()
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:

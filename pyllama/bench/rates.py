@@ -10,7 +10,7 @@ from ..forecast import Rates
 from ..hub.cache import hub_cache, xdg_cache
 from . import disk
 from .ceilings import Ceilings, buffer_nbytes
-from .kernels import gflop_s
+from .kernels import quick
 from .storage import storage
 
 QUICK_S = 1.5
@@ -48,9 +48,9 @@ def measure(
         del ceilings
     else:
         source["dram"] = "as given"
-    compute = gflop_s(threads, min(nbytes, 32 << 20, max(1 << 20, available_nbytes() // 8)), seconds / 8)
-    source["compute"] = f"measured, {_threads(threads)}, products of 64 tokens"
-    return Rates(disk_gb_s, dram_gb_s, compute, source)
+    compute, pack = quick(threads, min(nbytes, 32 << 20, max(1 << 20, available_nbytes() // 8)), seconds / 8)
+    source["compute"] = f"measured, {_threads(threads)}, products of 64 tokens; packing {pack:.1f} GB/s"
+    return Rates(disk_gb_s, dram_gb_s, compute, pack, source)
 
 
 def _disk(model_files: list[Path], seconds: float, nbytes: int) -> tuple[float, str]:

@@ -1,0 +1,133 @@
+"""One model, one budget, one process: prompts and decoding timed, memory and disk watched. Prints one line of JSON.
+
+`python -m pyllama.bench.model '{"model": PATH, ...}'`: a process of its own, so that its peak resident set is the
+model's and nothing else's. Token ids are random, the cache starts empty, and sampling is not part of it; only the
+last token's logits are asked for, as in llama-bench.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from ..budget import peak_resident_nbytes
+from ..errors import PyllamaError
+from .watch import Watch
+
+CONTEXT = 1024
+
+
+def time_prefill(model, ids: list[int]) -> float:
+    """Seconds from token ids to the logits of the last."""
+    with model.new_sequence() as sequence:
+        started = time.perf_counter()
+        model.decoder.prefill(sequence, ids)
+        return time.perf_counter() - started
+
+
+def time_decode(model, ids: list[int], watch: Watch | None = None, most_s: float = float("inf")) -> list[float]:
+    """Seconds of each pass of one token, from an empty cache; at least two, and no more than most_s in all."""
+    times: list[float] = []
+    with model.new_sequence() as sequence:
+        for token_id in ids:
+            started = time.perf_counter()
+            model.decoder.forward([(sequence, [token_id])])
+            times.append(time.perf_counter() - started)
+            if watch:
+                watch.mark("token")
+            if len(times) > 1 and sum(times) > most_s:
+                break
+    return times
+
+
+def measure(
+    name: str,
+    *,
+    memory: int | None = None,
+    threads: int | None = None,
+    context_length: int = CONTEXT,
+    prompts: tuple[int, ...] = (64, 512),
+    decode: int = 16,
+    most_s: float = 60.0,
+    series: bool = True,
+) -> dict[str, Any]:
+    """Everything measured of a model under a budget.
+
+    prompts  lengths; one that would take longer than most_s by the last one's rate is left out
+    decode   tokens, fewer if they take longer than most_s
+    """
+    import pyllama
+    from pyllama import _kernels
+    from pyllama.checkpoint import open_checkpoint
+    from pyllama.hub import resolve
+
+    started = time.perf_counter()
+    with open_checkpoint(resolve(name)) as checkpoint:
+        context_length = min(context_length, checkpoint.config.max_position_embeddings)
+    with Watch() as watch:
+        with pyllama.load(name, memory=memory, threads=threads, context_length=context_length) as model:
+            weights = model.decoder.weights
+            watch.bytes_read = lambda: weights.bytes_read
+            load_s = time.perf_counter() - started
+            random = np.random.default_rng(1)
+
+            def ids(count: int) -> list[int]:
+                return random.integers(0, model.config.vocab_size, count).tolist()
+
+            watch.mark("first pass")
+            (first_s,) = time_decode(model, ids(1))
+            result: dict[str, Any] = {
+                "budget": model.plan.budget,
+                "context_length": model.context_length,
+                "isa": _kernels.isa(),
+                "threads": _kernels.num_threads(),
+                "load_s": load_s,
+                "first_pass_s": first_s,
+                "pinned_nbytes": weights.nbytes_pinned,
+                "streamed_nbytes": weights.nbytes_streamed,
+                "prefill": {},
+            }
+            token_s = first_s
+            for length in prompts:
+                if length > model.context_length or token_s * length > most_s:
+                    continue
+                watch.mark(f"prompt of {length}")
+                before, seconds = weights.bytes_read, time_prefill(model, ids(length))
+                token_s = seconds / length
+                result["prefill"][str(length)] = {
+                    "seconds": seconds,
+                    "tok_s": length / seconds,
+                    "bytes_read": weights.bytes_read - before,
+                }
+            watch.mark("decoding")
+            time_decode(model, ids(1))
+            before = weights.bytes_read
+            times = time_decode(model, ids(max(2, min(decode, model.context_length))), watch, most_s)
+            result["decode"] = {
+                "tokens": len(times),
+                "seconds": sum(times),
+                "tok_s": len(times) / sum(times),
+                "bytes_read": weights.bytes_read - before,
+            }
+            result["bytes_read"] = weights.bytes_read
+            result["passes"] = model.passes
+    result["peak_rss_bytes"] = peak_resident_nbytes()
+    if series:
+        result["series"] = watch.series()
+    return result
+
+
+def main() -> int:
+    try:
+        options = json.loads(sys.argv[1])
+        print(json.dumps(measure(options.pop("model"), **options)))
+    except PyllamaError as error:
+        print(f"pyllama: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

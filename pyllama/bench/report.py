@@ -1,0 +1,232 @@
+"""Measurements -> the report of `pyllama bench`: what was measured on, each figure beside its ceiling.
+
+measure() runs everything and returns what `bench --json` prints; what a person reads is made of it by
+report_lines.py, the plot by plot.py.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .. import _kernels
+from ..budget import default_budget, resident_nbytes
+from ..checkpoint import open_checkpoint
+from ..errors import BudgetError, PyllamaError, RequestError
+from ..hub import resolve
+from ..plan import SLACK, Plan, make_plan
+from . import disk, kernels, work
+from .advice import advice
+from .ceilings import SPIN_ROUNDS, Ceilings
+from .condition import condition
+from .machine import describe
+from .model import CONTEXT
+from .rates import cache_folders, nearest
+from .storage import storage
+
+#: Of the weights, what stays in the streamed run when nobody says how much memory to use.
+KEPT = 0.25
+
+
+def measure(
+    model: str | None = None,
+    *,
+    memory: int | None = None,
+    file: Path | None = None,
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    file_nbytes: int = disk.FILE_NBYTES,
+    buffer_nbytes: int | None = None,
+    seconds: float = 4.0,
+    spin_rounds: int = SPIN_ROUNDS,
+    positions: int = 2048,
+    prompts: tuple[int, ...] = (64, 512),
+    decode: int = 16,
+    most_s: float = 60.0,
+) -> dict[str, Any]:
+    """Ceilings and kernels, and with a model also prompts and decoding, resident and streamed.
+
+    say            told what is going on
+    memory         budget of the streamed run; default: what keeps a quarter of the weights
+    file           a file to measure the disk with; default: the model's largest, else one made for it
+    file_nbytes and what follows: how much of everything, for boards and tests with little patience
+    """
+    if threads is not None:
+        _kernels.set_num_threads(threads)
+    threads = _kernels.num_threads()
+    path = resolve(model) if model is not None else None
+    files: list[Path] = []
+    if path is not None:
+        with open_checkpoint(path) as checkpoint:
+            files = list(checkpoint.files)
+    report: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
+        "machine": describe(),
+        "threads": threads,
+    }
+    states = [condition()]
+
+    say("memory and arithmetic")
+    before = _ceilings(threads, buffer_nbytes, spin_rounds, one_too=True)
+    say("disk")
+    report["disk"], lies_on = _disk(file, files, file_nbytes, seconds, say)
+    say("kernels")
+    report["kernels"] = kernels.measure(
+        threads, before["buffer_nbytes"], positions=positions, seconds=min(0.3, seconds / 8)
+    )
+    report["models"] = []
+    if path is not None:
+        options = {"threads": threads, "prompts": prompts, "decode": decode, "most_s": most_s}
+        report["models"] = _models(path, memory, options, say)
+    say("memory and arithmetic, again")
+    after = _ceilings(threads, buffer_nbytes, spin_rounds, one_too=False)
+    report["ceilings"] = _between(before, after)
+    states.append(condition())
+    report["condition"] = {"before": states[0], "after": states[1]}
+    report["advice"] = [asdict(item) for item in advice(lies_on, None, states)]
+    _beside(report)
+    return report
+
+
+def _ceilings(threads: int, nbytes: int | None, rounds: int, one_too: bool) -> dict[str, Any]:
+    ceilings = Ceilings(nbytes)
+    found: dict[str, Any] = {"buffer_nbytes": ceilings.buffer.nbytes}
+    if one_too:
+        found["1"] = ceilings.measure(1, rounds=rounds)
+    found[str(threads)] = ceilings.measure(threads, rounds=rounds)
+    _kernels.set_num_threads(threads)
+    return found
+
+
+def _between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """On all threads the mean of before and after: a machine that warms up meets the figures in between."""
+    out = dict(before)
+    for key, rates in after.items():
+        if isinstance(rates, dict):
+            out[key] = {name: (before[key][name] + rate) / 2 for name, rate in rates.items()}
+    return out
+
+
+def _disk(
+    file: Path | None, model_files: list[Path], file_nbytes: int, seconds: float, say: Callable[[str], None]
+) -> tuple[dict[str, Any], Any]:
+    """One and three reads in flight, of a given file, of the model's largest, or of one made for it."""
+    if file is not None and not file.is_file():
+        raise RequestError(f"--file: {file} is no file")
+    largest = max(model_files, key=lambda path: path.stat().st_size, default=None)
+    if file is None and largest is not None and largest.stat().st_size >= disk.LEAST_NBYTES:
+        file = largest
+    if file is not None:
+        return _read(file, seconds, f"{file.stat().st_size / 1e6:.0f} MB of an existing file")
+    written = [0]
+
+    def advance(count: int) -> None:
+        written[0] += count
+        say(f"disk: writing a file to read, {min(100, 100 * written[0] // file_nbytes)}%")
+
+    with disk.TemporaryFile(nearest(cache_folders()[0]), file_nbytes, advance) as path:
+        say("disk: reading")
+        return _read(path, seconds, f"a file of {file_nbytes / 1e6:.0f} MB made for it")
+
+
+def _read(path: Path, seconds: float, what: str) -> tuple[dict[str, Any], Any]:
+    one = disk.read_rate(path, in_flight=1, seconds=seconds)
+    three = disk.read_rate(path, in_flight=3, seconds=seconds)
+    where = storage(path)
+    found = {"file": what, "direct": three.direct, "storage": where.as_dict(), "described": str(where),
+             "read_gb_s": {"1": one.gb_s, "3": three.gb_s}}  # fmt: skip
+    return found, where
+
+
+def _models(path: Path, memory: int | None, options: dict[str, Any], say: Callable[[str], None]) -> list[dict]:
+    """The resident run, if memory allows one, and the streamed run."""
+    budgets = _budgets(path, memory)
+    found = []
+    for kind, budget in budgets.items():
+        if isinstance(budget, str):
+            found.append({"kind": kind, "skipped": budget})
+            continue
+        say(f"{path.name}, {kind}")
+        found.append({"kind": kind, "model": path.name} | _costs(path) | run_apart(path, budget, options))
+    return found
+
+
+def _budgets(path: Path, memory: int | None) -> dict[str, int | str]:
+    """Budget of each run, or why there is none."""
+    with open_checkpoint(path) as checkpoint:
+        context = min(CONTEXT, checkpoint.config.max_position_embeddings)
+        available = default_budget()
+        # The process that measures is about as large as this one, so its share is known.
+        interpreter = resident_nbytes()
+        full = make_plan(checkpoint, 1 << 50, context_length=context, interpreter=interpreter)
+        kept = round(full.weights * KEPT)
+        streamed = memory if memory is not None else _spent(full) - full.weights + kept
+        found: dict[str, int | str] = {}
+        if _spent(full) + SLACK <= available:
+            found["resident"] = available
+        else:
+            found["resident"] = f"needs {_spent(full) / 1e9:.2f} GB, {available / 1e9:.2f} available"
+        try:
+            plan = make_plan(checkpoint, streamed, context_length=context, interpreter=interpreter)
+        except BudgetError as error:
+            if memory is not None:
+                raise
+            found["streamed"] = str(error)
+        else:
+            found["streamed"] = streamed if plan.streamed else "the model fits --memory whole"
+    return found
+
+
+def _spent(plan: Plan) -> int:
+    return plan.interpreter + plan.cache + plan.activations + plan.ring + plan.weights
+
+
+def _costs(path: Path) -> dict[str, Any]:
+    with open_checkpoint(path) as checkpoint:
+        return {
+            "decode_nbytes": work.decode_nbytes(checkpoint),
+            "prefill_flop": {str(n): work.prefill_flop(checkpoint, n) for n in (64, 512)},
+        }
+
+
+def run_apart(path: Path, memory: int, options: dict[str, Any]) -> dict[str, Any]:
+    """What model.measure() gives, in a process of its own. Raises PyllamaError with that process's last line."""
+    request = json.dumps({"model": str(path), "memory": memory, **options})
+    command = [sys.executable, "-m", "pyllama.bench.model", request]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise PyllamaError(f"bench: {last.removeprefix('pyllama: ')}")
+    return json.loads(done.stdout)
+
+
+def _beside(report: dict[str, Any]) -> None:
+    """Put beside each figure its ceiling and the fraction of it that was reached."""
+    rates = report["ceilings"][str(report["threads"])]
+    read, peak, disk_gb_s = rates["read_gb_s"], rates["peak_gflop_s"], report["disk"]["read_gb_s"]["3"]
+    for kernel in report["kernels"]:
+        kernel["ceiling"] = read if kernel["beside"] == "read" else peak
+        kernel["of_ceiling"] = kernel["value"] / kernel["ceiling"]
+    for run in report["models"]:
+        if "skipped" in run:
+            continue
+        # Bytes a pass moves: what is kept is read once; what is streamed crosses the bus in and out.
+        memory_s = (run["pinned_nbytes"] + 2 * run["streamed_nbytes"]) / (read * 1e9)
+        disk_s = run["streamed_nbytes"] / (disk_gb_s * 1e9)
+        decode = run["decode"]
+        decode |= _fraction(decode["seconds"] / decode["tokens"], disk=disk_s, memory=memory_s)
+        decode["gb_s"] = decode["tok_s"] * run["decode_nbytes"] / 1e9
+        for length, prompt in run["prefill"].items():
+            flop = run["prefill_flop"].get(length)
+            if flop:
+                prompt["gflop_s"] = flop / 1e9 / prompt["seconds"]
+                prompt |= _fraction(prompt["seconds"], disk=disk_s, memory=memory_s, compute=flop / (peak * 1e9))
+
+
+def _fraction(seconds: float, **least_s: float) -> dict[str, Any]:
+    bound = max(least_s, key=lambda name: least_s[name])
+    return {"ceiling_s": least_s[bound], "bound": bound, "of_ceiling": least_s[bound] / seconds}

@@ -1,0 +1,71 @@
+"""`pyllama bench`: what this machine can do, and how near a model comes to it: a report worth posting."""
+
+import argparse
+from pathlib import Path
+
+from pyllama.errors import RequestError
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure this machine, and a model on it",
+        description="Measure memory, disk, arithmetic and kernels of this machine; with a model also prompts and "
+        "decoding, resident and streamed, each beside what the machine allows. Names what is set wrong, and the "
+        "remedy. Takes about half a minute, longer with a large model or a slow disk.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="a model to measure too: a path, or the name of a pulled model",
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="budget of the streamed run, such as 500M; default: what keeps a quarter of the weights",
+    )
+    parser.add_argument("--threads", metavar="N", type=int, help="default: the physical cores")
+    parser.add_argument(
+        "--file",
+        metavar="FILE",
+        help="an existing large file to measure the disk with; default: the model's, or one of 512 MB made for it",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--csv", metavar="FILE", help="add a line a run to this file, in the format of bench/results/")
+    parser.add_argument("--plot", metavar="FILE", help="draw memory and disk over time, as SVG; needs MODEL")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from pyllama.bench import csv_file, plot
+    from pyllama.bench.report import measure
+    from pyllama.bench.report_lines import lines
+    from pyllama.budget import parse_size
+    from pyllama.signs_of_life import SignsOfLife
+
+    if args.plot and not args.model:
+        raise RequestError("--plot: needs MODEL, there is nothing to draw without one")
+    if args.memory and not args.model:
+        raise RequestError("--memory: needs MODEL, it is the budget of the streamed run")
+    if args.threads is not None and not 1 <= args.threads <= 1024:
+        raise RequestError(f"threads: {args.threads}, expected 1 to 1024")
+    memory = None if args.memory is None else parse_size(args.memory)
+    file = None if args.file is None else Path(args.file)
+    with SignsOfLife(quiet=args.quiet) as signs:
+        report = measure(args.model, memory=memory, file=file, threads=args.threads, say=signs.show)
+    if args.csv:
+        csv_file.append(Path(args.csv), csv_file.rows_of(report))
+    if args.plot:
+        about = report["machine"]
+        title = f"pyllama {about['pyllama']} on {about['board'] or about['cpu']}, {report['date']}"
+        Path(args.plot).write_text(plot.plot(report["models"], title, report["disk"]["read_gb_s"]["3"]))
+    if args.json:
+        import json
+
+        print(json.dumps(report))
+    else:
+        for line in lines(report):
+            print(line)
+    return 0

@@ -1,0 +1,190 @@
+"""What is going on becomes one line on a terminal, drawn once it has taken a second, gone before anything is printed.
+
+A thread draws, so that a single slow layer, or a slow load, shows signs of life too. Where text and line share a
+terminal the line stands below the text and leaves the cursor where it was: an answer may be half a line long.
+Nothing is drawn, and no thread started, where standard error is no terminal.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TextIO
+
+from .progress import format_nbytes, format_seconds
+
+PATIENCE_S = 1.0  # what is over sooner is not mentioned
+REDRAW_S = 0.25
+RATE_S = 3.0  # the disk's rate is that of the last few seconds
+
+_ERASE_LINE = "\r\x1b[K"
+# Index (down, scrolling if need be, same column), up again, save the cursor, down to the line's start.
+_BELOW = "\x1bD\x1b[A\x1b7\x1b[B\r\x1b[K"
+_BACK = "\x1b8"
+
+
+class SignsOfLife:
+    """A context manager.
+
+    quiet   True shows nothing
+    stream  standard error unless told otherwise
+    below   whether the line goes below the cursor's; default: if standard output is a terminal too
+    """
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None, below: bool | None = None):
+        self._stream = sys.stderr if stream is None else stream
+        self.enabled = not quiet and self._stream is not None and self._stream.isatty()
+        self._below = below if below is not None else sys.stdout is not None and sys.stdout.isatty()
+        self._lock = threading.Lock()
+        self._text: Callable[[], str] | None = None
+        self._since = 0.0
+        self._drawn = False
+        self._model: Any = None
+        self._pass: _Pass | None = None
+        self._last_pass_s: float | None = None
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # ------------------------------------------------------------------------------------- what is going on
+
+    def show(self, text: str | Callable[[], str]) -> None:
+        """This is going on from now on; a callable is asked every time the line is drawn."""
+        if not self.enabled:
+            return
+        with self._lock:
+            if self._text is None:  # the patience is with all of the work, not with each part of it
+                self._since = time.monotonic()
+            self._text = text if callable(text) else lambda: text
+        self._start()
+
+    def clear(self) -> None:
+        """Nothing is going on, or something else is about to be printed. On return the line has gone."""
+        if not self.enabled:
+            return
+        with self._lock:
+            self._erase()
+            self._text = None
+            self._end_pass()
+
+    def watch(self, model: Any) -> None:
+        """From here on, passes of this model are shown: on_layer must be its decoder's."""
+        self._model = model
+        self.clear()
+
+    def on_layer(self, layer: int) -> None:
+        """A pass has come to this layer; the first one begins a pass."""
+        if not self.enabled or self._model is None:
+            return
+        if layer == 0 or self._pass is None:
+            with self._lock:
+                self._end_pass()
+                going_on = self._text is not None  # the passes of one long prompt are one piece of work
+                self._pass = _Pass(self._model, layer)
+                if not going_on:
+                    self._text, self._since = self._pass_line, time.monotonic()
+            self._start()
+        else:
+            self._pass.layer = layer
+
+    def close(self) -> None:
+        """Take the line away, for good."""
+        self.clear()
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.enabled = False
+
+    def __enter__(self) -> "SignsOfLife":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------- the line
+
+    def _pass_line(self) -> str:
+        return self._pass.line(self._last_pass_s) if self._pass else ""
+
+    def _end_pass(self) -> None:
+        if self._pass is not None:
+            self._last_pass_s = time.monotonic() - self._pass.started_s
+            self._pass = None
+
+    def _start(self) -> None:
+        if self._thread is None and not self._stopping.is_set():
+            self._thread = threading.Thread(target=self._run, name="pyllama-signs", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(REDRAW_S):
+            self.redraw()
+
+    def redraw(self) -> None:
+        """Draw the line as it is now, if it is time to."""
+        with self._lock:
+            if self._text is None or time.monotonic() - self._since < PATIENCE_S:
+                return
+            line = self._fit(self._text())
+            self._write(f"{_BELOW}{line}{_BACK}" if self._below else f"{_ERASE_LINE}{line}")
+            self._drawn = True
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._write(f"{_BELOW}{_BACK}" if self._below else _ERASE_LINE)
+            self._drawn = False
+
+    def _fit(self, line: str) -> str:
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns or 80  # a serial line says 0
+        except (OSError, ValueError):
+            columns = 80
+        return line[: max(columns - 1, 1)]
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self.enabled = False  # the terminal went away; the work goes on
+
+
+class _Pass:
+    """A pass over the weights that is under way."""
+
+    def __init__(self, model: Any, layer: int):
+        self.model = model
+        self.layer = layer
+        self.layers = model.config.num_hidden_layers
+        self.started_s = time.monotonic()
+        self.first = model.passes == 0
+        self._samples = [(self.started_s, model.bytes_read)]
+
+    def line(self, last_pass_s: float | None) -> str:
+        now = time.monotonic()
+        self._samples.append((now, self.model.bytes_read))
+        while len(self._samples) > 2 and self._samples[0][0] < now - RATE_S:
+            del self._samples[0]
+        (then, before), (_, read) = self._samples[0], self._samples[-1]
+        parts = ["first pass"] if self.first else []
+        parts.append(f"layer {self.layer + 1} of {self.layers}")
+        if now > then and read > before:
+            parts.append(f"{format_nbytes((read - before) / (now - then))}/s from disk")
+        left = self._left(now - self.started_s, last_pass_s)
+        if left is not None:
+            parts.append(f"{format_seconds(left)} left")
+        return "  ".join(parts)
+
+    def _left(self, elapsed: float, last_pass_s: float | None) -> float | None:
+        """By the last pass, as long as this one has not outlived it; else by the layers done, the head as one more."""
+        if last_pass_s is not None and last_pass_s > elapsed and not self.first:
+            by_last = last_pass_s - elapsed
+            if self.layer < self.layers // 4:
+                return by_last
+        if self.layer == 0:
+            return None
+        return elapsed / self.layer * (self.layers + 1 - self.layer)
