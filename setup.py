@@ -31,10 +31,14 @@ LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # -ffp-contract=off: a*b+c is fused only where the canonical order (MODEL.md, "Numerics") says so.
 # -fno-math-errno: sqrtf and fmaf become one instruction; no bit of a result changes.
 FLAGS = ["-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
-FLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", "-DNDEBUG"]
+RELEASE_FLAGS = ["-O3", "-g0", "-DNDEBUG"]
+FLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else RELEASE_FLAGS
+# GCC's first scheduling pass keeps more values alive than NEON has registers: it spilled accumulators of the
+# products and of attention (tools/count_instructions.py looks for that).
+AARCH64_FLAGS = ["-fno-schedule-insns"]
 LINK_FLAGS = []
 if SANITIZE:
-    FLAGS += ["-g", f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+    FLAGS += ["-O1", "-g", f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
     LINK_FLAGS += [f"-fsanitize={SANITIZE}"]
 WARNINGS = ["-Wall", "-Wextra", "-Wstrict-prototypes", "-Wvla"] + (["-Werror"] if WERROR else [])
 MACROS = [("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else []
@@ -59,8 +63,11 @@ class BuildKernels(build_ext):
         target = self.get_ext_fullpath(ext.name)
         if not self.force and not newer_group(ext.sources + ext.depends, target, "newer"):
             return
-        openmp = self.openmp_flags()
-        ext.extra_compile_args = FLAGS + openmp
+        openmp = self.supported(["-fopenmp"], OPENMP_PROBE) if OPENMP else []
+        flags = FLAGS + (openmp or ["-Wno-unknown-pragmas"])
+        if sysconfig.get_platform().endswith("-aarch64"):
+            flags += self.supported(AARCH64_FLAGS)
+        ext.extra_compile_args = flags
         ext.extra_link_args = LINK_FLAGS + openmp
 
         def compile_one(source):
@@ -68,7 +75,7 @@ class BuildKernels(build_ext):
                 [source],
                 output_dir=self.build_temp,
                 include_dirs=ext.include_dirs,
-                extra_postargs=FLAGS + openmp + WARNINGS,
+                extra_postargs=flags + WARNINGS,
                 depends=ext.depends,
             )
 
@@ -76,21 +83,18 @@ class BuildKernels(build_ext):
             ext.extra_objects = [obj for objects in pool.map(compile_one, sources) for obj in objects]
         super().build_extension(ext)
 
-    def openmp_flags(self):
-        """-fopenmp if this compiler can compile and link a program with it, else silence about pragmas."""
-        without = ["-Wno-unknown-pragmas"]
-        if not OPENMP:
-            return without
-        flags = ["-fopenmp"]
+    def supported(self, flags, program="int main(void) { return 0; }"):
+        """The flags, if this compiler compiles and links a program with them without a warning; else none."""
+        strict = ["-Werror", *flags]
         with tempfile.TemporaryDirectory() as folder:
             source, probe = Path(folder, "probe.c"), Path(folder, "probe.so")
-            source.write_text(OPENMP_PROBE)
+            source.write_text(program)
             try:
-                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
-                self.compiler.link_shared_object(objects, str(probe), extra_postargs=flags)
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=strict)
+                self.compiler.link_shared_object(objects, str(probe), extra_postargs=strict)
             except (CompileError, LinkError):
-                print("setup.py: no OpenMP in this compiler; the kernels will run on one thread")
-                return without
+                print(f"setup.py: this compiler does without {' '.join(flags)}")
+                return []
         return flags
 
 

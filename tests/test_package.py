@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib.resources import files
 from pathlib import Path
 
@@ -24,22 +25,8 @@ EMULATED = os.environ.get("PYLLAMA_EMULATED") == "1"
 EXPECTED_ISA = os.environ.get("PYLLAMA_EXPECT_ISA", "")
 EXPECTED_FEATURES = os.environ.get("PYLLAMA_EXPECT_FEATURES", "")
 
-# Imports go down only: a module may import what stands in a lower row, or in its own folder.
-LAYERS = [
-    {"errors", "version", "progress"},
-    {"config", "hub", "_kernels"},
-    {"checkpoint"},
-    {"kv_cache", "rope", "weights", "streaming"},
-    {"packing"},
-    {"decoder", "sampler", "tokenizer"},
-    {"generate"},
-    {"chat"},
-    {"model"},
-    {"__init__"},
-    {"cli"},
-    {"__main__"},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# Imports go down only: nothing imports what stands to its right, directly or through others.
+CHAIN = ("errors", "config", "checkpoint", "weights", "decoder", "generate", "model", "cli", "__main__")
 
 # Each costs more to load than all of pyllama; the function that needs one imports it.
 LOADED_LATE = {"jinja2", "sentencepiece", "regex", "huggingface_hub", "argparse", "asyncio", "http.client"}
@@ -138,31 +125,49 @@ def executed(node: ast.AST) -> Iterator[ast.AST]:
             yield from executed(child)
 
 
-def imported_here(path: Path) -> list[tuple[str, int]]:
-    """(name of a pyllama module or subpackage, line) of every import in this file."""
-    package = path.relative_to(PACKAGE.parent).with_suffix("").parts[:-1]
-    found = []
+def imported_by(path: Path) -> set[str]:
+    """The top-level modules and subpackages of pyllama that this file imports, wherever in it."""
+    package = path.relative_to(PACKAGE.parent).parts[:-1]
+    found = set()
     for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = list(package[:len(package) - node.level + 1]) if node.level else []
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
             base += node.module.split(".") if node.module else []
             names = [[*base, alias.name] for alias in node.names]
         else:
             continue
-        found += [(name[1] if len(name) > 1 and name[1] in LEVEL else "__init__", node.lineno)
-                  for name in names if name[0] == "pyllama"]
+        for name in names:
+            if name[0] == "pyllama":
+                found.add(name[1] if len(name) > 1 and name[1] in TOP_LEVEL else "__init__")
     return found
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_imports_go_down_only(path: Path):
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert own in LEVEL, f"{own} has no place in LAYERS"
-    for name, line in imported_here(path):
-        below = LEVEL[name] < LEVEL[own] or (name == own and path.parent != PACKAGE)
-        assert below, f"{path.name}:{line}: {own} imports {name}, which is not below it"
+TOP_LEVEL = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()} | {"_kernels"}
+
+
+def imports_between_modules() -> dict[str, set[str]]:
+    found = {name: set() for name in TOP_LEVEL}
+    for path in modules():
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        found[own] |= imported_by(path) - {own}
+    return found
+
+
+def test_imports_go_round_in_no_circle():
+    TopologicalSorter(imports_between_modules()).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_imports_go_down_only(name: str):
+    imports = imports_between_modules()
+    reached, ahead = set(), [name]
+    while ahead:
+        for other in imports[ahead.pop()] - reached:
+            reached.add(other)
+            ahead.append(other)
+    assert reached & set(CHAIN[CHAIN.index(name) + 1:]) == set()
 
 
 def test_import_loads_nothing_heavy():

@@ -1,0 +1,144 @@
+"""NEON kernels in, instructions per unit of work out: executed under emulation, so the same on any machine.
+
+    python tools/count_instructions.py            fails where a kernel takes more than bench/neon_instructions.csv
+    python tools/count_instructions.py --write    allows; writes the file with what was counted, ceilings 1% above
+
+The count of a kernel is what a second call adds to the first. Then the inner loops are looked through for
+accumulators that were spilled. Needs the cross compiler and the emulator that tools/aarch64.sh installs; CC names
+another cross compiler, such as "clang --target=aarch64-linux-gnu".
+"""
+
+import argparse
+import ast
+import csv
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "bench" / "neon_instructions.csv"
+CC = os.environ.get("CC", "aarch64-linux-gnu-gcc").split()
+KERNELS = [(f"matmul_{dtype}", tokens)
+           for dtype in ("bf12", "BF16", "F16", "F32", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+           for tokens in (1, 6)]
+KERNELS += [("rmsnorm", 1), ("swiglu", 1), ("rope", 1)]
+KERNELS += [("attention_f16", 1), ("attention_f16", 6), ("attention_f32", 1)]
+
+
+def flags() -> list[str]:
+    """What setup.py compiles csrc/ with."""
+    found, names = [], {"FLAGS", "RELEASE_FLAGS"} | ({"AARCH64_FLAGS"} if "gcc" in CC[0] else set())
+    for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in names:
+            found += ast.literal_eval(node.value)
+    return found
+
+
+def build(folder: Path) -> tuple[Path, Path]:
+    """(program, object file of the NEON kernels)."""
+    command = [*CC, *flags(), "-Wno-unknown-pragmas", "-I", ROOT / "pyllama" / "csrc", "-c"]
+    objects = []
+    for source in [Path(__file__).with_name("count_kernels.c"), *sorted(ROOT.glob("pyllama/csrc/*.c"))]:
+        objects.append(folder / f"{source.stem}.o")
+        subprocess.run([*command, source, "-o", objects[-1]], check=True)
+    subprocess.run([*CC, "-static", *objects, "-lm", "-o", folder / "count_kernels"], check=True)
+    return folder / "count_kernels", folder / "kernels_neon.o"
+
+
+def executed(program: Path, kernel: str, tokens: int, repeats: int) -> tuple[int, int]:
+    """(instructions, units of work of one repeat)."""
+    command = ["qemu-aarch64-static", "-cpu", "cortex-a72", "-singlestep", "-d", "exec,nochain"]
+    command += [program, kernel, str(tokens), str(repeats)]
+    with tempfile.TemporaryFile() as units:
+        run = subprocess.Popen(command, stdout=units, stderr=subprocess.PIPE)
+        counted = subprocess.run(["grep", "-c", "^Trace"], stdin=run.stderr, capture_output=True, text=True)
+        if run.wait() != 0:
+            raise SystemExit(f"count_kernels {kernel} {tokens}: exit {run.returncode}")
+        units.seek(0)
+        return int(counted.stdout), int(units.read())
+
+
+def count(program: Path) -> dict[tuple[str, int], float]:
+    found = {}
+    for kernel, tokens in KERNELS:
+        once, units = executed(program, kernel, tokens, 1)
+        twice, _ = executed(program, kernel, tokens, 2)
+        found[kernel, tokens] = (twice - once) / units
+    return found
+
+
+LINE = re.compile(r"^ *([0-9a-f]+):\t(\S+)\s*(.*)$")
+BRANCH = re.compile(r"(?:b|b\.\w+|cbn?z|tbn?z)$")
+SPILL = re.compile(r"\b[qdsv]\d+(?:, [qdsv]\d+)?, \[sp\b")
+
+
+def spills(neon: Path) -> dict[str, list[str]]:
+    """Vector registers that an innermost loop with multiply-adds keeps on the stack, by function and loop."""
+    objdump = ["aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", neon]
+    listed = subprocess.run(objdump, capture_output=True, text=True, check=True).stdout
+    found = {}
+    for function in listed.split("\n\n"):
+        name = re.search(r"<(\w+)>:", function)
+        lines = [(int(m[1], 16), m[2], m[3]) for m in map(LINE.match, function.splitlines()) if m]
+        index = {address: i for i, (address, _, _) in enumerate(lines)}
+        loops = []
+        for i, (_, operation, operands) in enumerate(lines):
+            target = re.search(r"\b([0-9a-f]+) <", operands)
+            if BRANCH.match(operation) and target and index.get(int(target[1], 16), i + 1) <= i:
+                loops.append((index[int(target[1], 16)], i))
+        if name and name[1] == "k_spin":  # measures the machine's peak, computes nothing
+            continue
+        for first, last in loops:
+            inner = any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops)
+            body = lines[first : last + 1]
+            if inner or not any(operation == "fmla" for _, operation, _ in body):
+                continue
+            spilled = [f"{operation} {operands}" for _, operation, operands in body
+                       if operation in ("str", "stp", "ldr", "ldp") and SPILL.search(operands)]
+            if spilled:
+                multiplied = sum(operation == "fmla" for _, operation, _ in body)
+                found[f"{name[1]}+{lines[first][0]:#x} ({len(body)} instructions, {multiplied} fmla)"] = spilled
+    return found
+
+
+def read_table() -> dict[tuple[str, int], float]:
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        return {(row["kernel"], int(row["tokens"])): float(row["ceiling"]) for row in csv.DictReader(file)}
+
+
+def write_table(counted: dict[tuple[str, int], float]) -> None:
+    with TABLE.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["kernel", "tokens", "instructions", "ceiling"])
+        for (kernel, tokens), instructions in counted.items():
+            table.writerow([kernel, tokens, f"{instructions:.4f}", f"{instructions * 1.01:.4f}"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
+    write = parser.parse_args().write
+    with tempfile.TemporaryDirectory() as folder:
+        program, neon = build(Path(folder))
+        spilled = spills(neon)
+        counted = count(program)
+    if write:
+        write_table(counted)
+    ceilings = read_table()
+    failed = len(spilled)
+    for kernel, instructions in counted.items():
+        ceiling = ceilings.get(kernel, 0.0)
+        over = instructions > ceiling
+        failed += over
+        print(f"{kernel[0]:14} T = {kernel[1]}: {instructions:.4f} instructions, ceiling {ceiling:.4f}",
+              "EXCEEDED" if over else "")
+    for loop, operations in spilled.items():
+        print(f"spilled in the inner loop {loop}: {len(operations)} times, {operations[0]} ...")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

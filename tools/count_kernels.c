@@ -1,0 +1,105 @@
+/* Runs one kernel on one thread so that its instructions can be counted from outside (count_instructions.py).
+ *
+ * usage: count_kernels KERNEL TOKENS REPEATS      prints the units of work of one repeat; see `kernels` below
+ */
+#include "kernels.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROWS = 64, COLS = 512, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 64, POSITIONS = 256, PAGES = POSITIONS / PANEL_ROWS };
+
+static uint64_t state = 1;
+
+static uint32_t next(void)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+
+static void *allocate(size_t nbytes)
+{
+    void *p = aligned_alloc(64, (nbytes + 127) / 64 * 64);
+    if (p == NULL) exit(3);
+    memset(p, 0, nbytes);
+    return p;
+}
+
+static float *floats(size_t n)
+{
+    float *p = allocate(n * sizeof(float));
+    for (size_t i = 0; i < n; i++) p[i] = (float)(int32_t)next() * 0x1p-31f;
+    return p;
+}
+
+/* Weights as trained ones are: 16-bit floats of a few exponents, anything in the blocks of the other formats. */
+static pl_matrix weights(const pl_kernels *k, const char *name, pl_layout layout)
+{
+    pl_matrix rows = {.layout = LAYOUT_ROWS, .rows = ROWS, .cols = COLS}, out;
+    while (rows.dtype < DT_COUNT && strcmp(pl_formats[rows.dtype].name, name)) rows.dtype++;
+    if (rows.dtype == DT_COUNT) exit(2);
+    const pl_format *f = &pl_formats[rows.dtype];
+    rows.row_nbytes = rows.dtype == DT_F32 ? COLS * 4 : f->nbytes == 4 ? COLS * 2 : (size_t)(COLS / f->cols * f->nbytes);
+    size_t nbytes = rows.row_nbytes * ROWS;
+    uint8_t *data = allocate(nbytes), *stored = allocate(2 * nbytes + 4096);
+    for (size_t i = 0; i < nbytes; i++) data[i] = (uint8_t)next();
+    if (rows.dtype == DT_BF16)
+        for (size_t i = 1; i < nbytes; i += 2) data[i] = (uint8_t)((next() & 0x80) | (0x38 + next() % 6));
+    rows.data = data;
+    out = rows;
+    out.layout = layout;
+    out.data = stored;
+    if (layout == LAYOUT_PANELS) pl_pack_panels(k, 1, &rows, stored);
+    else if (pl_pack(k, 1, &rows, stored, 2 * nbytes + 4096) <= 0) exit(4);
+    return out;
+}
+
+static int64_t matmul(const pl_kernels *k, const pl_matrix *w, int64_t tokens, const float *x, float *out)
+{
+    if (pl_matmul(k, 1, w, x, tokens, out, ROWS, 0)) exit(3);
+    return ROWS * COLS * tokens;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 4) return 2;
+    const char *what = argv[1];
+    int64_t tokens = atoll(argv[2]), repeats = atoll(argv[3]), units = 0;
+    const pl_kernels *k = pl_kernels_neon();
+    if (k == NULL) return 2;
+    float *x = floats((size_t)tokens * COLS), *y = floats((size_t)tokens * COLS), *out = floats((size_t)tokens * COLS);
+
+    if (!strncmp(what, "matmul_", 7)) { /* units: weights times tokens */
+        pl_layout layout = strcmp(what, "matmul_bf12") ? LAYOUT_PANELS : LAYOUT_PACKED;
+        char name[16];
+        snprintf(name, sizeof name, "%s", layout == LAYOUT_PACKED ? "BF16" : what + 7);
+        pl_matrix w = weights(k, name, layout);
+        while (repeats--) units = matmul(k, &w, tokens, x, out);
+    } else if (!strcmp(what, "rmsnorm")) { /* the following: elements */
+        while (repeats--) pl_rmsnorm(k, 1, x, y, 1e-5f, tokens, COLS, out), units = tokens * COLS;
+    } else if (!strcmp(what, "swiglu")) {
+        while (repeats--) pl_swiglu(k, 1, x, y, out, tokens * COLS), units = tokens * COLS;
+    } else if (!strcmp(what, "rope")) {
+        while (repeats--) pl_rope(k, 1, x, y, out, tokens, COLS / HEAD_DIM, HEAD_DIM, 0), units = tokens * COLS;
+    } else if (!strcmp(what, "attention_f16") || !strcmp(what, "attention_f32")) { /* positions x heads x head_dim */
+        int f16 = what[11] == '1';
+        size_t half = (size_t)PANEL_ROWS * KV_HEADS * HEAD_DIM * (f16 ? 2 : 4);
+        uint64_t *pages = allocate(PAGES * sizeof *pages);
+        int64_t *positions = allocate((size_t)tokens * sizeof *positions);
+        int32_t *sequences = allocate((size_t)tokens * sizeof *sequences);
+        for (int i = 0; i < PAGES; i++) pages[i] = (uint64_t)(uintptr_t)allocate(2 * half);
+        for (int64_t t = 0; t < tokens; t++) positions[t] = POSITIONS - tokens + t;
+        pl_attention a = {.heads = HEADS, .kv_heads = KV_HEADS, .head_dim = HEAD_DIM, .f16 = f16, .scale = 0.125f,
+                          .v_offset = half, .pages = pages, .max_pages = PAGES, .positions = positions,
+                          .sequences = sequences};
+        while (repeats--) {
+            if (pl_attend(k, 1, &a, x, tokens, out)) return 3;
+            units = tokens * POSITIONS * HEADS * HEAD_DIM;
+        }
+    } else {
+        return 2;
+    }
+    printf("%lld\n", (long long)units);
+    return 0;
+}
