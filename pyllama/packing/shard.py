@@ -11,6 +11,7 @@ import queue
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,8 +60,8 @@ def cut(tensor: Tensor, packed: bool) -> list[Rows]:
     most = max(1, (BLOCK_NBYTES - PAGE) // each)
     panels = -(-tensor.rows // panel)
     count = -(-panels // most)
-    step = -(-panels // count) * panel
-    return [Rows(tensor, row, min(step, tensor.rows - row)) for row in range(0, tensor.rows, step)]
+    ends = [min(panels * i // count * panel, tensor.rows) for i in range(count + 1)]
+    return [Rows(tensor, row, end - row) for row, end in pairwise(ends)]
 
 
 def estimated_nbytes(tensor: Tensor, tied: bool) -> int:
