@@ -63,8 +63,8 @@ def pack(
 
 def _agree(work: Workplace, old: Plan | None, asked: str, replace: bool) -> Plan:
     """What to do: go on with the earlier run's plan if it is for the same source, else begin with a new one."""
-    if old and old.replace:
-        # Some source files may be gone, so the model can no longer be opened: the journal knows the rest.
+    if old and old.replace and not all(path.exists() for path in old.states):
+        # With files gone the model cannot be opened any more: the journal knows the rest.
         if asked != old.asked and os.path.abspath(asked) != old.path:
             raise PackError(
                 f"{work.folder}: holds weights of {old.path}, which may be nowhere else; to finish it, give "
