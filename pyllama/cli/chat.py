@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pyllama.cli.options import add_loading, add_sampling, load_model, sampling
 from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
+from pyllama.signs_of_life import SignsOfLife
 
 if TYPE_CHECKING:
     from pyllama.chat import Chat
@@ -36,13 +37,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     options = sampling(args)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    with load_model(args) as model, model.chat(args.system, **options) as chat:
+    with (
+        SignsOfLife(quiet=args.quiet) as signs,
+        load_model(args, signs) as model,
+        model.chat(args.system, **options) as chat,
+    ):
         if terminal:
             _import_readline()
             print("Ctrl-C stops an answer, Ctrl-D leaves, /help for more", file=sys.stderr)
-            _converse(chat)
+            _converse(chat, signs)
         else:
-            _answer_lines(chat)
+            _answer_lines(chat, signs)
     return 0
 
 
@@ -54,12 +59,12 @@ def _import_readline() -> None:
         pass
 
 
-def _converse(chat: "Chat") -> None:
+def _converse(chat: "Chat", signs: SignsOfLife) -> None:
     """Turns on a terminal, until Ctrl-D or /exit. Neither Ctrl-C nor an error ends it."""
     going_on = True
     while going_on:
         try:
-            going_on = _turn(chat, _read_message())
+            going_on = _turn(chat, _read_message(), signs)
         except KeyboardInterrupt:
             print()
         except EOFError:
@@ -71,22 +76,22 @@ def _converse(chat: "Chat") -> None:
             print(f"pyllama: {error}", file=sys.stderr)
 
 
-def _answer_lines(chat: "Chat") -> None:
+def _answer_lines(chat: "Chat", signs: SignsOfLife) -> None:
     """One turn for every line of standard input. The first error ends it, and so does Ctrl-C."""
     try:
         for line in sys.stdin:
-            if not _turn(chat, line.rstrip("\r\n")):
+            if not _turn(chat, line.rstrip("\r\n"), signs):
                 return
     except UnicodeDecodeError:
         raise RequestError("standard input: not UTF-8, expected text") from None
 
 
-def _turn(chat: "Chat", message: str) -> bool:
+def _turn(chat: "Chat", message: str, signs: SignsOfLife) -> bool:
     """Answers a message, or does what a /command says; whether to go on."""
     if message.startswith("/"):
         return _command(chat, message.strip())
     if message.strip():
-        _answer(chat, message)
+        _answer(chat, message, signs)
     return True
 
 
@@ -100,12 +105,16 @@ def _read_message() -> str:
     return "\n".join(lines)
 
 
-def _answer(chat: "Chat", message: str) -> None:
+def _answer(chat: "Chat", message: str, signs: SignsOfLife) -> None:
     """Shows the answer as it comes. An interrupted one counts as far as it was shown."""
     with chat.send(message) as generation:
-        for step in generation:
-            sys.stdout.write(step.text)
-            sys.stdout.flush()
+        try:
+            for step in generation:
+                signs.clear()
+                sys.stdout.write(step.text)
+                sys.stdout.flush()
+        finally:
+            signs.clear()
         if not generation.text.endswith("\n"):
             print(flush=True)
     if generation.finish_reason == "length":

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyllama.model import Model
+    from pyllama.signs_of_life import SignsOfLife
+
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL alone, for commands that read no weights."""
@@ -44,6 +46,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="default: the physical cores; the text does not depend on it",
     )
+    group.add_argument("--quiet", action="store_true", help="show no progress of what takes more than a second")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -100,14 +103,18 @@ def sampling(args: argparse.Namespace) -> dict:
     return given
 
 
-def load_model(args: argparse.Namespace) -> "Model":
-    """The model of add_loading()'s options."""
+def load_model(args: argparse.Namespace, signs: "SignsOfLife") -> "Model":
+    """The model of add_loading()'s options; loading it, and its passes, show as signs of life."""
     from pyllama.model import load
 
-    return load(
+    signs.show("loading")
+    model = load(
         args.model,
         context_length=args.context_length,
         kv_dtype=args.kv_dtype,
         threads=args.threads,
         memory=args.memory,
+        on_layer=signs.on_layer,
     )
+    signs.watch(model)
+    return model

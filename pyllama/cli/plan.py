@@ -1,7 +1,6 @@
 """`pyllama plan`: does a model fit, how is the memory spent, how long will a token take; before anything is loaded."""
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
 
 def make_report(model: "Described", budget: int, *, asked_context: int | None, kv_dtype: str, rates) -> dict[str, Any]:
     """Everything `plan --json` prints. rates(files) measures or looks up, once the plan is known to work."""
+    from dataclasses import asdict
+
     from pyllama.forecast import enough, forecast, packed, what_if
     from pyllama.model import DEFAULT_CONTEXT_LENGTH
     from pyllama.plan import default_context, make_plan
@@ -228,6 +229,8 @@ def _spent(plan: "Plan") -> dict[str, Any]:
 
 
 def _predicted(forecast: "Forecast") -> dict[str, Any]:
+    from dataclasses import asdict
+
     return asdict(forecast) | {"prompt_s": {str(n): s for n, s in forecast.prompt_s.items()}}
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pyllama.cli.options import add_loading, add_sampling, load_model, sampling
 from pyllama.errors import RequestError
+from pyllama.signs_of_life import SignsOfLife
 
 if TYPE_CHECKING:
     from pyllama.generate import Generation
@@ -39,14 +40,15 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("--system: needs the chat template, and --raw is without it")
     options = sampling(args)
     prompt = _read_prompt(args)
-    with load_model(args) as model:
+    with SignsOfLife(quiet=args.quiet) as signs, load_model(args, signs) as model:
         request = _as_request(model, prompt, args)
         with model.generate(request, fingerprint=args.json, **options) as generation:
             if args.json:
                 generation.read()
+                signs.clear()
                 print(_as_json(model, generation))
             else:
-                _stream(generation)
+                _stream(generation, signs)
             if args.verbose:
                 print(_timings(generation), file=sys.stderr)
     return 0
@@ -82,8 +84,9 @@ def _as_request(model: "Model", prompt: str, args: argparse.Namespace) -> str | 
     return [*system, {"role": "user", "content": prompt}]
 
 
-def _stream(generation: "Generation") -> None:
+def _stream(generation: "Generation", signs: SignsOfLife) -> None:
     for step in generation:
+        signs.clear()
         sys.stdout.write(step.text)
         sys.stdout.flush()
     if not generation.text.endswith("\n"):

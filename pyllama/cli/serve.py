@@ -83,18 +83,22 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
     from pyllama.engine import AsyncEngine
     from pyllama.model import load
     from pyllama.server.run import bind, serve
+    from pyllama.signs_of_life import SignsOfLife
 
     logging.basicConfig(level=logging.WARNING, format="pyllama: %(message)s")
     session_nbytes = parse_size(args.session_size)
     bound = bind(args.host, args.port)
-    with load(
-        args.model,
-        context_length=args.context_length,
-        kv_dtype=args.kv_dtype,
-        threads=args.threads,
-        memory=args.memory,
-        contexts=max(2, args.max_running),
-    ) as model:
+    with SignsOfLife(quiet=args.quiet) as signs:
+        signs.show("loading")
+        model = load(
+            args.model,
+            context_length=args.context_length,
+            kv_dtype=args.kv_dtype,
+            threads=args.threads,
+            memory=args.memory,
+            contexts=max(2, args.max_running),
+        )
+    with model:
         engine = AsyncEngine(
             model,
             max_running=args.max_running,
