@@ -26,8 +26,11 @@ import jinja2.utils
 
 MAX_TEMPLATE = 256 << 10  # characters; the longest published ones have 20,000
 MAX_TEXT = 8 << 20  # characters of any one value, and of the result
-MAX_STEPS = 2_000_000  # a chat of a thousand messages takes about 50,000
-MAX_SECONDS = 20.0
+MAX_WEIGHT = 500_000  # values in a list or object, those inside it and every 64 characters of text counted
+MAX_STEPS = (
+    1_000_000  # a chat of a thousand messages takes about 30,000; making 64 characters is a step as well
+)
+MAX_SECONDS = 10.0
 MAX_NUMBER = 100_000  # widths, counts and ranges
 
 _FILTERS = (
@@ -41,6 +44,8 @@ _STRING_METHODS = frozenset(
     "removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase "
     "title upper zfill".split()
 )
+# Filters that look at no more than the size or an end of a value.
+_CHEAP_FILTERS = frozenset("attr count d default first last length".split())
 _LONG_NUMBER = re.compile(r"\d{5,}")
 
 
@@ -74,21 +79,48 @@ def _check_format(template: str, arguments: tuple, keywords: Mapping[str, Any]) 
         raise TemplateLimit("a format wider than 9999 characters")
     longest = 0
     for value in [*arguments, *keywords.values()]:
-        longest = max(longest, len(value) if isinstance(value, str) else len(str(value)))
+        longest = max(longest, _text_length(value))
     fields = template.count("{") + template.count("%")
     _check_length(len(template) + fields * max(longest, 9999 if fields < 100 else MAX_NUMBER))
 
 
-def _join_length(separator: Any, items: Any) -> None:
-    total = 0
-    for item in items:
-        total += _length(separator) + (len(item) if isinstance(item, str) else 64)
-        _check_length(total)
+def _join_length(separator: Any, items: list[Any]) -> int:
+    return sum(_text_length(item) for item in items) + len(items) * _length(separator)
+
+
+def _text_length(value: Any) -> int:
+    """At least the length of str(value); containers are never above MAX_WEIGHT."""
+    return len(value) if isinstance(value, str) else 64 * _weigh(value, {}, 4 * MAX_WEIGHT)
 
 
 def _check_replace(text: str, old: Any, new: Any) -> None:
     if isinstance(old, str) and isinstance(new, str):
         _check_length(len(text) + text.count(old) * len(new))
+
+
+def _weigh(value: Any, known: Mapping[int, tuple[Any, int]], limit: int) -> int:
+    """Values inside a value, itself included. TemplateLimit above `limit`: [x, x] of [y, y] of ... grows as 2**depth.
+
+    known  weights of containers by id, each with the container so that the id stays its own
+    """
+    weight = 0
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        weight += 1
+        if isinstance(item, str):
+            weight += len(item) >> 6
+        elif isinstance(item, (list, tuple, dict)):
+            if id(item) in known:
+                weight += known[id(item)][1]
+            elif isinstance(item, dict):
+                waiting += item.keys()
+                waiting += item.values()
+            else:
+                waiting += item
+        if weight + len(waiting) > limit:
+            raise TemplateLimit(f"a list or object of more than {limit} values")
+    return weight
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -111,12 +143,14 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
+            finalize=self.shown,
             optimized=False,  # or constants would be computed while compiling, where nothing is counted
             cache_size=0,
             extensions=[_GenerationTag, jinja2.ext.loopcontrols],
         )
         self._steps = 0
         self._deadline = 0.0
+        self._known = {}
         self.filters = {name: self._bounded_filter(name, self.filters[name]) for name in _FILTERS}
         self.filters["tojson"] = self._bounded_filter("tojson", _to_json)
         self.tests = {name: self._counted(test) for name, test in self.tests.items()}
@@ -133,6 +167,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def start(self) -> None:
         """Fill the budget of work and time."""
         self._steps = MAX_STEPS
+        self._known: dict[int, tuple[Any, int]] = {}
         self._deadline = time.monotonic() + MAX_SECONDS
 
     def charge(self, steps: int = 1) -> bool:
@@ -140,10 +175,26 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self._steps -= steps
         if self._steps < 0:
             raise TemplateLimit(f"more than {MAX_STEPS} steps")
-        if self._steps & 0xFF == 0 or steps > 64:
-            if time.monotonic() > self._deadline:
-                raise TemplateLimit(f"more than {MAX_SECONDS:g} seconds")
+        if (self._steps & 0xFF == 0 or steps > 64) and time.monotonic() > self._deadline:
+            raise TemplateLimit(f"more than {MAX_SECONDS:g} seconds")
         return True
+
+    def contained(self, value: Any) -> Any:
+        """A new list, tuple or object, weighed."""
+        weight = _weigh(value, self._known, MAX_WEIGHT)
+        self.charge(weight // 8)
+        if weight > 100:
+            self._known[id(value)] = (value, weight)
+        return value
+
+    def _made(self, value: Any) -> Any:
+        """A new value, charged for its size."""
+        if isinstance(value, str):
+            _check_length(len(value))
+            self.charge(len(value) >> 6)
+        elif isinstance(value, (list, tuple, dict)):
+            self.contained(value)
+        return value
 
     def _counted(self, function: Callable) -> Callable:
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -158,12 +209,17 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
         def bounded(*args: Any, **kwargs: Any) -> Any:
             value, rest = args[skip] if len(args) > skip else None, args[skip + 1 :]
+            if name in _CHEAP_FILTERS:
+                self.charge()
+                return function(*args, **kwargs)
             self.charge(1 + _length(value) // (64 if isinstance(value, str) else 1))
             for argument in [*rest, *kwargs.values()]:
                 _check_number(argument)
             if name == "join":
                 value = list(value)
-                _join_length(rest[0] if rest else kwargs.get("d", ""), value)
+                if rest[1:] or "attribute" in kwargs:
+                    raise TemplateLimit("join by attribute")
+                _check_length(_join_length(rest[0] if rest else kwargs.get("d", ""), value))
                 args = (*args[:skip], value, *rest)
             elif name == "replace" and len(rest) >= 2:
                 _check_replace(str(value), rest[0], rest[1])
@@ -173,13 +229,18 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 width = rest[0] if rest else kwargs.get("width", 4)
                 lines = str(value).count("\n") + 1
                 _check_length(lines * (width if isinstance(width, int) else _length(width)))
+            elif name == "sum" and (len(rest) > 1 or not isinstance(kwargs.get("start", 0), (int, float))):
+                raise TemplateLimit("sum with a start")
+            elif name in ("string", "urlencode", "tojson", "escape", "e", "forceescape", "trim", "title"):
+                _check_length(_text_length(value))
             result = function(*args, **kwargs)
-            _check_length(_length(result))
-            return result
+            return result if result is value else self._made(result)
 
         return _like(bounded, function)
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if getattr(obj, "__self__", None) is self:  # the calls put in by _parse
+            return obj(*args)  # without the _loop_vars and _block_vars that the compiler adds
         self.charge()
         for argument in [*args, *kwargs.values()]:
             _check_number(argument)
@@ -189,29 +250,27 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             name = getattr(obj, "__name__", "")
             if name == "join" and args:
                 items = list(args[0])
-                _join_length(owner, items)
+                _check_length(_join_length(owner, items))
                 args = (items, *args[1:])
             elif name == "replace" and len(args) >= 2:
                 _check_replace(owner, args[0], args[1])
         elif (text := _format_method_text(obj)) is not None:
             _check_format(text, args, kwargs)
-        result = super().call(context, obj, *args, **kwargs)
-        if isinstance(result, range):
-            self.charge(len(result) // 16)
-        _check_length(_length(result))
-        return result
+        return self._made(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self.charge()
         if operator == "+":
-            _check_length(_length(left) + _length(right))
+            if isinstance(left, (str, list, tuple)):
+                _check_length(_length(left) + _length(right))
         elif operator == "*":
             if isinstance(left, int) and isinstance(right, int):
                 if left.bit_length() + right.bit_length() > 4096:
                     raise TemplateLimit("a product of more than 4096 bits")
             elif isinstance(left, int) or isinstance(right, int):
                 times, value = (left, right) if isinstance(left, int) else (right, left)
-                _check_length(max(times, 0) * max(_length(value), 1))
+                if isinstance(value, (str, list, tuple)):
+                    _check_length(times * len(value))
         elif operator == "**":
             if not (isinstance(right, (int, float)) and abs(right) <= 64 and abs(left) < 1 << 64):
                 raise TemplateLimit("a power above 2**64 or an exponent above 64")
@@ -219,7 +278,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             values = right if isinstance(right, tuple) else (right,)
             _check_number(values)
             _check_format(left, values, {})
-        return super().call_binop(context, operator, left, right)
+        return self._made(super().call_binop(context, operator, left, right))
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         self.charge()
@@ -236,9 +295,14 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def concatenated(self, *parts: Any) -> str:
         """a ~ b"""
-        texts = [part if isinstance(part, str) else str(part) for part in parts]
-        _check_length(sum(map(len, texts)))
-        return "".join(texts)
+        _check_length(sum(map(_text_length, parts)))
+        return self._made("".join([part if isinstance(part, str) else str(part) for part in parts]))
+
+    def shown(self, value: Any) -> Any:
+        """{{ value }}"""
+        if isinstance(value, (list, tuple, dict)):
+            _check_length(_text_length(value))
+        return value
 
     @staticmethod
     def concat(parts: Any) -> str:
@@ -259,7 +323,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             if isinstance(node, jinja2.nodes.For) and node.test is not None:
                 test = _environment_call("charge", [], line)
                 node.test = jinja2.nodes.And(test, node.test, lineno=line)
-        _replace_concats(tree)
+        _replace_makers(tree)
         tree.set_environment(self)
         return tree
 
@@ -269,20 +333,25 @@ def _environment_call(name: str, arguments: list, line: int) -> jinja2.nodes.Cal
     return jinja2.nodes.Call(function, arguments, [], None, None, lineno=line)
 
 
-def _replace_concats(node: jinja2.nodes.Node) -> None:
+def _replace_makers(node: jinja2.nodes.Node) -> None:
+    """Put a check around everything in a tree that makes a value and is no call, filter or operator."""
     for field, value in list(node.iter_fields()):
         if isinstance(value, list):
-            setattr(node, field, [_without_concat(item) for item in value])
+            setattr(node, field, [_checked(item) for item in value])
         else:
-            setattr(node, field, _without_concat(value))
+            setattr(node, field, _checked(value))
 
 
-def _without_concat(value: Any) -> Any:
-    if isinstance(value, jinja2.nodes.Node):
-        _replace_concats(value)
-        if isinstance(value, jinja2.nodes.Concat):
-            return _environment_call("concatenated", value.nodes, value.lineno)
-    return value
+def _checked(value: Any) -> Any:
+    if not isinstance(value, jinja2.nodes.Node):
+        return value
+    _replace_makers(value)
+    if isinstance(value, jinja2.nodes.Concat):
+        return _environment_call("concatenated", value.nodes, value.lineno)
+    makes = isinstance(value, (jinja2.nodes.List, jinja2.nodes.Dict)) or (
+        isinstance(value, jinja2.nodes.Tuple) and value.ctx == "load"
+    )
+    return _environment_call("contained", [value], value.lineno) if makes else value
 
 
 def _like(wrapper: Callable, function: Callable) -> Callable:
@@ -318,7 +387,6 @@ def _to_json(
 ) -> str:
     if isinstance(indent, int) and indent > 64 or isinstance(indent, str) and len(indent) > 64:
         raise TemplateLimit("tojson: an indent above 64")
-    # Size first: a value that holds itself a thousand times over is small until it is written.
     pieces, total = [], 0
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
@@ -350,6 +418,9 @@ class _Namespace(jinja2.utils.Namespace):
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
         super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"  # Jinja's would print what is inside, and that may be shared a thousandfold
 
 
 def _check_name(name: Any) -> None:
