@@ -16,17 +16,18 @@ const char *pl_cpu_feature(int index)
     return NULL;
 }
 #elif defined(__x86_64__)
-#define FEATURE(name) \
-    if (__builtin_cpu_supports(name) && index-- == 0) return name;
+#include "f16c.h"
+
+#define FEATURE(name, present) \
+    if ((present) && index-- == 0) return name;
 
 const char *pl_cpu_feature(int index)
 {
     __builtin_cpu_init();
-    FEATURE("avx2")
-    FEATURE("fma")
-    FEATURE("f16c")
-    FEATURE("avx512f")
-    FEATURE("avx512bf16")
+    FEATURE("avx2", __builtin_cpu_supports("avx2"))
+    FEATURE("fma", __builtin_cpu_supports("fma"))
+    FEATURE("f16c", cpu_has_f16c())
+    FEATURE("avx512f", __builtin_cpu_supports("avx512f"))
     return NULL;
 }
 #else
