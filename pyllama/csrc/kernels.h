@@ -23,7 +23,8 @@ enum {
     CHUNK_POSITIONS = 256, /* positions of one softmax chunk: part of the canonical order */
     PACKED_HEADER = 64,  /* a packed block's table and count of escapes */
     PAIR_NBYTES = 96,    /* two packed columns of a panel */
-    PACKED_ESCAPE = 16   /* the code of a high byte that the table lacks */
+    PACKED_ESCAPE = 16,  /* the code of a high byte that the table lacks */
+    PACKED_SAMPLE = 8    /* rows of a panel from one that is counted to the next: the first of four tells enough */
 };
 
 /* Storage formats. Numbers are ours; names are GGUF's. */
@@ -92,11 +93,13 @@ typedef struct {
     void (*pack_panels)(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last);
     /* Packed panels [first, last) -> row-major bfloat16 rows: what they were packed from. */
     void (*unpack)(const pl_matrix *w, uint8_t *out, int64_t first, int64_t last);
-    /* counts[128] of the upper seven exponent bits of panel p's weights (without sign). */
+    /* counts[128] of the upper seven exponent bits in every PACKED_SAMPLE-th row of panel p. */
     void (*count_exponents)(const pl_matrix *rows, int64_t p, uint32_t *counts);
+    /* How many weights of panel p have an exponent that is not in the table; codes[high byte]: its code. */
+    uint32_t (*count_escapes)(const pl_matrix *rows, int64_t p, const uint8_t *table, const uint8_t *codes);
     /* One panel packed: pairs to out, escapes' keys and high bytes to keys and highs, as many as counted. */
-    void (*pack_panel)(const pl_matrix *rows, int64_t p, const uint8_t *codes, uint8_t *out, uint32_t *keys,
-                       uint8_t *highs);
+    void (*pack_panel)(const pl_matrix *rows, int64_t p, const uint8_t *table, const uint8_t *codes, uint8_t *out,
+                       uint32_t *keys, uint8_t *highs);
     /* out[i, c] = float(w[i, c]) for the rows [first, last) of a row-major matrix. */
     void (*widen)(const pl_matrix *rows, float *out, int64_t first, int64_t last);
     /* out = x / sqrt(mean(x^2) + eps) * weight, for the rows [first, last) of (T, C). */

@@ -3,7 +3,8 @@
  * The exponents of trained weights carry under 3 bits of information: 8 values of their upper seven bits cover
  * all but about one weight in 10,000. A block of rows is
  *
- *     16 bytes   table: the high byte (sign, upper seven exponent bits) of each 4-bit code
+ *     16 bytes   table: the high byte (sign, upper seven exponent bits) of each 4-bit code; from 8 on, those of the
+ *                first 8 with the sign set
  *     4 bytes    n, the number of escapes; 44 bytes of zeros
  *     panels     of PANEL_ROWS rows: 96 bytes for each pair of columns, being the low bytes (last exponent bit,
  *                mantissa) of the first column, those of the second, and the codes, second column in the upper
@@ -151,35 +152,63 @@ static void k_count_exponents(const pl_matrix *rows, int64_t p, uint32_t *counts
 {
     uint32_t local[4][128] = {{0}}; /* neighbours mostly share a value: four sets spare the wait for it */
     int64_t first = p * PANEL_ROWS, last = first + PANEL_ROWS < rows->rows ? first + PANEL_ROWS : rows->rows;
-    for (int64_t r = first; r < last; r++) {
+    for (int64_t r = first; r < last; r += PACKED_SAMPLE) {
         const uint8_t *high = rows->data + (size_t)r * rows->row_nbytes + 1;
         for (int64_t c = 0; c < rows->cols; c++) local[c & 3][high[2 * c] & 127]++;
     }
     for (int i = 0; i < 128; i++) counts[i] = local[0][i] + local[1][i] + local[2][i] + local[3][i];
 }
 
-static void k_pack_panel(const pl_matrix *rows, int64_t p, const uint8_t *codes, uint8_t *out, uint32_t *keys,
-                         uint8_t *highs)
+/* Exponents that training leaves are neighbours, so that a subtraction finds the code; else a table does. */
+INLINE int lowest_of_eight(const uint8_t *table) { return table[7] - table[0] == 7 ? table[0] : -1; }
+
+static uint32_t k_count_escapes(const pl_matrix *rows, int64_t p, const uint8_t *table, const uint8_t *codes)
+{
+    int64_t first = p * PANEL_ROWS, last = first + PANEL_ROWS < rows->rows ? first + PANEL_ROWS : rows->rows;
+    const int lowest = lowest_of_eight(table);
+    uint32_t n = 0;
+    for (int64_t r = first; r < last; r++) {
+        const uint8_t *in = rows->data + (size_t)r * rows->row_nbytes;
+        uint32_t of_row = 0;
+        if (lowest >= 0)
+            for (int64_t c = 0; c < rows->cols; c++) of_row += (uint8_t)((in[2 * c + 1] & 127) - lowest) > 7;
+        else
+            for (int64_t c = 0; c < rows->cols; c++) of_row += codes[in[2 * c + 1]] == PACKED_ESCAPE;
+        n += of_row;
+    }
+    return n;
+}
+
+static void k_pack_panel(const pl_matrix *rows, int64_t p, const uint8_t *table, const uint8_t *codes, uint8_t *out,
+                         uint32_t *keys, uint8_t *highs)
 {
     uint32_t units[SEGMENT_COLS / 2 * PANEL_ROWS] __attribute__((aligned(64)));
     int64_t left = rows->rows - p * PANEL_ROWS;
     uint32_t valid = left < PANEL_ROWS ? (uint32_t)left : PANEL_ROWS;
+    const int lowest = lowest_of_eight(table);
     for (int64_t c = 0; c < rows->cols; c += SEGMENT_COLS) {
         int64_t n = rows->cols - c < SEGMENT_COLS ? rows->cols - c : SEGMENT_COLS;
         transpose_blocks(rows, p, c, n, (uint8_t *)units);
         for (int64_t i = 0; i < (n + 1) / 2; i++, out += PAIR_NBYTES) {
             const uint32_t *u = units + i * PANEL_ROWS;
-            uint8_t code[2][PANEL_ROWS];
+            uint8_t code[2 * PANEL_ROWS], escaped = 0;
             for (int r = 0; r < PANEL_ROWS; r++) {
                 out[r] = (uint8_t)u[r];
                 out[32 + r] = (uint8_t)(u[r] >> 16);
-                code[0][r] = codes[u[r] >> 8 & 255];
-                code[1][r] = codes[u[r] >> 24];
-                out[64 + r] = (uint8_t)((code[0][r] & 15) | (code[1][r] & 15) << 4);
+                code[r] = (uint8_t)(u[r] >> 8);
+                code[32 + r] = (uint8_t)(u[r] >> 24);
             }
+            for (int r = 0; r < 2 * PANEL_ROWS; r++) {
+                uint8_t high = code[r], offset = (uint8_t)((high & 127) - lowest);
+                if (lowest >= 0) code[r] = offset > 7 ? PACKED_ESCAPE : (uint8_t)(offset | (high >> 4 & 8));
+                else code[r] = codes[high];
+                escaped |= code[r];
+            }
+            for (int r = 0; r < PANEL_ROWS; r++) out[64 + r] = (uint8_t)((code[r] & 15) | code[32 + r] << 4);
+            if (!(escaped & PACKED_ESCAPE)) continue;
             for (int column = 0; column < 2 && 2 * i + column < n; column++)
                 for (uint32_t r = 0; r < valid; r++)
-                    if (code[column][r] == PACKED_ESCAPE) {
+                    if (code[32 * column + (int)r] == PACKED_ESCAPE) {
                         *keys++ = (uint32_t)((c / 2 + i) << 6) | (uint32_t)column << 5 | r;
                         *highs++ = (uint8_t)(u[r] >> (16 * column + 8));
                     }

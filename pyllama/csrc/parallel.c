@@ -102,51 +102,63 @@ size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols)
     return (size_t)((rows + PANEL_ROWS - 1) / PANEL_ROWS) * (size_t)((cols + 1) / 2) * PAIR_NBYTES;
 }
 
-/* The 8 most common exponents of the block, by counts added up over its panels. 127 holds Inf and NaN, which no
- * table needs: padding would decode to them. */
+/* table: the 8 most common exponents of the block, ascending, then the same with the sign; codes: its inverse. 127
+ * holds Inf and NaN, which no table needs: padding would decode to them. */
 static void choose_codes(const uint32_t *counts, int64_t panels, uint8_t *table, uint8_t *codes)
 {
     uint64_t total[128] = {0};
+    uint8_t chosen[128] = {0};
     for (int64_t p = 0; p < panels; p++)
         for (int i = 0; i < 127; i++) total[i] += counts[p * 128 + i];
-    for (int i = 0; i < 256; i++) codes[i] = PACKED_ESCAPE;
-    for (int code = 0; code < 8; code++) {
-        int best = 0;
-        for (int i = 1; i < 127; i++)
-            if (codes[best] != PACKED_ESCAPE || (codes[i] == PACKED_ESCAPE && total[i] > total[best])) best = i;
-        table[code] = (uint8_t)best;
-        table[code + 8] = (uint8_t)(best | 128);
-        codes[best] = (uint8_t)code;
-        codes[best | 128] = (uint8_t)(code + 8);
+    for (int n = 0; n < 8; n++) {
+        int best = -1;
+        for (int i = 0; i < 127; i++)
+            if (!chosen[i] && (best < 0 || total[i] > total[best])) best = i;
+        chosen[best] = 1;
     }
+    memset(codes, PACKED_ESCAPE, 256);
+    for (int i = 0, code = 0; i < 127; i++)
+        if (chosen[i]) {
+            table[code] = (uint8_t)i;
+            table[code + 8] = (uint8_t)(i | 128);
+            codes[i] = (uint8_t)code;
+            codes[i | 128] = (uint8_t)(code + 8);
+            code++;
+        }
 }
 
 int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out, size_t capacity)
 {
     int64_t panels = (rows->rows + PANEL_ROWS - 1) / PANEL_ROWS, work = rows->rows * rows->cols;
     size_t body = pl_packed_panels_nbytes(rows->rows, rows->cols), panel = body / (size_t)panels;
-    uint8_t codes[256];
-    uint32_t n = 0, *counts = malloc((size_t)panels * 128 * sizeof *counts);
+    size_t fixed = PACKED_HEADER + body + ((size_t)panels + 1) * 4;
+    uint8_t codes[256], *table = out;
+    if (capacity < fixed) return 0;
+    uint32_t n = 0, *starts = (uint32_t *)(out + PACKED_HEADER + body);
+    uint32_t *counts = malloc((size_t)panels * 128 * sizeof *counts);
     if (!counts) return -1;
-    SHARE(work, dynamic, first, last, panels, 1, for (int64_t p = first; p < last; p++) k->count_exponents(rows, p, counts + p * 128))
-    if (capacity < PACKED_HEADER + body + ((size_t)panels + 1) * 4) { free(counts); return 0; }
+    SHARE(work, dynamic, first, last, panels, 1,
+          for (int64_t p = first; p < last; p++) k->count_exponents(rows, p, counts + p * 128))
     memset(out, 0, PACKED_HEADER);
-    choose_codes(counts, panels, out, codes);
-    uint32_t *starts = (uint32_t *)(out + PACKED_HEADER + body);
+    choose_codes(counts, panels, table, codes);
+    free(counts);
+    SHARE(work, dynamic, first, last, panels, 1,
+          for (int64_t p = first; p < last; p++) starts[p] = k->count_escapes(rows, p, table, codes))
     for (int64_t p = 0; p < panels; p++) {
+        uint32_t count = starts[p];
         starts[p] = n;
-        for (int i = 0; i < 128; i++) n += codes[i] == PACKED_ESCAPE ? counts[p * 128 + i] : 0;
+        n += count;
     }
     starts[panels] = n;
-    free(counts);
     memcpy(out + 16, &n, 4);
-    size_t nbytes = PACKED_HEADER + body + ((size_t)panels + 1) * 4 + (size_t)n * 5;
+    size_t nbytes = fixed + (size_t)n * 5;
     if (nbytes > capacity) return 0;
     uint32_t *keys = starts + panels + 1;
     uint8_t *highs = (uint8_t *)(keys + n);
     SHARE(work, dynamic, first, last, panels, 1,
           for (int64_t p = first; p < last; p++)
-              k->pack_panel(rows, p, codes, out + PACKED_HEADER + (size_t)p * panel, keys + starts[p], highs + starts[p]))
+              k->pack_panel(rows, p, table, codes, out + PACKED_HEADER + (size_t)p * panel, keys + starts[p],
+                            highs + starts[p]))
     return (int64_t)nbytes;
 }
 
@@ -259,6 +271,7 @@ int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const flo
 /* Floating-point operations per second of multiply-adds in registers. */
 double pl_spin(const pl_kernels *k, int threads, int64_t rounds)
 {
+    (void)threads; /* without OpenMP */
     struct timespec a, b;
     int64_t done = 0;
     float sink = 0.0f;
@@ -277,18 +290,18 @@ double pl_spin(const pl_kernels *k, int threads, int64_t rounds)
 /* Read all of data once, as fast as this machine can; the sum keeps the compiler honest. */
 uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes)
 {
+    (void)threads; /* without OpenMP */
+    typedef uint64_t pair __attribute__((vector_size(16), aligned(8)));
     const int64_t block = 1 << 20;
     int64_t blocks = (int64_t)(nbytes / (size_t)block);
     uint64_t sum = 0;
     OMP(parallel for num_threads(threads) schedule(static) reduction(+ : sum))
     for (int64_t b = 0; b < blocks; b++) {
-        const uint64_t *p = (const uint64_t *)(data + b * block);
-        uint64_t s[8] = {0};
-        for (int64_t i = 0; i < block / 8; i += 8) {
-            __builtin_prefetch((const void *)((uintptr_t)(p + i) + 1024));
+        const pair *p = (const pair *)(data + b * block);
+        pair s[8] = {{0}};
+        for (int64_t i = 0; i < block / 16; i += 8)
             for (int j = 0; j < 8; j++) s[j] += p[i + j];
-        }
-        for (int j = 0; j < 8; j++) sum += s[j];
+        for (int j = 0; j < 8; j++) sum += s[j][0] + s[j][1];
     }
     return sum;
 }
