@@ -565,7 +565,14 @@ def test_stop_lets_what_runs_finish_and_ends_the_rest(model):
     first = threading.Event()
     running, waiting = Listener(), Listener()
     params = SamplingParams(max_tokens=20, ignore_eos=True)
-    engine.submit(prompt(1), params, lambda event: (running.append(event), first.set()))
+
+    def deliver(event):
+        running.append(event)
+        first.set()
+        while not engine._stopping:
+            time.sleep(0.001)
+
+    engine.submit(prompt(1), params, deliver)
     engine.submit(prompt(2), params, waiting.append)
     assert first.wait(60)
     engine.stop(60)

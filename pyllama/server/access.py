@@ -65,6 +65,9 @@ class Access:
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         path = scope["path"]
+        limit = self._settings.max_header_nbytes
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > limit or len(scope["raw_path"]) > limit:
+            return ApiError(431, f"headers: too large, expected at most {limit} bytes", code="too_large")
         if self._key is None:
             return self._host_refusal(headers)
         if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES):

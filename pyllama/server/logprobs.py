@@ -13,6 +13,14 @@ def is_ending(step: Step, tokenizer: "Tokenizer") -> bool:
     return step.finish_reason == "stop" and not step.text and step.token_id in tokenizer.eos_token_ids
 
 
+def _text(data: bytes) -> str:
+    """A token's text. As OpenAI has it, one that is no whole character shows its bytes, or two would look alike."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
 def of_chat(step: Step, tokenizer: "Tokenizer", top: int) -> dict[str, Any]:
     """An element of choices[].logprobs.content."""
     return {
@@ -23,14 +31,14 @@ def of_chat(step: Step, tokenizer: "Tokenizer", top: int) -> dict[str, Any]:
 
 def _entry(token_id: int, logprob: float | None, tokenizer: "Tokenizer") -> dict[str, Any]:
     data = tokenizer.token_bytes(token_id)
-    return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+    return {"token": _text(data), "logprob": logprob, "bytes": list(data)}
 
 
 def of_completion(steps: list[Step], offsets: list[int], tokenizer: "Tokenizer", top: int) -> dict[str, Any]:
     """choices[].logprobs of a completion. offsets: where in the text each token's begins."""
 
     def text(token_id: int) -> str:
-        return tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+        return _text(tokenizer.token_bytes(token_id))
 
     return {
         "tokens": [text(step.token_id) for step in steps],
