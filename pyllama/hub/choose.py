@@ -23,6 +23,8 @@ SETTINGS = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "params.json",  # these two: packed from Meta's form and from GGUF
+    "tokenizer.gguf",
 )
 _SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>\.\w+)")
 _QUANTIZATION = re.compile(

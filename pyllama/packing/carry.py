@@ -39,7 +39,7 @@ def small_files(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
 
 
 def folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """The small files of a Hugging Face folder."""
+    """The small files of a Hugging Face folder, or of a packed one."""
     there = [name for name in os.listdir(folder) if (folder / name).is_file()]
     for name in [*settings_files(there), *(name for name in MORE if name in there)]:
         yield name, read_small(folder / name, MAX_NBYTES)

@@ -14,14 +14,13 @@ import numpy as np
 
 from pyllama.checkpoint import Tensor, open_checkpoint
 from pyllama.checkpoint.dtypes import PLAIN
-from pyllama.checkpoint.files import read_small
 from pyllama.checkpoint.index import StoredBlock
-from pyllama.checkpoint.packed import GGUF_HEAD, damaged, shard_name
+from pyllama.checkpoint.packed import damaged, shard_name
 from pyllama.checkpoint.packed import unpack as unpack_block
 from pyllama.errors import PackError, RequestError
 from pyllama.hub import resolve
 from pyllama.packing.ahead import read_ahead
-from pyllama.packing.carry import MAX_NBYTES, folder_files
+from pyllama.packing.carry import folder_files
 from pyllama.packing.shard import compact
 from pyllama.packing.verify import INDEX
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
@@ -59,7 +58,8 @@ def unpack(
                     f"{work.destination}: {format_nbytes(progress.total)} to write, but {format_nbytes(free)} free"
                 )
             _write_model(work, tensors, progress)
-            _copy_small(work, folder)
+            for name, data in folder_files(folder):
+                work.write(name, data)
             work.finish()
         except BaseException:
             if work.folder.exists():
@@ -142,10 +142,3 @@ def _write_all(out, data: memoryview) -> None:
     while done < len(data):
         done += out.write(data[done:])
 
-
-def _copy_small(work: Workplace, folder: Path) -> None:
-    for name, data in folder_files(folder):
-        work.write(name, data)
-    for name in ("params.json", GGUF_HEAD):
-        if (folder / name).is_file():
-            work.write(name, read_small(folder / name, MAX_NBYTES))
