@@ -7,7 +7,7 @@ go on side by side. Where a block comes from never changes a bit.
 
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -67,6 +67,7 @@ class StreamedWeights:
         self._read_nbytes = 0
         self._slots, self._room = slots, room
         self._ring: Ring | None = None
+        self._resident: dict[str, tuple[tuple[int, _kernels.Matrix], ...]] = {}  # all blocks, once all are here
         self._cursor = 0  # what the readers fetch next, by index into _places
 
     def _choose(self, sizes: list[int], nbytes: int) -> None:
@@ -96,8 +97,12 @@ class StreamedWeights:
         """Bytes that every pass from now on has to read."""
         return sum(place.block.nbytes for place in self._places if place.matrix is None and not place.keep)
 
-    def blocks(self, name: str) -> Iterator[tuple[int, "_kernels.Matrix"]]:
+    def blocks(self, name: str) -> Iterable[tuple[int, "_kernels.Matrix"]]:
         """(first row, block) of a matrix, ascending. Names come in execution order; the first one begins a pass."""
+        # With all of it in memory, a generator's bookkeeping would be a good part of a small model's token.
+        return self._resident[name] if self._resident else self._flow(name)
+
+    def _flow(self, name: str) -> Iterator[tuple[int, "_kernels.Matrix"]]:
         if name != self._names[self._expected] or self._half_way:
             if name != self._names[0]:
                 raise RuntimeError(f"{name} asked for, expected {self._names[self._expected]}: out of order")
@@ -119,8 +124,12 @@ class StreamedWeights:
             self._ring.give_back()
         self._half_way = False
         self._expected = (self._expected + 1) % len(self._names)
-        if self._expected == 0 and self._ring and self.nbytes_streamed == 0:
+        if self._expected == 0 and self.nbytes_streamed == 0:
             self._stop()  # all of it is here: the ring's memory goes back
+            self._resident = {
+                name: tuple((place.block.row, place.matrix) for place in places)
+                for name, places in self._tensors.items()
+            }
 
     def vector(self, name: str) -> np.ndarray:
         tensor = self._checkpoint.tensors[name]
