@@ -338,7 +338,7 @@ def read_rows(
 def _read_block(tensor: Tensor, block: StoredBlock, rows: np.ndarray, read_into: Callable) -> None:
     data = np.empty(block.nbytes, np.uint8) if block.stored == "packed" else rows.reshape(-1)
     read_into(block.file, block.offset, data)
-    if zlib.crc32(data) != block.crc32:
+    if zlib.crc32(data.data) != block.crc32:
         raise damaged(tensor, block)
     if block.stored == "packed":
         unpack(tensor, block, block.rows, data, rows.reshape(-1))

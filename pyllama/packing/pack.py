@@ -241,17 +241,19 @@ def check_equal(path: Path, tensors: Sequence[Tensor], source: SourceFiles, prog
             return f"{path}: rows from {block.row} of {tensor.name} came out differently from its source"
         return None
 
-    def advance(count: int) -> None:
-        nonlocal stored
-        stored += count
-        share = total * stored // everything - told[0]
-        told[0] += share
-        progress.advance(share)
-
     shard = header_of(path)
-    stored, told = 0, [0]
     everything = sum(block.nbytes for tensor in shard.tensors.values() for block in tensor.blocks)
     total = sum(tensor.nbytes for tensor in tensors)
+    stored = told = 0
+
+    def advance(count: int) -> None:
+        """Progress counts unpacked bytes."""
+        nonlocal stored, told
+        stored += count
+        share = total * stored // everything - told
+        told += share
+        progress.advance(share)
+
     wrong = next(check_blocks({path: shard}, advance, compare, lambda tensor, block: rows(tensor, block).room), None)
     if wrong:
         raise CheckpointError(wrong)

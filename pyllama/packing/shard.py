@@ -192,7 +192,7 @@ class _Writer:
             except OSError:  # tmpfs and others have no direct writes
                 pass
         memory = huge_empty(BUFFERS * room)
-        self._free: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
         for i in range(BUFFERS):
             self._free.put(memory[i * room : (i + 1) * room])
         self._full: queue.SimpleQueue[tuple[np.ndarray, int, list[Entry], int] | None] = queue.SimpleQueue()
@@ -221,7 +221,7 @@ class _Writer:
             buffer, nbytes, entries, index = work
             if self._error is None:
                 try:
-                    data = memoryview(buffer)[: padded(nbytes)]
+                    data = buffer.data[: padded(nbytes)]
                     entries[index] = entries[index]._replace(crc32=zlib.crc32(data[:nbytes]))
                     self._write(data, self._direct >= 0)
                 except BaseException as error:  # noqa: BLE001 - raised to whoever asks for the next buffer

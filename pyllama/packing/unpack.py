@@ -4,11 +4,13 @@ Names are Hugging Face's and rows lie as the source had them: a GGUF or Meta sou
 rotary order. Quantized tensors, for which safetensors has no dtype, become U8 (rows, bytes of a row).
 """
 
+import io
 import os
 import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +91,8 @@ def _write_model(work: Workplace, tensors: Sequence[Tensor], progress: Progress)
 
 
 def _write_file(path: Path, tensors: Sequence[Tensor], progress: Progress) -> None:
-    header, offset = {"__metadata__": {"format": "pt"}}, 0  # transformers asks for that word
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for that word
+    offset = 0
     for tensor in tensors:
         plain = tensor.dtype in PLAIN
         header[tensor.name] = {
@@ -106,7 +109,7 @@ def _write_file(path: Path, tensors: Sequence[Tensor], progress: Progress) -> No
     def read(item: tuple[Tensor, StoredBlock], memory: np.ndarray) -> np.ndarray:
         tensor, block = item
         data = files[block.file].read(_span(block), memory)
-        if zlib.crc32(data) != block.crc32:
+        if zlib.crc32(data.data) != block.crc32:
             raise damaged(tensor, block)
         if block.stored == "rows":
             return data
@@ -137,8 +140,8 @@ def _span(block: StoredBlock) -> Span:
     return Span(block.file, block.offset, block.nbytes)
 
 
-def _write_all(out, data: memoryview) -> None:
+def _write_all(out: io.RawIOBase, data: memoryview) -> None:
     done = 0
     while done < len(data):
-        done += out.write(data[done:])
+        done += out.write(data[done:]) or 0
 

@@ -87,7 +87,7 @@ def check_blocks(
             span = spans[block.offset]  # noqa: B023 - read before the next file
             try:
                 data = file.read(span, memory)  # noqa: B023
-                if zlib.crc32(data[: block.nbytes]) != block.crc32 or data[block.nbytes :].any():
+                if zlib.crc32(data.data[: block.nbytes]) != block.crc32 or data[block.nbytes :].any():
                     return str(damaged(tensor, block))
                 data = data[: block.nbytes]
                 _kernels.Matrix(tensor.dtype, block.rows, tensor.cols, data, block.stored)
