@@ -190,7 +190,8 @@ def write_huggingface(
         mine = names[i * len(names) // shards : (i + 1) * len(names) // shards]
         write_safetensors(folder / file, {name: tensors[name] for name in mine}, dtype)
         weight_map.update(dict.fromkeys(mine, file))
-    index = {"metadata": {"total_size": sum(t.size for t in tensors.values())}, "weight_map": weight_map}
+    total = {"F32": 4}.get(dtype, 2) * sum(tensor.size for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     return folder
 

@@ -126,9 +126,9 @@ class TemporaryFile:
         self.path.unlink(missing_ok=True)
 
 
-def largest_file(folders: list[Path], least: int = LEAST_NBYTES) -> Path | None:
+def largest_file(folders: list[Path], least: int | None = None) -> Path | None:
     """The largest model file that lies in these folders, if one is large enough to measure with."""
-    best, most = None, least - 1
+    best, most = None, (LEAST_NBYTES if least is None else least) - 1
     for folder in folders:
         for at, _, names in os.walk(folder, onerror=lambda error: None):
             for name in names:

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 WIDTH, LEFT, RIGHT = 860, 78, 20
-PANEL, GAP, TOP, BOTTOM = 170, 62, 64, 46
+PANEL, GAP, TOP, BOTTOM = 170, 76, 64, 46
 INK, FAINT, MEMORY, DISK, TOKEN = "#222", "#ddd", "#1f77b4", "#d2691e", "#2a9d4f"
 
 
@@ -85,14 +85,14 @@ def _panel(label, points, lines, color, top, x, end, unit="") -> list[str]:
     path = " ".join(f"{x(t):.1f},{y(value):.1f}" for t, value in points)
     out.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>')
     if unit:
-        out.append(f'<text x="{right}" y="{top + PANEL + 34}" text-anchor="end">{unit}</text>')
+        out.append(f'<text x="{right}" y="{top + PANEL + 36}" text-anchor="end">{unit}</text>')
     return out
 
 
 def _tokens(events, x, top: float, height: float) -> list[str]:
     """A faint line down both panels where a token came, a named one where something else began."""
     out = []
-    last = -1e9
+    ends = [-1e9, -1e9]  # of the names in the two rows between the panels
     for seconds, what in events:
         at = x(seconds)
         if what == "token":
@@ -101,10 +101,11 @@ def _tokens(events, x, top: float, height: float) -> list[str]:
             continue
         out.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{top + height}" stroke="{INK}" '
                    f'stroke-opacity="0.5" stroke-dasharray="2 3"/>')  # fmt: skip
-        if at - last > 40:
-            low = top + PANEL + GAP / 2 + 6
-            out.append(f'<text x="{at + 3:.1f}" y="{low:.1f}" font-size="11">{escape(what)}</text>')
-            last = at
+        row = 0 if at >= ends[0] else 1
+        if at >= ends[row]:
+            low = top + PANEL + 34 + 13 * row
+            out.append(f'<text x="{at + 3:.1f}" y="{low}" font-size="11">{escape(what)}</text>')
+            ends[row] = at + 6.5 * len(what) + 6
     return out
 
 

@@ -32,8 +32,8 @@ def measure(
 ) -> Rates:
     """Measures what is not given; at most about 2 s each.
 
-    model_files  the model's own files, if they are here: then these are read, else the largest model in the cache,
-                 else a temporary file of `nbytes` there
+    model_files  the model's own files, if they are here and large: then the largest is read, else the largest
+                 model in the cache, else a temporary file of `nbytes` there
     """
     threads = _kernels.num_threads()
     source = {}
@@ -54,7 +54,7 @@ def measure(
 
 
 def _disk(model_files: list[Path], seconds: float, nbytes: int) -> tuple[float, str]:
-    existing = [path for path in model_files if path.is_file()]
+    existing = [path for path in model_files if path.is_file() and path.stat().st_size >= disk.LEAST_NBYTES]
     largest = max(existing, key=lambda path: path.stat().st_size, default=None)
     what = "the model's largest file"
     if largest is None:

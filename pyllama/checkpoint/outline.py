@@ -21,6 +21,7 @@ from pyllama.errors import CheckpointError, UnsupportedError
 
 NOWHERE = Path("not downloaded")
 _HEAD = "lm_head.weight"
+_HEADERS = 1 << 16  # bytes
 
 
 class Described(Protocol):
@@ -98,11 +99,11 @@ def _dtype(config: Config, nbytes: float, copies: int, source: str) -> str:
     for shape in expected_shapes(config).values():
         weights += shape[0] * shape[1] if len(shape) == 2 else shape[0]
     width = nbytes / weights
-    # Headers, rotary buffers and a few norms in float32 are well under a hundredth.
-    if 1.98 <= width <= 2.1:
-        return config.dtype if config.dtype in ("BF16", "F16") else "BF16"
-    if 3.96 <= width <= 4.1:
+    # Headers, rotary buffers and a few norms in float32 are well under a hundredth, but for toys.
+    if 3.96 * weights <= nbytes <= 4.1 * weights + _HEADERS:
         return "F32"
+    if 1.98 * weights <= nbytes <= 2.1 * weights + _HEADERS:
+        return config.dtype if config.dtype in ("BF16", "F16") else "BF16"
     raise UnsupportedError(
         f"{source}: {nbytes:.0f} bytes for {weights} weights, {width:.2f} each, expected 2 (BF16, F16) or 4 (F32)"
     )
