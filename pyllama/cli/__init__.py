@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pyllama.cli import bench, chat, info, pack, plan, pull, run, serve, unpack, verify
+from pyllama.cli import bench, chat, info, pack, plan, pull, run, serve, service, unpack, verify
 from pyllama.errors import PyllamaError, RequestError
 from pyllama.version import __version__
 
-COMMANDS = (run, chat, serve, info, pull, plan, bench, pack, unpack, verify)
+COMMANDS = (run, chat, serve, service, info, pull, plan, bench, pack, unpack, verify)
 
 
 class Parser(argparse.ArgumentParser):

@@ -108,12 +108,17 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
             session_nbytes=session_nbytes,
         )
         names = (name_of(args.model), *args.alias)
-        return serve(engine, bound, names=names, settings=settings, hooks=hooks or _printing(model, names[0]))
+        return serve(engine, bound, names=names, settings=settings, hooks=hooks or _telling(model, names[0]))
 
 
 def name_of(model: str) -> str:
     """What clients call a model: its name, or that of its file or folder."""
-    return Path(model).resolve().name.removesuffix(".gguf") if os.path.exists(model) else model
+    if not os.path.exists(model):
+        return model
+    path = Path(os.path.abspath(model))  # not where links lead: in the Hugging Face cache that is a hash
+    if path.parent.name == "snapshots":
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return path.name.removesuffix(".gguf")
 
 
 def settings_of(args: argparse.Namespace) -> "Settings":
@@ -173,6 +178,15 @@ def _import_server() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise RequestError(f"serve: {error.name} is not installed; pip install 'pyllama[server]'") from None
+
+
+def _telling(model: "Model", name: str) -> "Hooks":
+    """Hooks that tell a person on a terminal, and the service manager if one has started this."""
+    from pyllama.service.notify import Notifier
+    from pyllama.service.watchdog import Watched
+
+    notifier = Notifier.from_environment()
+    return Watched(notifier, _printing(model, name), name) if notifier.enabled else _printing(model, name)
 
 
 def _printing(model: "Model", name: str) -> "Hooks":

@@ -1,0 +1,196 @@
+"""`pyllama service`: a server that systemd starts at boot, watches, and restarts."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyllama.cli.options import add_loading
+from pyllama.cli.serve import KEY_VARIABLE, add_serving, settings_of
+from pyllama.errors import RequestError
+
+if TYPE_CHECKING:
+    from pyllama.service.unit import Service
+
+NAME = "pyllama"
+# What the unit says in its own way, and what is no option of `serve`.
+_OWN = ("help", "model", "memory", "session_dir", "api_key_file", "user", "name", "dry_run")
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "service",
+        help="let systemd run a server",
+        description="Let systemd run `pyllama serve`: from boot on, watched, restarted when it hangs, and locked up "
+        "in a sandbox. See docs/service.md.",
+    )
+    actions = parser.add_subparsers(
+        metavar="ACTION", required=True, help="install, status, logs or uninstall; each has a --help of its own"
+    )
+    _add_install(actions)
+    _add_status(actions)
+    _add_logs(actions)
+    _add_uninstall(actions)
+
+
+def _add_install(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = actions.add_parser(
+        "install",
+        help="write a unit for a model, and start it",
+        description="Write a systemd unit that serves a model, enable it and start it; returns when it answers. "
+        "The same command with other options changes it. All options of `pyllama serve` go into the unit.",
+    )
+    add_install_options(parser)
+    parser.set_defaults(run=install)
+
+
+def add_install_options(parser: argparse.ArgumentParser) -> None:
+    add_loading(parser)
+    add_serving(parser)
+    group = parser.add_argument_group("the service")
+    _add_which(group)
+    group.add_argument("--dry-run", action="store_true", help="print the unit and change nothing")
+
+
+def _add_which(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    group.add_argument("--user", action="store_true", help="a service of yours, not of the system; needs no root")
+    group.add_argument("--name", default=NAME, metavar="NAME", help="of the service; default: pyllama")
+
+
+def _add_status(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = actions.add_parser("status", help="tell how a service does, as systemctl does; the same exit codes")
+    _add_which(parser)
+    parser.set_defaults(run=status)
+
+
+def _add_logs(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = actions.add_parser("logs", help="show what a service wrote")
+    _add_which(parser)
+    parser.add_argument("--lines", type=int, default=100, metavar="N", help="the last N; default: 100")
+    parser.add_argument("--follow", action="store_true", help="go on with what it will write")
+    parser.set_defaults(run=logs)
+
+
+def _add_uninstall(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = actions.add_parser("uninstall", help="stop a service and remove its unit")
+    _add_which(parser)
+    parser.add_argument("--purge", action="store_true", help="remove what it saved of conversations as well")
+    parser.set_defaults(run=uninstall)
+
+
+def install(args: argparse.Namespace) -> int:
+    from pyllama.progress import format_nbytes
+    from pyllama.service import memory_control
+    from pyllama.service.systemd import Units
+    from pyllama.service.unit import render
+
+    units = Units(args.user)
+    path = units.path(args.name)
+    service = service_of(args)
+    text = render(service)
+    if args.dry_run:
+        print(text, end="")
+        return 0
+    units.check_allowed("install")
+    if (why := memory_control.why_not(os.getuid() if args.user else None)) is not None:
+        _note(f"MemoryMax has no effect here: {why}; --memory {format_nbytes(service.nbytes)} is kept all the same")
+    if not units.lingers():
+        _note("it runs while you are logged in; `loginctl enable-linger` lets it run from boot on")
+    _note(f"starting {path}")
+    units.install(args.name, text)
+    print(f"{args.name} is ready; pyllama service status{_which(args)} tells how it does")
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    from pyllama.service.systemd import Units
+
+    sys.stdout.flush()
+    return Units(args.user).status(args.name)
+
+
+def logs(args: argparse.Namespace) -> int:
+    from pyllama.service.systemd import Units
+
+    if not 0 <= args.lines <= 10**9:
+        raise RequestError(f"--lines: got {args.lines}, expected 0 or more")
+    sys.stdout.flush()
+    return Units(args.user).logs(args.name, args.lines, args.follow)
+
+
+def uninstall(args: argparse.Namespace) -> int:
+    from pyllama.service.systemd import Units
+
+    units = Units(args.user)
+    units.check_allowed("uninstall")
+    units.uninstall(args.name, args.purge)
+    print(f"{args.name} is gone" + ("" if args.purge else "; what it saved of conversations is still there"))
+    return 0
+
+
+def service_of(args: argparse.Namespace) -> "Service":
+    """What the unit is made for. Opens the model, so that a wrong one is told now and not at every boot.
+
+    Raises RequestError, HubError and CheckpointError.
+    """
+    from pyllama.budget import default_budget, parse_size
+    from pyllama.checkpoint import open_checkpoint
+    from pyllama.hub import resolve
+    from pyllama.service import needs
+    from pyllama.service.unit import Service
+
+    if args.api_key_file is None and os.environ.get(KEY_VARIABLE):
+        raise RequestError(f"{KEY_VARIABLE}: a service does not see it; write the key to a file for --api-key-file")
+    settings = settings_of(args)
+    if args.session_dir and not args.user:
+        raise RequestError("--session-dir: a system service has a place of its own, /var/lib/NAME; leave it out")
+    nbytes = default_budget() if args.memory is None else parse_size(args.memory)
+    model = os.path.abspath(resolve(args.model))
+    with open_checkpoint(model) as checkpoint:
+        paths = needs.model_paths(checkpoint)
+    packages = needs.package_folders()
+    if not args.user:
+        needs.check_readable(paths)
+    return Service(
+        name=args.name,
+        model=model,
+        nbytes=nbytes,
+        options=serve_options(args),
+        user=args.user,
+        host=args.host,
+        port=args.port,
+        stop_timeout_s=settings.stop_timeout_s,
+        max_connections=settings.max_connections,
+        api_key_file=args.api_key_file and os.path.abspath(args.api_key_file),
+        session_dir=args.session_dir and os.path.abspath(args.session_dir),
+        readable=needs.hidden([*needs.python_folders(), *packages, *paths]),
+        python_path=packages,
+    )
+
+
+def serve_options(args: argparse.Namespace) -> list[str]:
+    """The options of `serve` that differ from their defaults, as words."""
+    parser = argparse.ArgumentParser()
+    add_install_options(parser)
+    words: list[str] = []
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        if action.dest in _OWN or value == action.default:
+            continue
+        option = action.option_strings[-1]
+        if isinstance(action, argparse._StoreTrueAction):
+            words.append(option)
+        else:
+            # One word, so that a value may begin with a dash.
+            words += [f"{option}={one}" for one in (value if isinstance(value, list) else [value])]
+    return words
+
+
+def _which(args: argparse.Namespace) -> str:
+    """The options that name this service again."""
+    return (" --user" if args.user else "") + (f" --name {args.name}" if args.name != NAME else "")
+
+
+def _note(text: str) -> None:
+    print(f"pyllama: {text}", file=sys.stderr)

@@ -1,0 +1,57 @@
+"""Words and paths as systemd's unit files want them: quotes, %-specifiers and $-variables in them are text.
+
+    'say "100%"'  ->  "say \\"100%%\\""
+
+Rules: systemd.syntax(7) "Quoting", systemd.service(5) "Command lines", systemd.unit(5) "Specifiers".
+"""
+
+import re
+
+from pyllama.errors import RequestError
+
+_PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
+
+
+class Specifiers(str):
+    """Text whose %-specifiers are meant as such, "%S/pyllama"; nothing else in it needs quotes."""
+
+
+def word(text: str, *, variables: bool = False) -> str:
+    """One word of a list.
+
+    variables  the setting replaces $NAME, as the arguments of ExecStart do; a program's path and Environment do not
+
+    Raises RequestError for control characters: nobody means them.
+    """
+    if isinstance(text, Specifiers):
+        return text
+    _check(text)
+    text = text.replace("%", "%%")
+    if variables:
+        text = text.replace("$", "$$")
+    if _PLAIN.fullmatch(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def command(program: str, arguments: list[str]) -> str:
+    """The value of ExecStart. program is an absolute path."""
+    return " ".join([word(program), *(word(argument, variables=True) for argument in arguments)])
+
+
+def bind_path(path: str) -> str:
+    """One path of BindReadOnlyPaths, where a colon would begin the place to show it at."""
+    _check(path)
+    text = path.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"').replace(":", "\\:")
+    return text if _PLAIN.fullmatch(text) else f'"{text}"'
+
+
+def rest_of_line(text: str) -> str:
+    """A value that reaches to the end of its line, where quotes are text."""
+    _check(text)
+    return text.replace("%", "%%")
+
+
+def _check(text: str) -> None:
+    if any(character < " " or character == "\x7f" for character in text):
+        raise RequestError(f"{text!r}: control characters cannot stand in a unit file")
