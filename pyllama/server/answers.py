@@ -35,7 +35,10 @@ async def merged(streams: list[Stream], quiet_s: float | None) -> AsyncIterator[
         running = len(streams)
         while running:
             try:
-                index, event = await asyncio.wait_for(queue.get(), quiet_s)
+                # Not wait_for: before Python 3.12 it may swallow the cancellation of one who has hung up
+                # (test_hanging_up_frees_the_slot, now and then).
+                async with asyncio.timeout(quiet_s):
+                    index, event = await queue.get()
             except TimeoutError:
                 yield None
                 continue
