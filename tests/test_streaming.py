@@ -103,6 +103,17 @@ def test_what_is_pinned_is_read_once_and_the_rest_every_pass(models):
         assert total + 3 * weights.nbytes_streamed <= weights._read_nbytes <= total + 4 * weights.nbytes_streamed
 
 
+@pytest.mark.parametrize("form, files", [("hf", 2), ("split", 3), ("meta", 2), ("tied", 1)])
+def test_each_file_is_opened_once_and_closed(models, form, files):
+    """A board allows 1024 open files, and a 7B has 3,000 blocks."""
+    with open_checkpoint(models / form) as checkpoint:
+        before = len(os.listdir("/proc/self/fd"))
+        weights = StreamedWeights(checkpoint, slots=3, room=0, pinned_nbytes=0)
+        assert len(os.listdir("/proc/self/fd")) == before + files
+        weights.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_pinned_blocks_are_spread_over_the_pass(models):
     with open_checkpoint(models / "f16") as checkpoint:
         weights = StreamedWeights(checkpoint, slots=3, room=0, pinned_nbytes=checkpoint.nbytes // 2)

@@ -62,7 +62,8 @@ class StreamedWeights:
         nbytes = 2 * sum(sizes) if pinned_nbytes is None or pinned_nbytes >= sum(sizes) else pinned_nbytes
         self._arena = Arena(nbytes)
         self._choose(sizes, nbytes)
-        self._files = {span.file: DirectFile(span.file) for place in self._places for span in place.block.spans}
+        paths = dict.fromkeys(span.file for place in self._places for span in place.block.spans)
+        self._files = {path: DirectFile(path) for path in paths}
         self._lock = threading.Lock()
         self._read_nbytes = 0
         self._slots, self._room = slots, room
