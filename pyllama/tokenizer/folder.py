@@ -108,13 +108,6 @@ def _from_model(path: Path, settings: Mapping[str, Any]) -> Parts:
         entries = _decoder_entries(settings)
         return tiktoken.read(path, tuple(entries.values()) or None)
     pieces = read_pieces(path)
-    names = [
-        AddedToken(
-            token_id, pieces.vocabulary.bytes_of(token_id).decode("utf-8", "replace"), special=kind != 4
-        )
-        for token_id, kind in enumerate(pieces.types.tolist())
-        if kind in (2, 3, 4)
-    ]
     parts = from_pieces(
         pieces.vocabulary,
         pieces.types,
@@ -122,7 +115,6 @@ def _from_model(path: Path, settings: Mapping[str, Any]) -> Parts:
         unk_id=pieces.unk_id,
         space_prefix=pieces.space_prefix,
         collapse_spaces=pieces.collapse_spaces,
-        added=tuple(names),
         where=path.name,
     )
     if pieces.space_prefix and not _flag(settings, "legacy", True):

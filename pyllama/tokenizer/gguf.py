@@ -17,11 +17,9 @@ from pyllama.tokenizer import steps, token_bytes
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.bpe import ByteLevelModel
 from pyllama.tokenizer.chat_template import ChatTemplate
-from pyllama.tokenizer.pieces import from_pieces
+from pyllama.tokenizer.pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, from_pieces
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
-
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
 # tokenizer.ggml.pre: the steps before BPE. A name that is not here is refused: another pattern would run, give
 # plausible ids, and make the model quietly worse.
@@ -90,24 +88,23 @@ class _Reader:
         tokens = self._list("ggml.tokens")
         types = self._numbers("ggml.token_type", len(tokens), "iu")
         if types is None:
-            types = np.full(len(tokens), _NORMAL)
+            types = np.full(len(tokens), NORMAL)
         parts = self._byte_level(tokens, types) if model == "gpt2" else self._sentencepiece(tokens, types)
         self._add_ends(parts, self._get("ggml.pre", str, "") in _ADD_BOS or model == "llama")
         self._add_template(parts, tokens)
         return parts
 
-    def _added(self, tokens: Sequence[str], types: np.ndarray, user_defined: bool) -> tuple[AddedToken, ...]:
-        wanted = (_CONTROL, _UNKNOWN, _USER_DEFINED) if user_defined else (_CONTROL, _UNKNOWN)
-        ids = np.flatnonzero(np.isin(types, wanted))
+    def _added(self, tokens: Sequence[str], types: np.ndarray) -> tuple[AddedToken, ...]:
+        ids = np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN, USER_DEFINED)))
         return tuple(
-            AddedToken(token_id, _text(tokens[token_id]), special=bool(types[token_id] != _USER_DEFINED))
+            AddedToken(token_id, _text(tokens[token_id]), special=bool(types[token_id] != USER_DEFINED))
             for token_id in ids.tolist()
         )
 
     def _byte_level(self, tokens: Sequence[str], types: np.ndarray) -> Parts:
         pre = self._get("ggml.pre", str, "default")
         normalizer, pre_tokenizer = self._steps(pre)
-        added = self._added(tokens, types, user_defined=True)
+        added = self._added(tokens, types)
         where = f"tokenizer.ggml.tokens (file {self._where})"
         chunks = token_bytes.packed(map(_text, tokens), MAX_TOKENS, where)
         blob, lengths = token_bytes.token_table(chunks, in_byte_alphabet=True)
@@ -165,7 +162,6 @@ class _Reader:
             unk_id=self._id("unknown_token_id", len(tokens)),
             space_prefix=prefix,
             collapse_spaces=self._get("ggml.remove_extra_whitespaces", bool, False),
-            added=self._added(tokens, types, user_defined=True),
             where=where,
         )
 
@@ -183,9 +179,9 @@ class _Reader:
         ends = [eos, self._id("eot_token_id", size), self._id("eom_token_id", size)]
         parts.bos_token_id = bos
         parts.eos_token_ids = tuple(dict.fromkeys(end for end in ends if end is not None))
-        if bos is not None and self._get("ggml.add_bos_token", bool, add_bos):
+        if self._get("ggml.add_bos_token", bool, add_bos) and bos is not None:
             parts.before = (bos,)
-        if eos is not None and self._get("ggml.add_eos_token", bool, False):
+        if self._get("ggml.add_eos_token", bool, False) and eos is not None:
             parts.after = (eos,)
 
     def _add_template(self, parts: Parts, tokens: Sequence[str]) -> None:

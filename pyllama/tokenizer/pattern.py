@@ -39,6 +39,7 @@ _PARTS = {
     "S": ("S",),
 }
 _MAX_PATTERN = 4096
+_PLAIN_IN_CLASS = frozenset("(){}|*+?$.^")
 _TOKEN = re.compile(
     r"(?P<property>\\p\{(?P<name>\w+)\})"
     r"|(?P<space>\\[sS])"
@@ -53,42 +54,32 @@ _TOKEN = re.compile(
 )
 
 
-def _character(code: int) -> str:
-    return f"\\U{code:08x}"
-
-
-@lru_cache(maxsize=None)
-def class_body(name: str) -> str:
-    """The inside of a character class, as ranges, for a stored class such as "LU" or "NUMERIC"."""
+def _spans(name: str) -> list[tuple[int, int]]:
+    """Half-open ranges of a stored class such as "LU"."""
     numbers = [int(number, 36) for number in getattr(unicode_classes, name).split()]
-    end, ranges = 0, []
+    end, spans = 0, []
     for gap, length in zip(numbers[::2], numbers[1::2]):
-        start = end + gap
-        end = start + length
-        ranges.append(_character(start) + (f"-{_character(end - 1)}" if length > 1 else ""))
-    return "".join(ranges)
+        spans.append((end + gap, end + gap + length))
+        end += gap + length
+    return spans
 
 
-@lru_cache(maxsize=None)
-def _property_body(name: str) -> str:
-    spans: list[tuple[int, int]] = []
-    for part in _PARTS[name]:
-        numbers = [int(number, 36) for number in getattr(unicode_classes, part).split()]
-        end = 0
-        for gap, length in zip(numbers[::2], numbers[1::2]):
-            start = end + gap
-            end = start + length
-            spans.append((start, end))
-    spans.sort()
+def _body(names: tuple[str, ...]) -> str:
+    """The inside of a character class: the union of stored classes, neighbouring ranges joined."""
     joined: list[list[int]] = []
-    for start, end in spans:
+    for start, end in sorted(span for name in names for span in _spans(name)):
         if joined and joined[-1][1] == start:
             joined[-1][1] = end
         else:
             joined.append([start, end])
     return "".join(
-        _character(start) + (f"-{_character(end - 1)}" if end - start > 1 else "") for start, end in joined
+        f"\\U{start:08x}" + (f"-\\U{end - 1:08x}" if end - start > 1 else "") for start, end in joined
     )
+
+
+@lru_cache(maxsize=None)
+def _property_body(name: str) -> str:
+    return _body(_PARTS[name])
 
 
 def _letter(char: str, ignore_case: bool, in_class: bool) -> str:
@@ -113,67 +104,60 @@ def translate(pattern: str, where: str) -> str:
     folding = [False]  # of each open group: letters match both cases
     at = 0
     while at < len(pattern):
-        match = _TOKEN.match(pattern, at)
-        if in_class and pattern[at] in "(){}|*+?$.'^" or (match is None and pattern[at] in "."):
-            if not in_class:
-                break
+        if in_class and pattern[at] in _PLAIN_IN_CLASS:
             out.append(re.escape(pattern[at]))
             at += 1
             continue
-        if match is None:
+        match = _TOKEN.match(pattern, at)
+        piece = None if match is None else _translated(match, in_class, folding, out)
+        if match is None or piece is None:
             break
-        kind, text = match.lastgroup, match.group()
-        if kind == "name":
-            kind = "property"
-        if match["property"]:
-            if match["name"] not in _PARTS:
-                break
-            body = _property_body(match["name"])
-            out.append(body if in_class else f"[{body}]")
-        elif match["space"]:
-            if in_class and text == r"\S":
-                break
-            out.append(_SPACE if in_class else f"[{'^' if text == chr(92) + 'S' else ''}{_SPACE}]")
-        elif match["escape"]:
-            out.append(text)
-        elif match["open"]:
-            if in_class:
-                break
-            in_class = True
-            out.append(text)
-        elif match["close"]:
-            if not in_class or out[-1] in ("[", "[^"):
-                break
-            in_class = False
-            out.append(text)
-        elif match["group"]:
-            if text == ")":
-                if len(folding) == 1:
-                    break
-                folding.pop()
-            elif text != "|":
-                folding.append(text == "(?i:" or folding[-1])
-            out.append({"(?i:": "(?:", "(": "(?:"}.get(text, text))
-        elif match["repeat"]:
-            # `{1,3}+` is a possessive repeat to Python and a repeated repeat to Oniguruma.
-            if text.startswith("{") and text.endswith("+"):
-                break
-            out.append(text)
-        elif match["anchor"]:
-            if text == "^":
-                break
-            # To Oniguruma a dollar is the end of any line, and no line feed is needed before it.
-            out.append(r"(?=\n|\Z)")
-        elif text == "-" and in_class:
-            out.append(text)
-        else:
-            out.append(_letter(text, folding[-1], in_class))
+        if match["open"] or match["close"]:
+            in_class = not in_class
+        out.append(piece)
         at = match.end()
     if at < len(pattern) or in_class or len(folding) > 1:
         raise TokenizerError(
             f"{where}: pattern not understood at {pattern[at : at + 20]!r} in {pattern[:200]!r}"
         )
     return "".join(out)
+
+
+def _translated(match: re.Match[str], in_class: bool, folding: list[bool], out: list[str]) -> str | None:
+    """One token of a pattern in `re` syntax; None for what is not understood here. Keeps `folding` up to date."""
+    text = match.group()
+    if match["property"]:
+        if match["name"] not in _PARTS:
+            return None
+        body = _property_body(match["name"])
+        return body if in_class else f"[{body}]"
+    if match["space"]:
+        if in_class:
+            return _SPACE if text == r"\s" else None
+        return f"[{_SPACE}]" if text == r"\s" else f"[^{_SPACE}]"
+    if match["escape"]:
+        return text
+    if match["open"]:
+        return None if in_class else text
+    if match["close"]:
+        return text if in_class and out[-1] not in ("[", "[^") else None
+    if match["group"]:
+        if text == ")":
+            if len(folding) == 1:
+                return None
+            folding.pop()
+        elif text != "|":
+            folding.append(text == "(?i:" or folding[-1])
+        return "(?:" if text in ("(?i:", "(") else text
+    if match["repeat"]:
+        # `{1,3}+` is a possessive repeat to Python and a repeated repeat to Oniguruma.
+        return None if text.startswith("{") and text.endswith("+") else text
+    if match["anchor"]:
+        # To Oniguruma a dollar is the end of any line.
+        return r"(?=\n|\Z)" if text == "$" else None
+    if text == "-" and in_class:
+        return text
+    return _letter(text, folding[-1], in_class)
 
 
 @lru_cache(maxsize=32)
@@ -188,7 +172,7 @@ def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
 @lru_cache(maxsize=32)
 def compile_class(name: str, repeat: str = "") -> re.Pattern[str]:
     """One character of a stored class, or with repeat "+" a run of them."""
-    return re.compile(f"[{class_body(name)}]{repeat}")
+    return re.compile(f"[{_body((name,))}]{repeat}")
 
 
 def literal(text: str) -> re.Pattern[str]:

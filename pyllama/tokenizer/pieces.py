@@ -21,23 +21,29 @@ def from_pieces(
     unk_id: int | None,
     space_prefix: bool,
     collapse_spaces: bool,
-    added: tuple[AddedToken, ...],
     where: str,
 ) -> Parts:
     """A tokenizer of SentencePiece pieces, as the `sentencepiece` library would run them.
 
     Each stretch of text between control tokens gets its own space prefix.
     """
-    mergeable = np.flatnonzero((types == NORMAL) | (types == USER_DEFINED) | (types == UNUSED))
-    merges, symbols = merges_by_score(vocabulary, mergeable[types[mergeable] != UNUSED], scores, where)
-    text_ids = np.zeros(vocabulary.size, bool)
-    text_ids[mergeable] = True
-    text_ids[types == UNUSED] = False
+    # User-defined pieces are cut out before anything merges, and unused ones are never made.
+    text_ids = types == NORMAL
+    merges, symbols = merges_by_score(vocabulary, np.flatnonzero(text_ids), scores, where)
     byte_ids = byte_pieces(vocabulary)
     if byte_ids is not None and not (types[byte_ids] == BYTE).all():
         byte_ids = None
     model = SentencePieceModel(
         vocabulary, merges, text_ids, byte_ids=byte_ids, unk_id=unk_id, symbols=symbols
+    )
+    added = tuple(
+        AddedToken(
+            token_id,
+            vocabulary.bytes_of(token_id).decode("utf-8", "replace"),
+            special=bool(types[token_id] != USER_DEFINED),
+            normalized=bool(types[token_id] == USER_DEFINED),
+        )
+        for token_id in np.flatnonzero(np.isin(types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
     )
     decoded = {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}
     normalizers = []
@@ -55,4 +61,5 @@ def from_pieces(
         steps.in_turn(normalizers),
         spaces=True,
         strip_space=space_prefix,
+        normalized_contents={token.id: token.content for token in added if token.normalized},
     )

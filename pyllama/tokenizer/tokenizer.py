@@ -46,6 +46,7 @@ class Parts:
     decoded         bytes an id decodes to, where they differ from the vocabulary's
     spaces          the vocabulary writes spaces as SPACE_MARK, and decoding drops one at the start
     before, after   ids put around a text: BOS, EOS
+    normalized_contents  what to look for in normalized text, by token id; else each content, normalized
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Parts:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     chat_template: ChatTemplate | None = None
+    normalized_contents: dict[int, str] | None = None
 
 
 class Tokenizer:
@@ -102,7 +104,8 @@ class Tokenizer:
         self._raw_added = AddedTokens(token for token in parts.added if not token.normalized)
         normalized = [token for token in parts.added if token.normalized]
         normalize = self._normalizer or (lambda text: text)
-        self._normalized_added = AddedTokens(normalized, {t.id: normalize(t.content) for t in normalized})
+        contents = {token.id: normalize(token.content) for token in normalized}
+        self._normalized_added = AddedTokens(normalized, contents | (parts.normalized_contents or {}))
 
     def __repr__(self) -> str:
         return f"<Tokenizer {self.kind}, {self.vocab_size} tokens>"

@@ -363,10 +363,16 @@ class TokenizerJson:
             return None
         if not isinstance(token, str):
             raise self._error("model.unk_token", token, "a string")
-        token_id = vocabulary.find(token.encode("utf-8", "replace"))
+        token_id = self._find(vocabulary, token)
         if token_id < 0:
             raise TokenizerError(f"{self._where}: model.unk_token {token[:40]!r} is not in the vocabulary")
         return token_id
+
+    def _find(self, vocabulary: Vocabulary, token: str) -> int:
+        """The id of a token as the file writes it, or -1."""
+        strings = token_bytes.Strings.of([token], self._where)
+        blob, lengths = token_bytes.token_table([strings], in_byte_alphabet=self.byte_level)
+        return vocabulary.find(blob) if lengths[0] >= 0 else -1
 
     def _checked_added(self, vocabulary: Vocabulary, texts: Mapping[int, str]) -> tuple[AddedToken, ...]:
         """The added tokens, each in the vocabulary under its id or following it."""
@@ -374,7 +380,7 @@ class TokenizerJson:
         free = self._count
         seen: set[int] = set()
         for token in self.added:
-            expected = names.get(token.content, vocabulary.find(token.content.encode("utf-8", "replace")))
+            expected = names.get(token.content, self._find(vocabulary, token.content))
             if (
                 expected < 0
             ):  # new tokens get the next number, whatever the file says: then it may say no other
