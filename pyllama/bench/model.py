@@ -1,8 +1,8 @@
 """One model, one budget, one process: prompts and decoding timed, memory and disk watched. Prints one line of JSON.
 
-`python -m pyllama.bench.model '{"model": PATH, ...}'`: a process of its own, so that its peak resident set is the
-model's and nothing else's. Token ids are random, the cache starts empty, and sampling is not part of it; only the
-last token's logits are asked for, as in llama-bench.
+main() takes one argument, '{"model": PATH, ...}', and is meant for a process of its own, so that its peak resident
+set is the model's and nothing else's. Token ids are random, the cache starts empty, and sampling is not part of it;
+only the last token's logits are asked for, as in llama-bench.
 """
 
 import json
@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..budget import peak_resident_nbytes
-from ..errors import PyllamaError
+from ..budget import peak_resident_nbytes, resident_nbytes
+from ..checkpoint.outline import Described
+from ..errors import BudgetError, PyllamaError
+from ..forecast import enough
+from ..plan import make_plan
 from .watch import Watch
 
 CONTEXT = 1024
@@ -42,10 +45,33 @@ def time_decode(model, ids: list[int], watch: Watch | None = None, most_s: float
     return times
 
 
+def budget_to_keep(model: Described, keep: float, **options) -> int:
+    """A budget that keeps about this share of the weights, at most; options as of make_plan().
+
+    Raises BudgetError where the smallest budget that works keeps more.
+    """
+    low, high, best = 0, enough(model, **options), 0
+    while high - low > 1 << 16:
+        budget = (low + high) // 2
+        try:
+            plan = make_plan(model, budget, **options)
+        except BudgetError:
+            low = budget
+            continue
+        if plan.pinned <= keep * plan.weights:
+            low = best = budget
+        else:
+            high = budget
+    if not best:
+        raise BudgetError(f"too small to stream: the smallest budget that works keeps more than {keep:.0%} of it")
+    return best
+
+
 def measure(
     name: str,
     *,
     memory: int | None = None,
+    keep: float | None = None,
     threads: int | None = None,
     context_length: int = CONTEXT,
     prompts: tuple[int, ...] = (64, 512),
@@ -55,6 +81,8 @@ def measure(
 ) -> dict[str, Any]:
     """Everything measured of a model under a budget.
 
+    memory   the budget; default: what is available
+    keep     instead: a budget that keeps this share of the weights and streams the rest
     prompts  lengths; one that would take longer than most_s by the last one's rate is left out
     decode   tokens, fewer if they take longer than most_s
     """
@@ -62,10 +90,17 @@ def measure(
     from pyllama import _kernels
     from pyllama.checkpoint import open_checkpoint
     from pyllama.hub import resolve
+    from pyllama.tokenizer import load_tokenizer
 
     started = time.perf_counter()
     with open_checkpoint(resolve(name)) as checkpoint:
         context_length = min(context_length, checkpoint.config.max_position_embeddings)
+        if keep is not None:
+            tokenizer = load_tokenizer(checkpoint)
+            memory = budget_to_keep(
+                checkpoint, keep, context_length=context_length, interpreter=resident_nbytes()
+            )
+            del tokenizer
     with Watch() as watch:
         with pyllama.load(name, memory=memory, threads=threads, context_length=context_length) as model:
             weights = model.decoder.weights
@@ -127,7 +162,3 @@ def main() -> int:
         print(f"pyllama: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

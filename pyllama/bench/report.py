@@ -16,9 +16,10 @@ from typing import Any
 from .. import _kernels
 from ..budget import default_budget, resident_nbytes
 from ..checkpoint import open_checkpoint
-from ..errors import BudgetError, PyllamaError, RequestError
+from ..errors import PyllamaError, RequestError
+from ..forecast import enough
 from ..hub import resolve
-from ..plan import SLACK, Plan, make_plan
+from ..plan import SLACK, make_plan
 from . import disk, kernels, work
 from .advice import advice
 from .ceilings import SPIN_ROUNDS, Ceilings
@@ -63,6 +64,9 @@ def measure(
     if path is not None:
         with open_checkpoint(path) as checkpoint:
             files = list(checkpoint.files)
+            if memory is not None:  # too little is told before minutes are spent
+                context = min(CONTEXT, checkpoint.config.max_position_embeddings)
+                make_plan(checkpoint, memory, context_length=context, interpreter=resident_nbytes())
     report: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "machine": describe(),
@@ -144,45 +148,38 @@ def _read(path: Path, seconds: float, what: str) -> tuple[dict[str, Any], Any]:
 
 def _models(path: Path, memory: int | None, options: dict[str, Any], say: Callable[[str], None]) -> list[dict]:
     """The resident run, if memory allows one, and the streamed run."""
-    budgets = _budgets(path, memory)
+    about = {"model": path.name} | _costs(path)
     found = []
-    for kind, budget in budgets.items():
+    for kind, budget in (("resident", _to_keep_all(path)), ("streamed", memory if memory else {"keep": KEPT})):
         if isinstance(budget, str):
             found.append({"kind": kind, "skipped": budget})
             continue
         say(f"{path.name}, {kind}")
-        found.append({"kind": kind, "model": path.name} | _costs(path) | run_apart(path, budget, options))
+        budget = budget if isinstance(budget, dict) else {"memory": budget}
+        try:
+            run = run_apart(path, **budget, **options)
+        except PyllamaError as error:
+            if "keep" not in budget:
+                raise
+            found.append({"kind": kind, "skipped": str(error).removeprefix("bench: ")})
+            continue
+        if kind == "streamed" and not run["streamed_nbytes"]:
+            found.append({"kind": kind, "skipped": "all of the model fits the budget"})
+        else:
+            found.append({"kind": kind} | about | run)
     return found
 
 
-def _budgets(path: Path, memory: int | None) -> dict[str, int | str]:
-    """Budget of each run, or why there is none."""
+def _to_keep_all(path: Path) -> int | str:
+    """The budget of the resident run, or why there is none."""
     with open_checkpoint(path) as checkpoint:
         context = min(CONTEXT, checkpoint.config.max_position_embeddings)
-        available = default_budget()
-        # The process that measures is about as large as this one, so its share is known.
-        interpreter = resident_nbytes()
-        full = make_plan(checkpoint, 1 << 50, context_length=context, interpreter=interpreter)
-        kept = round(full.weights * KEPT)
-        streamed = memory if memory is not None else _spent(full) - full.weights + kept
-        found: dict[str, int | str] = {}
-        if _spent(full) + SLACK <= available:
-            found["resident"] = available
-        else:
-            found["resident"] = f"needs {_spent(full) / 1e9:.2f} GB, {available / 1e9:.2f} available"
-        try:
-            plan = make_plan(checkpoint, streamed, context_length=context, interpreter=interpreter)
-        except BudgetError as error:
-            if memory is not None:
-                raise
-            found["streamed"] = str(error)
-        else:
-            found["streamed"] = streamed if plan.streamed else "the model fits --memory whole"
-    return found
-
-
-def _spent(plan: Plan) -> int:
-    return plan.interpreter + plan.cache + plan.activations + plan.ring + plan.weights
+        # The process that measures is about as large as this one.
+        need = enough(checkpoint, context_length=context, interpreter=resident_nbytes()) + SLACK
+    available = default_budget()
+    if need > available:
+        return f"needs {need / 1e9:.2f} GB, {available / 1e9:.2f} available"
+    return available
 
 
 def _costs(path: Path) -> dict[str, Any]:
@@ -193,10 +190,12 @@ def _costs(path: Path) -> dict[str, Any]:
         }
 
 
-def run_apart(path: Path, memory: int, options: dict[str, Any]) -> dict[str, Any]:
+def run_apart(path: Path, **options: Any) -> dict[str, Any]:
     """What model.measure() gives, in a process of its own. Raises PyllamaError with that process's last line."""
-    request = json.dumps({"model": str(path), "memory": memory, **options})
-    command = [sys.executable, "-m", "pyllama.bench.model", request]
+    request = json.dumps({"model": str(path), **options})
+    # The same package, wherever this one was found; behind the standard library, where site-packages belong.
+    code = "import sys; sys.path.append(sys.argv.pop(1)); from pyllama.bench.model import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), request]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
