@@ -237,7 +237,7 @@ def test_the_disk_is_read_to_the_end_of_the_file_or_of_the_time(tmp_path):
     for in_flight in (1, 3):
         reading = disk.read_rate(file, in_flight=in_flight, seconds=60, block=65536)
         assert reading.nbytes == 9 * 65536 and reading.gb_s == pytest.approx(reading.nbytes / 1e9 / reading.seconds)
-    assert disk.read_rate(file, seconds=0, block=65536).nbytes == 0
+    assert 65536 <= disk.read_rate(file, seconds=0, block=65536).nbytes <= 3 * 65536
     (tmp_path / "small").write_bytes(b"x" * 100)
     with pytest.raises(RequestError, match="100 bytes, expected a file of"):
         disk.read_rate(tmp_path / "small")

@@ -31,7 +31,7 @@ class Reading:
 
 
 def read_rate(path: Path, *, in_flight: int = 3, seconds: float = 4.0, block: int = BLOCK) -> Reading:
-    """Read a file from its start, for so long or to its end, with so many reads under way at once.
+    """Read a file from its start, for so long or to its end, with so many reads under way at once; each at least once.
 
     What the page cache holds of it is dropped first; direct reads would not use it anyway. Raises RequestError for
     a file smaller than a block, CheckpointError where it cannot be read.
@@ -50,7 +50,7 @@ def read_rate(path: Path, *, in_flight: int = 3, seconds: float = 4.0, block: in
 
     def read(slot: int) -> None:
         try:
-            while time.perf_counter() - started < seconds and not errors:
+            while not errors:
                 with lock:
                     offset = next(offsets, None)
                 if offset is None:
@@ -58,6 +58,8 @@ def read_rate(path: Path, *, in_flight: int = 3, seconds: float = 4.0, block: in
                 file.read(Span(path, offset, block), memory[slot * block : (slot + 1) * block])
                 with lock:
                     done[0] += block
+                if time.perf_counter() - started >= seconds:
+                    return
         except PyllamaError as error:
             errors.append(error)
 
