@@ -18,27 +18,7 @@ import numpy as np
 
 import pyllama
 from pyllama import _kernels
-
-
-def time_prefill(model: pyllama.Model, ids: list[int]) -> float:
-    """Seconds from token ids to the logits of the last."""
-    sequence = model.new_sequence()
-    started = time.perf_counter()
-    model.decoder.prefill(sequence, ids)
-    seconds = time.perf_counter() - started
-    sequence.close()
-    return seconds
-
-
-def time_decode(model: pyllama.Model, ids: list[int]) -> float:
-    """Seconds for one pass per token id, from an empty cache."""
-    sequence = model.new_sequence()
-    started = time.perf_counter()
-    for token_id in ids:
-        model.decoder.forward([(sequence, [token_id])])
-    seconds = time.perf_counter() - started
-    sequence.close()
-    return seconds
+from pyllama.bench.model import time_decode, time_prefill
 
 
 def main() -> int:
@@ -67,7 +47,7 @@ def main() -> int:
         ids = random.integers(0, model.config.vocab_size, args.decode).tolist()
         time_decode(model, ids[:1])
         # Last, as in llama-bench: the DRAM ceiling is measured next.
-        seconds = sum(time_decode(model, ids) for _ in range(args.repeat))
+        seconds = sum(sum(time_decode(model, ids)) for _ in range(args.repeat))
         result["decode_tok_s"] = args.decode * args.repeat / seconds
     result["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(result))

@@ -10,7 +10,6 @@ per model and engine to bench/results/CPU.csv. The method, and how to read the f
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import re
@@ -25,10 +24,12 @@ from statistics import mean, median
 import llama_bench
 import machine
 import synthetic
-import work
-from ceilings import Ceilings
+from ceilings import BUFFER_NBYTES
 
 from pyllama import PyllamaError
+from pyllama.bench import csv_file, work
+from pyllama.bench.ceilings import Ceilings
+from pyllama.bench.csv_file import rounded
 from pyllama.checkpoint import open_checkpoint
 
 HERE = Path(__file__).resolve().parent
@@ -79,7 +80,7 @@ def run_pyllama(subject: Subject, threads: int) -> dict:
 
 def measure(subjects: list[Subject], programs: dict[str, Path], threads: int, rounds: int) -> list[Sample]:
     """Every engine on every model, once a round, so that the machine's drift meets all of them alike."""
-    ceilings, samples, failed = Ceilings(), [], set()
+    ceilings, samples, failed = Ceilings(BUFFER_NBYTES), [], set()
     before = ceilings.measure(threads)
     others = machine.Others()
     for number in range(rounds):
@@ -227,38 +228,25 @@ def save(report: dict, samples: list[Sample], folder: Path) -> list[Path]:
     full = folder / f"{report['date'].replace(':', '')}-{slug}.json"
     full.write_text(json.dumps(rounded(report | {"samples": rounds}), indent=1) + "\n")
     lines = folder / f"{slug}.csv"
-    new = not lines.exists()
-    with lines.open("a", newline="") as file:
-        for row in report["rows"]:
-            line = {
-                "date": report["date"], "commit": about["commit"], "isa": about["isa"],
-                "kernel": about["kernel"], "threads": report["threads"],
-                "rounds": row["rounds"], "others": row["others"],
-                "model": row["model"], "engine": row["engine"],
-                "read_gb_s": row["read_gb_s"]["median"], "peak_gflop_s": row["peak_gflop_s"]["median"],
-                "decode_tok_s": row["decode_tok_s"]["median"], "decode_gb_s": row["decode_gb_s"]["median"],
-                "decode_of_read": row["decode_of_read"],
-            }
-            for length in (64, 512):
-                prompt = row["prefill"].get(str(length))
-                line[f"prefill_{length}_tok_s"] = prompt["tok_s"] if prompt else ""
-                line[f"prefill_{length}_gflop_s"] = prompt["gflop_s"]["median"] if prompt else ""
-                line[f"prefill_{length}_of_peak"] = prompt["of_peak"] if prompt else ""
-            writer = csv.DictWriter(file, line)
-            if new:
-                writer.writeheader()
-                new = False
-            writer.writerow(rounded(line))
+    rows = []
+    for row in report["rows"]:
+        line = {
+            "date": report["date"], "commit": about["commit"], "isa": about["isa"],
+            "kernel": about["kernel"], "threads": report["threads"],
+            "rounds": row["rounds"], "others": row["others"],
+            "model": row["model"], "engine": row["engine"],
+            "read_gb_s": row["read_gb_s"]["median"], "peak_gflop_s": row["peak_gflop_s"]["median"],
+            "decode_tok_s": row["decode_tok_s"]["median"], "decode_gb_s": row["decode_gb_s"]["median"],
+            "decode_of_read": row["decode_of_read"],
+        }
+        for length in (64, 512):
+            prompt = row["prefill"].get(str(length))
+            line[f"prefill_{length}_tok_s"] = prompt["tok_s"] if prompt else ""
+            line[f"prefill_{length}_gflop_s"] = prompt["gflop_s"]["median"] if prompt else ""
+            line[f"prefill_{length}_of_peak"] = prompt["of_peak"] if prompt else ""
+        rows.append(line)
+    csv_file.append(lines, rows)
     return [full, lines]
-
-
-def rounded(value):
-    """Four significant digits: more would be noise."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 # -- command line
@@ -318,7 +306,7 @@ def main() -> int:
     date = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
     subjects = subjects_of(args)
     costs = costs_of(subjects)
-    one_thread = Ceilings().measure(1)
+    one_thread = Ceilings(BUFFER_NBYTES).measure(1)
     samples = measure(subjects, programs, args.threads, args.rounds)
     if not samples:
         return 1
