@@ -19,7 +19,7 @@ CONTEXT = 256
 
 @pytest.fixture
 def model(chat_folder):
-    with pyllama.load(chat_folder, context_length=CONTEXT) as model:
+    with pyllama.load(chat_folder, context_length=CONTEXT, contexts=8) as model:
         yield model
 
 
@@ -208,6 +208,7 @@ def test_what_does_not_fit_is_refused_at_once(model):
         submit(engine, [1] * (CONTEXT + 1))
     with pytest.raises(RequestError):
         submit(engine, [])
+    assert engine.stats().max_pages == 8 * CONTEXT // 32 + 1, "as planned"
     with pytest.raises(BudgetError, match="expected at least"):
         Engine(model, kv_nbytes=1000)
     with pytest.raises(RequestError, match="max_running"):
@@ -380,7 +381,7 @@ def test_a_text_that_goes_on_takes_the_place_of_its_end(model):
 
 
 def engine_of(folder, directory, **options):
-    return Engine(pyllama.load(folder, context_length=CONTEXT), session_dir=str(directory), **options)
+    return Engine(pyllama.load(folder, context_length=CONTEXT, contexts=8), session_dir=str(directory), **options)
 
 
 def test_what_is_known_survives_a_restart(chat_folder, tmp_path):

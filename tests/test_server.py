@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -127,7 +128,7 @@ def wait_until(condition, timeout_s=60.0):
 
 @contextmanager
 def running(folder, settings=None, hooks=None, slow_s=0.0, context_length=512, **options):
-    with pyllama.load(folder, context_length=context_length) as model:
+    with pyllama.load(folder, context_length=context_length, contexts=8) as model:
         if slow_s:
             forward = model.decoder.forward
             model.decoder.forward = lambda *arguments: (time.sleep(slow_s), forward(*arguments))[1]
@@ -774,6 +775,25 @@ def test_forced_calls_are_calls(form, reference):
     parser = tools.ToolParser(form)
     calls = parser.push(text)[1] + parser.finish()[1]
     assert [(call.name, call.arguments) for call in calls] == [("f", '{"x": 7}')]
+
+
+# --- the documentation ---
+
+
+def test_the_examples_of_the_page_run(server, chat_folder, tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parent.parent / "docs" / "server.md"
+    if not page.exists():
+        pytest.skip("the documentation is not here, only the tests")
+    client, engine = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/SmolLM2-135M-Instruct").symlink_to(chat_folder)
+    exec(compile(engine, "docs/server.md", "exec"), {})
+    assert "passes" in capsys.readouterr().out
+    pytest.importorskip("openai")
+    monkeypatch.setattr(server.server.app.state.service, "names", ("tiny", "smollm2"))
+    client = client.replace("stream=True", "stream=True, max_tokens=5").replace(":8000", f":{server.port}")
+    exec(compile(client, "docs/server.md", "exec"), {})
 
 
 # --- the description ---

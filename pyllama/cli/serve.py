@@ -103,7 +103,6 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
             model,
             max_running=args.max_running,
             max_waiting=args.max_waiting,
-            kv_nbytes=model.plan.cache if model.plan else None,
             session_dir=args.session_dir,
             session_nbytes=session_nbytes,
         )

@@ -89,8 +89,8 @@ class Engine:
 
         max_running     requests that share passes
         max_waiting     requests that wait beyond them
-        kv_nbytes       bytes for keys and values, of running requests and kept texts together; default: as much as
-                        max_running requests take that fill their context
+        kv_nbytes       bytes for keys and values, of running requests and kept texts together; default: what the
+                        model's memory plan has for them (pyllama.load's contexts)
         shared_prefill  prompt tokens in a pass that others share for their next token
         session_dir     where kept texts survive a restart; None: they do not
         session_nbytes  bytes they may take there
@@ -107,7 +107,7 @@ class Engine:
         self.max_waiting = max_waiting
         self._decoder = model.decoder
         self._cache = cache = model.decoder.cache
-        cache.max_pages = _max_pages(model.context_length, cache.page_nbytes, max_running, kv_nbytes)
+        cache.max_pages = _max_pages(model, max_running, kv_nbytes)
         store = None
         if session_dir is not None:
             digest = model_digest(model.checkpoint, cache.dtype)
@@ -372,14 +372,15 @@ class Engine:
             self._end(request, "error", error)
 
 
-def _max_pages(context_length: int, page_nbytes: int, max_running: int, kv_nbytes: int | None) -> int:
-    context = -(-context_length // POSITIONS)
+def _max_pages(model: "Model", max_running: int, kv_nbytes: int | None) -> int:
+    page_nbytes, context = model.decoder.cache.page_nbytes, -(-model.context_length // POSITIONS)
     least = context + 1  # one more while a shared page is copied
     if kv_nbytes is None:
-        return max_running * context + 1
+        planned = model.plan.cache if model.plan else max_running * context * page_nbytes
+        return max(least, planned // page_nbytes)
     if kv_nbytes < least * page_nbytes:
         raise BudgetError(
-            f"kv cache: {kv_nbytes} bytes, expected at least {least * page_nbytes} for a context of {context_length}; "
-            "give it more, or shorten the context"
+            f"kv cache: {kv_nbytes} bytes, expected at least {least * page_nbytes} for a context of"
+            f" {model.context_length}; give it more, or shorten the context"
         )
     return kv_nbytes // page_nbytes
