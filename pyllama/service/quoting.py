@@ -35,7 +35,12 @@ def word(text: str, *, variables: bool = False) -> str:
 
 
 def command(program: str, arguments: list[str]) -> str:
-    """The value of ExecStart. program is an absolute path."""
+    """The value of ExecStart. program is an absolute path.
+
+    Raises RequestError for a program that systemd would refuse to run, and for control characters.
+    """
+    if any(character in program for character in "\"'\\"):
+        raise RequestError(f"{program}: systemd runs no program with quotes or backslashes in its path")
     return " ".join([word(program), *(word(argument, variables=True) for argument in arguments)])
 
 

@@ -10,7 +10,7 @@ from pyllama.engine import AsyncEngine
 from pyllama.server.hooks import Hooks
 from pyllama.service.notify import Notifier
 
-STATUS_S = 5.0
+STATUS_S = 2.0
 
 
 class Watched(Hooks):
