@@ -9,9 +9,19 @@
 What is below is imported when it is first used: `import pyllama` itself loads nothing.
 """
 
+import os
+import platform
 from typing import TYPE_CHECKING
 
 from pyllama.version import __version__
+
+# Threads that wait for each other may spin for as long as a kernel's threads drift apart, some 15 us (a pause is 15
+# ns on x86_64 and next to nothing on ARM), and must sleep after that. libgomp's own default is milliseconds: with
+# another busy process on the board, every one of a token's 200 waits would burn the time slice that the thread
+# waited for needs, and a token takes 60 times as long (measured: docs/bench.md, "A busy machine"). It reads this
+# once, when the kernels are loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000" if platform.machine() == "x86_64" else "10000")
 
 if TYPE_CHECKING:
     from pyllama.chat import Chat
