@@ -83,7 +83,7 @@ def measure(
 
     memory   the budget; default: what is available
     keep     instead: a budget that keeps this share of the weights and streams the rest
-    prompts  lengths; one that would take longer than most_s by the last one's rate is left out
+    prompts  lengths; one that would take longer than most_s, as far as the last one tells, is left out
     decode   tokens, fewer if they take longer than most_s
     """
     import pyllama
@@ -124,13 +124,14 @@ def measure(
                 "streamed_nbytes": weights.nbytes_streamed,
                 "prefill": {},
             }
-            token_s = first_s
+            # A pass takes about as long for 64 tokens as for one while the disk is what it waits for.
+            likely_s = first_s
             for length in prompts:
-                if length > model.context_length or token_s * length > most_s:
+                if length > model.context_length or likely_s > most_s:
                     continue
                 watch.mark(f"prompt of {length}")
                 before, seconds = weights.bytes_read, time_prefill(model, ids(length))
-                token_s = seconds / length
+                likely_s = seconds * max(prompts) / length
                 result["prefill"][str(length)] = {
                     "seconds": seconds,
                     "tok_s": length / seconds,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _kernels
-from ..budget import default_budget, resident_nbytes
+from ..budget import available_nbytes, default_budget, resident_nbytes
 from ..checkpoint import open_checkpoint
 from ..errors import PyllamaError, RequestError
 from ..forecast import enough
@@ -79,9 +79,8 @@ def measure(
     say("disk")
     report["disk"], lies_on = _disk(file, files, file_nbytes, seconds, say)
     say("kernels")
-    report["kernels"] = kernels.measure(
-        threads, before["buffer_nbytes"], positions=positions, seconds=min(0.3, seconds / 8)
-    )
+    nbytes = min(before["buffer_nbytes"], available_nbytes() // 6)  # in three layouts at once
+    report["kernels"] = kernels.measure(threads, nbytes, positions=positions, seconds=min(0.3, seconds / 8))
     report["models"] = []
     if path is not None:
         options = {"threads": threads, "prompts": prompts, "decode": decode, "most_s": most_s}
