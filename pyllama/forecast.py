@@ -144,7 +144,7 @@ def what_if(model: Described, budget: int, rates: Rates, *, disks=DISKS, **optio
     budgets = tuple(b for b in (budget, 2 * budget, 4 * budget) if b < most or b == budget)
     budgets += (most,) if most > budgets[0] else ()
     disks = (("this disk", rates.disk_gb_s), *disks)
-    plans = []
+    plans: list[Plan | None] = []
     for amount in budgets:
         try:
             plans.append(make_plan(model, amount, **options))
@@ -154,7 +154,9 @@ def what_if(model: Described, budget: int, rates: Rates, *, disks=DISKS, **optio
     rows = []
     for _, disk_gb_s in disks:
         faster = dataclasses.replace(rates, disk_gb_s=disk_gb_s)
-        rows.append(tuple(p and forecast(model, p, faster, kv_dtype=kv_dtype).token_s for p in plans))
+        rows.append(
+            tuple(None if p is None else forecast(model, p, faster, kv_dtype=kv_dtype).token_s for p in plans)
+        )
     return WhatIf(budgets, disks, tuple(rows))
 
 

@@ -45,7 +45,8 @@ def read_rate(path: Path, *, in_flight: int = 3, seconds: float = 4.0, block: in
     memory = huge_empty(in_flight * block)
     offsets = iter(range(0, size - block + 1, block))
     lock = threading.Lock()
-    done, errors = [0], []
+    done = [0]
+    errors: list[PyllamaError] = []
     started = time.perf_counter()
 
     def read(slot: int) -> None:

@@ -113,6 +113,7 @@ def measure(
 
             watch.mark("first pass")
             (first_s,) = time_decode(model, ids(1))
+            assert model.plan is not None  # load() makes one
             result: dict[str, Any] = {
                 "budget": model.plan.budget,
                 "context_length": model.context_length,

@@ -129,7 +129,7 @@ def _device(device: Path, file_system: str, tree: Tree) -> Storage:
         return Storage(kind, name, file_system, tree.read(device / "device/name"))
     if "/usb" in where:
         usb = _ancestor(device, "idVendor", tree)
-        return Storage("USB", name, file_system, model, usb_mbit_s=usb and tree.number(usb / "speed"))
+        return Storage("USB", name, file_system, model, usb_mbit_s=tree.number(usb / "speed") if usb else None)
     if "/virtio" in where or name.startswith(("vd", "xvd")):
         return Storage("virtual disk", name, file_system, model)
     rotational = tree.read(device / "queue/rotational")

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 from pyllama.errors import HubError, RequestError
 
 if TYPE_CHECKING:
-    from pyllama.checkpoint.outline import Described
+    from collections.abc import Callable
+
+    from pyllama.checkpoint import Checkpoint
+    from pyllama.checkpoint.outline import Outline
     from pyllama.forecast import Forecast, Rates, WhatIf
     from pyllama.plan import Plan
 
@@ -82,7 +85,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_report(model: "Described", budget: int, *, asked_context: int | None, kv_dtype: str, rates) -> dict[str, Any]:
+def make_report(
+    model: "Checkpoint | Outline",
+    budget: int,
+    *,
+    asked_context: int | None,
+    kv_dtype: str,
+    rates: "Callable[[list[Path]], Rates]",
+) -> dict[str, Any]:
     """Everything `plan --json` prints. rates(files) measures or looks up, once the plan is known to work."""
     from dataclasses import asdict
 
@@ -94,7 +104,7 @@ def make_report(model: "Described", budget: int, *, asked_context: int | None, k
     if asked_context is not None and not 1 <= asked_context <= config.max_position_embeddings:
         raise RequestError(f"context_length: {asked_context}, expected 1 to {config.max_position_embeddings}")
     context = asked_context or default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
-    options = {"context_length": context, "kv_dtype": kv_dtype, "interpreter": _interpreter(model)}
+    options: dict[str, Any] = {"context_length": context, "kv_dtype": kv_dtype, "interpreter": _interpreter(model)}
     plan = make_plan(model, budget, **options)
     files = list(getattr(model, "files", ()))
     measured = rates(files)
@@ -121,7 +131,7 @@ def make_report(model: "Described", budget: int, *, asked_context: int | None, k
     return report
 
 
-def _open(name: str, quiet: bool) -> "Described":
+def _open(name: str, quiet: bool) -> "Checkpoint | Outline":
     """The model's files if they are here, else what its config and index tell."""
     from pyllama.checkpoint import open_checkpoint
     from pyllama.hub.find import NotInCacheError, resolve
@@ -132,7 +142,7 @@ def _open(name: str, quiet: bool) -> "Described":
         return _fetch_outline(name, quiet)
 
 
-def _fetch_outline(name: str, quiet: bool) -> "Described":
+def _fetch_outline(name: str, quiet: bool) -> "Checkpoint | Outline":
     from pyllama import hub
     from pyllama.checkpoint.outline import outline_huggingface
     from pyllama.hub.choose import INDEX
@@ -185,7 +195,7 @@ def _rate(option: str, text: str | None) -> float | None:
     return rate
 
 
-def _interpreter(model: "Described") -> int:
+def _interpreter(model: "Checkpoint | Outline") -> int:
     """Resident bytes of this process with the model's tokenizer: what it would have before weights are loaded."""
     from pyllama.budget import resident_nbytes
     from pyllama.errors import PyllamaError
@@ -201,11 +211,12 @@ def _interpreter(model: "Described") -> int:
     return nbytes
 
 
-def _about(model: "Described", files: list[Path]) -> dict[str, Any]:
+def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:
     import math
     import shutil
 
     from pyllama.bench.rates import nearest
+    from pyllama.checkpoint.outline import stored_nbytes
     from pyllama.hub.cache import hub_cache
 
     config = model.config
@@ -214,7 +225,7 @@ def _about(model: "Described", files: list[Path]) -> dict[str, Any]:
         "architecture": config.architecture,
         "parameters": sum(math.prod(t.shape) for t in model.tensors.values()),
         "dtype": config.dtype,
-        "nbytes": model.nbytes,
+        "nbytes": stored_nbytes(model),
         "here": bool(files),
     }
     if not files:
