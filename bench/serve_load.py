@@ -133,17 +133,19 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=12)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--seed", type=int, default=1)
     args, serving = parser.parse_known_args()
 
     expected = {}
-    with pyllama.load(args.model) as model:
+    with pyllama.load(args.model, threads=args.threads) as model:
         for number, prompt in enumerate(PROMPTS):
             for seed in (1, 2):
                 generation = model.generate(prompt, seed=seed, temperature=0.8, max_tokens=args.max_tokens)
                 expected[number, seed] = generation.read()
 
     command = [sys.executable, "-m", "pyllama", "serve", args.model, "--port", "0", *serving]
+    command += ["--threads", str(args.threads)] if args.threads else []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             port = int(process.stdout.readline().split("127.0.0.1:")[1].split("/")[0])

@@ -25,6 +25,7 @@ from pyllama.errors import PyllamaError, RequestError
 SEED_MASK = (1 << 64) - 1
 # exp(-87) is still a normal float32. Below it a candidate keeps that much: less than 2**-100 of the largest.
 LOWEST_EXPONENT = np.float32(-87.0)
+LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +244,9 @@ def _penalize(
     if repeats:
         seen = np.unique(np.concatenate([np.asarray(prompt_ids, np.int64), np.asarray(output_ids, np.int64)]))
         before = logits[seen]
-        logits[seen] = np.where(before > 0, before / repetition, before * repetition)
+        with np.errstate(divide="ignore", over="ignore"):  # a penalty may be too small or too large for float32
+            logits[seen] = np.where(before > 0, before / repetition, before * repetition)
+        np.clip(logits, -LARGEST, LARGEST, out=logits)
     if counts:
         seen, times = np.unique(np.asarray(output_ids, np.int64), return_counts=True)
         logits[seen] -= times.astype(np.float32) * frequency + presence

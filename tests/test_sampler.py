@@ -338,3 +338,13 @@ def test_logit_bias_bans_and_forces():
             SamplingParams(logit_bias=wrong)
     with pytest.raises(RequestError, match="logit_bias: token id 50"):
         Sampler(SamplingParams(logit_bias={50: 1}), 50)
+
+
+@pytest.mark.parametrize("penalty", [1e-320, 1e-40, 1e-3, 100.0])
+def test_no_penalty_is_too_much(penalty):
+    """Found by schemathesis: a penalty that is 0 in float32 made logits infinite."""
+    row = np.array([3e38, -3e38, 0.0, 1.0], np.float32)
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(repetition_penalty=penalty, temperature=temperature, seed=1, logprobs=1)
+        with np.errstate(all="raise", under="ignore"):
+            assert Sampler(params, 4)(row, [0, 1, 2, 3], []).token_id in range(4)

@@ -68,22 +68,31 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._hooks.ready(url_of(sockets[0]) if sockets else "")
+        self._tell("ready", url_of(sockets[0]) if sockets else "")
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
-            self._hooks.tick(self._engine)
+            self._tell("tick", self._engine)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._hooks.stopping()
+        self._tell("stopping")
         self.app.state.service.stopping = True
         stop = asyncio.create_task(self._engine.stop(self._settings.stop_timeout_s))
         await super().shutdown(sockets)
         if self.force_exit:
             await self._engine.stop(0.0)
         await stop
-        self._hooks.stopped()
+        self._tell("stopped")
+
+    def _tell(self, what: str, *arguments) -> None:
+        """Call a hook. Whoever listens may be gone, his pipe with him: the server runs and stops all the same."""
+        try:
+            getattr(self._hooks, what)(*arguments)
+        except OSError:
+            pass
+        except Exception:
+            _log.exception("the hook for %r failed", what)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

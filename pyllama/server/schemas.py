@@ -219,7 +219,7 @@ def openapi(key_required: bool) -> Schema:
     error = {"description": "an error", "content": {"application/json": {"schema": ERROR}}}
     paths: dict[str, Any] = {}
     for path, method, summary, body, status, kinds in _OPERATIONS:
-        content = {kind: {"schema": {"type": "object"} if kind == "application/json" else STRING} for kind in kinds}
+        content = {kind: {"schema": {"type": "object"}} if kind == "application/json" else {} for kind in kinds}
         success = error if status >= 400 else {"description": "done", "content": content}
         operation: dict[str, Any] = {"summary": summary, "responses": {str(status): success}}
         if body is not None:
