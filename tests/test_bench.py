@@ -16,6 +16,7 @@ from pyllama.bench import advice as advising
 from pyllama.bench import csv_file, disk, kernels, machine, plot, report, report_lines, watch
 from pyllama.bench.ceilings import Ceilings
 from pyllama.bench.condition import condition
+from pyllama.bench.others import Others
 from pyllama.bench.storage import block_device, storage
 from pyllama.bench.tree import Tree
 from pyllama.cli import main
@@ -228,6 +229,19 @@ def test_this_machine_is_described_without_names_or_paths():
     assert "/" not in text.replace(about["cpu"], "").replace("0x", "")
 
 
+def test_cores_kept_busy_by_others_are_those_that_are_not_ours(tmp_path, monkeypatch):
+    made, now, own = Made(tmp_path), [0.0], [5.0]
+    monkeypatch.setattr("pyllama.bench.others.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pyllama.bench.others.os.times", lambda: (own[0], 0.0, 0.0, 0.0, 0.0))
+    ticks = os.sysconf("SC_CLK_TCK")
+    made.write("proc/stat", "cpu  0 0 0 900 0 0 0 0 0 0\ncpu0 1\n")
+    others = Others(made.tree)
+    now[0], own[0] = 10.0, 12.0
+    made.write("proc/stat", f"cpu  {9 * ticks} 0 {2 * ticks} 900 77 0 0 {ticks} 0 0\n")
+    assert others.share() == pytest.approx(0.5)  # 12 seconds busy, 7 of them ours, in 10
+    assert others.share() == 0.0
+
+
 # --- measuring, small ---
 
 
@@ -351,6 +365,7 @@ def test_the_report_names_what_a_reader_needs(measured):
 
 def test_advice_and_what_was_not_measured_are_in_the_report(measured):
     made = measured[0] | {
+        "others": 1.25,
         "advice": [{"problem": "too hot", "remedy": "a fan"}],
         "models": [{"kind": "resident", "skipped": "needs 14.00 GB, 2.00 available"}],
         "condition": {
@@ -361,6 +376,7 @@ def test_advice_and_what_was_not_measured_are_in_the_report(measured):
     }
     text = list(report_lines.lines(made))
     assert "resident: not measured, needs 14.00 GB, 2.00 available" in text
+    assert text[-3] == "! not quiet: something else kept 1.2 cores busy; run again before believing this"
     assert text[-2:] == ["! too hot", "  a fan"]
     assert "condition    cpu 50 to 61 C" in text
     assert "throttling   now no; since it was switched on throttled" in text

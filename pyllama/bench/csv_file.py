@@ -28,7 +28,8 @@ def rows_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     about, rates = report["machine"], report["ceilings"][str(report["threads"])]
     common = {
         "date": report["date"], "commit": about.get("commit", about["pyllama"]), "isa": about["isa"],
-        "kernel": about["kernel"], "threads": report["threads"], "rounds": 1, "read_gb_s": rates["read_gb_s"],
+        "kernel": about["kernel"], "threads": report["threads"], "rounds": 1, "others": report["others"],
+        "read_gb_s": rates["read_gb_s"],
         "peak_gflop_s": rates["peak_gflop_s"], "disk_gb_s": report["disk"]["read_gb_s"]["3"],
     }  # fmt: skip
     rows = []

@@ -104,8 +104,10 @@ def _tokens(events, x, top: float, height: float) -> list[str]:
         row = 0 if at >= ends[0] else 1
         if at >= ends[row]:
             low = top + PANEL + 34 + 13 * row
-            out.append(f'<text x="{at + 3:.1f}" y="{low}" font-size="11">{escape(what)}</text>')
-            ends[row] = at + 6.5 * len(what) + 6
+            width = 6.5 * len(what) + 6
+            place = f'x="{at + 3:.1f}"' if at + width < WIDTH - RIGHT else f'x="{at - 3:.1f}" text-anchor="end"'
+            out.append(f'<text {place} y="{low}" font-size="11">{escape(what)}</text>')
+            ends[row] = at + width
     return out
 
 

@@ -26,6 +26,7 @@ from .ceilings import SPIN_ROUNDS, Ceilings
 from .condition import condition
 from .machine import describe
 from .model import CONTEXT
+from .others import Others
 from .rates import cache_folders, nearest
 from .storage import storage
 
@@ -73,6 +74,7 @@ def measure(
         "threads": threads,
     }
     states = [condition()]
+    others = Others()
 
     say("memory and arithmetic")
     before = _ceilings(threads, buffer_nbytes, spin_rounds, one_too=True)
@@ -89,6 +91,7 @@ def measure(
     after = _ceilings(threads, buffer_nbytes, spin_rounds, one_too=False)
     report["ceilings"] = _between(before, after)
     states.append(condition())
+    report["others"] = others.share()
     report["condition"] = {"before": states[0], "after": states[1]}
     report["advice"] = [asdict(item) for item in advice(lies_on, None, states)]
     _beside(report)

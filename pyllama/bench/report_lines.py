@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..progress import format_nbytes
+from .others import QUIET
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
@@ -27,6 +28,8 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield from _model(run)
     yield ""
+    if report["others"] > QUIET:
+        yield f"! not quiet: something else kept {report['others']:.1f} cores busy; run again before believing this"
     if not report["advice"]:
         yield "nothing found that is set wrong for the job"
     for item in report["advice"]:
