@@ -805,6 +805,9 @@ def test_the_description_names_every_path(server):
     served = {route.path.replace(":path", "") for route in server.server.app.routes}
     assert set(description["paths"]) == served - {"/", "/static/{name}"}
     assert "security" in openapi(True)["paths"]["/metrics"]["get"]
+    chat = description["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert chat["properties"]["temperature"]["type"] == ["number", "null"], "absent or null, it is the same"
+    assert chat["properties"]["messages"]["type"] == "array"
 
 
 # --- start and stop ---

@@ -223,7 +223,8 @@ def openapi(key_required: bool) -> Schema:
         success = error if status >= 400 else {"description": "done", "content": content}
         operation: dict[str, Any] = {"summary": summary, "responses": {str(status): success}}
         if body is not None:
-            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+            content = {"application/json": {"schema": _with_nulls(body)}}
+            operation["requestBody"] = {"required": True, "content": content}
             # 5xx is no answer to a request that fits the description, however odd it is.
             for other in ("400", "404", "408", "413", "415", "429", "503"):
                 operation["responses"][other] = error
@@ -240,3 +241,30 @@ def openapi(key_required: bool) -> Schema:
         "paths": paths,
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
+
+
+def _with_nulls(schema: Schema) -> Schema:
+    """The schema as validate.py takes it: a field that may be absent may be null."""
+    result = dict(schema)
+    if "anyOf" in schema:
+        result["anyOf"] = [_with_nulls(choice) for choice in schema["anyOf"]]
+    if "items" in schema:
+        result["items"] = _with_nulls(schema["items"])
+    if "properties" in schema:
+        required = schema.get("required", ())
+        result["properties"] = {
+            name: _with_nulls(field) if name in required else _or_null(_with_nulls(field))
+            for name, field in schema["properties"].items()
+        }
+    return result
+
+
+def _or_null(schema: Schema) -> Schema:
+    result = dict(schema)
+    if "anyOf" in schema:
+        result["anyOf"] = [*schema["anyOf"], {"type": "null"}]
+        return result
+    result["type"] = [schema["type"], "null"]
+    if "enum" in schema:
+        result["enum"] = [*schema["enum"], None]
+    return result
