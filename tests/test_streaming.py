@@ -84,7 +84,8 @@ def test_with_room_for_all_nothing_is_read_after_the_first_pass(models, form):
             assert weights.nbytes_streamed == 0
             decoder.forward([(sequence, [2])])
             assert weights._read_nbytes == once
-            assert threading.active_count() == 1  # the readers have gone, and the ring with them
+            # The readers have gone, and the ring with them; a server of another test's may still be there.
+            assert not [thread for thread in threading.enumerate() if thread.name.startswith("pyllama-")]
         weights.close()
 
 
