@@ -26,7 +26,8 @@ TOOLS = [
 
 CHATML = (
     "{% for message in messages %}\n"
-    "    {% if loop.first and message['role'] != 'system' %}{{ '<|im_start|>system\nYou help<|im_end|>\n' }}{% endif %}\n"
+    "    {% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou help<|im_end|>\n' }}{% endif %}\n"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -55,7 +56,8 @@ HEADERS = (
 )
 MACRO = (
     "{% macro show(m, depth=0) %}{{ m.role|upper }}:{{ m.content|replace('\n', ' ')|indent(2) }};{% endmacro %}"
-    "{% for m in messages if m.role != 'system' %}{{ show(m) }}{% endfor %}{{ messages|map(attribute='role')|join(',') }}"
+    "{% for m in messages if m.role != 'system' %}{{ show(m) }}{% endfor %}"
+    "{{ messages|map(attribute='role')|join(',') }}"
     "{{ messages|selectattr('role', 'equalto', 'user')|list|length }}{{ [1, 2.5, none, true]|tojson(indent=2) }}"
     "{{ {'a': (1, 2)}|string }}{{ '%05d|%s' % (42, 'x') }}{{ '{:>4}'.format(7) }}{{ dict(a=1).items()|list }}"
 )

@@ -132,7 +132,9 @@ def mutate(content, chooser):
         content["pre_tokenizer"] = {
             "type": "Split", "invert": False,
             "behavior": chooser.choice(["MergedWithNext", "Isolated"]),
-            "pattern": {"Regex": chooser.choice(["(?<=a)b", r"\p{Greek}", "(", "a{99999}", "(?P<x>a)", "[[:alpha:]]", r"\bx"])},
+            "pattern": {"Regex": chooser.choice(
+                ["(?<=a)b", r"\p{Greek}", "(", "a{99999}", "(?P<x>a)", "[[:alpha:]]", r"\bx"]
+            )},
         }  # fmt: skip
     elif kind == 19:
         content["post_processor"] = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}],

@@ -70,7 +70,9 @@ def test_tokenizers(tmp_path, name):
         for text in [*random_texts(400), *(every_character() if special else ())]:
             ids = theirs.encode(text, add_special_tokens=False).ids
             assert ours.encode(text, add_special_tokens=False, parse_special=special) == ids, repr(text)
-            assert ours.decode(ids) == theirs.decode(ids)
+            # tokenizers takes the letters of an added token for bytes: its "café" comes back as "caf\ufffd".
+            if ours.id_of("café") not in ids:
+                assert ours.decode(ids) == theirs.decode(ids)
     assert ours.encode("a") == theirs.encode("a").ids
 
 

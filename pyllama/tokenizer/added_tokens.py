@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_WORD = re.compile(r"\w")
+from pyllama.tokenizer.pattern import compile_class
+
 _SPACES = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
 _SPACE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | {
     chr(code) for code in range(0x2000, 0x200B)
@@ -72,8 +73,9 @@ class AddedTokens:
             if token.special and not parse_special:
                 continue
             if token.single_word:
-                before = start > 0 and _WORD.match(text[start - 1])
-                after = stop < len(text) and _WORD.match(text[stop])
+                letter = compile_class("WORD")
+                before = start > 0 and letter.match(text[start - 1])
+                after = stop < len(text) and letter.match(text[stop])
                 if before or after:
                     continue
             if token.lstrip:
@@ -81,7 +83,7 @@ class AddedTokens:
                     start -= 1
             start = max(start, done)
             if token.rstrip:
-                stop = _SPACES.match(text, stop).end()
+                stop = _SPACES.match(text, stop).end()  # type: ignore[union-attr]
             if start > done:
                 out.append(text[done:start])
             out.append(token)

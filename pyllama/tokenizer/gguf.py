@@ -52,10 +52,8 @@ class _Reader:
             )
         return value
 
-    def _list(self, key: str, required: bool = True) -> Sequence[Any] | None:
-        value = self._metadata.get(f"tokenizer.{key}")
-        if value is None and not required:
-            return None
+    def _list(self, key: str) -> Sequence[Any]:
+        value: Any = self._metadata.get(f"tokenizer.{key}")
         if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
             raise TokenizerError(
                 f"tokenizer.{key}: {type(value).__name__}, expected a list (file {self._where})"
@@ -64,9 +62,9 @@ class _Reader:
 
     def _numbers(self, key: str, size: int, kinds: str) -> np.ndarray | None:
         """An array of the vocabulary's size."""
-        values = self._list(key, required=False)
-        if values is None:
+        if self._metadata.get(f"tokenizer.{key}") is None:
             return None
+        values = self._list(key)
         try:
             numbers = np.asarray(values)
         except (ValueError, TypeError, OverflowError):

@@ -33,10 +33,10 @@ class MergeTable:
         order = order[last]
         starts = np.zeros(symbols + 1, np.int64)
         np.cumsum(np.bincount(left[order], minlength=symbols), out=starts[1:])
-        self._starts = memoryview(starts.astype(np.uint32))
-        self._rights = memoryview(right[order].astype(np.uint32))
-        self._ranks = memoryview(rank[order].astype(np.uint32))
-        self._merged = memoryview(merged[order].astype(np.uint32))
+        self._starts = starts.astype(np.uint32).data
+        self._rights = right[order].astype(np.uint32).data
+        self._ranks = rank[order].astype(np.uint32).data
+        self._merged = merged[order].astype(np.uint32).data
 
     def __len__(self) -> int:
         return len(self._rights)

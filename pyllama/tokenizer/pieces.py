@@ -46,7 +46,7 @@ def from_pieces(
         for token_id in np.flatnonzero(np.isin(types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
     )
     decoded = {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}
-    normalizers = []
+    normalizers: list[steps.Normalizer] = []
     if collapse_spaces:
         normalizers.append(steps.collapse_spaces)
     if space_prefix:

@@ -150,10 +150,10 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         )
         self._steps = 0
         self._deadline = 0.0
-        self._known = {}
+        self._known: dict[int, tuple[Any, int]] = {}
         self.filters = {name: self._bounded_filter(name, self.filters[name]) for name in _FILTERS}
         self.filters["tojson"] = self._bounded_filter("tojson", _to_json)
-        self.tests = {name: self._counted(test) for name, test in self.tests.items()}
+        self.tests = {name: self._counted(test) for name, test in self.tests.items()}  # type: ignore[arg-type]
         self.globals = {
             "range": _bounded_range,
             "dict": _TemplateDict(),
@@ -167,7 +167,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def start(self) -> None:
         """Fill the budget of work and time."""
         self._steps = MAX_STEPS
-        self._known: dict[int, tuple[Any, int]] = {}
+        self._known = {}
         self._deadline = time.monotonic() + MAX_SECONDS
 
     def charge(self, steps: int = 1) -> bool:
@@ -208,7 +208,8 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         skip = 1 if getattr(function, "jinja_pass_arg", None) is not None else 0
 
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            value, rest = args[skip] if len(args) > skip else None, args[skip + 1 :]
+            value: Any = args[skip] if len(args) > skip else None
+            rest = args[skip + 1 :]
             if name in _CHEAP_FILTERS:
                 self.charge()
                 return function(*args, **kwargs)
@@ -318,8 +319,12 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         tree = super()._parse(source, name, filename)
         for node in list(tree.find_all((jinja2.nodes.For, jinja2.nodes.Macro, jinja2.nodes.CallBlock))):
             line = node.lineno
-            charge = _environment_call("charge", [], line)
-            node.body.insert(0, jinja2.nodes.ExprStmt(charge, lineno=line))
+            # A macro's call costs more than a loop's round.
+            steps = [] if isinstance(node, jinja2.nodes.For) else [jinja2.nodes.Const(10, lineno=line)]
+            charge = _environment_call("charge", steps, line)
+            node.body.insert(  # type: ignore[attr-defined]
+                0, jinja2.nodes.ExprStmt(charge, lineno=line)
+            )
             if isinstance(node, jinja2.nodes.For) and node.test is not None:
                 test = _environment_call("charge", [], line)
                 node.test = jinja2.nodes.And(test, node.test, lineno=line)

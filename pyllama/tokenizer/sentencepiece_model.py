@@ -83,8 +83,8 @@ def read_pieces(path: Path) -> Pieces:
         name = _MODEL_TYPES.get(model_type, str(model_type)) if isinstance(model_type, int) else "?"
         raise TokenizerError(f"{where}: SentencePiece model type {name!r} is not supported, expected 'bpe'")
     if normalizer.get(2):
-        name = normalizer.get(1, b"")
-        shown = name.decode("utf-8", "replace") if isinstance(name, bytes) else "?"
+        rule = normalizer.get(1, b"")
+        shown = rule.decode("utf-8", "replace") if isinstance(rule, bytes) else "?"
         raise TokenizerError(
             f"{where}: SentencePiece normalizer {shown[:40]!r} is not supported, expected 'identity'"
         )

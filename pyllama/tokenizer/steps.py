@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from typing import Literal
 
 from pyllama.tokenizer import pattern as patterns
 
@@ -20,7 +21,7 @@ SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 _LONG_MARKS = 32
 
 
-def unicode_form(form: str) -> Normalizer:
+def unicode_form(form: Literal["NFC", "NFD", "NFKC", "NFKD"]) -> Normalizer:
     """Unicode normalization to NFC, NFD, NFKC or NFKD, as the version of Unicode in tokenizers has it.
 
     Python's tables are newer, and newer again with each Python. Normal forms never change for a character once it is
@@ -124,6 +125,8 @@ def space_first(pieces: list[str], first: bool) -> list[str]:
 def metaspace(mark: str, scheme: str, split: bool) -> PreTokenizer:
     """Spaces become marks; a mark goes before the text ("first"), every stretch ("always") or none ("never")."""
 
+    words = re.compile(f"{re.escape(mark)}[^{re.escape(mark)}]*|[^{re.escape(mark)}]+")
+
     def apply(pieces: list[str], first: bool) -> list[str]:
         out: list[str] = []
         for index, piece in enumerate(pieces):
@@ -133,7 +136,7 @@ def metaspace(mark: str, scheme: str, split: bool) -> PreTokenizer:
             ):
                 piece = mark + piece
             if split:
-                out += re.findall(f"{re.escape(mark)}?[^{re.escape(mark)}]*(?<=.)", piece, re.DOTALL)
+                out += words.findall(piece)
             else:
                 out.append(piece)
         return out

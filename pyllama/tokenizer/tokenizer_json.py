@@ -246,9 +246,7 @@ class TokenizerJson:
 
     def _template_ids(self, part: Any, special: Mapping[str, Any]) -> list[int]:
         token = (
-            special.get(part.get("id"))
-            if isinstance(part, dict) and isinstance(part.get("id"), str)
-            else None
+            special.get(part["id"]) if isinstance(part, dict) and isinstance(part.get("id"), str) else None
         )
         ids = token.get("ids") if isinstance(token, dict) else None
         if (

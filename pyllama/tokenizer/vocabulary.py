@@ -18,6 +18,8 @@ MAX_TOKENS = 1 << 20
 _CHUNK = 8192
 _BASE = 0x9E3779B97F4A7C15 | 1
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
+_LENGTH_FACTOR = 0xC2B2AE3D27D4EB4F
+_MASK = (1 << 64) - 1
 
 
 def _powers(base: int, count: int) -> np.ndarray:
@@ -41,7 +43,7 @@ class Spans:
     def hashes(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """(m,) uint64 for (m,) int64 first bytes and lengths."""
         hashes = (self._sums[starts + lengths] - self._sums[starts]) * self._down[starts]
-        return hashes + lengths.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
+        return hashes + lengths.astype(np.uint64) * np.uint64(_LENGTH_FACTOR)
 
 
 def _hash_all(blob: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -52,6 +54,15 @@ def _hash_all(blob: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.n
         base, stop = starts[chunk][0], starts[chunk][-1] + lengths[chunk][-1]
         hashes[chunk] = Spans(blob[base:stop]).hashes(starts[chunk] - base, lengths[chunk])
     return hashes
+
+
+def _hash_one(token: bytes) -> int:
+    """The same hash of one short byte string, without NumPy's overhead."""
+    total, power = len(token) * _LENGTH_FACTOR, 1
+    for byte in token:
+        total += (byte + 1) * power
+        power = power * _BASE & _MASK
+    return total & _MASK
 
 
 class Vocabulary:
@@ -79,9 +90,9 @@ class Vocabulary:
         self._id_array = ids[order].astype(np.int32)
         same = np.flatnonzero(self._hash_array[1:] == self._hash_array[:-1])
         self._offset_array = offsets.astype(np.uint32)
-        self._offsets = memoryview(self._offset_array)
-        self._hashes = memoryview(self._hash_array)
-        self._ids = memoryview(self._id_array)
+        self._offsets = self._offset_array.data
+        self._hashes = self._hash_array.data
+        self._ids = self._id_array.data
         if len(same):
             first, second = int(self._ids[same[0]]), int(self._ids[same[0] + 1])
             raise TokenizerError(
@@ -102,8 +113,7 @@ class Vocabulary:
 
     def find(self, token: bytes) -> int:
         """The id of exactly these bytes, or -1."""
-        span = np.frombuffer(token, np.uint8)
-        wanted = int(Spans(span).hashes(np.zeros(1, np.int64), np.array([len(token)]))[0])
+        wanted = _hash_one(token)
         at = bisect_left(self._hashes, wanted)
         if at < len(self._hashes) and self._hashes[at] == wanted:
             token_id = self._ids[at]

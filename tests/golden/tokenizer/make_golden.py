@@ -146,11 +146,13 @@ def texts() -> list[str]:
     chooser = random.Random(4)
     space = "\t\n\v\f\r\x1c\x1f \x85\xa0\u1680\u2003\u2028\u3000\u200b\ufeff"
     ranges = ((0x20, 0x7E), (0xA0, 0x17F), (0x300, 0x36F), (0x400, 0x45F), (0x590, 0x5FF), (0x900, 0x97F),
-              (0xE00, 0xE5B), (0x1100, 0x11FF), (0x2070, 0x2BFF), (0x3040, 0x30FF), (0x4E00, 0x4EFF), (0xAC00, 0xACFF),
-              (0x1D400, 0x1D7FF), (0x1F300, 0x1FAFF), (0x2EBF0, 0x2EC20), (0, 0x1F), (0xE000, 0xE00F))  # fmt: skip
+              (0xE00, 0xE5B), (0x1100, 0x11FF), (0x2070, 0x2BFF), (0x3040, 0x30FF), (0x4E00, 0x4EFF),
+              (0xAC00, 0xACFF), (0x1D400, 0x1D7FF), (0x1F300, 0x1FAFF), (0x2EBF0, 0x2EC20),
+              (0, 0x1F), (0xE000, 0xE00F))  # fmt: skip
     parts = [*SPECIALS, "<left>", " <right> ", "word", "words", "café", "cafe\u0301", "<s>", "</s>", "[INST]", "<unk>",
-             "<|tool|>", "@@", "<0x41>", "<|im_", "end|>", " ", "  ", "\n", "'s", "'S", "'\u017f", "'LL", "don't", "12345",
-             "٣٤", "½", "x", "▁", "▁▁", "👩‍👩‍👧", "🏳️‍🌈", "\u0301\u0316", "ﬁ", "İ", "the", " the", "Ġ", "\r\n", "Å"]  # fmt: skip
+             "<|tool|>", "@@", "<0x41>", "<|im_", "end|>", " ", "  ", "\n", "'s", "'S", "'\u017f", "'LL", "don't",
+             "12345", "٣٤", "½", "x", "▁", "▁▁", "👩‍👩‍👧", "🏳️‍🌈", "\u0301\u0316", "ﬁ", "İ", "the",
+             " the", "Ġ", "\r\n", "Å"]  # fmt: skip
     found = ["", " ", "  ", "\n", "a", " a", "▁", "▁a", "\0", "Hello, world!", "  two  spaces ", "a" * 70, " " * 70,
              "def f(x):\n\treturn x  # ok\r\n\r\n", "1234567890", "e\u0301" * 20, "\u00ad\u200d\ufeff"]  # fmt: skip
     for _ in range(40):
