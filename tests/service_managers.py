@@ -35,7 +35,8 @@ _SYSTEM = (
     _JOIN
     + """
 exec unshare --pid --fork --uts --ipc --mount --propagation private bash -c '
-    mount -t proc proc /proc && mount -t tmpfs -o mode=755 tmpfs /run || exit 77
+    # Shared among themselves, as at boot: credentials come as a mount. Nothing of it is seen outside.
+    mount --make-rshared / && mount -t proc proc /proc && mount -t tmpfs -o mode=755 tmpfs /run || exit 77
     mount -t tmpfs -o mode=755 tmpfs /var/lib && mount --bind "$1/units" /etc/systemd/system || exit 77
     exec env -i container=tests PATH=/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_UNIT_PATH=/etc/systemd/system \\
         "$3" --system --log-target=console --show-status=no

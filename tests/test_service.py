@@ -450,10 +450,11 @@ class Installed:
         arguments = ["service", "install", self.model, *self.which, "--port", self.port, "--memory", "400M"]
         return self.manager.pyllama(*arguments, *self.options)
 
-    def ask(self, text: str, max_tokens: int = 4) -> dict:
+    def ask(self, text: str, max_tokens: int = 4, key: str = "") -> dict:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, "temperature": 0}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         return json.load(connection.getresponse())
 
     def show(self, name: str) -> str:
@@ -510,6 +511,16 @@ def test_the_process_is_locked_up(service):
         assert int(re.search(r"Uid:\t(\d+)", status)[1]) >= 61184  # a dynamic user
         mounts = service.manager.run("cat", f"/proc/{pid}/mountinfo").stdout
         assert re.search(r" / / ro[, ]", mounts)
+
+
+def test_a_key_that_only_its_owner_reads_reaches_the_server(service, tmp_path):
+    key = tmp_path / "the key"
+    key.write_text("correct-horse\n")
+    key.chmod(0o600)
+    service.options = ("--api-key-file", str(key))
+    service.install()
+    assert service.ask("hello")["error"]["code"] == "invalid_api_key"
+    assert service.ask("hello", key="correct-horse")["choices"]
 
 
 @of_a_user

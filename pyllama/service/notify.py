@@ -7,6 +7,8 @@ import os
 import socket
 from collections.abc import Mapping
 
+PATIENCE_S = 5.0
+
 
 class Notifier:
     """Says how it goes to whoever started this process.
@@ -19,8 +21,6 @@ class Notifier:
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
         self.watchdog_s = watchdog_s
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if address else None
-        if self._socket:
-            self._socket.setblocking(False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Notifier":
@@ -37,25 +37,27 @@ class Notifier:
         return self._socket is not None
 
     def ready(self, status: str) -> None:
-        self._send(READY="1", STATUS=status)
+        self._send(PATIENCE_S, READY="1", STATUS=status)
 
     def status(self, text: str) -> None:
-        self._send(STATUS=text)
+        self._send(0, STATUS=text)
 
     def alive(self) -> None:
-        self._send(WATCHDOG="1")
+        self._send(0, WATCHDOG="1")
 
     def stopping(self, status: str) -> None:
-        self._send(STOPPING="1", STATUS=status)
+        self._send(PATIENCE_S, STOPPING="1", STATUS=status)
 
     def close(self) -> None:
         if self._socket:
             self._socket.close()
             self._socket = None
 
-    def _send(self, **fields: str) -> None:
-        if self._socket is None:
+    def _send(self, patience_s: float, **fields: str) -> None:
+        """patience_s: how long to wait for room in the manager's queue; what is said again anyway need not wait."""
+        if self._socket is None or self._address is None:
             return
+        self._socket.settimeout(patience_s)
         lines = [f"{name}={' '.join(value.split())}" for name, value in fields.items()]  # a line each
         try:
             self._socket.sendto("\n".join(lines).encode("utf-8", "replace"), self._address)
