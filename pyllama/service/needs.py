@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 PACKAGES = (
     "pyllama",
     "numpy",
-    "sentencepiece",
     "jinja2",
     "markupsafe",
-    "regex",
     "starlette",
     "anyio",
     "idna",
