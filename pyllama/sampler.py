@@ -244,7 +244,8 @@ def _penalize(
     if repeats:
         seen = np.unique(np.concatenate([np.asarray(prompt_ids, np.int64), np.asarray(output_ids, np.int64)]))
         before = logits[seen]
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # a penalty may be too small or too large for float32
+        # A penalty may be 0 in float32, or take a logit beyond it.
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             logits[seen] = np.where(before > 0, before / repetition, before * repetition)
         np.clip(logits, -LARGEST, LARGEST, out=logits)
     if counts:

@@ -1,8 +1,10 @@
 """The engine: the same bits in any company, pages that are counted, shared, kept, saved and given back."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -263,6 +265,23 @@ def test_a_pass_that_nobody_wants_ends_between_layers(model):
     run(engine)
     assert result(*later) == solo(model, prompt(1), max_tokens=5)
     no_pages_lost(engine)
+
+
+def test_a_request_that_has_ended_is_freed_at_once(model):
+    """Not by the garbage collector, which may take its time while a table of the vocabulary hangs on each."""
+
+    async def main():
+        async with AsyncEngine(model) as engine:
+            async with await engine.submit("hello", max_tokens=3) as stream:
+                await stream.read()
+            return weakref.ref(stream.request), weakref.ref(stream)
+
+    gc.disable()
+    try:
+        request, stream = asyncio.run(main())
+        assert request() is None and stream() is None
+    finally:
+        gc.enable()
 
 
 # --- pages ---

@@ -82,10 +82,12 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
     from pyllama.budget import parse_size
     from pyllama.engine import AsyncEngine
     from pyllama.model import load
+    from pyllama.server.heap import return_freed_memory
     from pyllama.server.run import bind, serve
     from pyllama.signs_of_life import SignsOfLife
 
     logging.basicConfig(level=logging.WARNING, format="pyllama: %(message)s")
+    return_freed_memory()
     session_nbytes = parse_size(args.session_size)
     bound = bind(args.host, args.port)
     with SignsOfLife(quiet=args.quiet) as signs:

@@ -48,7 +48,8 @@ class Stats:
     prompt_tokens       of requests that were started; cached_tokens of them were not computed
     completion_tokens   sampled
     preemptions         times a request gave its pages up
-    pages_used, pages_kept, max_pages   pages of the KV cache: held by anybody, kept for texts to come, in all
+    pages_used, pages_kept   pages of the KV cache held by anybody, and of those, kept for texts to come
+    pages_allocated, max_pages   pages there is memory for already, and at most
     page_nbytes         bytes of one
     """
 
@@ -64,6 +65,7 @@ class Stats:
     preemptions: int
     pages_used: int
     pages_kept: int
+    pages_allocated: int
     max_pages: int
     page_nbytes: int
 
@@ -216,6 +218,7 @@ class Engine:
             preemptions=scheduler.preemptions,
             pages_used=cache.pages_used,
             pages_kept=self._prefix_cache.pages,
+            pages_allocated=cache.nbytes // cache.page_nbytes,
             max_pages=cache.max_pages,
             page_nbytes=cache.page_nbytes,
         )
@@ -347,6 +350,8 @@ class Engine:
             self._mean_s += 0.2 * (request.total_s - request.queue_s - self._mean_s)
         if last is not None:
             self._deliver(request, last)
+        # Whoever listens holds the request: a circle of them would wait for the garbage collector, tables and all.
+        request.deliver, request.leader = _to_nobody, None
 
     @staticmethod
     def _deliver(request: Request, event: Step | PyllamaError) -> None:
@@ -370,6 +375,10 @@ class Engine:
     def _fail_all(self, error: PyllamaError) -> None:
         for request in [*self._scheduler.running, *self._scheduler.waiting]:
             self._end(request, "error", error)
+
+
+def _to_nobody(event: Step | PyllamaError) -> None:
+    pass
 
 
 def _max_pages(model: "Model", max_running: int, kv_nbytes: int | None) -> int:

@@ -75,6 +75,7 @@ async def health(request: Request) -> JSONResponse:
         "kv_cache": {
             "pages_used": stats.pages_used,
             "pages_kept": stats.pages_kept,
+            "pages_allocated": stats.pages_allocated,
             "pages": stats.max_pages,
             "page_nbytes": stats.page_nbytes,
         },
