@@ -6,12 +6,13 @@ elsewhere; here are bytes only.
 
 from dataclasses import dataclass
 
+from .checkpoint import Tensor
 from .checkpoint.outline import Described
 from .config import Config
 from .decoder import MAX_PASS_TOKENS, activation_nbytes
 from .errors import BudgetError
 from .kv_cache import cache_nbytes
-from .streaming.blocks import cut, matrices, smallest_room
+from .streaming.blocks import SECTOR, cut, matrices, smallest_room
 from .streaming.pinned import kept_nbytes
 from .streaming.weights import ROOM, SLOTS
 
@@ -70,8 +71,8 @@ def make_plan(
     that takes more than a quarter of the budget.
 
     The weights get what is left over, so the rest is kept as small as it can be without costing speed: a pass takes
-    512 tokens or, in a tight budget, fewer; the ring has eight slots of 4 MB or, in a tighter one, fewer and
-    smaller. Raises BudgetError, naming the smallest budget that works, where not even that fits.
+    512 tokens or, in a tight budget, fewer; the ring has eight slots of 4 MB or, in a tighter one and where a layer
+    is no larger, fewer and smaller. Raises BudgetError, naming the smallest budget that works, where not even that fits.
     """
     config = model.config
     interpreter += SLACK
@@ -81,11 +82,13 @@ def make_plan(
         cache = page + max(cache, min(contexts * cache, budget // 4))
     order = matrices(model)
     least_room = smallest_room(tensor for _, tensor in order)
-    room = max(ROOM, least_room)
+    layer = _largest_layer(order)
+    room = max(least_room, min(ROOM, layer // LEAST_SLOTS // SECTOR * SECTOR))
     weights = sum(kept_nbytes(block) for _, tensor in order for block in cut(tensor, room))
     stored = sum(block.nbytes for _, tensor in order for block in cut(tensor, room))
 
     def plan(tokens: int, slots: int, room: int) -> Plan:
+        slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
         activations = activation_nbytes(config, tokens)
         pinned = min(weights, budget - interpreter - cache - activations - slots * room)
         return Plan(
@@ -95,8 +98,8 @@ def make_plan(
     # A prompt's passes are worth a hundredth of the weights each; below 64 tokens, a tenth and more.
     for tokens, slots, size in (
         (MAX_PASS_TOKENS, SLOTS, room), (256, SLOTS, room), (128, SLOTS, room), (64, SLOTS, room),
-        (64, 5, room), (64, LEAST_SLOTS, room), (64, LEAST_SLOTS, max(ROOM // 2, least_room)),
-        (32, LEAST_SLOTS, max(ROOM // 4, least_room)), (8, LEAST_SLOTS, least_room),
+        (64, 5, room), (64, LEAST_SLOTS, room), (64, LEAST_SLOTS, max(room // 2, least_room)),
+        (32, LEAST_SLOTS, max(room // 4, least_room)), (8, LEAST_SLOTS, least_room),
     ):  # fmt: skip
         made = plan(min(tokens, context_length), slots, size)
         roomy = made.pinned >= made.activations or made.pinned == weights
@@ -111,6 +114,16 @@ def make_plan(
         f" (process {_mb(interpreter)}, cache {_mb(cache)}, activations {_mb(least.activations)},"
         f" ring {_mb(least.ring)}); a shorter context needs less"
     )
+
+
+def _largest_layer(order: list[tuple[str, Tensor]]) -> int:
+    """Stored bytes of the largest layer's matrices."""
+    layers: dict[str, int] = {}
+    for name, tensor in order:
+        if name.startswith("model.layers."):
+            number = name.split(".")[2]
+            layers[number] = layers.get(number, 0) + tensor.nbytes
+    return max(layers.values())
 
 
 def default_context(config: Config, budget: int, kv_dtype: str, most: int) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import tiny
 
 from pyllama import _kernels as kernels
 from pyllama.checkpoint import open_checkpoint
+from pyllama.checkpoint.outline import outline
+from pyllama.config import Config
 from pyllama.decoder import Decoder
 from pyllama.errors import BudgetError, CheckpointError
 from pyllama.kv_cache import cache_nbytes
@@ -345,6 +348,25 @@ def test_a_plan_never_exceeds_its_budget(models, form):
             assert plan.slots >= LEAST_SLOTS and plan.max_pass_tokens >= 1
         assert least is not None
         assert plan.pinned == plan.weights and plan.streamed == 0
+
+
+def test_the_ring_is_never_larger_than_a_layer(models):
+    """But for what three slots of one panel take, which is more for the tiniest layers."""
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "head_dim": 64, "num_attention_heads": 9,
+             "num_key_value_heads": 3, "vocab_size": 320}  # fmt: skip
+    outlines = {"135m": 7_077_888, "7b": 404_750_336}
+    for name, more in (("135m", sizes), ("7b", {"hidden_size": 4096, "intermediate_size": 11008, "head_dim": 128,
+                                                "num_attention_heads": 32, "num_key_value_heads": 32})):  # fmt: skip
+        config = Config.from_huggingface(tiny.tiny_config(**more))
+        model = outline(replace(config, dtype="BF16"))
+        layer = sum(t.nbytes for n, t in model.tensors.items() if ".layers.0." in n and len(t.shape) == 2)
+        assert layer == outlines[name]
+        for megabytes in (100, 200, 400, 3000, 30000):
+            try:
+                plan = make_plan(model, megabytes << 20, context_length=64)
+            except BudgetError:
+                continue
+            assert plan.ring <= layer and plan.slots >= LEAST_SLOTS
 
 
 def test_the_smallest_budget_named_is_the_smallest_that_works(models):
