@@ -72,7 +72,8 @@ def make_plan(
 
     The weights get what is left over, so the rest is kept as small as it can be without costing speed: a pass takes
     512 tokens or, in a tight budget, fewer; the ring has eight slots of 4 MB or, in a tighter one and where a layer
-    is no larger, fewer and smaller. Raises BudgetError, naming the smallest budget that works, where not even that fits.
+    is no larger, fewer and smaller. Raises BudgetError, naming the smallest budget that works, where not even that
+    fits.
     """
     config = model.config
     interpreter += SLACK
