@@ -34,7 +34,7 @@ class Stream:
         self._events: deque[Step | PyllamaError] = deque()
         self._arrived = asyncio.Event()
         self._closed = False
-        self.request: Request | None = None
+        self.request: Request  # set by whoever submits it: the engine must know where to deliver first
 
     def deliver(self, event: Step | PyllamaError) -> None:
         """For the engine's thread."""

@@ -110,7 +110,7 @@ class PageStore:
         try:
             with stored.file.open("rb") as handle:
                 path, checksum = self._read_header(handle, os.fstat(handle.fileno()).st_size)
-                read = handle.readinto(memoryview(out))
+                read = handle.readinto(out.data)
             if read != self._page_nbytes or path != stored.path or checksum != _checksum(path, out):
                 raise ValueError("checksum does not match")
         except (OSError, ValueError) as error:
@@ -135,7 +135,7 @@ class PageStore:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as handle:
                 handle.write(_HEADER.pack(_MAGIC, _checksum(stored.path, page), len(b"".join(path))))
                 handle.write(b"".join(path))
-                handle.write(memoryview(page))
+                handle.write(page.data)
                 handle.flush()
                 os.fsync(handle.fileno())
                 nbytes = handle.tell()
@@ -174,5 +174,5 @@ class PageStore:
 
 def _checksum(path: tuple[bytes, ...], page: np.ndarray) -> bytes:
     digest = hashlib.sha256(b"".join(path))
-    digest.update(memoryview(page))
+    digest.update(page.data)
     return digest.digest()

@@ -88,15 +88,17 @@ class PrefixCache:
     def begin(self, sequence: Sequence, ids: Tokens[int]) -> int:
         """Let an empty sequence hold the positions known for the beginning of ids; their number."""
         self._clock += 1
-        node, pages, length = self._root, [], 0
+        node, length = self._root, 0
+        pages: list[Page] = []
         while length < len(ids):
             key = _key(ids[length : length + POSITIONS])
             node, common = self._best_child(node, key)
-            if not common or not self._load(node):
+            page = self._load(node) if common else None
+            if page is None:
                 break
             node.last_used = self._clock
-            node.page.holders += 1  # loading the next one may evict
-            pages.append(node.page)
+            page.holders += 1  # loading the next one may evict
+            pages.append(page)
             length += common
             if common < POSITIONS:
                 break
@@ -116,23 +118,23 @@ class PrefixCache:
                 best, most = child, common
         return best, most
 
-    def _load(self, node: _Node) -> bool:
-        """Have the node's page in memory; False if there is no room, or the file is damaged: then it is gone."""
+    def _load(self, node: _Node) -> Page | None:
+        """The node's page, from disk if need be; None if there is no room, or the file is damaged: then it is gone."""
         if node.page is not None:
-            return True
+            return node.page
         if node.stored is None:  # the file between two others is missing
             self._drop(node)
-            return False
+            return None
         if not self.has_room() and not self.evict():
-            return False
+            return None
         page = self._cache.take()
-        if not self._store.load(node.stored, page.memory):
+        if self._store is None or not self._store.load(node.stored, page.memory):
             self._cache.give_back(page)
             self._drop(node)
-            return False
+            return None
         self._hold(node, page)
         self._cache.give_back(page)  # taking it made us a holder once already
-        return True
+        return page
 
     def _hold(self, node: _Node, page: Page) -> None:
         node.page = page
@@ -185,12 +187,17 @@ class PrefixCache:
 
     def _drop(self, node: _Node) -> None:
         """Forget a node and all below it, in memory and on disk."""
-        del node.parent.children[node.key]
+        if node.parent is not None:
+            del node.parent.children[node.key]
         for gone in node:
             self._let_go(gone)
-            if gone.stored is not None:
-                self._store.delete(gone.stored)
-                gone.stored = None
+            self._forget(gone)
+
+    def _forget(self, node: _Node) -> None:
+        """Delete the node's file, if it has one."""
+        if self._store is not None and node.stored is not None:
+            self._store.delete(node.stored)
+            node.stored = None
 
     # --- on disk ---
 
@@ -210,14 +217,14 @@ class PrefixCache:
         """
         if self._store is None:
             return False
-        unsaved = [node for node in self._root if node.page is not None and node.stored is None]
+        unsaved = [(node, node.page) for node in self._root if node.page is not None and node.stored is None]
         if not unsaved:
             return False
-        newest = max(unsaved, key=lambda node: node.last_used)  # the first of equals: nearest to the text's beginning
+        newest, page = max(unsaved, key=lambda one: one[0].last_used)  # of equals the first: nearest to the beginning
         while not self._store.has_room():
             if not self._forget_file(newest.last_used):
                 return False
-        newest.stored = self._store.save(newest.path(), newest.page.memory)
+        newest.stored = self._store.save(newest.path(), page.memory)
         return newest.stored is not None
 
     def _forget_file(self, before: int) -> bool:
@@ -226,8 +233,7 @@ class PrefixCache:
         oldest = min(files, key=lambda node: node.last_used, default=None)
         if oldest is None or oldest.last_used >= before:
             return False
-        self._store.delete(oldest.stored)
-        oldest.stored = None
+        self._forget(oldest)
         if oldest.page is None:
             self._drop(oldest)
         return True
@@ -235,5 +241,5 @@ class PrefixCache:
     def close(self) -> None:
         """Tell the store what was used when. The pages stay where they are."""
         if self._store:
-            stored = [node for node in self._root if node.stored]
-            self._store.touch([node.stored for node in sorted(stored, key=lambda node: node.last_used)])
+            stored = [(node.last_used, node.stored) for node in self._root if node.stored]
+            self._store.touch([file for _, file in sorted(stored, key=lambda one: one[0])])

@@ -56,11 +56,10 @@ class Scheduler:
         wanted = self._shares()
         batch: list[Segment] = []
         for request in list(self.running):
-            count = wanted.get(request, 0)
-            if not count or request not in self.running:  # the latter: preempted for an older one just now
+            count, sequence = wanted.get(request, 0), request.sequence
+            if not count or sequence is None:  # the latter: preempted for an older one just now
                 continue
-            sequence = request.sequence
-            if not self._make_room(request, sequence.length + count):
+            if not self._make_room(request, sequence, sequence.length + count):
                 continue
             sequence.reserve(sequence.length + count)
             batch.append((request, request.answer.tokens(sequence.length, sequence.length + count)))
@@ -68,8 +67,10 @@ class Scheduler:
 
     def computed(self, request: Request) -> None:
         """Part of the request's prompt was computed: other requests may share it from now on."""
-        whole = request.sequence.length // POSITIONS * POSITIONS  # a page that is still written is not shared
-        self._prefix_cache.insert(request.answer.tokens(0, whole), request.sequence.pages)
+        sequence = request.sequence
+        if sequence is not None:
+            whole = sequence.length // POSITIONS * POSITIONS  # a page that is still written is not shared
+            self._prefix_cache.insert(request.answer.tokens(0, whole), sequence.pages)
 
     def remove(self, request: Request, keep: bool = True) -> None:
         """The request has ended, whether done, cancelled or failed. keep: its text may be continued."""
@@ -141,9 +142,9 @@ class Scheduler:
 
     # --- pages ---
 
-    def _make_room(self, request: Request, length: int) -> bool:
+    def _make_room(self, request: Request, sequence: Sequence, length: int) -> bool:
         """Free the pages the request needs to grow; False if it had to give up its own."""
-        while not self._prefix_cache.has_room(request.sequence.pages_needed(length)):
+        while not self._prefix_cache.has_room(sequence.pages_needed(length)):
             if self._prefix_cache.evict():
                 continue
             youngest = self.running[-1]

@@ -89,7 +89,8 @@ class _Choice:
 
     def take(self, step: Step) -> tuple[str, list[tools.ToolCall]]:
         """(content, calls) that are new with this step."""
-        content, calls = step.text, []
+        content = step.text
+        calls: list[tools.ToolCall] = []
         if self.parser:
             content, calls = self.parser.push(step.text)
             if step.finish_reason:
@@ -124,6 +125,8 @@ class _Chat:
 
     async def whole(self) -> dict[str, Any]:
         async for arrived in merged(self._streams, None):
+            if arrived is None:
+                continue
             index, step = arrived
             choice = self._choices[index]
             choice.take(step)

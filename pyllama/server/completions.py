@@ -92,8 +92,8 @@ class _Completion:
 
     async def whole(self) -> dict[str, Any]:
         async for arrived in merged(self._streams, None):
-            index, step = arrived
-            self._take(index, step)
+            if arrived is not None:
+                self._take(*arrived)
         choices = [
             {
                 "index": index,

@@ -40,8 +40,9 @@ class ToolFormat:
         return text if self.id_length < 24 else "call_" + text
 
 
-HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>")
-MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]", None, is_list=True, id_length=9)
+_HERMES, _MISTRAL = "<tool_call>", "[TOOL_CALLS]"
+HERMES = ToolFormat("hermes", _HERMES, "</tool_call>")
+MISTRAL = ToolFormat("mistral", _MISTRAL, None, is_list=True, id_length=9)
 LLAMA = ToolFormat("llama", None, None, arguments="parameters")
 _PYTHON_TAG = "<|python_tag|>"
 
@@ -50,9 +51,9 @@ def format_of(template: str | None) -> ToolFormat | None:
     """The form that a template's model writes calls in; None if the template takes no tools."""
     if not template or "tools" not in template:
         return None
-    if MISTRAL.opening in template:
+    if _MISTRAL in template:
         return MISTRAL
-    if HERMES.opening in template:
+    if _HERMES in template:
         return HERMES
     return LLAMA
 
@@ -88,7 +89,7 @@ class ToolParser:
             if self._in_call:
                 closing = self._form.closing
                 end = self._held.find(closing) if closing else -1
-                if end < 0:
+                if closing is None or end < 0:
                     break
                 text, self._held = self._held[:end], self._held[end + len(closing) :]
                 self._in_call = False
@@ -160,7 +161,7 @@ def _json_calls(text: str) -> list[tuple[str, Any]]:
             call = item.get("function", item) if isinstance(item, dict) else None
             if not isinstance(call, dict) or not isinstance(call.get("name"), str):
                 return []
-            arguments = next((call[key] for key in ("arguments", "parameters") if call.get(key) is not None), {})
+            arguments: Any = next((call[key] for key in ("arguments", "parameters") if call.get(key) is not None), {})
             if isinstance(arguments, str):
                 try:
                     arguments = json.loads(arguments)
@@ -175,7 +176,7 @@ def _mistral(text: str) -> list[tuple[str, Any]]:
     if text.lstrip().startswith("["):
         return _json_calls(text)
     calls = []
-    for part in text.split(MISTRAL.opening or ""):
+    for part in text.split(_MISTRAL):
         name, brace, rest = part.replace("[ARGS]", "").partition("{")
         try:
             calls.append((name.split("[CALL_ID]")[0].strip(), json.loads(brace + rest)))

@@ -33,8 +33,9 @@ def details(streams: list[Stream]) -> dict[str, Any]:
         "passes": max(request.passes for request in requests),
         "seeds": [request.answer.seed for request in requests],
     }
-    if requests[0].answer.fingerprint:
-        found["logits_fingerprints"] = [request.answer.fingerprint.hexdigest() for request in requests]
+    prints = [request.answer.fingerprint for request in requests]
+    if any(prints):
+        found["logits_fingerprints"] = [one.hexdigest() for one in prints if one]
     return found
 
 
