@@ -66,7 +66,7 @@ def run_llama_cpp(args: argparse.Namespace, memory: int, tokens: int) -> dict[st
     got = json.loads(out[out.index("[") :])[0]
     return {
         "engine": "llama.cpp mmap", "memory": memory, "token_s": got["avg_ns"] / 1e9 / tokens,
-        "token_read": used["disk_read_bytes"] // tokens, "peak_rss": used["peak_rss_bytes"], "used": used,
+        "peak_rss": used["peak_rss_bytes"], "used": used,  # what it read for a token and for loading is one sum
     }  # fmt: skip
 
 
@@ -114,12 +114,14 @@ def main() -> None:
             group.append(run_pyllama(args, args.gguf, memory, args.tokens))
         if not args.disk:
             rate = direct_rate(args.gguf)
-            group.append({"engine": "direct reads", "memory": memory, "token_s": pass_nbytes / rate, "rate": rate})
+            group.append({"engine": "direct reads", "memory": memory, "token_s": pass_nbytes / rate,
+                          "token_read": pass_nbytes})  # fmt: skip
         for row in group:
             row["ratio"] = group[0]["token_s"] / row["token_s"]
-            read = row.get("token_read", pass_nbytes)
-            print(f"{memory / 2**30:5.2f} G  {row['engine']:24} {row['token_s']:8.2f} s a token  {read / 1e9:6.2f} GB"
-                  f"  {read / row['token_s'] / 1e6:7.0f} MB/s  {row['ratio']:5.2f}x", flush=True)  # fmt: skip
+            read = row.get("token_read")
+            rate = f"{read / 1e9:6.2f} GB {read / row['token_s'] / 1e6:6.0f} MB/s" if read else " " * 21
+            print(f"{memory / 2**30:5.2f} G  {row['engine']:24} {row['token_s']:8.2f} s a token {rate}"
+                  f" {row['ratio']:5.2f}x", flush=True)  # fmt: skip
         rows += group
     if args.out:
         record = {"machine": machine.describe(), "disk": args.disk, "rows": rows}
