@@ -446,7 +446,7 @@ def test_errors_have_the_status_clients_know(server):
     [
         b"", b"{", b"[]", b"3", b"null", b"\xff\xfe", b'{"prompt": NaN}', b'{"prompt": Infinity}', b'{"prompt": 1e999}',
         b'{"prompt": "\\ud800"}', b'{"\\udfff": 1}', b'{"prompt": ' + b"[" * 100 + b"]" * 100 + b"}",
-        b"[" * 100_000, b'{"a":' * 100_000, b'{"seed": ' + b"9" * 5000 + b"}", b'{"prompt": "x"} {}',
+        b"[" * 100_000, b'{"a":' * 50_000, b'{"seed": ' + b"9" * 5000 + b"}", b'{"prompt": "x"} {}',
         b'{"prompt": "\x00"',
     ],
 )  # fmt: skip
@@ -484,6 +484,9 @@ def test_large_bodies(chat_folder):
         assert chunked.recv(100).startswith(b"HTTP/1.1 413")
         chunked.close()
         server.post("/v1/completions", {"prompt": "x"})
+    with running(chat_folder) as server:
+        assert server.refuse("/v1/completions", {"prompt": "x" * 200_000})["code"] == "context_length_exceeded"
+        server.refuse("/v1/completions", {"prompt": "x" * 300_000}, 413)
 
 
 def test_slow_senders_and_too_many(chat_folder):

@@ -65,7 +65,9 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="without a key: a name the server goes by besides localhost, or *",
     )
-    group.add_argument("--max-body", default="2M", metavar="SIZE", help="of a request; default: 2M")
+    group.add_argument(
+        "--max-body", metavar="SIZE", help="of a request; default: 256K, and 64 bytes for each position of the context"
+    )
     group.add_argument("--max-connections", type=int, default=256, metavar="N", help="open at once; default: 256")
     group = parser.add_argument_group("the engine")
     group.add_argument("--max-running", type=int, default=8, metavar="N", help="requests that share passes; default: 8")
@@ -139,7 +141,7 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1e7:
             raise RequestError(f"--{name.replace('_', '-')}: got {value}, expected 0 seconds or more")
-    max_body = parse_size(args.max_body)
+    max_body = None if args.max_body is None else parse_size(args.max_body)
     _import_server()
     from pyllama.server.service import Settings
 

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from pyllama.server.sampling import Wanted
 
 
+#: Room for tools and schemas, and for each token of the context: parsing more would cost memory for nothing.
+BODY_NBYTES = 256 << 10
+BODY_NBYTES_A_TOKEN = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a server behaves. Sizes in bytes, times in seconds.
@@ -26,7 +31,7 @@ class Settings:
     api_key          what clients must send as a bearer token; None: nothing
     cors_origins     web pages that may talk to the server; ("*",) for all
     allowed_hosts    names the server answers to without a key, besides localhost and IP addresses; ("*",) for all
-    max_body_nbytes  of a request
+    max_body_nbytes  of a request; None: what a text takes that fills the context, written as wastefully as JSON can
     body_timeout_s   until a request's headers, and then its body, are here
     timeout_s        until an answer is complete, the queue included; None: no limit
     ping_s           between signs of life on a stream on which nothing else happens
@@ -38,7 +43,7 @@ class Settings:
     api_key: str | None = None
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
-    max_body_nbytes: int = 2 << 20
+    max_body_nbytes: int | None = None
     body_timeout_s: float = 30.0
     timeout_s: float | None = None
     ping_s: float = 10.0
@@ -67,6 +72,9 @@ class Service:
         self.tokenizer = self.model.tokenizer
         self.grammars = Grammars(self.model)
         self.tool_format: ToolFormat | None = format_of(self.tokenizer.chat_template)
+        self._max_body_nbytes = self.settings.max_body_nbytes
+        if self._max_body_nbytes is None:
+            self._max_body_nbytes = BODY_NBYTES + BODY_NBYTES_A_TOKEN * self.model.context_length
         self.stopping = False
 
     @property
@@ -75,7 +83,7 @@ class Service:
 
     async def read(self, request: Request, schema: Schema) -> dict[str, Any]:
         """The checked body of a request to this model."""
-        body = await read_json(request, self.settings.max_body_nbytes, self.settings.body_timeout_s)
+        body = await read_json(request, self._max_body_nbytes, self.settings.body_timeout_s)
         check(body, schema)
         self.check_name(body.get("model"))
         return body
