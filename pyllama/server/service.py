@@ -72,9 +72,10 @@ class Service:
         self.tokenizer = self.model.tokenizer
         self.grammars = Grammars(self.model)
         self.tool_format: ToolFormat | None = format_of(self.tokenizer.chat_template)
-        self._max_body_nbytes = self.settings.max_body_nbytes
-        if self._max_body_nbytes is None:
-            self._max_body_nbytes = BODY_NBYTES + BODY_NBYTES_A_TOKEN * self.model.context_length
+        limit = self.settings.max_body_nbytes
+        if limit is None:
+            limit = BODY_NBYTES + BODY_NBYTES_A_TOKEN * self.model.context_length
+        self._max_body_nbytes = limit
         self.stopping = False
 
     @property
