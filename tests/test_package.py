@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.resources import files
 from pathlib import Path
@@ -147,6 +148,7 @@ def imported_by(path: Path) -> set[str]:
 TOP_LEVEL = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()} | {"_kernels"}
 
 
+@cache
 def imports_between_modules() -> dict[str, set[str]]:
     found = {name: set() for name in TOP_LEVEL}
     for path in modules():
