@@ -94,7 +94,7 @@ test_on() {
         export ARM_CPU=$cpu PYLLAMA_EXPECT_ISA=neon PYLLAMA_EXPECT_FEATURES=$features
         "$work/armpython" -P -m pytest -q -p no:cacheprovider --durations=15 -k "$selection" tests
     ) >"$log" 2>&1 || status=$?
-    [ "$status" -eq 0 ] || sed -n '/^=* \(FAILURES\|ERRORS\)/,$p' "$log" | tail -n 100
+    [ "$status" -eq 0 ] || sed -n '/^=* \(FAILURES\|ERRORS\)/,$p' "$log" | tail -n 100 | sed '$d'
     step "tests as $cpu ($features)"
     tail -n 1 "$log"
     return "$status"
