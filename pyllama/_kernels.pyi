@@ -5,8 +5,6 @@ PANEL: int
 MAX_HEAD_DIM: int
 DTYPES: tuple[str, ...]
 
-_Float32 = NDArray[np.float32] | Floats
-
 def supported_isas() -> tuple[str, ...]: ...
 def isa() -> str: ...
 def set_isa(name: str) -> None: ...
@@ -39,6 +37,8 @@ class Floats:
     def __init__(self, array: NDArray[np.float32]) -> None: ...
     @property
     def array(self) -> NDArray[np.float32]: ...
+
+_Float32 = NDArray[np.float32] | Floats
 
 class Batch:
     def __init__(

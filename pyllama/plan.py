@@ -19,6 +19,8 @@ from .streaming.weights import ROOM, SLOTS
 LEAST_SLOTS = 3
 #: Allocator slack, thread stacks, buffers of the front end: what nothing above counts.
 SLACK = 12 << 20
+#: Python's own bookkeeping of a block that may be streamed or kept: a 70B has 34,000.
+BLOCK_OBJECTS = 600
 #: Code and tables a process has before a model is loaded, where that cannot be measured (a plan for elsewhere).
 INTERPRETER = 60 << 20
 
@@ -91,10 +93,9 @@ def make_plan(
     def plan(tokens: int, slots: int, room: int) -> Plan:
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
         activations = activation_nbytes(config, tokens)
-        pinned = min(weights, budget - interpreter - cache - activations - slots * room)
-        return Plan(
-            budget, context_length, tokens, slots, room, interpreter, cache, activations, pinned, weights, stored
-        )
+        process = interpreter + (stored // room + len(order)) * BLOCK_OBJECTS
+        pinned = min(weights, budget - process - cache - activations - slots * room)
+        return Plan(budget, context_length, tokens, slots, room, process, cache, activations, pinned, weights, stored)
 
     # A prompt's passes are worth a hundredth of the weights each; below 64 tokens, a tenth and more.
     for tokens, slots, size in (
@@ -112,7 +113,7 @@ def make_plan(
     smallest = budget - least.pinned
     raise BudgetError(
         f"memory: {_mb(budget)} MB, this model needs at least {_mb(smallest)} MB with a context of {context_length}"
-        f" (process {_mb(interpreter)}, cache {_mb(cache)}, activations {_mb(least.activations)},"
+        f" (process {_mb(least.interpreter)}, cache {_mb(cache)}, activations {_mb(least.activations)},"
         f" ring {_mb(least.ring)}); a shorter context needs less"
     )
 

@@ -25,8 +25,8 @@ from pyllama.config import Config
 from pyllama.decoder import Decoder
 from pyllama.errors import HubError, UnsupportedError
 from pyllama.hub import resolve
-from pyllama.tokenizer import load_tokenizer
 from pyllama.streaming import StreamedWeights
+from pyllama.tokenizer import load_tokenizer
 
 TOLERANCE = 1e-4  # of the largest logit of a row
 UNDECIDED = 1e-3  # a gap between the two best logits that another order of sums may turn around
