@@ -200,8 +200,8 @@ class Decoder:
 
         x = a.x.array
         if logits == "last":
-            ends = np.cumsum([len(ids) for _, ids in batch]) - 1
-            x = np.ascontiguousarray(x[ends])
+            ends = [-1] if len(batch) == 1 else np.cumsum([len(ids) for _, ids in batch]) - 1
+            x = x[ends]
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
         out = np.empty((len(x), self.config.vocab_size), np.float32)
         self._linear((HEAD, None), x, out)

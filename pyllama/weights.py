@@ -18,7 +18,8 @@ HEAD = "lm_head.weight"
 class Weights(Protocol):
     """Names are Hugging Face's; a tied head is asked for as HEAD. bytes_read counts from the beginning."""
 
-    bytes_read: int
+    @property
+    def bytes_read(self) -> int: ...
 
     def blocks(self, name: str) -> Iterable[tuple[int, "_kernels.Matrix"]]:
         """(first row, block) covering the matrix's rows, ascending; a block is valid until the next is asked for.
