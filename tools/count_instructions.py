@@ -75,32 +75,46 @@ BRANCH = re.compile(r"(?:b|b\.\w+|cbn?z|tbn?z)$")
 SPILL = re.compile(r"\b[qdsv]\d+(?:, [qdsv]\d+)?, \[sp\b")
 
 
-def spills(neon: Path) -> dict[str, list[str]]:
-    """Vector registers that an innermost loop with multiply-adds keeps on the stack, by function and loop."""
+def inner_loops(neon: Path) -> list[tuple[str, list[tuple[int, str, str]]]]:
+    """(function, (address, operation, operands) of each instruction) of each innermost loop with multiply-adds."""
     objdump = ["aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", neon]
     listed = subprocess.run(objdump, capture_output=True, text=True, check=True).stdout
-    found = {}
+    found = []
     for function in listed.split("\n\n"):
-        name = re.search(r"<(\w+)>:", function)
+        name = re.search(r"<([\w.]+)>:", function)
         lines = [(int(m[1], 16), m[2], m[3]) for m in map(LINE.match, function.splitlines()) if m]
         index = {address: i for i, (address, _, _) in enumerate(lines)}
-        loops = []
+        jumps, loops = {}, {}
         for i, (_, operation, operands) in enumerate(lines):
             target = re.search(r"\b([0-9a-f]+) <", operands)
-            if BRANCH.match(operation) and target and index.get(int(target[1], 16), i + 1) <= i:
-                loops.append((index[int(target[1], 16)], i))
-        if name and name[1] == "k_spin":  # measures the machine's peak, computes nothing
-            continue
-        for first, last in loops:
-            inner = any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops)
-            body = lines[first : last + 1]
-            if inner or not any(operation == "fmla" for _, operation, _ in body):
+            if BRANCH.match(operation) and target and int(target[1], 16) in index:
+                jumps[i] = index[int(target[1], 16)]
+                if jumps[i] <= i:  # by where it begins: several ways through one loop may each jump back
+                    loops[jumps[i]] = i
+        for first, last in loops.items():
+            if not name or any(first < a and b <= last for a, b in loops.items()):
                 continue
-            spilled = [f"{operation} {operands}" for _, operation, operands in body
-                       if operation in ("str", "stp", "ldr", "ldp") and SPILL.search(operands)]
-            if spilled:
-                multiplied = sum(operation == "fmla" for _, operation, _ in body)
-                found[f"{name[1]}+{lines[first][0]:#x} ({len(body)} instructions, {multiplied} fmla)"] = spilled
+            turn = {first}  # what leads back to it: not the function's end, should it lie in between
+            for i in range(last, first, -1):
+                if jumps.get(i) in turn or (lines[i][1] not in ("b", "ret") and i + 1 in turn):
+                    turn.add(i)
+            body = [lines[i] for i in sorted(turn)]
+            if any(operation == "fmla" for _, operation, _ in body):
+                found.append((name[1], body))
+    return found
+
+
+def spills(neon: Path) -> dict[str, list[str]]:
+    """Vector registers that an innermost loop with multiply-adds keeps on the stack, by function and loop."""
+    found = {}
+    for name, body in inner_loops(neon):
+        if name == "k_spin":  # measures the machine's peak, computes nothing
+            continue
+        spilled = [f"{operation} {operands}" for _, operation, operands in body
+                   if operation in ("str", "stp", "ldr", "ldp") and SPILL.search(operands)]
+        if spilled:
+            multiplied = sum(operation == "fmla" for _, operation, _ in body)
+            found[f"{name}+{body[0][0]:#x} ({len(body)} instructions, {multiplied} fmla)"] = spilled
     return found
 
 

@@ -1,0 +1,79 @@
+"""Hot NEON loops in, modelled cycles per 16 weights out: llvm-mca's account of what two cores make of them.
+
+    python tools/mca.py
+
+Neoverse-N1 stands for the Cortex-A76 it is derived from, Cortex-A57 for the A72; LLVM has no model of those two.
+The model knows no caches: every load hits. A guide within one LLVM version, which is printed, and never a gate.
+Needs the cross compiler that tools/aarch64.sh installs, and llvm-mca (Debian's llvm-19); LLVM_MCA names another.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+from count_instructions import build, inner_loops
+
+LLVM_MCA = os.environ.get("LLVM_MCA", "llvm-mca-19")
+CORES = {"neoverse-n1": "A76", "cortex-a57": "A72"}
+ITERATIONS = 1000
+# (title, function, multiply-adds a turn, weights a turn); of a function's loops, the one with that many
+LOOPS = [
+    ("bf16, T = 1", "product_bf16", 16, 64),
+    ("packed, T = 1", "product_packed_one", 16, 64),
+    ("f16, T = 1", "product_f16", 16, 64),
+    ("widened tile, T = 6", "product", 24, 16),
+]
+
+
+def hot_path(body: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """The way through a loop with the most multiply-adds: a turn, but for the last one of an odd width."""
+    index = {address: i for i, (address, _, _) in enumerate(body)}
+
+    def walk(i: int) -> list[tuple[int, str, str]]:
+        address, operation, operands = body[i]
+        target = re.search(r"\b([0-9a-f]+) <", operands)
+        onward = [] if operation == "b" else [index.get(address + 4)]
+        if target:
+            onward.append(index.get(int(target[1], 16)))
+        if 0 in onward:
+            return [body[i]]
+        return [body[i], *max((walk(j) for j in onward if j is not None), key=multiply_adds)]
+
+    return walk(0)
+
+
+def multiply_adds(path: list[tuple[int, str, str]]) -> int:
+    return sum(operation == "fmla" for _, operation, _ in path)
+
+
+def cycles(path: list[tuple[int, str, str]], core: str) -> float:
+    """Of one turn, of many in a row."""
+    # Where a branch leads means nothing to the model; a comment of objdump's would not assemble.
+    operands = [re.sub(r"[0-9a-f]+ <.*", ".", re.sub(r"\s*//.*", "", text)) for _, _, text in path]
+    source = "".join(f"{operation} {text}\n" for (_, operation, _), text in zip(path, operands, strict=True))
+    command = [LLVM_MCA, "-mtriple=aarch64", f"-mcpu={core}", f"-iterations={ITERATIONS}"]
+    ran = subprocess.run(command, input=source, capture_output=True, text=True)
+    total = re.search(r"^Total Cycles: +(\d+)$", ran.stdout, re.MULTILINE)
+    if ran.returncode or not total:
+        raise SystemExit(f"{' '.join(command)}: {ran.stderr.strip()}")
+    return int(total[1]) / ITERATIONS
+
+
+def main() -> None:
+    version = subprocess.run([LLVM_MCA, "--version"], capture_output=True, text=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        found = [(function, hot_path(body)) for function, body in inner_loops(build(Path(folder))[1])
+                 if function in {function for _, function, _, _ in LOOPS}]
+    print("llvm-mca", re.search(r"LLVM version (\S+)", version)[1])
+    print(f"{'cycles per 16 weights':22}", *(f"{f'{board} ({core})':>18}" for core, board in CORES.items()))
+    for title, function, multiplied, weights in LOOPS:
+        paths = [path for name, path in found if name == function and multiply_adds(path) == multiplied]
+        if len(paths) != 1:
+            raise SystemExit(f"{function}: {len(paths)} loops of {multiplied} multiply-adds, expected 1")
+        print(f"{title:22}", *(f"{cycles(paths[0], core) * 16 / weights:18.1f}" for core in CORES))
+
+
+if __name__ == "__main__":
+    main()
