@@ -133,7 +133,8 @@ def set_settings(page, **values):
     for name, value in values.items():
         page.run("document.querySelector(`[name=${arguments[0]}]`).value = arguments[1]", name, str(value))
     page.click("#settings-form button[type=submit]")
-    page.wait("!$('settings').open")
+    # The dialog's close event, which gives the focus back, comes a moment after it is no longer open.
+    page.wait("!$('settings').open && document.activeElement.id === 'text'")
 
 
 def texts(page, selector):
