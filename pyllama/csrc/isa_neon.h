@@ -85,33 +85,35 @@ INLINE void load16_i8(const uint8_t *p, vi *w)
     w[3] = vmovl_high_s16(high);
 }
 INLINE void v_store_f16(uint16_t *p, vf a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
-/* Byte k of each 32-bit lane is moved up by shifts (ZIP is three operations on the Cortex-A72), so of 16 rows
- * vector k holds k, 4 + k, 8 + k, 12 + k: what LD4 and ST4 undo. */
+/* Low and high bytes are interleaved to bfloat16, and those with zeros to float32: six ZIPs for 16 weights. Moving
+ * bytes up by shifts takes 14, which one of the A76's two vector pipes would do alone; the A72, where a ZIP is three
+ * operations, has the time (docs/arm.md). */
 typedef uint8x16_t packed_table;
 INLINE packed_table load_packed_table(const uint8_t *p) { return vld1q_u8(p); }
 INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int upper, packed_table table, vf *w)
 {
-    const uint32x4_t top = vdupq_n_u32(0xffff0000u);
+    const uint16x8_t zero = vdupq_n_u16(0);
     for (int g = 0; g < 2; g++) {
-        uint8x16_t code = vld1q_u8(codes + 16 * g);
+        uint8x16_t code = vld1q_u8(codes + 16 * g), bytes = vld1q_u8(low + 16 * g);
         code = upper ? vshrq_n_u8(code, 4) : vandq_u8(code, vdupq_n_u8(15));
-        uint32x4_t h = vreinterpretq_u32_u8(vqtbl1q_u8(table, code)), l = vreinterpretq_u32_u8(vld1q_u8(low + 16 * g));
-        w[4 * g] = vreinterpretq_f32_u32(vsriq_n_u32(vshlq_n_u32(h, 24), vshlq_n_u32(l, 24), 8));
-        w[4 * g + 1] = vreinterpretq_f32_u32(vandq_u32(vsriq_n_u32(vshlq_n_u32(h, 16), vshlq_n_u32(l, 16), 8), top));
-        w[4 * g + 2] = vreinterpretq_f32_u32(vandq_u32(vsriq_n_u32(vshlq_n_u32(h, 8), vshlq_n_u32(l, 8), 8), top));
-        w[4 * g + 3] = vreinterpretq_f32_u32(vandq_u32(vsriq_n_u32(h, l, 8), top));
+        uint8x16_t high = vqtbl1q_u8(table, code);
+        uint16x8_t a = vreinterpretq_u16_u8(vzip1q_u8(bytes, high)), b = vreinterpretq_u16_u8(vzip2q_u8(bytes, high));
+        w[4 * g] = vreinterpretq_f32_u16(vzip1q_u16(zero, a));
+        w[4 * g + 1] = vreinterpretq_f32_u16(vzip2q_u16(zero, a));
+        w[4 * g + 2] = vreinterpretq_f32_u16(vzip1q_u16(zero, b));
+        w[4 * g + 3] = vreinterpretq_f32_u16(vzip2q_u16(zero, b));
     }
 }
+/* Written out: in a loop, GCC 12 keeps the accumulators in memory as well. */
 INLINE void load32_lanes(const float *p, vf *w)
 {
-    for (int g = 0; g < 2; g++) {
-        float32x4x4_t x = vld4q_f32(p + 16 * g);
-        for (int k = 0; k < 4; k++) w[4 * g + k] = x.val[k];
-    }
+    w[0] = vld1q_f32(p), w[1] = vld1q_f32(p + 4), w[2] = vld1q_f32(p + 8), w[3] = vld1q_f32(p + 12);
+    w[4] = vld1q_f32(p + 16), w[5] = vld1q_f32(p + 20), w[6] = vld1q_f32(p + 24), w[7] = vld1q_f32(p + 28);
 }
 INLINE void store32_lanes(float *p, const vf *w)
 {
-    for (int g = 0; g < 2; g++) vst4q_f32(p + 16 * g, ((float32x4x4_t){{w[4 * g], w[4 * g + 1], w[4 * g + 2], w[4 * g + 3]}}));
+    vst1q_f32(p, w[0]), vst1q_f32(p + 4, w[1]), vst1q_f32(p + 8, w[2]), vst1q_f32(p + 12, w[3]);
+    vst1q_f32(p + 16, w[4]), vst1q_f32(p + 20, w[5]), vst1q_f32(p + 24, w[6]), vst1q_f32(p + 28, w[7]);
 }
 /* Ask for the cache line `ahead` bytes on; as an integer, since no object need be there. */
 INLINE void prefetch(const void *p, int ahead) { __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)ahead)); }

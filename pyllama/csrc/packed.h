@@ -49,8 +49,8 @@ static void repair_pair(const packed_panel *p, int64_t pair, const uint8_t *tabl
     }
 }
 
-/* acc[r] (+)= sum_c w[r, c] * x[c] for one token, in registers. */
-static void product_packed_one(const pl_matrix *w, const packed_panel *p, const float *x, float *acc)
+/* acc[r] = sum_c w[r, c] * x[c] for one token, in registers; a function of its own, for the registers' sake. */
+static __attribute__((noinline)) void product_packed_one(const pl_matrix *w, const packed_panel *p, const float *x, float *acc)
 {
     const packed_table table = load_packed_table(w->data);
     const uint32_t *key = p->key;
