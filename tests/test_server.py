@@ -464,7 +464,7 @@ def test_the_content_type_must_be_json(server):
 
 def test_nothing_inside_is_told(server, monkeypatch):
     def broken(*arguments, **options):
-        raise ValueError("/root/secret/path")
+        raise ValueError("/srv/secret/path")
 
     monkeypatch.setattr(server.model.tokenizer, "encode", broken)
     error = server.refuse("/v1/chat/completions", CHAT, 500)
