@@ -8,6 +8,7 @@ mathematics and its canonical order are in csrc. Knows nothing of models.
 import os
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
 
 from .errors import PyllamaError
 
@@ -52,8 +53,8 @@ cdef extern from "kernels.h" nogil:
     const pl_kernels *pl_kernels_scalar()
     const pl_kernels *pl_kernels_avx2()
     const pl_kernels *pl_kernels_neon()
-    int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const float *x, int64_t tokens, float *out,
-                  size_t ldo, int64_t row)
+    int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, int64_t blocks, const float *x,
+                  int64_t tokens, float *out, size_t ldo, int64_t row)
     void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
     size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols)
     int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out, size_t capacity)
@@ -223,6 +224,37 @@ cdef class Matrix:
         return self.data.nbytes
 
 
+cdef class Blocks:
+    """Matrices of as many columns each, one below the other: what matmul takes for one.
+
+    A matrix that lies in memory in many blocks then costs the threads one meeting, not one a block.
+    """
+    cdef pl_matrix *c
+    cdef int64_t n
+    cdef readonly tuple matrices
+    cdef readonly int64_t rows
+    cdef readonly int64_t cols
+
+    def __cinit__(self, matrices):
+        cdef Matrix each
+        self.matrices = tuple(matrices)
+        if not self.matrices:
+            raise PyllamaError("blocks: no matrix, expected at least one")
+        self.c = <pl_matrix *>malloc(len(self.matrices) * sizeof(pl_matrix))
+        if self.c == NULL:
+            raise MemoryError("blocks: no memory for the list")
+        for each in self.matrices:
+            if self.n and each.c.cols != self.cols:
+                raise PyllamaError(f"blocks: {each.c.cols} columns below {self.cols}")
+            self.c[self.n] = each.c
+            self.cols = each.c.cols
+            self.rows += each.c.rows
+            self.n += 1
+
+    def __dealloc__(self):
+        free(self.c)
+
+
 cdef class Floats:
     """A float32 matrix (rows, cols) whose address is known: what kernels take without asking NumPy again.
 
@@ -283,10 +315,10 @@ cdef str _shape(Floats x):
     return f"({x.n}, {x.cols})"
 
 
-def matmul(Matrix w not None, x, out, int64_t row=0):
+def matmul(w, x, out, int64_t row=0):
     """out[:, row : row + w.rows] = x @ w.T, float32 activations and accumulation.
 
-    w    (rows, cols) in any dtype and layout
+    w    (rows, cols) in any dtype and layout: a Matrix, or Blocks
     x    (T, cols)  float32
     out  (T, at least row + rows)  float32; must not overlap x
 
@@ -294,13 +326,20 @@ def matmul(Matrix w not None, x, out, int64_t row=0):
     w once, whatever T is.
     """
     cdef Floats a = _input(x), o = _output(out)
+    cdef const pl_matrix *blocks
+    cdef int64_t n = 1, rows, cols
     cdef int failed
-    if a.cols != w.c.cols or o.n != a.n or row < 0 or row + w.c.rows > o.cols:
-        raise PyllamaError(f"matmul: x {_shape(a)} by w ({w.c.rows}, {w.c.cols}) into out {_shape(o)} at row {row}")
+    if type(w) is Blocks:
+        blocks, n, rows, cols = (<Blocks>w).c, (<Blocks>w).n, (<Blocks>w).rows, (<Blocks>w).cols
+    else:
+        blocks = &(<Matrix?>w).c
+        rows, cols = blocks.rows, blocks.cols
+    if a.cols != cols or o.n != a.n or row < 0 or row + rows > o.cols:
+        raise PyllamaError(f"matmul: x {_shape(a)} by w ({rows}, {cols}) into out {_shape(o)} at row {row}")
     if a.n == 0:
         return
     with nogil:
-        failed = pl_matmul(_kernels, _threads, &w.c, a.p, a.n, o.p, o.cols, row)
+        failed = pl_matmul(_kernels, _threads, blocks, n, a.p, a.n, o.p, o.cols, row)
     if failed:
         raise MemoryError("matmul: no memory for the packed activations")
 

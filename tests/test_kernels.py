@@ -164,11 +164,15 @@ def test_matmul_has_the_same_bits_every_way(dtype):
         assert same_bits(np.concatenate([product(packed, x[t : t + 1]) for t in range(len(x))]), expected), way
         assert same_bits(np.concatenate([product(w, x[t : t + 1]) for t in range(len(x))]), expected), way
         assert same_bits(np.concatenate([product(packed, x[:2]), product(w, x[2:])]), expected), way
-        out = nans(13, 203)
+        out, cut = nans(13, 203), []
         for row, n in ((0, 1), (1, 40), (41, 32), (73, 130)):
             data = w.data[row * w.data.size // 203 : (row + n) * w.data.size // 203]
-            kernels.matmul(kernels.Matrix(dtype, n, w.cols, data), x, out, row)
+            cut.append(kernels.Matrix(dtype, n, w.cols, data))
+            kernels.matmul(cut[-1], x, out, row)
         assert same_bits(out, expected), way
+        blocks = kernels.Blocks([cut[0], panels(cut[1]), cut[2], panels(cut[3])])
+        for t in TOKENS:
+            assert same_bits(product(blocks, x[:t]), expected[:t]), (way, t)
 
 
 def test_matmul_is_one_chain_of_fused_multiply_adds(run):
@@ -228,6 +232,9 @@ def test_what_does_not_fit_is_refused():
                 lambda: kernels.Matrix("BF16", 0, 64, w.data),
                 lambda: kernels.Matrix("Q4_0", 1, 33, w.data[:18]),
                 lambda: kernels.Matrix("IQ1_S", 1, 32, w.data[:18]),
+                lambda: kernels.Blocks([]),
+                lambda: kernels.Blocks([w, kernels.Matrix("BF16", 1, 63, w.data[:126])]),
+                lambda: kernels.matmul(kernels.Blocks([w, w]), x, nans(2, 65)),
                 lambda: kernels.set_num_threads(0),
                 lambda: kernels.set_isa("mmx"),
                 lambda: kernels.rmsnorm(x, np.ones(63, np.float32), 1e-5, nans(2, 64)),
@@ -512,6 +519,8 @@ def test_packed_products_have_the_bits_of_plain_ones(odd_ones):
             assert (unpacked(packed) == w.data).all(), way
             for t in TOKENS:
                 assert same_bits(product(packed, x[:t]), expected[:t]), (way, rows, cols, t)
+            twice = product(kernels.Blocks((packed, w)), x)
+            assert same_bits(twice, np.concatenate([expected, expected], axis=1)), (way, rows, cols)
 
 
 def test_packing_gives_the_same_bytes_every_way():

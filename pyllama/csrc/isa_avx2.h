@@ -67,7 +67,8 @@ INLINE void v_store_f16(uint16_t *p, vf a)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-/* Interleaving bytes works within 128-bit halves, so vector i holds the rows 4i..4i+3 and 16+4i..16+4i+3. */
+/* Interleaving bytes works within 128-bit halves, and a shift and a mask part 16-bit words on more ports than an
+ * unpack would: vectors 0 and 1 hold the even and the odd rows of 0..7 and 16..23, 2 and 3 those of the others. */
 typedef __m256i packed_table;
 INLINE packed_table load_packed_table(const uint8_t *p)
 {
@@ -77,25 +78,34 @@ INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int up
 {
     vi code = _mm256_loadu_si256((const vi *)codes), bytes = _mm256_loadu_si256((const vi *)low);
     vi high = _mm256_shuffle_epi8(table, _mm256_and_si256(upper ? _mm256_srli_epi16(code, 4) : code, _mm256_set1_epi8(15)));
-    vi zero = _mm256_setzero_si256();
+    vi upper_half = _mm256_set1_epi32((int)0xffff0000u);
     vi a = _mm256_unpacklo_epi8(bytes, high), b = _mm256_unpackhi_epi8(bytes, high);
-    w[0] = vi_as_float(_mm256_unpacklo_epi16(zero, a));
-    w[1] = vi_as_float(_mm256_unpackhi_epi16(zero, a));
-    w[2] = vi_as_float(_mm256_unpacklo_epi16(zero, b));
-    w[3] = vi_as_float(_mm256_unpackhi_epi16(zero, b));
+    w[0] = vi_as_float(_mm256_slli_epi32(a, 16));
+    w[1] = vi_as_float(_mm256_and_si256(a, upper_half));
+    w[2] = vi_as_float(_mm256_slli_epi32(b, 16));
+    w[3] = vi_as_float(_mm256_and_si256(b, upper_half));
 }
 INLINE void load32_lanes(const float *p, vf *w)
 {
-    for (int v = 0; v < 4; v++)
-        w[v] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4 * v)), _mm_loadu_ps(p + 16 + 4 * v), 1);
+    for (int v = 0; v < 4; v += 2, p += 8) {
+        vf low = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 16), 1);
+        vf high = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4)), _mm_loadu_ps(p + 20), 1);
+        w[v] = _mm256_shuffle_ps(low, high, 0x88);
+        w[v + 1] = _mm256_shuffle_ps(low, high, 0xdd);
+    }
 }
 INLINE void store32_lanes(float *p, const vf *w)
 {
-    for (int v = 0; v < 4; v++) {
-        _mm_storeu_ps(p + 4 * v, _mm256_castps256_ps128(w[v]));
-        _mm_storeu_ps(p + 16 + 4 * v, _mm256_extractf128_ps(w[v], 1));
+    for (int v = 0; v < 4; v += 2, p += 8) {
+        vf low = _mm256_unpacklo_ps(w[v], w[v + 1]), high = _mm256_unpackhi_ps(w[v], w[v + 1]);
+        _mm_storeu_ps(p, _mm256_castps256_ps128(low));
+        _mm_storeu_ps(p + 4, _mm256_castps256_ps128(high));
+        _mm_storeu_ps(p + 16, _mm256_extractf128_ps(low, 1));
+        _mm_storeu_ps(p + 20, _mm256_extractf128_ps(high, 1));
     }
 }
+/* How far a scan of weights asks ahead. Measured on a Zen 4 at 31 GB/s a core: 1 KB comes too late by a sixth. */
+enum { AHEAD = 4096 };
 /* Ask for the cache line `ahead` bytes on; as an integer, since no object need be there. */
 INLINE void prefetch(const void *p, int ahead) { _mm_prefetch((const char *)((uintptr_t)p + (uintptr_t)ahead), _MM_HINT_T0); }
 

@@ -135,8 +135,9 @@ static inline size_t pl_attend_scratch(int head_dim)
 }
 
 /* parallel.c: the same, over all rows / tokens / heads, on `threads` threads. 0, or -1 when out of memory. */
-int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const float *x, int64_t tokens, float *out,
-              size_t ldo, int64_t row);
+/* w: `blocks` matrices of as many columns, whose rows follow each other in out. */
+int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, int64_t blocks, const float *x, int64_t tokens,
+              float *out, size_t ldo, int64_t row);
 void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out);
 /* Bytes of `rows` packed, written to out if they fit `capacity`; 0 where they would not, -1 without memory. */
 size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols);

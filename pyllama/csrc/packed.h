@@ -35,18 +35,31 @@ static packed_panel open_packed(const pl_matrix *w, int64_t panel)
                           highs + first[panel]};
 }
 
-/* A pair with escapes, put right: bfloat16 pairs as in a panel. */
-static void repair_pair(const packed_panel *p, int64_t pair, const uint8_t *table, const uint32_t **key, uint32_t *out)
+/* `pairs` pairs from `first` on as float32: a column's rows side by side; *key goes on to the first escape after them. */
+INLINE void widen_packed(const packed_panel *p, int64_t first, int64_t pairs, packed_table table, const uint32_t **key,
+                        float *out)
 {
-    const uint8_t *in = p->pairs + pair * PAIR_NBYTES;
-    for (int r = 0; r < PANEL_ROWS; r++)
-        out[r] = (uint32_t)in[r] | (uint32_t)table[in[64 + r] & 15] << 8 | (uint32_t)in[32 + r] << 16 |
-                 (uint32_t)table[in[64 + r] >> 4] << 24;
-    for (; *key < p->end && **key >> 6 == pair; ++*key) {
-        int shift = (**key >> 5 & 1) * 16 + 8;
-        uint32_t *word = &out[**key & 31];
-        *word = (*word & ~(255u << shift)) | (uint32_t)p->high[*key - p->key] << shift;
+    const uint8_t *in = p->pairs + first * PAIR_NBYTES;
+    vf column[PANEL_ROWS / VL];
+    for (int64_t i = 0; i < pairs; i++) {
+        const uint8_t *pair = in + i * PAIR_NBYTES;
+        load32_packed(pair, pair + 64, 0, table, column);
+        store32_lanes(out + 2 * i * PANEL_ROWS, column);
+        load32_packed(pair + 32, pair + 64, 1, table, column);
+        store32_lanes(out + (2 * i + 1) * PANEL_ROWS, column);
     }
+    for (; *key < p->end && **key >> 6 < first + pairs; ++*key) {
+        int64_t place = **key - (first << 6); /* a key counts columns and rows as out does */
+        uint32_t low = in[place / 64 * PAIR_NBYTES + place % 64], bits = low << 16 | (uint32_t)p->high[*key - p->key] << 24;
+        memcpy(&out[place], &bits, sizeof bits);
+    }
+}
+
+INLINE void product_column(const float *weights, float x, vf *a)
+{
+    vf column[PANEL_ROWS / VL], xc = v_set1(x);
+    load32_lanes(weights, column);
+    for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
 }
 
 /* acc[r] = sum_c w[r, c] * x[c] for one token, in registers; a function of its own, for the registers' sake. */
@@ -55,14 +68,15 @@ static __attribute__((noinline)) void product_packed_one(const pl_matrix *w, con
     const packed_table table = load_packed_table(w->data);
     const uint32_t *key = p->key;
     int64_t pairs = w->cols / 2, pair = 0;
+    float mended[2 * PANEL_ROWS];
     vf a[PANEL_ROWS / VL];
     for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_set1(0.0f);
     for (;;) {
         int64_t stop = key < p->end && *key >> 6 < pairs ? *key >> 6 : pairs;
         const uint8_t *in = p->pairs + pair * PAIR_NBYTES;
         for (; pair < stop; pair++, in += PAIR_NBYTES) {
-            prefetch(in, 1024);
-            prefetch(in, 1088);
+            prefetch(in, AHEAD);
+            prefetch(in, AHEAD + 64);
             vf column[PANEL_ROWS / VL], xc = v_set1(x[2 * pair]);
             load32_packed(in, in + 64, 0, table, column);
             for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
@@ -71,50 +85,21 @@ static __attribute__((noinline)) void product_packed_one(const pl_matrix *w, con
             for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
         }
         if (pair == pairs) break;
-        store32_lanes(acc, a);
-        uint32_t repaired[PANEL_ROWS];
-        repair_pair(p, pair, w->data, &key, repaired);
-        product_bf16((const uint8_t *)repaired, 2, x + 2 * pair, acc, 0);
-        load32_lanes(acc, a);
+        widen_packed(p, pair, 1, table, &key, mended);
+        for (int i = 0; i < 2; i++) product_column(mended + i * PANEL_ROWS, x[2 * pair + i], a);
         pair++;
     }
+    if (w->cols & 1) { /* the padding beside an odd last column stays out of the chain */
+        widen_packed(p, pair, 1, table, &key, mended);
+        product_column(mended, x[2 * pair], a);
+    }
     store32_lanes(acc, a);
-    if (w->cols & 1) {
-        uint32_t repaired[PANEL_ROWS];
-        repair_pair(p, pair, w->data, &key, repaired);
-        product_bf16((const uint8_t *)repaired, 1, x + 2 * pair, acc, 0);
-    }
-}
-
-/* `cols` columns from an even `col` on, as a tile; *key goes on to the first escape after them. */
-static void widen_packed(const pl_matrix *w, const packed_panel *p, int64_t col, int64_t cols, const uint32_t **key,
-                         float *tile)
-{
-    const packed_table table = load_packed_table(w->data);
-    const uint8_t *in = p->pairs + col / 2 * PAIR_NBYTES;
-    for (int64_t c = 0; c < cols; c += 2, in += PAIR_NBYTES) {
-        vf column[PANEL_ROWS / VL];
-        load32_packed(in, in + 64, 0, table, column);
-        store32_lanes(tile + c * PANEL_ROWS, column);
-        load32_packed(in + 32, in + 64, 1, table, column);
-        store32_lanes(tile + (c + 1) * PANEL_ROWS, column);
-    }
-    while (*key < p->end && (int64_t)(**key >> 6) * 2 < col + cols) {
-        int64_t pair = **key >> 6;
-        uint32_t repaired[PANEL_ROWS];
-        vf even[NG], odd[NG];
-        repair_pair(p, pair, w->data, key, repaired);
-        for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) {
-            load16_bf16_pairs(repaired + g, even, odd);
-            put(tile, (int)(2 * pair - col), g, even);
-            put(tile, (int)(2 * pair - col) + 1, g, odd);
-        }
-    }
 }
 
 static void product_packed(const pl_matrix *w, int64_t panel, const float *x, int64_t tokens, float *acc, size_t lda)
 {
     packed_panel p = open_packed(w, panel);
+    const packed_table table = load_packed_table(w->data);
     const uint32_t *key = p.key;
     if (tokens == 1) {
         product_packed_one(w, &p, x, acc);
@@ -123,7 +108,7 @@ static void product_packed(const pl_matrix *w, int64_t panel, const float *x, in
     for (int64_t c = 0; c < w->cols; c += SEGMENT_COLS) {
         float tile[(SEGMENT_COLS + 1) * PANEL_ROWS] __attribute__((aligned(64)));
         int64_t n = w->cols - c < SEGMENT_COLS ? w->cols - c : SEGMENT_COLS;
-        widen_packed(w, &p, c, n, &key, tile);
+        widen_packed(&p, c / 2, (n + 1) / 2, table, &key, tile);
         for (int64_t t = 0; t < tokens; t += TOKEN_TILE) {
             int m = tokens - t < TOKEN_TILE ? (int)(tokens - t) : TOKEN_TILE;
             product(tile, n, x + t * w->cols + c * m, m, acc + (size_t)t * lda, lda, c == 0);
@@ -133,17 +118,19 @@ static void product_packed(const pl_matrix *w, int64_t panel, const float *x, in
 
 static void k_unpack(const pl_matrix *w, uint8_t *out, int64_t first, int64_t last)
 {
+    const packed_table table = load_packed_table(w->data);
     for (int64_t panel = first; panel < last; panel++) {
         packed_panel p = open_packed(w, panel);
         const uint32_t *key = p.key;
-        int64_t left = w->rows - panel * PANEL_ROWS, pairs = (w->cols + 1) / 2;
-        int rows = left < PANEL_ROWS ? (int)left : PANEL_ROWS;
-        for (int64_t pair = 0; pair < pairs; pair++) {
-            uint32_t words[PANEL_ROWS];
-            size_t width = 2 * pair + 1 < w->cols ? 4 : 2;
-            repair_pair(&p, pair, w->data, &key, words);
-            for (int r = 0; r < rows; r++)
-                memcpy(out + (size_t)(panel * PANEL_ROWS + r) * w->row_nbytes + 4 * (size_t)pair, &words[r], width);
+        int64_t left = w->rows - panel * PANEL_ROWS, rows = left < PANEL_ROWS ? left : PANEL_ROWS;
+        for (int64_t c = 0; c < w->cols; c += SEGMENT_COLS) {
+            float tile[(SEGMENT_COLS + 1) * PANEL_ROWS] __attribute__((aligned(64)));
+            int64_t n = w->cols - c < SEGMENT_COLS ? w->cols - c : SEGMENT_COLS;
+            widen_packed(&p, c / 2, (n + 1) / 2, table, &key, tile);
+            for (int64_t r = 0; r < rows; r++) {
+                uint8_t *row = out + (size_t)(panel * PANEL_ROWS + r) * w->row_nbytes + 2 * (size_t)c;
+                for (int64_t i = 0; i < n; i++) memcpy(row + 2 * i, (const uint8_t *)&tile[i * PANEL_ROWS + r] + 2, 2);
+            }
         }
     }
 }

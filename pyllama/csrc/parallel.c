@@ -40,10 +40,11 @@ static float *scratch(size_t floats)
     return buffer;
 }
 
-/* Pieces of a loop handed out as threads come for them: slow cores take fewer, and the bits do not care. */
+/* Pieces of a loop handed out as threads come for them: slow cores take fewer, and the bits do not care. At the
+ * end the others wait for half a piece; within one, a core reads ahead of itself. */
 static int64_t piece(int64_t n, int threads)
 {
-    int64_t p = n / ((int64_t)threads * 8);
+    int64_t p = n / ((int64_t)threads * 32);
     return p < 1 ? 1 : p;
 }
 
@@ -76,24 +77,46 @@ int pl_openmp(void)
         }                                                                  \
     }
 
-int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const float *x, int64_t tokens, float *out,
-              size_t ldo, int64_t row)
+static int64_t panels_of(const pl_matrix *w) { return (w->rows + PANEL_ROWS - 1) / PANEL_ROWS; }
+
+/* Panels [first, last), counted through all blocks. */
+static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const float *x, int64_t tokens, float *out,
+                          size_t ldo, int64_t row, int64_t first, int64_t last)
 {
-    int64_t panels = (w->rows + PANEL_ROWS - 1) / PANEL_ROWS, tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
-    int64_t work = w->rows * w->cols * tokens, step = piece(panels, threads);
+    for (; first < last; block++) {
+        int64_t panels = panels_of(block), end = last < panels ? last : panels;
+        if (first < end) {
+            k->matmul(block, x, tokens, out, ldo, row, first, end);
+            first = end;
+        }
+        first -= panels;
+        last -= panels;
+        row += block->rows;
+    }
+}
+
+int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, int64_t blocks, const float *x, int64_t tokens,
+              float *out, size_t ldo, int64_t row)
+{
+    int64_t panels = 0, work = 0, tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
+    for (int64_t b = 0; b < blocks; b++) {
+        panels += panels_of(&w[b]);
+        work += w[b].rows * w[b].cols * tokens;
+    }
+    int64_t step = piece(panels, threads);
     if (tokens > 1) {
         float *packed = scratch((size_t)(tokens * w->cols));
         if (!packed) return -1;
         SHARE(work, static, first, last, tiles, 1, k->pack_tokens(x, tokens, w->cols, packed, first, last))
         x = packed;
     }
-    SHARE(work, dynamic, first, last, panels, step, k->matmul(w, x, tokens, out, ldo, row, first, last))
+    SHARE(work, dynamic, first, last, panels, step, matmul_blocks(k, w, x, tokens, out, ldo, row, first, last))
     return 0;
 }
 
 void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
 {
-    int64_t panels = (rows->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    int64_t panels = panels_of(rows);
     SHARE(rows->rows * rows->cols, dynamic, first, last, panels, 1, k->pack_panels(rows, out, first, last))
 }
 
@@ -129,7 +152,7 @@ static void choose_codes(const uint32_t *counts, int64_t panels, uint8_t *table,
 
 int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out, size_t capacity)
 {
-    int64_t panels = (rows->rows + PANEL_ROWS - 1) / PANEL_ROWS, work = rows->rows * rows->cols;
+    int64_t panels = panels_of(rows), work = rows->rows * rows->cols;
     size_t body = pl_packed_panels_nbytes(rows->rows, rows->cols), panel = body / (size_t)panels;
     size_t fixed = PACKED_HEADER + body + ((size_t)panels + 1) * 4;
     uint8_t codes[256], *table = out;
@@ -164,13 +187,13 @@ int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t
 
 void pl_unpack(const pl_kernels *k, int threads, const pl_matrix *w, uint8_t *out)
 {
-    int64_t panels = (w->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    int64_t panels = panels_of(w);
     SHARE(w->rows * w->cols, dynamic, first, last, panels, 1, k->unpack(w, out, first, last))
 }
 
 int pl_packed_valid(const pl_matrix *w, size_t nbytes)
 {
-    int64_t panels = (w->rows + PANEL_ROWS - 1) / PANEL_ROWS, pairs = (w->cols + 1) / 2;
+    int64_t panels = panels_of(w), pairs = (w->cols + 1) / 2;
     size_t body = pl_packed_panels_nbytes(w->rows, w->cols), fixed = PACKED_HEADER + body + ((size_t)panels + 1) * 4;
     uint32_t n;
     if ((uintptr_t)w->data % 4 || nbytes < fixed) return 0;

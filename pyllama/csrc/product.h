@@ -43,8 +43,8 @@ INLINE void product_pairs(pl_dtype dtype, const uint8_t *p, int64_t cols, const 
         EACH a[g][v] = fresh ? v_set1(0.0f) : v_load(acc + g * GROUP_ROWS + v * VL);
     for (int64_t c = 0; c < cols; c += 2, pairs += PANEL_ROWS) {
         vf even[2][NG], odd[2][NG], xc = v_set1(x[c]);
-        prefetch(pairs, 1024);
-        prefetch(pairs, 1088);
+        prefetch(pairs, AHEAD);
+        prefetch(pairs, AHEAD + 64);
         for (int g = 0; g < 2; g++) {
             if (dtype == DT_BF16) load16_bf16_pairs(pairs + g * GROUP_ROWS, even[g], odd[g]);
             else load16_f16_pairs(pairs + g * GROUP_ROWS, even[g], odd[g]);

@@ -68,7 +68,7 @@ class StreamedWeights:
         self._read_nbytes = 0
         self._slots, self._room = slots, room
         self._ring: Ring | None = None
-        self._resident: dict[str, tuple[tuple[int, _kernels.Matrix], ...]] = {}  # all blocks, once all are here
+        self._resident: dict[str, tuple[tuple[int, _kernels.Blocks]]] = {}  # all of them, once all are here
         self._cursor = 0  # what the readers fetch next, by index into _places
 
     def _choose(self, sizes: list[int], nbytes: int) -> None:
@@ -98,9 +98,9 @@ class StreamedWeights:
         """Bytes that every pass from now on has to read."""
         return sum(place.block.nbytes for place in self._places if place.matrix is None and not place.keep)
 
-    def blocks(self, name: str) -> Iterable[tuple[int, "_kernels.Matrix"]]:
+    def blocks(self, name: str) -> Iterable[tuple[int, "_kernels.Matrix | _kernels.Blocks"]]:
         """(first row, block) of a matrix, ascending. Names come in execution order; the first one begins a pass."""
-        # With all of it in memory, a generator's bookkeeping would be a good part of a small model's token.
+        # With all of it in memory, a call per block would be a good part of a small model's token.
         return self._resident[name] if self._resident else self._flow(name)
 
     def _flow(self, name: str) -> Iterator[tuple[int, "_kernels.Matrix"]]:
@@ -128,7 +128,7 @@ class StreamedWeights:
         if self._expected == 0 and self.nbytes_streamed == 0:
             self._stop()  # all of it is here: the ring's memory goes back
             self._resident = {
-                name: tuple((place.block.row, place.matrix) for place in places)
+                name: ((0, _kernels.Blocks(place.matrix for place in places)),)
                 for name, places in self._tensors.items()
             }
 
