@@ -55,45 +55,49 @@ INLINE void widen_packed(const packed_panel *p, int64_t first, int64_t pairs, pa
     }
 }
 
-INLINE void product_column(const float *weights, float x, vf *a)
+/* acc[r] += sum_c w[r, c] * x[c] over the pairs [first, last), which have no escapes. */
+static __attribute__((noinline)) void product_pairs_packed(const packed_panel *p, const uint8_t *table_bytes,
+                                                           int64_t first, int64_t last, const float *x, float *acc)
 {
-    vf column[PANEL_ROWS / VL], xc = v_set1(x);
-    load32_lanes(weights, column);
-    for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
-}
-
-/* acc[r] = sum_c w[r, c] * x[c] for one token, in registers; a function of its own, for the registers' sake. */
-static __attribute__((noinline)) void product_packed_one(const pl_matrix *w, const packed_panel *p, const float *x, float *acc)
-{
-    const packed_table table = load_packed_table(w->data);
-    const uint32_t *key = p->key;
-    int64_t pairs = w->cols / 2, pair = 0;
-    float mended[2 * PANEL_ROWS];
-    vf a[PANEL_ROWS / VL];
-    for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_set1(0.0f);
-    for (;;) {
-        int64_t stop = key < p->end && *key >> 6 < pairs ? *key >> 6 : pairs;
-        const uint8_t *in = p->pairs + pair * PAIR_NBYTES;
-        for (; pair < stop; pair++, in += PAIR_NBYTES) {
-            prefetch(in, AHEAD);
-            prefetch(in, AHEAD + 64);
-            vf column[PANEL_ROWS / VL], xc = v_set1(x[2 * pair]);
-            load32_packed(in, in + 64, 0, table, column);
-            for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
-            xc = v_set1(x[2 * pair + 1]);
-            load32_packed(in + 32, in + 64, 1, table, column);
-            for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
-        }
-        if (pair == pairs) break;
-        widen_packed(p, pair, 1, table, &key, mended);
-        for (int i = 0; i < 2; i++) product_column(mended + i * PANEL_ROWS, x[2 * pair + i], a);
-        pair++;
-    }
-    if (w->cols & 1) { /* the padding beside an odd last column stays out of the chain */
-        widen_packed(p, pair, 1, table, &key, mended);
-        product_column(mended, x[2 * pair], a);
+    const packed_table table = load_packed_table(table_bytes);
+    const uint8_t *in = p->pairs + first * PAIR_NBYTES;
+    vf a[PANEL_ROWS / VL], column[PANEL_ROWS / VL];
+    load32_lanes(acc, a);
+    for (int64_t pair = first; pair < last; pair++, in += PAIR_NBYTES) {
+        prefetch(in, AHEAD);
+        prefetch(in, AHEAD + 64);
+        vf xc = v_set1(x[2 * pair]);
+        load32_packed(in, in + 64, 0, table, column);
+        for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
+        xc = v_set1(x[2 * pair + 1]);
+        load32_packed(in + 32, in + 64, 1, table, column);
+        for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
     }
     store32_lanes(acc, a);
+}
+
+/* The same over the first `cols` columns of one pair that may have some; *key goes on behind them. */
+static __attribute__((noinline)) void product_escapes(const packed_panel *p, const uint8_t *table_bytes, int64_t pair,
+                                                      int cols, const uint32_t **key, const float *x, float *acc)
+{
+    float widened[2 * PANEL_ROWS];
+    widen_packed(p, pair, 1, load_packed_table(table_bytes), key, widened);
+    product(widened, cols, x + 2 * pair, 1, acc, PANEL_ROWS, 0);
+}
+
+static void product_packed_one(const pl_matrix *w, const packed_panel *p, const float *x, float *acc)
+{
+    const uint32_t *key = p->key;
+    int64_t pairs = w->cols / 2, pair = 0;
+    memset(acc, 0, PANEL_ROWS * sizeof *acc);
+    for (;;) {
+        int64_t stop = key < p->end && *key >> 6 < pairs ? *key >> 6 : pairs;
+        product_pairs_packed(p, w->data, pair, stop, x, acc);
+        if (stop == pairs) break;
+        product_escapes(p, w->data, stop, 2, &key, x, acc);
+        pair = stop + 1;
+    }
+    if (w->cols & 1) product_escapes(p, w->data, pairs, 1, &key, x, acc); /* padding stays out of the chain */
 }
 
 static void product_packed(const pl_matrix *w, int64_t panel, const float *x, int64_t tokens, float *acc, size_t lda)
