@@ -2,10 +2,11 @@
 """Models whose weights fit in memory: decode beside the DRAM read rate, prompts beside the float32 peak,
 both beside llama.cpp, in one run.
 
-usage: resident.py --models DIR [--gguf FILE]... [--llama-bench [LABEL=]PROGRAM]... [--rounds 7]
+usage: resident.py --models DIR [--gguf FILE]... [--llama-bench [LABEL=]PROGRAM]... [--rounds 7] [--plain]
 
-Makes the synthetic models it needs in DIR (2.5 GB). Prints a table; adds bench/results/DATE-CPU.json and a line
-per model and engine to bench/results/CPU.csv. The method, and how to read the figures, is in bench/README.md.
+Makes the synthetic models it needs in DIR (2.5 GB). --plain adds pyllama with bfloat16 weights left as they are.
+Prints a table; adds bench/results/DATE-CPU.json and a line per model and engine to bench/results/CPU.csv.
+The method, and how to read the figures, is in bench/README.md.
 """
 from __future__ import annotations
 
@@ -34,6 +35,7 @@ from pyllama.checkpoint import open_checkpoint
 
 HERE = Path(__file__).resolve().parent
 OURS = "pyllama"
+PLAIN = "pyllama, not packed"
 LLAMA_CPP = "llama.cpp"
 QUIET = 0.1  # cores others may keep busy before a run's figures are of no use
 
@@ -68,31 +70,33 @@ class Sample:
         return mean(c["peak_gflop_s"] for c in self.ceilings)
 
 
-def run_pyllama(subject: Subject, threads: int) -> dict:
+def run_pyllama(subject: Subject, threads: int, *, plain: bool) -> dict:
     command = [sys.executable, HERE / "pyllama_bench.py", subject.path, "--threads", threads,
                "--prefill", ",".join(map(str, subject.lengths)), "--decode", subject.decode,
-               "--repeat", subject.repeat]
+               "--repeat", subject.repeat, *["--plain"] * plain]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{OURS}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return json.loads(done.stdout)
 
 
-def measure(subjects: list[Subject], programs: dict[str, Path], threads: int, rounds: int) -> list[Sample]:
+def measure(
+    subjects: list[Subject], ours: list[str], programs: dict[str, Path], threads: int, rounds: int
+) -> list[Sample]:
     """Every engine on every model, once a round, so that the machine's drift meets all of them alike."""
     ceilings, samples, failed = Ceilings(BUFFER_NBYTES), [], set()
     before = ceilings.measure(threads)
     others = machine.Others()
     for number in range(rounds):
         for subject in subjects:
-            for engine in [OURS, *programs]:
+            for engine in [*ours, *programs]:
                 if (subject.label, engine) in failed or (engine != OURS and not subject.compared):
                     continue
                 note(f"round {number + 1}/{rounds}: {subject.label}, {engine}")
                 others.share()
                 try:
-                    if engine == OURS:
-                        rates = run_pyllama(subject, threads)
+                    if engine in ours:
+                        rates = run_pyllama(subject, threads, plain=engine == PLAIN)
                     else:
                         rates = llama_bench.run(programs[engine], subject.path, threads=threads,
                                                 lengths=list(subject.lengths), decode=subject.decode,
@@ -146,7 +150,7 @@ def summarize(samples: list[Sample], costs: dict[str, dict]) -> list[dict]:
                 "tok_s": median(s.rates["prefill_tok_s"][length] for s in own),
                 "of_peak": median(rate / s.peak_gflop_s for rate, s in zip(rates, own, strict=True)),
             }
-        if engine == OURS:
+        if engine in (OURS, PLAIN):
             row["against"] = against(own, samples)
         rows.append(row)
     return rows
@@ -155,7 +159,7 @@ def summarize(samples: list[Sample], costs: dict[str, dict]) -> list[dict]:
 def against(own: list[Sample], samples: list[Sample]) -> dict[str, dict[str, float]]:
     """How many times as fast as each other engine, round by round."""
     out = {}
-    for other in dict.fromkeys(s.engine for s in samples if s.engine != OURS):
+    for other in dict.fromkeys(s.engine for s in samples if s.engine not in (OURS, PLAIN)):
         theirs = {s.round: s.rates for s in samples if s.model == own[0].model and s.engine == other}
         pairs = [(s.rates, theirs[s.round]) for s in own if s.round in theirs]
         if pairs:
@@ -208,7 +212,7 @@ def table(report: dict) -> str:
     for row in report["rows"]:
         for other, ratios in row.get("against", {}).items():
             shown = ", ".join(f"{what.replace('_', ' ')} {ratio:.2f}x" for what, ratio in ratios.items())
-            lines.append(f"{row['model']}: {OURS} / {other}  {shown}")
+            lines.append(f"{row['model']}: {row['engine']} / {other}  {shown}")
     if report["interpreter_share"] is not None:
         lines.append(f"interpreter: {report['interpreter_share']:.1%} of a token of 135m bf16")
     busiest = max(row["others"] for row in report["rows"])
@@ -290,6 +294,7 @@ def main() -> int:
     add("--shapes", default="1.1b,135m,narrow", help="synthetic models to measure")
     add("--gguf", type=Path, action="append", default=[], help="a model both engines read")
     add("--llama-bench", type=labelled, action="append", default=[], metavar="[LABEL=]PROGRAM")
+    add("--plain", action="store_true", help="pyllama with packing off as well")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--rounds", type=int, default=7)
     add("--prefill", default="64,512", help="lengths of prompts")
@@ -307,7 +312,7 @@ def main() -> int:
     subjects = subjects_of(args)
     costs = costs_of(subjects)
     one_thread = Ceilings(BUFFER_NBYTES).measure(1)
-    samples = measure(subjects, programs, args.threads, args.rounds)
+    samples = measure(subjects, [OURS, *[PLAIN] * args.plain], programs, args.threads, args.rounds)
     if not samples:
         return 1
     rows = summarize(samples, costs)

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=3)
     parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--no-pinning", action="store_true", help="stream everything, whatever the budget leaves over")
     args = parser.parse_args()
     _kernels.set_num_threads(args.threads)
     if args.shared_layers:
@@ -44,7 +45,8 @@ def main() -> None:
         checkpoint = open_checkpoint(args.model)
     budget = parse_size(args.memory)
     plan = make_plan(checkpoint, budget, context_length=args.context, interpreter=resident_nbytes())
-    weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
+    pinned = 0 if args.no_pinning else plan.pinned
+    weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=pinned)
     decoder = Decoder(
         checkpoint.config, weights, context_length=plan.context_length, max_pass_tokens=plan.max_pass_tokens,
         rope_interleaved=checkpoint.rope_interleaved,

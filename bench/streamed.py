@@ -2,7 +2,8 @@
 """Models larger than memory: seconds per token on a small board played by control groups, beside llama.cpp.
 
 usage: streamed.py --board board.py --gguf 7b.gguf --packed 7b.packed --llama-bench PROGRAM
-                   [--memory 1G,2G,4G,8G] [--disk 450e6] [--tokens 2] [--out bench/results/FILE.json]
+                   [--memory 1G,2G,4G,8G] [--disk 450e6] [--tokens 2] [--no-pinning]
+                   [--out bench/results/FILE.json]
 
 Each engine runs in a fresh control group of that much memory (page cache included, as on a board) with the disk
 throttled to so many bytes a second, from a cold page cache, one after the other, and the table gives seconds per
@@ -50,10 +51,12 @@ def on_board(args: argparse.Namespace, memory: int, evict: str, command: list[st
 
 def run_pyllama(args: argparse.Namespace, model: str, memory: int, tokens: int) -> dict[str, Any]:
     command = [sys.executable, str(HERE / "stream_once.py"), model, "--memory", str(memory * 15 // 16)]
-    out, used = on_board(args, memory, model, [*command, "--tokens", str(tokens)])
+    command += ["--tokens", str(tokens), *["--no-pinning"] * args.no_pinning]
+    out, used = on_board(args, memory, model, command)
     got = json.loads(out.splitlines()[-1])
+    engine = f"pyllama {Path(model).name}" + ", nothing pinned" * args.no_pinning
     return {
-        "engine": f"pyllama {Path(model).name}", "memory": memory, "token_s": median(got["token_s"]),
+        "engine": engine, "memory": memory, "token_s": median(got["token_s"]),
         "token_read": max(got["token_read"]), "first_pass_s": got["first_pass_s"], "peak_rss": got["peak_rss"],
         "fingerprint": got["fingerprint"], "samples": got["token_s"], "used": used,
     }  # fmt: skip
@@ -99,6 +102,7 @@ def main() -> None:
     parser.add_argument("--disk", type=float, default=450e6)
     parser.add_argument("--tokens", type=int, default=2)
     parser.add_argument("--plain", action="store_true", help="pyllama reads the GGUF as well")
+    parser.add_argument("--no-pinning", action="store_true", help="pyllama keeps no weights, whatever the memory")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with open_checkpoint(args.gguf) as checkpoint:
@@ -120,7 +124,7 @@ def main() -> None:
             row["ratio"] = group[0]["token_s"] / row["token_s"]
             read = row.get("token_read")
             rate = f"{read / 1e9:6.2f} GB {read / row['token_s'] / 1e6:6.0f} MB/s" if read else " " * 21
-            print(f"{memory / 2**30:5.2f} G  {row['engine']:24} {row['token_s']:8.2f} s a token {rate}"
+            print(f"{memory / 2**30:5.2f} G  {row['engine']:32} {row['token_s']:8.2f} s a token {rate}"
                   f" {row['ratio']:5.2f}x", flush=True)  # fmt: skip
         rows += group
     if args.out:

@@ -28,21 +28,21 @@ class _Layer:
         def vector(name: str, wanted: bool = True):
             return kernels.Floats(weights.vector(at + name)) if wanted else None
 
+        def linear(name: str, bias: bool):
+            return f"{at}{name}.weight", vector(f"{name}.bias", bias)
+
         self.attention = attention
         self.input_norm = vector("input_layernorm.weight")
         self.post_norm = vector("post_attention_layernorm.weight")
         self.q_norm = vector("self_attn.q_norm.weight", config.qk_norm)
         self.k_norm = vector("self_attn.k_norm.weight", config.qk_norm)
-        for proj, where, bias in (
-            ("q", "self_attn.", config.qkv_bias),
-            ("k", "self_attn.", config.qkv_bias),
-            ("v", "self_attn.", config.qkv_bias),
-            ("o", "self_attn.", config.o_bias),
-            ("gate", "mlp.", config.mlp_bias),
-            ("up", "mlp.", config.mlp_bias),
-            ("down", "mlp.", config.mlp_bias),
-        ):
-            setattr(self, proj, (f"{at}{where}{proj}_proj.weight", vector(f"{where}{proj}_proj.bias", bias)))
+        self.q = linear("self_attn.q_proj", config.qkv_bias)
+        self.k = linear("self_attn.k_proj", config.qkv_bias)
+        self.v = linear("self_attn.v_proj", config.qkv_bias)
+        self.o = linear("self_attn.o_proj", config.o_bias)
+        self.gate = linear("mlp.gate_proj", config.mlp_bias)
+        self.up = linear("mlp.up_proj", config.mlp_bias)
+        self.down = linear("mlp.down_proj", config.mlp_bias)
 
 
 def activation_nbytes(config: Config, tokens: int) -> int:

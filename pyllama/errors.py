@@ -43,3 +43,8 @@ class RequestError(PyllamaError):
 
 class BusyError(PyllamaError):
     """The queue is full, or the engine is stopping: the same request may succeed later, or elsewhere."""
+
+
+def reason_of(error: Exception) -> str:
+    """What the system says of a failed call, in lower case: the end of a message that begins with what was tried."""
+    return (getattr(error, "strerror", None) or str(error)).lower()

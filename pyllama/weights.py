@@ -22,7 +22,7 @@ class Weights(Protocol):
     def bytes_read(self) -> int: ...
 
     def blocks(self, name: str) -> Iterable[tuple[int, "_kernels.Matrix | _kernels.Blocks"]]:
-        """(first row, block or blocks) covering the matrix's rows, ascending; a block is valid until the next is asked for.
+        """(first row, block or blocks) covering the matrix's rows, ascending; each valid until the next is asked for.
 
         A pass asks for every matrix once, in execution order.
         """

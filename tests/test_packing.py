@@ -384,6 +384,16 @@ def test_damage_is_named_by_tensor_and_rows(tmp_path, capsys):
     assert not list(tmp_path.glob("unpacked*"))
 
 
+def test_info_tells_a_packed_model(tmp_path, capsys):
+    from pyllama.cli import main
+
+    source = write_source(tmp_path, "BF16")
+    assert main(["info", str(source)]) == 0
+    assert "huggingface, 1 file" in capsys.readouterr().out
+    assert main(["info", str(pack(source, tmp_path / "p"))]) == 0
+    assert "huggingface, packed by pyllama, 1 file" in capsys.readouterr().out
+
+
 def test_verify_checks_the_bounds_of_other_models(tmp_path, capsys):
     from pyllama.cli import main
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import PyllamaError, RequestError
+from ..errors import PyllamaError, RequestError, reason_of
 from ..streaming.blocks import SECTOR, Span
 from ..streaming.direct import DirectFile
 from ..streaming.memory import huge_empty
@@ -97,7 +97,7 @@ class TemporaryFile:
             self._check_space()
             descriptor, name = tempfile.mkstemp(prefix="pyllama-bench-", dir=self.folder)
         except OSError as error:
-            raise RequestError(f"{self.folder}: {(error.strerror or str(error)).lower()}; give --file FILE") from None
+            raise RequestError(f"{self.folder}: {reason_of(error)}; give --file FILE") from None
         self.path = Path(name)
         try:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
@@ -112,7 +112,7 @@ class TemporaryFile:
         except BaseException as error:
             self.path.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise RequestError(f"{self.folder}: {(error.strerror or str(error)).lower()}; give --file") from None
+                raise RequestError(f"{self.folder}: {reason_of(error)}; give --file") from None
             raise
         return self.path
 

@@ -9,7 +9,7 @@ import os
 import stat
 from pathlib import Path
 
-from pyllama.errors import CheckpointError
+from pyllama.errors import CheckpointError, reason_of
 
 
 class InputFile:
@@ -25,7 +25,7 @@ class InputFile:
             # O_NONBLOCK: opening a FIFO must not wait for a writer; it is refused below.
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot open {path}: {_reason(error)}") from None
+            raise CheckpointError(f"cannot open {path}: {reason_of(error)}") from None
         status = os.fstat(self.fd)
         if not stat.S_ISREG(status.st_mode):
             self.close()
@@ -40,7 +40,7 @@ class InputFile:
                 count = os.preadv(self.fd, [buffer[done:]], offset + done)
             except OSError as error:
                 raise CheckpointError(
-                    f"cannot read {len(buffer)} bytes at {offset} of {self.path}: {_reason(error)}"
+                    f"cannot read {len(buffer)} bytes at {offset} of {self.path}: {reason_of(error)}"
                 ) from None
             if count == 0:
                 raise CheckpointError(
@@ -62,10 +62,6 @@ class InputFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def read_small(path: Path, limit: int) -> bytes:

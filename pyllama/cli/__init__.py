@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pyllama.cli import bench, chat, info, pack, plan, pull, run, serve, service, unpack, verify
-from pyllama.errors import PyllamaError, RequestError
+from pyllama.errors import PyllamaError, RequestError, reason_of
 from pyllama.version import __version__
 
 COMMANDS = (run, chat, serve, service, info, pull, plan, bench, pack, unpack, verify)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             _drop_output()
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         print(f"pyllama: {error.filename or 'standard output'}: {reason}", file=sys.stderr)
         return 2
     except MemoryError:

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from pyllama.bench.report import measure
     from pyllama.bench.report_lines import lines
     from pyllama.budget import parse_size
+    from pyllama.cli.report import print_report
     from pyllama.signs_of_life import SignsOfLife
 
     if args.plot and not args.model:
@@ -61,11 +62,5 @@ def run(args: argparse.Namespace) -> int:
         about = report["machine"]
         title = f"pyllama {about['pyllama']} on {about['board'] or about['cpu']}, {report['date']}"
         Path(args.plot).write_text(plot.plot(report["models"], title, report["disk"]["read_gb_s"]["3"]))
-    if args.json:
-        import json
-
-        print(json.dumps(report))
-    else:
-        for line in lines(report):
-            print(line)
+    print_report(report, lines, as_json=args.json)
     return 0

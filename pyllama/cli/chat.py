@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from pyllama.cli.options import add_loading, add_sampling, load_model, sampling
+from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling
 from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
 from pyllama.signs_of_life import SignsOfLife
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with (
         SignsOfLife(quiet=args.quiet) as signs,
-        load_model(args, signs) as model,
+        load_watched(args, signs) as model,
         model.chat(args.system, **options) as chat,
     ):
         if terminal:

@@ -28,6 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     from pyllama.checkpoint import open_checkpoint
+    from pyllama.cli.report import print_report
     from pyllama.hub import resolve
 
     with open_checkpoint(resolve(args.model)) as checkpoint:
@@ -37,13 +38,7 @@ def run(args: argparse.Namespace) -> int:
             print(load_tokenizer(checkpoint).chat_template or "")
             return 0
         description = describe(checkpoint)
-    if args.json:
-        import json
-
-        print(json.dumps(description))
-    else:
-        for line in _lines(description):
-            print(line)
+    print_report(description, _lines, as_json=args.json)
     return 0
 
 
@@ -63,6 +58,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
+        "packed": checkpoint.packed,
         "architecture": config.architecture,
         "model_type": config.model_type,
         "parameters": sum(part["parameters"] for part in parts.values()),
@@ -132,7 +128,8 @@ def _lines(d: dict[str, Any]):
         return f"{name:15} {value}".rstrip()
 
     yield line("model", d["path"])
-    yield line("format", f"{d['format']}, {len(d['files'])} file{'s'[: len(d['files']) != 1]}")
+    packed = ", packed by pyllama" if d["packed"] else ""
+    yield line("format", f"{d['format']}{packed}, {len(d['files'])} file{'s'[: len(d['files']) != 1]}")
     yield line("architecture", f"{d['architecture']} ({d['model_type']})")
     yield line("parameters", f"{_count(d['parameters']):>8}  {_size(d['nbytes']):>9}")
     for name, part in d["parts"].items():

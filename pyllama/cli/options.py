@@ -1,7 +1,7 @@
 """The options that several commands share: which model, how to sample. Translates, never computes."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyllama.model import Model
@@ -13,7 +13,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a Hugging Face folder, a GGUF file, Meta's original folder, or the name of a pulled model",
+        help="a Hugging Face folder, a GGUF file, Meta's original folder, one that `pyllama pack` wrote, or the name "
+        "of a pulled model",
     )
 
 
@@ -103,18 +104,19 @@ def sampling(args: argparse.Namespace) -> dict:
     return given
 
 
-def load_model(args: argparse.Namespace, signs: "SignsOfLife") -> "Model":
-    """The model of add_loading()'s options; loading it, and its passes, show as signs of life."""
+LOADING = ("context_length", "kv_dtype", "threads", "memory")
+
+
+def load_model(args: argparse.Namespace, signs: "SignsOfLife", **more: Any) -> "Model":
+    """The model of add_loading()'s options, and more of load()'s; loading it shows as a sign of life."""
     from pyllama.model import load
 
     signs.show("loading")
-    model = load(
-        args.model,
-        context_length=args.context_length,
-        kv_dtype=args.kv_dtype,
-        threads=args.threads,
-        memory=args.memory,
-        on_layer=signs.on_layer,
-    )
+    return load(args.model, **{name: getattr(args, name) for name in LOADING}, **more)
+
+
+def load_watched(args: argparse.Namespace, signs: "SignsOfLife") -> "Model":
+    """The same for one whose passes show as signs of life, too."""
+    model = load_model(args, signs, on_layer=signs.on_layer)
     signs.watch(model)
     return model

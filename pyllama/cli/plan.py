@@ -60,6 +60,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     from pyllama.budget import default_budget, parse_size
+    from pyllama.cli.plan_lines import lines
+    from pyllama.cli.report import print_report
 
     if args.board and args.memory is None:
         raise RequestError("--board: needs --memory, what the process may take there")
@@ -73,15 +75,7 @@ def run(args: argparse.Namespace) -> int:
         kv_dtype=args.kv_dtype,
         rates=lambda files: _rates(args.board, files, disk_gb_s, dram_gb_s),
     )
-    if args.json:
-        import json
-
-        print(json.dumps(report))
-    else:
-        from pyllama.cli.plan_lines import lines
-
-        for line in lines(report):
-            print(line)
+    print_report(report, lines, as_json=args.json)
     return 0
 
 

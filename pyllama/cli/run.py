@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from pyllama.cli.options import add_loading, add_sampling, load_model, sampling
-from pyllama.errors import RequestError
+from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling
+from pyllama.errors import RequestError, reason_of
 from pyllama.signs_of_life import SignsOfLife
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("--system: needs the chat template, and --raw is without it")
     options = sampling(args)
     prompt = _read_prompt(args)
-    with SignsOfLife(quiet=args.quiet) as signs, load_model(args, signs) as model:
+    with SignsOfLife(quiet=args.quiet) as signs, load_watched(args, signs) as model:
         request = _as_request(model, prompt, args)
         with model.generate(request, fingerprint=args.json, **options) as generation:
             if args.json:
@@ -68,7 +68,7 @@ def _read_prompt(args: argparse.Namespace) -> str:
                 raw = file.read()
         text = raw.decode("utf-8")
     except OSError as error:
-        raise RequestError(f"{name}: {(error.strerror or str(error)).lower()}") from None
+        raise RequestError(f"{name}: {reason_of(error)}") from None
     except UnicodeDecodeError as error:
         raise RequestError(f"{name}: byte {error.start} is not UTF-8, expected text") from None
     return text.removesuffix("\n").removesuffix("\r")

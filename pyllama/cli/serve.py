@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyllama.cli.options import add_loading
+from pyllama.cli.options import add_loading, load_model
 from pyllama.errors import RequestError
 
 if TYPE_CHECKING:
@@ -83,7 +83,6 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
 
     from pyllama.budget import parse_size
     from pyllama.engine import AsyncEngine
-    from pyllama.model import load
     from pyllama.server.heap import return_freed_memory
     from pyllama.server.run import bind, serve
     from pyllama.signs_of_life import SignsOfLife
@@ -93,15 +92,7 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
     session_nbytes = parse_size(args.session_size)
     bound = bind(args.host, args.port)
     with SignsOfLife(quiet=args.quiet) as signs:
-        signs.show("loading")
-        model = load(
-            args.model,
-            context_length=args.context_length,
-            kv_dtype=args.kv_dtype,
-            threads=args.threads,
-            memory=args.memory,
-            contexts=max(2, args.max_running),
-        )
+        model = load_model(args, signs, contexts=max(2, args.max_running))
     with model:
         engine = AsyncEngine(
             model,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyllama.errors import RequestError
+from pyllama.errors import RequestError, reason_of
 from pyllama.kv_cache import POSITIONS
 from pyllama.version import __version__
 
@@ -82,7 +82,7 @@ class PageStore:
             )
             self._nbytes = sum(file.stat().st_size for file in self._root.glob("*/*" + _SUFFIX))
         except OSError as error:
-            raise RequestError(f"session directory {directory}: {(error.strerror or str(error)).lower()}") from None
+            raise RequestError(f"session directory {directory}: {reason_of(error)}") from None
 
     def scan(self) -> Iterator[Stored]:
         """All files whose first bytes make sense, least recently used first."""
@@ -141,7 +141,7 @@ class PageStore:
                 nbytes = handle.tell()
             os.replace(temporary, stored.file)
         except OSError as error:
-            _log.warning("session directory: %s; nothing more is saved", (error.strerror or str(error)).lower())
+            _log.warning("session directory: %s; nothing more is saved", reason_of(error))
             self._failed = True
             temporary.unlink(missing_ok=True)
             return None

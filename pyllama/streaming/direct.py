@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, reason_of
 from .blocks import SECTOR, Span
 
 
@@ -28,7 +28,7 @@ class DirectFile:
                 self.direct = False
                 self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise CheckpointError(f"cannot open {path}: {error.strerror.lower()}") from None
+            raise CheckpointError(f"cannot open {path}: {reason_of(error)}") from None
         self._state = self._status()
 
     def _status(self) -> tuple[int, int]:
@@ -54,7 +54,7 @@ class DirectFile:
                     self._give_up_direct()
                     continue
                 raise CheckpointError(
-                    f"cannot read {span.nbytes} bytes at {span.offset} of {self.path}: {error.strerror.lower()}"
+                    f"cannot read {span.nbytes} bytes at {span.offset} of {self.path}: {reason_of(error)}"
                 ) from None
             if count == 0:
                 break

@@ -4,7 +4,7 @@ import mmap
 
 import numpy as np
 
-from ..errors import PyllamaError
+from ..errors import PyllamaError, reason_of
 
 HUGE_PAGE = 2 << 20
 
@@ -20,7 +20,7 @@ def huge_empty(nbytes: int) -> np.ndarray:
     try:
         memory = mmap.mmap(-1, whole + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise PyllamaError(f"no memory for {nbytes} bytes of weights: {error.strerror.lower()}") from None
+        raise PyllamaError(f"no memory for {nbytes} bytes of weights: {reason_of(error)}") from None
     if nbytes >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)

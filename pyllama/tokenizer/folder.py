@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyllama.errors import TokenizerError
+from pyllama.errors import TokenizerError, reason_of
 from pyllama.tokenizer import chat_template as templates
 from pyllama.tokenizer import steps, tiktoken
 from pyllama.tokenizer.added_tokens import AddedToken
@@ -76,7 +76,7 @@ def _json(path: Path) -> dict[str, Any]:
             raise TokenizerError(f"{path}: more than {_MAX_JSON} bytes")
         value = json.loads(path.read_bytes().decode())
     except OSError as error:
-        raise TokenizerError(f"{path}: {error.strerror or error}") from None
+        raise TokenizerError(f"{path}: {reason_of(error)}") from None
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path}: bad JSON: {str(error)[:100] or 'nested too deeply'}") from None
     if not isinstance(value, dict):
@@ -222,7 +222,7 @@ def _template(path: Path, settings: Mapping[str, Any], names: Mapping[str, str])
                 raise TokenizerError(f"{file}: more than {_MAX_JSON} bytes")
             return ChatTemplate(file.read_bytes().decode(), names, file.name)
         except OSError as error:
-            raise TokenizerError(f"{file}: {error.strerror or error}") from None
+            raise TokenizerError(f"{file}: {reason_of(error)}") from None
         except UnicodeDecodeError as error:
             raise TokenizerError(f"{file}: no UTF-8: {error.reason}") from None
     template = settings.get("chat_template")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pyllama.errors import TokenizerError
+from pyllama.errors import TokenizerError, reason_of
 from pyllama.tokenizer.token_bytes import CHUNK, MAX_MERGES, Strings
 from pyllama.tokenizer.vocabulary import MAX_TOKENS
 
@@ -62,7 +62,7 @@ class TokenizerFile:
                     raise TokenizerError(f"{path}: {nbytes} bytes, expected 2 to {MAX_NBYTES}")
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise TokenizerError(f"{path}: {error.strerror or error}") from None
+            raise TokenizerError(f"{path}: {reason_of(error)}") from None
         with self._data:
             self.rest, end = self._object(self._skip_space(0), {"model": self._model})
             if self._skip_space(end) != nbytes:

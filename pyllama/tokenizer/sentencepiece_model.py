@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllama.errors import TokenizerError
+from pyllama.errors import TokenizerError, reason_of
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
 MAX_NBYTES = 64 << 20
@@ -51,7 +51,7 @@ def read_pieces(path: Path) -> Pieces:
             raise TokenizerError(f"{path}: {nbytes} bytes, expected at most {MAX_NBYTES}")
         data = path.read_bytes()
     except OSError as error:
-        raise TokenizerError(f"{path}: {error.strerror or error}") from None
+        raise TokenizerError(f"{path}: {reason_of(error)}") from None
     where = path.name
     texts: list[bytes] = []
     scores: list[float] = []

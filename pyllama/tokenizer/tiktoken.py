@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllama.errors import TokenizerError
+from pyllama.errors import TokenizerError, reason_of
 from pyllama.tokenizer import pattern as patterns
 from pyllama.tokenizer import steps
 from pyllama.tokenizer.added_tokens import AddedToken
@@ -43,7 +43,7 @@ def is_tiktoken(path: Path) -> bool:
         with path.open("rb") as file:
             first = file.readline(8192)
     except OSError as error:
-        raise TokenizerError(f"{path}: {error.strerror or error}") from None
+        raise TokenizerError(f"{path}: {reason_of(error)}") from None
     return _LINE.fullmatch(first.rstrip(b"\r\n")) is not None
 
 
@@ -68,7 +68,7 @@ def read_ranks(path: Path) -> Vocabulary:
             raise TokenizerError(f"{path}: more than {MAX_NBYTES} bytes")
         data = path.read_bytes()
     except OSError as error:
-        raise TokenizerError(f"{path}: {error.strerror or error}") from None
+        raise TokenizerError(f"{path}: {reason_of(error)}") from None
     blob = bytearray()
     lengths: list[int] = []
     for number, line in enumerate(data.splitlines()):

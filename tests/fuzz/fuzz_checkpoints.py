@@ -22,6 +22,7 @@ with atheris.instrument_imports(include=["pyllama"]):
     import pyllama.checkpoint.gguf  # imported where they are used otherwise, which would be too late
     import pyllama.checkpoint.meta  # noqa: F401
     from pyllama.checkpoint import open_checkpoint
+    from pyllama.checkpoint import packed as packed_files
     from pyllama.checkpoint.index import expected_shapes
     from pyllama.checkpoint.strict_json import parse_object
     from pyllama.checkpoint.torch_records import read_records
@@ -40,6 +41,7 @@ SIZES = {
     "vocab_size": 4,
 }
 TOTAL_NBYTES = 2 * (4 * 4 * 4 + 2 * 2 * 4 + 3 * 4 * 4 + 3 * 4)  # of the model of these sizes in bfloat16
+PACKED_BLOCKS = bytearray()  # what follows the header of the sound packed model
 SCRATCH = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 
@@ -56,6 +58,22 @@ def check_open(path: Path) -> None:
         assert shapes == expected_shapes(checkpoint.config)
         for tensor in checkpoint.tensors.values():
             assert checkpoint.read_rows(tensor, 0, tensor.rows).nbytes == tensor.nbytes
+
+
+def packed(data: bytes) -> None:
+    """A header alone: length, checksum and blocks are put right, so that mutation gets past them."""
+    text = data + b" " * (-(8 + len(data)) % packed_files.PAGE)
+    head = bytearray(len(text).to_bytes(8, "little") + text)
+    head[packed_files.CRC_AT : packed_files.CRC_AT + 8] = b"%08x" % packed_files.header_crc32(head)
+    (SCRATCH / "model.safetensors").write_bytes(head + PACKED_BLOCKS)
+    try:
+        checkpoint = open_checkpoint(SCRATCH)
+    except PyllamaError as error:
+        assert "\n" not in str(error) and len(str(error)) < 2000
+        return
+    with checkpoint:
+        for tensor in checkpoint.tensors.values():  # which bytes are a block's is the header's word
+            check_error(checkpoint.read_rows, tensor, 0, tensor.rows)
 
 
 def check_error(function, *arguments) -> None:
@@ -131,6 +149,16 @@ def seeds(target: str) -> list[bytes]:
         return [(where / "consolidated.00.pth").read_bytes()]
     if target == "pickle":
         return [tiny.torch_pickle([("a", "F32", (2, 2)), ("b", "BF16", (3,))])]
+    if target == "packed":
+        tiny.write_huggingface(where / "source", *model())
+        from pyllama.packing import pack
+
+        pack(where / "source", where / "packed")
+        whole = (where / "packed" / "model.safetensors").read_bytes()
+        shutil.copy(where / "packed" / "config.json", where)
+        end = 8 + int.from_bytes(whole[:8], "little")
+        PACKED_BLOCKS.extend(whole[end:])
+        return [whole[8:end].rstrip(b" ")]
     if target == "params":
         return [json.dumps(tiny.meta_params(tiny.tiny_config())).encode()]
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -138,7 +166,7 @@ def seeds(target: str) -> list[bytes]:
     return [json.dumps(tiny.tiny_config(**overrides)).encode() for overrides in more]
 
 
-TARGETS = {f.__name__: f for f in (safetensors, gguf, meta, pickle, config, params, index)}
+TARGETS = {f.__name__: f for f in (safetensors, packed, gguf, meta, pickle, config, params, index)}
 
 
 def main() -> None:

@@ -1,0 +1,13 @@
+"""A command's report on standard output: one JSON object for programs, lines for people."""
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def print_report(report: dict[str, Any], lines: Callable[[dict[str, Any]], Iterable[str]], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report))
+        return
+    for line in lines(report):
+        print(line)
