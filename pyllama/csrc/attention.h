@@ -43,17 +43,41 @@ static void k_cache_append(const pl_attention *a, const float *k, const float *v
     }
 }
 
-/* (cols, PANEL_ROWS) numbers of the cache as float32: widened into tile, or where they lie. */
-static const float *cache_tile(int f16, const uint8_t *base, size_t element, int cols, float *tile)
+/* This head's keys of a page, (D, 32 positions), and its values, (P / 32, 32 positions, 32 dimensions). */
+INLINE const uint8_t *keys_at(const pl_attention *a, const pl_attention_item *item, int64_t position)
 {
-    if (!f16) return (const float *)base + element;
-    const uint16_t *p = (const uint16_t *)base + element;
-    for (int i = 0; i < cols * PANEL_ROWS; i += GROUP_ROWS) {
-        vf w[NG];
-        load16_f16(p + i, w);
-        EACH v_store(tile + i + v * VL, w[v]);
+    size_t element = (size_t)item->kv_head * (size_t)a->head_dim * PANEL_ROWS;
+    return page_of(a, item->token, position) + a->k_offset + element * (a->f16 ? 2 : 4);
+}
+INLINE const uint8_t *values_at(const pl_attention *a, const pl_attention_item *item, int64_t position)
+{
+    size_t element = (size_t)item->kv_head * (size_t)padded(a->head_dim) * PANEL_ROWS;
+    return page_of(a, item->token, position) + a->v_offset + element * (a->f16 ? 2 : 4);
+}
+
+/* acc[i][r] (+)= sum_c p[c][r] * x[i][first + c], over (cols, PANEL_ROWS) numbers of the cache; x holds n queries of
+ * ldx columns, packed as tokens are. float16 is widened into tile, unless there is one query. As many bytes of `next`,
+ * which lies where no hardware looks ahead, are asked for. */
+static void product_cache(int f16, const uint8_t *p, const uint8_t *next, int cols, const float *x, int ldx, int first,
+                          int n, float *acc, int lda, int fresh, float *tile)
+{
+    if (f16 && n == 1) {
+        product_halves((const uint16_t *)p, cols, x + first, acc, fresh, (const uint16_t *)next);
+        return;
     }
-    return tile;
+    if (f16) {
+        const uint16_t *from = (const uint16_t *)p, *end = from + cols * PANEL_ROWS;
+        for (float *to = tile; from < end; from += PANEL_ROWS, to += PANEL_ROWS, next += 2 * PANEL_ROWS) {
+            vf w[2][NG];
+            prefetch_l2(next);
+            for (int g = 0; g < 2; g++) load16_f16(from + g * GROUP_ROWS, w[g]);
+            for (int g = 0; g < 2; g++) EACH v_store(to + g * GROUP_ROWS + v * VL, w[g][v]);
+        }
+    }
+    for (int i = 0; i < n; i += TOKEN_TILE) {
+        int width = n - i < TOKEN_TILE ? n - i : TOKEN_TILE;
+        product(f16 ? tile : (const float *)p, cols, x + i * ldx + first * width, width, acc + i * lda, (size_t)lda, fresh);
+    }
 }
 
 /* Scores of one query over [from, to) of a chunk -> weights, in place; outside [low, high) they are 0.
@@ -109,10 +133,9 @@ static void k_attend(const pl_attention *a, const pl_attention_item *item, const
         int from = (int)(begin > chunk ? begin - chunk : 0) / PANEL_ROWS * PANEL_ROWS;
         int to = end - chunk < CHUNK_POSITIONS ? (int)(end - chunk + PANEL_ROWS - 1) / PANEL_ROWS * PANEL_ROWS : CHUNK_POSITIONS;
         for (int j = from; j < to; j += PANEL_ROWS) {
-            const uint8_t *page = page_of(a, item->token, chunk + j) + a->k_offset;
-            const float *keys = cache_tile(a->f16, page, (size_t)item->kv_head * (size_t)D * PANEL_ROWS, D, tile);
-            for (int i = 0; i < n; i += TOKEN_TILE)
-                product(keys, D, packed + i * D, n - i < TOKEN_TILE ? n - i : TOKEN_TILE, scores + i * CHUNK_POSITIONS + j, CHUNK_POSITIONS, 1);
+            int64_t at = chunk + j, after = at + PANEL_ROWS;
+            const uint8_t *next = j + PANEL_ROWS < to ? keys_at(a, item, after) : values_at(a, item, chunk + from);
+            product_cache(a->f16, keys_at(a, item, at), next, D, packed, D, 0, n, scores + j, CHUNK_POSITIONS, 1, tile);
         }
         for (int i = 0; i < n; i++) {
             int low = start[i] > chunk + from ? (int)(start[i] - chunk < to ? start[i] - chunk : to) : from;
@@ -127,14 +150,14 @@ static void k_attend(const pl_attention *a, const pl_attention_item *item, const
             for (int j = from; j < to; j++) weights[i0 * CHUNK_POSITIONS + j * width + i - i0] = s[j];
         }
         for (int j = from; j < to; j += PANEL_ROWS) {
-            const uint8_t *page = page_of(a, item->token, chunk + j) + a->v_offset;
+            int64_t at = chunk + j, after = at + PANEL_ROWS;
+            const uint8_t *values = values_at(a, item, at), *next = values;
+            if (j + PANEL_ROWS < to) next = values_at(a, item, after);
+            else if (after < end) next = keys_at(a, item, after);
             for (int d = 0; d < P; d += PANEL_ROWS) {
-                size_t element = ((size_t)item->kv_head * (size_t)P + (size_t)d) * PANEL_ROWS;
-                const float *values = cache_tile(a->f16, page, element, PANEL_ROWS, tile);
-                for (int i = 0; i < n; i += TOKEN_TILE) {
-                    int width = n - i < TOKEN_TILE ? n - i : TOKEN_TILE;
-                    product(values, PANEL_ROWS, weights + i * CHUNK_POSITIONS + j * width, width, part + i * P + d, (size_t)P, j == from);
-                }
+                int skip = d * PANEL_ROWS * (a->f16 ? 2 : 4);
+                product_cache(a->f16, values + skip, next + skip, PANEL_ROWS, weights, CHUNK_POSITIONS, j, n, part + d, P,
+                              j == from, tile);
             }
         }
         for (int i = 0; i < n; i++) {

@@ -66,3 +66,21 @@ static void product_f16(const uint8_t *p, int64_t cols, const float *x, float *a
 {
     product_pairs(DT_F16, p, cols, x, acc, fresh);
 }
+
+/* acc[r] (+)= sum_c tile[c][r] * x[c] for one token, float16 widened on the way. What comes next lies elsewhere,
+ * where no hardware looks ahead: as much of it as is read here is asked for. */
+static void product_halves(const uint16_t *tile, int64_t cols, const float *x, float *acc, int fresh, const uint16_t *next)
+{
+    vf a[2][NG], w[NG];
+    for (int g = 0; g < 2; g++)
+        EACH a[g][v] = fresh ? v_set1(0.0f) : v_load(acc + g * GROUP_ROWS + v * VL);
+    for (int64_t c = 0; c < cols; c++) {
+        vf xc = v_set1(x[c]);
+        prefetch_l2(next + c * PANEL_ROWS);
+        for (int g = 0; g < 2; g++) {
+            load16_f16(tile + c * PANEL_ROWS + g * GROUP_ROWS, w);
+            EACH a[g][v] = v_fma(w[v], xc, a[g][v]);
+        }
+    }
+    for (int g = 0; g < 2; g++) EACH v_store(acc + g * GROUP_ROWS + v * VL, a[g][v]);
+}
