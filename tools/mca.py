@@ -66,7 +66,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # GCC adds .isra.0 and the like to the name of a function whose arguments it changed.
         loops = [(function.split(".")[0], body) for function, body in inner_loops(build(Path(folder))[1])]
-        found = [(function, hot_path(body)) for function, body in loops if function in {name for _, name, _, _ in LOOPS}]
+        wanted = {function for _, function, _, _ in LOOPS}
+        found = [(function, hot_path(body)) for function, body in loops if function in wanted]
     print("llvm-mca", re.search(r"LLVM version (\S+)", version)[1])
     print(f"{'cycles per 16 weights':22}", *(f"{f'{board} ({core})':>18}" for core, board in CORES.items()))
     for title, function, multiplied, weights in LOOPS:
