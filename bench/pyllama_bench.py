@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """pyllama's counterpart of llama-bench: loads one model, times prompts and decoding, prints one line of JSON.
 
-usage: pyllama_bench.py MODEL [--threads N] [--prefill 64,512] [--decode 16] [--repeat 1] [--plain]
+usage: pyllama_bench.py MODEL [--threads N] [--prefill 64,512] [--decode 16] [--repeat 1] [--no-packing]
 
 As in llama-bench: token ids are random, the cache starts empty, one untimed run of each kind goes first, and
-sampling is not part of it; only the last token's logits are asked for. --plain keeps bfloat16 as it is instead of
+sampling is not part of it; only the last token's logits are asked for. --no-packing keeps bfloat16 as it is instead of
 packing it: what packing brings shows in the difference. Refuses to know other engines.
 """
 from __future__ import annotations
@@ -30,9 +30,9 @@ def main() -> int:
     parser.add_argument("--prefill", default="64,512", help="lengths of prompts; empty for none")
     parser.add_argument("--decode", type=int, default=16, help="tokens to decode")
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--plain", action="store_true", help="pack nothing")
+    parser.add_argument("--no-packing", action="store_true", help="pack nothing")
     args = parser.parse_args()
-    if args.plain:
+    if args.no_packing:
         pinned.PACKED_WORTH = 0.0
     lengths = [int(length) for length in args.prefill.split(",") if length]
     started = time.perf_counter()

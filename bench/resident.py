@@ -2,9 +2,9 @@
 """Models whose weights fit in memory: decode beside the DRAM read rate, prompts beside the float32 peak,
 both beside llama.cpp, in one run.
 
-usage: resident.py --models DIR [--gguf FILE]... [--llama-bench [LABEL=]PROGRAM]... [--rounds 7] [--plain]
+usage: resident.py --models DIR [--gguf FILE]... [--llama-bench [LABEL=]PROGRAM]... [--rounds 7] [--no-packing]
 
-Makes the synthetic models it needs in DIR (2.5 GB). --plain adds pyllama with bfloat16 weights left as they are.
+Makes the synthetic models it needs in DIR (2.5 GB). --no-packing adds pyllama with bfloat16 weights left as they are.
 Prints a table; adds bench/results/DATE-CPU.json and a line per model and engine to bench/results/CPU.csv.
 The method, and how to read the figures, is in bench/README.md.
 """
@@ -45,7 +45,8 @@ class Subject:
     """A GGUF file, read by every engine, and what is done with it."""
     label: str
     path: Path
-    compared: bool            # with llama.cpp
+    compared: bool            # with other engines
+    bf16: bool                # there is something to pack
     lengths: tuple[int, ...]
     decode: int
     repeat: int
@@ -70,13 +71,13 @@ class Sample:
         return mean(c["peak_gflop_s"] for c in self.ceilings)
 
 
-def run_pyllama(subject: Subject, threads: int, *, plain: bool) -> dict:
+def run_pyllama(engine: str, subject: Subject, threads: int) -> dict:
     command = [sys.executable, HERE / "pyllama_bench.py", subject.path, "--threads", threads,
                "--prefill", ",".join(map(str, subject.lengths)), "--decode", subject.decode,
-               "--repeat", subject.repeat, *["--plain"] * plain]
+               "--repeat", subject.repeat, *["--no-packing"] * (engine == PLAIN)]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{OURS}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        raise RuntimeError(f"{engine}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return json.loads(done.stdout)
 
 
@@ -90,13 +91,14 @@ def measure(
     for number in range(rounds):
         for subject in subjects:
             for engine in [*ours, *programs]:
-                if (subject.label, engine) in failed or (engine != OURS and not subject.compared):
+                wanted = engine == OURS or subject.compared and (engine != PLAIN or subject.bf16)
+                if not wanted or (subject.label, engine) in failed:
                     continue
                 note(f"round {number + 1}/{rounds}: {subject.label}, {engine}")
                 others.share()
                 try:
                     if engine in ours:
-                        rates = run_pyllama(subject, threads, plain=engine == PLAIN)
+                        rates = run_pyllama(engine, subject, threads)
                     else:
                         rates = llama_bench.run(programs[engine], subject.path, threads=threads,
                                                 lengths=list(subject.lengths), decode=subject.decode,
@@ -267,12 +269,14 @@ def subjects_of(args: argparse.Namespace) -> list[Subject]:
             raise SystemExit(f"resident.py: --shapes {shape}: expected {', '.join(synthetic.SHAPES)}")
         path = synthetic.make(synthetic.SHAPES[shape], args.models / shape, formats=("gguf",))["gguf"]
         if shape == "narrow":  # only for the interpreter's share
-            subjects.append(Subject(f"{shape} bf16", path, False, (), args.decode, 20))
+            subjects.append(Subject(f"{shape} bf16", path, False, True, (), args.decode, 20))
             continue
         repeat = 1 if path.stat().st_size > 1e9 else 5  # a small model's run is over too soon
-        subjects.append(Subject(f"{shape} bf16", path, True, args.prefill, args.decode, repeat))
+        subjects.append(Subject(f"{shape} bf16", path, True, True, args.prefill, args.decode, repeat))
     for path in args.gguf:
-        subjects.append(Subject(path.stem, path, True, args.prefill, args.decode, 5))
+        with open_checkpoint(path) as checkpoint:
+            bf16 = checkpoint.config.dtype == "BF16"
+        subjects.append(Subject(path.stem, path, True, bf16, args.prefill, args.decode, 5))
     return subjects
 
 
@@ -294,7 +298,7 @@ def main() -> int:
     add("--shapes", default="1.1b,135m,narrow", help="synthetic models to measure")
     add("--gguf", type=Path, action="append", default=[], help="a model both engines read")
     add("--llama-bench", type=labelled, action="append", default=[], metavar="[LABEL=]PROGRAM")
-    add("--plain", action="store_true", help="pyllama with packing off as well")
+    add("--no-packing", action="store_true", help="pyllama with packing off as well")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--rounds", type=int, default=7)
     add("--prefill", default="64,512", help="lengths of prompts")
@@ -312,7 +316,7 @@ def main() -> int:
     subjects = subjects_of(args)
     costs = costs_of(subjects)
     one_thread = Ceilings(BUFFER_NBYTES).measure(1)
-    samples = measure(subjects, [OURS, *[PLAIN] * args.plain], programs, args.threads, args.rounds)
+    samples = measure(subjects, [OURS, *[PLAIN] * args.no_packing], programs, args.threads, args.rounds)
     if not samples:
         return 1
     rows = summarize(samples, costs)

@@ -32,10 +32,11 @@ class Matrix:
     def nbytes(self) -> int: ...
 
 class Blocks:
-    matrices: tuple[Matrix, ...]
-    rows: int
-    cols: int
     def __init__(self, matrices: Iterable[Matrix]) -> None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
 
 class Floats:
     base: NDArray[np.float32]

@@ -187,7 +187,7 @@ cdef class Matrix:
     cdef readonly str dtype
     cdef readonly str layout
 
-    def __init__(self, str dtype, int64_t rows, int64_t cols, data, str layout="rows"):
+    def __cinit__(self, str dtype, int64_t rows, int64_t cols, data, str layout="rows"):
         cdef const uint8_t[::1] view = data
         if rows < 1 or cols < 1:
             raise PyllamaError(f"matrix of {rows} x {cols}, expected at least 1 x 1")
@@ -231,7 +231,7 @@ cdef class Blocks:
     """
     cdef pl_matrix *c
     cdef int64_t n
-    cdef readonly tuple matrices
+    cdef tuple matrices  # kept alive
     cdef readonly int64_t rows
     cdef readonly int64_t cols
 
@@ -243,7 +243,8 @@ cdef class Blocks:
         self.c = <pl_matrix *>malloc(len(self.matrices) * sizeof(pl_matrix))
         if self.c == NULL:
             raise MemoryError("blocks: no memory for the list")
-        for each in self.matrices:
+        for matrix in self.matrices:
+            each = <Matrix?>matrix
             if self.n and each.c.cols != self.cols:
                 raise PyllamaError(f"blocks: {each.c.cols} columns below {self.cols}")
             self.c[self.n] = each.c

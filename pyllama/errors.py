@@ -46,5 +46,6 @@ class BusyError(PyllamaError):
 
 
 def reason_of(error: Exception) -> str:
-    """What the system says of a failed call, in lower case: the end of a message that begins with what was tried."""
-    return (getattr(error, "strerror", None) or str(error)).lower()
+    """What the system says of a failed call: the end of a message that begins with what was tried."""
+    system = getattr(error, "strerror", None)
+    return system.lower() if system else str(error)

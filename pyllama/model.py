@@ -40,8 +40,8 @@ def load(
 ) -> "Model":
     """Opens a model; its weights are read by the first pass, and stay as far as memory allows.
 
-    model           a Hugging Face folder, a GGUF file, Meta's original folder, or the name of a model that
-                    was pulled ("org/name", "smollm2")
+    model           a Hugging Face folder, a GGUF file, Meta's original folder, one that `pyllama pack` wrote,
+                    or the name of a model that was pulled ("org/name", "smollm2")
     context_length  positions a sequence may have; default: the model's own, at most 4096 and at most what an
                     eighth of the memory holds
     kv_dtype        how keys and values are kept: "f16", or "f32" at twice the memory

@@ -1,6 +1,8 @@
 """The kernels: right on whole numbers to the bit, near float64 on others, and the same bits however they are run."""
 
 import ctypes
+import gc
+import itertools
 import platform
 
 import numpy as np
@@ -173,6 +175,33 @@ def test_matmul_has_the_same_bits_every_way(dtype):
         blocks = kernels.Blocks([cut[0], panels(cut[1]), cut[2], panels(cut[3])])
         for t in TOKENS:
             assert same_bits(product(blocks, x[:t]), expected[:t]), (way, t)
+
+
+def test_blocks_are_cut_over_threads_wherever_they_end():
+    """With so many panels, a thread's piece begins in one block and ends in another."""
+    rng = np.random.default_rng(5)
+    ends = np.append(np.sort(rng.choice(np.arange(1, 12800), 40, replace=False)), 12800)
+    w, _ = matrix_of("BF16", 12800, 16)
+    x = rng.standard_normal((7, w.cols)).astype(np.float32)
+    expected = product(w, x)
+    for way in every_way():
+        cut = (kernels.Matrix("BF16", end - row, w.cols, w.data[row * 2 * w.cols : end * 2 * w.cols].copy())
+               for row, end in itertools.pairwise((0, *ends)))
+        blocks = kernels.Blocks(cut)  # it alone holds the matrices and their bytes
+        gc.collect()
+        assert (blocks.rows, blocks.cols) == (12800, w.cols)
+        for t in (1, 7):
+            out = nans(t, 12900)
+            kernels.matmul(blocks, x[:t], out, 4)
+            assert same_bits(out[:, 4:12804], expected[:t]), (way, t)
+            assert np.isnan(out[:, :4]).all() and np.isnan(out[:, 12804:]).all()
+
+
+def test_blocks_are_of_matrices_alone():
+    w, _ = matrix_of("BF16", 33, 64)
+    for other in (None, 5, kernels.Blocks([w])):
+        with pytest.raises(TypeError):
+            kernels.Blocks([w, other])
 
 
 def test_matmul_is_one_chain_of_fused_multiply_adds(run):

@@ -392,6 +392,9 @@ def test_info_tells_a_packed_model(tmp_path, capsys):
     assert "huggingface, 1 file" in capsys.readouterr().out
     assert main(["info", str(pack(source, tmp_path / "p"))]) == 0
     assert "huggingface, packed by pyllama, 1 file" in capsys.readouterr().out
+    for path, packed in ((source, False), (tmp_path / "p", True)):
+        assert main(["info", "--json", str(path)]) == 0
+        assert json.loads(capsys.readouterr().out)["packed"] is packed
 
 
 def test_verify_checks_the_bounds_of_other_models(tmp_path, capsys):

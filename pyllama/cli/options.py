@@ -18,6 +18,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+LOADING = ("memory", "context_length", "kv_dtype", "threads")  # of add_loading()'s options, what load() takes
+
+
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """MODEL and how to load it."""
     add_model(parser)
@@ -102,9 +105,6 @@ def sampling(args: argparse.Namespace) -> dict:
     given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
     SamplingParams.from_options(**given)  # complains before minutes are spent on loading
     return given
-
-
-LOADING = ("context_length", "kv_dtype", "threads", "memory")
 
 
 def load_model(args: argparse.Namespace, signs: "SignsOfLife", **more: Any) -> "Model":

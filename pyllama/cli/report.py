@@ -6,6 +6,7 @@ from typing import Any
 
 
 def print_report(report: dict[str, Any], lines: Callable[[dict[str, Any]], Iterable[str]], *, as_json: bool) -> None:
+    """lines(report), or the report itself as JSON on one line."""
     if as_json:
         print(json.dumps(report))
         return

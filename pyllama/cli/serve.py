@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyllama.cli.options import add_loading, load_model
-from pyllama.errors import RequestError
+from pyllama.errors import RequestError, reason_of
 
 if TYPE_CHECKING:
     from pyllama.model import Model
@@ -153,7 +153,7 @@ def _api_key(path: str | None) -> str | None:
         try:
             key = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            reason = (getattr(error, "strerror", None) or "not text").lower()
+            reason = reason_of(error) if isinstance(error, OSError) else "not text"
             raise RequestError(f"--api-key-file {path}: {reason}") from None
         where = f"--api-key-file {path}"
     else:

@@ -1,8 +1,8 @@
 /* Grouped-query attention over a paged cache. Included by body.h.
  *
  * A page holds PANEL_ROWS positions. Keys lie as a weight panel, (D, 32 positions); values as panels of 32
- * dimensions, (ceil(D / 32), 32 positions, 32 dimensions): so both products are the one of matmul.h, with
- * queries for tokens, and a page is widened once for all the queries that share it.
+ * dimensions, (ceil(D / 32), 32 positions, 32 dimensions): so both products are those of product.h, with
+ * queries for tokens, and a page is widened once for all the queries that share it, in registers for one alone.
  *
  * Canonical order: each aligned chunk of CHUNK_POSITIONS positions has its own softmax (scores scaled, the
  * maximum subtracted, sums in PANEL_ROWS chains) and its own product with the values; chunks are merged in
@@ -56,8 +56,8 @@ INLINE const uint8_t *values_at(const pl_attention *a, const pl_attention_item *
 }
 
 /* acc[i][r] (+)= sum_c p[c][r] * x[i][first + c], over (cols, PANEL_ROWS) numbers of the cache; x holds n queries of
- * ldx columns, packed as tokens are. float16 is widened into tile, unless there is one query. As many bytes of `next`,
- * which lies where no hardware looks ahead, are asked for. */
+ * ldx columns, packed as tokens are. float16 is widened into tile, unless there is one query, and as many bytes of `next`,
+ * which lies where no hardware looks ahead, are asked for meanwhile. */
 static void product_cache(int f16, const uint8_t *p, const uint8_t *next, int cols, const float *x, int ldx, int first,
                           int n, float *acc, int lda, int fresh, float *tile)
 {

@@ -117,8 +117,9 @@ INLINE void store32_lanes(float *p, const vf *w)
 }
 /* How far a scan of weights asks ahead. An estimate: 130 ns of latency at the 12 GB/s one core of a Pi 5 may reach. */
 enum { AHEAD = 2048 };
-/* Ask for the cache line `ahead` bytes on; as an integer, since no object need be there. */
+/* Ask for a cache line that is needed in a while. */
 INLINE void prefetch_l2(const void *p) { __builtin_prefetch(p, 0, 2); }
+/* Ask for the cache line `ahead` bytes on; as an integer, since no object need be there. */
 INLINE void prefetch(const void *p, int ahead) { __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)ahead)); }
 
 INLINE void transpose_4x4(const uint8_t *rows, size_t stride, uint32_t *out)

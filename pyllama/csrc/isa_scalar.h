@@ -107,9 +107,10 @@ INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int up
 /* Memory <-> vectors in the order load32_packed leaves the rows in. */
 INLINE void load32_lanes(const float *p, vf *w) { memcpy(w, p, 32 * sizeof(float)); }
 INLINE void store32_lanes(float *p, const vf *w) { memcpy(p, w, 32 * sizeof(float)); }
-/* Ask for the cache line `ahead` bytes on; as an integer, since no object need be there. */
 enum { AHEAD = 0 };
+/* Ask for a cache line that is needed in a while. */
 INLINE void prefetch_l2(const void *p) { (void)p; }
+/* Ask for the cache line `ahead` bytes on; as an integer, since no object need be there. */
 INLINE void prefetch(const void *p, int ahead) { (void)p, (void)ahead; }
 
 /* out[u * 32 + r] = row r's 32-bit unit u, for one row block of PANEL_ROWS rows */

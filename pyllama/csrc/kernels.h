@@ -135,6 +135,7 @@ static inline size_t pl_attend_scratch(int head_dim)
 }
 
 /* parallel.c: the same, over all rows / tokens / heads, on `threads` threads. 0, or -1 when out of memory. */
+
 /* w: `blocks` matrices of as many columns, whose rows follow each other in out. */
 int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, int64_t blocks, const float *x, int64_t tokens,
               float *out, size_t ldo, int64_t row);

@@ -16,6 +16,8 @@
  * all little-endian, from a 4-byte boundary. The low byte is stored verbatim, so nothing is ever lost.
  */
 
+_Static_assert(SEGMENT_COLS % 2 == 0, "a segment is whole pairs");
+
 INLINE size_t packed_panel_nbytes(const pl_matrix *w) { return (size_t)((w->cols + 1) / 2) * PAIR_NBYTES; }
 
 typedef struct {
@@ -85,6 +87,7 @@ static __attribute__((noinline)) void product_escapes(const packed_panel *p, con
     product(widened, cols, x + 2 * pair, 1, acc, PANEL_ROWS, 0);
 }
 
+/* acc[r] = sum_c w[r, c] * x[c], from one pair with escapes to the next. */
 static void product_packed_one(const pl_matrix *w, const packed_panel *p, const float *x, float *acc)
 {
     const uint32_t *key = p->key;
@@ -103,14 +106,14 @@ static void product_packed_one(const pl_matrix *w, const packed_panel *p, const 
 static void product_packed(const pl_matrix *w, int64_t panel, const float *x, int64_t tokens, float *acc, size_t lda)
 {
     packed_panel p = open_packed(w, panel);
-    const packed_table table = load_packed_table(w->data);
-    const uint32_t *key = p.key;
     if (tokens == 1) {
         product_packed_one(w, &p, x, acc);
         return;
     }
+    const packed_table table = load_packed_table(w->data);
+    const uint32_t *key = p.key;
     for (int64_t c = 0; c < w->cols; c += SEGMENT_COLS) {
-        float tile[(SEGMENT_COLS + 1) * PANEL_ROWS] __attribute__((aligned(64)));
+        float tile[SEGMENT_COLS * PANEL_ROWS] __attribute__((aligned(64)));
         int64_t n = w->cols - c < SEGMENT_COLS ? w->cols - c : SEGMENT_COLS;
         widen_packed(&p, c / 2, (n + 1) / 2, table, &key, tile);
         for (int64_t t = 0; t < tokens; t += TOKEN_TILE) {
@@ -128,7 +131,7 @@ static void k_unpack(const pl_matrix *w, uint8_t *out, int64_t first, int64_t la
         const uint32_t *key = p.key;
         int64_t left = w->rows - panel * PANEL_ROWS, rows = left < PANEL_ROWS ? left : PANEL_ROWS;
         for (int64_t c = 0; c < w->cols; c += SEGMENT_COLS) {
-            float tile[(SEGMENT_COLS + 1) * PANEL_ROWS] __attribute__((aligned(64)));
+            float tile[SEGMENT_COLS * PANEL_ROWS] __attribute__((aligned(64)));
             int64_t n = w->cols - c < SEGMENT_COLS ? w->cols - c : SEGMENT_COLS;
             widen_packed(&p, c / 2, (n + 1) / 2, table, &key, tile);
             for (int64_t r = 0; r < rows; r++) {

@@ -40,8 +40,8 @@ static float *scratch(size_t floats)
     return buffer;
 }
 
-/* Pieces of a loop handed out as threads come for them: slow cores take fewer, and the bits do not care. At the
- * end the others wait for half a piece; within one, a core reads ahead of itself. */
+/* Pieces of a loop handed out as threads come for them: slow cores take fewer, and the bits do not care. At the end
+ * the others wait for one piece at most, so there are 32 or more a thread, where there are that many panels. */
 static int64_t piece(int64_t n, int threads)
 {
     int64_t p = n / ((int64_t)threads * 32);

@@ -1,4 +1,5 @@
-/* The innermost product: a tile of widened weights, rows across the lanes, times a few tokens. Included by body.h. */
+/* The innermost products, rows across the lanes: a tile of widened weights times a few tokens, and 16-bit numbers as
+ * they lie in memory times one. Included by body.h. */
 
 /* acc[t][r] (+)= sum_c tile[c][r] * x[c][t], for n tokens, `rows` rows at a time. */
 INLINE void product_block(const int n, const int rows, const float *tile, int64_t cols, const float *x, float *acc,
@@ -67,9 +68,9 @@ static void product_f16(const uint8_t *p, int64_t cols, const float *x, float *a
     product_pairs(DT_F16, p, cols, x, acc, fresh);
 }
 
-/* acc[r] (+)= sum_c tile[c][r] * x[c] for one token, float16 widened on the way. What comes next lies elsewhere,
+/* acc[r] (+)= sum_c half[c][r] * x[c] for one token, float16 widened on the way. What comes next lies elsewhere,
  * where no hardware looks ahead: as much of it as is read here is asked for. */
-static void product_halves(const uint16_t *tile, int64_t cols, const float *x, float *acc, int fresh, const uint16_t *next)
+static void product_halves(const uint16_t *half, int64_t cols, const float *x, float *acc, int fresh, const uint16_t *next)
 {
     vf a[2][NG], w[NG];
     for (int g = 0; g < 2; g++)
@@ -78,7 +79,7 @@ static void product_halves(const uint16_t *tile, int64_t cols, const float *x, f
         vf xc = v_set1(x[c]);
         prefetch_l2(next + c * PANEL_ROWS);
         for (int g = 0; g < 2; g++) {
-            load16_f16(tile + c * PANEL_ROWS + g * GROUP_ROWS, w);
+            load16_f16(half + c * PANEL_ROWS + g * GROUP_ROWS, w);
             EACH a[g][v] = v_fma(w[v], xc, a[g][v]);
         }
     }

@@ -99,7 +99,7 @@ class StreamedWeights:
         return sum(place.block.nbytes for place in self._places if place.matrix is None and not place.keep)
 
     def blocks(self, name: str) -> Iterable[tuple[int, "_kernels.Matrix | _kernels.Blocks"]]:
-        """(first row, block) of a matrix, ascending. Names come in execution order; the first one begins a pass."""
+        """(first row, block or blocks), ascending. Names come in execution order; the first one begins a pass."""
         # With all of it in memory, a call per block would be a good part of a small model's token.
         return self._resident[name] if self._resident else self._flow(name)
 
