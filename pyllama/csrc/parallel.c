@@ -40,14 +40,6 @@ static float *scratch(size_t floats)
     return buffer;
 }
 
-/* Pieces of a loop handed out as threads come for them: slow cores take fewer, and the bits do not care. At the end
- * the others wait for one piece at most, so there are 32 or more a thread, where there are that many panels. */
-static int64_t piece(int64_t n, int threads)
-{
-    int64_t p = n / ((int64_t)threads * 32);
-    return p < 1 ? 1 : p;
-}
-
 int pl_openmp(void)
 {
 #ifdef _OPENMP
@@ -77,6 +69,19 @@ int pl_openmp(void)
         }                                                                  \
     }
 
+/* The next piece of [0, n), for whichever thread comes for it: slow cores take fewer, and the bits do not care. Large
+ * ones first, for a core reads ahead of itself; single ones last, for at the end the others wait for one piece. */
+static int take(int64_t *next, int64_t n, int threads, int64_t *first, int64_t *last)
+{
+    *first = __atomic_load_n(next, __ATOMIC_RELAXED);
+    do {
+        if (*first >= n) return 0;
+        int64_t share = (n - *first) / ((int64_t)threads * 8);
+        *last = *first + (share > 1 ? share : 1);
+    } while (!__atomic_compare_exchange_n(next, first, *last, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return 1;
+}
+
 static int64_t panels_of(const pl_matrix *w) { return (w->rows + PANEL_ROWS - 1) / PANEL_ROWS; }
 
 /* Panels [first, last), counted through all blocks. */
@@ -103,14 +108,21 @@ int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, int64_t bloc
         panels += panels_of(&w[b]);
         work += w[b].rows * w[b].cols * tokens;
     }
-    int64_t step = piece(panels, threads);
     if (tokens > 1) {
         float *packed = scratch((size_t)(tokens * w->cols));
         if (!packed) return -1;
         SHARE(work, static, first, last, tiles, 1, k->pack_tokens(x, tokens, w->cols, packed, first, last))
         x = packed;
     }
-    SHARE(work, dynamic, first, last, panels, step, matmul_blocks(k, w, x, tokens, out, ldo, row, first, last))
+    if (work < SERIAL_BELOW) threads = 1;
+    int64_t next = 0;
+    OMP(parallel num_threads(threads) if (threads > 1))
+    {
+        int64_t first, last;
+        uint64_t saved = fp_enter();
+        while (take(&next, panels, threads, &first, &last)) matmul_blocks(k, w, x, tokens, out, ldo, row, first, last);
+        fp_leave(saved);
+    }
     return 0;
 }
 
