@@ -61,6 +61,9 @@ typedef struct {
     const uint8_t *data;
 } pl_matrix;
 
+/* Panels of w, the last of which may have fewer rows. */
+static inline int64_t panels_of(const pl_matrix *w) { return (w->rows + PANEL_ROWS - 1) / PANEL_ROWS; }
+
 /* What attention needs besides q: where each sequence's pages lie, and who asks. */
 typedef struct {
     int heads, kv_heads, head_dim; /* H, K, D */

@@ -28,7 +28,7 @@ typedef struct {
 
 static packed_panel open_packed(const pl_matrix *w, int64_t panel)
 {
-    int64_t panels = (w->rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    int64_t panels = panels_of(w);
     const uint8_t *data = w->data + PACKED_HEADER;
     const uint32_t *first = (const uint32_t *)(data + (size_t)panels * packed_panel_nbytes(w));
     const uint32_t *keys = first + panels + 1;

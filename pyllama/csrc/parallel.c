@@ -82,8 +82,6 @@ static int take(int64_t *next, int64_t n, int threads, int64_t *first, int64_t *
     return 1;
 }
 
-static int64_t panels_of(const pl_matrix *w) { return (w->rows + PANEL_ROWS - 1) / PANEL_ROWS; }
-
 /* Panels [first, last), counted through all blocks. */
 static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const float *x, int64_t tokens, float *out,
                           size_t ldo, int64_t row, int64_t first, int64_t last)
