@@ -34,6 +34,10 @@ cdef extern from "kernels.h" nogil:
         int64_t cols
         size_t row_nbytes
         const uint8_t *data
+    ctypedef struct pl_out:
+        int64_t blocks
+        float *p
+        size_t stride
     ctypedef struct pl_attention:
         int heads
         int kv_heads
@@ -53,8 +57,8 @@ cdef extern from "kernels.h" nogil:
     const pl_kernels *pl_kernels_scalar()
     const pl_kernels *pl_kernels_avx2()
     const pl_kernels *pl_kernels_neon()
-    int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, int64_t blocks, const float *x,
-                  int64_t tokens, float *out, size_t ldo, int64_t row)
+    int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const float *x,
+                  int64_t tokens)
     void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
     size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols)
     int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out, size_t capacity)
@@ -224,33 +228,46 @@ cdef class Matrix:
         return self.data.nbytes
 
 
-cdef class Blocks:
-    """Matrices of as many columns each, one below the other: what matmul takes for one.
+cdef enum:
+    MAX_STACKS = 4
 
-    A matrix that lies in memory in many blocks then costs the threads one meeting, not one a block.
+
+cdef class Blocks:
+    """Stacks of matrices, all of as many columns: what matmul takes for one.
+
+    A stack's matrices lie one below the other in its own output. What many matrices, in many blocks each, then cost the
+    threads is one meeting, not one a block.
+
+    rows  of each stack
     """
     cdef pl_matrix *c
+    cdef pl_out out[MAX_STACKS]
+    cdef int stacks
     cdef int64_t n
     cdef tuple matrices  # kept alive
-    cdef readonly int64_t rows
+    cdef readonly tuple rows
     cdef readonly int64_t cols
 
-    def __cinit__(self, matrices):
+    def __cinit__(self, *stacks):
         cdef Matrix each
-        self.matrices = tuple(matrices)
-        if not self.matrices:
-            raise PyllamaError("blocks: no matrix, expected at least one")
+        cdef list lists = [tuple(stack) for stack in stacks]
+        if not 1 <= len(lists) <= MAX_STACKS or not all(lists):
+            raise PyllamaError(f"blocks: {[len(stack) for stack in lists]} matrices, expected 1 to {MAX_STACKS} stacks of some")
+        self.matrices = sum(lists, ())
         self.c = <pl_matrix *>malloc(len(self.matrices) * sizeof(pl_matrix))
         if self.c == NULL:
             raise MemoryError("blocks: no memory for the list")
         for matrix in self.matrices:
             each = <Matrix?>matrix
             if self.n and each.c.cols != self.cols:
-                raise PyllamaError(f"blocks: {each.c.cols} columns below {self.cols}")
+                raise PyllamaError(f"blocks: {each.c.cols} columns beside {self.cols}")
             self.c[self.n] = each.c
             self.cols = each.c.cols
-            self.rows += each.c.rows
             self.n += 1
+        for stack in lists:
+            self.out[self.stacks].blocks = len(stack)
+            self.stacks += 1
+        self.rows = tuple(sum(matrix.rows for matrix in stack) for stack in lists)
 
     def __dealloc__(self):
         free(self.c)
@@ -321,26 +338,35 @@ def matmul(w, x, out, int64_t row=0):
 
     w    (rows, cols) in any dtype and layout: a Matrix, or Blocks
     x    (T, cols)  float32
-    out  (T, at least row + rows)  float32; must not overlap x
+    out  (T, at least row + rows)  float32; must not overlap x. For Blocks of several stacks a tuple, one a stack
 
     Sums in the canonical order (MODEL.md, "Numerics"): the bits depend on nothing but w and x. Reads
     w once, whatever T is.
     """
-    cdef Floats a = _input(x), o = _output(out)
-    cdef const pl_matrix *blocks
-    cdef int64_t n = 1, rows, cols
-    cdef int failed
+    cdef Floats a = _input(x), o
+    cdef tuple outs = out if type(out) is tuple else (out,), rows
+    cdef pl_out to[MAX_STACKS]
+    cdef const pl_matrix *matrices
+    cdef int64_t cols
+    cdef int i, stacks, failed
     if type(w) is Blocks:
-        blocks, n, rows, cols = (<Blocks>w).c, (<Blocks>w).n, (<Blocks>w).rows, (<Blocks>w).cols
+        matrices, stacks, to, rows, cols = (<Blocks>w).c, (<Blocks>w).stacks, (<Blocks>w).out, (<Blocks>w).rows, (<Blocks>w).cols
     else:
-        blocks = &(<Matrix?>w).c
-        rows, cols = blocks.rows, blocks.cols
-    if a.cols != cols or o.n != a.n or row < 0 or row + rows > o.cols:
-        raise PyllamaError(f"matmul: x {_shape(a)} by w ({rows}, {cols}) into out {_shape(o)} at row {row}")
+        matrices, stacks, to[0].blocks = &(<Matrix?>w).c, 1, 1
+        rows, cols = (matrices.rows,), matrices.cols
+    if len(outs) != stacks:
+        raise PyllamaError(f"matmul: {len(outs)} outputs, expected {stacks}")
+    outs = tuple(_output(out) for out in outs)
+    for i in range(stacks):
+        o = <Floats>outs[i]
+        if a.cols != cols or o.n != a.n or row < 0 or row + <int64_t>rows[i] > o.cols:
+            raise PyllamaError(f"matmul: x {_shape(a)} by w ({rows[i]}, {cols}) into out {_shape(o)} at row {row}")
+        to[i].p = o.p + row
+        to[i].stride = o.cols
     if a.n == 0:
         return
     with nogil:
-        failed = pl_matmul(_kernels, _threads, blocks, n, a.p, a.n, o.p, o.cols, row)
+        failed = pl_matmul(_kernels, _threads, matrices, to, stacks, a.p, a.n)
     if failed:
         raise MemoryError("matmul: no memory for the packed activations")
 

@@ -6,6 +6,7 @@ MODEL.md has the mathematics. Knows neither files nor text nor sampling.
 
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,16 @@ from .weights import HEAD, Weights
 MAX_PASS_TOKENS = 512
 
 
+class _Linear(NamedTuple):
+    """Matrices that multiply the same input, and what is added to each product."""
+
+    names: tuple[str, ...]
+    biases: "tuple[kernels.Floats | None, ...]"
+
+
+_HEAD = _Linear((HEAD,), (None,))
+
+
 class _Layer:
     """Names and small vectors of one layer, looked up once."""
 
@@ -28,21 +39,21 @@ class _Layer:
         def vector(name: str, wanted: bool = True):
             return kernels.Floats(weights.vector(at + name)) if wanted else None
 
-        def linear(name: str, bias: bool):
-            return f"{at}{name}.weight", vector(f"{name}.bias", bias)
+        def linear(of: str, names: tuple[str, ...], bias: bool) -> _Linear:
+            names = tuple(f"{of}.{name}_proj" for name in names)
+            return _Linear(
+                tuple(f"{at}{name}.weight" for name in names), tuple(vector(f"{name}.bias", bias) for name in names)
+            )
 
         self.attention = attention
         self.input_norm = vector("input_layernorm.weight")
         self.post_norm = vector("post_attention_layernorm.weight")
         self.q_norm = vector("self_attn.q_norm.weight", config.qk_norm)
         self.k_norm = vector("self_attn.k_norm.weight", config.qk_norm)
-        self.q = linear("self_attn.q_proj", config.qkv_bias)
-        self.k = linear("self_attn.k_proj", config.qkv_bias)
-        self.v = linear("self_attn.v_proj", config.qkv_bias)
-        self.o = linear("self_attn.o_proj", config.o_bias)
-        self.gate = linear("mlp.gate_proj", config.mlp_bias)
-        self.up = linear("mlp.up_proj", config.mlp_bias)
-        self.down = linear("mlp.down_proj", config.mlp_bias)
+        self.qkv = linear("self_attn", ("q", "k", "v"), config.qkv_bias)
+        self.o = linear("self_attn", ("o",), config.o_bias)
+        self.gate_up = linear("mlp", ("gate", "up"), config.mlp_bias)
+        self.down = linear("mlp", ("down",), config.mlp_bias)
 
 
 def activation_nbytes(config: Config, tokens: int) -> int:
@@ -204,16 +215,14 @@ class Decoder:
             x = x[ends]
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
         out = np.empty((len(x), self.config.vocab_size), np.float32)
-        self._linear((HEAD, None), x, out)
+        self._linear(_HEAD, x, (out,))
         return out
 
     def _attention_block(self, layer: _Layer, a: _Activations, where: "kernels.Batch") -> None:
         """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)"""
         config, eps = self.config, self.config.rms_norm_eps
         kernels.rmsnorm(a.x, layer.input_norm, eps, a.normed)
-        self._linear(layer.q, a.normed, a.q)
-        self._linear(layer.k, a.normed, a.k)
-        self._linear(layer.v, a.normed, a.v)
+        self._linear(layer.qkv, a.normed, (a.q, a.k, a.v))
         if layer.q_norm is not None:
             kernels.rmsnorm(a.q, layer.q_norm, eps, a.q, config.head_dim)
             kernels.rmsnorm(a.k, layer.k_norm, eps, a.k, config.head_dim)
@@ -221,22 +230,26 @@ class Decoder:
         kernels.rope(a.k, a.cos, a.sin, config.num_key_value_heads, self.rope_interleaved)
         layer.attention.append(where, a.k, a.v)
         layer.attention.attend(where, a.q, a.attended)
-        self._linear(layer.o, a.attended, a.normed)
+        self._linear(layer.o, a.attended, (a.normed,))
         kernels.add(a.x, a.normed, a.x)
 
     def _mlp_block(self, layer: _Layer, a: _Activations) -> None:
         """x += down_proj(silu(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
         kernels.rmsnorm(a.x, layer.post_norm, self.config.rms_norm_eps, a.normed)
-        self._linear(layer.gate, a.normed, a.gate)
-        self._linear(layer.up, a.normed, a.up)
+        self._linear(layer.gate_up, a.normed, (a.gate, a.up))
         kernels.swiglu(a.gate, a.up, a.gate)
-        self._linear(layer.down, a.gate, a.normed)
+        self._linear(layer.down, a.gate, (a.normed,))
         kernels.add(a.x, a.normed, a.x)
 
-    def _linear(self, weight, x, out) -> None:
-        """out = x @ w.T + bias, a row block of w at a time."""
-        name, bias = weight
-        for row, block in self.weights.blocks(name):
-            kernels.matmul(block, x, out, row)
-        if bias is not None:
-            kernels.add(out, bias, out)
+    def _linear(self, linear: _Linear, x, outs: tuple) -> None:
+        """out = x @ w.T + bias for each matrix and its out: all in one call if they are in memory, else block by block."""
+        blocks = self.weights.resident(*linear.names)
+        if blocks is not None:
+            kernels.matmul(blocks, x, outs)
+        else:
+            for name, out in zip(linear.names, outs, strict=True):
+                for row, block in self.weights.blocks(name):
+                    kernels.matmul(block, x, out, row)
+        for bias, out in zip(linear.biases, outs, strict=True):
+            if bias is not None:
+                kernels.add(out, bias, out)

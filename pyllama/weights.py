@@ -21,11 +21,15 @@ class Weights(Protocol):
     @property
     def bytes_read(self) -> int: ...
 
-    def blocks(self, name: str) -> Iterable[tuple[int, "_kernels.Matrix | _kernels.Blocks"]]:
-        """(first row, block or blocks) covering the matrix's rows, ascending; each valid until the next is asked for.
+    def blocks(self, name: str) -> Iterable[tuple[int, "_kernels.Matrix"]]:
+        """(first row, block) covering the matrix's rows, ascending; each valid until the next is asked for.
 
         A pass asks for every matrix once, in execution order.
         """
+        ...
+
+    def resident(self, *names: str) -> "_kernels.Blocks | None":
+        """These matrices, a stack each, if the whole model is in memory: instead of the blocks of each."""
         ...
 
     def vector(self, name: str) -> np.ndarray:

@@ -185,19 +185,19 @@ def test_a_full_context_is_an_error_and_changes_nothing(folder):
 def test_a_pass_that_fails_changes_nothing(folder):
     decoder = decoder_of(folder)
     whole = all_logits(decoder)
-    good = decoder.weights.blocks
+    good = decoder.weights.resident
 
-    def failing(name):
-        if name.endswith("layers.1.mlp.up_proj.weight"):
+    def failing(*names):
+        if names[-1].endswith("layers.1.mlp.up_proj.weight"):
             raise OSError("gone")
-        return good(name)
+        return good(*names)
 
     with decoder.new_sequence() as sequence:
         decoder.forward([(sequence, IDS[:10])])
-        decoder.weights.blocks = failing
+        decoder.weights.resident = failing
         with pytest.raises(OSError, match="gone"):
             decoder.forward([(sequence, IDS[::-1])])
-        decoder.weights.blocks = good
+        decoder.weights.resident = good
         assert sequence.length == 10
         assert same_bits(whole[10:], decoder.forward([(sequence, IDS[10:])], "all"))
 

@@ -75,7 +75,7 @@ def panels(matrix):
 
 
 def product(w, x):
-    out = nans(len(x), w.rows)
+    out = nans(len(x), int(np.sum(w.rows)))
     kernels.matmul(w, x, out)
     return out
 
@@ -189,7 +189,7 @@ def test_blocks_are_cut_over_threads_wherever_they_end():
                for row, end in itertools.pairwise((0, *ends)))
         blocks = kernels.Blocks(cut)  # it alone holds the matrices and their bytes
         gc.collect()
-        assert (blocks.rows, blocks.cols) == (12800, w.cols)
+        assert (blocks.rows, blocks.cols) == ((12800,), w.cols)
         for t in (1, 7):
             out = nans(t, 12900)
             kernels.matmul(blocks, x[:t], out, 4)
@@ -197,11 +197,33 @@ def test_blocks_are_cut_over_threads_wherever_they_end():
             assert np.isnan(out[:, :4]).all() and np.isnan(out[:, 12804:]).all()
 
 
+def test_stacks_have_the_bits_of_their_matrices_one_by_one():
+    """In one call, each in its own output: cut wherever a thread's pieces happen to end."""
+    x = np.random.default_rng(7).standard_normal((13, 520)).astype(np.float32)
+    made = [matrix_of(dtype, rows, 520, seed=rows)[0] for dtype, rows in (("BF16", 203), ("F16", 1), ("BF16", 64), ("F32", 95))]
+    expected = [product(w, x) for w in made]
+    for way in every_way():
+        for stacks in ([[made[0]]], [[made[0]], [made[1]]], [[made[0], made[3]], [panels(made[2])], [made[1]], made]):
+            blocks = kernels.Blocks(*stacks)
+            wanted = [np.concatenate([expected[made.index(w)] if w in made else expected[2] for w in stack], axis=1)
+                      for stack in stacks]
+            assert blocks.rows == tuple(want.shape[1] for want in wanted)
+            for t in TOKENS:
+                outs = tuple(nans(t, 400 + i) for i in range(len(stacks)))
+                kernels.matmul(blocks, x[:t], outs, 7)
+                for out, want in zip(outs, wanted, strict=True):
+                    assert same_bits(out[:, 7 : 7 + want.shape[1]], want[:t]), (way, t)
+                    assert np.isnan(out[:, :7]).all() and np.isnan(out[:, 7 + want.shape[1] :]).all()
+
+
 def test_blocks_are_of_matrices_alone():
     w, _ = matrix_of("BF16", 33, 64)
     for other in (None, 5, kernels.Blocks([w])):
         with pytest.raises(TypeError):
             kernels.Blocks([w, other])
+    for stack in (None, w):
+        with pytest.raises(TypeError):
+            kernels.Blocks([w], stack)
 
 
 def test_matmul_is_one_chain_of_fused_multiply_adds(run):
@@ -263,7 +285,16 @@ def test_what_does_not_fit_is_refused():
                 lambda: kernels.Matrix("IQ1_S", 1, 32, w.data[:18]),
                 lambda: kernels.Blocks([]),
                 lambda: kernels.Blocks([w, kernels.Matrix("BF16", 1, 63, w.data[:126])]),
+                lambda: kernels.Blocks(),
+                lambda: kernels.Blocks([w], []),
+                lambda: kernels.Blocks([w], [w], [w], [w], [w]),
+                lambda: kernels.Blocks([w], [kernels.Matrix("BF16", 1, 63, w.data[:126])]),
                 lambda: kernels.matmul(kernels.Blocks([w, w]), x, nans(2, 65)),
+                lambda: kernels.matmul(kernels.Blocks([w], [w]), x, nans(2, 66)),
+                lambda: kernels.matmul(kernels.Blocks([w], [w]), x, (nans(2, 33),)),
+                lambda: kernels.matmul(kernels.Blocks([w], [w]), x, (nans(2, 33), nans(2, 32))),
+                lambda: kernels.matmul(kernels.Blocks([w], [w]), x, (nans(2, 33), nans(3, 33))),
+                lambda: kernels.matmul(w, x, (nans(2, 33), nans(2, 33))),
                 lambda: kernels.set_num_threads(0),
                 lambda: kernels.set_isa("mmx"),
                 lambda: kernels.rmsnorm(x, np.ones(63, np.float32), 1e-5, nans(2, 64)),

@@ -61,6 +61,13 @@ typedef struct {
     const uint8_t *data;
 } pl_matrix;
 
+/* Where the rows of the next `blocks` matrices go, one below the other: from p on, `stride` floats a token. */
+typedef struct {
+    int64_t blocks;
+    float *p;
+    size_t stride;
+} pl_out;
+
 /* Panels of w, the last of which may have fewer rows. */
 static inline int64_t panels_of(const pl_matrix *w) { return (w->rows + PANEL_ROWS - 1) / PANEL_ROWS; }
 
@@ -139,9 +146,9 @@ static inline size_t pl_attend_scratch(int head_dim)
 
 /* parallel.c: the same, over all rows / tokens / heads, on `threads` threads. 0, or -1 when out of memory. */
 
-/* w: `blocks` matrices of as many columns, whose rows follow each other in out. */
-int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, int64_t blocks, const float *x, int64_t tokens,
-              float *out, size_t ldo, int64_t row);
+/* Matrices of as many columns, times the same x. `outs` of them go to a place of their own each: see pl_out. */
+int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const float *x,
+              int64_t tokens);
 void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out);
 /* Bytes of `rows` packed, written to out if they fit `capacity`; 0 where they would not, -1 without memory. */
 size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols);

@@ -82,30 +82,36 @@ static int take(int64_t *next, int64_t n, int threads, int64_t *first, int64_t *
     return 1;
 }
 
-/* Panels [first, last), counted through all blocks. */
-static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const float *x, int64_t tokens, float *out,
-                          size_t ldo, int64_t row, int64_t first, int64_t last)
+/* Panels [first, last), counted through all blocks of all outs. */
+static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const pl_out *out, const float *x,
+                          int64_t tokens, int64_t first, int64_t last)
 {
-    for (; first < last; block++) {
-        int64_t panels = panels_of(block), end = last < panels ? last : panels;
-        if (first < end) {
-            k->matmul(block, x, tokens, out, ldo, row, first, end);
-            first = end;
+    for (;; out++) {
+        int64_t row = 0;
+        for (int64_t b = 0; b < out->blocks; b++, block++) {
+            int64_t panels = panels_of(block), end = last < panels ? last : panels;
+            if (first < end) {
+                k->matmul(block, x, tokens, out->p, out->stride, row, first, end);
+                if (end == last) return;
+                first = end;
+            }
+            first -= panels;
+            last -= panels;
+            row += block->rows;
         }
-        first -= panels;
-        last -= panels;
-        row += block->rows;
     }
 }
 
-int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, int64_t blocks, const float *x, int64_t tokens,
-              float *out, size_t ldo, int64_t row)
+int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const float *x,
+              int64_t tokens)
 {
-    int64_t panels = 0, work = 0, tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
+    int64_t blocks = 0, panels = 0, rows = 0, tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
+    for (int i = 0; i < outs; i++) blocks += out[i].blocks;
     for (int64_t b = 0; b < blocks; b++) {
         panels += panels_of(&w[b]);
-        work += w[b].rows * w[b].cols * tokens;
+        rows += w[b].rows;
     }
+    const int64_t work = rows * w->cols * tokens;
     if (tokens > 1) {
         float *packed = scratch((size_t)(tokens * w->cols));
         if (!packed) return -1;
@@ -118,7 +124,7 @@ int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, int64_t bloc
     {
         int64_t first, last;
         uint64_t saved = fp_enter();
-        while (take(&next, panels, threads, &first, &last)) matmul_blocks(k, w, x, tokens, out, ldo, row, first, last);
+        while (take(&next, panels, threads, &first, &last)) matmul_blocks(k, w, out, x, tokens, first, last);
         fp_leave(saved);
     }
     return 0;

@@ -68,7 +68,8 @@ class StreamedWeights:
         self._read_nbytes = 0
         self._slots, self._room = slots, room
         self._ring: Ring | None = None
-        self._resident: dict[str, tuple[tuple[int, _kernels.Blocks]]] = {}  # all of them, once all are here
+        self._complete = False  # whether all of them are here
+        self._resident: dict[tuple[str, ...], _kernels.Blocks] = {}  # then: those asked for so far
         self._cursor = 0  # what the readers fetch next, by index into _places
 
     def _choose(self, sizes: list[int], nbytes: int) -> None:
@@ -98,12 +99,17 @@ class StreamedWeights:
         """Bytes that every pass from now on has to read."""
         return sum(place.block.nbytes for place in self._places if place.matrix is None and not place.keep)
 
-    def blocks(self, name: str) -> Iterable[tuple[int, "_kernels.Matrix | _kernels.Blocks"]]:
-        """(first row, block or blocks), ascending. Names come in execution order; the first one begins a pass."""
-        # With all of it in memory, a call per block would be a good part of a small model's token.
-        return self._resident[name] if self._resident else self._flow(name)
+    def resident(self, *names: str) -> "_kernels.Blocks | None":
+        """The matrices, a stack each, once nothing has to be read any more. A call per block, or only per matrix,
+        would be a good part of a small model's token."""
+        if not self._complete:
+            return None
+        if names not in self._resident:
+            self._resident[names] = _kernels.Blocks(*([place.matrix for place in self._tensors[name]] for name in names))
+        return self._resident[names]
 
-    def _flow(self, name: str) -> Iterator[tuple[int, "_kernels.Matrix"]]:
+    def blocks(self, name: str) -> Iterator[tuple[int, "_kernels.Matrix"]]:
+        """(first row, block), ascending. Names come in execution order; the first one begins a pass."""
         if name != self._names[self._expected] or self._half_way:
             if name != self._names[0]:
                 raise RuntimeError(f"{name} asked for, expected {self._names[self._expected]}: out of order")
@@ -127,10 +133,7 @@ class StreamedWeights:
         self._expected = (self._expected + 1) % len(self._names)
         if self._expected == 0 and self.nbytes_streamed == 0:
             self._stop()  # all of it is here: the ring's memory goes back
-            self._resident = {
-                name: ((0, _kernels.Blocks(place.matrix for place in places)),)
-                for name, places in self._tensors.items()
-            }
+            self._complete = True
 
     def vector(self, name: str) -> np.ndarray:
         tensor = self._checkpoint.tensors[name]
