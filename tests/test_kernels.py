@@ -601,7 +601,7 @@ def test_a_damaged_packed_block_is_refused_or_harmless():
     escapes = int(good[16:20].view(np.uint32)[0])
     assert escapes >= 40
     words = np.frombuffer(good[body : body + 4 * (4 + escapes)].tobytes(), np.uint32)
-    for word, value in ((0, 1), (1, 2**31), (1, words[2] + 1), (3, escapes - 1), (3, 0), (4, 65 << 6), (5, 0xFFFFFFFF),
+    for word, value in ((0, 1), (1, 2**31), (1, words[2] + 1), (3, escapes - 1), (3, 0), (4, 65 << 6), (5, 0xFFFFFFFF), (5, words[4]),
                         (4 + int(words[1]) - 1, 0)):
         bad = good.copy()
         bad[body + 4 * word : body + 4 * word + 4] = np.array([value], np.uint32).view(np.uint8)

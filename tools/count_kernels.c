@@ -57,7 +57,7 @@ static pl_matrix weights(const pl_kernels *k, const char *name, pl_layout layout
 
 static int64_t matmul(const pl_kernels *k, const pl_matrix *w, int64_t tokens, const float *x, float *out)
 {
-    if (pl_matmul(k, 1, w, 1, x, tokens, out, ROWS, 0)) exit(3);
+    if (pl_matmul(k, 1, w, &(pl_out){1, out, ROWS}, 1, x, tokens)) exit(3);
     return ROWS * COLS * tokens;
 }
 

@@ -21,7 +21,7 @@ ITERATIONS = 1000
 # (title, function, multiply-adds a turn, weights a turn); of a function's loops, the one with that many
 LOOPS = [
     ("bf16, T = 1", "product_bf16", 16, 64),
-    ("packed, T = 1", "product_pairs_packed", 16, 64),
+    ("packed, T = 1", "product_packed", 16, 64),
     ("f16, T = 1", "product_f16", 16, 64),
     ("widened tile, T = 6", "product", 24, 16),
 ]

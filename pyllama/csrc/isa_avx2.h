@@ -85,6 +85,14 @@ INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int up
     w[2] = vi_as_float(_mm256_slli_epi32(b, 16));
     w[3] = vi_as_float(_mm256_and_si256(b, upper_half));
 }
+INLINE void patch32_lanes(vf *w, int row, uint32_t bits)
+{
+    const vi rows = _mm256_setr_epi32(0, 2, 4, 6, 16, 18, 20, 22), value = _mm256_set1_epi32((int)bits);
+    for (int v = 0; v < 4; v++) {
+        vi here = _mm256_cmpeq_epi32(rows, _mm256_set1_epi32(row - (v & 1) - (v >> 1) * 8));
+        w[v] = _mm256_blendv_ps(w[v], vi_as_float(value), vi_as_float(here));
+    }
+}
 INLINE void load32_lanes(const float *p, vf *w)
 {
     for (int v = 0; v < 4; v += 2, p += 8) {

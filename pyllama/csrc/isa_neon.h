@@ -104,6 +104,12 @@ INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int up
         w[4 * g + 3] = vreinterpretq_f32_u16(vzip2q_u16(zero, b));
     }
 }
+INLINE void patch32_lanes(vf *w, int row, uint32_t bits)
+{
+    const int32x4_t rows = {0, 1, 2, 3};
+    const vf value = vreinterpretq_f32_u32(vdupq_n_u32(bits));
+    for (int v = 0; v < 8; v++) w[v] = vbslq_f32(vceqq_s32(rows, vdupq_n_s32(row - 4 * v)), value, w[v]);
+}
 /* Written out: in a loop, GCC 12 keeps the accumulators in memory as well. */
 INLINE void load32_lanes(const float *p, vf *w)
 {

@@ -57,50 +57,71 @@ INLINE void widen_packed(const packed_panel *p, int64_t first, int64_t pairs, pa
     }
 }
 
-/* acc[r] += sum_c w[r, c] * x[c] over the pairs [first, last), which have no escapes. */
-static __attribute__((noinline)) void product_pairs_packed(const packed_panel *p, const uint8_t *table_bytes,
-                                                           int64_t first, int64_t last, const float *x, float *acc)
+/* One column of a pair that may have escapes; *key goes on behind them. */
+INLINE void load32_escaped(const packed_panel *p, int64_t pair, const int upper, packed_table table,
+                           const uint32_t **key, vf *column)
 {
-    const packed_table table = load_packed_table(table_bytes);
-    const uint8_t *in = p->pairs + first * PAIR_NBYTES;
-    vf a[PANEL_ROWS / VL], column[PANEL_ROWS / VL];
-    load32_lanes(acc, a);
-    for (int64_t pair = first; pair < last; pair++, in += PAIR_NBYTES) {
-        prefetch(in, AHEAD);
-        prefetch(in, AHEAD + 64);
-        vf xc = v_set1(x[2 * pair]);
-        load32_packed(in, in + 64, 0, table, column);
-        for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
-        xc = v_set1(x[2 * pair + 1]);
-        load32_packed(in + 32, in + 64, 1, table, column);
-        for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_fma(column[v], xc, a[v]);
+    const uint8_t *codes = p->pairs + pair * PAIR_NBYTES + 64, *low = codes - 64 + 32 * upper;
+    const uint32_t first = (uint32_t)pair << 6 | (uint32_t)upper << 5;
+    load32_packed(low, codes, upper, table, column);
+    for (; *key < p->end && **key - first < PANEL_ROWS; ++*key) {
+        uint32_t row = **key - first;
+        patch32_lanes(column, (int)row, (uint32_t)low[row] << 16 | (uint32_t)p->high[*key - p->key] << 24);
     }
-    store32_lanes(acc, a);
 }
 
-/* The same over the first `cols` columns of one pair that may have some; *key goes on behind them. */
-static __attribute__((noinline)) void product_escapes(const packed_panel *p, const uint8_t *table_bytes, int64_t pair,
-                                                      int cols, const uint32_t **key, const float *x, float *acc)
+INLINE void fma32(const vf *column, float x, vf *acc)
 {
-    float widened[2 * PANEL_ROWS];
-    widen_packed(p, pair, 1, load_packed_table(table_bytes), key, widened);
-    product(widened, cols, x + 2 * pair, 1, acc, PANEL_ROWS, 0);
+    for (int v = 0; v < PANEL_ROWS / VL; v++) acc[v] = v_fma(column[v], v_set1(x), acc[v]);
+}
+
+/* acc[r] += sum_c w[r, c] * x[c] over pairs that have no escapes. */
+INLINE void product_pairs_packed(const uint8_t *in, int64_t pairs, packed_table table, const float *x, vf *acc)
+{
+    /* A copy, for the loop's registers: with escapes around it, GCC 12 keeps acc in memory as well. */
+    vf a[PANEL_ROWS / VL], column[PANEL_ROWS / VL];
+    for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = acc[v];
+    for (; pairs > 0; pairs--, in += PAIR_NBYTES, x += 2) {
+        prefetch(in, AHEAD);
+        prefetch(in, AHEAD + 64);
+        load32_packed(in, in + 64, 0, table, column);
+        fma32(column, x[0], a);
+        load32_packed(in + 32, in + 64, 1, table, column);
+        fma32(column, x[1], a);
+    }
+    for (int v = 0; v < PANEL_ROWS / VL; v++) acc[v] = a[v];
+}
+
+/* The same over the first `cols` columns of a pair that may have some; *key goes on behind them. */
+INLINE void product_escapes(const packed_panel *p, int64_t pair, int cols, packed_table table, const uint32_t **key,
+                            const float *x, vf *acc)
+{
+    vf column[PANEL_ROWS / VL];
+    load32_escaped(p, pair, 0, table, key, column);
+    fma32(column, x[2 * pair], acc);
+    if (cols == 2) {
+        load32_escaped(p, pair, 1, table, key, column);
+        fma32(column, x[2 * pair + 1], acc);
+    }
 }
 
 /* acc[r] = sum_c w[r, c] * x[c], from one pair with escapes to the next. */
 static void product_packed_one(const pl_matrix *w, const packed_panel *p, const float *x, float *acc)
 {
+    const packed_table table = load_packed_table(w->data);
     const uint32_t *key = p->key;
     int64_t pairs = w->cols / 2, pair = 0;
-    memset(acc, 0, PANEL_ROWS * sizeof *acc);
-    for (;;) {
+    vf a[PANEL_ROWS / VL];
+    for (int v = 0; v < PANEL_ROWS / VL; v++) a[v] = v_set1(0.0f);
+    for (;; pair++) {
         int64_t stop = key < p->end && *key >> 6 < pairs ? *key >> 6 : pairs;
-        product_pairs_packed(p, w->data, pair, stop, x, acc);
-        if (stop == pairs) break;
-        product_escapes(p, w->data, stop, 2, &key, x, acc);
-        pair = stop + 1;
+        product_pairs_packed(p->pairs + pair * PAIR_NBYTES, stop - pair, table, x + 2 * pair, a);
+        pair = stop;
+        if (pair == pairs) break;
+        product_escapes(p, pair, 2, table, &key, x, a);
     }
-    if (w->cols & 1) product_escapes(p, w->data, pairs, 1, &key, x, acc); /* padding stays out of the chain */
+    if (w->cols & 1) product_escapes(p, pairs, 1, table, &key, x, a); /* padding stays out of the chain */
+    store32_lanes(acc, a);
 }
 
 static void product_packed(const pl_matrix *w, int64_t panel, const float *x, int64_t tokens, float *acc, size_t lda)

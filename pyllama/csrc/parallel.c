@@ -220,7 +220,7 @@ int pl_packed_valid(const pl_matrix *w, size_t nbytes)
     for (int64_t p = 0; p < panels; p++) {
         if (starts[p] > starts[p + 1] || starts[p + 1] > n) return 0;
         for (uint32_t i = starts[p]; i < starts[p + 1]; i++)
-            if (keys[i] >> 6 >= (uint64_t)pairs || (i > starts[p] && keys[i] >> 6 < keys[i - 1] >> 6)) return 0;
+            if (keys[i] >> 6 >= (uint64_t)pairs || (i > starts[p] && keys[i] <= keys[i - 1])) return 0;
     }
     return 1;
 }
