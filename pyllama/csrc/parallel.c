@@ -70,13 +70,14 @@ int pl_openmp(void)
     }
 
 /* The next piece of [0, n), for whichever thread comes for it: slow cores take fewer, and the bits do not care. Large
- * ones first, for a core reads ahead of itself; single ones last, for at the end the others wait for one piece. */
+ * ones first, for where a piece ends a core has read ahead in vain (a quarter of these cost a 1.1B 8% of its rate);
+ * single ones last, for at the end the others wait for one piece. */
 static int take(int64_t *next, int64_t n, int threads, int64_t *first, int64_t *last)
 {
     *first = __atomic_load_n(next, __ATOMIC_RELAXED);
     do {
         if (*first >= n) return 0;
-        int64_t share = (n - *first) / ((int64_t)threads * 8);
+        int64_t share = (n - *first) / ((int64_t)threads * 2);
         *last = *first + (share > 1 ? share : 1);
     } while (!__atomic_compare_exchange_n(next, first, *last, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return 1;
