@@ -41,7 +41,10 @@ def load_pyllama(model: str, threads: int, packing: bool) -> tuple[int, Callable
 
 
 def load_llama_cpp(model: str, threads: int) -> tuple[int, Callable[[int], None]]:
-    import llama_cpp
+    try:
+        import llama_cpp
+    except ImportError as error:
+        raise SystemExit("one_token.py: llama.cpp needs the package llama-cpp-python") from error
 
     silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(silent, None)
@@ -50,7 +53,7 @@ def load_llama_cpp(model: str, threads: int) -> tuple[int, Callable[[int], None]
     how.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # into its own memory, as pyllama's are
     loaded = llama_cpp.llama_model_load_from_file(model.encode(), how)
     if not loaded:
-        raise SystemExit("one_token: llama.cpp cannot load the model")
+        raise SystemExit("one_token.py: llama.cpp cannot load the model")
     options = llama_cpp.llama_context_default_params()
     options.n_ctx, options.n_batch, options.n_ubatch = CONTEXT, 1, 1
     options.n_threads = options.n_threads_batch = threads
@@ -62,7 +65,7 @@ def load_llama_cpp(model: str, threads: int) -> tuple[int, Callable[[int], None]
         if position == 0:
             llama_cpp.llama_memory_clear(memory, True)
         if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(token, 1)):
-            raise SystemExit("one_token: llama.cpp failed to decode")
+            raise SystemExit("one_token.py: llama.cpp failed to decode")
         llama_cpp.llama_synchronize(context)
 
     decode(0)

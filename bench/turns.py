@@ -20,7 +20,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import mean, median
 
@@ -182,9 +182,10 @@ def main() -> None:
         report = {
             "date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()), "machine": machine.describe(),
             "model": args.model.name, "threads": args.threads, "burst": args.burst, "apart": args.apart,
-            "rows": rows, "tokens": [asdict(token) for token in tokens],
+            "rows": rows, "columns": [field.name for field in fields(Token)],
+            "tokens": [list(astuple(token)) for token in tokens],
         }
-        args.json.write_text(json.dumps(rounded(report), indent=1) + "\n")
+        args.json.write_text(json.dumps(rounded(report)) + "\n")
 
 
 if __name__ == "__main__":
