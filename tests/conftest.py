@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import tiny
 
 # Interpreters started by tests take pyllama from where this one does, not from the folder they are started in.
 os.environ["PYTHONSAFEPATH"] = "1"
+# A shell starts what it puts into the background with Ctrl-C ignored, and the processes of tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BEGIN, TURN, END = 256, 257, 258
 SPECIAL = {"<|begin|>": BEGIN, "<|im_start|>": TURN, "<|im_end|>": END}
