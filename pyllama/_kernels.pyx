@@ -356,10 +356,9 @@ def matmul(w, x, out, int64_t row=0):
         rows, cols = (matrices.rows,), matrices.cols
     if len(outs) != stacks:
         raise PyllamaError(f"matmul: {len(outs)} outputs, expected {stacks}")
-    outs = tuple(_output(out) for out in outs)
     for i in range(stacks):
-        o = <Floats>outs[i]
-        if a.cols != cols or o.n != a.n or row < 0 or row + <int64_t>rows[i] > o.cols:
+        o = _output(outs[i])
+        if a.cols != cols or o.n != a.n or row < 0 or row > o.cols - <int64_t>rows[i]:
             raise PyllamaError(f"matmul: x {_shape(a)} by w ({rows[i]}, {cols}) into out {_shape(o)} at row {row}")
         to[i].p = o.p + row
         to[i].stride = o.cols

@@ -1,7 +1,7 @@
 """The transformer: tokens of any number of sequences in, logits out, one pass over the weights.
 
-Thin on purpose: every line of arithmetic is a kernel's, every weight comes as row blocks from `Weights`, and
-MODEL.md has the mathematics. Knows neither files nor text nor sampling.
+Thin on purpose: every line of arithmetic is a kernel's, every weight comes from `Weights`, in row blocks while it
+streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
 """
 
 from collections.abc import Callable
@@ -242,7 +242,7 @@ class Decoder:
         kernels.add(a.x, a.normed, a.x)
 
     def _linear(self, linear: _Linear, x, outs: tuple) -> None:
-        """out = x @ w.T + bias for each matrix and its out: all in one call if they are in memory, else block by block."""
+        """out = x @ w.T + bias for each matrix and its out: in one call if they are in memory, else block by block."""
         blocks = self.weights.resident(*linear.names)
         if blocks is not None:
             kernels.matmul(blocks, x, outs)

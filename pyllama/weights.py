@@ -1,4 +1,4 @@
-"""What the decoder asks of a weight store: row blocks of a matrix in order, small vectors, embedding rows.
+"""What the decoder asks of a weight store: matrices, whole or in row blocks, small vectors, embedding rows.
 
 What is read when, and how much of it stays in memory, is all that an implementation may decide: never a bit of the
 result. There is one, pyllama/streaming.
@@ -29,7 +29,10 @@ class Weights(Protocol):
         ...
 
     def resident(self, *names: str) -> "_kernels.Blocks | None":
-        """These matrices, a stack each, if the whole model is in memory: instead of the blocks of each."""
+        """These matrices, a stack each, instead of the blocks of each: once the whole model is in memory.
+
+        That may become so between two passes, never within one, and stays so.
+        """
         ...
 
     def vector(self, name: str) -> np.ndarray:

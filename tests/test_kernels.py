@@ -200,7 +200,8 @@ def test_blocks_are_cut_over_threads_wherever_they_end():
 def test_stacks_have_the_bits_of_their_matrices_one_by_one():
     """In one call, each in its own output: cut wherever a thread's pieces happen to end."""
     x = np.random.default_rng(7).standard_normal((13, 520)).astype(np.float32)
-    made = [matrix_of(dtype, rows, 520, seed=rows)[0] for dtype, rows in (("BF16", 203), ("F16", 1), ("BF16", 64), ("F32", 95))]
+    kinds = (("BF16", 203), ("F16", 1), ("BF16", 64), ("F32", 95))
+    made = [matrix_of(dtype, rows, 520, seed=rows)[0] for dtype, rows in kinds]
     expected = [product(w, x) for w in made]
     for way in every_way():
         for stacks in ([[made[0]]], [[made[0]], [made[1]]], [[made[0], made[3]], [panels(made[2])], [made[1]], made]):
@@ -279,6 +280,7 @@ def test_what_does_not_fit_is_refused():
                 lambda: kernels.matmul(w, x, nans(3, 33)),
                 lambda: kernels.matmul(w, x, nans(2, 33), 1),
                 lambda: kernels.matmul(w, x, nans(2, 33), -1),
+                lambda: kernels.matmul(w, x, nans(2, 33), 2**63 - 1),
                 lambda: kernels.Matrix("BF16", 33, 64, w.data[:-1]),
                 lambda: kernels.Matrix("BF16", 0, 64, w.data),
                 lambda: kernels.Matrix("Q4_0", 1, 33, w.data[:18]),
@@ -583,6 +585,23 @@ def test_packed_products_have_the_bits_of_plain_ones(odd_ones):
             assert same_bits(twice, np.concatenate([expected, expected], axis=1)), (way, rows, cols)
 
 
+@pytest.mark.parametrize("odd", [0x4000, 0xC0FF, 0x7F80, 0xFF80])
+def test_an_escape_counts_wherever_it_is(odd):
+    """In each place of a pair, in all of them, and in an odd last column: what the kernel puts right for one token."""
+    rng = np.random.default_rng(2)
+    bits16 = rng.integers(0x3800, 0x4000, (32, 1001)).astype(np.uint16)  # eight exponents, which fill the table
+    for place in range(64):
+        bits16[place % 32, 2 * place + place // 32] = odd
+    bits16[:, 2 * 64 : 2 * 64 + 2] = odd
+    bits16[::3, -1] = odd
+    w = bf16_rows(bits16)
+    x = rng.standard_normal((1, w.cols)).astype(np.float32)
+    for way in every_way():
+        packed = pack(w)
+        assert packed.data[16:20].view(np.uint32)[0] == 64 + 64 + 11
+        assert same_bits(product(packed, x), product(w, x)), way
+
+
 def test_packing_gives_the_same_bytes_every_way():
     w = bf16_rows(trained_bits(203, 515, odd_ones=50))
     expected = None
@@ -601,8 +620,8 @@ def test_a_damaged_packed_block_is_refused_or_harmless():
     escapes = int(good[16:20].view(np.uint32)[0])
     assert escapes >= 40
     words = np.frombuffer(good[body : body + 4 * (4 + escapes)].tobytes(), np.uint32)
-    for word, value in ((0, 1), (1, 2**31), (1, words[2] + 1), (3, escapes - 1), (3, 0), (4, 65 << 6), (5, 0xFFFFFFFF), (5, words[4]),
-                        (4 + int(words[1]) - 1, 0)):
+    for word, value in ((0, 1), (1, 2**31), (1, words[2] + 1), (3, escapes - 1), (3, 0), (4, 65 << 6), (5, 0xFFFFFFFF),
+                        (5, words[4]), (4 + int(words[1]) - 1, 0)):
         bad = good.copy()
         bad[body + 4 * word : body + 4 * word + 4] = np.array([value], np.uint32).view(np.uint8)
         with pytest.raises(PyllamaError, match="damaged"):

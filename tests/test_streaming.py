@@ -87,6 +87,10 @@ def test_with_room_for_all_nothing_is_read_after_the_first_pass(models, form):
             assert weights.nbytes_streamed == 0
             decoder.forward([(sequence, [2])])
             assert weights._read_nbytes == once
+            names = [f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkv"]
+            whole = weights.resident(*names)
+            assert whole.rows == tuple(checkpoint.tensors[name].rows for name in names)
+            assert weights.resident(*names) is whole
             # The readers have gone, and the ring with them; a server of another test's may still be there.
             assert not [thread for thread in threading.enumerate() if thread.name.startswith("pyllama-")]
         weights.close()
@@ -102,6 +106,7 @@ def test_what_is_pinned_is_read_once_and_the_rest_every_pass(models):
                 decoder.forward([(sequence, [i])])
         weights.close()
         kept = total - weights.nbytes_streamed
+        assert weights.resident("model.layers.0.mlp.down_proj.weight") is None
         assert 0.8 * total / 2 < kept <= total / 2
         # up to three slots may have been read ahead for a fifth pass
         assert total + 3 * weights.nbytes_streamed <= weights._read_nbytes <= total + 4 * weights.nbytes_streamed

@@ -93,15 +93,6 @@ INLINE void patch32_lanes(vf *w, int row, uint32_t bits)
         w[v] = _mm256_blendv_ps(w[v], vi_as_float(value), vi_as_float(here));
     }
 }
-INLINE void load32_lanes(const float *p, vf *w)
-{
-    for (int v = 0; v < 4; v += 2, p += 8) {
-        vf low = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 16), 1);
-        vf high = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4)), _mm_loadu_ps(p + 20), 1);
-        w[v] = _mm256_shuffle_ps(low, high, 0x88);
-        w[v + 1] = _mm256_shuffle_ps(low, high, 0xdd);
-    }
-}
 INLINE void store32_lanes(float *p, const vf *w)
 {
     for (int v = 0; v < 4; v += 2, p += 8) {

@@ -110,12 +110,6 @@ INLINE void patch32_lanes(vf *w, int row, uint32_t bits)
     const vf value = vreinterpretq_f32_u32(vdupq_n_u32(bits));
     for (int v = 0; v < 8; v++) w[v] = vbslq_f32(vceqq_s32(rows, vdupq_n_s32(row - 4 * v)), value, w[v]);
 }
-/* Written out: in a loop, GCC 12 keeps the accumulators in memory as well. */
-INLINE void load32_lanes(const float *p, vf *w)
-{
-    w[0] = vld1q_f32(p), w[1] = vld1q_f32(p + 4), w[2] = vld1q_f32(p + 8), w[3] = vld1q_f32(p + 12);
-    w[4] = vld1q_f32(p + 16), w[5] = vld1q_f32(p + 20), w[6] = vld1q_f32(p + 24), w[7] = vld1q_f32(p + 28);
-}
 INLINE void store32_lanes(float *p, const vf *w)
 {
     vst1q_f32(p, w[0]), vst1q_f32(p + 4, w[1]), vst1q_f32(p + 8, w[2]), vst1q_f32(p + 12, w[3]);

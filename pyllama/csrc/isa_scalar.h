@@ -106,8 +106,7 @@ INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int up
 }
 /* Another float32 for one row of what load32_packed made. */
 INLINE void patch32_lanes(vf *w, int row, uint32_t bits) { w[row] = vi_as_float((vi)bits); }
-/* Memory <-> vectors in the order load32_packed leaves the rows in. */
-INLINE void load32_lanes(const float *p, vf *w) { memcpy(w, p, 32 * sizeof(float)); }
+/* To memory in the order of rows, from the one that load32_packed leaves them in. */
 INLINE void store32_lanes(float *p, const vf *w) { memcpy(p, w, 32 * sizeof(float)); }
 enum { AHEAD = 0 };
 /* Ask for a cache line that is needed in a while. */

@@ -106,7 +106,7 @@ INLINE void product_escapes(const packed_panel *p, int64_t pair, int cols, packe
 }
 
 /* acc[r] = sum_c w[r, c] * x[c], from one pair with escapes to the next. */
-static void product_packed_one(const pl_matrix *w, const packed_panel *p, const float *x, float *acc)
+INLINE void product_packed_one(const pl_matrix *w, const packed_panel *p, const float *x, float *acc)
 {
     const packed_table table = load_packed_table(w->data);
     const uint32_t *key = p->key;

@@ -70,14 +70,13 @@ int pl_openmp(void)
     }
 
 /* The next piece of [0, n), for whichever thread comes for it: slow cores take fewer, and the bits do not care. Large
- * ones first, for where a piece ends a core has read ahead in vain (a quarter of these cost a 1.1B 8% of its rate);
- * single ones last, for at the end the others wait for one piece. */
-static int take(int64_t *next, int64_t n, int threads, int64_t *first, int64_t *last)
+ * ones first, one `divisor`-th of what is left; single ones last, for at the end the others wait for one piece. */
+static int take(int64_t *next, int64_t n, int64_t divisor, int64_t *first, int64_t *last)
 {
     *first = __atomic_load_n(next, __ATOMIC_RELAXED);
     do {
         if (*first >= n) return 0;
-        int64_t share = (n - *first) / ((int64_t)threads * 2);
+        int64_t share = (n - *first) / divisor;
         *last = *first + (share > 1 ? share : 1);
     } while (!__atomic_compare_exchange_n(next, first, *last, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return 1;
@@ -120,12 +119,15 @@ int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out
         x = packed;
     }
     if (work < SERIAL_BELOW) threads = 1;
+    /* One token waits for memory: where a piece ends a core has read ahead in vain, and a quarter of these pieces cost a
+     * 1.1B 8% of its rate. Several wait for arithmetic, of which a slow core may do a quarter of a fast one's. */
+    const int64_t divisor = (int64_t)threads * (tokens == 1 ? 2 : 8);
     int64_t next = 0;
     OMP(parallel num_threads(threads) if (threads > 1))
     {
         int64_t first, last;
         uint64_t saved = fp_enter();
-        while (take(&next, panels, threads, &first, &last)) matmul_blocks(k, w, out, x, tokens, first, last);
+        while (take(&next, panels, divisor, &first, &last)) matmul_blocks(k, w, out, x, tokens, first, last);
         fp_leave(saved);
     }
     return 0;

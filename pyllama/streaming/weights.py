@@ -7,7 +7,7 @@ go on side by side. Where a block comes from never changes a bit.
 
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -100,12 +100,13 @@ class StreamedWeights:
         return sum(place.block.nbytes for place in self._places if place.matrix is None and not place.keep)
 
     def resident(self, *names: str) -> "_kernels.Blocks | None":
-        """The matrices, a stack each, once nothing has to be read any more. A call per block, or only per matrix,
-        would be a good part of a small model's token."""
+        """The matrices, a stack each, once nothing has to be read any more; till then None."""
+        # A call per block, or only per matrix, would be a good part of a small model's token.
         if not self._complete:
             return None
         if names not in self._resident:
-            self._resident[names] = _kernels.Blocks(*([place.matrix for place in self._tensors[name]] for name in names))
+            stacks = ([place.matrix for place in self._tensors[name]] for name in names)
+            self._resident[names] = _kernels.Blocks(*stacks)
         return self._resident[names]
 
     def blocks(self, name: str) -> Iterator[tuple[int, "_kernels.Matrix"]]:
