@@ -2,17 +2,18 @@
 
 usage: one_token.py ENGINE MODEL THREADS     ENGINE is pyllama, plain (pyllama, nothing packed) or llama.cpp
 
-Prints the bytes of weights that a token reads, then, for each line of its input, the seconds a token took. The cache
-holds CONTEXT positions and starts over when it is full. llama.cpp comes through the package llama-cpp-python, whose
-LLAMA_CPP_LIB_PATH names a folder with another build of its library.
+Prints, as JSON, the bytes of weights that a token reads and what the engine was built for; then, for each line of its
+input, the seconds a token took. The cache holds CONTEXT positions and starts over when it is full. llama.cpp comes
+through the package llama-cpp-python, whose LLAMA_CPP_LIB_PATH names a folder with another build of its library.
 """
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
 
-from pyllama import _kernels
+from pyllama import __version__, _kernels
 from pyllama.bench import work
 from pyllama.checkpoint import open_checkpoint
 from pyllama.decoder import Decoder
@@ -22,8 +23,10 @@ CONTEXT = 64
 TOKEN = 5
 
 
-def load_pyllama(model: str, threads: int, packing: bool) -> tuple[int, Callable[[int], None]]:
-    """Bytes, and a function that decodes at a position, the first of which is 0 and empties the cache."""
+Loaded = tuple[int, str, Callable[[int], None]]  # bytes, build, and what decodes at a position; 0 empties the cache
+
+
+def load_pyllama(model: str, threads: int, packing: bool) -> Loaded:
     if not packing:
         pinned.PACKED_WORTH = 0.0
     _kernels.set_num_threads(threads)
@@ -37,10 +40,10 @@ def load_pyllama(model: str, threads: int, packing: bool) -> tuple[int, Callable
         decoder.forward([(sequence, [TOKEN])])
 
     decode(0)  # brings the weights into memory
-    return weights.nbytes_pinned, decode
+    return weights.nbytes_pinned, f"pyllama {__version__}, {_kernels.isa()}", decode
 
 
-def load_llama_cpp(model: str, threads: int) -> tuple[int, Callable[[int], None]]:
+def load_llama_cpp(model: str, threads: int) -> Loaded:
     try:
         import llama_cpp
     except ImportError as error:
@@ -70,7 +73,9 @@ def load_llama_cpp(model: str, threads: int) -> tuple[int, Callable[[int], None]
 
     decode(0)
     with open_checkpoint(model) as checkpoint:
-        return work.decode_nbytes(checkpoint), decode
+        nbytes = work.decode_nbytes(checkpoint)
+    features = llama_cpp.llama_print_system_info().decode().strip()
+    return nbytes, f"llama-cpp-python {llama_cpp.__version__}, {features}", decode
 
 
 def main() -> None:
@@ -80,8 +85,8 @@ def main() -> None:
         "plain": lambda: load_pyllama(model, threads, False),
         "llama.cpp": lambda: load_llama_cpp(model, threads),
     }[engine]
-    nbytes, decode = load()
-    print(nbytes, flush=True)
+    nbytes, build, decode = load()
+    print(json.dumps({"nbytes": nbytes, "build": build}), flush=True)
     for turn, _ in enumerate(sys.stdin):
         started = time.perf_counter()
         decode((turn + 1) % CONTEXT)
