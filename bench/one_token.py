@@ -22,7 +22,6 @@ from pyllama.streaming import StreamedWeights, pinned
 CONTEXT = 64
 TOKEN = 5
 
-
 Loaded = tuple[int, str, Callable[[int], None]]  # bytes, build, and what decodes at a position; 0 empties the cache
 
 
@@ -31,7 +30,7 @@ def load_pyllama(model: str, threads: int, packing: bool) -> Loaded:
         pinned.PACKED_WORTH = 0.0
     _kernels.set_num_threads(threads)
     checkpoint = open_checkpoint(model)
-    weights = StreamedWeights(checkpoint)
+    weights = StreamedWeights(checkpoint)  # not load(): beside another engine's model its budget would stream
     decoder = Decoder(checkpoint.config, weights, context_length=CONTEXT, rope_interleaved=checkpoint.rope_interleaved)
     sequence = decoder.new_sequence()
 
@@ -64,7 +63,7 @@ def load_llama_cpp(model: str, threads: int) -> Loaded:
     memory = llama_cpp.llama_get_memory(context)
     token = (llama_cpp.llama_token * 1)(TOKEN)
 
-    def decode(position: int, _alive=silent) -> None:
+    def decode(position: int, _alive=silent) -> None:  # llama.cpp calls it as long as it runs
         if position == 0:
             llama_cpp.llama_memory_clear(memory, True)
         if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(token, 1)):

@@ -28,9 +28,8 @@ from statistics import mean, median
 
 import machine
 
-from pyllama import _kernels
+from pyllama.bench.ceilings import Ceilings
 from pyllama.bench.csv_file import rounded
-from pyllama.streaming.memory import huge_empty
 from pyllama.threads import default_threads
 
 ENGINES = ("pyllama", "plain", "llama.cpp")
@@ -90,37 +89,26 @@ class Engine:
         self._process.wait()
 
 
-class Reads:
-    def __init__(self, threads: int):
-        _kernels.set_num_threads(threads)
-        self._buffer = huge_empty(READ_NBYTES)
-        self._buffer[:] = 1
-
-    def gb_s(self, passes: int = 3) -> float:
-        time.sleep(REST_S)
-        rates = []
-        for _ in range(passes):
-            started = time.perf_counter()
-            _kernels.read_memory(self._buffer)
-            rates.append(READ_NBYTES / (time.perf_counter() - started) / 1e9)
-        return median(rates)
-
-
 def measure(
     groups: list[list[str]], model: Path, threads: int, turns: int, burst: int
 ) -> tuple[list[Token], dict[str, str]]:
     """The turns, and what each engine says of its build."""
-    reads, tokens, builds = Reads(threads), [], {}
+    ceilings, tokens, builds = Ceilings(READ_NBYTES), [], {}
+
+    def read_gb_s() -> float:
+        time.sleep(REST_S)
+        return ceilings.read_gb_s(threads, passes=3)
+
     for group in groups:
         engines = [Engine(name, model, threads) for name in group]
         builds |= {engine.name: engine.build for engine in engines}
-        before = reads.gb_s()
+        before = read_gb_s()
         for turn in range(turns):
             if sys.stderr.isatty():
                 print(f"\r{', '.join(group)}: {turn}/{turns}\033[K", end="", file=sys.stderr, flush=True)
             for engine in engines:
                 seconds = engine.token_s(burst)
-                after = reads.gb_s()
+                after = read_gb_s()
                 tokens.append(Token(turn, engine.name, seconds, engine.nbytes, before, after))
                 before = after
         for engine in engines:

@@ -243,13 +243,13 @@ cdef class Blocks:
     cdef pl_matrix *c
     cdef pl_out out[MAX_STACKS]
     cdef int stacks
-    cdef int64_t n
     cdef tuple matrices  # kept alive
     cdef readonly tuple rows
     cdef readonly int64_t cols
 
     def __cinit__(self, *stacks):
         cdef Matrix each
+        cdef int64_t n
         cdef list lists = [tuple(stack) for stack in stacks]
         if not 1 <= len(lists) <= MAX_STACKS or not all(lists):
             raise PyllamaError(f"blocks: {[len(stack) for stack in lists]} matrices, expected 1 to {MAX_STACKS} stacks of some")
@@ -257,13 +257,12 @@ cdef class Blocks:
         self.c = <pl_matrix *>malloc(len(self.matrices) * sizeof(pl_matrix))
         if self.c == NULL:
             raise MemoryError("blocks: no memory for the list")
-        for matrix in self.matrices:
+        for n, matrix in enumerate(self.matrices):
             each = <Matrix?>matrix
-            if self.n and each.c.cols != self.cols:
+            if n and each.c.cols != self.cols:
                 raise PyllamaError(f"blocks: {each.c.cols} columns beside {self.cols}")
-            self.c[self.n] = each.c
+            self.c[n] = each.c
             self.cols = each.c.cols
-            self.n += 1
         for stack in lists:
             self.out[self.stacks].blocks = len(stack)
             self.stacks += 1

@@ -146,7 +146,7 @@ static inline size_t pl_attend_scratch(int head_dim)
 
 /* parallel.c: the same, over all rows / tokens / heads, on `threads` threads. 0, or -1 when out of memory. */
 
-/* Matrices of as many columns, times the same x. `outs` of them go to a place of their own each: see pl_out. */
+/* Matrices of as many columns, times the same x, into `outs` places: see pl_out. */
 int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const float *x,
               int64_t tokens);
 void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out);
