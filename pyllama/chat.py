@@ -4,29 +4,29 @@ Each turn renders the whole conversation, finds how many of its first tokens the
 computes the rest. What the template makes of the messages is the tokenizer's business.
 """
 
-from typing import TYPE_CHECKING
-
+from pyllama.decoder import Decoder
 from pyllama.errors import RequestError
 from pyllama.generate import Generation
 from pyllama.sampler import SamplingParams
-
-if TYPE_CHECKING:
-    from pyllama.model import Model
+from pyllama.tokenizer import Tokenizer
 
 
 class Chat:
     """The turns of one conversation with a model; a context manager. Made by Model.chat().
 
+    system    the system prompt, or None
+    params    what to sample and when to stop, for all answers
     messages  [{"role": ..., "content": ...}, ...]: the system prompt, if any, and every finished turn
     """
 
-    def __init__(self, model: "Model", system: str | None, params: SamplingParams):
-        if model.tokenizer.chat_template is None:
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, system: str | None, params: SamplingParams):
+        if tokenizer.chat_template is None:
             raise RequestError("chat: this model has no chat template, it can only continue text")
-        self._model = model
+        self._decoder = decoder
+        self._tokenizer = tokenizer
         self._params = params
         self._system = system
-        self._sequence = model.new_sequence()
+        self._sequence = decoder.new_sequence()
         self._cached_ids: list[int] = []  # what the sequence holds, token for token
         self._generation: Generation | None = None
         self.messages: list[dict[str, str]] = []
@@ -44,11 +44,11 @@ class Chat:
         if self._generation:
             self._generation.close()
         messages = [*self.messages, {"role": "user", "content": content}]
-        prompt_ids = self._model.tokenizer.encode_chat(messages)
+        prompt_ids = self._tokenizer.encode_chat(messages)
         self._forget_beyond(_common_prefix(self._cached_ids, prompt_ids))
         self._generation = Generation(
-            self._model.decoder,
-            self._model.tokenizer,
+            self._decoder,
+            self._tokenizer,
             self._sequence,
             prompt_ids,
             self._params,

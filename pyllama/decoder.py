@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _kernels as kernels
-from .config import Config
+from .architecture import Config, layers_of
+from .architecture.layer import Layer, Linear, Norm
+from .architecture.rope import frequencies
+from .architecture.tensors import FINAL_NORM, HEAD
 from .errors import RequestError
 from .kv_cache import KVCache, Sequence
-from .rope import frequencies
-from .weights import HEAD, Weights
+from .weights import Weights
 
 MAX_PASS_TOKENS = 512
 
@@ -33,27 +35,26 @@ _HEAD = _Linear((HEAD,), (None,))
 class _Layer:
     """Names and small vectors of one layer, looked up once."""
 
-    def __init__(self, i: int, config: Config, weights: Weights, attention: "kernels.Attention"):
-        at = f"model.layers.{i}."
+    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention"):
+        def norm(of: Norm | None):
+            return kernels.Floats(weights.vector(f"{layer.name}{of.name}.weight")) if of else None
 
-        def vector(name: str, wanted: bool = True):
-            return kernels.Floats(weights.vector(at + name)) if wanted else None
-
-        def linear(of: str, names: tuple[str, ...], bias: bool) -> _Linear:
-            names = tuple(f"{of}.{name}_proj" for name in names)
+        def linears(*of: Linear) -> _Linear:
+            names = tuple(f"{layer.name}{linear.name}" for linear in of)
             return _Linear(
-                tuple(f"{at}{name}.weight" for name in names), tuple(vector(f"{name}.bias", bias) for name in names)
+                tuple(f"{name}.weight" for name in names),
+                tuple(
+                    kernels.Floats(weights.vector(f"{name}.bias")) if linear.bias else None
+                    for name, linear in zip(names, of, strict=True)
+                ),
             )
 
+        mixer, mlp = layer.mixer, layer.mlp
         self.attention = attention
-        self.input_norm = vector("input_layernorm.weight")
-        self.post_norm = vector("post_attention_layernorm.weight")
-        self.q_norm = vector("self_attn.q_norm.weight", config.qk_norm)
-        self.k_norm = vector("self_attn.k_norm.weight", config.qk_norm)
-        self.qkv = linear("self_attn", ("q", "k", "v"), config.qkv_bias)
-        self.o = linear("self_attn", ("o",), config.o_bias)
-        self.gate_up = linear("mlp", ("gate", "up"), config.mlp_bias)
-        self.down = linear("mlp", ("down",), config.mlp_bias)
+        self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
+        self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
+        self.qkv, self.o = linears(mixer.q, mixer.k, mixer.v), linears(mixer.o)
+        self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
 
 
 def activation_nbytes(config: Config, tokens: int) -> int:
@@ -126,9 +127,12 @@ class Decoder:
         self.passes = 0
         self.on_layer: Callable[[int], None] | None = None
         self.cache = KVCache(config, context_length, kv_dtype)
-        self._inv_freq, self._rope_scale = frequencies(config)
-        self._layers = [_Layer(i, config, weights, attention) for i, attention in enumerate(self.cache.attention)]
-        self._norm = kernels.Floats(weights.vector("model.norm.weight"))
+        layers = layers_of(config)
+        self._inv_freq, self._rope_scale = frequencies(layers[0].mixer.rope)
+        self._layers = [
+            _Layer(layer, weights, attention) for layer, attention in zip(layers, self.cache.attention, strict=True)
+        ]
+        self._norm = kernels.Floats(weights.vector(FINAL_NORM))
         self._activations = _Activations(config, 1)
 
     def new_sequence(self) -> Sequence:
@@ -221,7 +225,7 @@ class Decoder:
     def _attention_block(self, layer: _Layer, a: _Activations, where: "kernels.Batch") -> None:
         """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)"""
         config, eps = self.config, self.config.rms_norm_eps
-        kernels.rmsnorm(a.x, layer.input_norm, eps, a.normed)
+        kernels.rmsnorm(a.x, layer.mixer_norm, eps, a.normed)
         self._linear(layer.qkv, a.normed, (a.q, a.k, a.v))
         if layer.q_norm is not None:
             kernels.rmsnorm(a.q, layer.q_norm, eps, a.q, config.head_dim)
@@ -235,7 +239,7 @@ class Decoder:
 
     def _mlp_block(self, layer: _Layer, a: _Activations) -> None:
         """x += down_proj(silu(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
-        kernels.rmsnorm(a.x, layer.post_norm, self.config.rms_norm_eps, a.normed)
+        kernels.rmsnorm(a.x, layer.mlp_norm, self.config.rms_norm_eps, a.normed)
         self._linear(layer.gate_up, a.normed, (a.gate, a.up))
         kernels.swiglu(a.gate, a.up, a.gate)
         self._linear(layer.down, a.gate, (a.normed,))

@@ -11,13 +11,12 @@ pages. Sequences that begin with the same tokens may hold the same pages: a page
 that is held twice is copied before a position is written into it. Knows nothing of tokens or weights.
 """
 
-import math
 from collections.abc import Sequence as Pages
 
 import numpy as np
 
 from . import _kernels
-from .config import Config
+from .architecture import Config, layers_of
 from .errors import BudgetError, ContextOverflowError, PyllamaError, RequestError
 
 POSITIONS = _kernels.PANEL
@@ -59,16 +58,16 @@ class KVCache:
         self.page_nbytes = config.num_hidden_layers * (keys + values)
         self.attention = [
             _kernels.Attention(
-                config.num_attention_heads,
-                config.num_key_value_heads,
-                config.head_dim,
+                layer.mixer.heads,
+                layer.mixer.kv_heads,
+                layer.mixer.head_dim,
                 f16=dtype == "f16",
-                window=window or 0,
-                scale=1 / math.sqrt(config.head_dim),  # correctly rounded everywhere, unlike pow
-                k_offset=layer * (keys + values),
-                v_offset=layer * (keys + values) + keys,
+                window=layer.mixer.window or 0,
+                scale=layer.mixer.scale,
+                k_offset=number * (keys + values),
+                v_offset=number * (keys + values) + keys,
             )
-            for layer, window in enumerate(config.layer_windows)
+            for number, layer in enumerate(layers_of(config))
         ]
         self.max_pages: int | None = None
         self._free: list[Page] = []

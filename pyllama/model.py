@@ -16,8 +16,8 @@ from pyllama.generate import Generation
 from pyllama.sampler import SamplingParams
 
 if TYPE_CHECKING:
+    from pyllama.architecture.config import Config
     from pyllama.checkpoint import Checkpoint
-    from pyllama.config import Config
     from pyllama.plan import Plan
 
 #: Positions of a context nobody asked a length for, where the model allows as many.
@@ -185,7 +185,7 @@ class Model:
     def chat(self, system: str | None = None, **sampling) -> Chat:
         """A conversation whose history stays in the cache; the arguments hold for all its answers."""
         self._check_open()
-        return Chat(self, system, SamplingParams.from_options(**sampling))
+        return Chat(self.decoder, self.tokenizer, system, SamplingParams.from_options(**sampling))
 
     def forward(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits after every token.

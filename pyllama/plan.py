@@ -6,9 +6,9 @@ elsewhere; here are bytes only.
 
 from dataclasses import dataclass
 
-from .checkpoint import Tensor
+from .architecture.config import Config
+from .architecture.tensors import model_tensors
 from .checkpoint.outline import Described
-from .config import Config
 from .decoder import MAX_PASS_TOKENS, activation_nbytes
 from .errors import BudgetError
 from .kv_cache import cache_nbytes
@@ -85,7 +85,7 @@ def make_plan(
         cache = page + max(cache, min(contexts * cache, budget // 4))
     order = matrices(model)
     least_room = smallest_room(tensor for _, tensor in order)
-    layer = _largest_layer(order)
+    layer = _largest_layer(model)
     room = max(least_room, min(ROOM, layer // LEAST_SLOTS // SECTOR * SECTOR))
     weights = sum(kept_nbytes(block) for _, tensor in order for block in cut(tensor, room))
     stored = sum(block.nbytes for _, tensor in order for block in cut(tensor, room))
@@ -118,13 +118,12 @@ def make_plan(
     )
 
 
-def _largest_layer(order: list[tuple[str, Tensor]]) -> int:
+def _largest_layer(model: Described) -> int:
     """Stored bytes of the largest layer's matrices."""
-    layers: dict[str, int] = {}
-    for name, tensor in order:
-        if name.startswith("model.layers."):
-            number = name.split(".")[2]
-            layers[number] = layers.get(number, 0) + tensor.nbytes
+    layers: dict[int, int] = {}
+    for tensor in model_tensors(model.config):
+        if tensor.layer is not None and len(tensor.shape) > 1:
+            layers[tensor.layer] = layers.get(tensor.layer, 0) + model.tensors[tensor.name].nbytes
     return max(layers.values())
 
 

@@ -11,9 +11,6 @@ import numpy as np
 
 from . import _kernels
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-
 
 class Weights(Protocol):
     """Names are Hugging Face's; a tied head is asked for as HEAD. bytes_read counts from the beginning."""

@@ -34,7 +34,7 @@ def test_every_storage_format_is_read_as_stored(tmp_path, dtype):
     config, tensors = model(**WIDE)
     with open_checkpoint(tiny.write_gguf(tmp_path / "m.gguf", config, tensors, dtype)) as checkpoint:
         assert (checkpoint.format, checkpoint.rope_interleaved) == ("gguf", True)
-        assert checkpoint.config.dtype == dtype
+        assert checkpoint.dtype == dtype
         assert list(checkpoint.tensors) == list(tiny.tensor_shapes(config))
         for name, tensor in checkpoint.tensors.items():
             assert tensor.dtype == ("F32" if len(tensor.shape) == 1 else dtype)
@@ -176,7 +176,7 @@ def stored_model(**overrides):
         (lambda m, t: t.append(("blk.2.ffn_up.weight", "F32", (80, 48), bytes(15360))), CheckpointError, "layers.2"),
         (lambda m, t: t.append(t[3]), CheckpointError, "appears twice"),
         (lambda m, t: t.pop(3), CheckpointError, "missing"),
-        (lambda m, t: t.append(("x", "F32", (2, 2, 2), bytes(32))), UnsupportedError, r"\(2, 2, 2\)"),
+        (lambda m, t: t.append(("x", "F32", (2, 2, 2, 2), bytes(64))), UnsupportedError, r"\(2, 2, 2, 2\)"),
         (lambda m, t: t.append(("x", "Q4_0", (2, 2), bytes(32))), CheckpointError, "multiple of 32"),
         (lambda m, t: t.append(("x", "F32", (2**40, 2), b"")), CheckpointError, "sizes"),
         (lambda m, t: t.append(("x", "F32", (2**30, 2**30), b"")), CheckpointError, "truncated"),

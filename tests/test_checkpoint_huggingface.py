@@ -32,7 +32,7 @@ def test_folders(tmp_path, model_type, dtype, shards):
     with open_checkpoint(tiny.write_huggingface(tmp_path, config, tensors, dtype, shards)) as checkpoint:
         assert (checkpoint.format, checkpoint.rope_interleaved, checkpoint.metadata) == ("huggingface", False, {})
         assert len(checkpoint.files) == shards
-        assert checkpoint.config.dtype == dtype
+        assert checkpoint.dtype == dtype
         assert_same_weights(checkpoint, tensors, dtype)
 
 

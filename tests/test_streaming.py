@@ -2,7 +2,6 @@
 
 import os
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ import tiny
 
 from pyllama import _kernels as kernels
 from pyllama.checkpoint import open_checkpoint
+from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.checkpoint.outline import outline
-from pyllama.config import Config
 from pyllama.decoder import Decoder
 from pyllama.errors import BudgetError, CheckpointError
 from pyllama.kv_cache import cache_nbytes
@@ -362,8 +361,8 @@ def test_the_ring_is_never_larger_than_a_layer(models):
     outlines = {"135m": 7_077_888, "7b": 404_750_336}
     for name, more in (("135m", sizes), ("7b", {"hidden_size": 4096, "intermediate_size": 11008, "head_dim": 128,
                                                 "num_attention_heads": 32, "num_key_value_heads": 32})):  # fmt: skip
-        config = Config.from_huggingface(tiny.tiny_config(**more))
-        model = outline(replace(config, dtype="BF16"))
+        config = huggingface_config(tiny.tiny_config(**more))
+        model = outline(config, "BF16")
         layer = sum(t.nbytes for n, t in model.tensors.items() if ".layers.0." in n and len(t.shape) == 2)
         assert layer == outlines[name]
         for megabytes in (100, 200, 400, 3000, 30000):

@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 
 from .. import _kernels
-from ..config import Config
+from ..checkpoint.huggingface_config import huggingface_config
 from ..kv_cache import KVCache, cache_nbytes
 from ..streaming.memory import huge_empty
 from .ceilings import ones
@@ -54,7 +54,7 @@ def attention_s(positions: int, seconds: float = 0.3) -> tuple[float, int]:
               "hidden_size": HEADS * HEAD_DIM, "intermediate_size": 32, "num_hidden_layers": 1,
               "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": HEAD_DIM,
               "max_position_embeddings": positions, "hidden_act": "silu"}  # fmt: skip
-    config = Config.from_huggingface(fields)
+    config = huggingface_config(fields)
     cache = KVCache(config, positions)
     with cache.new_sequence() as sequence:
         sequence.reserve(positions)

@@ -10,23 +10,24 @@ order: the converter permutes them. Those of qwen2 and qwen3 do not.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import struct
 from array import array
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyllama.architecture.tensors import EMBEDDING, tensor_shapes
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
 from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.index import Part, Tensor, check_index, stored_dtype
+from pyllama.checkpoint.gguf_config import gguf_config, gguf_family
+from pyllama.checkpoint.index import Part, Tensor, check_index, deal
 from pyllama.checkpoint.string_list import PREFIX, StringList
-from pyllama.config import Config, shown
-from pyllama.errors import CheckpointError, UnsupportedError
+from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 MAX_HEADER_NBYTES = 64 << 20  # a vocabulary of 256,000 with its merges takes 20 MB
 MAX_KEYS = 4096
@@ -57,25 +58,6 @@ _ARRAY_TYPES = {
     12: "<f8",
 }  # fmt: skip
 
-_OUTER_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.([a-z_]+)\.(weight|bias)")
 _SPLIT = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
 
 
@@ -134,34 +116,13 @@ def _checkpoint(
         raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'")
     freqs = found.pop(ROPE_FREQS, None)
     factors = rope_factors(files[freqs.parts[0].file], freqs) if freqs else ()
-    embedding = found.get("token_embd.weight")
-    config = Config.from_gguf(
-        metadata,
-        vocab_size=embedding.rows if embedding else 1,
-        tie_word_embeddings="output.weight" not in found,
-        qkv_bias="blk.0.attn_q.bias" in found,
-        o_bias="blk.0.attn_output.bias" in found,
-        mlp_bias="blk.0.ffn_gate.bias" in found,
-        rope_factors=factors,
-    )
-    tensors = {}
-    for name, tensor in found.items():
-        mapped = _huggingface_name(name, config.model_type)
-        tensors[mapped] = dataclasses.replace(tensor, name=mapped)
+    family = gguf_family(metadata)
+    names = {ours: name for name in found for ours in family.gguf.ours(name)}
+    embedding = found.get(names.get(EMBEDDING, ""))
+    config = gguf_config(metadata, names, vocab_size=embedding.rows if embedding else 1, rope_factors=factors)
+    tensors = deal(found, family.gguf, tensor_shapes(config), f"a {config.model_type} model in a GGUF file")
     index = check_index(tensors, config, {p: f.nbytes for p, f in files.items()}, "the GGUF metadata")
-    config = dataclasses.replace(config, dtype=stored_dtype(index))
-    return Checkpoint(
-        path, "gguf", config, index, files, rope_interleaved=config.model_type == "llama", metadata=metadata
-    )
-
-
-def _huggingface_name(name: str, model_type: str) -> str:
-    match = _LAYER.fullmatch(name)
-    if match and match[2] in _LAYER_NAMES:
-        return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
-    if name not in _OUTER_NAMES:
-        raise UnsupportedError(f"{shown(name)}: not a tensor of a {model_type} model in a GGUF file")
-    return _OUTER_NAMES[name]
+    return Checkpoint(path, "gguf", config, index, files, rope_interleaved=family.gguf_interleaved, metadata=metadata)
 
 
 def rope_factors(file: InputFile, tensor: Tensor) -> tuple[float, ...]:
@@ -369,7 +330,7 @@ def read_header(file: InputFile) -> Header:
     for name, dtype, shape, offset in infos:
         if name in tensors:
             raise CheckpointError(f"{shown(name)}: appears twice (file {where})")
-        rows = shape[0] if len(shape) == 2 else 1
+        rows = prod(shape[:-1])
         end = base + offset + rows * row_nbytes(dtype, shape[-1])
         if end > file.nbytes:
             raise CheckpointError(
@@ -394,7 +355,7 @@ def _tensor_info(cursor: _Cursor, alignment: int) -> tuple[str, str, tuple[int, 
         raise UnsupportedError(f"{shown(name)}: storage format {dtype} is not supported {where}")
     if any(not 1 <= dim < 2**31 for dim in shape):
         raise CheckpointError(f"{shown(name)}: shape {shape}, expected sizes from 1 to {2**31 - 1} {where}")
-    if len(shape) > 2:
+    if len(shape) > 3:
         raise UnsupportedError(f"{shown(name)}: a tensor of shape {shape} is not supported {where}")
     if shape[-1] % DTYPES[dtype][0]:
         raise CheckpointError(

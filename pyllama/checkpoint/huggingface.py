@@ -10,14 +10,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from pyllama.architecture import FAMILIES
+from pyllama.architecture.config import MAX_SIZE, Config
+from pyllama.architecture.tensors import EMBEDDING, HEAD, tensor_shapes
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import PLAIN
 from pyllama.checkpoint.files import InputFile, read_small
-from pyllama.checkpoint.index import Tensor, check_index, stored_dtype
+from pyllama.checkpoint.huggingface_config import huggingface_config
+from pyllama.checkpoint.index import Tensor, check_index, deal
 from pyllama.checkpoint.safetensors import read_safetensors
 from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
-from pyllama.config import MAX_SIZE, Config, shown
-from pyllama.errors import CheckpointError, UnsupportedError
+from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 MAX_FILES = 1024
 TIED_ROWS = 16  # rows compared of a matrix stored under both names
@@ -46,8 +49,8 @@ def open_huggingface(folder: Path) -> Checkpoint:
         if config.tie_word_embeddings:
             _check_tied(tensors, files)
         sizes = {path: file.nbytes for path, file in files.items()}
-        index = check_index(tensors, config, sizes, "config.json")
-        config = dataclasses.replace(config, dtype=stored_dtype(index))
+        names = FAMILIES[config.model_type].huggingface
+        index = check_index(deal(tensors, names, tensor_shapes(config)), config, sizes, "config.json")
         return Checkpoint(folder, "huggingface", config, index, files)
     except BaseException:
         for file in files.values():
@@ -57,7 +60,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
 
 def read_config(folder: Path) -> Config:
     """The config of a folder with config.json, without its weights."""
-    return Config.from_huggingface(_json(folder / "config.json"), _json_if_there(folder / "generation_config.json"))
+    return huggingface_config(_json(folder / "config.json"), _json_if_there(folder / "generation_config.json"))
 
 
 def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> None:
@@ -66,11 +69,11 @@ def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> Non
     A copy that differs contradicts the config: transformers 4 then drops the head and transformers 5 keeps
     it, so there is no right answer. A few rows tell, since training changes them all.
     """
-    embedding, head = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
+    embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
     if head is None:
         return
     if embedding is None:
-        tensors["model.embed_tokens.weight"] = dataclasses.replace(head, name="model.embed_tokens.weight")
+        tensors[EMBEDDING] = dataclasses.replace(head, name=EMBEDDING)
         return
     same = (embedding.dtype, embedding.shape) == (head.dtype, head.shape)
     if same and embedding.dtype in PLAIN and len(head.shape) == 2 and head.rows and head.cols < MAX_SIZE:
@@ -82,7 +85,7 @@ def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> Non
             same = same and one == other
     if not same:
         raise CheckpointError(
-            "lm_head.weight: differs from model.embed_tokens.weight, expected a copy as config.json has "
+            f"{HEAD}: differs from {EMBEDDING}, expected a copy as config.json has "
             "tie_word_embeddings true; set that to false if the head is to be used"
         )
 

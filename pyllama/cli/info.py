@@ -10,8 +10,6 @@ from pyllama.errors import PyllamaError
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
 
-PARTS = ("embedding", "attention", "mlp", "norms", "lm_head")
-
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
@@ -44,13 +42,14 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Everything `info --json` prints."""
+    from pyllama.architecture.tensors import PARTS, model_tensors
     from pyllama.kv_cache import POSITIONS, KVCache
 
     config = checkpoint.config
     parts = {name: {"parameters": 0, "nbytes": 0} for name in PARTS}
     dtypes: dict[str, int] = {}
-    for name, tensor in checkpoint.tensors.items():
-        part = parts[_part(name)]
+    for of_model in model_tensors(config):
+        part, tensor = parts[of_model.part], checkpoint.tensors[of_model.name]
         part["parameters"] += math.prod(tensor.shape)
         part["nbytes"] += tensor.nbytes
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.nbytes
@@ -81,16 +80,6 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         "tokenizer": _tokenizer(checkpoint),
         "files": [{"path": str(path), "nbytes": path.stat().st_size} for path in checkpoint.files],
     }
-
-
-def _part(name: str) -> str:
-    if name.startswith("model.embed_tokens"):
-        return "embedding"
-    if name.startswith("lm_head"):
-        return "lm_head"
-    if ".self_attn." in name and "norm" not in name:
-        return "attention"
-    return "mlp" if ".mlp." in name else "norms"
 
 
 def _window(layer_windows: tuple[int | None, ...]) -> dict[str, int] | None:

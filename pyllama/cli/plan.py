@@ -218,7 +218,7 @@ def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:
         "path": str(model.path),
         "architecture": config.architecture,
         "parameters": sum(math.prod(t.shape) for t in model.tensors.values()),
-        "dtype": config.dtype,
+        "dtype": model.dtype,
         "nbytes": stored_nbytes(model),
         "here": bool(files),
     }

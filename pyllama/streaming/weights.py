@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from .. import _kernels
+from ..architecture.tensors import EMBEDDING
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..weights import EMBEDDING
 from .blocks import SECTOR, Block, cut, matrices, smallest_room
 from .direct import DirectFile
 from .pinned import Arena, kept_nbytes
