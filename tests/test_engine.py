@@ -152,7 +152,7 @@ def test_a_pass_that_fails_fails_its_requests_and_no_other(model, monkeypatch):
     engine.step()
     forward = model.decoder.forward
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(model.decoder, "forward", fail)
@@ -251,14 +251,13 @@ def test_a_pass_that_nobody_wants_ends_between_layers(model):
             engine.cancel(pair[0][0])
         if len(layers) == model.config.num_hidden_layers + 1:
             engine.cancel(pair[1][0])
-        engine._between_layers(layer)
 
     model.decoder.on_layer = between
     engine.step()
     assert len(layers) == model.config.num_hidden_layers and len(pair[1][1]) == 1 and not pair[0][1]
     engine.step()
     assert len(layers) == model.config.num_hidden_layers + 1, "the second pass stopped at its first layer"
-    model.decoder.on_layer = engine._between_layers
+    model.decoder.on_layer = None
     assert not engine.step()
     assert engine.stats().requests == {"cancelled": 2}
     later = submit(engine, prompt(1), max_tokens=5)
@@ -326,7 +325,7 @@ def test_the_next_turn_computes_only_what_is_new(model, monkeypatch):
     computed = []
     forward = model.decoder.forward
     monkeypatch.setattr(
-        model.decoder, "forward", lambda batch, *a: computed.append(len(batch[0][1])) or forward(batch, *a)
+        model.decoder, "forward", lambda batch, **o: computed.append(len(batch[0][1])) or forward(batch, **o)
     )
     second, listener = submit(engine, turn, max_tokens=5)
     run(engine)
@@ -607,7 +606,7 @@ def test_stop_ends_what_takes_too_long(model):
     listener = Listener()
     params = SamplingParams(max_tokens=200, ignore_eos=True)
     forward = model.decoder.forward
-    model.decoder.forward = lambda batch: (time.sleep(0.05), forward(batch))[1]
+    model.decoder.forward = lambda *args, **options: (time.sleep(0.05), forward(*args, **options))[1]
     engine.submit(prompt(1), params, lambda event: (listener.append(event), first.set()))
     assert first.wait(60)
     engine.stop(0)

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.page_store import PageStore, model_digest
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Deliver, Request
 from pyllama.engine.scheduler import Scheduler, Segment
 from pyllama.errors import BudgetError, BusyError, PyllamaError, RequestError
 from pyllama.generate import Answer, Guide, Step
-from pyllama.kv_cache import POSITIONS
 from pyllama.sampler import SamplingParams
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class Engine:
         self.max_waiting = max_waiting
         self._decoder = model.decoder
         self._cache = cache = model.decoder.cache
-        cache.max_pages = _max_pages(model, max_running, kv_nbytes)
+        self._max_pages = _max_pages(model, max_running, kv_nbytes)
+        cache.limit(self._max_pages)
         store = None
         if session_dir is not None:
             digest = model_digest(model.checkpoint, cache.dtype)
@@ -137,8 +138,6 @@ class Engine:
         self._in_pass: list[Request] = []
         self._progress_at = time.monotonic()
         self._idle = True
-        self._told_of_layers = self._decoder.on_layer
-        self._decoder.on_layer = self._between_layers
 
     # --- for any thread ---
 
@@ -219,7 +218,7 @@ class Engine:
             pages_used=cache.pages_used,
             pages_kept=self._prefix_cache.pages,
             pages_allocated=cache.nbytes // cache.page_nbytes,
-            max_pages=cache.max_pages,
+            max_pages=self._max_pages,
             page_nbytes=cache.page_nbytes,
         )
 
@@ -281,7 +280,8 @@ class Engine:
             return False
         self._in_pass = [request for request, _ in batch]
         try:
-            logits = self._decoder.forward([(request.sequence, ids) for request, ids in batch])
+            segments = [(request.sequence, ids) for request, ids in batch]
+            logits = self._decoder.forward(segments, on_layer=self._between_layers)
         except _Abandoned:
             return True  # all of them are in the list of cancelled ones
         except Exception as error:
@@ -298,8 +298,6 @@ class Engine:
         """Called by the decoder before each layer: a pass that nobody wants ends here."""
         self._layer = layer + 1
         self._progress_at = time.monotonic()
-        if self._told_of_layers:
-            self._told_of_layers(layer)
         if self._in_pass and all(request.cancelled for request in self._in_pass):
             raise _Abandoned
 

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from itertools import count
 
+from pyllama.decoder.kv_cache import Sequence
 from pyllama.errors import PyllamaError
 from pyllama.generate import Answer, Step
-from pyllama.kv_cache import Sequence
 
 _numbers = count()
 

@@ -10,9 +10,10 @@ can always finish, since the cache holds at least one whole context. Decides, an
 from collections import Counter
 from collections.abc import Callable
 
+from pyllama.decoder.kv_cache import Sequence
+from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Request
-from pyllama.kv_cache import POSITIONS, Sequence
 
 Segment = tuple[Request, list[int]]
 
