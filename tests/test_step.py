@@ -201,8 +201,10 @@ def test_forks_have_a_text_in_common_as_long_as_they_have(decoder, alone, monkey
             assert count == 4
             assert same(out[:2], alone([*ids[:10], *[8] * 10, 5, 6], 2))
             assert same(out[2:], alone([*ids[:10], *[9] * 10, 5, 6], 2))
-            one.commit(third)
-            assert one.length == 20 and third.length == 0
+            with third.fork() as spare:
+                one.commit(third)
+                assert one.length == 20 and third.length == 0
+                assert cost(one, spare)[0] == 2
             assert same(decoder.forward([(one, [3])]), alone([*ids, 3], 1))
 
 

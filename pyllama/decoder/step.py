@@ -17,6 +17,8 @@ from pyllama.errors import RequestError
 
 Segment = tuple[Sequence, Tokens[int]]
 
+_NONE = np.zeros((0, 2), np.int32)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
@@ -64,17 +66,34 @@ def build(
             sequence.release_unused()
         raise
     ends = [path[len(path) - count :] for path, count in zip(paths, wanted, strict=True)]
-    rows = ends[0] if len(ends) == 1 else np.unique(np.concatenate(ends))
+    rows = _joined(ends)
+    shared = len(token_ids) < sum(map(len, paths))
+    if shared:
+        rows = np.unique(rows)
+    copies = cache.take_copies()
     step = Step(
         token_ids=token_ids,
         positions=positions,
         sequences=owners,
-        pages=np.concatenate([sequence.table for sequence, _ in segments]),
+        pages=_joined([sequence.table for sequence, _ in segments]).copy(),
         writes=_writes(segments, positions, paths),
-        copies=np.array(cache.take_copies(), np.int32).reshape(-1, 2),
+        copies=np.array(copies, np.int32) if copies else _NONE,
         rows=rows,
     )
-    return step, [np.searchsorted(rows, end) for end in ends]
+    return step, [np.searchsorted(rows, end) for end in ends] if shared else _counted(ends)
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _counted(parts: list[np.ndarray]) -> list[np.ndarray]:
+    """The index of each number of the parts when they stand one after the other."""
+    indices, first = [], 0
+    for part in parts:
+        indices.append(np.arange(first, first + len(part)))
+        first += len(part)
+    return indices
 
 
 def _tree(segments: Tokens[Segment]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
@@ -106,7 +125,7 @@ def _tree(segments: Tokens[Segment]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def _writes(segments: Tokens[Segment], positions: np.ndarray, paths: list[np.ndarray]) -> np.ndarray:
     """Every node goes into the pages of all segments it is part of; their pages at its position differ."""
     writes = np.empty((sum(map(len, paths)), 2), np.int32)
-    np.concatenate(paths, out=writes[:, 0], casting="same_kind")
-    pages = [s.table[0, positions[path] // POSITIONS] for (s, _), path in zip(segments, paths, strict=True)]
-    np.concatenate(pages, out=writes[:, 1])
+    writes[:, 0] = _joined(paths)
+    pages = [sequence.table[0, positions[path] // POSITIONS] for (sequence, _), path in zip(segments, paths)]
+    writes[:, 1] = _joined(pages)
     return writes
