@@ -367,3 +367,15 @@ def test_pages_are_zeroed_and_aligned(decoder):
         PagePool(decoder.shape, [None], "f8")
     with pytest.raises(PyllamaError, match="attention"):
         PagePool(decoder.shape._replace(kv_heads=decoder.shape.heads + 1), [None])
+
+
+def test_prefill_asks_for_the_last_row_alone(decoder, alone, monkeypatch):
+    ids = text(50)
+    expected = alone(ids, 1)
+    rows, run = [], decoder.run
+    monkeypatch.setattr(decoder, "run", lambda step, on_layer=None: rows.append(len(step.rows)) or run(step, on_layer))
+    monkeypatch.setattr(decoder, "max_pass_tokens", 20)
+    with decoder.new_sequence() as sequence:
+        last = decoder.prefill(sequence, ids)
+    assert rows == [0, 0, 1]
+    assert same(last[None], expected)

@@ -116,7 +116,8 @@ class Decoder:
         if not len(token_ids):
             raise RequestError("prefill: no tokens, expected at least one")
         for start in range(0, len(token_ids), self.max_pass_tokens):
-            logits = self.forward([(sequence, token_ids[start : start + self.max_pass_tokens])])
+            part = token_ids[start : start + self.max_pass_tokens]
+            logits, _ = self.extend([(sequence, part)], [start + len(part) == len(token_ids)])
         row: np.ndarray = logits[0]
         return row
 

@@ -11,15 +11,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
+
+import numpy as np
 
 from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.page_store import PageStore, model_digest
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Deliver, Request
-from pyllama.engine.scheduler import Scheduler, Segment
+from pyllama.engine.scheduler import Part, Scheduler
 from pyllama.errors import BudgetError, BusyError, PyllamaError, RequestError
-from pyllama.generate import Answer, Guide, Step
+from pyllama.generation import Answer, AnswerOptions, Step, compute
 from pyllama.sampler import SamplingParams
 
 if TYPE_CHECKING:
@@ -147,14 +149,11 @@ class Engine:
         params: SamplingParams,
         deliver: Deliver,
         *,
-        continuation: bool = False,
-        fingerprint: bool = False,
-        guide: Guide | None = None,
-        show_special: bool = False,
         client: str = "",
         leader: Request | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Request:
-        """Queue a request. `deliver` hears of it on the engine's thread; the rest is as in Answer and Request.
+        """Queue a request. `deliver` hears of it on the engine's thread; the rest is as in Request and Answer.
 
         Raises BusyError if the queue is full or the engine is stopping, and what Answer raises.
         """
@@ -164,10 +163,7 @@ class Engine:
             params,
             vocab_size=self.model.config.vocab_size,
             context_length=self.model.context_length,
-            continuation=continuation,
-            fingerprint=fingerprint,
-            guide=guide,
-            show_special=show_special,
+            **options,
         )
         request = Request(answer, deliver, client, leader)
         with self._wake:
@@ -280,8 +276,7 @@ class Engine:
             return False
         self._in_pass = [request for request, _ in batch]
         try:
-            segments = [(request.sequence, ids) for request, ids in batch]
-            logits = self._decoder.forward(segments, on_layer=self._between_layers)
+            rows = compute(self._decoder, batch, self._between_layers)
         except _Abandoned:
             return True  # all of them are in the list of cancelled ones
         except Exception as error:
@@ -290,8 +285,8 @@ class Engine:
         finally:
             self._in_pass = []
             self._layer = 0
-        for row, (request, ids) in zip(logits, batch):
-            self._hand_out(request, ids, row)
+        for (request, count), found in zip(batch, rows, strict=True):
+            self._hand_out(request, count, found)
         return True
 
     def _between_layers(self, layer: int) -> None:
@@ -313,10 +308,10 @@ class Engine:
             for request in list(self._scheduler.waiting):
                 self._end(request, "error", BusyError("the engine is stopping"))
 
-    def _hand_out(self, request: Request, ids: list[int], row) -> None:
-        """What the pass means for one of its requests: a token, or one more piece of its prompt."""
+    def _hand_out(self, request: Request, count: int, rows: np.ndarray) -> None:
+        """What the pass means for one of its requests: tokens of its answer, or one more piece of its prompt."""
         request.passes += 1
-        if len(ids) > 1 or request.first_token_s is None:
+        if count > 1 or request.first_token_s is None:
             self._scheduler.computed(request)
         if request.cancelled or request.remaining:
             return  # the former: the next _take_in() ends it
@@ -324,7 +319,7 @@ class Engine:
             self._prompt_tokens += len(request.answer.prompt_ids)
             self._cached_tokens += request.cached_tokens
         try:
-            step = request.answer.push(row)
+            steps = request.accept(rows)
         except PyllamaError as error:
             self._end(request, "error", error)
             return
@@ -334,11 +329,12 @@ class Engine:
             return
         if request.first_token_s is None:
             request.first_token_s = request.elapsed_s()
-        self._completion_tokens += 1
-        if step.finish_reason:
-            self._end(request, step.finish_reason, step)
-        else:
-            self._deliver(request, step)
+        for step in steps:
+            self._completion_tokens += 1
+            if step.finish_reason:
+                self._end(request, step.finish_reason, step)
+            else:
+                self._deliver(request, step)
 
     def _end(self, request: Request, how: str, last: Step | PyllamaError | None = None) -> None:
         self._scheduler.remove(request, keep=how != "error")
@@ -360,7 +356,7 @@ class Engine:
         except Exception:  # whoever listened is gone; the others must not suffer
             _log.exception("engine: a step could not be delivered")
 
-    def _fail(self, batch: list[Segment], error: Exception) -> None:
+    def _fail(self, batch: list[Part], error: Exception) -> None:
         """A pass failed: the requests in it are lost, and so are their positions."""
         if isinstance(error, PyllamaError):
             _log.error("engine: a pass failed: %s", error)
@@ -380,7 +376,8 @@ def _to_nobody(event: Step | PyllamaError) -> None:
 
 
 def _max_pages(model: "Model", max_running: int, kv_nbytes: int | None) -> int:
-    page_nbytes, context = model.decoder.cache.page_nbytes, -(-model.context_length // POSITIONS)
+    page_nbytes: int = model.decoder.cache.page_nbytes
+    context = -(-model.context_length // POSITIONS)
     least = context + 1  # one more while a shared page is copied
     if kv_nbytes is None:
         planned = model.plan.cache if model.plan else max_running * context * page_nbytes
