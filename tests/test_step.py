@@ -1,5 +1,6 @@
 """Branches of one text in one pass: each node computed once, the bits those of separate sequences, no page lost."""
 
+import pickle
 import random
 
 import numpy as np
@@ -236,10 +237,36 @@ def test_a_step_is_integers_that_can_be_run_twice(decoder, alone):
             assert step.writes.tolist() == [[0, a.pages[1]], [1, a.pages[1]], [0, b.pages[1]], [2, b.pages[1]]]
             assert step.rows.tolist() == [0, 1, 2]
             assert [list(indices) for indices in rows] == [[0, 1], [0, 2]]
-            assert all(array.dtype.kind == "i" for array in (getattr(step, name) for name in step.__slots__))
+            *arrays, page_count = (getattr(step, name) for name in step.__slots__)
+            assert all(array.dtype.kind == "i" for array in arrays) and page_count == len(decoder.cache.pool)
             out = decoder.run(step)
             assert same(out, decoder.run(step))
             assert same(out[rows[0]], alone([*ids, 1, 2], 2)) and same(out[rows[1]], alone([*ids, 1, 3], 2))
+
+
+def test_steps_are_all_that_another_process_needs(decoder, monkeypatch):
+    """A second decoder that is told the steps of the first, as bytes, and never sees a sequence."""
+    other = Decoder(decoder.config, decoder.weights, context_length=CONTEXT, kv_dtype=decoder.cache.dtype)
+    run = decoder.run
+    draw = random.Random(3)
+
+    def twice(step, on_layer=None):
+        told = pickle.loads(pickle.dumps(step))
+        first, second = run(step), other.run(told)
+        assert same(first, second)
+        return first
+
+    monkeypatch.setattr(decoder, "run", twice)
+    with decoder.new_sequence() as trunk, decoder.new_sequence() as stranger:
+        decoder.forward([(trunk, text(62)), (stranger, text(30, seed=1))])
+        for _ in range(6):
+            paths = branches_of(draw, 4, 5)
+            branches = [trunk.fork() for _ in paths]
+            decoder.extend([*zip(branches, paths), (stranger, [1])], [len(path) for path in paths] + [1])
+            trunk.commit(branches[draw.randrange(4)])
+            for branch in branches:
+                branch.close()
+    assert other.cache.pages_used == 0
 
 
 def test_what_a_page_holds_is_there_before_the_next_pass(decoder):
@@ -351,6 +378,38 @@ def test_a_rank_with_fewer_heads_has_smaller_pages_and_buffers(decoder):
     assert pools[0].page_nbytes == 3 * pools[1].page_nbytes
     assert 3 * widths(half)["q"] == widths(whole)["q"] and 3 * widths(half)["v"] == widths(whole)["v"]
     assert decoder.shape == whole
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+def test_a_rank_computes_the_bits_of_its_heads(dtype):
+    """Attention over a third of the heads, in pages of its own, is that third of the whole."""
+    whole = Shape(layers=2, hidden_size=60, heads=12, kv_heads=3, head_dim=10, intermediate_size=8, vocab_size=8)
+    share = whole._replace(heads=4, kv_heads=1)
+    tokens = 70
+    draw = np.random.default_rng(1)
+    q = draw.standard_normal((tokens, whole.q_size), np.float32)
+    k, v = (draw.standard_normal((tokens, whole.kv_size), np.float32) for _ in range(2))
+
+    def attend(shape, q, k, v):
+        pool = PagePool(shape, [None, 20], dtype)
+        pool.grow(3)
+        at = np.arange(tokens)
+        writes = np.stack([at, at // POSITIONS], 1).astype(np.int32)
+        batch = kernels.Batch(
+            pool.addresses, np.arange(3, dtype=np.int32)[None], at, np.zeros(tokens, np.int32), writes
+        )
+        outs = []
+        for attention in pool.attention:
+            outs.append(np.full((tokens, shape.q_size), np.nan, np.float32))
+            attention.append(batch, k, v)
+            attention.attend(batch, q, outs[-1])
+        return np.stack(outs)
+
+    expected = attend(whole, q, k, v)
+    for rank in range(3):
+        of_q, of_kv = (slice(rank * size, (rank + 1) * size) for size in (share.q_size, share.kv_size))
+        parts = [np.ascontiguousarray(x) for x in (q[:, of_q], k[:, of_kv], v[:, of_kv])]
+        assert same(attend(share, *parts), expected[:, :, of_q])
 
 
 def test_pages_are_zeroed_and_aligned(decoder):

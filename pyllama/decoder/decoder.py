@@ -176,8 +176,11 @@ class Decoder:
     def run(self, step: Step, on_layer: Callable[[int], None] | None = None) -> np.ndarray:
         """One pass: logits of the rows that the step asks for, float32 (R, vocab_size), the caller's to keep.
 
+        Needs nothing but the step and those before it: the sequences they were built from may live elsewhere.
+
         on_layer  for this pass, besides the decoder's own
         """
+        self._pool.grow(step.page_count)
         for source, target in step.copies:  # first: whatever fails later, they have been made
             self._pool.copy(source, target)
         tokens = len(step.token_ids)

@@ -91,6 +91,11 @@ class PagePool:
         self.addresses = np.append(self.addresses, np.uint64(page.ctypes.data))
         return len(self) - 1
 
+    def grow(self, pages: int) -> None:
+        """Have at least so many."""
+        while len(self) < pages:
+            self.add()
+
     def memory(self, page: int) -> np.ndarray:
         """The bytes of a page, (page_nbytes,) uint8."""
         return self._memory[page]

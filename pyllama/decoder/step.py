@@ -31,6 +31,7 @@ class Step:
     writes     (W, 2) int32, a token and a page into which its keys and values go, at its position's place
     copies     (C, 2) int32, pages to be copied before anything else, from and to, in order
     rows       (R,) int64, tokens whose logits are wanted, ascending
+    page_count pages that there must be: whoever runs the step adds what is missing
     """
 
     token_ids: np.ndarray
@@ -40,6 +41,7 @@ class Step:
     writes: np.ndarray
     copies: np.ndarray
     rows: np.ndarray
+    page_count: int
 
 
 def build(
@@ -79,6 +81,7 @@ def build(
         writes=_writes(segments, positions, paths),
         copies=np.array(copies, np.int32) if copies else _NONE,
         rows=rows,
+        page_count=len(cache.pool),
     )
     return step, [np.searchsorted(rows, end) for end in ends] if shared else _counted(ends)
 
