@@ -6,7 +6,7 @@ computes the rest. What the template makes of the messages is the tokenizer's bu
 
 from pyllama.decoder import Decoder
 from pyllama.errors import RequestError
-from pyllama.generate import Generation
+from pyllama.generation import Generation
 from pyllama.sampler import SamplingParams
 from pyllama.tokenizer import Tokenizer
 

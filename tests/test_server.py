@@ -130,8 +130,8 @@ def wait_until(condition, timeout_s=60.0):
 def running(folder, settings=None, hooks=None, slow_s=0.0, context_length=512, **options):
     with pyllama.load(folder, context_length=context_length, contexts=8) as model:
         if slow_s:
-            forward = model.decoder.forward
-            model.decoder.forward = lambda *arguments: (time.sleep(slow_s), forward(*arguments))[1]
+            extend = model.decoder.extend
+            model.decoder.extend = lambda *arguments: (time.sleep(slow_s), extend(*arguments))[1]
         server = Running(model, settings, hooks, **options)
         try:
             yield server

@@ -87,7 +87,7 @@ def _tokenizer(llguidance: Any, model: "Model") -> Any:
 
 
 class GrammarGuide:
-    """A Guide (generate.py) for one answer."""
+    """A Guide (generation/answer.py) for one answer."""
 
     def __init__(self, matcher: Any, vocab_size: int):
         self._matcher = matcher

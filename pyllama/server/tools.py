@@ -10,7 +10,7 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
-from pyllama.generate import overlap
+from pyllama.generation import overlap
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import embedded
 

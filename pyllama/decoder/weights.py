@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from . import _kernels
+from pyllama import _kernels
 
 
 class Weights(Protocol):
