@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pyllama.errors import CheckpointError, UnsupportedError
+from pyllama import class_names, foreign
+from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -158,16 +159,6 @@ class Config:
         return _from_meta(params, vocab_size, intermediate_size, tie_word_embeddings)
 
 
-def shown(value: object) -> str:
-    """A value as an error message shows it: escaped and short, whatever a file holds."""
-    if not isinstance(value, (str, bytes, int, float, bool, type(None))):
-        return f"a {type(value).__name__}"
-    if isinstance(value, int) and value.bit_length() > 256:
-        return "an integer of more than 256 bits"
-    text = repr(value[:97] if isinstance(value, (str, bytes)) else value)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
 class _Fields:
     """Typed, range-checked look-ups in one parsed mapping; messages name the key and the file."""
 
@@ -275,12 +266,13 @@ def _check_ranges(c: Config) -> None:
 
 def _from_huggingface(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Config:
     f = _Fields(config, "config.json")
-    model_type = f.text("model_type")
+    model_type = f.text("model_type") or class_names.model_type_of(f.get("architectures"), ARCHITECTURES)
     if model_type not in ARCHITECTURES:
         if model_type is None:
             raise f.fail("model_type", "the name of a model family")
         raise f.unsupported(
-            "model_type", f"{shown(model_type)} (supported: {', '.join(sorted(ARCHITECTURES))})"
+            "model_type",
+            f"{shown(model_type)}{foreign.described(model_type)} (supported: {', '.join(sorted(ARCHITECTURES))})",
         )
     _refuse_quantized(f)
     _refuse_foreign(f, model_type)
@@ -328,24 +320,20 @@ def _from_huggingface(config: Mapping[str, Any], generation: Mapping[str, Any]) 
 
 
 def _refuse_quantized(f: _Fields) -> None:
-    for key in ("quantization_config", "compression_config"):
+    for key in ("quantization_config", "compression_config", "quantization"):
         value = f.get(key)
-        if value is None or value == {}:
-            continue
-        method = value.get("quant_method") if isinstance(value, Mapping) else None
-        raise f.unsupported(
-            key, f"quantization {shown(method or 'without a name')} (use the original weights or a GGUF file)"
-        )
+        if value is not None and value != {}:
+            raise f.unsupported(
+                key, f"quantization {foreign.quantization(key, value)} (use the original weights or a GGUF file)"
+            )
 
 
 def _refuse_foreign(f: _Fields, model_type: str) -> None:
     """Options that would change the mathematics under a known model_type."""
-    names = f.get("architectures")
-    if names is not None:
-        known = (ARCHITECTURES[model_type], ARCHITECTURES[model_type].replace("Llama", "LLaMA"))
-        if not isinstance(names, list) or len(names) != 1 or names[0] not in known:
-            first = names[0] if isinstance(names, list) and names else names
-            raise f.unsupported("architectures", f"{shown(first)} (expected {ARCHITECTURES[model_type]})")
+    other = class_names.other_class(f.get("architectures"), ARCHITECTURES[model_type])
+    if other is not None:
+        kind = foreign.described_class(other)
+        raise f.unsupported("architectures", f"{shown(other)}{kind} (expected {ARCHITECTURES[model_type]})")
     activation = f.text("hidden_act")
     if activation not in (None, "silu", "swish"):
         raise f.unsupported("hidden_act", f"{shown(activation)} (expected 'silu')")
@@ -357,6 +345,7 @@ def _refuse_foreign(f: _Fields, model_type: str) -> None:
     for key, neutral in (("attention_multiplier", 1.0), ("logits_scaling", 1.0), ("residual_multiplier", 1.0),
                          ("embedding_multiplier", 1.0), ("is_encoder_decoder", False),
                          ("rope_interleaved", False), ("use_mrope", False),
+                         ("is_causal", True), ("use_bidirectional_attention", False),
                          ("attn_logit_softcapping", 0.0), ("final_logit_softcapping", 0.0)):  # fmt: skip
         value = f.get(key)
         if value is not None and value != neutral:
@@ -500,7 +489,8 @@ def _from_gguf(
         if architecture is None:
             raise general.fail("general.architecture", "the name of a model family")
         raise general.unsupported(
-            "general.architecture", f"{shown(architecture)} (supported: llama, qwen2, qwen3)"
+            "general.architecture",
+            f"{shown(architecture)}{foreign.described(architecture)} (supported: llama, qwen2, qwen3)",
         )
     f = _Fields({k: _plain(v) for k, v in metadata.items() if k.startswith(architecture + ".")},
                 where, architecture + ".")  # fmt: skip

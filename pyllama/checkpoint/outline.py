@@ -16,6 +16,7 @@ from pyllama.checkpoint.files import read_small
 from pyllama.checkpoint.huggingface import INDEX
 from pyllama.checkpoint.index import Part, Tensor, expected_shapes
 from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
+from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.config import Config
 from pyllama.errors import CheckpointError, UnsupportedError
 
@@ -71,7 +72,9 @@ def outline_huggingface(folder: Path, weights_nbytes: int | None = None) -> Outl
         source = INDEX
         index = parse_object(read_small(folder / INDEX, MAX_NBYTES), INDEX)
         weight_map, metadata = index.get("weight_map"), index.get("metadata")
-        names = weight_map if isinstance(weight_map, dict) else {}
+        names = set(weight_map if isinstance(weight_map, dict) else ())
+        plain = plain_names(names)
+        names = {plain.get(name, name) for name in names}
         for name in expected_shapes(config):
             if name not in names and not (name == "model.embed_tokens.weight" and _HEAD in names):
                 raise CheckpointError(f"{name}: not in {INDEX}, expected as config.json describes the model")

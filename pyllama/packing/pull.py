@@ -19,6 +19,7 @@ from pyllama.checkpoint.huggingface import INDEX, read_config, read_weight_map
 from pyllama.checkpoint.index import expected_shapes, is_ignored
 from pyllama.checkpoint.packed import Carried, Shard, shard_name
 from pyllama.checkpoint.safetensors import read_safetensors
+from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.config import Config, shown
 from pyllama.errors import CheckpointError, PackError, UnsupportedError
 from pyllama.hub.cache import Repository
@@ -155,6 +156,8 @@ class _Job:
         tied = config.tie_word_embeddings
         if len(set(weight_map.values())) < 2 or (tied and HEAD in weight_map and EMBEDDING in weight_map):
             return None  # a head beside its copy is compared with it when both are here
+        if plain_names(weight_map):
+            return None  # names are put right when all of them are known
         expected = expected_shapes(config)
         for name in weight_map:
             if name not in expected and not is_ignored(name, config):
