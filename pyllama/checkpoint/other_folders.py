@@ -15,7 +15,6 @@ from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 EXPECTED = "config.json with *.safetensors, one *.gguf, or params.json with consolidated.*.pth"
 ADAPTER = "adapter_config.json"
-MISTRAL = "consolidated.safetensors"
 MAX_ENTRIES = 10_000  # of a folder that is looked through
 SHOWN = 4
 
@@ -49,10 +48,11 @@ def refusal(folder: Path) -> CheckpointError:
     if not entries:
         return CheckpointError(f"{folder}: no model in an empty folder, expected {EXPECTED}")
     if ADAPTER in names or any(name.startswith("adapter_model.") for name in names):
-        return _adapter(folder, ADAPTER in names)
-    if MISTRAL in names or any(name.startswith("consolidated-") for name in names):
+        return _adapter(folder, names)
+    mistral = [name for name in names if name.startswith("consolidated") and name.endswith(".safetensors")]
+    if mistral:
         return UnsupportedError(
-            f"{folder}: weights only as {MISTRAL}, Mistral's own form, which is not supported; get the repository's "
+            f"{folder}: weights only as {mistral[0]}, Mistral's own form, which is not supported; get the repository's "
             "config.json and model*.safetensors, or a GGUF file of the model"
         )
     if "model_index.json" in names:
@@ -110,15 +110,16 @@ def missing_shards(names: list[str]) -> list[str]:
     return list(dict.fromkeys(missing))
 
 
-def _adapter(folder: Path, has_config: bool) -> UnsupportedError:
+def _adapter(folder: Path, names: list[str]) -> UnsupportedError:
     base = None
-    if has_config:
+    if ADAPTER in names:
         try:
             base = parse_object(read_small(folder / ADAPTER, MAX_NBYTES), ADAPTER).get("base_model_name_or_path")
         except CheckpointError:
             pass  # the folder is an adapter's all the same
     of = f" of {shown(base)}" if isinstance(base, str) and base else ""
+    file = next(name for name in names if name.startswith("adapter_"))
     return UnsupportedError(
-        f"{folder}: a LoRA adapter{of}, no model of its own; merge it into that model (merge_and_unload and "
+        f"{folder}: a LoRA adapter{of} ({file}), no model of its own; merge it into that model (merge_and_unload and "
         "save_pretrained in peft) and give the merged folder"
     )

@@ -23,7 +23,7 @@ from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.config import Config, shown
 from pyllama.errors import CheckpointError, PackError, UnsupportedError
 from pyllama.hub.cache import Repository
-from pyllama.hub.find import NotInCacheError
+from pyllama.hub.find import NotInCacheError, named
 from pyllama.hub.names import DEMO, ModelName, parse_name
 from pyllama.packing.carry import folder_files
 from pyllama.packing.pack import delete, describe, header_of, pack, write_checked
@@ -56,7 +56,7 @@ def pull_packed(
     begun = _packing_of(name, Workplace(destination))
     if begun:
         return pack(begun["asked"], destination, replace=begun["replace"], progress=progress)
-    if name != DEMO and not patterns and not parse_name(name).quantization:
+    if name != DEMO and not patterns and not named(name).quantization:
         path = _by_file(parse_name(name), destination, progress)
         if path:
             return path
