@@ -195,7 +195,10 @@ def test_text_streams_as_it_is_written(base_folder):
     [
         ([], "the following arguments are required: COMMAND (see pyllama --help)"),
         (["run"], "the following arguments are required: MODEL (see pyllama run --help)"),
-        (["fly"], "argument COMMAND: invalid choice: 'fly'"),
+        (["fly"], "fly: no such command, expected one of run, chat,"),
+        (["generate", "x"], "did you mean pyllama run? (see pyllama --help)"),
+        (["models/x.gguf"], "to run a model: pyllama run models/x.gguf (see pyllama --help)"),
+        (["--memory", "2G", "run", "x"], "options come after the command: pyllama run --memory ..."),
         (["run", "MODEL", "--hurry"], "unrecognized arguments: --hurry"),
         (["run", "MODEL", "--temp", "1"], "unrecognized arguments: --temp 1"),
         (["run", "MODEL", "--seed", "x"], "argument --seed: invalid int value: 'x'"),

@@ -84,7 +84,7 @@ def _open_file(path: Path) -> Checkpoint:
     what = described_bytes(head, nbytes)
     if what and not (path.suffix in (".pth", ".bin", ".pt") and head.startswith((b"PK", b"\x80"))):
         raise CheckpointError(f"{path}: {what}")
-    if path.suffix in (".safetensors", ".pth", ".json", ".bin", ".model", ".txt", ".jinja") or head[8:10] == b'{"':
+    if path.suffix in (".safetensors", ".pth", ".json", ".bin", ".model") or head[8:10] == b'{"':
         raise CheckpointError(f"{path}: one file of a model, expected its folder: give {path.parent}")
     if path.suffix in (".onnx", ".h5", ".msgpack", ".tflite", ".npz", ".pt", ".ckpt"):
         raise UnsupportedError(f"{path}: weights of another program; get the model as safetensors or GGUF")
