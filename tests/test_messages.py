@@ -344,6 +344,22 @@ def test_an_unknown_option_names_the_one_that_was_meant(capsys, line, expected):
 
 
 @pytest.mark.parametrize(
+    "line, expected",
+    [
+        (["generate", "x"], "did you mean pyllama run?"),
+        (["download", "a/b"], "did you mean pyllama pull?"),
+        (["server", "x"], "did you mean pyllama serve?"),
+        (["models/x.gguf"], "to run a model: pyllama run models/x.gguf"),
+        (["--memory", "2G", "run", "x"], "options come after the command: pyllama run --memory ..."),
+        (["-c", "5"], "unrecognized arguments: -c (see"),
+    ],
+)
+def test_an_unknown_command_names_the_one_that_was_meant(capsys, line, expected):
+    message = told(capsys, *line)
+    assert expected in message and message.endswith("(see pyllama --help)")
+
+
+@pytest.mark.parametrize(
     "given, ours",
     [("context", "context_length"), ("n_ctx", "context_length"), ("num_ctx", "context_length"), ("ram", "memory"),
      ("max_memory", "memory"), ("n_threads", "threads"), ("cache_type", "kv_dtype")],
