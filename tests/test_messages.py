@@ -283,6 +283,7 @@ def cache(tmp_path, monkeypatch):
         ("org/name/x-Q5_K_M.gguf", "a file of a repository is named by its quantization: org/name:Q5_K_M"),
         ("llama3.2:1b", "the hub's names have an organization: org/llama3.2"),
         ("", "an empty text for a model"),
+        ("model.gguf", "model.gguf: no such file or folder$"),
     ],
 )
 def test_what_was_meant_by_a_name(cache, given, expected):

@@ -283,7 +283,7 @@ def test_missing_files_and_folders(tmp_path):
             load(tmp_path, form).encode("a")  # loading works: see test_no_tokenizer.py
     (tmp_path / "tokenizer.json").mkdir()
     with pytest.raises(TokenizerError):
-        load(tmp_path)
+        load(tmp_path).encode("a")
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def _as_name(text: str) -> str:
         quantization = _QUANTIZATION.search(parts[-1])
         how = f"{parts[0]}/{parts[1]}:{quantization[1] if quantization else 'QUANTIZATION'}"
         return f"; a file of a repository is named by its quantization: {how}"
-    if "/" not in text and _OLLAMA.fullmatch(text) and text != DEMO:
+    if "/" not in text and not text.endswith(".gguf") and _OLLAMA.fullmatch(text) and text != DEMO:
         return f"; the hub's names have an organization: org/{wanted}" if wanted else ""
     return ""
 
