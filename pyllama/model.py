@@ -37,6 +37,7 @@ def load(
     memory: int | str | None = None,
     on_layer: Callable[[int], None] | None = None,
     contexts: int = 1,
+    **unknown: Any,
 ) -> "Model":
     """Opens a model; its weights are read by the first pass, and stay as far as memory allows.
 
@@ -68,6 +69,8 @@ def load(
     from pyllama.threads import default_threads
     from pyllama.tokenizer import load_tokenizer
 
+    if unknown:
+        raise _unknown_argument(next(iter(unknown)), load)
     if kv_dtype not in KV_DTYPES:
         raise RequestError(f"kv_dtype: {kv_dtype!r}, expected {' or '.join(KV_DTYPES)}")
     _check_integer("threads", threads, 1, 1024)
@@ -103,6 +106,17 @@ def load(
         checkpoint.close()
         raise
     return Model(checkpoint, tokenizer, decoder, plan)
+
+
+def _unknown_argument(name: str, function: Callable[..., Any]) -> RequestError:
+    from inspect import Parameter, signature
+
+    from pyllama.synonyms import meant, why_not
+
+    known = [p.name for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    ours, why = meant(name, known), why_not(name)
+    hint = f"did you mean {ours}?" if ours else why or f"expected one of {', '.join(known)}"
+    return RequestError(f"{name}: no such argument of {function.__name__}(), {hint}")
 
 
 def _check_integer(name: str, value: int | None, low: int, high: int) -> None:
@@ -164,6 +178,8 @@ class Model:
         Raises RequestError, TokenizerError or ContextOverflowError before anything is computed.
         """
         params = SamplingParams.from_options(**sampling)
+        if params.stop and self.tokenizer.kind == "none":
+            self.tokenizer.refuse()  # a stop string is text, and would never be found
         prompt_ids = self.encode_prompt(prompt)
         is_chat = isinstance(prompt, (list, tuple)) and any(isinstance(item, Mapping) for item in prompt[:1])
         sequence = self.new_sequence()

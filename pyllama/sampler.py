@@ -21,6 +21,7 @@ import numpy as np
 
 from pyllama import _kernels
 from pyllama.errors import PyllamaError, RequestError
+from pyllama.synonyms import meant
 
 SEED_MASK = (1 << 64) - 1
 # exp(-87) is still a normal float32. Below it a candidate keeps that much: less than 2**-100 of the largest.
@@ -124,7 +125,9 @@ class SamplingParams:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                raise RequestError(f"{name}: no such sampling option, expected one of {', '.join(known)}")
+                ours = meant(name, known)
+                hint = f", did you mean {ours}?" if ours else f", expected one of {', '.join(known)}"
+                raise RequestError(f"{name}: no such sampling option{hint}")
         return cls(**{name: value for name, value in options.items() if value is not None})
 
 

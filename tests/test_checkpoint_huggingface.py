@@ -177,7 +177,7 @@ def test_trailing_bytes_are_refused(tmp_path):
         ({"a": "/etc/passwd"}, "beside it"),
         ({"a": 3}, "beside it"),
         ({"a": "b\0.safetensors"}, "beside it"),
-        ({"a": "gone.safetensors"}, "cannot open"),
+        ({"a": "gone.safetensors"}, "gone.safetensors missing, as model.safetensors.index.json names"),
         ({"a": "model.safetensors"}, "not in model.safetensors"),
         ({f"a{i}": f"{i}.safetensors" for i in range(2000)}, "2000 files"),
     ],

@@ -103,7 +103,7 @@ def test_what_cannot_be_opened(tmp_path):
     with pytest.raises(CheckpointError, match="not a GGUF file"):
         open_checkpoint(tmp_path / "notes.txt")
     (tmp_path / "empty").touch()
-    with pytest.raises(CheckpointError, match="not a GGUF file"):
+    with pytest.raises(CheckpointError, match="an empty file"):
         open_checkpoint(tmp_path / "empty")
     os.mkfifo(tmp_path / "pipe.gguf")  # must not wait for a writer
     with pytest.raises(CheckpointError, match="not a regular file"):

@@ -195,7 +195,7 @@ def test_text_streams_as_it_is_written(base_folder):
     [
         ([], "the following arguments are required: COMMAND (see pyllama --help)"),
         (["run"], "the following arguments are required: MODEL (see pyllama run --help)"),
-        (["fly"], "argument COMMAND: invalid choice: 'fly'"),
+        (["fly"], "fly: no such command, expected one of run, chat,"),
         (["run", "MODEL", "--hurry"], "unrecognized arguments: --hurry"),
         (["run", "MODEL", "--temp", "1"], "unrecognized arguments: --temp 1"),
         (["run", "MODEL", "--seed", "x"], "argument --seed: invalid int value: 'x'"),

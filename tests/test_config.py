@@ -296,7 +296,7 @@ def test_features_are_refused_by_name(change, named):
             }
         },
         {"model_type": "mistral", "sliding_window": 0},
-        {"architectures": "LlamaForCausalLM"},
+        {"architectures": {"LlamaForCausalLM": 1}},
         {"hidden_act": 3},
         {"model_type": "qwen2", "use_sliding_window": "yes"},
     ],

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import itertools
 import platform
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from pyllama.errors import PyllamaError
 
 ISAS = kernels.supported_isas()
 THREADS = (1, 3)
-BLOCK = {"F32": 1, "F16": 1, "BF16": 1, "Q2_K": 256, "Q3_K": 256, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256}
+BLOCK = {"F32": 1, "F16": 1, "BF16": 1, "Q2_K": 256, "Q3_K": 256, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256,
+         "IQ4_XS": 256}
 # Odd sizes: one row, a panel less one, more than a panel; columns around the segment and the pair.
 SHAPES = [(1, 1), (31, 7), (33, 129), (75, 256), (96, 300)]
 TOKENS = (1, 2, 3, 5, 6, 7, 13)
@@ -113,6 +115,15 @@ def test_widen_of_random_blocks(run, dtype):
     finite = np.isfinite(expected)
     assert finite.mean() > 0.8
     assert (out[finite] == expected[finite]).all()
+
+
+@pytest.mark.parametrize("dtype", [d for d in kernels.DTYPES if d not in ("F32", "F16", "BF16")])
+def test_widen_is_what_ggml_makes_of_the_same_blocks(run, dtype):
+    with np.load(Path(__file__).parent / "golden" / "quantized" / "golden.npz") as golden:
+        stored, values = golden[f"{dtype}_stored"], golden[f"{dtype}_values"]
+    out = nans(*values.shape)
+    kernels.widen(kernels.Matrix(dtype, *values.shape, stored.reshape(-1)), out)
+    assert (out == values).all()  # and not their bits: where both of Q2_K's terms are 0, the zero may be negative
 
 
 def test_widen_of_all_16_bit_patterns(run):

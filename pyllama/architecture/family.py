@@ -26,6 +26,8 @@ _NEUTRAL: dict[str, Any] = {
     "is_encoder_decoder": False,
     "rope_interleaved": False,
     "use_mrope": False,
+    "is_causal": True,
+    "use_bidirectional_attention": False,
     "attn_logit_softcapping": 0.0,
     "final_logit_softcapping": 0.0,
 }
@@ -85,7 +87,6 @@ class Family:
 
     model_type        of config.json
     architecture      the class in config.json's `architectures`
-    spellings         other names of that class, in old files
     defaults          what the class fills in for a key that config.json leaves out: max_position_embeddings,
                       num_key_value_heads (None: as many as heads), head_dim (None: hidden_size / heads)
     huggingface       the names of tensors that are stored otherwise than one by one under ours
@@ -97,7 +98,6 @@ class Family:
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
-    spellings: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, int | None]]
     huggingface: ClassVar[Names] = Names("model.layers.")
     gguf_architecture: ClassVar[str | None] = None

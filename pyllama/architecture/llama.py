@@ -10,7 +10,6 @@ from pyllama.architecture.names import Names
 class Llama(Family):
     model_type = "llama"
     architecture = "LlamaForCausalLM"
-    spellings = ("LLaMAForCausalLM",)
     defaults = {"max_position_embeddings": 2048, "num_key_value_heads": None, "head_dim": None}
     gguf_architecture = "llama"
     gguf_interleaved = True  # llama.cpp's converter permutes the rows of q and k

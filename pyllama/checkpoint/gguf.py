@@ -28,6 +28,7 @@ from pyllama.checkpoint.gguf_config import gguf_config, gguf_family
 from pyllama.checkpoint.index import Part, Tensor, check_index, deal
 from pyllama.checkpoint.string_list import PREFIX, StringList
 from pyllama.errors import CheckpointError, UnsupportedError, shown
+from pyllama.foreign import HEAD_NBYTES, described_bytes
 
 MAX_HEADER_NBYTES = 64 << 20  # a vocabulary of 256,000 with its merges takes 20 MB
 MAX_KEYS = 4096
@@ -45,7 +46,11 @@ _FORMATS = {
     4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
     28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 34: "TQ1_0", 35: "TQ2_0",
-    39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+    36: "I2_S or IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+    # of ik_llama.cpp
+    133: "Q6_0", 134: "IQ1_BN", 135: "IQ2_BN", 137: "IQ2_K", 138: "IQ3_K", 139: "IQ4_K", 140: "IQ5_K", 141: "IQ6_K",
+    144: "IQ4_KS", 145: "IQ2_KS", 146: "IQ4_KSS", 152: "IQ5_KS", 153: "IQ2_KT", 154: "IQ3_KT", 155: "IQ4_KT",
+    156: "IQ3_KS", 157: "IQ2_KL", 158: "IQ1_KT",
 }  # fmt: skip
 
 ROPE_FREQS = "rope_freqs.weight"  # a tensor that is part of the config
@@ -58,6 +63,14 @@ _ARRAY_TYPES = {
     12: "<f8",
 }  # fmt: skip
 
+# general.type: what else is put into GGUF files.
+_TYPES = {
+    "adapter": ": a LoRA adapter; merge it into its model (llama-export-lora of llama.cpp) and give that file",
+    "mmproj": ": the part of a model that sees or hears; give the file of the language model",
+    "imatrix": ": an importance matrix, made to quantize a model; give the model's own file",
+    "control_vector": ": a control vector for a model; give the model's own file",
+    "vocab": ": a vocabulary alone; give the model's own file",
+}
 _SPLIT = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
 
 
@@ -76,6 +89,8 @@ def open_gguf(path: Path) -> Checkpoint:
         file = files[path] = InputFile(path)
         metadata, _, tensors = read_header(file)
         for other in _other_parts(path, metadata):
+            if not other.exists():
+                raise CheckpointError(f"{other}: missing, expected beside {path.name}; fetch all parts of the model")
             file = files[other] = InputFile(other)
             header = read_header(file)
             _check_split(other, header.metadata)
@@ -113,7 +128,10 @@ def _checkpoint(
 ) -> Checkpoint:
     kind = metadata.get("general.type", "model")
     if not isinstance(kind, str) or kind != "model":
-        raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'")
+        what = _TYPES.get(kind, "") if isinstance(kind, str) else ""
+        raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'{what}")
+    if not found and "general.architecture" in metadata:
+        raise UnsupportedError(f"{path.name}: no tensors, only metadata, such as a vocabulary; get the model itself")
     freqs = found.pop(ROPE_FREQS, None)
     factors = rope_factors(files[freqs.parts[0].file], freqs) if freqs else ()
     family = gguf_family(metadata)
@@ -296,6 +314,9 @@ def read_header(file: InputFile) -> Header:
     """The header of one file; every tensor's bytes lie within it."""
     cursor = _Cursor(file)
     where = cursor.where
+    what = described_bytes(file.read(0, min(HEAD_NBYTES, file.nbytes)), file.nbytes)
+    if what:
+        raise CheckpointError(f"{file.path}: {what}")
     cursor.need(4)
     magic = bytes(cursor.buffer[:4])
     if magic != b"GGUF":
@@ -352,7 +373,10 @@ def _tensor_info(cursor: _Cursor, alignment: int) -> tuple[str, str, tuple[int, 
     number, offset = cursor.unpack("I"), cursor.unpack("Q")
     dtype = _FORMATS.get(number, f"number {number}")
     if dtype not in DTYPES:
-        raise UnsupportedError(f"{shown(name)}: storage format {dtype} is not supported {where}")
+        raise UnsupportedError(
+            f"{shown(name)}: storage format {dtype} is not supported {where}; get a file of Q2_K to Q8_0, IQ4_NL, "
+            "IQ4_XS, BF16 or F16"
+        )
     if any(not 1 <= dim < 2**31 for dim in shape):
         raise CheckpointError(f"{shown(name)}: shape {shape}, expected sizes from 1 to {2**31 - 1} {where}")
     if len(shape) > 3:

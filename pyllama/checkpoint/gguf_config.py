@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pyllama import foreign
 from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import (
     MAX_HEAD_DIM,
@@ -39,7 +40,7 @@ def gguf_family(metadata: Mapping[str, Any]) -> Family:
         raise general.fail("general.architecture", "the name of a model family")
     if architecture not in _FAMILIES:
         known = ", ".join(sorted(_FAMILIES))
-        raise general.unsupported("general.architecture", f"{shown(architecture)} (supported: {known})")
+        raise general.unsupported("general.architecture", f"{shown(architecture)}{foreign.described(architecture)} (supported: {known})")
     return _FAMILIES[architecture]
 
 

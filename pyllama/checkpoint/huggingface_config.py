@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pyllama.architecture import FAMILIES
+from pyllama import foreign
+from pyllama.architecture import FAMILIES, class_names
 from pyllama.architecture.config import (
     MAX_HEAD_DIM,
     MAX_HEADS,
@@ -83,22 +84,22 @@ def huggingface_dtype(config: Mapping[str, Any]) -> str:
 
 
 def _family(f: Fields) -> Family:
-    model_type = f.text("model_type")
+    classes = {name: family.architecture for name, family in FAMILIES.items()}
+    model_type = f.text("model_type") or class_names.model_type_of(f.get("architectures"), classes)
     if model_type not in FAMILIES:
         if model_type is None:
             raise f.fail("model_type", "the name of a model family")
-        raise f.unsupported("model_type", f"{shown(model_type)} (supported: {', '.join(sorted(FAMILIES))})")
+        what = f"{shown(model_type)}{foreign.described(model_type)}"
+        raise f.unsupported("model_type", f"{what} (supported: {', '.join(sorted(FAMILIES))})")
     return FAMILIES[model_type]
 
 
 def _check_class(f: Fields, family: Family) -> None:
     """`architectures` must name the class of model_type, if it names any."""
-    names = f.get("architectures")
-    if names is not None:
-        known = (family.architecture, *family.spellings)
-        if not isinstance(names, list) or len(names) != 1 or names[0] not in known:
-            first = names[0] if isinstance(names, list) and names else names
-            raise f.unsupported("architectures", f"{shown(first)} (expected {family.architecture})")
+    other = class_names.other_class(f.get("architectures"), family.architecture)
+    if other is not None:
+        kind = foreign.described_class(other)
+        raise f.unsupported("architectures", f"{shown(other)}{kind} (expected {family.architecture})")
 
 
 def _unique(ids: Sequence[int]) -> tuple[int, ...]:
@@ -106,14 +107,12 @@ def _unique(ids: Sequence[int]) -> tuple[int, ...]:
 
 
 def _refuse_quantized(f: Fields) -> None:
-    for key in ("quantization_config", "compression_config"):
+    for key in ("quantization_config", "compression_config", "quantization"):
         value = f.get(key)
-        if value is None or value == {}:
-            continue
-        method = value.get("quant_method") if isinstance(value, Mapping) else None
-        raise f.unsupported(
-            key, f"quantization {shown(method or 'without a name')} (use the original weights or a GGUF file)"
-        )
+        if value is not None and value != {}:
+            raise f.unsupported(
+                key, f"quantization {foreign.quantization(key, value)} (use the original weights or a GGUF file)"
+            )
 
 
 def _layer_types(f: Fields, layers: int) -> list[str] | None:

@@ -85,10 +85,11 @@ class Tensor:
         return self.rows * self.row_nbytes
 
 
-# Buffers that old versions saved along with the weights; the decoder computes them.
+# Buffers that old versions saved along with the weights, which the decoder computes, and what training left behind.
 _IGNORED = re.compile(
     r"(model\.)?(layers\.[0-9]{1,4}\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"
     r"|model\.layers\.[0-9]{1,4}\.self_attn\.(masked_bias|bias)"
+    r"|v_head\.(summary\.)?(weight|bias)"  # a value head that training put beside the model's own
 )
 
 
@@ -163,7 +164,7 @@ def check_index(
     for name, shape in expected.items():
         tensor = tensors.get(name)
         if tensor is None:
-            raise CheckpointError(f"{name}: missing, expected with shape {shape} from {source}")
+            raise CheckpointError(f"{name}: missing, expected with shape {shape} from {source}{_advice(name)}")
         _check_format(tensor)
         if tensor.shape != shape:
             raise CheckpointError(
@@ -175,6 +176,16 @@ def check_index(
         index[name] = tensor
     check_overlaps(index.values())
     return index
+
+
+def _advice(name: str) -> str:
+    """What may be behind a missing tensor; for a head it is one of two."""
+    if name != HEAD:
+        return ""
+    return (
+        "; if the model's head is its embedding, set tie_word_embeddings to true there; a model for embeddings or "
+        "rewards has none, and writes no text"
+    )
 
 
 def _file(tensor: Tensor) -> str:

@@ -19,6 +19,7 @@ from pyllama.checkpoint.huggingface import INDEX
 from pyllama.checkpoint.huggingface_config import huggingface_config, huggingface_dtype
 from pyllama.checkpoint.index import Part, Tensor, stored_dtype
 from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
+from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.errors import CheckpointError, UnsupportedError
 
 NOWHERE = Path("not downloaded")
@@ -78,7 +79,9 @@ def outline_huggingface(folder: Path, weights_nbytes: int | None = None) -> Outl
         source = INDEX
         index = parse_object(read_small(folder / INDEX, MAX_NBYTES), INDEX)
         weight_map, metadata = index.get("weight_map"), index.get("metadata")
-        names = weight_map if isinstance(weight_map, dict) else {}
+        names = set(weight_map if isinstance(weight_map, dict) else ())
+        plain = plain_names(names)
+        names = {plain.get(name, name) for name in names}
         for name in tensor_shapes(config):
             if name not in names and not (name == EMBEDDING and HEAD in names):
                 raise CheckpointError(f"{name}: not in {INDEX}, expected as config.json describes the model")

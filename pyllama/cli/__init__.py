@@ -8,10 +8,11 @@ costs only argparse.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from pyllama.cli import bench, chat, info, pack, plan, pull, run, serve, service, unpack, verify
+from pyllama.cli.hints import check_command, unknown
 from pyllama.errors import PyllamaError, RequestError, reason_of
 from pyllama.version import __version__
 
@@ -23,6 +24,17 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    #: The commands beside this one, by name; whoever builds a whole command line puts them here.
+    siblings: Mapping[str, argparse.ArgumentParser] = {}
+
+    def parse_known_args(self, args=None, namespace=None):
+        """What is not known is complained of by the command it was typed for, which knows what there is."""
+        namespace, extras = super().parse_known_args(args, namespace)
+        if extras and self._subparsers is None:
+            others = {name: other for name, other in self.siblings.items() if other is not self}
+            self.error(unknown(self, extras, others))
+        return namespace, extras
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message} (see {self.prog} --help)")
@@ -39,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(subparsers)
+    for other in subparsers.choices.values():
+        other.siblings = subparsers.choices
     return parser
 
 
@@ -49,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
     try:
         try:
+            argv = sys.argv[1:] if argv is None else argv
+            check_command(argv, (command.__name__.rpartition(".")[2] for command in COMMANDS))
             args = build_parser().parse_args(argv)
             code = args.run(args)
         finally:

@@ -94,6 +94,7 @@ def _tokenizer(checkpoint: "Checkpoint") -> dict[str, Any]:
 
     try:
         tokenizer = load_tokenizer(checkpoint)
+        chat_template = tokenizer.chat_template  # raises where there is no tokenizer
     except PyllamaError as error:
         return {"error": str(error)}
 
@@ -107,7 +108,7 @@ def _tokenizer(checkpoint: "Checkpoint") -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "bos": token(tokenizer.bos_token_id),
         "eos": [token(token_id) for token_id in tokenizer.eos_token_ids],
-        "chat_template": tokenizer.chat_template is not None,
+        "chat_template": chat_template is not None,
     }
 
 
@@ -151,7 +152,7 @@ def _lines(d: dict[str, Any]):
 
 def _tokenizer_lines(tokenizer: dict[str, Any], line):
     if "error" in tokenizer:
-        yield line("tokenizer", f"none that works: {tokenizer['error']}")
+        yield line("tokenizer", f"none that works: {tokenizer['error'].removeprefix('no tokenizer, so ')}")
         return
     yield line("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']} tokens")
     bos, eos = tokenizer["bos"], tokenizer["eos"]

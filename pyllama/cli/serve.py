@@ -86,6 +86,7 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
     from pyllama.server.heap import return_freed_memory
     from pyllama.server.run import bind, serve
     from pyllama.signs_of_life import SignsOfLife
+    from pyllama.tokenizer.missing import MissingTokenizer
 
     logging.basicConfig(level=logging.WARNING, format="pyllama: %(message)s")
     return_freed_memory()
@@ -94,6 +95,8 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
     with SignsOfLife(quiet=args.quiet) as signs:
         model = load_model(args, signs, contexts=max(2, args.max_running))
     with model:
+        if isinstance(model.tokenizer, MissingTokenizer):
+            model.tokenizer.refuse()  # what is served is text
         engine = AsyncEngine(
             model,
             max_running=args.max_running,

@@ -20,6 +20,8 @@ const pl_format pl_formats[DT_COUNT] = {
     [DT_Q4_K] = {"Q4_K", 256, 144, {{2, 2}, {1, 140}}},
     [DT_Q5_K] = {"Q5_K", 256, 176, {{2, 2}, {1, 172}}},
     [DT_Q6_K] = {"Q6_K", 256, 210, {{1, 208}, {2, 1}}},
+    [DT_IQ4_NL] = {"IQ4_NL", 32, 18, {{2, 1}, {1, 16}}},
+    [DT_IQ4_XS] = {"IQ4_XS", 256, 136, {{2, 1}, {1, 134}}},
 };
 
 /* Below this many multiply-adds, waking the threads costs more than they save. */

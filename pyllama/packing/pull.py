@@ -21,9 +21,10 @@ from pyllama.checkpoint.huggingface import INDEX, read_config, read_weight_map
 from pyllama.checkpoint.index import is_ignored
 from pyllama.checkpoint.packed import Carried, Shard, shard_name
 from pyllama.checkpoint.safetensors import read_safetensors
+from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.errors import CheckpointError, PackError, UnsupportedError, shown
 from pyllama.hub.cache import Repository
-from pyllama.hub.find import NotInCacheError
+from pyllama.hub.find import NotInCacheError, named
 from pyllama.hub.names import DEMO, ModelName, parse_name
 from pyllama.packing.carry import folder_files
 from pyllama.packing.pack import delete, describe, header_of, pack, write_checked
@@ -55,7 +56,7 @@ def pull_packed(
     begun = _packing_of(name, Workplace(destination))
     if begun:
         return pack(begun["asked"], destination, replace=begun["replace"], progress=progress)
-    if name != DEMO and not patterns and not parse_name(name).quantization:
+    if name != DEMO and not patterns and not named(name).quantization:
         path = _by_file(parse_name(name), destination, progress)
         if path:
             return path
@@ -155,6 +156,8 @@ class _Job:
         tied = config.tie_word_embeddings
         if len(set(weight_map.values())) < 2 or (tied and HEAD in weight_map and EMBEDDING in weight_map):
             return None  # a head beside its copy is compared with it when both are here
+        if plain_names(weight_map):
+            return None  # names are put right when all of them are known
         expected = tensor_shapes(config)
         for name in weight_map:
             if name not in expected and not is_ignored(name, config):

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from pyllama.errors import TokenizerError, reason_of
+from pyllama.foreign import HEAD_NBYTES, described_bytes
 from pyllama.tokenizer import chat_template as templates
 from pyllama.tokenizer import steps, tiktoken
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.chat_template import ChatTemplate
+from pyllama.tokenizer.missing import NoTokenizerError
 from pyllama.tokenizer.pieces import from_pieces
 from pyllama.tokenizer.sentencepiece_model import read_pieces
 from pyllama.tokenizer.tokenizer import Parts
@@ -33,13 +35,14 @@ _LLAMA2_VOCAB = 32000
 
 def read_huggingface(path: Path, config: Any) -> Parts:
     """The tokenizer of a Hugging Face folder. Raises TokenizerError."""
+    _check_fetched(path)
     settings = _json(path / "tokenizer_config.json")
     if (path / "tokenizer.json").is_file():
         parts = _from_json(path, settings, config)
     elif (path / "tokenizer.model").is_file():
         parts = _from_model(path / "tokenizer.model", settings)
     else:
-        raise TokenizerError(f"{path}: no tokenizer.json and no tokenizer.model")
+        raise NoTokenizerError(f"{path}: no tokenizer.json and no tokenizer.model{_instead(path)}")
     vocab_size = getattr(config, "vocab_size", None)
     names = _special_names(path, settings)
     parts.added = _merged_added(parts, settings, set(names.values()), vocab_size)
@@ -56,7 +59,8 @@ def read_meta(path: Path, config: Any) -> Parts:
     """The tokenizer of one of Meta's folders: tokenizer.model in it, or beside it as Meta ships it."""
     file = next((f for f in (path / "tokenizer.model", path.parent / "tokenizer.model") if f.is_file()), None)
     if file is None:
-        raise TokenizerError(f"{path}: no tokenizer.model in the folder or above it")
+        raise NoTokenizerError(f"{path}: no tokenizer.model in the folder or above it")
+    _check_fetched(file.parent)
     parts = _from_model(file, {})
     if parts.kind == "tiktoken":
         variables = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
@@ -65,6 +69,35 @@ def read_meta(path: Path, config: Any) -> Parts:
         variables = {"bos_token": "<s>", "eos_token": "</s>"}
         parts.chat_template = ChatTemplate(templates.LLAMA2, variables, "the format of Llama 2")
     return parts
+
+
+def _check_fetched(folder: Path) -> None:
+    """Raise TokenizerError for a file that is not itself: a pointer to it, a web page, nothing."""
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"):
+        try:
+            with open(folder / name, "rb") as file:
+                head = file.read(HEAD_NBYTES)
+        except OSError:
+            continue  # whoever needs it says so
+        what = described_bytes(head, len(head)) if name != "chat_template.jinja" else None
+        if what or head.startswith(b"version https://git-lfs"):
+            raise TokenizerError(f"{folder / name}: {what or 'a Git LFS pointer, not the file it stands for'}")
+
+
+def _instead(folder: Path) -> str:
+    """Which files of other tokenizers are there, and what makes tokenizer.json of them."""
+    for names, advice in (
+        (("vocab.json", "merges.txt"), "; AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers "
+         "makes one of vocab.json and merges.txt"),
+        (("tekken.json",), ", and tekken.json is not read; get tokenizer.json of the same model"),
+        (("vocab.txt",), ", and vocab.txt is not read; get tokenizer.json of the same model"),
+    ):  # fmt: skip
+        if all((folder / name).is_file() for name in names):
+            return advice
+    versions = sorted(path.name for path in folder.glob("tokenizer.model.v*"))
+    if versions:
+        return f"; {versions[-1]} is one under another name"
+    return "; get one from where the model is from"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pyllama.tokenizer import steps, token_bytes
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.bpe import ByteLevelModel
 from pyllama.tokenizer.chat_template import ChatTemplate
+from pyllama.tokenizer.missing import NoTokenizerError
 from pyllama.tokenizer.pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, from_pieces
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
@@ -54,6 +55,8 @@ class _Reader:
 
     def _list(self, key: str) -> Sequence[Any]:
         value: Any = self._metadata.get(f"tokenizer.{key}")
+        if value is None:
+            raise TokenizerError(f"tokenizer.{key}: missing, expected a list (file {self._where})")
         if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
             raise TokenizerError(
                 f"tokenizer.{key}: {type(value).__name__}, expected a list (file {self._where})"
@@ -78,6 +81,9 @@ class _Reader:
 
     def parts(self) -> Parts:
         model = self._get("ggml.model", str)
+        if model in (None, "none", "no_vocab"):
+            found = "missing" if model is None else repr(model)
+            raise NoTokenizerError(f"tokenizer.ggml.model: {found}, expected 'gpt2' or 'llama' (file {self._where})")
         if model not in ("gpt2", "llama"):
             raise TokenizerError(
                 f"tokenizer.ggml.model: {str(model)[:40]!r} is not supported, expected 'gpt2' or 'llama' "
