@@ -674,7 +674,7 @@ def test_without_the_grammar_library_the_reason_is_given(server, monkeypatch):
 
 def test_a_tool_that_must_be_called_is_called(tool_server):
     pytest.importorskip("llguidance")
-    body = {"messages": MESSAGES, "tools": [WEATHER], "seed": 1}
+    body = {"messages": MESSAGES, "tools": [WEATHER], "seed": 1, "parallel_tool_calls": False}
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
         answer = tool_server.post("/v1/chat/completions", body | {"tool_choice": choice})["choices"][0]
         assert answer["finish_reason"] == "tool_calls" and answer["message"]["content"] is None
@@ -710,6 +710,7 @@ def test_tools_go_through_the_models_own_template(tool_server):
     assert "<|im_start|>tool\nsun" in text
 
 
+OFFERED = {"f": {"name": "f"}, "g": {"name": "g"}}
 CALLS = [("f", {"a": 1}), ("g", {"b": ["}", "</tool"]})]
 
 
@@ -737,7 +738,7 @@ CALLS = [("f", {"a": 1}), ("g", {"b": ["}", "</tool"]})]
 )  # fmt: skip
 def test_calls_are_found_however_the_text_is_cut(form, text, content, calls):
     for size in (1, 2, 3, 7, len(text)):
-        parser, shown, found = tools.ToolParser(form), "", []
+        parser, shown, found = tools.ToolParser(form, OFFERED), "", []
         for at in range(0, len(text), size):
             part, new = parser.push(text[at : at + size])
             shown, found = shown + part, found + new
@@ -775,7 +776,7 @@ def test_forced_calls_are_calls(form, reference):
         assert token_id in guide.allowed() and not complete
         complete = guide.accept(token_id)
     assert complete
-    parser = tools.ToolParser(form)
+    parser = tools.ToolParser(form, OFFERED)
     calls = parser.push(text)[1] + parser.finish()[1]
     assert [(call.name, call.arguments) for call in calls] == [("f", '{"x": 7}')]
 
