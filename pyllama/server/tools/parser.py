@@ -14,6 +14,7 @@ from pyllama.server.tools.reading import Offered, read
 from pyllama.server.tools.scan import Scan
 
 _REASONED = "</think>"
+_HEAD = 200  # characters in which an answer's first marker stands, if it begins with one
 
 
 class ToolParser:
@@ -35,7 +36,7 @@ class ToolParser:
         self.calls = 0
         self._whole: Scan | None = Scan(offered)  # of an answer that may be nothing but calls
         self._call: Scan | None = None  # of what follows an opening marker
-        self._looked = 0  # characters of a call in which no closing marker ended it
+        self._fed = 0  # characters of a call that its scan has seen
 
     def push(self, piece: str) -> tuple[str, list[ToolCall]]:
         """(content, calls) that have become certain."""
@@ -44,22 +45,15 @@ class ToolParser:
         calls: list[ToolCall] = []
         if self._may_be_whole(piece):
             return "", []
-        fed = piece
-        while True:
-            if self._call:
-                more = self._go_on_with_call(fed, content, calls)
-            else:
-                more = self._look_for_call(content)
-            if not more:
-                return "".join(content), calls
-            fed = self._held  # a call, or an answer after its reasoning, begins with all that is held
-            if self._may_be_whole(fed):
-                return "".join(content), calls
+        while self._go_on_with_call(content, calls) if self._call else self._look_for_call(content):
+            if self._may_be_whole(self._held):  # an answer after its reasoning begins with all that is held
+                break
+        return "".join(content), calls
 
     def finish(self, *, cut: bool = False) -> tuple[str, list[ToolCall]]:
         """What was held back, when no more comes. cut: the answer was not ended by the model."""
         if self._whole:
-            calls = None if cut and self._whole.open else read(self._held, self._offered, mistral=self._mistral)
+            calls = None if cut and self._whole.open else read(self._held, self._offered)
             self._whole = None
             if calls:
                 self._held = ""
@@ -81,7 +75,8 @@ class ToolParser:
         """Whether the answer may still be nothing but calls, in another form than the family's."""
         if self._whole is None:
             return False
-        if self._whole.feed(fed) and not (self._form.opening and self._held.lstrip().startswith(self._form.opening)):
+        opening = self._form.opening
+        if self._whole.feed(fed) and not (opening and self._held[:_HEAD].lstrip().startswith(opening)):
             return True
         self._whole = None
         return False
@@ -103,27 +98,31 @@ class ToolParser:
             self._whole = Scan(self._offered)
         else:
             self._call = Scan(self._offered, mistral=self._mistral)
-            self._looked = 0
+            self._fed = 0
         return True
 
-    def _go_on_with_call(self, fed: str, content: list[str], calls: list[ToolCall]) -> bool:
+    def _go_on_with_call(self, content: list[str], calls: list[ToolCall]) -> bool:
         """Ends the call at its closing marker, or turns it into text; whether either happened."""
-        closing = self._form.closing
-        alive = self._call is not None and self._call.feed(fed)
-        while closing and (end := self._held.find(closing, self._looked)) >= 0:
-            found = read(self._held[:end], self._offered)
-            if found:
-                calls += self._made(found)
-                self._held = self._held[end + len(closing) :]
-                self._call = None
-                return True
-            self._looked = end + len(closing)  # in a string, perhaps: the scan knows
-        if closing:
-            self._looked = max(self._looked, len(self._held) - overlap(self._held, closing))
-        if alive:
-            return False
+        scan, closing = self._call, self._form.closing
+        assert scan is not None
+        while True:
+            # A marker may have come in two pieces; one in a string is none, as the scan knows.
+            start = max(0, self._fed - len(closing or "") + 1)
+            end = self._held.find(closing, start) if closing else -1
+            stop = end + len(closing or "") if end >= 0 else len(self._held)
+            alive = scan.feed(self._held[self._fed : stop])
+            self._fed = stop
+            if not alive or (end >= 0 and scan.between):
+                break
+            if end < 0:
+                return False
+        found = read(self._held[:end], self._offered) if alive else None
         self._call = None
-        content.append(self._show(self._form.opening or ""))
+        if found:
+            calls += self._made(found)
+            self._held = self._held[stop:]
+        else:
+            content.append(self._show(self._form.opening or ""))
         return True
 
     def _show(self, text: str) -> str:

@@ -8,6 +8,7 @@ Llama 3.1 and Functionary have it, JSON in it; Llama's [name(key=value)] and nam
 import ast
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,16 +24,20 @@ TAGS = ("tool_call", "tool_calls", "tools", "tool", "function_call", "function_c
 #: Languages of a ``` block that may hold calls.
 LANGUAGES = ("", "json", "jsonc", "tool_call", "tool_calls", "tool", "tool_code", "function_call", "xml", "plaintext")
 
-_FENCE = re.compile(r"```[a-z_]*[ \t]*(?=[\r\n{\[<]|$)|```")
-_TAG = re.compile("</?(?:%s)>" % "|".join(TAGS))
-_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
+_WRAPPER = re.compile(
+    r"```(?:%s)(?=[ \t\r\n{\[<])|```|</?(?:%s)>|%s" % ("|".join(LANGUAGES), "|".join(TAGS), re.escape(PYTHON_TAG))
+)
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
+_FUNCTION = re.compile(r"<function=([^>\n]+)>\s*")
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)(?:\n?</parameter>\s*|(?=<parameter=)|\Z)", re.DOTALL)
+_END = "</function>"
 _MAX_PYTHON = 20_000  # characters: a parser of Python is no place for more
 
 
 def read(text: str, offered: Offered, *, mistral: bool = False) -> list[Call] | None:
     """All calls of a text that is nothing but calls of functions that are offered."""
-    calls = _read_mistral(text) if mistral and not text.lstrip().startswith("[") else _read(text, offered)
+    by_name = mistral and text.lstrip()[:1] not in ("[", "{")
+    calls = _read_mistral(text) if by_name else _read(text, offered)
     if not calls or not all(_acceptable(name, arguments, offered) for name, arguments in calls):
         return None
     return calls
@@ -43,52 +48,86 @@ def _acceptable(name: Any, arguments: Any, offered: Offered) -> bool:
 
 
 def _read(text: str, offered: Offered) -> list[Call] | None:
-    if "<function=" in text and not text.lstrip().startswith(("{", "[")):
-        return _read_functions(text, offered)
-    body = _without_wrappers(text)
-    if PYTHON_TAG in body:
-        body = body.replace(PYTHON_TAG, "", 1)
-    body = body.strip()
-    if body.startswith(("{", "[")):
-        calls = _read_json(body, offered)
+    for candidate in _candidates(text):
+        calls = _read_values(candidate, offered)
         if calls is not None:
             return calls
-    return _read_python(body) if body.endswith((")", "]")) else None
+    return _read_python(_unwrapped(text), offered)
 
 
-def _without_wrappers(text: str) -> str:
-    """Fences and tags at both ends gone, and between calls; those in strings of JSON stay."""
-    return _outside_strings_replaced(text, f"{_FENCE.pattern}|{_TAG.pattern}", " ")
+def _read_values(text: str, offered: Offered) -> list[Call] | None:
+    """Calls one after the other, in blocks and tags or not, with white space, commas or semicolons between."""
+    calls: list[Call] = []
+    at = 0
+    while at < len(text):
+        if text[at] in " \t\r\n;,":
+            at += 1
+        elif found := _WRAPPER.match(text, at):
+            at = found.end()
+        elif found := _FUNCTION.match(text, at):
+            read = _read_function(text, found.end(), found[1].strip().strip("\"'"), offered)
+            if read is None:
+                return None
+            call, at = read
+            calls.append(call)
+        else:
+            value, at = _read_value(text, at)
+            if value == []:
+                return None
+            for item in value if isinstance(value, list) else [value]:
+                made = _call_of(item, offered)
+                if made is None:
+                    return None
+                calls.append(made)
+    return calls
+
+
+def _unwrapped(text: str) -> str:
+    """The text without the blocks and tags that begin it, and those that end it."""
+    at = 0
+    while found := re.compile(rf"\s*(?:{_WRAPPER.pattern})").match(text, at):
+        at = found.end()
+    return re.sub(rf"(?:\s*(?:```|</?(?:{'|'.join(TAGS)})>))*\s*\Z", "", text[at:].strip())
+
+
+# --- JSON ---
+
+_DECODER = json.JSONDecoder(parse_constant=lambda name: _refuse(name))
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _read_value(text: str, at: int) -> tuple[Any, int]:
+    """The value of JSON at a place, None if there is none, and where it ends."""
+    try:
+        return _DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError):
+        return None, len(text)
+
+
+def _loaded(text: str) -> Any:
+    value, end = _read_value(text.strip(), 0)
+    return value if end == len(text.strip()) else None
+
+
+def _candidates(text: str) -> list[str]:
+    """The text, and if it has doubled braces: those around the calls single, closed as often or not; all single."""
+    if not any(re.search(r"\{\s*\{", text[start:end]) for start, end in _outside_strings(text)):
+        return [text]
+    opened_once = _outside_strings_replaced(text, r"\{(\s*)\{(?=\s*$)", r"{\1")
+    return [text, _closed_once(opened_once), _outside_strings_replaced(text, r"(\{|\})\1", r"\1")]
 
 
 def _outside_strings(text: str) -> list[tuple[int, int]]:
     """Where the text is no JSON string: (start, end) of each stretch."""
     stretches, at = [], 0
-    for found in re.finditer(r'"(?:[^"\\]|\\.)*(?:"|\Z)', text, re.DOTALL):
+    for found in _STRING.finditer(text):
         stretches.append((at, found.start()))
         at = found.end()
     stretches.append((at, len(text)))
     return stretches
-
-
-# --- JSON ---
-
-
-def _read_json(text: str, offered: Offered) -> list[Call] | None:
-    candidates = [text]
-    if re.match(r"\[?\s*\{\s*\{", text):
-        candidates += _single_braces(text)
-    for candidate in candidates:
-        values = _json_values(candidate)
-        if values is not None:
-            return _calls_of(values, offered)
-    return None
-
-
-def _single_braces(text: str) -> list[str]:
-    """Doubled braces taken for single ones: those around the calls only, closed as often or not, or all."""
-    opened_once = _outside_strings_replaced(text, r"\{(\s*)\{(?=\s*$)", r"{\1")
-    return [_closed_once(opened_once), _outside_strings_replaced(text, r"(\{|\})\1", r"\1")]
 
 
 def _outside_strings_replaced(text: str, pattern: str, replacement: str) -> str:
@@ -121,35 +160,6 @@ def _closed_once(text: str) -> str:
     return "".join(result)
 
 
-def _json_values(text: str) -> list[Any] | None:
-    """Values of JSON one after the other, with white space, commas or semicolons between."""
-    decoder, values, at = json.JSONDecoder(parse_constant=_no_constant), [], 0
-    while at < len(text):
-        if text[at] in " \t\r\n;,":
-            at += 1
-            continue
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            return None
-        values += value if isinstance(value, list) else [value]
-    return values
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _calls_of(values: list[Any], offered: Offered) -> list[Call] | None:
-    calls = []
-    for value in values:
-        call = _call_of(value, offered)
-        if call is None:
-            return None
-        calls.append(call)
-    return calls
-
-
 def _call_of(value: Any, offered: Offered) -> Call | None:
     if not isinstance(value, dict) or not KEYS.issuperset(value):
         return None
@@ -166,10 +176,7 @@ def _call_of(value: Any, offered: Offered) -> Call | None:
         return None if _required(offered[name]) else (name, {})
     arguments = given[0]
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments, parse_constant=_no_constant) if arguments.strip() else {}
-        except (ValueError, RecursionError):
-            return None
+        arguments = _loaded(arguments) if arguments.strip() else {}
     return (name, arguments) if isinstance(arguments, dict) else None
 
 
@@ -182,43 +189,39 @@ def _required(function: Mapping[str, Any]) -> Any:
 
 def _read_mistral(text: str) -> list[Call] | None:
     """Since 2025: name[ARGS]{...}, each behind a marker of its own."""
-    decoder, calls = json.JSONDecoder(parse_constant=_no_constant), []
+    calls = []
     text = text.strip()
     while text:
         found = re.match(r"(?:\[TOOL_CALLS\]\s*)?([^\[{]+?)\s*(?:\[CALL_ID\]\s*[^\[{]*)?(?:\[ARGS\]\s*)?(?=\{)", text)
         if not found:
             return None
-        try:
-            arguments, end = decoder.raw_decode(text, found.end())
-        except (ValueError, RecursionError):
-            return None
+        arguments, end = _read_value(text, found.end())
         calls.append((found[1], arguments))
         text = text[end:].strip()
     return calls
 
 
-def _read_functions(text: str, offered: Offered) -> list[Call] | None:
-    calls, rest, at = [], [], 0
-    for found in _FUNCTION.finditer(text):
-        rest.append(text[at : found.start()])
-        at = found.end()
-        name, body = found[1].strip().strip("\"'"), found[2].strip()
-        if name not in offered:
-            return None
-        if body.startswith("{"):
-            values = _json_values(body)
-            if values is None or len(values) != 1:
-                return None
-            calls.append((name, values[0]))
-            continue
-        parameters = _PARAMETER.findall(body)
-        if _PARAMETER.sub("", body).strip():
-            return None
+def _read_function(text: str, at: int, name: str, offered: Offered) -> tuple[Call, int] | None:
+    """What follows <function=name>: the call, and where it ends."""
+    if name not in offered:
+        return None
+    arguments: dict[str, Any] = {}
+    if text.startswith("{", at):
+        arguments, at = _read_value(text, at)
+        at += len(text[at:]) - len(text[at:].lstrip())
+    else:
         types = (offered[name].get("parameters") or {}).get("properties") or {}
-        calls.append((name, {key.strip(): _typed(value, types.get(key.strip())) for key, value in parameters}))
-    rest.append(text[at:])
-    outside = _TAG.sub("", _FENCE.sub("", "".join(rest))).replace(PYTHON_TAG, "")
-    return None if outside.strip(" \t\r\n,;") else calls
+        while found := _PARAMETER.match(text, at):
+            key, value, at = found[1].strip(), found[2], found.end()
+            if not found[0].rstrip().endswith("</parameter>"):
+                at = found.start(2) + (value.find(_END) if _END in value else len(value))
+                value = text[found.start(2) : at].rstrip("\n")
+            arguments[key] = _typed(value, types.get(key))
+    if text.startswith(_END, at):
+        at += len(_END)
+    elif at < len(text):
+        return None
+    return (name, arguments), at
 
 
 def _typed(value: str, schema: Any) -> Any:
@@ -230,30 +233,30 @@ def _typed(value: str, schema: Any) -> Any:
     if isinstance(schema, dict) and value in (schema.get("enum") or ()):
         return value
     text = {"True": "true", "False": "false", "None": "null"}.get(value.strip(), value)
-    try:
-        return json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return value
+    if text.strip() == "null":
+        return None
+    found = _loaded(text)
+    return value if found is None else found
 
 
-def _read_python(text: str) -> list[Call] | None:
+def _read_python(text: str, offered: Offered) -> list[Call] | None:
     """[name(key=value), ...] or name.call(key=value), with literals as values."""
-    if len(text) > _MAX_PYTHON:
+    head = re.match(r"(\[?)\s*([^(]*?)(\.call)?\s*\(", text)
+    if not head or head[2] not in offered or bool(head[1]) == bool(head[3]) or len(text) > _MAX_PYTHON:
         return None
     try:
-        tree = ast.parse(text, mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in a model's strings
+            tree = ast.parse(text, mode="eval").body
         calls = tree.elts if isinstance(tree, ast.List) else [tree]
-        result = []
-        for call in calls:
-            if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
-                return None
-            name = ast.unparse(call.func)
-            if isinstance(tree, ast.Call):
-                if not name.endswith(".call"):
-                    return None
-                name = name.removesuffix(".call")
-            arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-            result.append((name, json.loads(json.dumps(arguments, allow_nan=False))))
-        return result
+        return [_python_call(call) for call in calls]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
+
+
+def _python_call(call: ast.expr) -> Call:
+    if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
+        raise ValueError("expected a call with named arguments")
+    arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    # As JSON has it: a tuple is a list, and what JSON does not know is refused.
+    return ast.unparse(call.func).removesuffix(".call"), json.loads(json.dumps(arguments, allow_nan=False))

@@ -11,7 +11,7 @@ from pyllama.server.tools.reading import KEYS, LANGUAGES, PYTHON_TAG, TAGS
 _SPACE = " \t\r\n"
 _LITERAL = frozenset("+-.0123456789eEtrufalsn")
 _MARKER = "[TOOL_CALLS]"
-_END = "</function>"
+_PARAMETER, _END = "<parameter=", "</function>"
 _FREE = 64  # characters of a call's id, and of what is looked back on
 
 
@@ -33,7 +33,7 @@ class Scan:
         self._fenced = False
         self._opened = 0  # tags
         self._items = 0
-        self._python = False
+        self._python = self._in_parameter = False
         self._extra = 0  # braces that were doubled, and may be closed twice
         # JSON: for each object or list (bracket, whether it is or holds calls, its present key)
         self._stack: list[tuple[str, bool, str]] = []
@@ -44,6 +44,11 @@ class Scan:
     @property
     def open(self) -> bool:
         return self._fenced or self._opened > 0
+
+    @property
+    def between(self) -> bool:
+        """Whether no call, tag or block is half read."""
+        return self._state == self._between
 
     def feed(self, text: str) -> bool:
         """Whether it may still be a call."""
@@ -112,12 +117,17 @@ class Scan:
         self._word = (self._word + char)[-_FREE:]
         head = self._word.lstrip()
         if len(self._word) < _FREE and head:
-            known = ("{", "<parameter=", _END)
+            known = ("{", _PARAMETER, _END)
             if not any(head.startswith(text) or text.startswith(head) for text in known):
                 return False
-        # In the text of a parameter the same words may stand; they end the call only after a tag or a brace.
-        if char == ">" and self._word.endswith(_END) and self._word[: -len(_END)].rstrip()[-1:] in ("", ">", "}"):
-            self._state = self._between
+        if char == "=" and self._word.endswith(_PARAMETER):
+            self._in_parameter = True
+        elif char == ">" and self._word.endswith("</parameter>"):
+            self._in_parameter = False
+        # In the text of a parameter the same words may stand, and in a string of JSON.
+        elif char == ">" and self._word.endswith(_END) and not self._in_parameter:
+            if self._word[: -len(_END)].rstrip()[-1:] in ("", ">", "}"):
+                self._state = self._between
         return True
 
     # --- name[ARGS]{...}, [name(key=value)] ---
