@@ -33,8 +33,10 @@ def calls_or(
 def _calls(form: ToolFormat, functions: list[dict[str, Any]], marker_id: int | None, parallel: bool) -> str:
     rules = []
     for index, function in enumerate(functions):
-        head = json.dumps({"name": function["name"]}, ensure_ascii=False)[:-1] + f', "{form.arguments}": '
-        rules.append(f"call_{index}: {_text(head)} arguments_{index} {_text('}')}")
+        # In the pieces that JSON of a schema is made of: where either may stand, the lexer must not run ahead in one.
+        name = json.dumps(function["name"], ensure_ascii=False)
+        head = " ".join(map(_text, ("{", '"name"', ": ", name, ", ", f'"{form.arguments}"', ": ")))
+        rules.append(f"call_{index}: {head} arguments_{index} {_text('}')}")
         rules.append(f"arguments_{index}: {embedded(_of_arguments(function))}")
     rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(functions))))
     one = "call"
