@@ -20,7 +20,6 @@ from openai import OpenAI
 
 def function(name, description, **properties):
     parameters = {"type": "object", "properties": properties, "required": list(properties)}
-    parameters["additionalProperties"] = False
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
@@ -35,6 +34,7 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "strict": Tru
 ASKED = "What is the weather in Paris?"
 MADE = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
 RESULT = [
+    {"role": "system", "content": "Answer in one sentence."},
     {"role": "user", "content": ASKED},
     {"role": "assistant", "content": None, "tool_calls": [MADE]},
     {"role": "tool", "tool_call_id": "call_1", "content": '{"temperature_c": 31, "sky": "cloudless"}'},
@@ -56,7 +56,7 @@ ROWS = {
         {"tools": [WEATHER], "parallel_tool_calls": False},
         weather("Rome"),
     ),
-    "auto, a result": (RESULT, {"tools": [WEATHER]}, "31"),
+    "auto, a result": (RESULT, {"tools": [WEATHER]}, lambda text: "31" in text and text[:1] not in "{`"),
     "required": (ASKED, {"tools": [TIME, WEATHER], "tool_choice": "required"}, weather("Paris")),
     "required, two calls": (
         "Weather in Rome and in Bern?",

@@ -6,6 +6,7 @@ Each function's parameters are a schema of their own in the grammar, so `#`, `$d
 import json
 from typing import Any
 
+from pyllama.server.errors import ApiError
 from pyllama.server.grammar import embedded
 from pyllama.server.tools.forms import ToolFormat
 
@@ -48,6 +49,8 @@ def _calls(form: ToolFormat, functions: list[dict[str, Any]], marker_id: int | N
             one = f"{opening} call {_text(newline + form.closing)}"
             opening = ""
     more = f" ({_text(form.between)} {one}){{0,{MAX_CALLS - 1}}}" if parallel else ""
+    if more and form.closing:
+        more += f" {_text(form.between)}?"  # a model that has begun a line after its call need not call again
     many = f"{one}{more}"
     if form.is_list:
         many = f"{_text('[')} {many} {_text(']')}"
@@ -56,9 +59,13 @@ def _calls(form: ToolFormat, functions: list[dict[str, Any]], marker_id: int | N
 
 
 def _of_arguments(function: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a function's arguments, which are an object whatever it says."""
+    """The schema of a function's arguments, which are an object."""
     schema = function.get("parameters") or {}
-    return schema if "type" in schema or "$ref" in schema else {"type": "object", **schema}
+    kinds = schema.get("type", "object")
+    if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+        name, kind = function["name"][:64], str(kinds)[:40]
+        raise ApiError(400, f"tools: parameters of {name!r} of type {kind}, expected object", "tools", "invalid_value")
+    return schema if "$ref" in schema else {**schema, "type": "object"}
 
 
 def _text(text: str) -> str:
