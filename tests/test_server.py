@@ -674,7 +674,7 @@ def test_without_the_grammar_library_the_reason_is_given(server, monkeypatch):
 
 def test_a_tool_that_must_be_called_is_called(tool_server):
     pytest.importorskip("llguidance")
-    body = {"messages": MESSAGES, "tools": [WEATHER], "seed": 1}
+    body = {"messages": MESSAGES, "tools": [WEATHER], "seed": 1, "parallel_tool_calls": False}
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
         answer = tool_server.post("/v1/chat/completions", body | {"tool_choice": choice})["choices"][0]
         assert answer["finish_reason"] == "tool_calls" and answer["message"]["content"] is None
@@ -710,6 +710,87 @@ def test_tools_go_through_the_models_own_template(tool_server):
     assert "<|im_start|>tool\nsun" in text
 
 
+ANSWER = {"type": "object", "properties": {"answer": {"enum": ["yes", "no"]}}, "required": ["answer"],
+          "additionalProperties": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": ANSWER}},
+        {"type": "json_object", "schema": ANSWER},
+        {"type": "json_schema", "schema": ANSWER},
+    ],
+)
+def test_a_schema_is_followed_wherever_clients_put_it(server, form):
+    pytest.importorskip("llguidance")
+    for seed in range(3):
+        body = {"messages": MESSAGES, "seed": seed, "temperature": 2, "response_format": form}
+        choice = server.post("/v1/chat/completions", body)["choices"][0]
+        assert json.loads(choice["message"]["content"])["answer"] in ("yes", "no")
+    for missing in ({"type": "json_schema"}, {"type": "json_schema", "json_schema": {"name": "x"}}):
+        assert "missing" in server.refuse("/v1/chat/completions", CHAT | {"response_format": missing})["message"]
+
+
+def test_tools_beside_a_format_give_a_call_or_the_format(tool_server):
+    pytest.importorskip("llguidance")
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": ANSWER}}
+    kinds = set()
+    for seed in range(12):
+        body = {"messages": MESSAGES, "seed": seed, "temperature": 2, "response_format": form, "tools": [WEATHER],
+                "parallel_tool_calls": False}  # fmt: skip
+        message = tool_server.post("/v1/chat/completions", body)["choices"][0]["message"]
+        for call in message.get("tool_calls", []):
+            assert json.loads(call["function"]["arguments"])["city"] in ("Rome", "Oslo")
+        if not message.get("tool_calls"):
+            assert json.loads(message["content"])["answer"] in ("yes", "no")
+        kinds.add("tool_calls" in message)
+    assert kinds == {True, False}
+
+
+def test_several_calls_have_indexes_and_ids_of_their_own(tool_server):
+    pytest.importorskip("llguidance")
+    body = {"messages": MESSAGES, "tools": [WEATHER], "tool_choice": "required", "temperature": 2, "max_tokens": 300}
+    several = 0
+    for seed in range(6):
+        message = tool_server.post("/v1/chat/completions", body | {"seed": seed})["choices"][0]["message"]
+        events = tool_server.events("/v1/chat/completions", body | {"seed": seed})
+        deltas = [call for e in events for c in e["choices"] for call in c["delta"].get("tool_calls", [])]
+        whole = [call["function"] for call in message["tool_calls"]]
+        assert [call["function"] for call in deltas] == whole
+        assert [call["index"] for call in deltas] == list(range(len(deltas)))
+        assert len({call["id"] for call in message["tool_calls"]}) == len(whole)
+        several += len(whole) > 1
+    assert several
+
+
+def test_schemas_that_are_too_much_or_nonsense_are_the_clients_error(tool_server):
+    pytest.importorskip("llguidance")
+
+    def asked(parameters):
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+        return {"messages": MESSAGES, "max_tokens": 4, "tools": [tool], "tool_choice": "required"}
+
+    for parameters in ({"type": "object", "$defs": 5}, {"type": "object", "definitions": [1]}, {}, {"title": "f"}):
+        tool_server.post("/v1/chat/completions", asked(parameters))
+    for parameters in ({"type": "array"}, {"properties": 5}, {"type": "object", "required": 5}, {"type": 5},
+                       {"type": "object", "properties": {"a": {"not": {}}}, "required": ["a"]}):  # fmt: skip
+        error = tool_server.refuse("/v1/chat/completions", asked(parameters))
+        assert error["param"] == "tools" and error["message"].startswith("tools: ")
+    assert tool_server.post("/v1/chat/completions", CHAT)["choices"]
+
+
+def test_other_types_of_tools_do_not_keep_functions_from_working(tool_server):
+    pytest.importorskip("llguidance")
+    body = {"messages": MESSAGES, "tools": [{"type": "web_search"}, WEATHER], "tool_choice": "required",
+            "parallel_tool_calls": False}  # fmt: skip
+    (call,) = tool_server.post("/v1/chat/completions", body)["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "weather"
+    error = tool_server.refuse("/v1/chat/completions", body | {"tools": [{"type": "web_search"}]})
+    assert "web_search" in error["message"]
+
+
+OFFERED = {"f": {"name": "f"}, "g": {"name": "g"}}
 CALLS = [("f", {"a": 1}), ("g", {"b": ["}", "</tool"]})]
 
 
@@ -737,7 +818,7 @@ CALLS = [("f", {"a": 1}), ("g", {"b": ["}", "</tool"]})]
 )  # fmt: skip
 def test_calls_are_found_however_the_text_is_cut(form, text, content, calls):
     for size in (1, 2, 3, 7, len(text)):
-        parser, shown, found = tools.ToolParser(form), "", []
+        parser, shown, found = tools.ToolParser(form, OFFERED), "", []
         for at in range(0, len(text), size):
             part, new = parser.push(text[at : at + size])
             shown, found = shown + part, found + new
@@ -775,7 +856,7 @@ def test_forced_calls_are_calls(form, reference):
         assert token_id in guide.allowed() and not complete
         complete = guide.accept(token_id)
     assert complete
-    parser = tools.ToolParser(form)
+    parser = tools.ToolParser(form, OFFERED)
     calls = parser.push(text)[1] + parser.finish()[1]
     assert [(call.name, call.arguments) for call in calls] == [("f", '{"x": 7}')]
 

@@ -40,7 +40,8 @@ def gguf_family(metadata: Mapping[str, Any]) -> Family:
         raise general.fail("general.architecture", "the name of a model family")
     if architecture not in _FAMILIES:
         known = ", ".join(sorted(_FAMILIES))
-        raise general.unsupported("general.architecture", f"{shown(architecture)}{foreign.described(architecture)} (supported: {known})")
+        what = f"{shown(architecture)}{foreign.described(architecture)}"
+        raise general.unsupported("general.architecture", f"{what} (supported: {known})")
     return _FAMILIES[architecture]
 
 

@@ -36,8 +36,7 @@ async def create(request: Request) -> Response:
     streams = service.submit(
         [prompt_ids], want, request, body.get("user"), guide=guide, show_special=choice.tools is not None
     )
-    form = service.tool_format if choice.tools else None
-    answer = _Chat(service, streams, want, form)
+    answer = _Chat(service, streams, want, choice)
     if want.stream:
         return EventStream(answer.events(), streams, service.settings.timeout_s)
     return JSONResponse(await unless_hung_up(request, answer.whole(), service.settings.timeout_s))
@@ -60,28 +59,40 @@ def _encode(service: Service, messages: list[dict], choice: tools.ToolChoice, bo
 
 
 def _guide(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> GrammarGuide | None:
-    """What restricts the tokens: a tool that must be called, or else the format asked for."""
+    """What restricts the tokens: a tool that must be called, or else the format asked for, unless one is called."""
     form = service.tool_format
-    if choice.forced and form is not None:
-        marker = service.tokenizer.id_of(form.opening) if form.opening else None
-        if marker not in service.tokenizer.special_ids:
-            marker = None
-        return service.grammars.lark(tools.forced_grammar(form, choice.forced, marker), "tools")
-    wanted_format = body.get("response_format") or {"type": "text"}
-    if wanted_format["type"] == "json_object":
-        return service.grammars.json({"type": "object"}, "response_format")
-    if wanted_format["type"] == "json_schema":
-        if not wanted_format.get("json_schema"):
-            raise ApiError(400, "response_format.json_schema: missing", "response_format.json_schema")
-        return service.grammars.json(wanted_format["json_schema"]["schema"], "response_format")
-    return None
+    schema = _format(body.get("response_format"))
+    if form is None or choice.tools is None or not (choice.forced or schema):
+        return service.grammars.json(schema, "response_format") if schema else None
+    marker = service.tokenizer.id_of(form.opening) if form.opening else None
+    if marker not in service.tokenizer.special_ids:
+        marker = None
+    if choice.forced:
+        grammar = tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel)
+        return service.grammars.lark(grammar, "tools")
+    assert schema is not None
+    functions = list(choice.offered.values())
+    service.grammars.json(schema, "response_format")  # whose fault an error is
+    return service.grammars.lark(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
+
+
+def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The schema that `response_format` asks for, in json_schema (OpenAI) or beside the type (llama.cpp, Together)."""
+    if not given or given["type"] == "text":
+        return None
+    own = given.get("json_schema") or {}
+    schema = own.get("schema") or given.get("schema")
+    if given["type"] == "json_schema" and schema is None and own.get("schema") is None:
+        missing = "response_format.json_schema" + (".schema" if own else "")
+        raise ApiError(400, f"{missing}: missing", missing)
+    return schema or {"type": "object"}
 
 
 class _Choice:
     """One of n answers, as far as it has come."""
 
-    def __init__(self, form: tools.ToolFormat | None):
-        self.parser = tools.ToolParser(form) if form else None
+    def __init__(self, form: tools.ToolFormat | None, choice: tools.ToolChoice):
+        self.parser = tools.ToolParser(form, choice.offered, parallel=choice.parallel) if form else None
         self.content = ""
         self.calls: list[tools.ToolCall] = []
         self.logprobs: list[dict[str, Any]] = []
@@ -94,7 +105,7 @@ class _Choice:
         if self.parser:
             content, calls = self.parser.push(step.text)
             if step.finish_reason:
-                more, last = self.parser.finish()
+                more, last = self.parser.finish(cut=step.finish_reason == "length")
                 content, calls = content + more, calls + last
         self.content += content
         self.calls += calls
@@ -105,9 +116,10 @@ class _Choice:
 
 
 class _Chat:
-    def __init__(self, service: Service, streams: list[Stream], want: Wanted, form: tools.ToolFormat | None):
+    def __init__(self, service: Service, streams: list[Stream], want: Wanted, choice: tools.ToolChoice):
         self._service, self._streams, self._want = service, streams, want
-        self._choices = [_Choice(form) for _ in streams]
+        form = service.tool_format if choice.tools else None
+        self._choices = [_Choice(form, choice) for _ in streams]
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "object": "chat.completion.chunk" if want.stream else "chat.completion",

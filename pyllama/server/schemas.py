@@ -85,7 +85,7 @@ SAMPLING: dict[str, Schema] = {
 
 TOOL: Schema = obj(
     {
-        "type": {"type": "string", "enum": ["function"]},
+        "type": text("function; tools of other types are left out", minLength=1),
         "function": obj(
             {
                 "name": text("", minLength=1, maxLength=64),
@@ -96,7 +96,7 @@ TOOL: Schema = obj(
             ("name",),
         ),
     },
-    ("type", "function"),
+    ("type",),
 )
 
 MESSAGE: Schema = obj(
@@ -134,7 +134,8 @@ CHAT: Schema = obj(
         "response_format": obj(
             {
                 "type": {"type": "string", "enum": ["text", "json_object", "json_schema"]},
-                "json_schema": obj({"name": STRING, "schema": {"type": "object"}}, ("schema",)),
+                "json_schema": obj({"name": STRING, "schema": {"type": "object"}}),
+                "schema": {"type": "object", "description": "of the JSON, in place of json_schema"},
             },
             ("type",),
             "what the answer must be; enforced token by token",
@@ -143,9 +144,24 @@ CHAT: Schema = obj(
         "tool_choice": either(
             "whether it may, must not or must call one",
             {"type": "string", "enum": ["none", "auto", "required"]},
-            obj({"type": {"type": "string", "enum": ["function"]}, "function": obj({"name": STRING}, ("name",))},
-                ("type", "function")),
+            obj(
+                {
+                    "type": text("function or allowed_tools"),
+                    "function": obj({"name": STRING}),
+                    "allowed_tools": obj(
+                        {
+                            "mode": {"type": "string", "enum": ["auto", "required"]},
+                            "tools": {
+                                "type": "array",
+                                "items": obj({"type": STRING, "function": obj({"name": STRING})}),
+                            },
+                        }
+                    ),
+                },
+                ("type",),
+            ),
         ),  # fmt: skip
+        "parallel_tool_calls": flag("whether an answer may have several calls; default true"),
         "chat_template_kwargs": {"type": "object", "description": "more variables for the chat template"},
     },
     ("messages",),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyllama.errors import RequestError, TokenizerError
+from pyllama.tokenizer.tool_turns import PROBE_TOOL, ToolTurns
 
 # Llama 2 (llama_recipes/inference/chat_utils): [INST] <<SYS>> system <</SYS>> user [/INST] answer, a BOS each turn.
 LLAMA2 = """\
@@ -60,6 +61,7 @@ class ChatTemplate:
         self._variables = dict(variables)
         self._where = where
         self._compiled: Any = None
+        self._tool_turns = ToolTurns()
 
     def render(
         self,
@@ -70,13 +72,21 @@ class ChatTemplate:
         **variables: Any,
     ) -> str:
         """The text of a chat. RequestError: the template refuses the messages; TokenizerError: it is bad itself."""
+        given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        return self._tool_turns.render(
+            _plain_messages(messages),
+            lambda chat: self._text(chat, given),
+            lambda chat: self._text(chat, {"tools": [PROBE_TOOL], "add_generation_prompt": False}),
+        )
+
+    def _text(self, chat: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
+        """The text of messages that are plain."""
         import jinja2  # 30 ms: only a chat pays for it
 
         from pyllama.tokenizer import sandbox
 
-        chat = _plain_messages(messages)
         given = _plain({**self._variables, **variables})
-        given.update(messages=chat, tools=_plain(tools), add_generation_prompt=add_generation_prompt)
+        given.update(messages=chat)
         given.setdefault("documents", None)
         try:
             if self._compiled is None:
