@@ -6,6 +6,7 @@ knows a decoder, a tokenizer and a sampler by what they do, and neither files no
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pyllama.errors import ContextOverflowError, RequestError
+from pyllama.errors import BusyError, ContextOverflowError, RequestError
 from pyllama.sampler import Sampler, SamplingParams
 
 
@@ -210,6 +211,9 @@ class Answer:
 class Generation:
     """One answer to a prompt: an iterator of Step, closed by its end, by close() and by an error.
 
+    While a step is computed, next() on another thread, or in a signal handler, raises BusyError and changes nothing;
+    close() takes effect when the step is done, and may be used to stop a generation from elsewhere.
+
     prompt_ids     the prompt's token ids
     token_ids      sampled so far, the token that ended the answer included
     text           the text so far
@@ -243,7 +247,7 @@ class Generation:
         params       what to sample and when to stop
         continuation whether the text goes on after the prompt's, so that a space at its start belongs to it
         fingerprint  whether to hash the logits: a few ms a token for a large vocabulary
-        on_close     called once, when the sequence is no longer used
+        on_close     called once, when the sequence is no longer used; on the thread that found it so
 
         Raises RequestError for an empty prompt and ContextOverflowError for one the context cannot hold.
         Cost of iterating: one pass over the weights for the prompt (few, if it is long) and one for each
@@ -266,6 +270,7 @@ class Generation:
         self._sequence = sequence
         self._on_close = on_close
         self._closed = False
+        self._stepping = threading.Lock()
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -303,23 +308,31 @@ class Generation:
         return self
 
     def __next__(self) -> Step:
+        if self._stepping.locked():
+            raise BusyError("generation: its next step is being computed already, by another thread or further up")
+        try:
+            with self._stepping:
+                return self._timed_step()
+        finally:
+            self._release()
+
+    def _timed_step(self) -> Step:
         if self._closed or self.finish_reason:
-            self.close()
+            self._closed = True
             raise StopIteration
         start = time.perf_counter()
         first = not self.token_ids
         try:
             step = self._step()
         except BaseException:
-            self.close()
+            self._closed = True
             raise
         elapsed = time.perf_counter() - start
         if first:
             self.prefill_s = elapsed
         else:
             self.decode_s += elapsed
-        if self.finish_reason:
-            self.close()
+        self._closed = self._closed or self.finish_reason is not None
         return step
 
     def read(self) -> str:
@@ -330,10 +343,16 @@ class Generation:
 
     def close(self) -> None:
         """Ends the answer here and gives the sequence back. Closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            if self._on_close:
-                self._on_close()
+        self._closed = True
+        self._release()
+
+    def _release(self) -> None:
+        """Give the sequence back if nobody will use it: not now, if a step is under way, which does it when it ends."""
+        if self._closed and not self._stepping.locked():
+            with self._stepping:
+                on_close, self._on_close = self._on_close, None
+                if on_close is not None:
+                    on_close()
 
     def __enter__(self) -> "Generation":
         return self

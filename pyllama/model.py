@@ -61,7 +61,7 @@ def load(
     from pyllama import _kernels
     from pyllama.budget import default_budget, parse_size, resident_nbytes
     from pyllama.checkpoint import open_checkpoint
-    from pyllama.decoder import Decoder
+    from pyllama.exclusive import ExclusiveDecoder
     from pyllama.hub import resolve
     from pyllama.plan import default_context, make_plan
     from pyllama.streaming import StreamedWeights
@@ -90,7 +90,7 @@ def load(
             contexts=contexts,
         )
         weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
-        decoder = Decoder(
+        decoder = ExclusiveDecoder(
             config,
             weights,
             context_length=plan.context_length,
@@ -122,7 +122,8 @@ class Model:
     context_length  positions a sequence may have
     plan            how the memory is divided
 
-    One thread at a time may compute.
+    Any thread may use it, one at a time: while a pass is under way, whoever else wants one, or closes the model, gets
+    a BusyError. A forked child may go on with it, by itself.
     """
 
     def __init__(self, checkpoint: "Checkpoint", tokenizer, decoder, plan: "Plan | None" = None):
@@ -228,8 +229,9 @@ class Model:
         return self.decoder.new_sequence()
 
     def close(self) -> None:
-        """Gives memory and files back. Closing twice does nothing."""
+        """Gives memory and files back. Closing twice does nothing. Raises BusyError while another thread computes."""
         if not self._closed:
+            self.decoder.retire()
             self._closed = True
             self.decoder.weights.close()
             self.checkpoint.close()
