@@ -23,32 +23,32 @@ class ForkAware:
 
 
 _objects: "weakref.WeakSet[ForkAware]" = weakref.WeakSet()
-_told: dict[int, list[ForkAware]] = {}  # a thread that forks -> what it told before, and has to tell after
+_lock = threading.RLock()  # held through a fork: what registers meanwhile, such as a new ring, waits
+_told: list[ForkAware] = []
 
 
 def register(forks: ForkAware) -> None:
-    """Tell this object of every fork to come, as long as it lives, and of those under way."""
-    _objects.add(forks)
-    for told in list(_told.values()):
-        if forks not in told:
-            forks.before_fork()
-            told.append(forks)
+    """Tell this object of every fork to come, as long as it lives."""
+    with _lock:
+        _objects.add(forks)
 
 
 def _before() -> None:
-    told = _told[threading.get_ident()] = []
+    _lock.acquire()
     for forks in list(_objects):
-        if forks not in told:
-            forks.before_fork()
-            told.append(forks)
+        _told.append(forks)
+        forks.before_fork()
 
 
 def _in_parent() -> None:
-    for forks in _told.pop(threading.get_ident(), ()):
-        forks.after_fork()
+    while _told:
+        _told.pop().after_fork()
+    _lock.release()
 
 
 def _in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
     _told.clear()
     for forks in list(_objects):
         forks.renew_in_child()

@@ -45,9 +45,9 @@ class Ring(forked.ForkAware):
         self._threads = [
             threading.Thread(target=self._read, name=f"pyllama-read-{i}", daemon=True) for i in range(READERS)
         ]
+        forked.register(self)
         for thread in self._threads:
             thread.start()
-        forked.register(self)
 
     @property
     def nbytes(self) -> int:
