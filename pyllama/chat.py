@@ -4,8 +4,10 @@ Each turn renders the whole conversation, finds how many of its first tokens the
 computes the rest. What the template makes of the messages is the tokenizer's business.
 """
 
+import threading
+
 from pyllama.decoder import Decoder
-from pyllama.errors import RequestError
+from pyllama.errors import BusyError, RequestError
 from pyllama.generation import Generation
 from pyllama.sampler import SamplingParams
 from pyllama.tokenizer import Tokenizer
@@ -29,6 +31,7 @@ class Chat:
         self._sequence = decoder.new_sequence()
         self._cached_ids: list[int] = []  # what the sequence holds, token for token
         self._generation: Generation | None = None
+        self._changing = threading.Lock()
         self.messages: list[dict[str, str]] = []
         self.reset()
 
@@ -38,41 +41,54 @@ class Chat:
         The turn is part of the history when the answer ends, also when it was closed early with some text. A
         turn that got no text before it was interrupted, or failed, is forgotten.
 
-        Raises ContextOverflowError if the conversation has outgrown the context. Cost: one pass for what the
-        cache does not hold yet, and one a token.
+        Raises ContextOverflowError if the conversation has outgrown the context, and BusyError while another thread
+        computes the answer before this one. Cost: one pass for what the cache does not hold yet, and one a token.
         """
-        if self._generation:
-            self._generation.close()
-        messages = [*self.messages, {"role": "user", "content": content}]
-        prompt_ids = self._tokenizer.encode_chat(messages)
-        self._forget_beyond(_common_prefix(self._cached_ids, prompt_ids))
-        self._generation = Generation(
-            self._decoder,
-            self._tokenizer,
-            self._sequence,
-            prompt_ids,
-            self._params,
-            on_close=lambda: self._end_turn(messages),
-        )
-        return self._generation
+        self._refuse_another()
+        with self._changing:
+            self._end_answer()
+            messages = [*self.messages, {"role": "user", "content": content}]
+            prompt_ids = self._tokenizer.encode_chat(messages)
+            self._forget_beyond(_common_prefix(self._cached_ids, prompt_ids))
+            self._generation = Generation(
+                self._decoder,
+                self._tokenizer,
+                self._sequence,
+                prompt_ids,
+                self._params,
+                on_close=lambda: self._end_turn(messages),
+            )
+            return self._generation
 
     def reset(self) -> None:
         """Forgets the conversation, but not the system prompt."""
-        if self._generation:
-            self._generation.close()
-        self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
+        self._refuse_another()
+        with self._changing:
+            self._end_answer()
+            self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
 
     def close(self) -> None:
-        """Gives the cache back."""
-        if self._generation:
-            self._generation.close()
-        self._sequence.close()
+        """Gives the cache back. Raises BusyError while another thread computes an answer."""
+        self._refuse_another()
+        with self._changing:
+            self._end_answer()
+            self._sequence.close()
 
     def __enter__(self) -> "Chat":
         return self
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+    def _refuse_another(self) -> None:
+        if self._changing.locked():
+            raise BusyError("chat: another thread changes this conversation")
+
+    def _end_answer(self) -> None:
+        if self._generation:
+            self._generation.close()
+        if self._generation:  # its step is under way elsewhere: the sequence is not free yet
+            raise BusyError("chat: the last answer is still being computed; it ends with the token under way")
 
     def _forget_beyond(self, length: int) -> None:
         self._sequence.truncate(length)

@@ -4,9 +4,14 @@ A message says what, got, expected, where, and what to do. Anything else that
 escapes from pyllama is a bug.
 """
 
+from pyllama.printable import one_line
+
 
 class PyllamaError(Exception):
-    """Base of everything pyllama raises on purpose."""
+    """Base of everything pyllama raises on purpose. Its text is one short line, whatever the names in it hold."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class CheckpointError(PyllamaError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyllama.chat import Chat
-from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
+from pyllama.errors import BudgetError, ContextOverflowError, PyllamaError, RequestError
 from pyllama.generation import Generation
 from pyllama.sampler import SamplingParams
 
@@ -55,16 +55,18 @@ def load(
                     every sequence as it was
     contexts        sequences that are to have room for their keys and values, if memory allows: an Engine's
 
+    Warns (BudgetWarning) of a memory beyond what the machine or the control group has.
+
     Raises RequestError for an argument out of range, BudgetError for too little memory, HubError for a name that
     is not there, CheckpointError for damaged files and UnsupportedError for a model pyllama does not run. Cost:
     reads the files' headers and the small vectors.
     """
     from pyllama import _kernels
-    from pyllama.budget import default_budget, parse_size, resident_nbytes
+    from pyllama.budget import default_budget, enough_for, parse_size, resident_nbytes, warn_if_beyond
     from pyllama.checkpoint import open_checkpoint
-    from pyllama.decoder import Decoder
+    from pyllama.exclusive import ExclusiveDecoder
     from pyllama.hub import resolve
-    from pyllama.plan import default_context, make_plan
+    from pyllama.plan import TooSmallError, default_context, make_plan
     from pyllama.streaming import StreamedWeights
     from pyllama.threads import default_threads
     from pyllama.tokenizer import load_tokenizer
@@ -76,6 +78,8 @@ def load(
     _check_integer("threads", threads, 1, 1024)
     _check_integer("contexts", contexts, 1, 4096)
     budget = default_budget() if memory is None else parse_size(memory)
+    if memory is not None:
+        warn_if_beyond(budget)
     checkpoint = open_checkpoint(resolve(model))
     try:
         config = checkpoint.config
@@ -93,7 +97,7 @@ def load(
             contexts=contexts,
         )
         weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
-        decoder = Decoder(
+        decoder = ExclusiveDecoder(
             config,
             weights,
             context_length=plan.context_length,
@@ -102,6 +106,11 @@ def load(
             rope_interleaved=checkpoint.rope_interleaved,
         )
         decoder.on_layer = on_layer
+    except TooSmallError as error:
+        checkpoint.close()
+        if memory is None:
+            raise BudgetError(f"{error}{enough_for(error.smallest)}") from None
+        raise
     except BaseException:
         checkpoint.close()
         raise
@@ -136,7 +145,8 @@ class Model:
     context_length  positions a sequence may have
     plan            how the memory is divided
 
-    One thread at a time may compute.
+    Any thread may use it, one at a time: while a pass is under way, whoever else wants one, or closes the model, gets
+    a BusyError. A forked child may go on with it, by itself.
     """
 
     def __init__(self, checkpoint: "Checkpoint", tokenizer, decoder, plan: "Plan | None" = None):
@@ -244,8 +254,9 @@ class Model:
         return self.decoder.new_sequence()
 
     def close(self) -> None:
-        """Gives memory and files back. Closing twice does nothing."""
+        """Gives memory and files back. Closing twice does nothing. Raises BusyError while another thread computes."""
         if not self._closed:
+            self.decoder.retire()
             self._closed = True
             self.decoder.weights.close()
             self.checkpoint.close()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pyllama import forked
 from pyllama.architecture.config import Config
 from pyllama.checkpoint import packed_rows
 from pyllama.checkpoint.dtypes import row_nbytes
@@ -21,7 +22,7 @@ from pyllama.checkpoint.index import Tensor, stored_dtype
 from pyllama.errors import CheckpointError
 
 
-class Checkpoint:
+class Checkpoint(forked.ForkAware):
     """A model's files, open for reading; a context manager.
 
     path              what was opened
@@ -62,6 +63,7 @@ class Checkpoint:
         self.bytes_read = 0
         self._open = dict(files)
         self._lock = threading.Lock()
+        forked.register(self)
 
     def read_rows(self, tensor: Tensor, row: int, count: int) -> np.ndarray:
         """Rows [row, row + count) of a tensor as stored: uint8 (count, tensor.row_nbytes), newly allocated.
@@ -97,6 +99,9 @@ class Checkpoint:
         file.read_into(offset, rows.data.cast("B"))
         with self._lock:
             self.bytes_read += rows.nbytes
+
+    def renew_in_child(self) -> None:
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the files; the index stays readable."""

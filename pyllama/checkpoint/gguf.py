@@ -35,6 +35,7 @@ MAX_KEYS = 4096
 MAX_TENSORS = 65_536
 MAX_STRINGS = 1_000_000  # in all arrays together: each costs a step of Python
 MAX_NAME_NBYTES = 256
+MAX_TEXT_NBYTES = 4 << 20  # of all values that are one string: a character outside Latin-1 takes 2 or 4 bytes of memory
 MAX_FILES = 1024
 MAX_ROPE_FACTORS = 512
 CHUNK_NBYTES = 1 << 20
@@ -205,6 +206,7 @@ class _Cursor:
         self.base = 0  # where the buffer begins in the file
         self.position = 0  # in the buffer
         self.strings = 0
+        self.text_nbytes = 0
 
     def need(self, nbytes: int) -> int:
         """Step over the next `nbytes` bytes, once they are in the buffer; returns where they start."""
@@ -254,7 +256,11 @@ class _Cursor:
     def value(self, key: str) -> Any:
         kind = self.unpack("I")
         if kind == _STRING:
-            return self.text(f"value of {shown(key)}", MAX_HEADER_NBYTES).decode("utf-8", "replace")
+            data = self.text(f"value of {shown(key)}", MAX_TEXT_NBYTES)
+            self.text_nbytes += len(data)
+            if self.text_nbytes > MAX_TEXT_NBYTES:
+                raise CheckpointError(f"{self.where}: more than {MAX_TEXT_NBYTES} bytes of text in the key/values")
+            return data.decode("utf-8", "replace")
         if kind == _ARRAY:
             return self.array(key)
         if kind not in _SCALARS:

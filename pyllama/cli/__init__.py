@@ -6,12 +6,12 @@ costs only argparse.
 """
 
 import argparse
-import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from pyllama.cli import bench, chat, info, pack, plan, pull, run, serve, service, unpack, verify
+from pyllama.cli import bench, chat, info, pack, plan, pull, run, serve, service, streams, unpack, verify
 from pyllama.cli.hints import check_command, unknown
 from pyllama.errors import PyllamaError, RequestError, reason_of
 from pyllama.version import __version__
@@ -56,11 +56,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _tell_warning(message: Warning | str, *where: object) -> None:
+    streams.tell(f"warning: {message}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command of argv (default: the process's own); the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
+    streams.prepare()
+    warnings.showwarning = _tell_warning
     try:
         try:
             argv = sys.argv[1:] if argv is None else argv
@@ -71,27 +74,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except PyllamaError as error:
-        print(f"pyllama: {error}", file=sys.stderr)
+        streams.tell(error)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        _drop_output()
+        streams.drop(sys.stdout)
         return 0
     except OSError as error:
         if error.filename is None:
-            _drop_output()
-        reason = reason_of(error)
-        print(f"pyllama: {error.filename or 'standard output'}: {reason}", file=sys.stderr)
+            streams.drop(sys.stdout)
+        streams.tell(f"{error.filename or 'standard output'}: {reason_of(error)}")
         return 2
     except MemoryError:
-        print("pyllama: out of memory", file=sys.stderr)
+        streams.tell("out of memory")
         return 2
-
-
-def _drop_output() -> None:
-    """Nobody can take the output: let the interpreter's last flush go nowhere, or it would complain."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except ValueError:  # a stream without a file has no last flush
-        pass
+    finally:
+        streams.finish()

@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from pyllama.cli import streams
+
 if TYPE_CHECKING:
     from pyllama.model import Model
     from pyllama.signs_of_life import SignsOfLife
@@ -72,6 +74,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stop",
         metavar="TEXT",
+        type=streams.utf8,
         action="append",
         help="end before this text; may be repeated",
     )

@@ -2,6 +2,9 @@
 #include "kernels.h"
 #include "parallel.h"
 
+#ifdef _OPENMP
+#include <pthread.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -42,6 +45,36 @@ static float *scratch(size_t floats)
     return buffer;
 }
 
+/* libgomp's threads belong to the thread that called for them, and a fork takes along the caller only: the next call in
+ * the child would wait for them for ever. So a thread that had a team and was forked goes on alone, with the same bits;
+ * threads that the child starts have teams of their own. */
+#ifdef _OPENMP
+static _Thread_local int had_team, alone;
+
+static void forked(void)
+{
+    if (had_team) alone = 1;
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, forked);
+}
+
+static int team(int threads)
+{
+    if (threads == 1 || alone) return 1;
+    had_team = 1;
+    return threads;
+}
+#else
+static int team(int threads)
+{
+    (void)threads;
+    return 1;
+}
+#endif
+
 int pl_openmp(void)
 {
 #ifdef _OPENMP
@@ -53,21 +86,24 @@ int pl_openmp(void)
 
 /* A loop over n pieces of work, cut over threads; small ones stay on the calling thread, uncut. */
 #define SHARE(WORK, SCHEDULE, FIRST, LAST, N, STEP, CALL)                  \
-    if ((WORK) < SERIAL_BELOW || threads == 1) {                           \
-        const int64_t FIRST = 0, LAST = (N);                               \
-        uint64_t saved = fp_enter();                                       \
-        CALL;                                                              \
-        fp_leave(saved);                                                   \
-    } else {                                                               \
-        OMP(parallel num_threads(threads))                                 \
-        {                                                                  \
+    {                                                                      \
+        const int shared_by = (WORK) < SERIAL_BELOW ? 1 : team(threads);   \
+        if (shared_by == 1) {                                              \
+            const int64_t FIRST = 0, LAST = (N);                           \
             uint64_t saved = fp_enter();                                   \
-            OMP(for schedule(SCHEDULE))                                    \
-            for (int64_t FIRST = 0; FIRST < (N); FIRST += (STEP)) {        \
-                const int64_t LAST = FIRST + (STEP) < (N) ? FIRST + (STEP) : (N); \
-                CALL;                                                      \
-            }                                                              \
+            CALL;                                                          \
             fp_leave(saved);                                               \
+        } else {                                                           \
+            OMP(parallel num_threads(shared_by))                           \
+            {                                                              \
+                uint64_t saved = fp_enter();                               \
+                OMP(for schedule(SCHEDULE))                                \
+                for (int64_t FIRST = 0; FIRST < (N); FIRST += (STEP)) {    \
+                    const int64_t LAST = FIRST + (STEP) < (N) ? FIRST + (STEP) : (N); \
+                    CALL;                                                  \
+                }                                                          \
+                fp_leave(saved);                                           \
+            }                                                              \
         }                                                                  \
     }
 
@@ -129,7 +165,7 @@ void pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_ou
         panels += panels_of(&w[b]);
         rows += w[b].rows;
     }
-    if (rows * w->cols * tokens < SERIAL_BELOW) threads = 1;
+    threads = rows * w->cols * tokens < SERIAL_BELOW ? 1 : team(threads);
     /* One token waits for memory: where a piece ends a core has read ahead in vain, and a quarter of these pieces cost a
      * 1.1B 8% of its rate. Several wait for arithmetic, of which a slow core may do a quarter of a fast one's. */
     const int64_t divisor = (int64_t)threads * (tokens == 1 ? 2 : 8);
@@ -323,7 +359,7 @@ int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const flo
 /* Floating-point operations per second of multiply-adds in registers. */
 double pl_spin(const pl_kernels *k, int threads, int64_t rounds)
 {
-    (void)threads; /* without OpenMP */
+    threads = team(threads);
     struct timespec a, b;
     int64_t done = 0;
     float sink = 0.0f;
@@ -342,6 +378,7 @@ double pl_spin(const pl_kernels *k, int threads, int64_t rounds)
 /* Read all of data once, as fast as this machine can; the sum keeps the compiler honest. */
 uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes)
 {
+    threads = team(threads);
     (void)threads; /* without OpenMP */
     typedef uint64_t pair __attribute__((vector_size(16), aligned(8)));
     const int64_t block = 1 << 20;

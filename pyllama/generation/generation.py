@@ -1,10 +1,12 @@
 """One answer, alone: an engine of one request that runs when it is asked for the next step."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pyllama.errors import BusyError
 from pyllama.generation.answer import Answer, AnswerOptions, Fingerprint, Step
 from pyllama.generation.task import Runner, Task, compute, share_out
 from pyllama.sampler import SamplingParams
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 class Generation:
     """One answer to a prompt: an iterator of Step, closed by its end, by close() and by an error.
+
+    While a step is computed, next() on another thread, or in a signal handler, raises BusyError and changes nothing;
+    close() takes effect when the step is done, and may be used to stop a generation from elsewhere.
 
     prompt_ids     the prompt's token ids
     token_ids      sampled so far, the token that ended the answer included
@@ -48,7 +53,7 @@ class Generation:
                      sequence has none); only the rest is computed. It stays the caller's, to keep or to close
         prompt_ids   the whole prompt
         params       what to sample and when to stop
-        on_close     called once, when the sequence is no longer used
+        on_close     called once, when the sequence is no longer used; on the thread that found it so
         options      as in Answer
 
         Raises RequestError for an empty prompt and ContextOverflowError for one the context cannot hold.
@@ -74,6 +79,7 @@ class Generation:
         self._steps: deque[Step] = deque()  # taken, and not handed out yet
         self._on_close = on_close
         self._closed = False
+        self._stepping = threading.Lock()
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -111,8 +117,16 @@ class Generation:
         return self
 
     def __next__(self) -> Step:
+        if self._stepping.locked():
+            raise BusyError("generation: its next step is being computed already, by another thread or further up")
+        try:
+            with self._stepping:
+                return self._timed_step()
+        finally:
+            self._release()
+
+    def _timed_step(self) -> Step:
         if self._closed:
-            self.close()
             raise StopIteration
         start = time.perf_counter()
         first = not self.token_ids
@@ -120,7 +134,7 @@ class Generation:
             while not self._steps:
                 self._run()
         except BaseException:
-            self.close()
+            self._closed = True
             raise
         elapsed = time.perf_counter() - start
         if first:
@@ -128,8 +142,7 @@ class Generation:
         else:
             self.decode_s += elapsed
         step = self._steps.popleft()
-        if step.finish_reason:
-            self.close()
+        self._closed = self._closed or step.finish_reason is not None
         return step
 
     def read(self) -> str:
@@ -140,10 +153,16 @@ class Generation:
 
     def close(self) -> None:
         """Ends the answer here and gives the sequence back. Closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            if self._on_close:
-                self._on_close()
+        self._closed = True
+        self._release()
+
+    def _release(self) -> None:
+        """Give the sequence back if nobody will use it: not now, if a step is under way, which does it when it ends."""
+        if self._closed and not self._stepping.locked():
+            with self._stepping:
+                on_close, self._on_close = self._on_close, None
+                if on_close is not None:
+                    on_close()
 
     def __enter__(self) -> "Generation":
         return self

@@ -22,6 +22,7 @@ from pyllama.tokenizer import chat_template as templates
 from pyllama.tokenizer import steps, tiktoken
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.chat_template import ChatTemplate
+from pyllama.tokenizer.json_scan import check_items
 from pyllama.tokenizer.missing import NoTokenizerError
 from pyllama.tokenizer.pieces import from_pieces
 from pyllama.tokenizer.sentencepiece_model import read_pieces
@@ -107,7 +108,9 @@ def _json(path: Path) -> dict[str, Any]:
             return {}
         if path.stat().st_size > _MAX_JSON:
             raise TokenizerError(f"{path}: more than {_MAX_JSON} bytes")
-        value = json.loads(path.read_bytes().decode())
+        data = path.read_bytes()
+        check_items(data, str(path))
+        value = json.loads(data.decode())
     except OSError as error:
         raise TokenizerError(f"{path}: {reason_of(error)}") from None
     except (ValueError, RecursionError) as error:

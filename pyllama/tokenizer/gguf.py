@@ -31,6 +31,7 @@ _SMOLLM = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", 
 _TEKKEN = ("tekken",)
 _IGNORE_MERGES = {*_LLAMA3, *_TEKKEN} - {"smaug-bpe", "dbrx"}
 _ADD_BOS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"}
+_MAX_ADDED = 1 << 16  # a Python object each; the most in a published model is 6,400
 _NFC = {"qwen2", "deepseek-r1-qwen"}
 
 
@@ -100,6 +101,11 @@ class _Reader:
 
     def _added(self, tokens: Sequence[str], types: np.ndarray) -> tuple[AddedToken, ...]:
         ids = np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN, USER_DEFINED)))
+        if len(ids) > _MAX_ADDED:
+            raise TokenizerError(
+                f"tokenizer.ggml.token_type: {len(ids)} tokens are control or user-defined ones, expected at most "
+                f"{_MAX_ADDED} (file {self._where})"
+            )
         return tuple(
             AddedToken(token_id, _text(tokens[token_id]), special=bool(types[token_id] != USER_DEFINED))
             for token_id in ids.tolist()
