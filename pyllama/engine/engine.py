@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyllama.engine.page_store import PageStore, model_digest
+from pyllama.engine.page_store import PageStore, pages_name
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Deliver, Request
 from pyllama.engine.scheduler import Scheduler, Segment
@@ -112,8 +112,8 @@ class Engine:
         cache.max_pages = _max_pages(model, max_running, kv_nbytes)
         store = None
         if session_dir is not None:
-            digest = model_digest(model.checkpoint, cache.dtype)
-            store = PageStore(session_dir, digest, cache.page_nbytes, session_nbytes)
+            name = pages_name(model.checkpoint, cache.dtype)
+            store = PageStore(session_dir, name, cache.page_nbytes, session_nbytes)
         self._prefix_cache = PrefixCache(cache, store)
         self._scheduler = Scheduler(
             model.decoder.new_sequence,
