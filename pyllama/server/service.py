@@ -33,6 +33,7 @@ class Settings:
     allowed_hosts    names the server answers to without a key, besides localhost and IP addresses; ("*",) for all
     max_body_nbytes  of a request; None: what a text takes that fills the context, written as wastefully as JSON can
     body_timeout_s   until a request's headers, and then its body, are here
+    send_timeout_s   in which a client must take some of what waits for it (protocol.py), or is let go
     timeout_s        until an answer is complete, the queue included; None: no limit
     ping_s           between signs of life on a stream on which nothing else happens
     stop_timeout_s   that running answers are given to finish when the server stops
@@ -45,6 +46,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     max_body_nbytes: int | None = None
     body_timeout_s: float = 30.0
+    send_timeout_s: float = 30.0
     timeout_s: float | None = None
     ping_s: float = 10.0
     stop_timeout_s: float = 20.0
