@@ -172,6 +172,8 @@ def test_who_idles_makes_room_for_who_asks(folder):
         idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
         idle += [deaf(server, b"GET / HTTP/1.1\r\nhost: ") for _ in range(3)]
         wait_until(lambda: connections(server) == 6)
+        assert server.request("GET", "/health")[0] == 503, "who came just now may be about to ask"
+        time.sleep(protocol.MIN_IDLE_S)
         for _ in range(12):
             assert server.request("GET", "/health")[0] == 200
         for connection in idle:

@@ -16,6 +16,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # Of what waits to be sent, so much must get on its way each time: a byte a minute is as good as nothing.
 MIN_SENT_NBYTES = 4096
+# Who came just now may be about to ask.
+MIN_IDLE_S = 1.0
 # Probes of a connection on which nothing moves, so that a client without power or network is noticed.
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
@@ -75,6 +77,7 @@ def bounded_protocol(max_connections: int, receive_timeout_s: float, send_timeou
 
         def _idles(self) -> bool:
             busy = self.flow.write_paused or self.transport.is_closing()
+            busy = busy or time.monotonic() < self._idle_since + MIN_IDLE_S
             return not busy and (self.cycle is None or self.cycle.response_complete)
 
         def _make_room(self) -> bool:
