@@ -12,7 +12,7 @@ import os
 import stat
 import weakref
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import BufferedReader, BufferedWriter
 
 _log = logging.getLogger("pyllama")
 
@@ -81,7 +81,7 @@ class PrivateFolder:
         status = self._status(name)
         return status is not None and _is_own_file(status)
 
-    def read(self, name: str) -> BinaryIO:
+    def read(self, name: str) -> BufferedReader:
         """The file, open for reading. Raises OSError, also for what is_file() does not call one."""
         if not self.is_file(name):  # before it is opened: that alone may do something to a device
             found = self._status(name) is not None
@@ -92,7 +92,7 @@ class PrivateFolder:
             raise OSError(errno.EPERM, "not a plain file")
         return open(descriptor, "rb")
 
-    def create(self, name: str) -> BinaryIO:
+    def create(self, name: str) -> BufferedWriter:
         """A new file of mode 600, open for writing. Raises FileExistsError if the name is taken, even by a link."""
         return open(os.open(name, _CREATE_FILE, 0o600, dir_fd=self._descriptor), "wb")
 
