@@ -14,12 +14,27 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from pyllama.engine.engine import Engine, Stats
 from pyllama.engine.request import Request
+from pyllama.engine.turns import Turns
 from pyllama.errors import PyllamaError
 from pyllama.generation import AnswerOptions, Step
 from pyllama.sampler import SamplingParams
 
 if TYPE_CHECKING:
     from pyllama.model import Model, Prompt
+
+
+# Bytes of text for each thread of its own: some 0.05 s, 0.5 s, and what a whole context takes.
+TEXT_LANES = (32 << 10, 512 << 10, 1 << 62)
+MAX_TEXTS_WAITING = 256
+
+
+class _Lane:
+    """A thread for texts up to a size."""
+
+    def __init__(self, up_to_nbytes: int):
+        self.up_to_nbytes = up_to_nbytes
+        self.turns = Turns(1, MAX_TEXTS_WAITING, "have their texts read")
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="pyllama-text")
 
 
 class Stream:
@@ -96,12 +111,22 @@ class AsyncEngine:
     def __init__(self, model: "Model", **options: Any):
         self.engine = Engine(model, **options)
         self.model = model
-        # Templates and tokenizers are bounded, not fast, and not made for two threads.
-        self._text = ThreadPoolExecutor(1, thread_name_prefix="pyllama-text")
+        self._lanes = [_Lane(up_to) for up_to in TEXT_LANES]
 
-    async def in_text_thread(self, function, *arguments) -> Any:
-        """function(*arguments) on the thread where text is handled."""
-        return await asyncio.get_running_loop().run_in_executor(self._text, function, *arguments)
+    async def in_text_thread(self, function, *arguments, nbytes: int = 0, client: str = "") -> Any:
+        """function(*arguments) on a thread for text: one for texts of about this size, so that the short ones never
+        wait for the long ones. In each, clients take turns. Whoever is cancelled while he waits is not served.
+
+        Raises BusyError if too many wait.
+        """
+        lane = next(lane for lane in self._lanes if nbytes <= lane.up_to_nbytes)
+        async with lane.turns.turn(client):
+            work = asyncio.get_running_loop().run_in_executor(lane.thread, function, *arguments)
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait([work])  # a thread cannot be stopped: the turn lasts until it is done
+                raise
 
     async def submit(self, prompt: "Prompt", **options: Any) -> Stream:
         """Queue a prompt: text, token ids or messages, as for Model.generate; and options, as there.
@@ -110,7 +135,8 @@ class AsyncEngine:
         """
         params = SamplingParams.from_options(**options)
         is_chat = isinstance(prompt, (list, tuple)) and bool(prompt) and isinstance(prompt[0], dict)
-        prompt_ids = await self.in_text_thread(self.model.encode_prompt, prompt)
+        nbytes = sum(len(str(message)) for message in prompt) if is_chat else len(prompt)
+        prompt_ids = await self.in_text_thread(self.model.encode_prompt, prompt, nbytes=nbytes)
         return self.submit_ids(prompt_ids, params, continuation=not is_chat)
 
     def submit_ids(
@@ -148,7 +174,8 @@ class AsyncEngine:
     async def stop(self, timeout_s: float = 0.0) -> None:
         """As Engine.stop, without blocking the loop."""
         await asyncio.to_thread(self.engine.stop, timeout_s)
-        self._text.shutdown(wait=False, cancel_futures=True)
+        for lane in self._lanes:
+            lane.thread.shutdown(wait=False, cancel_futures=True)
 
     async def __aenter__(self) -> "AsyncEngine":
         await self.start()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 from pyllama.decoder.page_pool import POSITIONS
-from pyllama.engine.page_store import PageStore, model_digest
+from pyllama.engine.page_store import PageStore, pages_name
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Deliver, Request
 from pyllama.engine.scheduler import Part, Scheduler
@@ -115,8 +115,8 @@ class Engine:
         cache.limit(self._max_pages)
         store = None
         if session_dir is not None:
-            digest = model_digest(model.checkpoint, cache.dtype)
-            store = PageStore(session_dir, digest, cache.page_nbytes, session_nbytes)
+            name = pages_name(model.checkpoint, cache.dtype)
+            store = PageStore(session_dir, name, cache.page_nbytes, session_nbytes)
         self._prefix_cache = PrefixCache(cache, store)
         self._scheduler = Scheduler(
             model.decoder.new_sequence,

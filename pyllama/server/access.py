@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pyllama.server.errors import ApiError, as_api_error
 from pyllama.server.metrics import Metrics
-from pyllama.server.service import Settings
+from pyllama.server.service import Settings, end_turn
 
 _log = logging.getLogger("pyllama")
 
@@ -59,6 +59,7 @@ class Access:
                 raise
             await as_api_error(error).response()(scope, receive, out)
         finally:
+            end_turn(scope)
             # Paths are clients' words: unknown ones count together.
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.responded(path, status, time.perf_counter() - started)

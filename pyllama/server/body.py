@@ -13,23 +13,18 @@ MAX_DEPTH = 64
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-async def read_json(request: Request, max_nbytes: int, timeout_s: float) -> dict[str, Any]:
-    """The JSON object in a request's body.
+async def read_body(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
+    """A request's body, if it says it is JSON.
 
     Raises ApiError: 415 for another content type, 413 for a body that is too large, 408 for one that is too slow, and
-    400 for one that is not a JSON object.
+    400 for one that does not end.
     """
     kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     if kind != "application/json":
         # Also what keeps other web pages out: a browser sends them JSON only after it has asked.
         raise ApiError(415, f"content-type: got {kind[:60]!r}, expected 'application/json'")
-    raw = await _read(request, max_nbytes, timeout_s)
-    return parse(raw)
-
-
-async def _read(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > max_nbytes:
+    announced = announced_nbytes(request)
+    if announced is not None and announced > max_nbytes:
         raise _too_large(max_nbytes)
     chunks, size = [], 0
     try:
@@ -46,6 +41,12 @@ async def _read(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
     except ClientDisconnect:
         raise ApiError(400, "body: the connection ended before it") from None
     return b"".join(chunks)
+
+
+def announced_nbytes(request: Request) -> int | None:
+    """How large the body is to be; None if the client does not say."""
+    length = request.headers.get("content-length", "" if "transfer-encoding" in request.headers else "0")
+    return int(length) if length.isdecimal() else None
 
 
 def _too_large(max_nbytes: int) -> ApiError:

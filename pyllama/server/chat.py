@@ -13,7 +13,8 @@ from pyllama.generation import Step
 from pyllama.server import logprobs, tools
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
 from pyllama.server.errors import ApiError
-from pyllama.server.grammar import GrammarGuide
+from pyllama.server.grammar import json_grammar, lark_grammar
+from pyllama.server.grammar_process import Grammar
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.schemas import CHAT
 from pyllama.server.service import Service
@@ -31,12 +32,14 @@ async def create(request: Request) -> Response:
         raise ApiError(400, "messages: this model has no chat template; use /v1/completions", "messages", "unsupported")
     choice = tools.tool_choice(body, service.tool_format)
     messages = tools.messages_for_template(body["messages"])
-    prompt_ids = await service.engine.in_text_thread(_encode, service, messages, choice, body)
-    guide = await service.engine.in_text_thread(_guide, service, choice, body)
+    prompt_ids = await service.in_text_thread(request, _encode, service, messages, choice, body)
+    grammar = _grammar(service, choice, body)
+    guide = await service.guide(request, grammar, want.n) if grammar else None
     streams = service.submit(
         [prompt_ids], want, request, body.get("user"), guide=guide, show_special=choice.tools is not None
     )
     answer = _Chat(service, streams, want, choice)
+    del body, messages, choice, grammar  # an answer may take long
     if want.stream:
         return EventStream(answer.events(), streams, service.settings.timeout_s)
     return JSONResponse(await unless_hung_up(request, answer.whole(), service.settings.timeout_s))
@@ -58,22 +61,21 @@ def _encode(service: Service, messages: list[dict], choice: tools.ToolChoice, bo
     return service.tokenizer.encode(text, add_special_tokens=False, parse_special=True)
 
 
-def _guide(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> GrammarGuide | None:
+def _grammar(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> Grammar | None:
     """What restricts the tokens: a tool that must be called, or else the format asked for, unless one is called."""
     form = service.tool_format
     schema = _format(body.get("response_format"))
     if form is None or choice.tools is None or not (choice.forced or schema):
-        return service.grammars.json(schema, "response_format") if schema else None
+        return json_grammar(schema, "response_format") if schema else None
     marker = service.tokenizer.id_of(form.opening) if form.opening else None
     if marker not in service.tokenizer.special_ids:
         marker = None
     if choice.forced:
-        grammar = tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel)
-        return service.grammars.lark(grammar, "tools")
+        return lark_grammar(tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel), "tools")
     assert schema is not None
     functions = list(choice.offered.values())
-    service.grammars.json(schema, "response_format")  # whose fault an error is
-    return service.grammars.lark(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
+    json_grammar(schema, "response_format")  # whose fault an error is
+    return lark_grammar(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
 
 
 def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:

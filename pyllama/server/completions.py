@@ -32,11 +32,12 @@ async def create(request: Request) -> Response:
         raise ApiError(400, f"best_of: got {body['best_of']}, expected n, {want.n}", "best_of", "unsupported")
     if body.get("echo") and top is not None:
         raise ApiError(400, "echo: not together with logprobs", "echo", "unsupported")
-    prompts = await service.engine.in_text_thread(_encode, service, body["prompt"])
+    prompts = await service.in_text_thread(request, _encode, service, body["prompt"])
     echoes = [""] * len(prompts)
     if body.get("echo"):
-        echoes = await service.engine.in_text_thread(lambda: [service.tokenizer.decode(ids) for ids in prompts])
+        echoes = await service.in_text_thread(request, lambda: [service.tokenizer.decode(ids) for ids in prompts])
     streams = service.submit(prompts, want, request, body.get("user"), continuation=True)
+    del body  # an answer may take long
     answer = _Completion(service, streams, want, [echo for echo in echoes for _ in range(want.n)])
     if want.stream:
         return EventStream(answer.events(), streams, service.settings.timeout_s)

@@ -16,7 +16,7 @@ async def tokenize(request: Request) -> JSONResponse:
     body = await service.read(request, TOKENIZE)
     if (body.get("prompt") is None) == (body.get("messages") is None):
         raise ApiError(400, "prompt: expected either a prompt or messages", "prompt", "invalid_value")
-    ids = await service.engine.in_text_thread(_encode, service, body)
+    ids = await service.in_text_thread(request, _encode, service, body)
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.model.context_length})
 
 
@@ -50,7 +50,7 @@ async def detokenize(request: Request) -> JSONResponse:
         if token_id >= size:
             at = f"tokens[{index}]"
             raise ApiError(400, f"{at}: token id {token_id}, expected 0 to {size - 1}", "tokens", "invalid_value")
-    text = await service.engine.in_text_thread(
-        lambda: service.tokenizer.decode(body["tokens"], skip_special_tokens=False)
+    text = await service.in_text_thread(
+        request, lambda: service.tokenizer.decode(body["tokens"], skip_special_tokens=False)
     )
     return JSONResponse({"prompt": text})

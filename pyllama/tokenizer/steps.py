@@ -99,7 +99,7 @@ def in_turn(normalizers: list[Normalizer]) -> Normalizer:
     return normalize
 
 
-def split_isolated(pattern: re.Pattern[str]) -> PreTokenizer:
+def split_isolated(pattern: patterns.Pattern) -> PreTokenizer:
     """Each match and each stretch between matches is a piece."""
 
     def split(pieces: list[str], first: bool) -> list[str]:
@@ -108,7 +108,7 @@ def split_isolated(pattern: re.Pattern[str]) -> PreTokenizer:
     return split
 
 
-def keep_matches(pattern: re.Pattern[str]) -> PreTokenizer:
+def keep_matches(pattern: patterns.Pattern) -> PreTokenizer:
     """Each match is a piece; the rest is dropped."""
 
     def split(pieces: list[str], first: bool) -> list[str]:
