@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pyllama.errors import TokenizerError
+from pyllama.tokenizer import markers
 from pyllama.tokenizer.tokenizer import Tokenizer
 
 
-def load_tokenizer(checkpoint: Any) -> Tokenizer:
+def load_tokenizer(checkpoint: Any, pre_tokenizer: str | None = None) -> Tokenizer:
     """The tokenizer of a checkpoint: its `format`, `path`, `metadata` and `config` are looked at.
 
     A Hugging Face folder's tokenizer.json is preferred to its tokenizer.model: transformers does so, and where they
@@ -19,11 +20,12 @@ def load_tokenizer(checkpoint: Any) -> Tokenizer:
     """
     path = Path(checkpoint.path)
     config = checkpoint.config
+    rows = getattr(config, "vocab_size", None)
     try:
         if checkpoint.format == "gguf":
             from pyllama.tokenizer import gguf
 
-            parts = gguf.read(checkpoint.metadata, path.name)
+            parts = gguf.read(checkpoint.metadata, path.name, pre_tokenizer)
         elif checkpoint.format in ("huggingface", "meta"):
             from pyllama.tokenizer import folder
 
@@ -31,6 +33,13 @@ def load_tokenizer(checkpoint: Any) -> Tokenizer:
             parts = read(path, config)
         else:
             raise TokenizerError(f"{path}: no tokenizer is known for the format {checkpoint.format!r}")
-        return Tokenizer(parts, getattr(config, "vocab_size", None))
+        if rows is not None:
+            parts.drop_beyond(rows)
+        limit = max(parts.size, rows or 0)
+        parts.eos_token_ids = tuple(token_id for token_id in parts.eos_token_ids if 0 <= token_id < limit)
+        if parts.bos_token_id is not None and not 0 <= parts.bos_token_id < limit:
+            parts.bos_token_id = None
+        markers.settle(parts)
+        return Tokenizer(parts, rows)
     except MemoryError:
         raise TokenizerError(f"{path}: the tokenizer does not fit into memory") from None
