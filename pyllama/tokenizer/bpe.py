@@ -44,9 +44,9 @@ class ByteLevelModel:
         self._complete = min(self._byte_ids) >= 0
         self._cache: dict[str, list[int]] = {}
 
-    def makes(self, ids: np.ndarray) -> np.ndarray:
-        """Which of some ids merges result in; (m,) bool."""
-        return self._merges.makes(ids)
+    def makes(self) -> np.ndarray:
+        """Which ids merges result in; (size,) bool."""
+        return self._merges.makes()[: self._vocabulary.size]
 
     def forbid(self, ids: frozenset[int]) -> None:
         """From now on no text turns into these."""

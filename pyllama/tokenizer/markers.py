@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-import numpy as np
-
 from pyllama.errors import PyllamaError
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.chat_template import ChatTemplate
@@ -46,6 +44,7 @@ ENDS = (
 )  # fmt: skip
 _TEMPLATE_BRACKETS = (b"<[]", b">][")  # what a marker begins and ends with
 _MARKER = re.compile(r"[<\[\]]\S+[>\]\[]")
+_PUT_TOGETHER = re.compile(r"(?:<[|\uff5c]?|\[\|)['\"]")  # '<|' + role + '|>'
 _TAGS_OF_HTML = ("</td>", "</strong>", "</sub>", "</table>")
 _TALKS = tuple(
     [{"role": role, "content": "x"} for role in roles]
@@ -56,7 +55,8 @@ _TALKS = tuple(
 def settle(parts: Parts) -> None:
     """Makes ends and template markers special tokens, whatever they were; completes parts.eos_token_ids.
 
-    A token that merges make is ordinary text, whatever it is called; unless the files name it as an end.
+    A token that merges make is ordinary text, whatever it is called; unless the files name it as an end. Markers of the
+    template that were no special tokens stay to be seen in an answer.
     """
     tokens = _Tokens(parts)
     explicit = [token_id for token_id in parts.eos_token_ids if token_id < parts.size]
@@ -73,9 +73,13 @@ def settle(parts: Parts) -> None:
         for token in map(tokens.of, outer)
         if token is not None and _MARKER.fullmatch(token.content) and tokens.is_marker(token)
     )
-    candidates = [token for token in tokens.not_added() if tokens.is_marker(token)]
-    if parts.chat_template is not None and candidates:
-        tokens.make_special(_of_template(parts.chat_template, candidates))
+    if parts.chat_template is not None:
+        missed = tokens.not_added()
+        late = [token for token in parts.added if token.normalized and _MARKER.fullmatch(token.content)]
+        late = late if parts.normalized_contents is not None else []
+        written = _of_template(parts.chat_template, [*missed, *late])
+        tokens.make_special(replace(token, shown=True) for token in missed if token.content in written)
+        tokens.cut_first(token for token in late if token.content in written)
 
 
 def _exceptions(ends: set[str], tokens: _Tokens) -> set[str]:
@@ -91,12 +95,12 @@ def _exceptions(ends: set[str], tokens: _Tokens) -> set[str]:
     return (no_ends & ends) - explicit
 
 
-def _of_template(template: ChatTemplate, candidates: list[AddedToken]) -> list[AddedToken]:
-    """Those of the tokens that the template writes. They stay to be seen in an answer, as they were."""
+def _of_template(template: ChatTemplate, candidates: list[AddedToken]) -> set[str]:
+    """Those of the tokens that the template writes."""
     text = template.source
-    if any(token.content not in text for token in candidates):
-        text += _rendered(template)  # '<|' + role + '|>'
-    return [replace(token, shown=True) for token in candidates if token.content in text]
+    if any(token.content not in text for token in candidates) and _PUT_TOGETHER.search(text):
+        text += _rendered(template)
+    return {token.content for token in candidates if token.content in text}
 
 
 def _rendered(template: ChatTemplate) -> str:
@@ -115,6 +119,7 @@ class _Tokens:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self._added = {token.content: token for token in parts.added}
+        self._made = parts.model.makes()
         added_ids = {token.id for token in parts.added}
         # Tokens that are in no merge's alphabet, "<\uff5cUser\uff5c>", have their text here.
         self._texts = {
@@ -144,7 +149,7 @@ class _Tokens:
 
     def is_marker(self, token: AddedToken) -> bool:
         """Whether no text becomes this token unless it is cut out: it is added, or no merge makes it."""
-        return token.content in self._added or not self.parts.model.makes(np.array([token.id]))[0]
+        return token.content in self._added or not self._made[token.id]
 
     def has_html(self) -> bool:
         return any((token := self.find(tag)) is not None and not token.special for tag in _TAGS_OF_HTML)
@@ -152,17 +157,27 @@ class _Tokens:
     def not_added(self) -> list[AddedToken]:
         """Tokens in the brackets of a marker that are no added tokens and that no merge makes."""
         ids = self.parts.vocabulary.between(*_TEMPLATE_BRACKETS)
-        ids = ids[(ids < self.parts.size) & ~self.parts.model.makes(ids)]
+        ids = ids[(ids < self.parts.size) & ~self._made[ids]]
         texts = dict.fromkeys([*map(self.content, ids.tolist()), *self._texts])
         tokens = [self.find(text) for text in texts if text not in self._added and _MARKER.fullmatch(text)]
         return [token for token in tokens if token is not None]
 
     def make_special(self, tokens: Iterable[AddedToken]) -> None:
         """Added tokens that user text never becomes."""
-        changed = {token.content: replace(token, special=True) for token in tokens if not token.special}
-        if not changed:
-            return
-        self._added |= changed
-        self.parts.added = tuple(sorted(self._added.values(), key=lambda token: token.id))
-        self.parts.decoded |= {token.id: content.encode() for content, token in changed.items()}
-        self.parts.model.forbid(frozenset(token.id for token in changed.values()))
+        changed = [replace(self._cut_first(token), special=True) for token in tokens if not token.special]
+        if changed:
+            self._replace(changed)
+            self.parts.model.forbid(frozenset(token.id for token in changed))
+
+    def cut_first(self, tokens: Iterable[AddedToken]) -> None:
+        """SentencePiece's user-defined tokens, searched before the text gets its space prefix."""
+        self._replace([self._cut_first(token) for token in tokens])
+
+    def _cut_first(self, token: AddedToken) -> AddedToken:
+        return replace(token, normalized=token.normalized and self.parts.normalized_contents is None)
+
+    def _replace(self, tokens: list[AddedToken]) -> None:
+        if tokens:
+            self._added |= {token.content: token for token in tokens}
+            self.parts.added = tuple(sorted(self._added.values(), key=lambda token: token.id))
+            self.parts.decoded |= {token.id: token.content.encode() for token in tokens}

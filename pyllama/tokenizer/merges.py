@@ -41,9 +41,11 @@ class MergeTable:
     def __len__(self) -> int:
         return len(self._rights)
 
-    def makes(self, symbols: np.ndarray) -> np.ndarray:
-        """Which of some symbols a merge results in; (m,) bool."""
-        return np.isin(symbols, self._merged)
+    def makes(self) -> np.ndarray:
+        """Which symbols a merge results in; (symbols,) bool."""
+        made = np.zeros(len(self._starts) - 1, bool)
+        made[np.asarray(self._merged)] = True
+        return made
 
     def forbid(self, symbols: frozenset[int]) -> None:
         """Drops the merges that result in one of these."""

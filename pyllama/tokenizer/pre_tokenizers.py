@@ -140,7 +140,7 @@ def pre_tokenizer(name: str, where: str) -> PreTokenizer:
     if found is None:
         raise TokenizerError(
             f"tokenizer.ggml.pre: pre-tokenizer {name[:40]!r} is not supported, expected one of those of "
-            f"docs/cli.md (llama-bpe, qwen2, gpt-2, ...); if its model splits as one of them, name that by "
+            f"docs/tokenizers.md (llama-bpe, qwen2, gpt-2, ...); if its model splits as one of them, name that by "
             f"--pre-tokenizer (file {where})"
         )
     return found

@@ -108,9 +108,9 @@ class SentencePieceModel:
                 return True
         return False
 
-    def makes(self, ids: np.ndarray) -> np.ndarray:
-        """Which of some ids merges result in; (m,) bool."""
-        return self._merges.makes(ids)
+    def makes(self) -> np.ndarray:
+        """Which ids merges result in; (size,) bool."""
+        return self._merges.makes()[: self._vocabulary.size]
 
     def forbid(self, ids: frozenset[int]) -> None:
         """From now on no text turns into these."""

@@ -29,10 +29,12 @@ TEXTS = [
     "a$b+c<=d>e^f~g|h`i` \"quoted\" 'single' (paren) [brace] {curly} <tag/> & * % @ # ! ?",
     "https://example.org/a/b?c=d&e=f#g user@host.tld /usr/bin/x C:\\dir\\file ./a/../b",
     "...!!!??? -- --- ___ === *** /// \\\\\\ ;;; ,,, :)",
-    "\u4f60\u597d\uff0c\u4e16\u754c\uff01 123\u4e2a \u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8\u3001\u3067\u3059\u3002 \ud55c\uad6d\uc5b4 \ubb38\uc7a5 a\u4e2db",
+    "\u4f60\u597d\uff0c\u4e16\u754c\uff01 123\u4e2a "
+    "\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8\u3001\u3067\u3059\u3002 \ud55c\uad6d\uc5b4 \ubb38\uc7a5 a\u4e2db",
     "\u201cquotes\u201d \u2018single\u2019 \u2014 dash \u2026 \uff08full\uff09\uff1a\u3010x\u3011 wide",
     "caf\u00e9 na\u00efve \u00dcber stra\u00dfe \u00e5\u00e4\u00f6 \u00f1and\u00fa",
-    "\u043f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440 \u0393\u03b5\u03b9\u03ac \u03c3\u03bf\u03c5 \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627\u060c \u0643\u064a\u0641",
+    "\u043f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440 \u0393\u03b5\u03b9\u03ac \u03c3\u03bf\u03c5 "
+    "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627\u060c \u0643\u064a\u0641",
     "emoji \U0001f600\U0001f389 \U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f x\U0001f600y",
     "Moi, maa 12! No. Se on (hyv\u00e4), eik\u00f6? Kyll\u00e4|ei.",
     "a  b\n\n\n  c\n \n d   ",
