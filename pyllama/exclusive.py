@@ -6,14 +6,17 @@ Threads may take turns; whether they do is not watched.
 """
 
 import threading
+from collections.abc import Callable
 from collections.abc import Sequence as Tokens
+from typing import Any
 
 import numpy as np
 
-from . import forked
-from .decoder import Decoder
-from .errors import BusyError, PyllamaError, RequestError
-from .kv_cache import Sequence
+from pyllama import forked
+from pyllama.decoder.decoder import Decoder
+from pyllama.decoder.kv_cache import Sequence
+from pyllama.decoder.step import Segment
+from pyllama.errors import BusyError, PyllamaError, RequestError
 
 
 class Turn(forked.ForkAware):
@@ -49,7 +52,15 @@ class ExclusiveSequence(Sequence):
         self.last_pass: object = None
         self.changing = threading.Lock()
 
-    def adopt(self, pages, length: int) -> None:
+    def _another(self) -> "ExclusiveSequence":
+        return ExclusiveSequence(self.decoder)
+
+    def commit(self, branch: Sequence) -> None:
+        self._refuse_another("commit")
+        self._refuse_in_pass("commit")
+        super().commit(branch)  # which truncates this one
+
+    def adopt(self, pages: Tokens[int], length: int) -> None:
         self._refuse_another("adopt")
         with self.changing:
             self._refuse_in_pass("adopt")
@@ -83,16 +94,18 @@ class ExclusiveDecoder(Decoder):
     running  a mark of the pass under way, or None
     """
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.turn = Turn()
-        self.running = None  # or a mark of the pass under way
+        self.running: object = None  # or a mark of the pass under way
         self._retired = False
 
     def new_sequence(self) -> ExclusiveSequence:
         return ExclusiveSequence(self)
 
-    def forward(self, batch: Tokens[tuple[Sequence, Tokens[int]]], *args, **options) -> np.ndarray:
+    def extend(
+        self, batch: Tokens[Segment], wanted: Tokens[int], on_layer: Callable[[int], None] | None = None
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
         self.turn.refuse("model")
         with self.turn.lock:
             self.turn.holder = threading.get_ident()
@@ -105,7 +118,7 @@ class ExclusiveDecoder(Decoder):
                     if not isinstance(sequence, ExclusiveSequence) or sequence.decoder is not self:
                         raise RequestError("forward: a sequence of another model, expected one of this model's")
                     sequence.begin(self.running)
-                return super().forward(batch, *args, **options)
+                return super().extend(batch, wanted, on_layer)
             finally:
                 self.running = None
 

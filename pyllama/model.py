@@ -37,6 +37,7 @@ def load(
     memory: int | str | None = None,
     on_layer: Callable[[int], None] | None = None,
     contexts: int = 1,
+    pre_tokenizer: str | None = None,
     **unknown: Any,
 ) -> "Model":
     """Opens a model; its weights are read by the first pass, and stay as far as memory allows.
@@ -54,6 +55,8 @@ def load(
     on_layer        called with the number of each layer before it runs; what it raises ends the pass and leaves
                     every sequence as it was
     contexts        sequences that are to have room for their keys and values, if memory allows: an Engine's
+    pre_tokenizer   how a GGUF file's model splits text ("llama-bpe", "qwen2", ...), in place of what the file says
+                    in tokenizer.ggml.pre
 
     Warns (BudgetWarning) of a memory beyond what the machine or the control group has.
 
@@ -87,7 +90,7 @@ def load(
         if context_length is None:
             context_length = default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
         _kernels.set_num_threads(default_threads() if threads is None else threads)
-        tokenizer = load_tokenizer(checkpoint)
+        tokenizer = load_tokenizer(checkpoint, pre_tokenizer)
         plan = make_plan(
             checkpoint,
             budget,

@@ -33,14 +33,14 @@ def run(args: argparse.Namespace) -> int:
         if args.template:
             from pyllama.tokenizer import load_tokenizer
 
-            print(load_tokenizer(checkpoint).chat_template or "")
+            print(load_tokenizer(checkpoint, args.pre_tokenizer).chat_template or "")
             return 0
-        description = describe(checkpoint)
+        description = describe(checkpoint, args.pre_tokenizer)
     print_report(description, _lines, as_json=args.json)
     return 0
 
 
-def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
+def describe(checkpoint: "Checkpoint", pre_tokenizer: str | None = None) -> dict[str, Any]:
     """Everything `info --json` prints."""
     from pyllama.architecture.tensors import PARTS, model_tensors
     from pyllama.decoder import Shape
@@ -78,7 +78,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         "sliding_window": _window(config.layer_windows),
         "max_position_embeddings": config.max_position_embeddings,
         "kv_cache_nbytes_per_token": cache_nbytes(Shape.whole(config), POSITIONS, "f16") // POSITIONS,
-        "tokenizer": _tokenizer(checkpoint),
+        "tokenizer": _tokenizer(checkpoint, pre_tokenizer),
         "files": [{"path": str(path), "nbytes": path.stat().st_size} for path in checkpoint.files],
     }
 
@@ -88,12 +88,12 @@ def _window(layer_windows: tuple[int | None, ...]) -> dict[str, int] | None:
     return {"positions": min(windows), "layers": len(windows)} if windows else None
 
 
-def _tokenizer(checkpoint: "Checkpoint") -> dict[str, Any]:
+def _tokenizer(checkpoint: "Checkpoint", pre_tokenizer: str | None) -> dict[str, Any]:
     """The tokenizer's part; {"error": ...} if it cannot be loaded: the rest still holds."""
     from pyllama.tokenizer import load_tokenizer
 
     try:
-        tokenizer = load_tokenizer(checkpoint)
+        tokenizer = load_tokenizer(checkpoint, pre_tokenizer)
         chat_template = tokenizer.chat_template  # raises where there is no tokenizer
     except PyllamaError as error:
         return {"error": str(error)}

@@ -11,16 +11,22 @@ if TYPE_CHECKING:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL alone, for commands that read no weights."""
+    """MODEL and how to read its files, for commands that read no weights."""
     parser.add_argument(
         "model",
         metavar="MODEL",
         help="a Hugging Face folder, a GGUF file, Meta's original folder, one that `pyllama pack` wrote, or the name "
         "of a pulled model",
     )
+    parser.add_argument(
+        "--pre-tokenizer",
+        metavar="NAME",
+        help="how a GGUF file's model splits text (llama-bpe, qwen2, ...), in place of its tokenizer.ggml.pre",
+    )
 
 
-LOADING = ("memory", "context_length", "kv_dtype", "threads")  # of add_loading()'s options, what load() takes
+# Of add_loading()'s options, what load() takes.
+LOADING = ("memory", "context_length", "kv_dtype", "threads", "pre_tokenizer")
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:

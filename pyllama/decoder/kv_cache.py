@@ -131,13 +131,17 @@ class Sequence:
             self._append(page)
         self.length = length
 
+    def _another(self) -> "Sequence":
+        """An empty sequence of the same kind."""
+        return Sequence(self._cache)
+
     def fork(self) -> "Sequence":
         """Another sequence of the same text, from which either may go on its own way.
 
         They hold the same pages. The one that is written is copied then, so a branch costs a page; forks that go on
         with the same tokens in one pass have these computed once.
         """
-        branch = Sequence(self._cache)
+        branch = self._another()
         branch.adopt(self._pages, self.length)
         if self.text is None:
             self._text = _Text(self.length)

@@ -23,6 +23,7 @@ class AddedToken:
     """One added token and its flags.
 
     special      a control token: found only where the caller asks for it
+    shown        a special one that an answer shows all the same
     lstrip       takes the white space before it along; rstrip, after it
     single_word  counts only between characters that are no letters or digits
     normalized   searched in the normalized text instead of the raw one
@@ -35,6 +36,7 @@ class AddedToken:
     rstrip: bool = False
     single_word: bool = False
     normalized: bool = False
+    shown: bool = False
 
 
 class AddedTokens:

@@ -46,7 +46,13 @@ def read_huggingface(path: Path, config: Any) -> Parts:
         raise NoTokenizerError(f"{path}: no tokenizer.json and no tokenizer.model{_instead(path)}")
     vocab_size = getattr(config, "vocab_size", None)
     names = _special_names(path, settings)
-    parts.added = _merged_added(parts, settings, set(names.values()), vocab_size)
+    if vocab_size is not None:
+        parts.drop_beyond(vocab_size)
+    named = set(names.values())
+    entries = _decoder_entries(settings)
+    if "added_tokens_decoder" not in settings and not (path / "tokenizer.json").is_file():
+        entries = _older_entries(path, named)
+    parts.added = _merged_added(parts, entries, named, vocab_size)
     _set_ends(parts, names, path, config)
     parts.chat_template = _template(path, settings, names)
     if parts.chat_template is None and getattr(config, "model_type", None) == "llama":
@@ -181,6 +187,17 @@ def _special_names(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
+def _older_entries(path: Path, named: set[str]) -> dict[int, AddedToken]:
+    """added_tokens.json: {content: id}; tokenizers that have no added_tokens_decoder keep theirs there."""
+    found: dict[int, AddedToken] = {}
+    for content, token_id in _json(path / "added_tokens.json").items():
+        special = content in named
+        entry = {"content": content, "special": special, "normalized": not special}
+        token = added_token(token_id, entry, "added_tokens.json")
+        found[token.id] = token
+    return found
+
+
 def _decoder_entries(settings: Mapping[str, Any]) -> dict[int, AddedToken]:
     """added_tokens_decoder: {"id": {content, flags}}."""
     entries = settings.get("added_tokens_decoder") or {}
@@ -197,7 +214,7 @@ def _decoder_entries(settings: Mapping[str, Any]) -> dict[int, AddedToken]:
 
 
 def _merged_added(
-    parts: Parts, settings: Mapping[str, Any], named: set[str], vocab_size: int | None
+    parts: Parts, entries: Mapping[int, AddedToken], named: set[str], vocab_size: int | None
 ) -> tuple[AddedToken, ...]:
     """The added tokens with the flags of tokenizer_config.json; the named ones are special.
 
@@ -205,26 +222,29 @@ def _merged_added(
     lies beyond the model's vocabulary has no row there and stays out.
     """
     added = {token.content: token for token in parts.added}
-    free = max([parts.vocabulary.size, *(token.id + 1 for token in parts.added)])
-    for token_id, entry in sorted(_decoder_entries(settings).items()):
-        known = added.get(entry.content)
-        present = known.id if known else parts.vocabulary.find(entry.content.encode("utf-8", "replace"))
+    free = parts.size
+
+    def present_id(content: str) -> int:
+        known = added.get(content)
+        found = known.id if known else parts.vocabulary.find(content.encode("utf-8", "replace"))
+        return found if found < parts.size else -1
+
+    for token_id, entry in sorted(entries.items()):
+        present = present_id(entry.content)
         if present < 0 and vocab_size is not None and token_id >= vocab_size:
             continue
         if (present if present >= 0 else free) != token_id:
             raise TokenizerError(
-                f"tokenizer_config.json: added_tokens_decoder: {entry.content[:40]!r} has id {token_id}, expected "
-                f"{present if present >= 0 else free}"
+                f"tokenizer_config.json: added_tokens_decoder (or added_tokens.json): {entry.content[:40]!r} has id "
+                f"{token_id}, expected {present if present >= 0 else free}"
             )
         free = max(free, token_id + 1)
         added[entry.content] = entry
         parts.decoded[token_id] = entry.content.encode()
     for content in named:
-        known = added.get(content)
-        found = known.id if known else parts.vocabulary.find(content.encode("utf-8", "replace"))
-        if known is not None:
-            added[content] = replace(known, special=True)
-        elif found >= 0:
+        if content in added:
+            added[content] = replace(added[content], special=True)
+        elif (found := present_id(content)) >= 0:
             added[content] = AddedToken(found, content)
             parts.decoded[found] = content.encode()
     return tuple(sorted(added.values(), key=lambda token: token.id))
@@ -240,7 +260,7 @@ def _set_ends(parts: Parts, names: Mapping[str, str], path: Path, config: Any) -
     ends += getattr(config, "eos_token_ids", None) or ()
     generation = _json(path / "generation_config.json").get("eos_token_id")
     for token_id in generation if isinstance(generation, list) else [generation]:
-        if token_id is not None and (type(token_id) is not int or not 0 <= token_id < 1 << 31):
+        if token_id is not None and type(token_id) is not int:
             raise TokenizerError(
                 f"generation_config.json: eos_token_id {str(generation)[:40]}, expected token ids"
             )

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer.added_tokens import AddedToken, AddedTokens
 from pyllama.tokenizer.chat_template import ChatTemplate
@@ -17,23 +19,15 @@ from pyllama.tokenizer.detokenizer import StreamDecoder
 from pyllama.tokenizer.steps import SPACE_MARK, Normalizer, PreTokenizer
 from pyllama.tokenizer.vocabulary import Vocabulary
 
-# Tokens that end an answer or a turn in one family or another; they end generation wherever they are special.
-TURN_ENDS = (
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<|end_of_turn|>",
-    "<end_of_turn>",
-    "<|end|>",
-)
-
 
 class Model(Protocol):
-    """Turns one piece of text into ids."""
+    """Turns one piece of text into ids, and knows which of them merges result in."""
 
     def encode(self, piece: str, out: list[int]) -> None: ...
+
+    def makes(self) -> np.ndarray: ...
+
+    def forbid(self, ids: frozenset[int]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -47,6 +41,7 @@ class Parts:
     spaces          the vocabulary writes spaces as SPACE_MARK, and decoding drops one at the start
     before, after   ids put around a text: BOS, EOS
     normalized_contents  what to look for in normalized text, by token id; else each content, normalized
+    rows            rows of the model's embedding, where the vocabulary goes on beyond them
     """
 
     kind: str
@@ -64,6 +59,28 @@ class Parts:
     eos_token_ids: tuple[int, ...] = ()
     chat_template: ChatTemplate | None = None
     normalized_contents: dict[int, str] | None = None
+    rows: int | None = None
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        size = max([self.vocabulary.size, *(token.id + 1 for token in self.added)])
+        return size if self.rows is None else min(size, self.rows)
+
+    def drop_beyond(self, rows: int) -> None:
+        """Leaves out added tokens that the model has no rows for: their text is plain text.
+
+        Uploads got a padding token that the embedding never did. Where text itself, or what goes around it, lies
+        beyond the rows, these are not the files of one model: then nothing changes, and Tokenizer refuses.
+        """
+        beyond = frozenset(token.id for token in self.added if token.id >= rows)
+        plain = set(range(rows, self.vocabulary.size)) - beyond
+        if not beyond or plain or beyond & {*self.before, *self.after}:
+            return
+        self.rows = rows
+        self.model.forbid(beyond)
+        self.added = tuple(token for token in self.added if token.id < rows)
+        self.decoded = {token_id: data for token_id, data in self.decoded.items() if token_id < rows}
 
 
 class Tokenizer:
@@ -85,7 +102,7 @@ class Tokenizer:
         self._spaces, self._strip_space = parts.spaces, parts.strip_space
         self._before, self._after = list(parts.before), list(parts.after)
         self._template = parts.chat_template
-        self.vocab_size = max([parts.vocabulary.size, *(token.id + 1 for token in parts.added)])
+        self.vocab_size = parts.size
         if model_vocab_size is not None and self.vocab_size > model_vocab_size:
             raise TokenizerError(
                 f"tokenizer: {self.vocab_size} tokens, expected at most vocab_size {model_vocab_size} of the "
@@ -93,14 +110,9 @@ class Tokenizer:
             )
         self._id_limit = max(self.vocab_size, model_vocab_size or 0)
         self._ids_of_added = {token.content: token.id for token in parts.added}
-        self.special_ids = frozenset(token.id for token in parts.added if token.special)
+        self.special_ids = frozenset(token.id for token in parts.added if token.special and not token.shown)
         self.bos_token_id = parts.bos_token_id
-        ends = [*parts.eos_token_ids]
-        for content in TURN_ENDS:
-            token_id = self._ids_of_added.get(content)
-            if token_id is not None and token_id in self.special_ids and token_id not in ends:
-                ends.append(token_id)
-        self.eos_token_ids = tuple(dict.fromkeys(ends))
+        self.eos_token_ids = parts.eos_token_ids
         self._raw_added = AddedTokens(token for token in parts.added if not token.normalized)
         normalized = [token for token in parts.added if token.normalized]
         normalize = self._normalizer or (lambda text: text)
@@ -181,7 +193,7 @@ class Tokenizer:
         if token_id is None:
             data = (token.replace(" ", SPACE_MARK) if self._spaces else token).encode("utf-8", "replace")
             token_id = self._vocabulary.find(data)
-        return token_id if token_id >= 0 else None
+        return token_id if 0 <= token_id < self.vocab_size else None
 
     @property
     def chat_template(self) -> str | None:
