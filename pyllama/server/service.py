@@ -103,11 +103,10 @@ class Service:
         wanted: "Wanted",
         request: Request,
         user: str | None,
-        *,
-        guide: Any = None,
         **options: "Unpack[AnswerOptions]",
     ) -> list[Stream]:
-        """Queue n answers to each prompt, all or none. guide is copied for each; options as in Answer."""
+        """Queue n answers to each prompt, all or none. Options as in Answer; the guide is copied for each."""
+        guide: Any = options.get("guide")
         options["fingerprint"] = wanted.fingerprint
         client = f"user {user}" if user else f"address {request.client.host if request.client else ''}"
         streams: list[Stream] = []
