@@ -146,12 +146,11 @@ class Service:
         wanted: "Wanted",
         request: Request,
         user: str | None,
-        *,
-        guide: Any = None,
         **options: "Unpack[AnswerOptions]",
     ) -> list[Stream]:
-        """Queue n answers to each prompt, all or none. guide is for the first, its copies for the others; options as in
-        Answer."""
+        """Queue n answers to each prompt, all or none. Options as in Answer; the guide is for the first answer, its copies
+        for the others."""
+        guide: Any = options.get("guide")
         options["fingerprint"] = wanted.fingerprint
         client = f"user {user}" if user else f"address {request.client.host if request.client else ''}"
         end_turn(request.scope)
