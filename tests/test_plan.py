@@ -19,7 +19,7 @@ from pyllama.cli.plan import make_report
 from pyllama.cli.plan_lines import duration, format_rate, lines, size
 from pyllama.errors import BudgetError, CheckpointError, UnsupportedError
 from pyllama.forecast import BOARDS, OF_DISK, OF_DRAM, Rates, enough, forecast, packed, what_if
-from pyllama.plan import make_plan
+from pyllama.plan import TooSmallError, make_plan
 
 RATES = Rates(disk_gb_s=0.5, dram_gb_s=10, gflop_s=50, pack_gb_s=2)
 GIVEN = ["--disk", "450M", "--dram", "10.5G"]
@@ -319,3 +319,18 @@ def test_a_budget_too_small_names_the_smallest_for_an_outline_too():
     least = int(str(caught.value).split("at least ")[1].split(" MB")[0]) * 1_000_000
     plan = make_plan(outline(LLAMA_7B, "BF16"), least, context_length=128)
     assert forecasting.forecast(outline(LLAMA_7B, "BF16"), plan, RATES).token_s > 0
+
+
+@pytest.mark.parametrize("budget", [30_000_000, 100_000_000, 300_000_000])
+def test_the_smallest_budget_of_an_engine_works_too(budget):
+    """A quarter of a larger budget for more contexts must not make it too small again."""
+    model = outline(LLAMA_7B, "BF16")
+    options = {"context_length": 512, "contexts": 8, "interpreter": 50 << 20}
+    with pytest.raises(TooSmallError, match="needs at least") as caught:
+        make_plan(model, budget, **options)
+    smallest = caught.value.smallest
+    for more in range(0, 200_000_000, 3_000_000):
+        plan = make_plan(model, smallest + more, **options)
+        assert plan.interpreter + plan.cache + plan.activations + plan.ring + plan.pinned <= smallest + more
+    with pytest.raises(TooSmallError):
+        make_plan(model, smallest - 1, **options)

@@ -9,7 +9,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pyllama.cli import bench, chat, info, pack, plan, pull, run, serve, service, streams, unpack, verify
 from pyllama.cli.hints import check_command, unknown
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _tell_warning(message: Warning | str, *where: object) -> None:
+def _tell_warning(message: Warning | str, *where: Any, **more: Any) -> None:
     streams.tell(f"warning: {message}")
 
 

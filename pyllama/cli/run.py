@@ -63,7 +63,7 @@ def _read_prompt(args: argparse.Namespace) -> str:
     if args.file in (None, "-"):
         if args.file is None and sys.stdin.isatty():
             raise RequestError(NO_PROMPT)
-        text = streams.read_text(getattr(sys.stdin, "buffer", sys.stdin), "standard input")
+        text = streams.read_text(sys.stdin.buffer, "standard input")
         if args.file is None and not text:  # nothing was piped: a cron job, a closed stream
             raise RequestError(NO_PROMPT)
     else:
