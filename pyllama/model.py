@@ -86,7 +86,7 @@ def load(
             budget,
             context_length=int(context_length),
             kv_dtype=kv_dtype,
-            interpreter=resident_nbytes(),
+            interpreter=resident_nbytes() + tokenizer.template_nbytes,
             contexts=contexts,
         )
         weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
@@ -212,14 +212,19 @@ class Model:
             sequence.close()
         return out
 
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Token ids of any prompt generate() takes; their number is what it costs of the context."""
+    def encode_prompt(self, prompt: Prompt, *, parse_special: bool | None = None) -> list[int]:
+        """Token ids of any prompt generate() takes; their number is what it costs of the context.
+
+        parse_special  whether control tokens written out in the prompt count as such; default: in a text to be
+                       continued they do, in messages they are plain text
+        """
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, parse_special=True)
+            return self.tokenizer.encode(prompt, parse_special=parse_special is not False)
         if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(item, Mapping) for item in prompt):
             if self.tokenizer.chat_template is None:
                 raise RequestError("messages: this model has no chat template, give it text to continue")
-            return self.tokenizer.encode_chat([dict(message) for message in prompt])
+            messages = [dict(message) for message in prompt]
+            return self.tokenizer.encode_chat(messages, parse_special=bool(parse_special))
         return self._checked(prompt)
 
     def new_sequence(self):

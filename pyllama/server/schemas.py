@@ -147,6 +147,7 @@ CHAT: Schema = obj(
                 ("type", "function")),
         ),  # fmt: skip
         "chat_template_kwargs": {"type": "object", "description": "more variables for the chat template"},
+        "parse_special": flag("control tokens written out in messages count as such; default false: they are text"),
     },
     ("messages",),
 )
