@@ -15,7 +15,7 @@ from typing import Any
 from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer import template_process
 from pyllama.tokenizer.known_templates import is_known
-from pyllama.tokenizer.marks import NO_MARKS, Marker, Marks
+from pyllama.tokenizer.marks import NO_MARKS, Marker, Marks, texts_of
 
 # Llama 2 (llama_recipes/inference/chat_utils): [INST] <<SYS>> system <</SYS>> user [/INST] answer, a BOS each turn.
 LLAMA2 = """\
@@ -51,6 +51,8 @@ LLAMA3 = """\
 
 MAX_TEMPLATE = 256 << 10  # characters; the longest published ones have 20,000
 MAX_SECONDS = 10.0  # for one chat
+# Characters a chat may have beyond those it was made of: a template's own text, and what indents or escapes others'.
+MAX_MORE, MAX_A_CHARACTER = 1 << 16, 8
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _MAX_DEPTH = 64
 
@@ -138,6 +140,12 @@ class ChatTemplate:
         except TokenizerError as error:
             raise TokenizerError(f"{self._where}: {error}") from None
         if kind == "text":
+            most = MAX_MORE + MAX_A_CHARACTER * sum(map(len, texts_of(given)))
+            if len(text) > most:
+                raise TokenizerError(
+                    f"{self._where}: chat template: a text of {len(text)} characters, expected at most {most} "
+                    "from these messages"
+                )
             rendered = Rendered(text)
             rendered.marks = marks
             return rendered

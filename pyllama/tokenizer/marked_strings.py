@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
 
@@ -59,14 +59,26 @@ def replace(marks: Marks, text: str, old: str, new: str, count: int | None = -1)
 
 
 def changed(marks: Marks, text: str, function: Callable[[str], str]) -> str:
-    """function(text), which changes single characters."""
-    result = function(marks.plain(text))
-    if len(result) != len(text):
+    """function(text), which changes letters alone: other characters are as many as before, in their order."""
+    plain = marks.plain(text)
+    result = function(plain)
+    originals = set(marks.originals.values())
+    if len(result) != len(plain) and any(map(str.isalpha, originals)):
         return function(text)
-    characters = list(result)
-    for place in marks.places(text):
-        if result[place] == marks.originals[text[place]]:
-            characters[place] = text[place]
+    if len(result) == len(plain):
+        places: Iterable[int] = range(len(plain))
+    else:
+        places = (place for place, character in enumerate(plain) if character in originals)
+    characters, at = list(result), iter(range(len(result)))
+    for place in places:
+        if plain[place] not in originals:
+            next(at)
+            continue
+        here = next(at)
+        while result[here] != plain[place] and len(result) != len(plain):
+            here = next(at)
+        if result[here] == plain[place]:
+            characters[here] = text[place]
     return "".join(characters)
 
 

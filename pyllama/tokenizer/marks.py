@@ -86,7 +86,7 @@ class Marker:
                     self._ends.add(usable[0])
                 else:
                     loose.append(spelling)
-        self._loose = re.compile("(?=" + "|".join(map(re.escape, loose)) + ")") if loose else None
+        self._loose = re.compile("(?=(" + "|".join(map(re.escape, loose)) + "))") if loose else None
         self._joined = "\0".join(self._spellings)
         self._longest = max(map(len, self._spellings), default=0)
         self._fills: dict[str, bool] = {}
@@ -97,7 +97,7 @@ class Marker:
         if not self._spellings:
             return values, NO_MARKS
         taken: set[str] = set()
-        for text in _texts(values):
+        for text in texts_of(values):
             if not text.isascii():
                 taken.update(text)
         stand_ins = (c for low, high in _STAND_INS for c in map(chr, range(low, high)) if c not in taken)
@@ -120,11 +120,11 @@ class Marker:
                 used.update(found)
                 out = text.translate(table)
             if self._loose is not None:
-                places = {_visible(text, match.start()) for match in self._loose.finditer(text)}
+                places = {match.start() + _visible(match[1]) for match in self._loose.finditer(text)}
                 if places:
                     out = "".join([stand_in(text[i]) if i in places else c for i, c in enumerate(out)])
             if not found and self._fills_a_token(text):
-                at = _visible(text, 0)
+                at = _visible(text)
                 out = out[:at] + stand_in(text[at]) + out[at + 1 :]
             return out
 
@@ -188,12 +188,9 @@ def _is_usable(character: str) -> bool:
     return not (character.isalnum() or character.isspace() or character in "_\"'\\")
 
 
-def _visible(text: str, at: int) -> int:
-    """The first place from `at` on that is no white space, or `at`."""
-    place = at
-    while place < len(text) and text[place].isspace():
-        place += 1
-    return place if place < len(text) else at
+def _visible(text: str) -> int:
+    """The first place that is no white space; 0 where all is."""
+    return len(text) - len(text.lstrip()) if text.strip() else 0
 
 
 def _places(text: str, part: str) -> Iterator[int]:
@@ -203,7 +200,8 @@ def _places(text: str, part: str) -> Iterator[int]:
         at = text.find(part, at + 1)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text in a value made of lists and objects, keys too."""
     waiting = [value]
     while waiting:
         item = waiting.pop()

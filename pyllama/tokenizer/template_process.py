@@ -125,7 +125,7 @@ class _Running:
 
     def ask(self, request: bytes, seconds: float) -> tuple[str, str]:
         deadline = time.monotonic() + seconds
-        late = f"more than {seconds:g} seconds"
+        late = f"more than {max(1, round(seconds))} seconds"
         data = len(request).to_bytes(8, "little") + request
         head = self._exchange(data, 9, deadline, late)
         kind, nbytes = _KINDS.get(head[:1]), int.from_bytes(head[1:], "little")

@@ -27,7 +27,8 @@ ROOM_NBYTES = 40 << 20
 ROOM_A_BYTE = 16
 _FIRST_NBYTES = 512 << 20  # where the system does not tell what the process has
 _EVERYTHING = (
-    "{% macro m(a) %}{{ '\\u00e9\\N{SPACE}' ~ a }}{% endmacro %}{{ strftime_now('%c') ~ ({'a': 1.5} | tojson(indent=1)) }}"
+    "{% macro m(a) %}{{ '\\u00e9\\N{SPACE}' ~ a }}{% endmacro %}"
+    "{{ strftime_now('%c') ~ ({'a': 1.5} | tojson(indent=1)) }}"
     "{{ m('<a b>' | e | title | urlencode) }}{% for a in ['b a'] %}{{ (a | wordcount) ~ '%05d' % 3 }}{% endfor %}"
     "{{ '{:>3}'.format(2) ~ undefined.x }}"
 )

@@ -264,7 +264,7 @@ class Tokenizer:
         given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
         spellings = () if parse_special else self._spellings
         rendered = self._chat_template().render_marked(messages, given, spellings)
-        if rendered.marks:
+        if rendered.marks or spellings and self._normalized_special:
             return self._encode_marked(str(rendered), rendered.marks)
         return self.encode(str(rendered), add_special_tokens=False, parse_special=True)
 
