@@ -150,13 +150,17 @@ class Model:
         """Bytes read from the model's files so far."""
         return self.decoder.weights.bytes_read
 
-    def generate(self, prompt: Prompt, *, fingerprint: bool = False, **sampling) -> Generation:
+    def generate(
+        self, prompt: Prompt, *, fingerprint: bool = False, parse_special: bool | None = None, **sampling
+    ) -> Generation:
         """Answers a prompt: an iterator of steps, one a token.
 
-        prompt       text, continued as it is (special tokens written out in it count as such); or token ids;
-                     or messages, [{"role": "user", "content": "..."}, ...], put through the chat template
-        fingerprint  hash the logits of every sampled position: `.fingerprint.hexdigest()`
-        sampling     fields of SamplingParams: temperature, top_p, seed, max_tokens, stop, ...
+        prompt         text, continued as it is; or token ids; or messages, [{"role": "user", "content": "..."}, ...],
+                       put through the chat template
+        fingerprint    hash the logits of every sampled position: `.fingerprint.hexdigest()`
+        parse_special  whether control tokens written out in the prompt count as such; default: those in a text do,
+                       those in messages are plain text
+        sampling       fields of SamplingParams: temperature, top_p, seed, max_tokens, stop, ...
 
         Each step has token_id, text, logprob, top_logprobs and finish_reason; the Generation itself has
         token_ids, text and times, .read() for the whole text at once, and .close() to stop early.
@@ -164,7 +168,7 @@ class Model:
         Raises RequestError, TokenizerError or ContextOverflowError before anything is computed.
         """
         params = SamplingParams.from_options(**sampling)
-        prompt_ids = self.encode_prompt(prompt)
+        prompt_ids = self.encode_prompt(prompt, parse_special=parse_special)
         is_chat = isinstance(prompt, (list, tuple)) and any(isinstance(item, Mapping) for item in prompt[:1])
         sequence = self.new_sequence()
         try:

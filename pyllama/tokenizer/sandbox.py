@@ -593,4 +593,5 @@ class Renderer:
 
 
 def _line(marks: Marks, message: Any) -> str:
-    return " ".join(marks.plain(str(message)[:_MAX_MESSAGE]).split())
+    text = marks.plain(str(message)[:_MAX_MESSAGE])
+    return " ".join("".join([c if c.isprintable() else " " for c in text]).split())
