@@ -96,7 +96,7 @@ def load(
             budget,
             context_length=int(context_length),
             kv_dtype=kv_dtype,
-            interpreter=resident_nbytes(),
+            interpreter=resident_nbytes() + tokenizer.template_nbytes,
             contexts=contexts,
         )
         weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
@@ -177,13 +177,17 @@ class Model:
         """Bytes read from the model's files so far."""
         return self.decoder.weights.bytes_read
 
-    def generate(self, prompt: Prompt, *, fingerprint: bool = False, **sampling) -> Generation:
+    def generate(
+        self, prompt: Prompt, *, fingerprint: bool = False, parse_special: bool | None = None, **sampling
+    ) -> Generation:
         """Answers a prompt: an iterator of steps, one a token.
 
-        prompt       text, continued as it is (special tokens written out in it count as such); or token ids;
-                     or messages, [{"role": "user", "content": "..."}, ...], put through the chat template
-        fingerprint  hash the logits of every sampled position: `.fingerprint.hexdigest()`
-        sampling     fields of SamplingParams: temperature, top_p, seed, max_tokens, stop, ...
+        prompt         text, continued as it is; or token ids; or messages, [{"role": "user", "content": "..."}, ...],
+                       put through the chat template
+        fingerprint    hash the logits of every sampled position: `.fingerprint.hexdigest()`
+        parse_special  whether control tokens written out in the prompt count as such; default: those in a text do,
+                       those in messages are plain text
+        sampling       fields of SamplingParams: temperature, top_p, seed, max_tokens, stop, ...
 
         Each step has token_id, text, logprob, top_logprobs and finish_reason; the Generation itself has
         token_ids, text and times, .read() for the whole text at once, and .close() to stop early.
@@ -193,7 +197,7 @@ class Model:
         params = SamplingParams.from_options(**sampling)
         if params.stop and self.tokenizer.kind == "none":
             self.tokenizer.refuse()  # a stop string is text, and would never be found
-        prompt_ids = self.encode_prompt(prompt)
+        prompt_ids = self.encode_prompt(prompt, parse_special=parse_special)
         is_chat = isinstance(prompt, (list, tuple)) and any(isinstance(item, Mapping) for item in prompt[:1])
         sequence = self.new_sequence()
         try:
@@ -241,14 +245,19 @@ class Model:
             sequence.close()
         return out
 
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Token ids of any prompt generate() takes; their number is what it costs of the context."""
+    def encode_prompt(self, prompt: Prompt, *, parse_special: bool | None = None) -> list[int]:
+        """Token ids of any prompt generate() takes; their number is what it costs of the context.
+
+        parse_special  whether control tokens written out in the prompt count as such; default: in a text to be
+                       continued they do, in messages they are plain text
+        """
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, parse_special=True)
+            return self.tokenizer.encode(prompt, parse_special=parse_special is not False)
         if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(item, Mapping) for item in prompt):
             if self.tokenizer.chat_template is None:
                 raise RequestError("messages: this model has no chat template, give it text to continue")
-            return self.tokenizer.encode_chat([dict(message) for message in prompt])
+            messages = [dict(message) for message in prompt]
+            return self.tokenizer.encode_chat(messages, parse_special=bool(parse_special))
         return self._checked(prompt)
 
     def new_sequence(self):

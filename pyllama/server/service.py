@@ -148,8 +148,8 @@ class Service:
         user: str | None,
         **options: "Unpack[AnswerOptions]",
     ) -> list[Stream]:
-        """Queue n answers to each prompt, all or none. Options as in Answer; the guide is for the first answer, its copies
-        for the others."""
+        """Queue n answers to each prompt, all or none. Options as in Answer; the guide is for the first answer, copies
+        of it for the others."""
         guide: Any = options.get("guide")
         options["fingerprint"] = wanted.fingerprint
         client = f"user {user}" if user else f"address {request.client.host if request.client else ''}"

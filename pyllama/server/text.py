@@ -39,6 +39,7 @@ def _encode(service: Service, body: dict[str, Any]) -> list[int]:
         tools.messages_for_template(body["messages"]),
         tools=choice.tools,
         add_generation_prompt=get("add_generation_prompt", True),
+        parse_special=get("parse_special", False),
     )
 
 

@@ -16,6 +16,7 @@ from pyllama.errors import TokenizerError
 from pyllama.tokenizer.added_tokens import AddedToken, AddedTokens
 from pyllama.tokenizer.chat_template import ChatTemplate
 from pyllama.tokenizer.detokenizer import StreamDecoder
+from pyllama.tokenizer.marks import Marks
 from pyllama.tokenizer.steps import SPACE_MARK, Normalizer, PreTokenizer
 from pyllama.tokenizer.vocabulary import Vocabulary
 
@@ -117,7 +118,12 @@ class Tokenizer:
         normalized = [token for token in parts.added if token.normalized]
         normalize = self._normalizer or (lambda text: text)
         contents = {token.id: normalize(token.content) for token in normalized}
-        self._normalized_added = AddedTokens(normalized, contents | (parts.normalized_contents or {}))
+        contents |= parts.normalized_contents or {}
+        self._normalized_added = AddedTokens(normalized, contents)
+        self._spellings = tuple(token.content for token in parts.added if token.special)
+        special = (token for token in normalized if token.special and token.content)
+        self._normalized_special = sorted(special, key=lambda token: -len(token.content))
+        self._normalized, self._normalized_contents = normalized, contents
 
     def __repr__(self) -> str:
         return f"<Tokenizer {self.kind}, {self.vocab_size} tokens>"
@@ -144,10 +150,41 @@ class Tokenizer:
             ids += self._after
         return ids
 
-    def _encode_stretch(self, text: str, first: bool, parse_special: bool, ids: list[int]) -> None:
+    def _encode_marked(self, text: str, marks: Marks) -> list[int]:
+        """The ids of a rendered chat: control tokens of the template's, none of the messages'."""
+        ids: list[int] = []
+        first = True
+        for stretch in self._raw_added.split(marks.plain(text), True, text):
+            if isinstance(stretch, AddedToken):
+                ids.append(stretch.id)
+            else:
+                self._encode_marked_stretch(stretch, first, marks, ids)
+            first = False
+        return ids
+
+    def _encode_marked_stretch(self, text: str, first: bool, marks: Marks, ids: list[int]) -> None:
+        """Control tokens that are searched in normalized text are found before it is normalized, or what of a message
+        normalizes to their spelling would be one. A character of their own holds their place meanwhile."""
+        if not self._normalized_special:
+            self._encode_stretch(marks.plain(text), first, False, ids)
+            return
+        taken = set(text)
+        unused = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in taken)
+        contents = dict(self._normalized_contents)
+        normalize = self._normalizer or (lambda text: text)
+        for token, place in zip(self._normalized_special, unused):
+            text = text.replace(token.content, place)
+            own = contents[token.id] == normalize(token.content)
+            contents[token.id] = normalize(place) if own else contents[token.id].replace(token.content, place)
+        finder = AddedTokens(self._normalized, contents)
+        self._encode_stretch(marks.plain(text), first, True, ids, finder)
+
+    def _encode_stretch(
+        self, text: str, first: bool, parse_special: bool, ids: list[int], finder: AddedTokens | None = None
+    ) -> None:
         if self._normalizer is not None:
             text = self._normalizer(text)
-        for stretch in self._normalized_added.split(text, parse_special):
+        for stretch in (finder or self._normalized_added).split(text, parse_special):
             if isinstance(stretch, AddedToken):
                 ids.append(stretch.id)
             else:
@@ -200,31 +237,50 @@ class Tokenizer:
         """The text of the chat template, or None."""
         return None if self._template is None else self._template.source
 
+    @property
+    def template_nbytes(self) -> int:
+        """Memory that rendering a chat takes outside of this process."""
+        return 0 if self._template is None else self._template.process_nbytes
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """The text of a chat, ready for encode(..., add_special_tokens=False, parse_special=True)."""
-        if self._template is None:
-            raise TokenizerError("this model has no chat template; give it a prompt instead of messages")
-        return self._template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
-        )
+        """The text of a chat, to look at. encode(..., add_special_tokens=False, parse_special=True) takes what the
+        messages spell for control tokens; encode_chat() does not."""
+        given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        return self._chat_template().render_marked(messages, given, ()).plain
 
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        parse_special: bool = False,
         **variables: Any,
     ) -> list[int]:
-        """The token ids of a chat. The template writes BOS itself, so none is added."""
-        text = self.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
-        )
-        return self.encode(text, add_special_tokens=False, parse_special=True)
+        """The token ids of a chat. The template writes BOS itself, so none is added.
+
+        parse_special  control tokens written out in messages, tools and variables count as such; without, they are
+                       plain text there, and only the template makes control tokens
+
+        Raises RequestError where the template refuses the messages, TokenizerError where it is bad itself.
+        """
+        given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        spellings = () if parse_special else self._spellings
+        rendered = self._chat_template().render_marked(messages, given, spellings)
+        if rendered.marks or spellings and self._normalized_special:
+            return self._encode_marked(str(rendered), rendered.marks)
+        return self.encode(str(rendered), add_special_tokens=False, parse_special=True)
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise TokenizerError("this model has no chat template; give it a prompt instead of messages")
+        return self._template
