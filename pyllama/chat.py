@@ -7,7 +7,7 @@ computes the rest. What the template makes of the messages is the tokenizer's bu
 from typing import TYPE_CHECKING
 
 from pyllama.errors import RequestError
-from pyllama.generate import Generation
+from pyllama.generation import Generation
 from pyllama.sampler import SamplingParams
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from . import _kernels
 from .checkpoint.dtypes import row_nbytes
 from .checkpoint.index import StoredBlock, Tensor
 from .checkpoint.outline import NOWHERE, Described, Outline
+from .decoder import Shape
+from .decoder.page_pool import cache_nbytes
 from .errors import BudgetError
-from .kv_cache import cache_nbytes
 from .plan import Plan, make_plan
 
 #: What streaming reaches of the rate of plain direct reads, and a product of one token of the rate memory is read at.
@@ -76,7 +77,7 @@ class Forecast:
 def forecast(model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16") -> Forecast:
     """What a pass, and the passes of a prompt, take at least."""
     half = max(1, plan.context_length // 2)
-    cache = cache_nbytes(model.config, half, kv_dtype)
+    cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
     token = _pass(model, plan, rates, 1, half, cache, plan.streamed)
     first = _first_pass(model, plan, rates)
     prompts, bounds = {}, {"token": token[1], "first": first[1]}

@@ -12,7 +12,7 @@ import numpy as np
 
 from pyllama.chat import Chat
 from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
-from pyllama.generate import Generation
+from pyllama.generation import Generation
 from pyllama.sampler import SamplingParams
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from .checkpoint import Tensor
 from .checkpoint.outline import Described
 from .config import Config
-from .decoder import MAX_PASS_TOKENS, activation_nbytes
+from .decoder import MAX_PASS_TOKENS, Shape
+from .decoder.buffers import buffers_nbytes
+from .decoder.page_pool import cache_nbytes
 from .errors import BudgetError
-from .kv_cache import cache_nbytes
 from .streaming.blocks import SECTOR, cut, matrices, smallest_room
 from .streaming.pinned import kept_nbytes
 from .streaming.weights import ROOM, SLOTS
@@ -79,9 +80,10 @@ def make_plan(
     """
     config = model.config
     interpreter += SLACK
-    cache = cache_nbytes(config, context_length, kv_dtype)
+    shape = Shape.whole(config)
+    cache = cache_nbytes(shape, context_length, kv_dtype)
     if contexts > 1:  # sequences that share pages need one more, to copy one before it is written
-        page = cache_nbytes(config, 1, kv_dtype)
+        page = cache_nbytes(shape, 1, kv_dtype)
         cache = page + max(cache, min(contexts * cache, budget // 4))
     order = matrices(model)
     least_room = smallest_room(tensor for _, tensor in order)
@@ -92,7 +94,7 @@ def make_plan(
 
     def plan(tokens: int, slots: int, room: int) -> Plan:
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
-        activations = activation_nbytes(config, tokens)
+        activations = buffers_nbytes(shape, tokens)
         process = interpreter + (stored // room + len(order)) * BLOCK_OBJECTS
         pinned = min(weights, budget - process - cache - activations - slots * room)
         return Plan(budget, context_length, tokens, slots, room, process, cache, activations, pinned, weights, stored)
@@ -131,7 +133,7 @@ def _largest_layer(order: list[tuple[str, Tensor]]) -> int:
 def default_context(config: Config, budget: int, kv_dtype: str, most: int) -> int:
     """Positions for a context nobody asked a length for: `most`, or what an eighth of the budget holds, but 256."""
     context = min(most, config.max_position_embeddings)
-    while context > 256 and cache_nbytes(config, context, kv_dtype) > budget // 8:
+    while context > 256 and cache_nbytes(Shape.whole(config), context, kv_dtype) > budget // 8:
         context = max(256, context // 2)
     return context
 

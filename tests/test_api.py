@@ -291,17 +291,17 @@ def test_a_turn_without_an_answer_is_forgotten(model):
 
 
 def test_an_interrupt_in_a_pass_leaves_the_chat_right(model, monkeypatch):
-    decoder_forward = model.decoder.forward
+    extend = model.decoder.extend
     countdown = [3]
 
-    def forward(batch, logits="last"):
+    def interrupted(*arguments):
         countdown[0] -= 1
         if countdown[0] == 0:
             raise KeyboardInterrupt
-        return decoder_forward(batch, logits)
+        return extend(*arguments)
 
     with model.chat(ignore_eos=True, max_tokens=8) as chat:
-        monkeypatch.setattr(model.decoder, "forward", forward)
+        monkeypatch.setattr(model.decoder, "extend", interrupted)
         with pytest.raises(KeyboardInterrupt):
             chat.send("hello").read()
         monkeypatch.undo()

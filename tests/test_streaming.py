@@ -12,9 +12,9 @@ from pyllama import _kernels as kernels
 from pyllama.checkpoint import open_checkpoint
 from pyllama.checkpoint.outline import outline
 from pyllama.config import Config
-from pyllama.decoder import Decoder
+from pyllama.decoder import Decoder, Shape
+from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import BudgetError, CheckpointError
-from pyllama.kv_cache import cache_nbytes
 from pyllama.plan import LEAST_SLOTS, make_plan
 from pyllama.streaming import StreamedWeights, blocks, direct, ring
 
@@ -184,10 +184,10 @@ def test_a_kernel_that_fails_inside_a_block_leaves_the_next_pass_whole(models, m
                         raise MemoryError
                     good(*args)
 
-                monkeypatch.setattr("pyllama.decoder.kernels.matmul", failing)
+                monkeypatch.setattr("pyllama._kernels.matmul", failing)
                 with pytest.raises(MemoryError):
                     decoder.forward([(sequence, [1])])
-                monkeypatch.setattr("pyllama.decoder.kernels.matmul", good)
+                monkeypatch.setattr("pyllama._kernels.matmul", good)
             assert same_bits(decoder.forward([(sequence, IDS[:38])], "all"), expected[:38])
         weights.close()
 
@@ -349,7 +349,7 @@ def test_a_plan_never_exceeds_its_budget(models, form):
             least = least or megabytes
             parts = plan.interpreter + plan.cache + plan.activations + plan.ring + plan.pinned
             assert parts <= plan.budget and plan.pinned >= 0
-            assert plan.cache == cache_nbytes(checkpoint.config, 100, "f16")
+            assert plan.cache == cache_nbytes(Shape.whole(checkpoint.config), 100, "f16")
             assert plan.slots >= LEAST_SLOTS and plan.max_pass_tokens >= 1
         assert least is not None
         assert plan.pinned == plan.weights and plan.streamed == 0

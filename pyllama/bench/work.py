@@ -4,7 +4,7 @@ The same numbers for every engine: what the mathematics needs, not what an engin
 """
 
 from ..checkpoint.outline import Described
-from ..weights import EMBEDDING, HEAD
+from ..decoder.weights import EMBEDDING, HEAD
 
 
 def decode_nbytes(model: Described) -> int:

@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Everything `info --json` prints."""
-    from pyllama.kv_cache import POSITIONS, KVCache
+    from pyllama.decoder import Shape
+    from pyllama.decoder.page_pool import POSITIONS, cache_nbytes
 
     config = checkpoint.config
     parts = {name: {"parameters": 0, "nbytes": 0} for name in PARTS}
@@ -77,7 +78,7 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         "rope_scaling": None if scaling is None else {"kind": scaling.kind, "factor": scaling.factor},
         "sliding_window": _window(config.layer_windows),
         "max_position_embeddings": config.max_position_embeddings,
-        "kv_cache_nbytes_per_token": KVCache(config, POSITIONS).page_nbytes // POSITIONS,
+        "kv_cache_nbytes_per_token": cache_nbytes(Shape.whole(config), POSITIONS, "f16") // POSITIONS,
         "tokenizer": _tokenizer(checkpoint),
         "files": [{"path": str(path), "nbytes": path.stat().st_size} for path in checkpoint.files],
     }

@@ -9,7 +9,7 @@ from pyllama.errors import RequestError, reason_of
 from pyllama.signs_of_life import SignsOfLife
 
 if TYPE_CHECKING:
-    from pyllama.generate import Generation
+    from pyllama.generation import Generation
     from pyllama.model import Model
 
 

@@ -83,15 +83,15 @@ static int take(int64_t *next, int64_t n, int64_t divisor, int64_t *first, int64
 }
 
 /* Panels [first, last), counted through all blocks of all outs. */
-static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const pl_out *out, const float *x,
-                          int64_t tokens, int64_t first, int64_t last)
+static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const pl_out *out, const pl_input *x,
+                          int64_t first, int64_t last)
 {
     for (;; out++) {
         int64_t row = 0;
         for (int64_t b = 0; b < out->blocks; b++, block++) {
             int64_t panels = panels_of(block), end = last < panels ? last : panels;
             if (first < end) {
-                k->matmul(block, x, tokens, out->p, out->stride, row, first, end);
+                k->matmul(block, &x[pl_form_of(block->dtype)], out->p, out->stride, row, first, end);
                 if (end == last) return;
                 first = end;
             }
@@ -102,23 +102,32 @@ static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const pl_
     }
 }
 
-int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const float *x,
-              int64_t tokens)
+size_t pl_input_nbytes(pl_form form, int64_t tokens, int64_t cols)
 {
-    int64_t blocks = 0, panels = 0, rows = 0, tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
+    (void)form;
+    return tokens > 1 ? (size_t)tokens * (size_t)cols * sizeof(float) : 0;
+}
+
+void pl_make_input(const pl_kernels *k, int threads, pl_form form, const float *x, int64_t tokens, int64_t cols,
+                   void *memory, pl_input *out)
+{
+    int64_t tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
+    *out = (pl_input){.form = form, .tokens = tokens, .cols = cols, .data = tokens > 1 ? memory : x};
+    if (tokens > 1) {
+        SHARE(tokens * cols, static, first, last, tiles, 1, k->pack_tokens(x, tokens, cols, memory, first, last))
+    }
+}
+
+void pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const pl_input *x)
+{
+    int64_t blocks = 0, panels = 0, rows = 0;
+    const int64_t tokens = x[pl_form_of(w->dtype)].tokens;
     for (int i = 0; i < outs; i++) blocks += out[i].blocks;
     for (int64_t b = 0; b < blocks; b++) {
         panels += panels_of(&w[b]);
         rows += w[b].rows;
     }
-    const int64_t work = rows * w->cols * tokens;
-    if (tokens > 1) {
-        float *packed = scratch((size_t)(tokens * w->cols));
-        if (!packed) return -1;
-        SHARE(work, static, first, last, tiles, 1, k->pack_tokens(x, tokens, w->cols, packed, first, last))
-        x = packed;
-    }
-    if (work < SERIAL_BELOW) threads = 1;
+    if (rows * w->cols * tokens < SERIAL_BELOW) threads = 1;
     /* One token waits for memory: where a piece ends a core has read ahead in vain, and a quarter of these pieces cost a
      * 1.1B 8% of its rate. Several wait for arithmetic, of which a slow core may do a quarter of a fast one's. */
     const int64_t divisor = (int64_t)threads * (tokens == 1 ? 2 : 8);
@@ -127,10 +136,9 @@ int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out
     {
         int64_t first, last;
         uint64_t saved = fp_enter();
-        while (take(&next, panels, divisor, &first, &last)) matmul_blocks(k, w, out, x, tokens, first, last);
+        while (take(&next, panels, divisor, &first, &last)) matmul_blocks(k, w, out, x, first, last);
         fp_leave(saved);
     }
-    return 0;
 }
 
 void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
@@ -267,9 +275,9 @@ void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float 
 }
 
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
-                     int64_t tokens)
+                     int64_t writes)
 {
-    SHARE(tokens * a->kv_heads * a->head_dim, static, first, last, tokens, 1,
+    SHARE(writes * a->kv_heads * a->head_dim, static, first, last, writes, 1,
           k->cache_append(a, k_new, v_new, first, last))
 }
 

@@ -10,12 +10,12 @@
 import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pyllama.engine.engine import Engine, Stats
 from pyllama.engine.request import Request
 from pyllama.errors import PyllamaError
-from pyllama.generate import Guide, Step
+from pyllama.generation import AnswerOptions, Step
 from pyllama.sampler import SamplingParams
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Stream:
     async def __aenter__(self) -> "Stream":
         return self
 
-    async def __aexit__(self, *exception) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -118,33 +118,24 @@ class AsyncEngine:
         prompt_ids: list[int],
         params: SamplingParams,
         *,
-        continuation: bool = False,
-        fingerprint: bool = False,
-        guide: Guide | None = None,
-        show_special: bool = False,
         client: str = "",
         leader: Stream | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Stream:
         """Queue a prompt of token ids.
 
-        continuation  the text goes on after the prompt's
-        fingerprint   hash the logits of every sampled position
-        guide         restricts the tokens
-        show_special  show control tokens in the text
-        client        whose request it is: the queue takes turns among clients
-        leader        the stream of a request with the same prompt, which this one need not compute again
+        client   whose request it is: the queue takes turns among clients
+        leader   the stream of a request with the same prompt, which this one need not compute again
+        options  as in Answer: continuation, fingerprint, guide, show_special
         """
         stream = Stream(self.engine)
         stream.request = self.engine.submit(
             prompt_ids,
             params,
             stream.deliver,
-            continuation=continuation,
-            fingerprint=fingerprint,
-            guide=guide,
-            show_special=show_special,
             client=client,
             leader=leader.request if leader else None,
+            **options,
         )
         return stream
 
@@ -163,5 +154,5 @@ class AsyncEngine:
         await self.start()
         return self
 
-    async def __aexit__(self, *exception) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.stop()

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyllama.decoder.page_pool import POSITIONS
 from pyllama.errors import RequestError, reason_of
-from pyllama.kv_cache import POSITIONS
 from pyllama.version import __version__
 
 if TYPE_CHECKING:

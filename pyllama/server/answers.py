@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pyllama.engine import Stream
-from pyllama.generate import Step
+from pyllama.generation import Step
 from pyllama.server.errors import ApiError, as_api_error
 
 PROGRESS_S = 1.0

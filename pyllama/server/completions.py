@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pyllama.engine import Stream
-from pyllama.generate import Step
+from pyllama.generation import Step
 from pyllama.server import logprobs
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
 from pyllama.server.errors import ApiError

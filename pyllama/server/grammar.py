@@ -113,7 +113,7 @@ def _tokenizer(llguidance: Any, model: "Model") -> Any:
 
 
 class GrammarGuide:
-    """A Guide (generate.py) for one answer. RequestError names param when the grammar cannot go on."""
+    """A Guide (generation/answer.py) for one answer. RequestError names param when the grammar cannot go on."""
 
     def __init__(self, matcher: Any, vocab_size: int, param: str):
         self._matcher = matcher

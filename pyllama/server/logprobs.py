@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pyllama.generate import Step
+from pyllama.generation import Step
 
 if TYPE_CHECKING:
     from pyllama.tokenizer import Tokenizer

@@ -14,7 +14,9 @@ from pyllama.server.tools import ToolFormat, format_of
 from pyllama.server.validate import Schema, check
 
 if TYPE_CHECKING:
-    from pyllama.generate import Guide
+    from typing import Unpack
+
+    from pyllama.generation import AnswerOptions
     from pyllama.server.metrics import Metrics
     from pyllama.server.sampling import Wanted
 
@@ -102,27 +104,20 @@ class Service:
         request: Request,
         user: str | None,
         *,
-        continuation: bool = False,
         guide: Any = None,
-        show_special: bool = False,
+        **options: "Unpack[AnswerOptions]",
     ) -> list[Stream]:
-        """Queue n answers to each prompt, all or none. guide is copied for each."""
+        """Queue n answers to each prompt, all or none. guide is copied for each; options as in Answer."""
+        options["fingerprint"] = wanted.fingerprint
         client = f"user {user}" if user else f"address {request.client.host if request.client else ''}"
         streams: list[Stream] = []
         try:
             for prompt_ids in prompts:
                 leader = None
                 for choice in range(wanted.n):
-                    own: Guide | None = guide.copy() if guide else None
+                    options["guide"] = guide.copy() if guide else None
                     stream = self.engine.submit_ids(
-                        prompt_ids,
-                        wanted.params_of(choice),
-                        continuation=continuation,
-                        fingerprint=wanted.fingerprint,
-                        guide=own,
-                        show_special=show_special,
-                        client=client,
-                        leader=leader,
+                        prompt_ids, wanted.params_of(choice), client=client, leader=leader, **options
                     )
                     leader = leader or stream
                     streams.append(stream)

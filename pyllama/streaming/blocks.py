@@ -12,7 +12,7 @@ from .. import _kernels
 from ..checkpoint import Part, Tensor
 from ..checkpoint.dtypes import row_nbytes
 from ..checkpoint.outline import Described
-from ..weights import EMBEDDING, HEAD
+from ..decoder.weights import EMBEDDING, HEAD
 
 SECTOR = 4096  # direct reads begin and end on such a boundary
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from .. import _kernels
 from ..checkpoint import Checkpoint
+from ..decoder.weights import EMBEDDING
 from ..errors import CheckpointError
-from ..weights import EMBEDDING
 from .blocks import SECTOR, Block, cut, matrices, smallest_room
 from .direct import DirectFile
 from .pinned import Arena, kept_nbytes

@@ -8,7 +8,7 @@ all that is no call is content, complete, and shown as soon as it can no longer 
 import json
 from typing import Any
 
-from pyllama.generate import overlap
+from pyllama.generation import overlap
 from pyllama.server.tools.forms import MISTRAL, ToolCall, ToolFormat
 from pyllama.server.tools.reading import Offered, read
 from pyllama.server.tools.scan import Scan

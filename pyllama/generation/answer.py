@@ -1,15 +1,13 @@
-"""Token ids in, steps out: prefill the prompt, then sample, show and feed back one token a pass.
+"""Rows of logits in, steps out: what one prompt has got so far.
 
-An Answer is what one prompt has got so far: it turns rows of logits into steps, and decides when the answer ends
-and which of its text may already be shown. A Generation runs one alone; the engine runs many, in shared passes. It
-knows a decoder, a tokenizer and a sampler by what they do, and neither files nor front ends.
+An Answer samples, decides when the answer ends and which of its text may already be shown. Knows a tokenizer and a
+sampler by what they do, and neither a decoder nor whoever runs it.
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -38,7 +36,7 @@ class Step:
 class Fingerprint:
     """SHA-256 over the float32 little-endian logits of every sampled position, in order."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
     def update(self, logits: np.ndarray) -> None:
@@ -102,6 +100,15 @@ class Guide(Protocol):
         ...
 
 
+class AnswerOptions(TypedDict, total=False):
+    """What may be said of an answer besides its prompt and how to sample it: Answer tells what each means."""
+
+    continuation: bool
+    fingerprint: bool
+    guide: Guide | None
+    show_special: bool
+
+
 class Answer:
     """The answer to one prompt so far.
 
@@ -115,7 +122,7 @@ class Answer:
 
     def __init__(
         self,
-        tokenizer,
+        tokenizer: Any,
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
@@ -205,149 +212,3 @@ class Answer:
         if self._stops.found:
             self.finish_reason = "stop"
         return text + (self._stops.finish() if self.finish_reason else "")
-
-
-class Generation:
-    """One answer to a prompt: an iterator of Step, closed by its end, by close() and by an error.
-
-    prompt_ids     the prompt's token ids
-    token_ids      sampled so far, the token that ended the answer included
-    text           the text so far
-    finish_reason  None, "stop" or "length"
-    cached_tokens  prompt tokens that were in the cache already
-    prefill_s      seconds from the first next() to the first token
-    decode_s       seconds spent on the tokens after it, not counting the caller's own time
-    fingerprint    a Fingerprint, or None if not asked for
-    seed           the seed in use, whether given or drawn
-    """
-
-    def __init__(
-        self,
-        decoder,
-        tokenizer,
-        sequence,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        continuation: bool = False,
-        fingerprint: bool = False,
-        on_close: Callable[[], None] | None = None,
-    ):
-        """Computes nothing yet.
-
-        decoder      runs tokens through the model
-        tokenizer    for the text and the ends of text
-        sequence     the positions already in the cache: its tokens must be the first of prompt_ids (a new
-                     sequence has none); only the rest is computed. It stays the caller's, to keep or to close
-        prompt_ids   the whole prompt
-        params       what to sample and when to stop
-        continuation whether the text goes on after the prompt's, so that a space at its start belongs to it
-        fingerprint  whether to hash the logits: a few ms a token for a large vocabulary
-        on_close     called once, when the sequence is no longer used
-
-        Raises RequestError for an empty prompt and ContextOverflowError for one the context cannot hold.
-        Cost of iterating: one pass over the weights for the prompt (few, if it is long) and one for each
-        token but the first.
-        """
-        self._answer = Answer(
-            tokenizer,
-            prompt_ids,
-            params,
-            vocab_size=decoder.config.vocab_size,
-            context_length=decoder.context_length,
-            continuation=continuation,
-            fingerprint=fingerprint,
-        )
-        # The last token's logits are needed, so it is computed again even if the cache has it.
-        self.cached_tokens = min(sequence.length, self.prompt_tokens - 1)
-        self.prefill_s = 0.0
-        self.decode_s = 0.0
-        self._decoder = decoder
-        self._sequence = sequence
-        self._on_close = on_close
-        self._closed = False
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        return self._answer.prompt_ids
-
-    @property
-    def token_ids(self) -> list[int]:
-        return self._answer.token_ids
-
-    @property
-    def text(self) -> str:
-        return self._answer.text
-
-    @property
-    def finish_reason(self) -> str | None:
-        return self._answer.finish_reason
-
-    @property
-    def fingerprint(self) -> Fingerprint | None:
-        return self._answer.fingerprint
-
-    @property
-    def seed(self) -> int:
-        return self._answer.seed
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.prompt_ids)
-
-    @property
-    def completion_tokens(self) -> int:
-        return len(self.token_ids)
-
-    def __iter__(self) -> "Generation":
-        return self
-
-    def __next__(self) -> Step:
-        if self._closed or self.finish_reason:
-            self.close()
-            raise StopIteration
-        start = time.perf_counter()
-        first = not self.token_ids
-        try:
-            step = self._step()
-        except BaseException:
-            self.close()
-            raise
-        elapsed = time.perf_counter() - start
-        if first:
-            self.prefill_s = elapsed
-        else:
-            self.decode_s += elapsed
-        if self.finish_reason:
-            self.close()
-        return step
-
-    def read(self) -> str:
-        """Runs to the end; the whole text."""
-        for _ in self:
-            pass
-        return self.text
-
-    def close(self) -> None:
-        """Ends the answer here and gives the sequence back. Closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            if self._on_close:
-                self._on_close()
-
-    def __enter__(self) -> "Generation":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
-
-    def _step(self) -> Step:
-        return self._answer.push(self._forward())
-
-    def _forward(self) -> np.ndarray:
-        """Logits after everything so far. One pass over the model; a prompt may take a few."""
-        if self.token_ids:
-            return self._decoder.forward([(self._sequence, self.token_ids[-1:])])[-1]
-        self._sequence.truncate(self.cached_tokens)
-        logits = self._decoder.prefill(self._sequence, self.prompt_ids[self.cached_tokens :])
-        return logits.reshape(-1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyllama.errors import ContextOverflowError, RequestError
-from pyllama.generate import Answer, Fingerprint, Generation, StopStrings
+from pyllama.generation import Answer, Fingerprint, Generation, StopStrings, Task, compute, share_out
 from pyllama.sampler import SamplingParams
 
 VOCAB = 40
@@ -43,6 +43,7 @@ class FakeDecoder:
         self.script = script
         self.prompt_length = prompt_length
         self.context_length = context_length
+        self.max_pass_tokens = 512
         self.fail_at = fail_at
         self.passes = []
 
@@ -55,16 +56,12 @@ class FakeDecoder:
         logits[self.script[index]] = 9.0
         return logits
 
-    def forward(self, batch, logits="last"):
-        rows = []
-        for sequence, ids in batch:
-            sequence.tokens.extend(ids)
-            self.passes.append(list(ids))
-            rows.append(self.row(sequence))
-        return np.stack(rows)
-
-    def prefill(self, sequence, ids):
-        return self.forward([(sequence, ids)])[0]
+    def extend(self, batch, wanted, on_layer=None):
+        ((sequence, ids),) = batch
+        sequence.tokens.extend(ids)
+        self.passes.append(list(ids))
+        rows = [self.row(sequence)] if wanted[0] else []
+        return np.array(rows, np.float32).reshape(-1, VOCAB), [np.arange(len(rows))]
 
 
 class FakeTokenizer:
@@ -383,3 +380,40 @@ def test_tokens_are_those_of_prompt_and_answer():
         assert response.tokens(start) == everything[start:]
         for stop in range(start, 7):
             assert response.tokens(start, stop) == everything[start:stop]
+
+
+def share(lengths, max_pass_tokens, shared_prefill=None):
+    """Tokens of each task that has so many left, by its place."""
+    tasks = [
+        Task(Answer(FakeTokenizer(), [1] * length, SamplingParams(), vocab_size=VOCAB, context_length=1000))
+        for length in lengths
+    ]
+    return [(tasks.index(task), count) for task, count in share_out(tasks, max_pass_tokens, shared_prefill)]
+
+
+def test_a_pass_is_shared_out_in_equal_parts():
+    assert share([300], 128) == [(0, 128)]
+    assert share([100], 128) == [(0, 100)]
+    assert share([1, 300, 1], 128) == [(0, 1), (1, 126), (2, 1)]
+    assert share([1, 300, 1], 128, 16) == [(0, 1), (1, 16), (2, 1)]
+    assert share([300, 200], 128, 16) == [(0, 64), (1, 64)], "nobody waits for its next token"
+    assert share([300, 10, 200], 130) == [(0, 60), (1, 10), (2, 60)], "what a short prompt leaves is the others'"
+    assert share([1, 1, 50], 2) == [(0, 1), (1, 1)]
+    assert share([], 128) == []
+
+
+def test_a_piece_of_a_prompt_asks_for_no_logits():
+    generation, decoder = answer([*ids("ab"), EOS], prompt=tuple(range(1, 11)))
+    decoder.max_pass_tokens = 4
+    wanted, extend = [], decoder.extend
+    decoder.extend = lambda batch, rows, on_layer: wanted.append(rows) or extend(batch, rows, on_layer)
+    assert generation.read() == "ab"
+    assert decoder.passes == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10], [0], [1]]
+    assert wanted == [[0], [0], [1], [1], [1]]
+
+
+def test_a_task_without_a_sequence_cannot_be_computed():
+    task = Task(Answer(FakeTokenizer(), [1, 2], SamplingParams(), vocab_size=VOCAB, context_length=64))
+    assert task.remaining == 2
+    with pytest.raises(ValueError, match="without a sequence"):
+        compute(FakeDecoder([], 2), [(task, 2)])

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from . import _kernels
+from pyllama import _kernels
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
