@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from pyllama.engine import Stream
 from pyllama.generation import Step
-from pyllama.server import logprobs, tools
+from pyllama.server import foreign_fields, logprobs, tools
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import GrammarGuide
@@ -23,6 +23,7 @@ from pyllama.server.usage import details, progress, usage
 async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await service.read(request, CHAT)
+    foreign_fields.refuse(body)
     top = _top_logprobs(body)
     want = wanted(
         body, body.get("max_completion_tokens") or body.get("max_tokens"), top, service.model.config.vocab_size

@@ -51,9 +51,9 @@ SAMPLING: dict[str, Schema] = {
     "min_p": number(0, 1, "draw among tokens at least so many times as probable as the best; default 0, all"),
     "seed": integer(-(2**63), 2**63 - 1, "the same seed gives the same answer; choice i of n has seed + i"),
     "stop": either(
-        "the answer ends before any of these",
-        {"type": "string", "minLength": 1},
-        {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MAX_STOPS},
+        "the answer ends before any of these; an empty one is none",
+        STRING,
+        {"type": "array", "items": STRING, "maxItems": MAX_STOPS},
     ),
     "stop_token_ids": {**TOKEN_IDS, "maxItems": 64, "description": "the answer ends at any of these"},
     "ignore_eos": flag("go on past the model's own end of text"),
@@ -163,6 +163,8 @@ CHAT: Schema = obj(
         ),  # fmt: skip
         "parallel_tool_calls": flag("whether an answer may have several calls; default true"),
         "chat_template_kwargs": {"type": "object", "description": "more variables for the chat template"},
+        "add_generation_prompt": flag("end the prompt with the beginning of an answer; default true"),
+        "continue_final_message": flag("go on with the last message, an assistant's, instead of answering it"),
     },
     ("messages",),
 )
@@ -177,7 +179,7 @@ COMPLETION: Schema = obj(
             {"type": "array", "items": STRING, "minItems": 1, "maxItems": MAX_PROMPTS},
             {"type": "array", "items": {**TOKEN_IDS, "minItems": 1}, "minItems": 1, "maxItems": MAX_PROMPTS},
         ),
-        "max_tokens": integer(1, 2**31 - 1, "tokens to write at most; default 16"),
+        "max_tokens": integer(0, 2**31 - 1, "tokens to write at most; default 16. 0 with echo: the prompt alone"),
         "logprobs": integer(0, 20, "report log-probabilities: of the token, and of so many of the most probable"),
         "echo": flag("begin the answer with the prompt"),
         "best_of": integer(1, MAX_CHOICES, "must equal n"),

@@ -107,8 +107,10 @@ class Service:
         guide: Any = None,
         **options: "Unpack[AnswerOptions]",
     ) -> list[Stream]:
-        """Queue n answers to each prompt, all or none. guide is copied for each; options as in Answer."""
+        """Queue n answers to each prompt, all or none. guide is copied for each; options as in Answer: the first of n
+        scores the prompt for all."""
         options["fingerprint"] = wanted.fingerprint
+        scored = options.get("prompt_logprobs")
         client = f"user {user}" if user else f"address {request.client.host if request.client else ''}"
         streams: list[Stream] = []
         try:
@@ -116,6 +118,7 @@ class Service:
                 leader = None
                 for choice in range(wanted.n):
                     options["guide"] = guide.copy() if guide else None
+                    options["prompt_logprobs"] = scored if leader is None else None
                     stream = self.engine.submit_ids(
                         prompt_ids, wanted.params_of(choice), client=client, leader=leader, **options
                     )
