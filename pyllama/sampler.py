@@ -193,12 +193,7 @@ class Sampler:
         if logits.shape != (self.vocab_size,) or logits.dtype != np.float32:
             expected = f"float32 ({self.vocab_size},)"
             raise PyllamaError(f"logits: {logits.dtype} {logits.shape}, expected {expected}")
-        if not np.isfinite(logits).all():
-            bad = int(np.flatnonzero(~np.isfinite(logits))[0])
-            raise PyllamaError(
-                f"logits: token {bad} has {logits[bad]}, expected finite numbers, at position"
-                f" {len(prompt_ids) + len(output_ids)}; the model's weights may be damaged"
-            )
+        check_finite(logits, len(prompt_ids) + len(output_ids))
         penalized = _penalize(params, logits, prompt_ids, output_ids)
         ids = self._ids if allowed is None else allowed
         if allowed is not None:
@@ -209,7 +204,7 @@ class Sampler:
             token_id = self._draw(penalized, len(output_ids), ids)
         if not params.logprobs:
             return Sample(token_id)
-        return _with_logprobs(logits, token_id, params.logprobs)
+        return with_logprobs(logits, token_id, params.logprobs)
 
     def _draw(self, logits: np.ndarray, index: int, ids: np.ndarray | None = None) -> int:
         candidates = Candidates(self._ids if ids is None else ids, logits)
@@ -219,6 +214,16 @@ class Sampler:
         target = uniform(self.seed, index) * sums[-1]
         chosen = int(np.searchsorted(sums, target, side="right"))
         return int(candidates.ids[min(chosen, len(sums) - 1)])
+
+
+def check_finite(logits: np.ndarray, position: int) -> None:
+    """Raises PyllamaError if a logit is not finite: the weights are damaged, or a kernel is wrong."""
+    if not np.isfinite(logits).all():
+        bad = int(np.flatnonzero(~np.isfinite(logits))[0])
+        raise PyllamaError(
+            f"logits: token {bad} has {logits[bad]}, expected finite numbers, at position {position}; the model's"
+            " weights may be damaged"
+        )
 
 
 def uniform(seed: int, index: int) -> float:
@@ -365,8 +370,8 @@ def _exp(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _with_logprobs(logits: np.ndarray, token_id: int, count: int) -> Sample:
-    """Log-softmax of the unmodified logits at token_id and at the `count` largest."""
+def with_logprobs(logits: np.ndarray, token_id: int, count: int) -> Sample:
+    """Log-softmax of the unmodified logits, which are finite, at token_id and at the `count` largest."""
     shifted = _below_largest(logits)
     total = float(_running_sums(_exp(np.maximum(shifted, LOWEST_EXPONENT)))[-1])
     log_total = math.log(total)

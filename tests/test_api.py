@@ -214,7 +214,7 @@ def test_options_are_checked_before_anything_runs(model):
         model.generate("a", top_p=3)
     with pytest.raises(pyllama.RequestError, match="^heat: no such sampling option"):
         model.generate("a", heat=3)
-    with pytest.raises(pyllama.ContextOverflowError, match="prompt: 5000 tokens, the context holds 4096"):
+    with pytest.raises(pyllama.ContextOverflowError, match="prompt is too long: 5000 tokens, .* 4096"):
         model.generate([1] * 5000)
     with pytest.raises(pyllama.ContextOverflowError, match="token_ids: 5000 tokens, the context holds 4096"):
         model.forward([1] * 5000)

@@ -487,7 +487,7 @@ def test_an_error_on_a_terminal_leaves_the_prompt(terminal, chat_folder):
     t = terminal("chat", chat_folder, "--context", 40, "--max-tokens", 2)
     t.read_until("> ")
     t.type("x" * 60 + "\n")
-    t.read_until(r"pyllama: prompt: \d+ tokens, the context holds 40.*/reset")
+    t.read_until(r"pyllama: prompt is too long: \d+ tokens, this model's maximum context length is 40.*/reset")
     t.read_until("> ")
     t.type("/exit\n")
     assert t.wait() == 0

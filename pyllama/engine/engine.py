@@ -313,9 +313,9 @@ class Engine:
         request.passes += 1
         if count > 1 or request.first_token_s is None:
             self._scheduler.computed(request)
-        if request.cancelled or request.remaining:
-            return  # the former: the next _take_in() ends it
-        if request.first_token_s is None:
+        if request.cancelled:
+            return  # the next _take_in() ends it
+        if request.first_token_s is None and not request.remaining:
             self._prompt_tokens += len(request.answer.prompt_ids)
             self._cached_tokens += request.cached_tokens
         try:
@@ -327,7 +327,7 @@ class Engine:
             _log.exception("engine: a token could not be chosen")
             self._end(request, "error", PyllamaError("internal error"))
             return
-        if request.first_token_s is None:
+        if request.first_token_s is None and steps:
             request.first_token_s = request.elapsed_s()
         for step in steps:
             self._completion_tokens += 1

@@ -112,7 +112,7 @@ class Scheduler:
         answer = request.answer
         sequence = self._new_sequence()
         # The last token's logits are needed, so it is computed again even if the cache has it.
-        known = self._prefix_cache.begin(sequence, answer.tokens(0, answer.length - 1))
+        known = self._prefix_cache.begin(sequence, answer.tokens(0, answer.reusable))
         needed = sequence.pages_needed(answer.length)
         # One page each, so that nobody is preempted by the very next pass.
         room = needed + len(self.running) + 1

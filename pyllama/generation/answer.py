@@ -12,7 +12,10 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 
 from pyllama.errors import ContextOverflowError, RequestError
-from pyllama.sampler import Sampler, SamplingParams
+from pyllama.sampler import Sample, Sampler, SamplingParams, check_finite, with_logprobs
+
+#: Rows of logits of a prompt that is scored, in one pass: as small as what a plan leaves unused.
+SCORED_NBYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class AnswerOptions(TypedDict, total=False):
     fingerprint: bool
     guide: Guide | None
     show_special: bool
+    prompt_logprobs: int | None
 
 
 class Answer:
@@ -118,6 +122,7 @@ class Answer:
     finish_reason  None, "stop" or "length"
     fingerprint    a Fingerprint, or None if not asked for
     seed           the seed in use, whether given or drawn
+    scored         the prompt's tokens but the first, with log-probabilities, as far as they were asked for and came
     """
 
     def __init__(
@@ -132,6 +137,7 @@ class Answer:
         fingerprint: bool = False,
         guide: Guide | None = None,
         show_special: bool = False,
+        prompt_logprobs: int | None = None,
     ):
         """Computes nothing yet.
 
@@ -144,6 +150,8 @@ class Answer:
         fingerprint     whether to hash the logits: a few ms a token for a large vocabulary
         guide           restricts the tokens, or None
         show_special    whether control tokens show in the text, all but those that end it
+        prompt_logprobs report the log-probability of each token of the prompt, and of so many of the most probable
+                        ones in its place; a pass takes fewer tokens then
 
         Raises RequestError for an empty prompt and ContextOverflowError for one the context cannot hold.
         """
@@ -151,14 +159,18 @@ class Answer:
             raise RequestError("prompt: no tokens, expected at least one")
         if len(prompt_ids) > context_length:
             raise ContextOverflowError(
-                f"prompt: {len(prompt_ids)} tokens, the context holds {context_length};"
-                " shorten it or load the model with a larger context"
+                # In words that litellm and langchain know: their programs shorten the conversation then.
+                f"prompt is too long: {len(prompt_ids)} tokens, this model's maximum context length is"
+                f" {context_length}; shorten it or load the model with a larger context"
             )
         self.prompt_ids = [int(i) for i in prompt_ids]
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason: str | None = None
         self.fingerprint = Fingerprint() if fingerprint else None
+        self.scored: list[Sample] = []
+        self._prompt_logprobs = prompt_logprobs
+        self._row_nbytes = 4 * vocab_size
         self._sampler = Sampler(params, vocab_size)
         self.seed = self._sampler.seed
         self._params = params
@@ -182,6 +194,36 @@ class Answer:
         if start >= prompt:
             return self.token_ids[start - prompt : stop - prompt]
         return self.prompt_ids[start:stop] + self.token_ids[: max(0, stop - prompt)]
+
+    @property
+    def _unscored(self) -> bool:
+        return self._prompt_logprobs is not None and len(self.scored) < len(self.prompt_ids) - 1
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens that a pass may take of it, where their rows of logits would be too many to hold."""
+        return max(8, SCORED_NBYTES // self._row_nbytes) if self._unscored else None
+
+    @property
+    def reusable(self) -> int:
+        """Tokens whose keys and values suffice: the others' rows of logits are needed."""
+        return len(self.scored) if self._unscored else self.length - 1
+
+    def rows_wanted(self, start: int, stop: int) -> int:
+        """How many rows of logits are wanted of a pass over the tokens from start to stop: its last ones."""
+        if self._unscored:
+            return max(0, stop - max(start, len(self.scored)))
+        return 1 if stop == self.length else 0
+
+    def take(self, rows: np.ndarray) -> list[Step]:
+        """The rows that a pass gave of those wanted: the new steps, none while part of the prompt is left."""
+        first = 0
+        while self._unscored and first < len(rows):
+            check_finite(rows[first], len(self.scored) + 1)
+            token_id = self.prompt_ids[len(self.scored) + 1]
+            self.scored.append(with_logprobs(rows[first], token_id, self._prompt_logprobs or 0))
+            first += 1
+        return [self.push(row) for row in rows[first:]]
 
     def push(self, logits: np.ndarray) -> Step:
         """The next token, from the logits (vocab_size,) after everything so far."""

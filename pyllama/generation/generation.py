@@ -69,7 +69,7 @@ class Generation:
             **options,
         )
         # The last token's logits are needed, so it is computed again even if the cache has it.
-        self.cached_tokens = min(sequence.length, self.prompt_tokens - 1)
+        self.cached_tokens = min(sequence.length, self._answer.reusable)
         self.prefill_s = 0.0
         self.decode_s = 0.0
         self._decoder = decoder

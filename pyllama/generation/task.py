@@ -48,7 +48,7 @@ class Task:
 
     def accept(self, rows: np.ndarray) -> list[Step]:
         """Take the rows of logits that a pass gave; the new steps, none while part of the prompt is left."""
-        return [self.answer.push(row) for row in rows]
+        return self.answer.take(rows)
 
 
 T = TypeVar("T", bound=Task)
@@ -66,7 +66,8 @@ def share_out(tasks: Sequence[T], max_pass_tokens: int, shared_prefill: int | No
         left = min(left, shared_prefill)
     prompts = sorted((task for task in tasks if task.remaining > 1), key=lambda task: task.remaining)
     for index, task in enumerate(prompts):  # shortest first: what it does not need is the others'
-        counts[task] = min(task.remaining, max(1, left // (len(prompts) - index))) if left > 0 else 0
+        most = min(task.remaining, task.answer.most_tokens or task.remaining)
+        counts[task] = min(most, max(1, left // (len(prompts) - index))) if left > 0 else 0
         left -= counts[task]
     return [(task, counts[task]) for task in tasks if counts.get(task)]
 
@@ -85,7 +86,8 @@ def compute(
         sequence = task.sequence
         if sequence is None:
             raise ValueError("compute: a task without a sequence")
-        segments.append((sequence, task.answer.tokens(sequence.length, sequence.length + count)))
-        wanted.append(1 if count == task.remaining else 0)
+        stop = sequence.length + count
+        segments.append((sequence, task.answer.tokens(sequence.length, stop)))
+        wanted.append(task.answer.rows_wanted(sequence.length, stop))
     logits, rows = decoder.extend(segments, wanted, on_layer)
     return [logits[indices] for indices in rows]

@@ -16,13 +16,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 async def read_body(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
     """A request's body, if it says it is JSON.
 
-    Raises ApiError: 415 for another content type, 413 for a body that is too large, 408 for one that is too slow, and
+    Raises ApiError: 415 for another content type or none, 413 for a body that is too large, 408 for one that is too slow, and
     400 for one that does not end.
     """
-    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
-        # Also what keeps other web pages out: a browser sends them JSON only after it has asked.
-        raise ApiError(415, f"content-type: got {kind[:60]!r}, expected 'application/json'")
+        # Also what keeps other web pages out: a browser sends theirs as JSON only after it has asked.
+        got = f"got {kind[:60]!r}" if kind else "missing"
+        raise ApiError(415, f"content-type: {got}, expected 'application/json'")
     announced = announced_nbytes(request)
     if announced is not None and announced > max_nbytes:
         raise _too_large(max_nbytes)

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pyllama.engine import Stream
-from pyllama.generation import Step
-from pyllama.server import logprobs, tools
+from pyllama.generation import AnswerOptions, Step
+from pyllama.server import foreign_fields, logprobs, tools
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import json_grammar, lark_grammar
@@ -24,6 +24,7 @@ from pyllama.server.usage import details, progress, usage
 async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await service.read(request, CHAT)
+    foreign_fields.refuse(body)
     top = _top_logprobs(body)
     want = wanted(
         body, body.get("max_completion_tokens") or body.get("max_tokens"), top, service.model.config.vocab_size
@@ -35,9 +36,9 @@ async def create(request: Request) -> Response:
     prompt_ids = await service.in_text_thread(request, _encode, service, messages, choice, body)
     grammar = _grammar(service, choice, body)
     guide = await service.guide(request, grammar, want.n) if grammar else None
-    streams = service.submit(
-        [prompt_ids], want, request, body.get("user"), guide=guide, show_special=choice.tools is not None
-    )
+    options: AnswerOptions = {"guide": guide, "show_special": choice.tools is not None}
+    options["continuation"] = bool(body.get("continue_final_message"))
+    streams = service.submit([prompt_ids], want, request, body.get("user"), **options)
     answer = _Chat(service, streams, want, choice)
     del body, messages, choice, grammar  # an answer may take long
     if want.stream:
@@ -55,10 +56,15 @@ def _top_logprobs(body: dict[str, Any]) -> int | None:
 
 
 def _encode(service: Service, messages: list[dict], choice: tools.ToolChoice, body: dict[str, Any]) -> list[int]:
-    reserved = {"messages", "tools", "add_generation_prompt", "parse_special"}
-    variables = {k: v for k, v in (body.get("chat_template_kwargs") or {}).items() if k not in reserved}
-    special = bool(body.get("parse_special"))
-    return service.tokenizer.encode_chat(messages, tools=choice.tools, parse_special=special, **variables)
+    options = {
+        "tools": choice.tools,
+        "parse_special": bool(body.get("parse_special")),
+        "continue_final_message": bool(body.get("continue_final_message")),
+        "add_generation_prompt": body.get("add_generation_prompt") is not False,
+    }
+    given = body.get("chat_template_kwargs") or {}
+    variables = {name: value for name, value in given.items() if name not in (*options, "messages")}
+    return service.tokenizer.encode_chat(messages, **options, **variables)
 
 
 def _grammar(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> Grammar | None:

@@ -10,9 +10,11 @@ from starlette.responses import JSONResponse, Response
 
 from pyllama.engine import Stream
 from pyllama.generation import Step
-from pyllama.server import logprobs
+from pyllama.sampler import Sample
+from pyllama.server import foreign_fields, logprobs
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
 from pyllama.server.errors import ApiError
+from pyllama.server.logprobs import Echo, Reported, echo_of
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.schemas import COMPLETION
 from pyllama.server.service import Service
@@ -25,20 +27,24 @@ async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await service.read(request, COMPLETION)
     top = body.get("logprobs")
-    want = wanted(body, body.get("max_tokens") or DEFAULT_MAX_TOKENS, top, service.model.config.vocab_size)
+    foreign_fields.refuse(body)
+    most = body.get("max_tokens")
+    if most == 0 and not body.get("echo"):
+        raise ApiError(400, "max_tokens: 0 only with echo, which scores the prompt", "max_tokens", "invalid_value")
+    # The pass over a prompt gives its first token, too: one that was not asked for is left out.
+    want = wanted(body, DEFAULT_MAX_TOKENS if most is None else max(1, most), top, service.model.config.vocab_size)
     if body.get("suffix"):
         raise ApiError(400, "suffix: not supported, expected none", "suffix", "unsupported")
     if body.get("best_of") not in (None, want.n):
         raise ApiError(400, f"best_of: got {body['best_of']}, expected n, {want.n}", "best_of", "unsupported")
-    if body.get("echo") and top is not None:
-        raise ApiError(400, "echo: not together with logprobs", "echo", "unsupported")
     prompts = await service.in_text_thread(request, _encode, service, body["prompt"])
-    echoes = [""] * len(prompts)
+    echoes = [Echo("", []) for _ in prompts]
     if body.get("echo"):
-        echoes = await service.in_text_thread(request, lambda: [service.tokenizer.decode(ids) for ids in prompts])
-    streams = service.submit(prompts, want, request, body.get("user"), continuation=True)
+        echoes = await service.in_text_thread(request, lambda: [echo_of(ids, service.tokenizer) for ids in prompts])
+    scored = top if body.get("echo") else None
+    streams = service.submit(prompts, want, request, body.get("user"), continuation=True, prompt_logprobs=scored)
     del body  # an answer may take long
-    answer = _Completion(service, streams, want, [echo for echo in echoes for _ in range(want.n)])
+    answer = _Completion(service, streams, want, echoes, scored=scored is not None, written=most != 0)
     if want.stream:
         return EventStream(answer.events(), streams, service.settings.timeout_s)
     return JSONResponse(await unless_hung_up(request, answer.whole(), service.settings.timeout_s))
@@ -56,17 +62,22 @@ def _encode(service: Service, prompt: Any) -> list[list[int]]:
 
 
 class _Choice:
-    def __init__(self, echo: str):
-        self.text = echo
-        self.steps: list[Step] = []
-        self.offsets: list[int] = []
+    def __init__(self) -> None:
+        self.text = ""
+        self.reported: list[Reported] = []
         self.finish_reason: str | None = None
+        self.begun = False
 
 
 class _Completion:
-    def __init__(self, service: Service, streams: list[Stream], want: Wanted, echoes: list[str]):
+    """scored: whether echoes come with log-probabilities; written: whether what was sampled is wanted."""
+
+    def __init__(
+        self, service: Service, streams: list[Stream], want: Wanted, echoes: list[Echo], *, scored: bool, written: bool
+    ):
         self._service, self._streams, self._want = service, streams, want
-        self._choices = [_Choice(echo) for echo in echoes]
+        self._echoes, self._scored, self._written = echoes, scored, written
+        self._choices = [_Choice() for _ in streams]
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -75,36 +86,62 @@ class _Completion:
             "system_fingerprint": service.fingerprint,
         }
 
+    def _begin(self, index: int) -> dict[str, Any] | None:
+        """The prompt as the choice's first part; None where nothing is echoed."""
+        choice, echo = self._choices[index], self._echoes[index // self._want.n]
+        choice.begun, choice.text = True, echo.text
+        if not echo.text and not self._scored:
+            return None
+        if self._scored:
+            answer = self._streams[index - index % self._want.n].request.answer  # the first of n scores for all
+            samples = [Sample(answer.prompt_ids[0]), *answer.scored]
+            choice.reported = [
+                Reported(sample.token_id, sample.logprob, sample.top, offset)
+                for sample, offset in zip(samples, echo.offsets, strict=True)
+            ]
+        return self._part(index, echo.text, choice.reported, None)
+
     def _take(self, index: int, step: Step) -> dict[str, Any]:
         """The choice's part that is new with this step."""
         choice = self._choices[index]
-        reported = None
-        if self._want.top_logprobs is not None and not logprobs.is_ending(step, self._service.tokenizer):
-            choice.steps.append(step)
-            choice.offsets.append(len(choice.text))
-            reported = self._reported([step], [len(choice.text)])
-        choice.text += step.text
         choice.finish_reason = step.finish_reason
-        return {"index": index, "text": step.text, "logprobs": reported, "finish_reason": step.finish_reason}
+        if not self._written:
+            return self._part(index, "", [], step.finish_reason)
+        reported = []
+        if self._want.top_logprobs is not None and not logprobs.is_ending(step, self._service.tokenizer):
+            reported = [Reported(step.token_id, step.logprob, step.top_logprobs, len(choice.text))]
+        choice.reported += reported
+        choice.text += step.text
+        return self._part(index, step.text, reported, step.finish_reason)
 
-    def _reported(self, steps: list[Step], offsets: list[int]) -> dict[str, Any] | None:
+    def _part(self, index: int, text: str, reported: list[Reported], finish_reason: str | None) -> dict[str, Any]:
+        """As a chunk of a stream has it: no log-probabilities where there are none."""
+        about = self._reported(reported) if reported else None
+        return {"index": index, "text": text, "logprobs": about, "finish_reason": finish_reason}
+
+    def _reported(self, reported: list[Reported]) -> dict[str, Any] | None:
         top = self._want.top_logprobs
-        return None if top is None else logprobs.of_completion(steps, offsets, self._service.tokenizer, top)
+        return None if top is None else logprobs.of_completion(reported, self._service.tokenizer, top)
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(self._streams, self._want.n, written=self._written)
 
     async def whole(self) -> dict[str, Any]:
         async for arrived in merged(self._streams, None):
             if arrived is not None:
+                if not self._choices[arrived[0]].begun:
+                    self._begin(arrived[0])
                 self._take(*arrived)
         choices = [
             {
                 "index": index,
                 "text": choice.text,
-                "logprobs": self._reported(choice.steps, choice.offsets),
+                "logprobs": self._reported(choice.reported),
                 "finish_reason": choice.finish_reason,
             }
             for index, choice in enumerate(self._choices)
         ]
-        cost = {"usage": usage(self._streams, self._want.n), "pyllama": details(self._streams)}
+        cost = {"usage": self._usage(), "pyllama": details(self._streams)}
         return {**self._head, "choices": choices, **cost}
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
@@ -112,19 +149,19 @@ class _Completion:
         return event({**self._head, "choices": choices, **nothing, **more})
 
     async def events(self) -> AsyncIterator[bytes]:
-        for index, choice in enumerate(self._choices):
-            if choice.text:
-                yield self._chunk([{"index": index, "text": choice.text, "logprobs": None, "finish_reason": None}])
         quiet_s = PROGRESS_S if self._want.include_progress else self._service.settings.ping_s
         async for arrived in merged(self._streams, quiet_s):
             if arrived is None:
                 yield self._progress() if self._want.include_progress else PING
                 continue
+            echo = None if self._choices[arrived[0]].begun else self._begin(arrived[0])
+            if echo:
+                yield self._chunk([echo])
             part = self._take(*arrived)
             if part["text"] or part["logprobs"] or part["finish_reason"]:
                 yield self._chunk([part])
         if self._want.include_usage:
-            cost = {"usage": usage(self._streams, self._want.n), "pyllama": details(self._streams)}
+            cost = {"usage": self._usage(), "pyllama": details(self._streams)}
             yield self._chunk([], **cost)
         yield DONE
 

@@ -1,6 +1,6 @@
 """Steps to the two shapes OpenAI reports log-probabilities in."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama.generation import Step
 
@@ -34,17 +34,42 @@ def _entry(token_id: int, logprob: float | None, tokenizer: "Tokenizer") -> dict
     return {"token": _text(data), "logprob": logprob, "bytes": list(data)}
 
 
-def of_completion(steps: list[Step], offsets: list[int], tokenizer: "Tokenizer", top: int) -> dict[str, Any]:
-    """choices[].logprobs of a completion. offsets: where in the text each token's begins."""
+class Reported(NamedTuple):
+    """A token of a completion, and where in the text its own begins."""
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+    offset: int
+
+
+class Echo(NamedTuple):
+    """A prompt as text, and where in it each token's begins."""
+
+    text: str
+    offsets: list[int]
+
+
+def echo_of(prompt_ids: list[int], tokenizer: "Tokenizer") -> Echo:
+    stream, text, offsets = tokenizer.stream(), "", []
+    for token_id in prompt_ids:
+        offsets.append(len(text))
+        text += stream.push(token_id)
+    return Echo(text + stream.finish(), offsets)
+
+
+def of_completion(reported: list[Reported], tokenizer: "Tokenizer", top: int) -> dict[str, Any]:
+    """choices[].logprobs of a completion. The first token of an echoed prompt has none: nothing comes before it."""
 
     def text(token_id: int) -> str:
         return _text(tokenizer.token_bytes(token_id))
 
+    def alternatives(one: Reported) -> dict[str, float] | None:
+        return None if one.logprob is None else {text(i): logprob for i, logprob in one.top[:top]}
+
     return {
-        "tokens": [text(step.token_id) for step in steps],
-        "token_logprobs": [step.logprob for step in steps],
-        "top_logprobs": [{text(i): logprob for i, logprob in step.top_logprobs[:top]} for step in steps]
-        if top
-        else None,
-        "text_offset": offsets,
+        "tokens": [text(one.token_id) for one in reported],
+        "token_logprobs": [one.logprob for one in reported],
+        "top_logprobs": [alternatives(one) for one in reported] if top else None,
+        "text_offset": [one.offset for one in reported],
     }

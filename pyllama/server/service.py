@@ -149,9 +149,11 @@ class Service:
         **options: "Unpack[AnswerOptions]",
     ) -> list[Stream]:
         """Queue n answers to each prompt, all or none. Options as in Answer; the guide is for the first answer, copies
-        of it for the others."""
+        of it for the others, and the first scores the prompt for all.
+        """
         guide: Any = options.get("guide")
         options["fingerprint"] = wanted.fingerprint
+        scored = options.get("prompt_logprobs")
         client = f"user {user}" if user else f"address {request.client.host if request.client else ''}"
         end_turn(request.scope)
         streams: list[Stream] = []
@@ -160,6 +162,7 @@ class Service:
                 leader = None
                 for choice in range(wanted.n):
                     options["guide"] = guide.copy() if guide and choice else guide
+                    options["prompt_logprobs"] = scored if leader is None else None
                     stream = self.engine.submit_ids(
                         prompt_ids, wanted.params_of(choice), client=client, leader=leader, **options
                     )

@@ -1,7 +1,8 @@
 """Checks a parsed body against the part of JSON Schema that schemas.py uses, naming the field that is wrong.
 
 The schemas are the ones the server publishes, so what is refused and what is documented cannot differ. Fields that
-a schema does not name are tolerated, and null is as good as absent, as OpenAI has it.
+a schema does not name are tolerated, and null is as good as absent, as OpenAI has it. A whole number written 4.0 is
+an integer, as JSON Schema has it.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ _NAMES = {"string": "text", "integer": "an integer", "number": "a number", "bool
 
 
 def check(value: Any, schema: Schema, where: str = "") -> None:
-    """Raises ApiError 400 with the field's name if the value does not fit."""
+    """Raises ApiError 400 with the field's name if the value does not fit. Integers written 4.0 become 4 in it."""
     problem = _problem(value, schema, where)
     if problem:
         at, message = problem
@@ -28,7 +29,7 @@ def _problem(value: Any, schema: Schema, where: str) -> tuple[str, str] | None:
         return _any_of(value, schema["anyOf"], where)
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    kind = _kind(value)
+    kind = "integer" if _whole(value, schema) else _kind(value)
     if kinds and kind not in kinds and not (kind == "integer" and "number" in kinds):
         return where, f"got {_shown(value)}, expected {_expected(schema)}"
     if "enum" in schema and value not in schema["enum"]:
@@ -46,6 +47,10 @@ def _problem(value: Any, schema: Schema, where: str) -> tuple[str, str] | None:
     if kind == "object":
         return _properties(value, schema, where)
     return None
+
+
+def _whole(value: Any, schema: Schema) -> bool:
+    return isinstance(value, float) and schema.get("type") == "integer" and value.is_integer()
 
 
 def _kind(value: Any) -> str:
@@ -89,6 +94,8 @@ def _items(value: list, schema: Schema, where: str) -> tuple[str, str] | None:
         problem = _problem(item, schema["items"], f"{where}[{index}]")
         if problem:
             return problem
+        if _whole(item, schema["items"]):
+            value[index] = int(item)
     return None
 
 
@@ -103,6 +110,8 @@ def _properties(value: dict, schema: Schema, where: str) -> tuple[str, str] | No
             if item is None:
                 continue
             problem = _problem(item, properties[name], _join(where, name))
+            if not problem and _whole(item, properties[name]):
+                value[name] = int(item)  # the key stays, so the loop is not disturbed
         else:
             problem = _problem(item, others, _join(where, name)) if isinstance(others, dict) else None
         if problem:

@@ -66,6 +66,15 @@ class Rendered(str):
 
     marks: Marks = NO_MARKS
 
+    def before(self, end: str) -> "Rendered":
+        """The text before the last `end`. RequestError where the template did not write it out as it is."""
+        text, found, _ = self.rpartition(end)
+        if not found:
+            raise RequestError("continue_final_message: this model's chat template changes or drops the last message")
+        begun = Rendered(text)
+        begun.marks = self.marks
+        return begun
+
     @property
     def plain(self) -> str:
         """The text itself."""
@@ -111,14 +120,22 @@ class ChatTemplate:
         return self.render_marked(messages, given, ())
 
     def render_marked(
-        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], spellings: Collection[str]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        spellings: Collection[str],
+        *,
+        adapt_calls: bool = False,
     ) -> Rendered:
         """The text of a chat in which it can be told what came out of the messages and variables.
 
-        variables  "tools", "add_generation_prompt" and whatever else the template looks at
-        spellings  what must not come out of them: the control tokens as text
+        variables    "tools", "add_generation_prompt" and whatever else the template looks at
+        spellings    what must not come out of them: the control tokens as text
+        adapt_calls  put earlier tool calls the way this template wants them (tool_turns.py)
         """
         deadline = time.monotonic() + MAX_SECONDS
+        if not adapt_calls:
+            return self._text(_plain_messages(messages), variables, spellings, deadline)
         return self._tool_turns.render(
             _plain_messages(messages),
             lambda chat: self._text(chat, variables, spellings, deadline),

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer import markers
-from pyllama.tokenizer.missing import MissingTokenizer
+from pyllama.tokenizer.missing import MissingTokenizer, NoTokenizerError
 from pyllama.tokenizer.tokenizer import Parts, Tokenizer
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pyllama.errors import TokenizerError
+from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer.added_tokens import AddedToken, AddedTokens
 from pyllama.tokenizer.chat_template import ChatTemplate
 from pyllama.tokenizer.detokenizer import StreamDecoder
@@ -82,6 +82,21 @@ class Parts:
         self.model.forbid(beyond)
         self.added = tuple(token for token in self.added if token.id < rows)
         self.decoded = {token_id: data for token_id, data in self.decoded.items() if token_id < rows}
+
+
+# Two noncharacters, which no text is to hold (Unicode 16, section 23.7): after the content of a message that goes on.
+_END_OF_FINAL = "\ufdd0\ufdd1"
+
+
+def _with_end_marked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages, with a mark after the content of the last one. RequestError: it is none that could go on."""
+    last = messages[-1] if isinstance(messages, Sequence) and messages else None
+    content = last.get("content") if isinstance(last, Mapping) else None
+    if not isinstance(last, Mapping) or last.get("role") != "assistant" or last.get("tool_calls"):
+        raise RequestError("continue_final_message: the last message is not an assistant's text, expected one to go on")
+    if not isinstance(content, str) or not content:
+        raise RequestError("continue_final_message: the last message has no text, expected some to go on from")
+    return [*messages[:-1], {**last, "content": content.replace(_END_OF_FINAL, "") + _END_OF_FINAL}]
 
 
 class Tokenizer:
@@ -264,10 +279,13 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         parse_special: bool = False,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> list[int]:
         """The token ids of a chat. The template writes BOS itself, so none is added.
 
+        continue_final_message  end where the content of the last message, an assistant's, ends: the answer goes on
+                                from there
         parse_special  control tokens written out in messages, tools and variables count as such; without, they are
                        plain text there, and only the template makes control tokens
 
@@ -275,7 +293,12 @@ class Tokenizer:
         """
         given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
         spellings = () if parse_special else self._spellings
-        rendered = self._chat_template().render_marked(messages, given, spellings)
+        if continue_final_message:
+            given["add_generation_prompt"] = False
+            messages = _with_end_marked(messages)
+        rendered = self._chat_template().render_marked(messages, given, spellings, adapt_calls=True)
+        if continue_final_message:
+            rendered = rendered.before(_END_OF_FINAL)
         if rendered.marks or spellings and self._normalized_special:
             return self._encode_marked(str(rendered), rendered.marks)
         return self.encode(str(rendered), add_special_tokens=False, parse_special=True)
