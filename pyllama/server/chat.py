@@ -54,8 +54,7 @@ def _top_logprobs(body: dict[str, Any]) -> int | None:
 def _encode(service: Service, messages: list[dict], choice: tools.ToolChoice, body: dict[str, Any]) -> list[int]:
     reserved = {"messages", "tools", "add_generation_prompt"}
     variables = {k: v for k, v in (body.get("chat_template_kwargs") or {}).items() if k not in reserved}
-    text = service.tokenizer.apply_chat_template(messages, tools=choice.tools, **variables)
-    return service.tokenizer.encode(text, add_special_tokens=False, parse_special=True)
+    return service.tokenizer.encode_chat(messages, tools=choice.tools, **variables)
 
 
 def _guide(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> GrammarGuide | None:

@@ -73,9 +73,16 @@ class ChatTemplate:
     ) -> str:
         """The text of a chat. RequestError: the template refuses the messages; TokenizerError: it is bad itself."""
         given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        return self._text(_plain_messages(messages), given)
+
+    def render_adapted(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        """The same, with earlier tool calls put the way this template wants them (tool_turns.py).
+
+        variables  "tools", "add_generation_prompt" and whatever else the template looks at
+        """
         return self._tool_turns.render(
             _plain_messages(messages),
-            lambda chat: self._text(chat, given),
+            lambda chat: self._text(chat, variables),
             lambda chat: self._text(chat, {"tools": [PROBE_TOOL], "add_generation_prompt": False}),
         )
 

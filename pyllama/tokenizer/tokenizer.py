@@ -196,10 +196,11 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """The text of a chat, ready for encode(..., add_special_tokens=False, parse_special=True)."""
-        if self._template is None:
-            raise TokenizerError("this model has no chat template; give it a prompt instead of messages")
-        return self._template.render(
+        """The text of a chat, ready for encode(..., add_special_tokens=False, parse_special=True).
+
+        The template sees the messages as they are given, as in transformers; encode_chat adapts earlier tool calls.
+        """
+        return self._chat_template().render(
             messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
         )
 
@@ -211,8 +212,15 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> list[int]:
-        """The token ids of a chat. The template writes BOS itself, so none is added."""
-        text = self.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
-        )
+        """The token ids of a chat. The template writes BOS itself, so none is added.
+
+        Earlier tool calls are put the way the template wants them, whichever way the messages have them.
+        """
+        given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        text = self._chat_template().render_adapted(messages, given)
         return self.encode(text, add_special_tokens=False, parse_special=True)
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise TokenizerError("this model has no chat template; give it a prompt instead of messages")
+        return self._template
