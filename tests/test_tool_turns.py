@@ -1,7 +1,9 @@
 """Earlier calls of a conversation reach the prompt, whichever way a template asks for them."""
 
 import pytest
+from conftest import write_model
 
+import pyllama
 from pyllama.errors import RequestError
 from pyllama.tokenizer.chat_template import ChatTemplate
 
@@ -53,8 +55,8 @@ def conversation(content, *calls, ids=True, arguments=str):
     return [{"role": "user", "content": "go"}, message, *results]
 
 
-def rendered(template, messages, **variables):
-    return ChatTemplate(template, {}, "a test").render(messages, **variables)
+def rendered(template, messages):
+    return ChatTemplate(template, {}, "a test").render_adapted(messages, {"tools": None})
 
 
 @pytest.mark.parametrize("content", [*CONTENTS, "Let me look."])
@@ -107,8 +109,24 @@ def test_a_template_without_calls_gets_them_as_text():
 
 def test_without_calls_nothing_is_changed_and_nothing_is_asked():
     template = ChatTemplate(HEAD + "{{ m.content is none }} {{ m.content is defined }}" + TAIL, {}, "a test")
-    assert template.render([{"role": "assistant", "content": None}]) == "<assistant>False False</>"
-    assert template.render([{"role": "user", "content": ""}]) == "<user>False True</>"
+    assert template.render_adapted([{"role": "assistant", "content": None}], {}) == "<assistant>False False</>"
+    assert template.render_adapted([{"role": "user", "content": ""}], {}) == "<user>False True</>"
+
+
+def test_the_text_of_a_template_is_what_it_makes_of_the_messages_as_they_are():
+    """apply_chat_template is transformers': only where a model is to answer are calls adapted."""
+    template = ChatTemplate(TEMPLATES["content is none"], {}, "a test")
+    text = template.render(conversation("", ("f", '{"a": 1}')))
+    assert text == "<user>go</><assistant></><tool>result 0</>"
+
+
+def test_a_prompt_of_messages_has_the_call(tmp_path):
+    """The Python API's model.generate(messages) takes calls as the server does."""
+    folder = write_model(tmp_path / "tiny", template=TEMPLATES["content is none, arguments as text"])
+    with pyllama.load(folder, context_length=256) as model:
+        for content in CONTENTS:
+            ids = model.encode_prompt(conversation(content, ("open_door", '{"floor": 3}')))
+            assert '[open_door {"floor": 3}]' in model.tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def test_arguments_that_are_no_object_stay_text():
