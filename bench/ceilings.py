@@ -3,7 +3,7 @@
 
 usage: ceilings.py [--threads N]
 
-A line of JSON for 1 thread and one for all. What is measured, and how, is in pyllama/bench/ceilings.py; `pyllama
+A line of JSON for 1 thread and one for all. What is measured, and how, is in pyllama/measure/ceilings.py; `pyllama
 bench` does this and more.
 """
 
@@ -15,7 +15,7 @@ import os
 import sys
 
 from pyllama import _kernels
-from pyllama.bench.ceilings import Ceilings
+from pyllama.measure.ceilings import Ceilings
 
 BUFFER_NBYTES = 1 << 30  # many times any last-level cache
 

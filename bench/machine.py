@@ -4,8 +4,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from pyllama.bench import machine
-from pyllama.bench.others import Others
+from pyllama.measure import machine
+from pyllama.measure.others import Others
 
 __all__ = ["Others", "commit", "describe"]
 

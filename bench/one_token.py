@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 
 from pyllama import __version__, _kernels
-from pyllama.bench import work
 from pyllama.checkpoint import open_checkpoint
 from pyllama.decoder import Decoder
+from pyllama.measure import work
 from pyllama.streaming import StreamedWeights, pinned
 
 CONTEXT = 64

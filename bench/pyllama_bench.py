@@ -19,7 +19,7 @@ import numpy as np
 
 import pyllama
 from pyllama import _kernels
-from pyllama.bench.model import time_decode, time_prefill
+from pyllama.measure.model import time_decode, time_prefill
 from pyllama.streaming import pinned
 
 

@@ -28,10 +28,10 @@ import synthetic
 from ceilings import BUFFER_NBYTES
 
 from pyllama import PyllamaError
-from pyllama.bench import csv_file, work
-from pyllama.bench.ceilings import Ceilings
-from pyllama.bench.csv_file import rounded
 from pyllama.checkpoint import open_checkpoint
+from pyllama.measure import csv_file, work
+from pyllama.measure.ceilings import Ceilings
+from pyllama.measure.csv_file import rounded
 
 HERE = Path(__file__).resolve().parent
 OURS = "pyllama"

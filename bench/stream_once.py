@@ -16,13 +16,13 @@ import json
 import time
 
 from pyllama import _kernels
-from pyllama.budget import parse_size, peak_resident_nbytes, resident_nbytes
 from pyllama.checkpoint import open_checkpoint
 from pyllama.decoder import Decoder
 from pyllama.generation import Fingerprint
-from pyllama.plan import make_plan
+from pyllama.machine.memory import parse_size, peak_resident_nbytes, resident_nbytes
+from pyllama.machine.threads import default_threads
+from pyllama.planning.memory import make_plan
 from pyllama.streaming import StreamedWeights
-from pyllama.threads import default_threads
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ from typing import Any
 
 import machine
 
-from pyllama.budget import parse_size
 from pyllama.checkpoint import open_checkpoint
+from pyllama.machine.memory import parse_size
 from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.memory import huge_empty

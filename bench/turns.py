@@ -28,9 +28,9 @@ from statistics import mean, median
 
 import machine
 
-from pyllama.bench.ceilings import Ceilings
-from pyllama.bench.csv_file import rounded
-from pyllama.threads import default_threads
+from pyllama.machine.threads import default_threads
+from pyllama.measure.ceilings import Ceilings
+from pyllama.measure.csv_file import rounded
 
 ENGINES = ("pyllama", "plain", "llama.cpp")
 THEIRS = "llama.cpp"

@@ -24,7 +24,6 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000" if platform.machine() == "x86_64" else "10000")
 
 if TYPE_CHECKING:
-    from pyllama.chat import Chat
     from pyllama.errors import (
         BudgetError,
         BusyError,
@@ -38,16 +37,18 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from pyllama.generation import Generation, Step
-    from pyllama.model import Model, load
-    from pyllama.sampler import SamplingParams
+    from pyllama.generation.chat import Chat
+    from pyllama.generation.sampler import SamplingParams
+    from pyllama.loading import load
+    from pyllama.model import Model
 
 _HOME = {
-    "load": "model",
+    "load": "loading",
     "Model": "model",
-    "Chat": "chat",
+    "Chat": "generation.chat",
     "Generation": "generation",
     "Step": "generation",
-    "SamplingParams": "sampler",
+    "SamplingParams": "generation.sampler",
     "PyllamaError": "errors",
     "CheckpointError": "errors",
     "UnsupportedError": "errors",

@@ -12,15 +12,15 @@ import pytest
 from conftest import write_model
 
 from pyllama import _kernels
-from pyllama.bench import advice as advising
-from pyllama.bench import csv_file, disk, kernels, machine, plot, report, report_lines, watch
-from pyllama.bench.ceilings import Ceilings
-from pyllama.bench.condition import condition
-from pyllama.bench.others import Others
-from pyllama.bench.storage import block_device, storage
-from pyllama.bench.tree import Tree
 from pyllama.cli import main
 from pyllama.errors import CheckpointError, PyllamaError, RequestError
+from pyllama.measure import advice as advising
+from pyllama.measure import csv_file, disk, kernels, machine, plot, report, report_lines, watch
+from pyllama.measure.ceilings import Ceilings
+from pyllama.measure.condition import condition
+from pyllama.measure.others import Others
+from pyllama.measure.storage import block_device, storage
+from pyllama.measure.tree import Tree
 
 # --- boards ---
 
@@ -231,8 +231,8 @@ def test_this_machine_is_described_without_names_or_paths():
 
 def test_cores_kept_busy_by_others_are_those_that_are_not_ours(tmp_path, monkeypatch):
     made, now, own = Made(tmp_path), [0.0], [5.0]
-    monkeypatch.setattr("pyllama.bench.others.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("pyllama.bench.others.os.times", lambda: (own[0], 0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr("pyllama.measure.others.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pyllama.measure.others.os.times", lambda: (own[0], 0.0, 0.0, 0.0, 0.0))
     ticks = os.sysconf("SC_CLK_TCK")
     made.write("proc/stat", "cpu  0 0 0 900 0 0 0 0 0 0\ncpu0 1\n")
     others = Others(made.tree)

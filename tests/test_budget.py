@@ -2,8 +2,9 @@
 
 import pytest
 
-from pyllama import budget
-from pyllama.budget import (
+from pyllama.errors import RequestError
+from pyllama.machine import memory as budget
+from pyllama.machine.memory import (
     GROUP,
     GROUP_MARGIN,
     MACHINE,
@@ -20,7 +21,6 @@ from pyllama.budget import (
     resident_nbytes,
     warn_if_beyond,
 )
-from pyllama.errors import RequestError
 
 
 @pytest.mark.parametrize(

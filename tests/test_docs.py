@@ -74,7 +74,7 @@ def test_cli_md_has_no_other_command():
 def test_the_api_page_has_every_sampling_option():
     import dataclasses
 
-    from pyllama.sampler import SamplingParams
+    from pyllama.generation.sampler import SamplingParams
 
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     section = text[text.index("## Sampling") : text.index("## Conversations")]

@@ -14,7 +14,7 @@ from pyllama.engine.page_store import PageStore, model_digest
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.errors import BudgetError, BusyError, ContextOverflowError, PyllamaError, RequestError
 from pyllama.generation import Step
-from pyllama.sampler import SamplingParams
+from pyllama.generation.sampler import SamplingParams
 
 CONTEXT = 256
 

@@ -14,10 +14,10 @@ import pytest
 from conftest import write_model
 
 import pyllama
-from pyllama import forked
 from pyllama.engine import Engine
 from pyllama.errors import BusyError, PyllamaError, RequestError
-from pyllama.sampler import SamplingParams
+from pyllama.generation.sampler import SamplingParams
+from pyllama.machine import forked
 
 IDS = [7 * i % 200 for i in range(40)]
 DEADLINE_S = 60

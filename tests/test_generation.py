@@ -7,7 +7,7 @@ import pytest
 
 from pyllama.errors import ContextOverflowError, RequestError
 from pyllama.generation import Answer, Fingerprint, Generation, StopStrings, Task, compute, share_out
-from pyllama.sampler import SamplingParams
+from pyllama.generation.sampler import SamplingParams
 
 VOCAB = 40
 EOS = 39

@@ -20,7 +20,7 @@ from pyllama import hub as pyllama_hub
 from pyllama.errors import HubError
 from pyllama.hub import choose, demo, download, fetch, listing
 from pyllama.hub.names import parse_name
-from pyllama.progress import Progress
+from pyllama.terminal.progress import Progress
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 SINGLE = {

@@ -14,7 +14,7 @@ EMULATED = os.environ.get("PYLLAMA_EMULATED") == "1"
 
 INFO = """
 import sys
-from pyllama.budget import peak_resident_nbytes
+from pyllama.machine.memory import peak_resident_nbytes
 from pyllama.cli import main
 code = main(["info", sys.argv[1]])
 print("peak", peak_resident_nbytes(), file=sys.stderr)

@@ -26,7 +26,10 @@ EXPECTED_ISA = os.environ.get("PYLLAMA_EXPECT_ISA", "")
 EXPECTED_FEATURES = os.environ.get("PYLLAMA_EXPECT_FEATURES", "")
 
 # Imports go down only: nothing imports what stands to its right, directly or through others.
-CHAIN = ("errors", "architecture", "checkpoint", "decoder", "streaming", "generation", "model", "cli", "__main__")
+CHAIN = (
+    "errors", "architecture", "checkpoint", "decoder", "streaming", "planning", "generation", "model", "loading", "cli",
+    "__main__",
+)
 
 # Each costs more to load than all of pyllama; the function that needs one imports it.
 LOADED_LATE = {"jinja2", "sentencepiece", "regex", "huggingface_hub", "argparse", "asyncio", "http.client"}

@@ -7,10 +7,7 @@ import os
 import pytest
 import tiny
 
-from pyllama import forecast as forecasting
 from pyllama.architecture.config import Config
-from pyllama.bench import disk
-from pyllama.bench import rates as measuring
 from pyllama.checkpoint import open_checkpoint
 from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.checkpoint.outline import outline, outline_huggingface, stored_nbytes
@@ -18,8 +15,11 @@ from pyllama.cli import main
 from pyllama.cli.plan import make_report
 from pyllama.cli.plan_lines import duration, format_rate, lines, size
 from pyllama.errors import BudgetError, CheckpointError, UnsupportedError
-from pyllama.forecast import BOARDS, OF_DISK, OF_DRAM, Rates, enough, forecast, packed, what_if
-from pyllama.plan import TooSmallError, make_plan
+from pyllama.measure import disk
+from pyllama.measure import rates as measuring
+from pyllama.planning import time as forecasting
+from pyllama.planning.memory import TooSmallError, make_plan
+from pyllama.planning.time import BOARDS, OF_DISK, OF_DRAM, Rates, enough, forecast, packed, what_if
 
 RATES = Rates(disk_gb_s=0.5, dram_gb_s=10, gflop_s=50, pack_gb_s=2)
 GIVEN = ["--disk", "450M", "--dram", "10.5G"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pyllama.errors import PyllamaError, RequestError
-from pyllama.sampler import Candidates, Sampler, SamplingParams, largest, uniform
+from pyllama.generation.sampler import Candidates, Sampler, SamplingParams, largest, uniform
 
 VOCAB = 57
 

@@ -381,8 +381,8 @@ def test_the_page_about_it_has_every_option_of_its_own():
 # A server whose layers take their time, or for ever, when a file says so.
 HELD = """
 import sys, time
-import pyllama.model
-load = pyllama.model.load
+import pyllama.loading
+load = pyllama.loading.load
 def held(*args, **kwargs):
     def on_layer(layer):
         try:
@@ -391,7 +391,7 @@ def held(*args, **kwargs):
             seconds = 0
         time.sleep(seconds)
     return load(*args, **kwargs, on_layer=on_layer)
-pyllama.model.load = held
+pyllama.loading.load = held
 from pyllama.cli import main
 sys.exit(main())
 """

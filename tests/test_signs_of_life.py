@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from pyllama import signs_of_life
-from pyllama.signs_of_life import SignsOfLife, _Pass
+from pyllama.terminal import status_line as signs_of_life
+from pyllama.terminal.status_line import SignsOfLife, _Pass
 
 DEADLINE_S = 120  # on an emulator everything takes its time
 
@@ -202,7 +202,7 @@ def test_a_narrow_terminal_gets_a_line_that_fits(at_once, monkeypatch):
 # Layers that take their time; the line is drawn from the first moment on.
 SLOW = """
 import sys, time
-from pyllama import signs_of_life
+from pyllama.terminal import status_line as signs_of_life
 from pyllama.decoder import Decoder
 signs_of_life.PATIENCE_S, signs_of_life.REDRAW_S = 0.0, 0.002
 good = Decoder._mlp_block

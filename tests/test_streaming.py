@@ -14,7 +14,7 @@ from pyllama.checkpoint.outline import outline
 from pyllama.decoder import Decoder, Shape
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import BudgetError, CheckpointError
-from pyllama.plan import LEAST_SLOTS, make_plan
+from pyllama.planning.memory import LEAST_SLOTS, make_plan
 from pyllama.streaming import StreamedWeights, blocks, direct, ring
 
 IDS = [1, *((7 * i * i + 3 * i) % 101 for i in range(40))]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyllama.threads import default_threads
+from pyllama.machine.threads import default_threads
 
 
 def board(tmp_path, siblings, files=(), cgroup="", name="thread_siblings_list"):

@@ -22,7 +22,7 @@ import pyllama
 from pyllama.checkpoint import open_checkpoint
 from pyllama.decoder import Decoder
 from pyllama.generation import Fingerprint
-from pyllama.sampler import Sampler, SamplingParams
+from pyllama.generation.sampler import Sampler, SamplingParams
 from pyllama.streaming import StreamedWeights
 
 GREEDY = SamplingParams(temperature=0.0)

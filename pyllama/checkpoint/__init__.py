@@ -11,11 +11,11 @@ from pathlib import Path
 
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.files import InputFile
+from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
 from pyllama.checkpoint.huggingface import INDEX, open_huggingface, weight_files
 from pyllama.checkpoint.index import Part, Tensor
 from pyllama.checkpoint.other_folders import refusal
 from pyllama.errors import CheckpointError, UnsupportedError
-from pyllama.foreign import HEAD_NBYTES, described_bytes
 
 # A file cut by bytes, as some were uploaded before GGUF could be split.
 _PART = re.compile(r"\.gguf[.-](part|split)[-_]?[0-9a-z]+(of[0-9]+)?$|\.part[0-9]+(of[0-9]+)?$")

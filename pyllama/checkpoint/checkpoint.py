@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pyllama import forked
 from pyllama.architecture.config import Config
 from pyllama.checkpoint import packed_rows
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.index import Tensor, stored_dtype
 from pyllama.errors import CheckpointError
+from pyllama.machine import forked
 
 
 class Checkpoint(forked.ForkAware):

@@ -24,11 +24,11 @@ from pyllama.architecture.tensors import EMBEDDING, tensor_shapes
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
 from pyllama.checkpoint.files import InputFile
+from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
 from pyllama.checkpoint.gguf_config import gguf_config, gguf_family
 from pyllama.checkpoint.index import Part, Tensor, check_index, deal
 from pyllama.checkpoint.string_list import PREFIX, StringList
 from pyllama.errors import CheckpointError, UnsupportedError, shown
-from pyllama.foreign import HEAD_NBYTES, described_bytes
 
 MAX_HEADER_NBYTES = 64 << 20  # a vocabulary of 256,000 with its merges takes 20 MB
 MAX_KEYS = 4096

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from pyllama import foreign
 from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import (
     MAX_HEAD_DIM,
@@ -26,6 +25,7 @@ from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import layer_name
 from pyllama.architecture.rope import yarn_magnitude
 from pyllama.architecture.tensors import HEAD
+from pyllama.checkpoint import foreign
 from pyllama.errors import shown
 
 _WHERE = "GGUF metadata"

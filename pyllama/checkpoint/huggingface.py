@@ -16,6 +16,7 @@ from pyllama.architecture.tensors import EMBEDDING, HEAD, tensor_shapes
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import PLAIN
 from pyllama.checkpoint.files import InputFile, read_small
+from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
 from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.checkpoint.index import Tensor, check_index, deal
 from pyllama.checkpoint.other_folders import missing_shards, refusal
@@ -23,7 +24,6 @@ from pyllama.checkpoint.safetensors import read_safetensors
 from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
 from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.errors import CheckpointError, shown
-from pyllama.foreign import HEAD_NBYTES, described_bytes
 
 MAX_FILES = 1024
 TIED_ROWS = 16  # rows compared of a matrix stored under both names

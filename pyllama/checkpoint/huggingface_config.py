@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pyllama import foreign
 from pyllama.architecture import FAMILIES, class_names
 from pyllama.architecture.config import (
     MAX_HEAD_DIM,
@@ -23,6 +22,7 @@ from pyllama.architecture.config import (
 from pyllama.architecture.family import Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.rope import yarn_magnitude
+from pyllama.checkpoint import foreign
 from pyllama.errors import shown
 
 

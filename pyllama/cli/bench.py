@@ -39,12 +39,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    from pyllama.bench import csv_file, plot
-    from pyllama.bench.report import measure
-    from pyllama.bench.report_lines import lines
-    from pyllama.budget import parse_size, warn_if_beyond
     from pyllama.cli.report import print_report
-    from pyllama.signs_of_life import SignsOfLife
+    from pyllama.machine.memory import parse_size, warn_if_beyond
+    from pyllama.measure import csv_file, plot
+    from pyllama.measure.report import measure
+    from pyllama.measure.report_lines import lines
+    from pyllama.terminal.status_line import SignsOfLife
 
     if args.plot and not args.model:
         raise RequestError("--plot: needs MODEL, there is nothing to draw without one")

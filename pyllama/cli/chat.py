@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from pyllama.cli import streams
 from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling
 from pyllama.errors import ContextOverflowError, PyllamaError, RequestError, reason_of
-from pyllama.signs_of_life import SignsOfLife
+from pyllama.terminal.status_line import SignsOfLife
 
 if TYPE_CHECKING:
-    from pyllama.chat import Chat
+    from pyllama.generation.chat import Chat
 
 PROMPT = "> "
 HELP = """\

@@ -177,6 +177,6 @@ def _count(number: int) -> str:
 
 
 def _size(nbytes: int) -> str:
-    from pyllama.progress import format_nbytes
+    from pyllama.terminal.progress import format_nbytes
 
     return format_nbytes(nbytes)

@@ -7,7 +7,7 @@ from pyllama.cli import streams
 
 if TYPE_CHECKING:
     from pyllama.model import Model
-    from pyllama.signs_of_life import SignsOfLife
+    from pyllama.terminal.status_line import SignsOfLife
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +109,7 @@ SAMPLING = (
 
 def sampling(args: argparse.Namespace) -> dict:
     """The sampling options that were given, under their names in Python; RequestError if one is wrong."""
-    from pyllama.sampler import SamplingParams
+    from pyllama.generation.sampler import SamplingParams
 
     given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
     SamplingParams.from_options(**given)  # complains before minutes are spent on loading
@@ -118,7 +118,7 @@ def sampling(args: argparse.Namespace) -> dict:
 
 def load_model(args: argparse.Namespace, signs: "SignsOfLife", **more: Any) -> "Model":
     """The model of add_loading()'s options, and more of load()'s; loading it shows as a sign of life."""
-    from pyllama.model import load
+    from pyllama.loading import load
 
     signs.show("loading")
     return load(args.model, **{name: getattr(args, name) for name in LOADING}, **more)

@@ -29,7 +29,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Prints the packed model's path on standard output."""
     from pyllama.packing import pack
-    from pyllama.progress import Progress
+    from pyllama.terminal.progress import Progress
 
     with Progress(f"packing {Path(args.source).name}", quiet=args.quiet) as progress:
         path = pack(args.source, args.destination, replace=args.replace, progress=progress)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from pyllama.checkpoint import Checkpoint
     from pyllama.checkpoint.outline import Outline
-    from pyllama.forecast import Forecast, Rates, WhatIf
-    from pyllama.plan import Plan
+    from pyllama.planning.memory import Plan
+    from pyllama.planning.time import Forecast, Rates, WhatIf
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -59,10 +59,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    from pyllama.budget import default_budget, enough_for, parse_size, warn_if_beyond
     from pyllama.cli.plan_lines import lines
     from pyllama.cli.report import print_report
-    from pyllama.plan import TooSmallError
+    from pyllama.machine.memory import default_budget, enough_for, parse_size, warn_if_beyond
+    from pyllama.planning.memory import TooSmallError
 
     if args.board and args.memory is None:
         raise RequestError("--board: needs --memory, what the process may take there")
@@ -96,9 +96,9 @@ def make_report(
     """Everything `plan --json` prints. rates(files) measures or looks up, once the plan is known to work."""
     from dataclasses import asdict
 
-    from pyllama.forecast import enough, forecast, packed, what_if
-    from pyllama.model import DEFAULT_CONTEXT_LENGTH
-    from pyllama.plan import default_context, make_plan
+    from pyllama.loading import DEFAULT_CONTEXT_LENGTH
+    from pyllama.planning.memory import default_context, make_plan
+    from pyllama.planning.time import enough, forecast, packed, what_if
 
     config = model.config
     if asked_context is not None and not 1 <= asked_context <= config.max_position_embeddings:
@@ -148,7 +148,7 @@ def _fetch_outline(name: str, quiet: bool) -> "Checkpoint | Outline":
     from pyllama.hub.choose import INDEX
     from pyllama.hub.listing import list_files
     from pyllama.hub.names import DEMO, parse_name
-    from pyllama.progress import Progress
+    from pyllama.terminal.progress import Progress
 
     if name == DEMO:
         raise HubError(f"{DEMO}: not in the cache, and small: pyllama pull {DEMO}")
@@ -168,12 +168,12 @@ def _fetch_outline(name: str, quiet: bool) -> "Checkpoint | Outline":
 
 def _rates(board: str | None, files: list[Path], disk_gb_s: float | None, dram_gb_s: float | None) -> "Rates":
     if board is None:
-        from pyllama.bench.rates import measure
+        from pyllama.measure.rates import measure
 
         return measure(files, disk_gb_s=disk_gb_s, dram_gb_s=dram_gb_s)
     from dataclasses import replace
 
-    from pyllama.forecast import BOARDS
+    from pyllama.planning.time import BOARDS
 
     rates = BOARDS[board].rates
     given = {"disk": disk_gb_s, "dram": dram_gb_s}
@@ -197,9 +197,9 @@ def _rate(option: str, text: str | None) -> float | None:
 
 def _interpreter(model: "Checkpoint | Outline") -> int:
     """Resident bytes of this process with the model's tokenizer: what it would have before weights are loaded."""
-    from pyllama.budget import interpreter_nbytes, resident_nbytes
     from pyllama.errors import PyllamaError
-    from pyllama.plan import INTERPRETER
+    from pyllama.machine.memory import interpreter_nbytes, resident_nbytes
+    from pyllama.planning.memory import INTERPRETER
     from pyllama.tokenizer import load_tokenizer
 
     try:
@@ -213,9 +213,9 @@ def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:
     import math
     import shutil
 
-    from pyllama.bench.rates import nearest
     from pyllama.checkpoint.outline import stored_nbytes
     from pyllama.hub.cache import hub_cache
+    from pyllama.measure.rates import nearest
 
     config = model.config
     about = {

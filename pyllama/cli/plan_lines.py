@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pyllama.progress import format_nbytes
+from pyllama.terminal.progress import format_nbytes
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:

@@ -37,7 +37,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Prints the model's path, and nothing else, on standard output."""
     from pyllama import hub
-    from pyllama.progress import Progress
+    from pyllama.terminal.progress import Progress
 
     with Progress(quiet=args.quiet) as progress:
         if args.pack is None:

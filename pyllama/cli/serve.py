@@ -84,11 +84,11 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
     _import_server()
     import logging
 
-    from pyllama.budget import parse_size
     from pyllama.engine import AsyncEngine
-    from pyllama.server.heap import return_freed_memory
+    from pyllama.machine.malloc import return_freed_memory
+    from pyllama.machine.memory import parse_size
     from pyllama.server.run import bind, serve
-    from pyllama.signs_of_life import SignsOfLife
+    from pyllama.terminal.status_line import SignsOfLife
     from pyllama.tokenizer.missing import MissingTokenizer
 
     handler = logging.StreamHandler()
@@ -141,7 +141,7 @@ def name_of(model: str) -> str:
 
 def settings_of(args: argparse.Namespace) -> "Settings":
     """The options as the server takes them. Raises RequestError, also for a server anybody could use unasked."""
-    from pyllama.budget import parse_size
+    from pyllama.machine.memory import parse_size
 
     key = _api_key(args.api_key_file)
     if args.host not in LOOPBACK and key is None and not args.insecure:

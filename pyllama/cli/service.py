@@ -80,10 +80,10 @@ def _add_uninstall(actions: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def install(args: argparse.Namespace) -> int:
-    from pyllama.progress import format_nbytes
     from pyllama.service import memory_control
     from pyllama.service.systemd import Units
     from pyllama.service.unit import render
+    from pyllama.terminal.progress import format_nbytes
 
     units = Units(args.user)
     path = units.path(args.name)
@@ -134,9 +134,9 @@ def service_of(args: argparse.Namespace) -> "Service":
 
     Raises RequestError, HubError and CheckpointError.
     """
-    from pyllama.budget import default_budget, parse_size
     from pyllama.checkpoint import open_checkpoint
     from pyllama.hub import resolve
+    from pyllama.machine.memory import default_budget, parse_size
     from pyllama.service import needs
     from pyllama.service.unit import Service
 

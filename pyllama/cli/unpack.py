@@ -20,7 +20,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Prints the new folder's path on standard output."""
     from pyllama.packing import unpack
-    from pyllama.progress import Progress
+    from pyllama.terminal.progress import Progress
 
     with Progress(f"unpacking {Path(args.source).name}", quiet=args.quiet) as progress:
         path = unpack(args.source, args.destination, progress=progress)

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from pyllama.hub import resolve
     from pyllama.packing import verify
     from pyllama.printable import one_line
-    from pyllama.progress import Progress, format_nbytes
+    from pyllama.terminal.progress import Progress, format_nbytes
 
     with Progress(f"verifying {Path(args.model).name}", quiet=args.quiet) as progress:
         report = verify(resolve(args.model), progress)

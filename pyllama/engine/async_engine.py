@@ -17,7 +17,7 @@ from pyllama.engine.request import Request
 from pyllama.engine.turns import Turns
 from pyllama.errors import PyllamaError
 from pyllama.generation import AnswerOptions, Step
-from pyllama.sampler import SamplingParams
+from pyllama.generation.sampler import SamplingParams
 
 if TYPE_CHECKING:
     from pyllama.model import Model, Prompt

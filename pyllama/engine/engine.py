@@ -22,7 +22,7 @@ from pyllama.engine.request import Deliver, Request
 from pyllama.engine.scheduler import Part, Scheduler
 from pyllama.errors import BudgetError, BusyError, PyllamaError, RequestError
 from pyllama.generation import Answer, AnswerOptions, Step, compute
-from pyllama.sampler import SamplingParams
+from pyllama.generation.sampler import SamplingParams
 
 if TYPE_CHECKING:
     from pyllama.model import Model

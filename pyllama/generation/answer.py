@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 
 from pyllama.errors import ContextOverflowError, RequestError
-from pyllama.sampler import Sample, Sampler, SamplingParams, check_finite, with_logprobs
+from pyllama.generation.sampler import Sample, Sampler, SamplingParams, check_finite, with_logprobs
 
 #: Rows of logits of a prompt that is scored, in one pass: as small as what a plan leaves unused.
 SCORED_NBYTES = 8 << 20

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyllama.errors import BusyError
 from pyllama.generation.answer import Answer, AnswerOptions, Fingerprint, Step
+from pyllama.generation.sampler import SamplingParams
 from pyllama.generation.task import Runner, Task, compute, share_out
-from pyllama.sampler import SamplingParams
 
 if TYPE_CHECKING:
     from typing import Unpack

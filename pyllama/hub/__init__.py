@@ -12,7 +12,7 @@ from pyllama.hub.find import resolve
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyllama.progress import Progress
+    from pyllama.terminal.progress import Progress
 
 __all__ = ["ensure", "pull", "resolve"]
 

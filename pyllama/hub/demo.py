@@ -21,7 +21,7 @@ from pyllama.errors import HubError, reason_of
 from pyllama.hub.cache import exclusive_lock, sync_folder
 from pyllama.hub.find import demo_path
 from pyllama.hub.names import DEMO
-from pyllama.progress import Progress, format_nbytes
+from pyllama.terminal.progress import Progress, format_nbytes
 
 CHUNK = 1 << 20
 POLL_S = 0.2

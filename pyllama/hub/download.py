@@ -22,7 +22,7 @@ from urllib.parse import urljoin, urlsplit
 
 from pyllama.errors import HubError, reason_of
 from pyllama.hub.retry import RETRY_DELAYS_S, retry_after_s
-from pyllama.progress import format_nbytes
+from pyllama.terminal.progress import format_nbytes
 
 CHUNK = 1 << 18
 TIMEOUT_S = 30.0
@@ -35,7 +35,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class Watcher(Protocol):
-    """Told how a download goes; pyllama.progress.Progress is one."""
+    """Told how a download goes; pyllama.terminal.progress.Progress is one."""
 
     def advance(self, count: int) -> None: ...
     def skip(self, count: int) -> None: ...

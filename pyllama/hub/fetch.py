@@ -19,7 +19,7 @@ from pyllama.hub.download import AccessDeniedError, Source, download
 from pyllama.hub.find import INDEX_LIMIT, NotInCacheError, find, named, read_shards
 from pyllama.hub.listing import HubFile, Listing, access_error, check, list_files, url_of
 from pyllama.hub.names import DEMO
-from pyllama.progress import Progress, format_nbytes
+from pyllama.terminal.progress import Progress, format_nbytes
 
 
 def pull(

@@ -20,12 +20,12 @@ from pyllama.checkpoint.packed_rows import unpack
 from pyllama.errors import CheckpointError, PackError, RequestError
 from pyllama.hub import resolve
 from pyllama.packing.carry import small_files
-from pyllama.packing.plan import Plan
+from pyllama.packing.journal import Plan
 from pyllama.packing.rows import Rows, SourceFiles, state_of
 from pyllama.packing.shard import compact, write_shard
 from pyllama.packing.verify import INDEX, check_blocks, index_bytes
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
-from pyllama.progress import Progress, format_nbytes
+from pyllama.terminal.progress import Progress, format_nbytes
 
 
 def pack(

@@ -32,7 +32,7 @@ from pyllama.packing.rows import SourceFiles, state_of
 from pyllama.packing.shard import compact
 from pyllama.packing.verify import check_blocks, index_bytes
 from pyllama.packing.workplace import JOURNAL, Workplace, disk_errors
-from pyllama.progress import Progress, format_nbytes
+from pyllama.terminal.progress import Progress, format_nbytes
 
 PASSES = 3  # over the bytes of a file: fetched, packed, compared
 SHARE = 0.76  # of bfloat16 bytes, packed

@@ -23,9 +23,9 @@ from pyllama.checkpoint import Tensor
 from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, PAGE, VERSION, header_crc32, padded
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.rows import Rows, SourceFiles
-from pyllama.progress import Progress
 from pyllama.streaming.memory import huge_empty
 from pyllama.streaming.pinned import PACKED_WORTH
+from pyllama.terminal.progress import Progress
 
 BLOCK_NBYTES = 4 << 20  # a block with its padding fits the slot of a ring, where 32 rows do
 BUFFERS = 4

@@ -27,9 +27,9 @@ from pyllama.packing.carry import folder_files
 from pyllama.packing.shard import compact
 from pyllama.packing.verify import INDEX
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
-from pyllama.progress import Progress, format_nbytes
 from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
+from pyllama.terminal.progress import Progress, format_nbytes
 
 SHARD_NBYTES = 5_000_000_000
 SYNC_NBYTES = 64 << 20

@@ -16,9 +16,9 @@ from pyllama.checkpoint.packed_rows import damaged
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.shard import compact
-from pyllama.progress import Progress
 from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
+from pyllama.terminal.progress import Progress
 
 INDEX = "model.safetensors.index.json"
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from pyllama.engine import Stream
 from pyllama.generation import Step
-from pyllama.sampler import Sample
+from pyllama.generation.sampler import Sample
 from pyllama.server import foreign_fields, logprobs
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
 from pyllama.server.errors import ApiError

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyllama.sampler import SamplingParams
+from pyllama.generation.sampler import SamplingParams
 from pyllama.server.errors import ApiError
 
 SEED_RANGE = 1 << 64

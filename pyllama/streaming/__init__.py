@@ -1,5 +1,5 @@
 """Weights larger than memory: from files to row blocks in execution order, through one small ring."""
 
-from .weights import StreamedWeights
+from pyllama.streaming.weights import StreamedWeights
 
 __all__ = ["StreamedWeights"]

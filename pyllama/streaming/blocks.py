@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import _kernels
-from ..architecture.tensors import EMBEDDING, HEAD
-from ..checkpoint import Part, Tensor
-from ..checkpoint.dtypes import row_nbytes
-from ..checkpoint.outline import Described
+from pyllama import _kernels
+from pyllama.architecture.tensors import EMBEDDING, HEAD
+from pyllama.checkpoint import Part, Tensor
+from pyllama.checkpoint.dtypes import row_nbytes
+from pyllama.checkpoint.outline import Described
 
 SECTOR = 4096  # direct reads begin and end on such a boundary
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CheckpointError, reason_of
-from .blocks import SECTOR, Span
+from pyllama.errors import CheckpointError, reason_of
+from pyllama.streaming.blocks import SECTOR, Span
 
 
 class DirectFile:

@@ -4,7 +4,7 @@ import mmap
 
 import numpy as np
 
-from ..errors import PyllamaError, reason_of
+from pyllama.errors import PyllamaError, reason_of
 
 HUGE_PAGE = 2 << 20
 

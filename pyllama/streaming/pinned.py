@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .. import _kernels
-from .blocks import Block
-from .memory import huge_empty
+from pyllama import _kernels
+from pyllama.streaming.blocks import Block
+from pyllama.streaming.memory import huge_empty
 
 _ALIGN = 64
 PACKED_WORTH = 15 / 16  # packed only if it saves at least this: an odd tensor of many escapes stays plain

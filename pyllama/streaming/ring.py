@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import forked
-from .memory import huge_empty
+from pyllama.machine import forked
+from pyllama.streaming.memory import huge_empty
 
 PENDING = object()  # from next_item: not known before the consumer has given back more
 READERS = 3  # direct reads in flight; one leaves the disk idle between two requests

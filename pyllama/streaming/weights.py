@@ -11,14 +11,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import _kernels, forked
-from ..architecture.tensors import EMBEDDING
-from ..checkpoint import Checkpoint
-from ..errors import CheckpointError, PyllamaError
-from .blocks import SECTOR, Block, cut, matrices, smallest_room
-from .direct import DirectFile
-from .pinned import Arena, kept_nbytes
-from .ring import PENDING, Ring
+from pyllama import _kernels
+from pyllama.architecture.tensors import EMBEDDING
+from pyllama.checkpoint import Checkpoint
+from pyllama.errors import CheckpointError, PyllamaError
+from pyllama.machine import forked
+from pyllama.streaming.blocks import SECTOR, Block, cut, matrices, smallest_room
+from pyllama.streaming.direct import DirectFile
+from pyllama.streaming.pinned import Arena, kept_nbytes
+from pyllama.streaming.ring import PENDING, Ring
 
 ROOM = 4 << 20  # bytes of a slot: large enough for the disk's full rate
 SLOTS = 8  # three reads in flight, a block in use, the rest ahead of it

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
 from pyllama.errors import TokenizerError, reason_of
-from pyllama.foreign import HEAD_NBYTES, described_bytes
 from pyllama.tokenizer import chat_template as templates
 from pyllama.tokenizer import steps, tiktoken
 from pyllama.tokenizer.added_tokens import AddedToken

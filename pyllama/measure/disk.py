@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import PyllamaError, RequestError, reason_of
-from ..streaming.blocks import SECTOR, Span
-from ..streaming.direct import DirectFile
-from ..streaming.memory import huge_empty
+from pyllama.errors import PyllamaError, RequestError, reason_of
+from pyllama.streaming.blocks import SECTOR, Span
+from pyllama.streaming.direct import DirectFile
+from pyllama.streaming.memory import huge_empty
 
 BLOCK = 4 << 20
 FILE_NBYTES = 512 << 20  # past the caches of most drives

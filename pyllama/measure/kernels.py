@@ -6,11 +6,11 @@ from statistics import median
 
 import numpy as np
 
-from .. import _kernels
-from ..decoder import Shape
-from ..decoder.page_pool import POSITIONS, PagePool, View
-from ..streaming.memory import huge_empty
-from .ceilings import ones
+from pyllama import _kernels
+from pyllama.decoder import Shape
+from pyllama.decoder.page_pool import POSITIONS, PagePool, View
+from pyllama.measure.ceilings import ones
+from pyllama.streaming.memory import huge_empty
 
 COLS = 4096
 TOKENS = 64

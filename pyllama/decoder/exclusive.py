@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from pyllama import forked
 from pyllama.decoder.decoder import Decoder
 from pyllama.decoder.kv_cache import Sequence
 from pyllama.decoder.step import Segment
 from pyllama.errors import BusyError, PyllamaError, RequestError
+from pyllama.machine import forked
 
 
 class Turn(forked.ForkAware):

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
-from .printable import one_line
-from .progress import format_nbytes, format_seconds
+from pyllama.printable import one_line
+from pyllama.terminal.progress import format_nbytes, format_seconds
 
 PATIENCE_S = 1.0  # what is over sooner is not mentioned
 REDRAW_S = 0.25

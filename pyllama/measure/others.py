@@ -3,7 +3,7 @@
 import os
 import time
 
-from .tree import Tree
+from pyllama.measure.tree import Tree
 
 QUIET = 0.1  # with one thread a core, more than this stalls the rest
 

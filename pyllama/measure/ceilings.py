@@ -9,12 +9,12 @@ from statistics import median
 
 import numpy as np
 
-from .. import _kernels
-from ..budget import available_nbytes
-from ..errors import RequestError
-from ..streaming.memory import huge_empty
-from . import machine
-from .tree import Tree
+from pyllama import _kernels
+from pyllama.errors import RequestError
+from pyllama.machine.memory import available_nbytes
+from pyllama.measure import machine
+from pyllama.measure.tree import Tree
+from pyllama.streaming.memory import huge_empty
 
 MOST_NBYTES = 1 << 30
 SPIN_ROUNDS = 20_000_000  # tens of milliseconds to a second

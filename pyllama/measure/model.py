@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..budget import interpreter_nbytes, peak_resident_nbytes
-from ..checkpoint.outline import Described
-from ..errors import BudgetError, PyllamaError
-from ..forecast import enough
-from ..plan import make_plan
-from .watch import Watch
+from pyllama.checkpoint.outline import Described
+from pyllama.errors import BudgetError, PyllamaError
+from pyllama.machine.memory import interpreter_nbytes, peak_resident_nbytes
+from pyllama.measure.watch import Watch
+from pyllama.planning.memory import make_plan
+from pyllama.planning.time import enough
 
 CONTEXT = 1024
 

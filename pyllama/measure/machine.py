@@ -5,7 +5,7 @@ import platform
 import re
 from typing import Any
 
-from .tree import Tree
+from pyllama.measure.tree import Tree
 
 #: Arm's own cores by implementer and part number (MIDR_EL1); what boards use.
 PARTS = {

@@ -3,15 +3,15 @@
 import os
 from pathlib import Path
 
-from .. import _kernels
-from ..budget import available_nbytes
-from ..errors import PyllamaError
-from ..forecast import Rates
-from ..hub.cache import hub_cache, xdg_cache
-from . import disk
-from .ceilings import Ceilings, buffer_nbytes
-from .kernels import quick
-from .storage import storage
+from pyllama import _kernels
+from pyllama.errors import PyllamaError
+from pyllama.hub.cache import hub_cache, xdg_cache
+from pyllama.machine.memory import available_nbytes
+from pyllama.measure import disk
+from pyllama.measure.ceilings import Ceilings, buffer_nbytes
+from pyllama.measure.kernels import quick
+from pyllama.measure.storage import storage
+from pyllama.planning.time import Rates
 
 QUICK_S = 1.5
 QUICK_NBYTES = 256 << 20

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from .tree import Tree
+from pyllama.measure.tree import Tree
 
 #: Bits of the Raspberry Pi firmware's get_throttled: now; the same 16 bits up: since it was switched on.
 THROTTLING = ("under-voltage", "clock capped", "throttled", "soft temperature limit")

@@ -9,7 +9,7 @@ import threading
 from pyllama.decoder import Decoder
 from pyllama.errors import BusyError, RequestError
 from pyllama.generation import Generation
-from pyllama.sampler import SamplingParams
+from pyllama.generation.sampler import SamplingParams
 from pyllama.tokenizer import Tokenizer
 
 

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from . import machine
-from .condition import condition, hottest
-from .storage import Storage, block_device, generation, storage
-from .tree import Tree
+from pyllama.measure import machine
+from pyllama.measure.condition import condition, hottest
+from pyllama.measure.storage import Storage, block_device, generation, storage
+from pyllama.measure.tree import Tree
 
 HOT_C = 80.0  # a Raspberry Pi slows down from here on
 _CONFIG = "/boot/firmware/config.txt"

@@ -6,16 +6,16 @@ elsewhere; here are bytes only.
 
 from dataclasses import dataclass
 
-from .architecture.config import Config
-from .architecture.tensors import model_tensors
-from .checkpoint.outline import Described
-from .decoder import MAX_PASS_TOKENS, Shape
-from .decoder.buffers import buffers_nbytes
-from .decoder.page_pool import cache_nbytes
-from .errors import BudgetError
-from .streaming.blocks import SECTOR, cut, matrices, smallest_room
-from .streaming.pinned import kept_nbytes
-from .streaming.weights import ROOM, SLOTS
+from pyllama.architecture.config import Config
+from pyllama.architecture.tensors import model_tensors
+from pyllama.checkpoint.outline import Described
+from pyllama.decoder import MAX_PASS_TOKENS, Shape
+from pyllama.decoder.buffers import buffers_nbytes
+from pyllama.decoder.page_pool import cache_nbytes
+from pyllama.errors import BudgetError
+from pyllama.streaming.blocks import SECTOR, cut, matrices, smallest_room
+from pyllama.streaming.pinned import kept_nbytes
+from pyllama.streaming.weights import ROOM, SLOTS
 
 LEAST_SLOTS = 3
 #: Allocator slack, thread stacks, buffers of the front end: what nothing above counts.

@@ -7,15 +7,15 @@ decides. Measures nothing.
 import dataclasses
 from dataclasses import dataclass
 
-from . import _kernels
-from .architecture.tensors import flop
-from .checkpoint.dtypes import row_nbytes
-from .checkpoint.index import StoredBlock, Tensor
-from .checkpoint.outline import NOWHERE, Described, Outline
-from .decoder import Shape
-from .decoder.page_pool import cache_nbytes
-from .errors import BudgetError
-from .plan import Plan, make_plan
+from pyllama import _kernels
+from pyllama.architecture.tensors import flop
+from pyllama.checkpoint.dtypes import row_nbytes
+from pyllama.checkpoint.index import StoredBlock, Tensor
+from pyllama.checkpoint.outline import NOWHERE, Described, Outline
+from pyllama.decoder import Shape
+from pyllama.decoder.page_pool import cache_nbytes
+from pyllama.errors import BudgetError
+from pyllama.planning.memory import Plan, make_plan
 
 #: What streaming reaches of the rate of plain direct reads, and a product of one token of the rate memory is read at.
 OF_DISK = 0.95

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .tree import Tree
+from pyllama.measure.tree import Tree
 
 
 @dataclass(frozen=True, slots=True)

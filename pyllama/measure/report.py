@@ -13,22 +13,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import _kernels
-from ..budget import available_nbytes, default_budget, resident_nbytes
-from ..checkpoint import open_checkpoint
-from ..errors import PyllamaError, RequestError
-from ..forecast import enough
-from ..hub import resolve
-from ..plan import SLACK, make_plan
-from . import disk, kernels, work
-from .advice import advice
-from .ceilings import SPIN_ROUNDS, Ceilings
-from .condition import condition
-from .machine import describe
-from .model import CONTEXT
-from .others import Others
-from .rates import cache_folders, nearest
-from .storage import storage
+from pyllama import _kernels
+from pyllama.checkpoint import open_checkpoint
+from pyllama.errors import PyllamaError, RequestError
+from pyllama.hub import resolve
+from pyllama.machine.memory import available_nbytes, default_budget, resident_nbytes
+from pyllama.measure import disk, kernels, work
+from pyllama.measure.advice import advice
+from pyllama.measure.ceilings import SPIN_ROUNDS, Ceilings
+from pyllama.measure.condition import condition
+from pyllama.measure.machine import describe
+from pyllama.measure.model import CONTEXT
+from pyllama.measure.others import Others
+from pyllama.measure.rates import cache_folders, nearest
+from pyllama.measure.storage import storage
+from pyllama.planning.memory import SLACK, make_plan
+from pyllama.planning.time import enough
 
 #: Of the weights, what stays in the streamed run when nobody says how much memory to use.
 KEPT = 0.25
@@ -196,7 +196,7 @@ def run_apart(path: Path, **options: Any) -> dict[str, Any]:
     """What model.measure() gives, in a process of its own. Raises PyllamaError with that process's last line."""
     request = json.dumps({"model": str(path), **options})
     # The same package, wherever this one was found; behind the standard library, where site-packages belong.
-    code = "import sys; sys.path.append(sys.argv.pop(1)); from pyllama.bench.model import main; sys.exit(main())"
+    code = "import sys; sys.path.append(sys.argv.pop(1)); from pyllama.measure.model import main; sys.exit(main())"
     command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), request]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

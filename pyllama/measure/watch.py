@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..budget import resident_nbytes
+from pyllama.machine.memory import resident_nbytes
 
 INTERVAL_S = 0.05
 MOST_SAMPLES = 2000  # then every other one goes, and the interval doubles: any run fits

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ..progress import format_nbytes
-from .others import QUIET
+from pyllama.measure.others import QUIET
+from pyllama.terminal.progress import format_nbytes
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from typing import TextIO
 
-from .printable import one_line
+from pyllama.printable import one_line
 
 REDRAW_S = 0.2
 RATE_WINDOW_S = 10.0  # long enough to be calm on a stuttering link, short enough to follow it

@@ -3,8 +3,8 @@
 The same numbers for every engine: what the mathematics needs, not what an engine happens to do. Reads no weight.
 """
 
-from ..architecture.tensors import EMBEDDING, HEAD, flop
-from ..checkpoint.outline import Described
+from pyllama.architecture.tensors import EMBEDDING, HEAD, flop
+from pyllama.checkpoint.outline import Described
 
 
 def decode_nbytes(model: Described) -> int:

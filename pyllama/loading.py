@@ -1,0 +1,124 @@
+"""A path or a name in, a loaded Model out: checkpoint, tokenizer, plan, weights and decoder put together."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pyllama.errors import BudgetError, RequestError
+from pyllama.model import Model
+
+#: Positions of a context nobody asked a length for, where the model allows as many.
+DEFAULT_CONTEXT_LENGTH = 4096
+KV_DTYPES = ("f16", "f32")
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    context_length: int | None = None,
+    kv_dtype: str = "f16",
+    threads: int | None = None,
+    memory: int | str | None = None,
+    on_layer: Callable[[int], None] | None = None,
+    contexts: int = 1,
+    pre_tokenizer: str | None = None,
+    **unknown: Any,
+) -> "Model":
+    """Opens a model; its weights are read by the first pass, and stay as far as memory allows.
+
+    model           a Hugging Face folder, a GGUF file, Meta's original folder, one that `pyllama pack` wrote,
+                    or the name of a model that was pulled ("org/name", "smollm2")
+    context_length  positions a sequence may have; default: the model's own, at most 4096 and at most what an
+                    eighth of the memory holds
+    kv_dtype        how keys and values are kept: "f16", or "f32" at twice the memory
+    threads         threads to compute with, for the whole process; default: the physical cores this process
+                    may use. The results do not depend on it
+    memory          what the whole process may take at its peak, in bytes or as "250M", "1.5G"; default: what is
+                    available, less a margin. What does not fit is read again in every pass; the results do not
+                    depend on it
+    on_layer        called with the number of each layer before it runs; what it raises ends the pass and leaves
+                    every sequence as it was
+    contexts        sequences that are to have room for their keys and values, if memory allows: an Engine's
+    pre_tokenizer   how a GGUF file's model splits text ("llama-bpe", "qwen2", ...), in place of what the file says
+                    in tokenizer.ggml.pre
+
+    Warns (BudgetWarning) of a memory beyond what the machine or the control group has.
+
+    Raises RequestError for an argument out of range, BudgetError for too little memory, HubError for a name that
+    is not there, CheckpointError for damaged files and UnsupportedError for a model pyllama does not run. Cost:
+    reads the files' headers and the small vectors.
+    """
+    from pyllama import _kernels
+    from pyllama.checkpoint import open_checkpoint
+    from pyllama.decoder.exclusive import ExclusiveDecoder
+    from pyllama.hub import resolve
+    from pyllama.machine.memory import default_budget, enough_for, interpreter_nbytes, parse_size, warn_if_beyond
+    from pyllama.machine.threads import default_threads
+    from pyllama.planning.memory import TooSmallError, default_context, make_plan
+    from pyllama.streaming import StreamedWeights
+    from pyllama.tokenizer import load_tokenizer
+
+    if unknown:
+        raise _unknown_argument(next(iter(unknown)), load)
+    if kv_dtype not in KV_DTYPES:
+        raise RequestError(f"kv_dtype: {kv_dtype!r}, expected {' or '.join(KV_DTYPES)}")
+    _check_integer("threads", threads, 1, 1024)
+    _check_integer("contexts", contexts, 1, 4096)
+    budget = default_budget() if memory is None else parse_size(memory)
+    if memory is not None:
+        warn_if_beyond(budget)
+    checkpoint = open_checkpoint(resolve(model))
+    try:
+        config = checkpoint.config
+        _check_integer("context_length", context_length, 1, config.max_position_embeddings)
+        if context_length is None:
+            context_length = default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
+        _kernels.set_num_threads(default_threads() if threads is None else threads)
+        tokenizer = load_tokenizer(checkpoint, pre_tokenizer)
+        plan = make_plan(
+            checkpoint,
+            budget,
+            context_length=int(context_length),
+            kv_dtype=kv_dtype,
+            interpreter=interpreter_nbytes(tokenizer),
+            contexts=contexts,
+        )
+        weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
+        decoder = ExclusiveDecoder(
+            config,
+            weights,
+            context_length=plan.context_length,
+            kv_dtype=kv_dtype,
+            max_pass_tokens=plan.max_pass_tokens,
+            rope_interleaved=checkpoint.rope_interleaved,
+        )
+        decoder.on_layer = on_layer
+    except TooSmallError as error:
+        checkpoint.close()
+        if memory is None:
+            raise BudgetError(f"{error}{enough_for(error.smallest)}") from None
+        raise
+    except BaseException:
+        checkpoint.close()
+        raise
+    return Model(checkpoint, tokenizer, decoder, plan)
+
+
+def _unknown_argument(name: str, function: Callable[..., Any]) -> RequestError:
+    from inspect import Parameter, signature
+
+    from pyllama.synonyms import meant, why_not
+
+    known = [p.name for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    ours, why = meant(name, known), why_not(name)
+    hint = f"did you mean {ours}?" if ours else why or f"expected one of {', '.join(known)}"
+    return RequestError(f"{name}: no such argument of {function.__name__}(), {hint}")
+
+
+def _check_integer(name: str, value: int | None, low: int, high: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
+        raise RequestError(f"{name}: {value!r}, expected {low} to {high}")

@@ -1,0 +1,1 @@
+"""This computer: memory and its limits, threads, forks. Knows no model."""
