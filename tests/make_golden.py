@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import reference
-from golden import FOLDER, sampled_columns
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
+
+import reference  # noqa: E402
+from golden import FOLDER, sampled_columns  # noqa: E402
 
 PROMPT_TOKENS = 24
 GREEDY_TOKENS = 64

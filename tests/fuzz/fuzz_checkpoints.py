@@ -16,7 +16,7 @@ from pathlib import Path
 
 import atheris
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "support")]
 
 with atheris.instrument_imports(include=["pyllama"]):
     import pyllama.checkpoint.gguf  # imported where they are used otherwise, which would be too late

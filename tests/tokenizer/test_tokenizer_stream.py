@@ -8,7 +8,7 @@ import pytest
 
 from pyllama.tokenizer import load_tokenizer
 
-GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 
 
 def load(folder, source, target):

@@ -12,7 +12,7 @@ from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer import load_tokenizer, template_process
 from pyllama.tokenizer.chat_template import LLAMA2, LLAMA3, ChatTemplate
 
-GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 PROCESS = template_process.shared()  # one for all these tests
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 CHAT = [

@@ -16,7 +16,7 @@ from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer import load_tokenizer, pre_tokenizers
 
 GOLDEN = json.loads(
-    (Path(__file__).parent / "golden" / "tokenizer" / "pre_tokenizers.json").read_text(encoding="utf-8")
+    (Path(__file__).parents[1] / "golden" / "tokenizer" / "pre_tokenizers.json").read_text(encoding="utf-8")
 )
 
 
@@ -50,7 +50,7 @@ def test_no_name_is_left_out():
 
 
 def test_docs_have_all_names():
-    text = (Path(__file__).parents[1] / "docs" / "tokenizers.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "tokenizers.md").read_text(encoding="utf-8")
     section = text[text.index("The names:") : text.index("Where a name's")]
     assert re.findall(r"`([^`]+)`", section) == sorted(pre_tokenizers.NAMES)
 

@@ -11,7 +11,7 @@ import pytest
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer import load_tokenizer
 
-GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 
 
 def load(folder, form="huggingface", vocab_size=None):

@@ -12,7 +12,7 @@ from pyllama.errors import TokenizerError
 from pyllama.tokenizer import load_tokenizer
 from pyllama.tokenizer.sentencepiece_model import read_pieces
 
-GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
 TEXTS = EXPECTED["texts"]
 FILES = ("llama3.json", "qwen2.json", "smollm.json", "spm-old.json", "spm-new.json")

@@ -11,7 +11,7 @@ import pytest
 from pyllama.tokenizer import load_tokenizer, pre_tokenizers, steps
 from pyllama.tokenizer import pattern as patterns
 
-GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 
 
 def load(folder, form="huggingface", model_type="llama"):

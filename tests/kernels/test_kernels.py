@@ -119,7 +119,7 @@ def test_widen_of_random_blocks(run, dtype):
 
 @pytest.mark.parametrize("dtype", [d for d in kernels.DTYPES if d not in ("F32", "F16", "BF16")])
 def test_widen_is_what_ggml_makes_of_the_same_blocks(run, dtype):
-    with np.load(Path(__file__).parent / "golden" / "quantized" / "golden.npz") as golden:
+    with np.load(Path(__file__).parents[1] / "golden" / "quantized" / "golden.npz") as golden:
         stored, values = golden[f"{dtype}_stored"], golden[f"{dtype}_values"]
     out = nans(*values.shape)
     kernels.widen(kernels.Matrix(dtype, *values.shape, stored.reshape(-1)), out)

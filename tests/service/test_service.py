@@ -30,7 +30,7 @@ from pyllama.service.unit import Service, render, shipped
 for name in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(name)
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 ANALYZE = shutil.which("systemd-analyze")
 analyzed = pytest.mark.skipif(ANALYZE is None, reason="no systemd-analyze here")
 NASTY = ["", "a b", 'say "hi"', "it's", "100%", "%S $HOME ${HOME} $$", "back\\slash\\n", "é→🦙", "-x", ";", "#", "a:b"]

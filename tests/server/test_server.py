@@ -887,7 +887,7 @@ def test_forced_calls_are_calls(form, reference):
 
 
 def test_the_examples_of_the_page_run(server, chat_folder, tmp_path, monkeypatch, capsys):
-    page = Path(__file__).parent.parent / "docs" / "server.md"
+    page = Path(__file__).parents[2] / "docs" / "server.md"
     if not page.exists():
         pytest.skip("the documentation is not here, only the tests")
     client, engine = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
