@@ -16,7 +16,7 @@ from pyllama.checkpoint.packed import CRC_AT, PAGE, header_crc32, read_shard
 from pyllama.checkpoint.safetensors import read_header
 from pyllama.decoder import Decoder
 from pyllama.errors import CheckpointError, PyllamaError, RequestError, UnsupportedError
-from pyllama.packing import pack, plan, shard, unpack, verify
+from pyllama.packing import pack, shard, unpack, verify
 from pyllama.packing.pack import delete
 from pyllama.streaming import StreamedWeights
 
@@ -248,7 +248,7 @@ def test_the_same_source_gives_the_same_bytes(tmp_path):
 
 
 def test_large_models_become_several_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "SHARD_NBYTES", 60_000)
+    monkeypatch.setattr(journal, "SHARD_NBYTES", 60_000)
     source = write_source(tmp_path, "BF16")
     packed = pack(source, tmp_path / "packed")
     files = sorted(packed.glob("*.safetensors"))

@@ -13,7 +13,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
 from conftest import write_model  # noqa: E402
-from test_server import MESSAGES, running, wait_until  # noqa: E402
+from running_server import MESSAGES, running, wait_until  # noqa: E402
 
 from pyllama.server import answers, protocol  # noqa: E402
 from pyllama.server.service import Settings  # noqa: E402

@@ -17,7 +17,7 @@ pytest.importorskip("prometheus_client")
 llguidance = pytest.importorskip("llguidance")
 
 from conftest import write_model  # noqa: E402
-from test_server import MESSAGES, running, wait_until  # noqa: E402
+from running_server import MESSAGES, running, wait_until  # noqa: E402
 
 import pyllama  # noqa: E402
 from pyllama.engine.turns import Turns  # noqa: E402

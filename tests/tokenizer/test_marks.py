@@ -7,7 +7,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
-from test_tokenizer_ids import GOLDEN, gguf_metadata, pieces_metadata
+from golden_tokenizers import GOLDEN, gguf_metadata, pieces_metadata
 
 from pyllama.errors import PyllamaError, TokenizerError
 from pyllama.tokenizer import chat_template, load_tokenizer, marked_strings
