@@ -20,7 +20,7 @@ SHARD_NBYTES = 4_000_000_000  # of unpacked weights: no file system refuses the 
 
 
 @dataclass
-class Plan:
+class Journal:
     """Everything about a packing that the next run must know to go on, with or without the source.
 
     asked     the source as the person gave it; path: where it is
@@ -41,7 +41,7 @@ class Plan:
     carried: dict[str, Carried] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, asked: str, replace: bool) -> "Plan":
+    def of(cls, checkpoint: Checkpoint, asked: str, replace: bool) -> "Journal":
         return cls(
             asked,
             os.path.abspath(checkpoint.path),
@@ -78,7 +78,7 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, value: Any, journal: Path) -> "Plan":
+    def from_json(cls, value: Any, journal: Path) -> "Journal":
         """Raises PackError for what to_json() did not make."""
         try:
             if value["work"] != "pack":

@@ -20,7 +20,7 @@ from pyllama.checkpoint.packed_rows import unpack
 from pyllama.errors import CheckpointError, PackError, RequestError
 from pyllama.hub import resolve
 from pyllama.packing.carry import small_files
-from pyllama.packing.journal import Plan
+from pyllama.packing.journal import Journal
 from pyllama.packing.rows import Rows, SourceFiles, state_of
 from pyllama.packing.shard import compact, write_shard
 from pyllama.packing.verify import INDEX, check_blocks, index_bytes
@@ -50,7 +50,7 @@ def pack(
         work.drop_partial()
         plan = None
         try:
-            plan = _agree(work, None if old is None else Plan.from_json(old, work.folder), os.fspath(source), replace)
+            plan = _agree(work, None if old is None else Journal.from_json(old, work.folder), os.fspath(source), replace)
             _check_space(work, plan)
             _write(work, plan, progress)
             work.finish()
@@ -62,7 +62,7 @@ def pack(
     return work.destination
 
 
-def _agree(work: Workplace, old: Plan | None, asked: str, replace: bool) -> Plan:
+def _agree(work: Workplace, old: Journal | None, asked: str, replace: bool) -> Journal:
     """What to do: go on with the earlier run's plan if it is for the same source, else begin with a new one."""
     if old and old.replace and not all(path.exists() for path in old.states):
         # With files gone the model cannot be opened any more: the journal knows the rest.
@@ -78,7 +78,7 @@ def _agree(work: Workplace, old: Plan | None, asked: str, replace: bool) -> Plan
     with open_checkpoint(resolve(asked)) as checkpoint:
         if checkpoint.packed:
             raise RequestError(f"{asked}: is packed already")
-        plan = Plan.of(checkpoint, asked, replace)
+        plan = Journal.of(checkpoint, asked, replace)
         contents = dict(small_files(checkpoint))
     plan.carried = {name: describe(data) for name, data in contents.items()}
     if replace:
@@ -97,11 +97,11 @@ def describe(data: bytes) -> Carried:
     return Carried(len(data), zlib.crc32(data))
 
 
-def _identity(plan: Plan) -> str:
+def _identity(plan: Journal) -> str:
     return compact(plan.to_json() | {"asked": None, "replace": None})
 
 
-def _check_space(work: Workplace, plan: Plan) -> None:
+def _check_space(work: Workplace, plan: Journal) -> None:
     """Raise PackError where the disk would run full, as far as can be told."""
     free = shutil.disk_usage(work.folder).free
     device = os.stat(work.folder).st_dev
@@ -121,7 +121,7 @@ def _check_space(work: Workplace, plan: Plan) -> None:
         raise PackError(f"{work.destination}: {format_nbytes(short)} of disk space are missing; free some{advice}")
 
 
-def _leave(work: Workplace, plan: Plan | None, keep: bool) -> None:
+def _leave(work: Workplace, plan: Journal | None, keep: bool) -> None:
     """After an error: keep what another run can go on with, where that was asked for or is the only copy."""
     if not work.folder.exists():
         return
@@ -136,7 +136,7 @@ def _leave(work: Workplace, plan: Plan | None, keep: bool) -> None:
         work.abandon()
 
 
-def _write(work: Workplace, plan: Plan, progress: Progress) -> None:
+def _write(work: Workplace, plan: Journal, progress: Progress) -> None:
     """Every shard that is not there yet, and the index."""
     count = len(plan.shards)
     progress.total = (1 + plan.replace) * sum(tensor.nbytes for shard in plan.shards for tensor in shard)
@@ -193,7 +193,7 @@ def header_of(path: Path) -> Shard:
 
 
 def _take_over(
-    path: Path, plan: Plan, number: int, previous: int, source: SourceFiles, progress: Progress
+    path: Path, plan: Journal, number: int, previous: int, source: SourceFiles, progress: Progress
 ) -> Shard | None:
     """The shard that an earlier run finished, after reading all of it; None if it has to be written again."""
     tensors, label = plan.shards[number - 1], progress.label

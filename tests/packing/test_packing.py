@@ -16,7 +16,7 @@ from pyllama.checkpoint.packed import CRC_AT, PAGE, header_crc32, read_shard
 from pyllama.checkpoint.safetensors import read_header
 from pyllama.decoder import Decoder
 from pyllama.errors import CheckpointError, PyllamaError, RequestError, UnsupportedError
-from pyllama.packing import pack, shard, unpack, verify
+from pyllama.packing import journal, pack, shard, unpack, verify
 from pyllama.packing.pack import delete
 from pyllama.streaming import StreamedWeights
 

@@ -21,7 +21,7 @@ from pyllama.checkpoint.packed import read_shard
 from pyllama.cli import main
 from pyllama.errors import CheckpointError, HubError, PackError
 from pyllama.hub import download, pull
-from pyllama.packing import pack, pull_packed, shard, unpack, verify
+from pyllama.packing import journal, pack, pull_packed, shard, unpack, verify
 from pyllama.packing.workplace import JOURNAL
 
 CONFIG = tiny.tiny_config(hidden_size=96, intermediate_size=160, num_attention_heads=6, head_dim=16, vocab_size=160)
@@ -355,7 +355,7 @@ def test_too_little_space_is_told_before_anything_is_written(tmp_path, source, m
         pack(source, tmp_path / "packed")
     # Room for one file more than there is: enough to replace.
     with open_checkpoint(source) as checkpoint:
-        sizes = journal.Plan.of(checkpoint, "", True)
+        sizes = journal.Journal.of(checkpoint, "", True)
     Usage.free = max(sizes.estimated_nbytes(tensors) for tensors in sizes.shards) + 60_000
     assert Usage.free < sum(sizes.estimated_nbytes(tensors) for tensors in sizes.shards)
     assert_whole(pack(source, tmp_path / "packed", replace=True))
