@@ -50,7 +50,8 @@ def pack(
         work.drop_partial()
         plan = None
         try:
-            plan = _agree(work, None if old is None else Journal.from_json(old, work.folder), os.fspath(source), replace)
+            before = None if old is None else Journal.from_json(old, work.folder)
+            plan = _agree(work, before, os.fspath(source), replace)
             _check_space(work, plan)
             _write(work, plan, progress)
             work.finish()
