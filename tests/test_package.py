@@ -29,7 +29,7 @@ EXPECTED_FEATURES = os.environ.get("PYLLAMA_EXPECT_FEATURES", "")
 CHAIN = ("errors", "architecture", "checkpoint", "decoder", "streaming", "generation", "model", "cli", "__main__")
 
 # Each costs more to load than all of pyllama; the function that needs one imports it.
-LOADED_LATE = {"jinja2", "sentencepiece", "regex", "huggingface_hub", "argparse", "asyncio", "http.client"}
+LOADED_LATE = {"jinja2", "sentencepiece", "regex", "argparse", "asyncio", "http.client"}
 
 
 def distribution() -> importlib.metadata.Distribution:

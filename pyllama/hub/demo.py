@@ -176,4 +176,4 @@ def _last_error(output: bytes) -> str:
     lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     line = (errors or lines or ["it said nothing"])[-1]
-    return "".join(character if character.isprintable() else "?" for character in line)[:300]
+    return line[:300]

@@ -1,22 +1,23 @@
 """A model's name becomes the commit it stands for and the files the hub lists for it.
 
-The one place that imports huggingface_hub, for listing, URLs and tokens.
 Everything it answers comes from outside: names, sizes and hashes are checked
 here, before any of them becomes a path. Downloads nothing itself.
 """
 
-import os
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPResponse
+from itertools import count
 from typing import Any
+from urllib.parse import quote
 
-from pyllama.errors import HubError
+from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
+from pyllama.errors import CheckpointError, HubError, shown
 from pyllama.hub.cache import is_offline
+from pyllama.hub.endpoint import authorization, hub_endpoint
+from pyllama.hub.http import Dropped, get, read, wait
 from pyllama.hub.names import COMMIT, ModelName
-from pyllama.hub.retry import RETRY_DELAYS_S, retry_after_s
-from pyllama.version import __version__
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -53,36 +54,28 @@ def list_files(model: ModelName, waiting: Callable[[str], None] = lambda text: N
     """Ask the hub. Raises HubError. `waiting(text)` says what a pause is for."""
     if is_offline():
         raise HubError(f"{model}: HF_HUB_OFFLINE is set, so nothing can be fetched; unset it")
+    endpoint, headers = hub_endpoint(), authorization()
+    where = f"{model}: {endpoint}"
     try:
-        import huggingface_hub
-    except ImportError as error:
-        raise HubError(
-            "huggingface_hub, which lists what to fetch, is not installed: pip install pyllama[hub]"
-        ) from error
-
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    api = huggingface_hub.HfApi(endpoint=endpoint, library_name="pyllama", library_version=__version__)
-    answer = _ask(api, model, waiting)
-    commit = answer.sha
+        answer = parse_object(_ask(model, endpoint, headers, waiting), f"{where} sent a listing that makes no sense")
+        # A file that cannot be trusted is refused when it is asked for, so that an
+        # odd name nobody wants does not stand in the way of the rest.
+        files = [HubFile(sibling["rfilename"], *_size_and_digest(sibling)) for sibling in answer.get("siblings") or []]
+    except CheckpointError as error:
+        raise HubError(str(error)) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HubError(f"{where} sent a listing that makes no sense (siblings: {type(error).__name__})") from error
+    commit = answer.get("sha")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-        raise HubError(
-            f"{model}: {api.endpoint} gave {commit!r} as its commit, expected 40 hexadecimal digits"
-        )
-    # A file that cannot be trusted is refused when it is asked for, so that an
-    # odd name nobody wants does not stand in the way of the rest.
-    files = [HubFile(sibling.rfilename, *_size_and_digest(sibling)) for sibling in answer.siblings or []]
+        raise HubError(f"{where} gave {shown(commit)} as its commit, expected 40 hexadecimal digits")
     if not all(isinstance(file.name, str) for file in files):
-        raise HubError(f"{model}: {api.endpoint} lists a file whose name is no text")
-    return Listing(
-        model, api.endpoint, commit, bool(answer.gated), {file.name: file for file in files}, _headers()
-    )
+        raise HubError(f"{where} lists a file whose name is no text")
+    return Listing(model, endpoint, commit, bool(answer.get("gated")), {file.name: file for file in files}, headers)
 
 
 def url_of(file: HubFile, listing: Listing) -> str:
     """Where to fetch a checked file, at this very commit."""
-    from huggingface_hub import hf_hub_url
-
-    return hf_hub_url(listing.model.repository, file.name, revision=listing.commit, endpoint=listing.endpoint)
+    return f"{listing.endpoint}/{listing.model.repository}/resolve/{listing.commit}/{quote(file.name)}"
 
 
 def check(file: HubFile, listing: Listing) -> None:
@@ -119,51 +112,46 @@ def access_error(model: ModelName, endpoint: str, status: int, gated: bool) -> H
     )
 
 
-def _ask(api: Any, model: ModelName, waiting: Callable[[str], None]) -> Any:
-    for delay_s in (*RETRY_DELAYS_S, None):
+def _ask(model: ModelName, endpoint: str, headers: dict[str, str], waiting: Callable[[str], None]) -> bytes:
+    """The hub's answer about one revision, with the size and hash of each file (blobs=true)."""
+    url = f"{endpoint}/api/models/{model.repository}/revision/{quote(model.revision, safe='')}?blobs=true"
+    for tries in count():
         try:
-            return api.model_info(model.repository, revision=model.revision, files_metadata=True, timeout=30)
-        except Exception as error:
-            # Client and JSON parser are not ours: whatever they raise, it is the hub's answer that failed.
-            status = _status(error)
-            if delay_s is None or (status != 429 and status < 500):
-                raise _listing_error(api.endpoint, model, error) from error
-            delay_s = retry_after_s(error.response.headers, delay_s)  # type: ignore[attr-defined]
-            waiting(f"HTTP {status}, waiting {delay_s:.0f} s")
-        time.sleep(delay_s)
-    raise HubError(f"{model}: no answer from {api.endpoint}")
+            with get(str(model), url, headers) as response:
+                if response.status == 200:
+                    return _read_all(response, model, endpoint)
+                raise _refusal(model, endpoint, response.status, response.headers.get("X-Error-Code"))
+        except Dropped as dropped:
+            if not dropped.status:
+                raise HubError(f"{model}: cannot reach {endpoint}: {dropped.reason}") from dropped
+            if not wait(dropped, tries, waiting):
+                raise _refusal(model, endpoint, dropped.status) from dropped
+    raise AssertionError("tries without an end came to an end")
 
 
-def _listing_error(endpoint: str, model: ModelName, error: Exception) -> HubError:
-    from huggingface_hub import errors
+def _read_all(response: HTTPResponse, model: ModelName, endpoint: str) -> bytes:
+    body = bytearray()
+    while block := read(response, 1 << 16):
+        body += block
+        if len(body) > MAX_NBYTES:
+            raise HubError(f"{model}: {endpoint} sends a listing of more than {MAX_NBYTES} bytes")
+    if response.length:
+        raise Dropped("the connection broke")
+    return bytes(body)
 
-    status = _status(error)
-    if isinstance(error, errors.RevisionNotFoundError):
+
+def _refusal(model: ModelName, endpoint: str, status: int, code: str | None = None) -> HubError:
+    if code == "RevisionNotFound":
         return HubError(f"{model}: {endpoint}/{model.repository} has no revision {model.revision!r}")
-    if isinstance(error, errors.GatedRepoError) or status in (401, 403, 404):
-        return access_error(model, endpoint, status, isinstance(error, errors.GatedRepoError))
+    if code == "GatedRepo" or status in (401, 403, 404):
+        return access_error(model, endpoint, status, code == "GatedRepo")
     if status in (429, 503):
         return HubError(f"{model}: {endpoint} is busy (HTTP {status}), try again later")
-    if status:
-        return HubError(f"{model}: {endpoint} answered HTTP {status}")
-    if isinstance(error, (KeyError, TypeError, ValueError, AttributeError)):
-        return HubError(f"{model}: {endpoint} sent a listing that makes no sense ({type(error).__name__})")
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return HubError(f"{model}: cannot reach {endpoint}: {first}")
+    return HubError(f"{model}: {endpoint} answered HTTP {status}")
 
 
-def _status(error: Exception) -> int:
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    return status if isinstance(status, int) else 0
-
-
-def _size_and_digest(sibling: Any) -> tuple[Any, Any]:
-    if sibling.lfs is not None:
-        return sibling.lfs.size, sibling.lfs.sha256
-    return sibling.size, sibling.blob_id
-
-
-def _headers() -> dict[str, str]:
-    from huggingface_hub.utils import build_hf_headers
-
-    return dict(build_hf_headers(library_name="pyllama", library_version=__version__))
+def _size_and_digest(sibling: dict[str, Any]) -> tuple[Any, Any]:
+    large = sibling.get("lfs")
+    if large is not None:
+        return large.get("size"), large.get("sha256")
+    return sibling.get("size"), sibling.get("blobId")
