@@ -18,7 +18,7 @@ from hub_server import Hub, Repo, git_sha1, serving
 
 from pyllama import hub as pyllama_hub
 from pyllama.errors import HubError
-from pyllama.hub import choose, demo, download, fetch, http
+from pyllama.hub import choose, demo, disk, download, http
 from pyllama.hub.names import parse_name
 from pyllama.progress import Progress
 from pyllama.version import __version__
@@ -409,7 +409,7 @@ def test_too_little_space_is_told_before_anything_is_fetched(hub, cache, monkeyp
     begin(cache, SINGLE["model.safetensors"][:600_000])
     free = [100_000]
     usage = type("usage", (), {"free": property(lambda self: free[0])})
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage())
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage())
     with pytest.raises(HubError, match=r"101 KB to fetch, but 100 KB free in .*HF_HUB_CACHE"):
         pyllama_hub.pull("acme/tiny")
     assert not hub.file_requests()

@@ -9,6 +9,7 @@ import http.client
 import io
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -31,15 +32,6 @@ class Watcher(Protocol):
     def note(self, text: str) -> None: ...
 
 
-class AccessDeniedError(HubError):
-    """The hub answered 401, 403 or 404 for a file; the caller knows what that means for a person."""
-
-    def __init__(self, message: str, status: int, gated: bool) -> None:
-        super().__init__(message)
-        self.status = status
-        self.gated = gated
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
     """What to fetch and what must come out.
@@ -48,6 +40,7 @@ class Source:
     nbytes   its exact size
     digest   SHA-256, or git's SHA-1 of a blob if 40 digits long
     headers  sent to the URL's own origin only: they carry the token
+    denied   (status, gated) -> what a 401, 403 or 404 of that origin means for a person
     """
 
     label: str
@@ -55,36 +48,34 @@ class Source:
     nbytes: int
     digest: str
     headers: dict[str, str]
+    denied: Callable[[int, bool], HubError]
 
 
 def download(source: Source, partial: Path, watcher: Watcher) -> None:
     """Fill `partial` with the bytes of `source`, from where it stopped; return once the hash is right.
 
-    Raises HubError. Whatever stops it (an error, a full disk, Ctrl-C, a kill)
-    leaves `partial` to be resumed, except bytes known to be wrong, which are
-    removed. Safe against a second process doing the same without a lock: both
-    write the same bytes to the same places.
+    Raises HubError, and OSError if `partial` cannot be opened. Whatever stops it
+    (an error, a full disk, Ctrl-C, a kill) leaves `partial` to be resumed, except
+    bytes known to be wrong, which are removed. Safe against a second process doing
+    the same without a lock: both write the same bytes to the same places.
     """
     with _open_partial(partial) as file:
-        resumed = _Writer(file, source, watcher)
-        resumed.take_over()
-        had = resumed.position
-        _fill(resumed, source, watcher)
-        if resumed.hexdigest() == source.digest:
-            return
-        if had:
-            # The part from before may be what is wrong (a power cut leaves zeros): once more from the start.
-            watcher.skip(-source.nbytes)
-            fresh = _Writer(file, source, watcher)
-            fresh.clear()
-            _fill(fresh, source, watcher)
-            if fresh.hexdigest() == source.digest:
+        writer = _Writer(file, source, watcher)
+        writer.take_over()
+        had = writer.position
+        while True:
+            _fill(writer, source, watcher)
+            if writer.hexdigest() == source.digest:
                 return
-            resumed = fresh
+            watcher.skip(-source.nbytes)
+            if not had:
+                break
+            # The part from before may be what is wrong (a power cut leaves zeros): once more from the start.
+            had, writer = 0, _Writer(file, source, watcher)
+            writer.clear()
     partial.unlink(missing_ok=True)
-    watcher.skip(-source.nbytes)
     raise HubError(
-        f"{source.label}: its hash is {resumed.hexdigest()}, expected {source.digest}: "
+        f"{source.label}: its hash is {writer.hexdigest()}, expected {source.digest}: "
         f"{host(source.url)} sent other bytes than it lists; removed, try again later"
     )
 
@@ -150,10 +141,7 @@ def _open_partial(partial: Path) -> io.FileIO:
         # Not through a link, should anybody have put one there; and not "append", see download().
         return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
-    try:
-        return open(partial, "r+b", buffering=0, opener=opener)
-    except OSError as error:
-        raise HubError(f"{partial}: {reason_of(error)}") from error
+    return open(partial, "r+b", buffering=0, opener=opener)
 
 
 def _fill(writer: _Writer, source: Source, watcher: Watcher) -> None:
@@ -227,8 +215,7 @@ def _refuse_status(response: http.client.HTTPResponse, source: Source) -> NoRetu
     if status == 403 and not own:
         raise Dropped(f"{where} answered HTTP 403")  # a signed address that expired: the hub gives a new one
     if status in (401, 403, 404) and own:
-        gated = response.headers.get("X-Error-Code") == "GatedRepo"
-        raise AccessDeniedError(f"{source.label}: {where} answered HTTP {status}", status, gated)
+        raise source.denied(status, response.headers.get("X-Error-Code") == "GatedRepo")
     if status == 416:
         raise HubError(f"{source.label}: {where} has fewer than the {source.nbytes} bytes listed (HTTP 416)")
     raise HubError(f"{source.label}: {where} answered HTTP {status}")

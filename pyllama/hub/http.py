@@ -128,9 +128,9 @@ def same_origin(url: str, other: str) -> bool:
     return _origin(url) == _origin(other)
 
 
-def _origin(url: str) -> tuple[str, str, int]:
+def _origin(url: str) -> tuple[str, str | None, int]:
     parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(parts.scheme, 0)
+    return parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme]
 
 
 def _open(label: str, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPResponse
-from itertools import count
 from typing import Any
 from urllib.parse import quote
 
@@ -19,8 +18,7 @@ from pyllama.hub.endpoint import authorization, hub_endpoint
 from pyllama.hub.http import Dropped, get, read, wait
 from pyllama.hub.names import COMMIT, ModelName
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_SHA1 = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # git's SHA-1, or SHA-256
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 NBYTES_LIMIT = 1 << 50
 
@@ -60,7 +58,7 @@ def list_files(model: ModelName, waiting: Callable[[str], None] = lambda text: N
         answer = parse_object(_ask(model, endpoint, headers, waiting), f"{where} sent a listing that makes no sense")
         # A file that cannot be trusted is refused when it is asked for, so that an
         # odd name nobody wants does not stand in the way of the rest.
-        files = [HubFile(sibling["rfilename"], *_size_and_digest(sibling)) for sibling in answer.get("siblings") or []]
+        files = [_file(sibling) for sibling in answer.get("siblings") or []]
     except CheckpointError as error:
         raise HubError(str(error)) from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -90,43 +88,48 @@ def check(file: HubFile, listing: Listing) -> None:
         raise HubError(f"{where}: the name is too long")
     if not isinstance(file.nbytes, int) or not 0 <= file.nbytes < NBYTES_LIMIT:
         raise HubError(f"{where}: size {file.nbytes!r}, expected a number of bytes")
-    if not isinstance(file.digest, str) or not (
-        _SHA256.fullmatch(file.digest) or _SHA1.fullmatch(file.digest)
-    ):
+    if not isinstance(file.digest, str) or not _DIGEST.fullmatch(file.digest):
         raise HubError(f"{where}: hash {file.digest!r}, expected a SHA-256 or a git hash")
 
 
-def access_error(model: ModelName, endpoint: str, status: int, gated: bool) -> HubError:
-    """What to do about a 401, 403 or 404."""
+def refusal(model: ModelName, endpoint: str, status: int, gated: bool = False) -> HubError:
+    """What a status that is no success means for a person, and what to do about it."""
     page = f"{endpoint}/{model.repository}"
     if gated:
-        return HubError(
-            f"{model}: gated (HTTP {status}): accept its licence at {page}, then set HF_TOKEN to a token "
-            "of that account"
+        problem = f"gated (HTTP {status}): accept its licence at {page}, then set HF_TOKEN to a token of that account"
+    elif status == 404:
+        problem = f"not found at {endpoint} (HTTP 404); check the name"
+    elif status in (401, 403):
+        problem = (
+            f"no access (HTTP {status}): check the name at {page}; if it is private, or gated, "
+            "set HF_TOKEN to a token that may read it"
         )
-    if status == 404:
-        return HubError(f"{model}: not found at {endpoint} (HTTP 404); check the name")
-    return HubError(
-        f"{model}: no access (HTTP {status}): check the name at {page}; if it is private, or gated, "
-        "set HF_TOKEN to a token that may read it"
-    )
+    elif status in (429, 503):
+        problem = f"{endpoint} is busy (HTTP {status}), try again later"
+    else:
+        problem = f"{endpoint} answered HTTP {status}"
+    return HubError(f"{model}: {problem}")
 
 
 def _ask(model: ModelName, endpoint: str, headers: dict[str, str], waiting: Callable[[str], None]) -> bytes:
     """The hub's answer about one revision, with the size and hash of each file (blobs=true)."""
     url = f"{endpoint}/api/models/{model.repository}/revision/{quote(model.revision, safe='')}?blobs=true"
-    for tries in count():
+    tries = 0
+    while True:
         try:
             with get(str(model), url, headers) as response:
                 if response.status == 200:
                     return _read_all(response, model, endpoint)
-                raise _refusal(model, endpoint, response.status, response.headers.get("X-Error-Code"))
+                code = response.headers.get("X-Error-Code")
+                if code == "RevisionNotFound":
+                    raise HubError(f"{model}: {endpoint}/{model.repository} has no revision {model.revision!r}")
+                raise refusal(model, endpoint, response.status, code == "GatedRepo")
         except Dropped as dropped:
             if not dropped.status:
                 raise HubError(f"{model}: cannot reach {endpoint}: {dropped.reason}") from dropped
             if not wait(dropped, tries, waiting):
-                raise _refusal(model, endpoint, dropped.status) from dropped
-    raise AssertionError("tries without an end came to an end")
+                raise refusal(model, endpoint, dropped.status) from dropped
+            tries += 1
 
 
 def _read_all(response: HTTPResponse, model: ModelName, endpoint: str) -> bytes:
@@ -140,18 +143,8 @@ def _read_all(response: HTTPResponse, model: ModelName, endpoint: str) -> bytes:
     return bytes(body)
 
 
-def _refusal(model: ModelName, endpoint: str, status: int, code: str | None = None) -> HubError:
-    if code == "RevisionNotFound":
-        return HubError(f"{model}: {endpoint}/{model.repository} has no revision {model.revision!r}")
-    if code == "GatedRepo" or status in (401, 403, 404):
-        return access_error(model, endpoint, status, code == "GatedRepo")
-    if status in (429, 503):
-        return HubError(f"{model}: {endpoint} is busy (HTTP {status}), try again later")
-    return HubError(f"{model}: {endpoint} answered HTTP {status}")
-
-
-def _size_and_digest(sibling: dict[str, Any]) -> tuple[Any, Any]:
+def _file(sibling: dict[str, Any]) -> HubFile:
     large = sibling.get("lfs")
     if large is not None:
-        return large.get("size"), large.get("sha256")
-    return sibling.get("size"), sibling.get("blobId")
+        return HubFile(sibling["rfilename"], large.get("size"), large.get("sha256"))
+    return HubFile(sibling["rfilename"], sibling.get("size"), sibling.get("blobId"))  # type: ignore[arg-type]
