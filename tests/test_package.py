@@ -32,7 +32,7 @@ CHAIN = (
 )
 
 # Each costs more to load than all of pyllama; the function that needs one imports it.
-LOADED_LATE = {"jinja2", "sentencepiece", "regex", "huggingface_hub", "argparse", "asyncio", "http.client"}
+LOADED_LATE = {"jinja2", "sentencepiece", "regex", "argparse", "asyncio", "http.client"}
 
 
 def distribution() -> importlib.metadata.Distribution:

@@ -21,9 +21,9 @@ from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.checkpoint.index import Tensor, check_index, deal
 from pyllama.checkpoint.other_folders import missing_shards, refusal
 from pyllama.checkpoint.safetensors import read_safetensors
-from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
 from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.errors import CheckpointError, shown
+from pyllama.strict_json import MAX_NBYTES, parse_object
 
 MAX_FILES = 1024
 TIED_ROWS = 16  # rows compared of a matrix stored under both names

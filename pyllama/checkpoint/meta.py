@@ -25,9 +25,9 @@ from pyllama.checkpoint.files import InputFile, read_small
 from pyllama.checkpoint.index import Part, Tensor, check_index
 from pyllama.checkpoint.meta_config import meta_assumptions, meta_config
 from pyllama.checkpoint.stored_zip import Entry, data_offset, read_directory
-from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
 from pyllama.checkpoint.torch_records import MAX_PICKLE_NBYTES, TensorRecord, read_records
 from pyllama.errors import CheckpointError, UnsupportedError, shown
+from pyllama.strict_json import MAX_NBYTES, parse_object
 
 MAX_SHARDS = 64
 MAX_TENSORS = 65_536

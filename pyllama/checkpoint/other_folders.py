@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 from pyllama.checkpoint.files import read_small
-from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
 from pyllama.errors import CheckpointError, UnsupportedError, shown
+from pyllama.strict_json import MAX_NBYTES, parse_object
 
 EXPECTED = "config.json with *.safetensors, one *.gguf, or params.json with consolidated.*.pth"
 ADAPTER = "adapter_config.json"

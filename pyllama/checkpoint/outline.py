@@ -18,9 +18,9 @@ from pyllama.checkpoint.files import read_small
 from pyllama.checkpoint.huggingface import INDEX
 from pyllama.checkpoint.huggingface_config import huggingface_config, huggingface_dtype
 from pyllama.checkpoint.index import Part, Tensor, stored_dtype
-from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
 from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.errors import CheckpointError, UnsupportedError
+from pyllama.strict_json import MAX_NBYTES, parse_object
 
 NOWHERE = Path("not downloaded")
 _HEADERS = 1 << 16  # bytes

@@ -25,8 +25,8 @@ from pyllama.checkpoint.files import InputFile, read_small
 from pyllama.checkpoint.huggingface import read_config
 from pyllama.checkpoint.index import StoredBlock, Tensor, check_index
 from pyllama.checkpoint.safetensors import read_header
-from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
 from pyllama.errors import CheckpointError, UnsupportedError, shown
+from pyllama.strict_json import MAX_NBYTES, parse_object
 
 PAGE = 4096
 FORMAT = "pyllama-packed"

@@ -13,8 +13,8 @@ from typing import Any
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
 from pyllama.checkpoint.index import Part, Tensor
-from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
 from pyllama.errors import CheckpointError, UnsupportedError, shown
+from pyllama.strict_json import MAX_NBYTES, parse_object
 
 MAX_TENSORS = 65_536
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}

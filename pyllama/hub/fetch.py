@@ -5,21 +5,22 @@ of their own, get their final name once their hash is right, then their link,
 and the revision points to the commit last of all.
 """
 
-import errno
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pyllama.errors import HubError, reason_of
+from pyllama.errors import HubError
 from pyllama.hub.cache import Repository
 from pyllama.hub.choose import INDEX, settings_files, weight_files
-from pyllama.hub.download import AccessDeniedError, Source, download
+from pyllama.hub.disk import check_space, disk_errors
+from pyllama.hub.download import Source, download
 from pyllama.hub.find import INDEX_LIMIT, NotInCacheError, find, named, read_shards
-from pyllama.hub.listing import HubFile, Listing, access_error, check, list_files, url_of
+from pyllama.hub.listing import HubFile, Listing, check, list_files, refusal, url_of
 from pyllama.hub.names import DEMO
+<<<<<<< HEAD
 from pyllama.terminal.progress import Progress, format_nbytes
+=======
+from pyllama.progress import Progress
+>>>>>>> hub
 
 
 def pull(
@@ -35,7 +36,7 @@ def pull(
     progress.label = str(model)
     listing = list_files(model, progress.note)
     progress.note("")
-    with _disk_errors(str(model)):
+    with disk_errors(str(model)):
         fetcher = Fetcher(listing, progress)
         snapshot = fetcher.snapshot
         chosen = settings_files(listing.files)
@@ -84,7 +85,13 @@ class Fetcher:
         repository, listing, progress = self.repository, self.listing, self._progress
         progress.label = file.name
         label = f"{listing.model}: {file.name}"
-        source = Source(label, url_of(file, listing), file.nbytes, file.digest, listing.headers)
+
+        def denied(status: int, gated: bool) -> HubError:
+            if status == 404:
+                return HubError(f"{label}: listed by {listing.endpoint}, but not there (HTTP 404)")
+            return refusal(listing.model, listing.endpoint, status, gated or listing.gated)
+
+        source = Source(label, url_of(file, listing), file.nbytes, file.digest, listing.headers, denied)
         partial = repository.partial(file.digest)
         partial.parent.mkdir(parents=True, exist_ok=True)
         with repository.locked(
@@ -94,15 +101,7 @@ class Fetcher:
             if self._holds(file):  # the other pull brought it
                 progress.skip(file.nbytes)
                 return
-            try:
-                download(source, partial, progress)
-            except AccessDeniedError as error:
-                if error.status == 404:
-                    raise HubError(
-                        f"{label}: listed by {listing.endpoint}, but not there (HTTP 404)"
-                    ) from error
-                gated = error.gated or listing.gated
-                raise access_error(listing.model, listing.endpoint, error.status, gated) from error
+            download(source, partial, progress)
             repository.keep(file.digest)
             repository.link(listing.commit, file.name, file.digest)
 
@@ -116,12 +115,7 @@ class Fetcher:
         if not need:
             return
         self.repository.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.repository.folder).free
-        if need > free:
-            raise HubError(
-                f"{self.listing.model}: {format_nbytes(need)} to fetch, but {format_nbytes(free)} free in "
-                f"{self.repository.cache}; free some, or set HF_HUB_CACHE to a folder on a larger disk"
-            )
+        check_space(str(self.listing.model), self.repository.folder, need, "HF_HUB_CACHE")
 
 
 def _shards(fetcher: Fetcher) -> set[str]:
@@ -133,16 +127,3 @@ def _shards(fetcher: Fetcher) -> set[str]:
         )
     fetcher.fetch([INDEX])
     return read_shards(fetcher.snapshot / INDEX)
-
-
-@contextmanager
-def _disk_errors(label: str) -> Iterator[None]:
-    """What the file system refuses becomes one line; the network's failures are the downloader's to tell."""
-    try:
-        yield
-    except OSError as error:
-        where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        again = ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            again = "; free some space and give the same command again, it goes on from here"
-        raise HubError(f"{label}: {where}{reason_of(error)}{again}") from error

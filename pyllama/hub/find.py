@@ -1,7 +1,7 @@
 """What a person gives for MODEL becomes a path on this machine, without the network.
 
-Imports neither huggingface_hub nor an HTTP client: every command pays for this
-file. Checks that a model's files are all there, not what is in them.
+Imports no HTTP client: every command pays for this file. Checks that a model's
+files are all there, not what is in them.
 """
 
 import json

@@ -1,25 +1,24 @@
 """A model's name becomes the commit it stands for and the files the hub lists for it.
 
-The one place that imports huggingface_hub, for listing, URLs and tokens.
 Everything it answers comes from outside: names, sizes and hashes are checked
 here, before any of them becomes a path. Downloads nothing itself.
 """
 
-import os
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from typing import Any
+from urllib.parse import quote
 
-from pyllama.errors import HubError
+from pyllama.errors import CheckpointError, HubError, shown
 from pyllama.hub.cache import is_offline
+from pyllama.hub.endpoint import authorization, hub_endpoint
+from pyllama.hub.http import Dropped, get, read, wait
 from pyllama.hub.names import COMMIT, ModelName
-from pyllama.hub.retry import RETRY_DELAYS_S, retry_after_s
-from pyllama.version import __version__
+from pyllama.strict_json import MAX_NBYTES, parse_object
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_SHA1 = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # git's SHA-1, or SHA-256
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 NBYTES_LIMIT = 1 << 50
 
@@ -53,36 +52,28 @@ def list_files(model: ModelName, waiting: Callable[[str], None] = lambda text: N
     """Ask the hub. Raises HubError. `waiting(text)` says what a pause is for."""
     if is_offline():
         raise HubError(f"{model}: HF_HUB_OFFLINE is set, so nothing can be fetched; unset it")
+    endpoint, headers = hub_endpoint(), authorization()
+    where = f"{model}: {endpoint}"
     try:
-        import huggingface_hub
-    except ImportError as error:
-        raise HubError(
-            "huggingface_hub, which lists what to fetch, is not installed: pip install pyllama[hub]"
-        ) from error
-
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    api = huggingface_hub.HfApi(endpoint=endpoint, library_name="pyllama", library_version=__version__)
-    answer = _ask(api, model, waiting)
-    commit = answer.sha
+        answer = parse_object(_ask(model, endpoint, headers, waiting), f"{where} sent a listing that makes no sense")
+        # A file that cannot be trusted is refused when it is asked for, so that an
+        # odd name nobody wants does not stand in the way of the rest.
+        files = [_file(sibling) for sibling in answer.get("siblings") or []]
+    except CheckpointError as error:
+        raise HubError(str(error)) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HubError(f"{where} sent a listing that makes no sense (siblings: {type(error).__name__})") from error
+    commit = answer.get("sha")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-        raise HubError(
-            f"{model}: {api.endpoint} gave {commit!r} as its commit, expected 40 hexadecimal digits"
-        )
-    # A file that cannot be trusted is refused when it is asked for, so that an
-    # odd name nobody wants does not stand in the way of the rest.
-    files = [HubFile(sibling.rfilename, *_size_and_digest(sibling)) for sibling in answer.siblings or []]
+        raise HubError(f"{where} gave {shown(commit)} as its commit, expected 40 hexadecimal digits")
     if not all(isinstance(file.name, str) for file in files):
-        raise HubError(f"{model}: {api.endpoint} lists a file whose name is no text")
-    return Listing(
-        model, api.endpoint, commit, bool(answer.gated), {file.name: file for file in files}, _headers()
-    )
+        raise HubError(f"{where} lists a file whose name is no text")
+    return Listing(model, endpoint, commit, bool(answer.get("gated")), {file.name: file for file in files}, headers)
 
 
 def url_of(file: HubFile, listing: Listing) -> str:
     """Where to fetch a checked file, at this very commit."""
-    from huggingface_hub import hf_hub_url
-
-    return hf_hub_url(listing.model.repository, file.name, revision=listing.commit, endpoint=listing.endpoint)
+    return f"{listing.endpoint}/{listing.model.repository}/resolve/{listing.commit}/{quote(file.name)}"
 
 
 def check(file: HubFile, listing: Listing) -> None:
@@ -97,73 +88,63 @@ def check(file: HubFile, listing: Listing) -> None:
         raise HubError(f"{where}: the name is too long")
     if not isinstance(file.nbytes, int) or not 0 <= file.nbytes < NBYTES_LIMIT:
         raise HubError(f"{where}: size {file.nbytes!r}, expected a number of bytes")
-    if not isinstance(file.digest, str) or not (
-        _SHA256.fullmatch(file.digest) or _SHA1.fullmatch(file.digest)
-    ):
+    if not isinstance(file.digest, str) or not _DIGEST.fullmatch(file.digest):
         raise HubError(f"{where}: hash {file.digest!r}, expected a SHA-256 or a git hash")
 
 
-def access_error(model: ModelName, endpoint: str, status: int, gated: bool) -> HubError:
-    """What to do about a 401, 403 or 404."""
+def refusal(model: ModelName, endpoint: str, status: int, gated: bool = False) -> HubError:
+    """What a status that is no success means for a person, and what to do about it."""
     page = f"{endpoint}/{model.repository}"
     if gated:
-        return HubError(
-            f"{model}: gated (HTTP {status}): accept its licence at {page}, then set HF_TOKEN to a token "
-            "of that account"
+        problem = f"gated (HTTP {status}): accept its licence at {page}, then set HF_TOKEN to a token of that account"
+    elif status == 404:
+        problem = f"not found at {endpoint} (HTTP 404); check the name"
+    elif status in (401, 403):
+        problem = (
+            f"no access (HTTP {status}): check the name at {page}; if it is private, or gated, "
+            "set HF_TOKEN to a token that may read it"
         )
-    if status == 404:
-        return HubError(f"{model}: not found at {endpoint} (HTTP 404); check the name")
-    return HubError(
-        f"{model}: no access (HTTP {status}): check the name at {page}; if it is private, or gated, "
-        "set HF_TOKEN to a token that may read it"
-    )
+    elif status in (429, 503):
+        problem = f"{endpoint} is busy (HTTP {status}), try again later"
+    else:
+        problem = f"{endpoint} answered HTTP {status}"
+    return HubError(f"{model}: {problem}")
 
 
-def _ask(api: Any, model: ModelName, waiting: Callable[[str], None]) -> Any:
-    for delay_s in (*RETRY_DELAYS_S, None):
+def _ask(model: ModelName, endpoint: str, headers: dict[str, str], waiting: Callable[[str], None]) -> bytes:
+    """The hub's answer about one revision, with the size and hash of each file (blobs=true)."""
+    url = f"{endpoint}/api/models/{model.repository}/revision/{quote(model.revision, safe='')}?blobs=true"
+    tries = 0
+    while True:
         try:
-            return api.model_info(model.repository, revision=model.revision, files_metadata=True, timeout=30)
-        except Exception as error:
-            # Client and JSON parser are not ours: whatever they raise, it is the hub's answer that failed.
-            status = _status(error)
-            if delay_s is None or (status != 429 and status < 500):
-                raise _listing_error(api.endpoint, model, error) from error
-            delay_s = retry_after_s(error.response.headers, delay_s)  # type: ignore[attr-defined]
-            waiting(f"HTTP {status}, waiting {delay_s:.0f} s")
-        time.sleep(delay_s)
-    raise HubError(f"{model}: no answer from {api.endpoint}")
+            with get(str(model), url, headers) as response:
+                if response.status == 200:
+                    return _read_all(response, model, endpoint)
+                code = response.headers.get("X-Error-Code")
+                if code == "RevisionNotFound":
+                    raise HubError(f"{model}: {endpoint}/{model.repository} has no revision {model.revision!r}")
+                raise refusal(model, endpoint, response.status, code == "GatedRepo")
+        except Dropped as dropped:
+            if not dropped.status:
+                raise HubError(f"{model}: cannot reach {endpoint}: {dropped.reason}") from dropped
+            if not wait(dropped, tries, waiting):
+                raise refusal(model, endpoint, dropped.status) from dropped
+            tries += 1
 
 
-def _listing_error(endpoint: str, model: ModelName, error: Exception) -> HubError:
-    from huggingface_hub import errors
-
-    status = _status(error)
-    if isinstance(error, errors.RevisionNotFoundError):
-        return HubError(f"{model}: {endpoint}/{model.repository} has no revision {model.revision!r}")
-    if isinstance(error, errors.GatedRepoError) or status in (401, 403, 404):
-        return access_error(model, endpoint, status, isinstance(error, errors.GatedRepoError))
-    if status in (429, 503):
-        return HubError(f"{model}: {endpoint} is busy (HTTP {status}), try again later")
-    if status:
-        return HubError(f"{model}: {endpoint} answered HTTP {status}")
-    if isinstance(error, (KeyError, TypeError, ValueError, AttributeError)):
-        return HubError(f"{model}: {endpoint} sent a listing that makes no sense ({type(error).__name__})")
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return HubError(f"{model}: cannot reach {endpoint}: {first}")
+def _read_all(response: HTTPResponse, model: ModelName, endpoint: str) -> bytes:
+    body = bytearray()
+    while block := read(response, 1 << 16):
+        body += block
+        if len(body) > MAX_NBYTES:
+            raise HubError(f"{model}: {endpoint} sends a listing of more than {MAX_NBYTES} bytes")
+    if response.length:
+        raise Dropped("the connection broke")
+    return bytes(body)
 
 
-def _status(error: Exception) -> int:
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    return status if isinstance(status, int) else 0
-
-
-def _size_and_digest(sibling: Any) -> tuple[Any, Any]:
-    if sibling.lfs is not None:
-        return sibling.lfs.size, sibling.lfs.sha256
-    return sibling.size, sibling.blob_id
-
-
-def _headers() -> dict[str, str]:
-    from huggingface_hub.utils import build_hf_headers
-
-    return dict(build_hf_headers(library_name="pyllama", library_version=__version__))
+def _file(sibling: dict[str, Any]) -> HubFile:
+    large = sibling.get("lfs")
+    if large is not None:
+        return HubFile(sibling["rfilename"], large.get("size"), large.get("sha256"))
+    return HubFile(sibling["rfilename"], sibling.get("size"), sibling.get("blobId"))  # type: ignore[arg-type]

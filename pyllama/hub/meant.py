@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pyllama.errors import HubError
 from pyllama.hub.cache import hub_cache
+from pyllama.hub.choose import QUANTIZATION
 from pyllama.hub.names import DEMO, parse_name
 
 MAX_ENTRIES = 4096  # of a folder that is looked through
@@ -21,7 +22,6 @@ _ADDRESS = re.compile(
     re.IGNORECASE,
 )
 _SCHEME = re.compile(r"(?:hf|hf\.co|huggingface|hub|model)://(?P<name>[^/]+/[^/]+)/?", re.IGNORECASE)
-_QUANTIZATION = re.compile(r"(?<![A-Za-z0-9])((?:UD-)?I?Q[0-9]\w*|BF16|F16|F32)(?![A-Za-z0-9_])", re.IGNORECASE)
 _OLLAMA = re.compile(r"[a-z][a-z0-9.-]*(?::[a-z0-9._-]+)?")
 
 
@@ -49,9 +49,9 @@ def _of_address(text: str) -> str | None:
     name = found["name"].removesuffix(".git")
     if not _is_name(name):
         return None
-    quantization = _QUANTIZATION.search(found.get("file") or "")
+    quantization = QUANTIZATION.search(found.get("file") or "")
     if quantization and str(found["file"]).endswith(".gguf"):
-        return f"{name}:{quantization[1]}"
+        return f"{name}:{quantization[0]}"
     revision = found.get("revision")
     return name if revision in (None, "main") else f"{name}@{revision}"
 
@@ -107,8 +107,8 @@ def _as_name(text: str) -> str:
         return "; a name has no spaces"
     parts = spaceless.split("/")
     if len(parts) > 2 and spaceless.endswith(".gguf") and _is_name("/".join(parts[:2])):
-        quantization = _QUANTIZATION.search(parts[-1])
-        how = f"{parts[0]}/{parts[1]}:{quantization[1] if quantization else 'QUANTIZATION'}"
+        quantization = QUANTIZATION.search(parts[-1])
+        how = f"{parts[0]}/{parts[1]}:{quantization[0] if quantization else 'QUANTIZATION'}"
         return f"; a file of a repository is named by its quantization: {how}"
     if "/" not in text and not text.endswith(".gguf") and _OLLAMA.fullmatch(text) and text != DEMO:
         return f"; the hub's names have an organization: org/{wanted}" if wanted else ""

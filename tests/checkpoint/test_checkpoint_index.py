@@ -12,8 +12,8 @@ from pyllama.checkpoint import open_checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
 from pyllama.checkpoint.files import InputFile, read_small
 from pyllama.checkpoint.huggingface_config import huggingface_config
-from pyllama.checkpoint.strict_json import MAX_ITEMS, MAX_NBYTES, parse_object
 from pyllama.errors import CheckpointError
+from pyllama.strict_json import MAX_ITEMS, MAX_NBYTES, parse_object
 
 
 @pytest.fixture(scope="module")

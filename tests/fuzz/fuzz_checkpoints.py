@@ -25,9 +25,9 @@ with atheris.instrument_imports(include=["pyllama"]):
     from pyllama.checkpoint import open_checkpoint
     from pyllama.checkpoint.huggingface_config import huggingface_config
     from pyllama.checkpoint.meta_config import meta_config
-    from pyllama.checkpoint.strict_json import parse_object
     from pyllama.checkpoint.torch_records import read_records
     from pyllama.errors import PyllamaError
+    from pyllama.strict_json import parse_object
 
     if "packed" in sys.argv[1:2]:  # needs a build
         from pyllama.checkpoint import packed as packed_files

@@ -18,9 +18,14 @@ from hub_server import Hub, Repo, git_sha1, serving
 
 from pyllama import hub as pyllama_hub
 from pyllama.errors import HubError
-from pyllama.hub import choose, demo, download, fetch, listing
+from pyllama.hub import choose, demo, disk, download, http
 from pyllama.hub.names import parse_name
+<<<<<<< HEAD:tests/hub/test_hub.py
 from pyllama.terminal.progress import Progress
+=======
+from pyllama.progress import Progress
+from pyllama.version import __version__
+>>>>>>> hub:tests/test_hub.py
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 SINGLE = {
@@ -62,15 +67,13 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "RETRY_DELAYS_S", (0.0,) * 5)
-    monkeypatch.setattr(listing, "RETRY_DELAYS_S", (0.0,) * 5)
+    monkeypatch.setattr(http, "RETRY_DELAYS_S", (0.0,) * 5)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    pytest.importorskip("huggingface_hub")
     with serving() as served:
         served.repos["acme/tiny"] = Repo(dict(SINGLE))
         monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
@@ -125,8 +128,7 @@ def start_pull(name: str = "acme/tiny") -> subprocess.Popen:
 
 
 def test_pull_makes_the_cache_of_huggingface_hub(hub, cache):
-    import huggingface_hub
-
+    huggingface_hub = pytest.importorskip("huggingface_hub")
     snapshot = pyllama_hub.pull("acme/tiny")
     wanted = {name: SINGLE[name] for name in ("config.json", "tokenizer.json", "model.safetensors")}
     assert contents(snapshot) == wanted
@@ -146,8 +148,7 @@ def test_pull_makes_the_cache_of_huggingface_hub(hub, cache):
 
 
 def test_what_huggingface_hub_fetched_is_used(hub, cache):
-    import huggingface_hub
-
+    huggingface_hub = pytest.importorskip("huggingface_hub")
     theirs = huggingface_hub.snapshot_download("acme/tiny", cache_dir=cache.parent, endpoint=hub.endpoint)
     before = contents(cache)
     hub.requests.clear()
@@ -158,8 +159,7 @@ def test_what_huggingface_hub_fetched_is_used(hub, cache):
 
 
 def test_huggingface_hub_goes_on_with_what_we_fetched(hub, cache):
-    import huggingface_hub
-
+    huggingface_hub = pytest.importorskip("huggingface_hub")
     ours = pyllama_hub.pull("acme/tiny")
     hub.requests.clear()
     theirs = huggingface_hub.snapshot_download("acme/tiny", cache_dir=cache.parent, endpoint=hub.endpoint)
@@ -287,7 +287,7 @@ def test_a_connection_that_falls_silent_is_left(hub, monkeypatch):
         handler.send(200, {"Content-Length": str(len(content))}, content[:300_000])
         time.sleep(4)
 
-    monkeypatch.setattr(download, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(http, "TIMEOUT_S", 1.0)
     hub.faults.serve, hub.faults.only = silent, "model.safetensors"
     snapshot = pyllama_hub.pull("acme/tiny")
     assert (snapshot / "model.safetensors").read_bytes() == SINGLE["model.safetensors"]
@@ -413,7 +413,7 @@ def test_too_little_space_is_told_before_anything_is_fetched(hub, cache, monkeyp
     begin(cache, SINGLE["model.safetensors"][:600_000])
     free = [100_000]
     usage = type("usage", (), {"free": property(lambda self: free[0])})
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage())
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage())
     with pytest.raises(HubError, match=r"101 KB to fetch, but 100 KB free in .*HF_HUB_CACHE"):
         pyllama_hub.pull("acme/tiny")
     assert not hub.file_requests()
@@ -457,7 +457,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(hub, home):
 
 def test_a_hub_that_is_busy_is_asked_again(hub, monkeypatch):
     slept = []
-    monkeypatch.setattr(download.time, "sleep", slept.append)
+    monkeypatch.setattr(http.time, "sleep", slept.append)
     hub.faults.api_statuses = [503, 429]
     hub.faults.statuses, hub.faults.headers = [503, 429, 500], {"Retry-After": "7"}
     pyllama_hub.pull("acme/tiny")
@@ -538,7 +538,6 @@ def test_offline(hub, monkeypatch):
 
 
 def test_nobody_there(monkeypatch):
-    pytest.importorskip("huggingface_hub")
     with serving() as closed:
         endpoint = closed.endpoint
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
@@ -546,10 +545,106 @@ def test_nobody_there(monkeypatch):
         pyllama_hub.pull("acme/tiny")
 
 
-def test_without_huggingface_hub(monkeypatch):
+def test_pulling_needs_no_huggingface_hub(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(HubError, match=r"pip install pyllama\[hub\]"):
+    assert (pyllama_hub.pull("acme/tiny") / "config.json").read_bytes() == SINGLE["config.json"]
+
+
+def test_what_is_asked_of_the_hub(hub):
+    hub.repos["acme/tiny"] = Repo({**SINGLE, "a b#%?é.gguf": b"GGUF"}, revision="refs/pr/1")
+    pyllama_hub.pull("acme/tiny@refs/pr/1", patterns=["*.gguf"])
+    commit = hub.repos["acme/tiny"].commit
+    paths = [request.path for request in hub.requests if request.host == "hub"]
+    assert paths[0] == "/api/models/acme/tiny/revision/refs%2Fpr%2F1?blobs=true"
+    assert paths[-1] == f"/acme/tiny/resolve/{commit}/a%20b%23%25%3F%C3%A9.gguf"
+    for request in hub.requests:
+        assert request.headers["user-agent"] == f"pyllama/{__version__}"
+        assert request.headers["accept-encoding"] == "identity" and "authorization" not in request.headers
+
+
+# Where the hub is, and the token
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "//"])
+def test_an_endpoint_may_end_in_a_slash(hub, monkeypatch, suffix):
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint + suffix)
+    pyllama_hub.pull("acme/tiny")
+    assert not [request.path for request in hub.requests if request.path.startswith("//")]
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["hub.example", "file:///etc", "ftp://hub.example", "https://", "http://[::1", "http://x:port", "http://x:0"]
+    + ["http://me:hunter2@hub.example", "http://hub.example/?a=b", "http://hub.example#a", "http://x y", "http://é.x"],
+)
+def test_an_endpoint_that_is_none(monkeypatch, endpoint):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(HubError, match="^HF_ENDPOINT: .*, expected an http or https URL") as caught:
         pyllama_hub.pull("acme/tiny")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "files", "expected"),
+    [
+        ({}, {}, None),
+        ({"HF_TOKEN": "hf_a"}, {"hf/token": "hf_file"}, "hf_a"),
+        ({"HF_TOKEN": " hf_a\r\n"}, {}, "hf_a"),
+        ({"HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": "hf_b"}, {"hf/token": "hf_file"}, "hf_b"),
+        ({"HF_TOKEN": "hf_a", "HUGGING_FACE_HUB_TOKEN": "hf_b"}, {}, "hf_a"),
+        ({}, {"hf/token": "hf_file\n"}, "hf_file"),
+        ({"HF_TOKEN": " "}, {"hf/token": "hf_file"}, "hf_file"),
+        ({}, {"hf/token": " \n"}, None),
+        ({"HF_TOKEN_PATH": "$HERE/mine"}, {"mine": "hf_mine", "hf/token": "hf_file"}, "hf_mine"),
+        ({"HF_TOKEN_PATH": "~/mine"}, {"mine": "hf_mine"}, "hf_mine"),
+        ({"HF_HOME": ""}, {"xdg/huggingface/token": "hf_xdg"}, "hf_xdg"),
+        ({"HF_HOME": "", "XDG_CACHE_HOME": ""}, {".cache/huggingface/token": "hf_default"}, "hf_default"),
+        ({"HF_TOKEN": "hf_a", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}, {"hf/token": "hf_file"}, None),
+        ({"HF_TOKEN": "hf_a", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}, {}, "hf_a"),
+    ],
+)
+def test_where_the_token_comes_from(hub, home, monkeypatch, variables, files, expected):
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HERE", str(home))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for name, text in files.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text)
+    pyllama_hub.pull("acme/tiny", weights=False)
+    shown = {request.headers.get("authorization") for request in hub.requests}
+    assert shown == {f"Bearer {expected}" if expected else None}
+
+
+@pytest.mark.parametrize("content", [b"hf_secret two", b"hf_secret\x00", b"hf_secret\xff", "hf_secret\u00e9".encode()])
+def test_a_token_that_is_none_is_neither_sent_nor_shown(hub, home, content):
+    (home / "hf").mkdir()
+    (home / "hf" / "token").write_bytes(content)
+    with pytest.raises(HubError, match="hf/token: holds no token") as caught:
+        pyllama_hub.pull("acme/tiny")
+    assert "secret" not in str(caught.value) and not hub.requests
+
+
+def test_a_token_that_cannot_be_read_is_told(hub, home):
+    (home / "hf" / "token").mkdir(parents=True)
+    with pytest.raises(HubError, match="hf/token: is a directory; .* or HF_TOKEN$"):
+        pyllama_hub.pull("acme/tiny")
+
+
+def test_a_listing_that_is_elsewhere_is_asked_for_without_the_token(hub, monkeypatch):
+    def moved(handler, body):
+        handler.server.hub.faults.api_serve = None
+        handler.status(307, {"Location": location + handler.path})
+
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    for location, shown in ((hub.storage_url, None), ("", "Bearer hf_right")):  # another host; a repository renamed
+        hub.requests.clear()
+        hub.faults.api_serve = moved
+        pyllama_hub.pull("acme/tiny")
+        first, second = hub.requests[:2]
+        assert first.headers["authorization"] == "Bearer hf_right"
+        assert second.headers.get("authorization") == shown
+        assert second.headers["user-agent"].startswith("pyllama/")
 
 
 # A hub that lies
@@ -685,7 +780,6 @@ def test_fewer_bytes_than_listed(hub, cache):
 
 
 def test_if_range_is_sent_to_the_hub_that_serves_the_bytes_itself(monkeypatch, cache):
-    pytest.importorskip("huggingface_hub")
     with serving(storage=False) as served:
         served.repos["acme/tiny"] = Repo(dict(SINGLE))
         monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
@@ -717,10 +811,8 @@ def test_redirects_that_lead_nowhere(hub, cache, target, message):
 
 
 def test_no_way_from_https_to_http():
-    response = type("Response", (), {"headers": {"Location": "http://storage.example/x"}})
-    source = download.Source("x", "https://hub.example/x", 1, "0" * 64, {})
     with pytest.raises(HubError, match="from https to plain http"):
-        download._redirect_target(response, source, source.url)
+        http.redirect_target("x", "https://hub.example/x", "http://storage.example/x")
 
 
 @pytest.mark.parametrize(
@@ -783,6 +875,57 @@ def test_a_listing_that_lies(hub, cache, change, message):
         pyllama_hub.pull("acme/tiny")
     assert "\n" not in str(caught.value)
     assert_sound(cache, SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "makes no sense: not valid JSON"),
+        (b"<html>Sign in to the Wi-Fi</html>", "makes no sense: not valid JSON"),
+        (b"[]", "makes no sense: expected a JSON object, got a list"),
+        (b'{"sha": "a", "sha": "b"}', "makes no sense: key 'sha' appears twice"),
+        (b'{"sha": NaN}', "makes no sense: NaN is not a JSON number"),
+        (b'{"sha": "\xff"}', "makes no sense: not valid JSON"),
+        (b'{"sha":' * 100_000, "makes no sense: JSON nested too deeply"),
+        (b'{"siblings": [' + b"{}," * 300_000 + b"{}]}", "makes no sense: too many JSON values"),
+        (b'{"siblings": 5}', r"makes no sense \(siblings: TypeError\)"),
+        (b'{"siblings": [{"rfilename": "x", "lfs": "x"}]}', r"makes no sense \(siblings: AttributeError\)"),
+        (b'{"sha": "\x1b[2J"}', "not valid JSON"),
+        (b'{"sha": "\\u001b[2J\\n"}', "as its commit"),
+    ],
+)
+def test_a_listing_that_is_no_listing(hub, body, message):
+    hub.faults.api_serve = lambda handler, right: handler.send(200, {"Content-Length": str(len(body))}, body)
+    with pytest.raises(HubError, match=f"^acme/tiny: {hub.endpoint} .*{message}") as caught:
+        pyllama_hub.pull("acme/tiny")
+    assert str(caught.value).isprintable()
+    assert not hub.file_requests()
+
+
+def test_a_listing_without_an_end_is_left(hub):
+    sent = []
+
+    def serve(handler, body):
+        handler.send(200, {"Transfer-Encoding": "chunked"})
+        for _ in range(2000):
+            handler.wfile.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+            sent.append(0x10000)
+
+    hub.faults.api_serve = serve
+    with pytest.raises(HubError, match="sends a listing of more than 8388608 bytes$"):
+        pyllama_hub.pull("acme/tiny")
+    assert sum(sent) < 2000 * 0x10000
+
+
+@pytest.mark.parametrize("length", [{"Content-Length": "1000"}, {"Transfer-Encoding": "chunked"}])
+def test_a_listing_that_breaks_off_is_told_from_one_that_makes_no_sense(hub, length):
+    def serve(handler, body):
+        handler.send(200, length, b'{"sha"' if "Content-Length" in length else b'10\r\n{"sha"')
+        handler.hang_up()
+
+    hub.faults.api_serve = serve
+    with pytest.raises(HubError, match=f"cannot reach {hub.endpoint}: .+"):
+        pyllama_hub.pull("acme/tiny")
 
 
 @pytest.mark.parametrize(
@@ -889,7 +1032,7 @@ def test_resolve_imports_nothing_heavy():
         "import sys; from pyllama import hub\n"
         "try: hub.resolve('acme/tiny')\n"
         "except Exception as error: print(type(error).__name__)\n"
-        "print({'huggingface_hub', 'urllib.request', 'http.client', 'ssl', 'hashlib'} & set(sys.modules))"
+        "print({'numpy', 'urllib.request', 'http.client', 'ssl', 'hashlib'} & set(sys.modules))"
     )
     root = str(Path(pyllama_hub.__file__).parents[2])
     run = subprocess.run(

@@ -20,8 +20,13 @@ from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.packed import read_shard
 from pyllama.cli import main
 from pyllama.errors import CheckpointError, HubError, PackError
+<<<<<<< HEAD:tests/packing/test_packing_faults.py
 from pyllama.hub import download, pull
 from pyllama.packing import journal, pack, pull_packed, shard, unpack, verify
+=======
+from pyllama.hub import http, pull
+from pyllama.packing import pack, plan, pull_packed, shard, unpack, verify
+>>>>>>> hub:tests/test_packing_faults.py
 from pyllama.packing.workplace import JOURNAL
 
 CONFIG = tiny.tiny_config(hidden_size=96, intermediate_size=160, num_attention_heads=6, head_dim=16, vocab_size=160)
@@ -431,7 +436,6 @@ def test_a_source_that_fails_under_way_is_told(tmp_path, source, monkeypatch):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    pytest.importorskip("huggingface_hub")
     for name in list(os.environ):
         if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
             monkeypatch.delenv(name)
@@ -439,7 +443,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "RETRY_DELAYS_S", (0.0,) * 5)
+    monkeypatch.setattr(http, "RETRY_DELAYS_S", (0.0,) * 5)
     with serving() as served:
         folder = write_source(tmp_path / "served")
         served.repos["acme/tiny"] = Repo({path.name: path.read_bytes() for path in folder.iterdir()})

@@ -273,7 +273,6 @@ def test_what_is_asked_wrongly_is_one_line(folder, capsys, args, message):
 
 
 def test_a_model_that_was_not_pulled_costs_config_and_index(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("huggingface_hub")
     from hub_server import Repo, serving
 
     for name in list(os.environ):

@@ -55,6 +55,7 @@ class Faults:
     nbytes_s       rate at which bodies trickle
     serve          answer a file request by hand: (handler, content) -> None
     only           the one file the faults are for
+    api_serve      answer a listing by hand: (handler, its right body) -> None
     """
 
     statuses: list[int] = field(default_factory=list)
@@ -67,6 +68,7 @@ class Faults:
     redirect: Callable[[str], str] | None = None
     serve: "Callable[[_Handler, bytes], None] | None" = None
     only: str | None = None
+    api_serve: "Callable[[_Handler, bytes], None] | None" = None
 
 
 @dataclass
@@ -185,6 +187,8 @@ class _Handler(BaseHTTPRequestHandler):
             }
             repo.listing(answer)
         body = json.dumps(answer).encode()
+        if hub.faults.api_serve:
+            return hub.faults.api_serve(self, body)
         self.send(200, {"Content-Type": "application/json", "Content-Length": str(len(body))}, body)
 
     # Files
