@@ -19,12 +19,21 @@ async def read_json(request: Request, max_nbytes: int, timeout_s: float) -> dict
     Raises ApiError: 415 for another content type, 413 for a body that is too large, 408 for one that is too slow, and
     400 for one that is not a JSON object.
     """
-    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
-    if kind != "application/json":
-        # Also what keeps other web pages out: a browser sends them JSON only after it has asked.
-        raise ApiError(415, f"content-type: got {kind[:60]!r}, expected 'application/json'")
+    check_type(request.headers.get("content-type", ""))
     raw = await _read(request, max_nbytes, timeout_s)
     return parse(raw)
+
+
+def check_type(given: str) -> None:
+    """Raises ApiError 415 for a body that is not said to be JSON.
+
+    Also what keeps other web pages out: a browser sends JSON for them only after it has asked, but without a type, or
+    with that of a form or of plain text, it does not ask.
+    """
+    kind = given.split(";")[0].strip().lower()
+    if kind != "application/json":
+        got = f"got {kind[:60]!r}" if kind else "missing"
+        raise ApiError(415, f"content-type: {got}, expected 'application/json'; curl sends it with --json or -H")
 
 
 async def _read(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
@@ -49,7 +58,10 @@ async def _read(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
 
 
 def _too_large(max_nbytes: int) -> ApiError:
-    return ApiError(413, f"body: too large, expected at most {max_nbytes} bytes", code="too_large")
+    # Clients that cut a conversation when it is too long look for these words.
+    return ApiError(
+        413, f"body: too large, expected at most {max_nbytes} bytes; the prompt is too long", code="too_large"
+    )
 
 
 def parse(raw: bytes) -> dict[str, Any]:
