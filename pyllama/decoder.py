@@ -143,11 +143,14 @@ class Decoder:
             logits = self.forward([(sequence, token_ids[start : start + self.max_pass_tokens])])
         return logits[0]
 
-    def forward(self, batch: Tokens[tuple[Sequence, Tokens[int]]], logits: str = "last") -> np.ndarray:
+    def forward(
+        self, batch: Tokens[tuple[Sequence, Tokens[int]]], logits: str | Tokens[int] = "last"
+    ) -> np.ndarray:
         """Append each segment's tokens to its sequence, all in one pass over the weights.
 
         batch   (sequence, token ids) segments, no sequence twice; at most max_pass_tokens tokens in all
-        logits  "last": a row per segment, for its last token; "all": a row per token
+        logits  "last": a row per segment, for its last token; "all": a row per token; or how many of each segment's
+                last tokens get a row
 
         Returns float32 (rows, vocab_size), the caller's to keep. Raises ContextOverflowError for a sequence
         that cannot hold its tokens and RequestError for anything else amiss; then, and when a pass fails
@@ -167,8 +170,8 @@ class Decoder:
         self.passes += 1
         return out
 
-    def _check(self, batch, logits: str) -> int:
-        if logits not in ("last", "all"):
+    def _check(self, batch, logits: str | Tokens[int]) -> int:
+        if isinstance(logits, str) and logits not in ("last", "all"):
             raise RequestError(f"logits: got {logits!r}, expected 'last' or 'all'")
         if not batch or not all(len(ids) for _, ids in batch):
             raise RequestError("forward: a segment without tokens, expected at least one token each")
@@ -184,7 +187,7 @@ class Decoder:
                 raise RequestError(f"token id {bad}, expected 0 to {self.config.vocab_size - 1}")
         return tokens
 
-    def _pass(self, batch, tokens: int, logits: str) -> np.ndarray:
+    def _pass(self, batch, tokens: int, logits: str | Tokens[int]) -> np.ndarray:
         if tokens > self._activations.capacity:
             self._activations = _Activations(self.config, tokens)
         a = self._activations
@@ -213,6 +216,9 @@ class Decoder:
         if logits == "last":
             ends = [-1] if len(batch) == 1 else np.cumsum([len(ids) for _, ids in batch]) - 1
             x = x[ends]
+        elif not isinstance(logits, str):
+            stops = np.cumsum([len(ids) for _, ids in batch])
+            x = x[np.concatenate([np.arange(stop - rows, stop) for stop, rows in zip(stops, logits, strict=True)])]
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
         out = np.empty((len(x), self.config.vocab_size), np.float32)
         self._linear(_HEAD, x, (out,))

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from pyllama.errors import ContextOverflowError, RequestError
-from pyllama.sampler import Sampler, SamplingParams
+from pyllama.sampler import Sample, Sampler, SamplingParams, with_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,7 @@ class Answer:
     finish_reason  None, "stop" or "length"
     fingerprint    a Fingerprint, or None if not asked for
     seed           the seed in use, whether given or drawn
+    prompt_scores  log-probabilities of the prompt's tokens but the first, as far as they were computed
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Answer:
         context_length: int,
         continuation: bool = False,
         fingerprint: bool = False,
+        prompt_logprobs: int | None = None,
         guide: Guide | None = None,
         show_special: bool = False,
     ):
@@ -135,6 +137,8 @@ class Answer:
         context_length  positions the answer may fill, the prompt's included
         continuation    whether the text goes on after the prompt's, so that a space at its start belongs to it
         fingerprint     whether to hash the logits: a few ms a token for a large vocabulary
+        prompt_logprobs also report the prompt's log-probabilities, with those of so many of the most probable tokens;
+                        None: do not
         guide           restricts the tokens, or None
         show_special    whether control tokens show in the text, all but those that end it
 
@@ -152,6 +156,8 @@ class Answer:
         self.text = ""
         self.finish_reason: str | None = None
         self.fingerprint = Fingerprint() if fingerprint else None
+        self.prompt_scores: list[Sample] = []
+        self._prompt_logprobs = prompt_logprobs
         self._sampler = Sampler(params, vocab_size)
         self.seed = self._sampler.seed
         self._params = params
@@ -175,6 +181,23 @@ class Answer:
         if start >= prompt:
             return self.token_ids[start - prompt : stop - prompt]
         return self.prompt_ids[start:stop] + self.token_ids[: max(0, stop - prompt)]
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether logits of the prompt's positions are still wanted, each of them."""
+        return self._prompt_logprobs is not None and len(self.prompt_scores) < len(self.prompt_ids) - 1
+
+    @property
+    def reusable(self) -> int:
+        """How many of the tokens need not be computed if their keys and values are known. The last one always is."""
+        return len(self.prompt_scores) if self.wants_scores else self.length - 1
+
+    def score(self, position: int, logits: np.ndarray) -> None:
+        """Take the rows of logits (n, vocab_size) after the tokens from a position on: those of the prompt score the
+        tokens that follow them."""
+        for target, row in enumerate(logits, position + 1):
+            if self.wants_scores and target == len(self.prompt_scores) + 1:
+                self.prompt_scores.append(with_logprobs(row, self.prompt_ids[target], self._prompt_logprobs or 0))
 
     def push(self, logits: np.ndarray) -> Step:
         """The next token, from the logits (vocab_size,) after everything so far."""

@@ -206,7 +206,7 @@ class Sampler:
             token_id = self._draw(penalized, len(output_ids), ids)
         if not params.logprobs:
             return Sample(token_id)
-        return _with_logprobs(logits, token_id, params.logprobs)
+        return with_logprobs(logits, token_id, params.logprobs)
 
     def _draw(self, logits: np.ndarray, index: int, ids: np.ndarray | None = None) -> int:
         candidates = Candidates(self._ids if ids is None else ids, logits)
@@ -362,7 +362,7 @@ def _exp(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _with_logprobs(logits: np.ndarray, token_id: int, count: int) -> Sample:
+def with_logprobs(logits: np.ndarray, token_id: int, count: int) -> Sample:
     """Log-softmax of the unmodified logits at token_id and at the `count` largest."""
     shifted = _below_largest(logits)
     total = float(_running_sums(_exp(np.maximum(shifted, LOWEST_EXPONENT)))[-1])

@@ -120,6 +120,7 @@ class AsyncEngine:
         *,
         continuation: bool = False,
         fingerprint: bool = False,
+        prompt_logprobs: int | None = None,
         guide: Guide | None = None,
         show_special: bool = False,
         client: str = "",
@@ -129,6 +130,7 @@ class AsyncEngine:
 
         continuation  the text goes on after the prompt's
         fingerprint   hash the logits of every sampled position
+        prompt_logprobs  report the prompt's log-probabilities too: stream.request.answer.prompt_scores
         guide         restricts the tokens
         show_special  show control tokens in the text
         client        whose request it is: the queue takes turns among clients
@@ -141,6 +143,7 @@ class AsyncEngine:
             stream.deliver,
             continuation=continuation,
             fingerprint=fingerprint,
+            prompt_logprobs=prompt_logprobs,
             guide=guide,
             show_special=show_special,
             client=client,

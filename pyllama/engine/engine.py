@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pyllama.engine.page_store import PageStore, model_digest
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Deliver, Request
@@ -29,6 +31,8 @@ SHARED_PREFILL = 128
 MAX_RUNNING = 8
 MAX_WAITING = 64
 SESSION_NBYTES = 2 << 30
+# Of logits that a pass computes beyond those that tokens are drawn from. More would be memory that nobody planned for.
+SCORED_NBYTES = 8 << 20
 
 _log = logging.getLogger("pyllama")
 
@@ -121,6 +125,7 @@ class Engine:
             max_running=max_running,
             max_pass_tokens=model.decoder.max_pass_tokens,
             shared_prefill=shared_prefill,
+            max_scored=max(1, SCORED_NBYTES // (4 * model.config.vocab_size)),
         )
         # What other threads leave for the engine's, under the lock.
         self._wake = threading.Condition()
@@ -150,6 +155,7 @@ class Engine:
         *,
         continuation: bool = False,
         fingerprint: bool = False,
+        prompt_logprobs: int | None = None,
         guide: Guide | None = None,
         show_special: bool = False,
         client: str = "",
@@ -167,6 +173,7 @@ class Engine:
             context_length=self.model.context_length,
             continuation=continuation,
             fingerprint=fingerprint,
+            prompt_logprobs=prompt_logprobs,
             guide=guide,
             show_special=show_special,
         )
@@ -281,7 +288,9 @@ class Engine:
             return False
         self._in_pass = [request for request, _ in batch]
         try:
-            logits = self._decoder.forward([(request.sequence, ids) for request, ids in batch])
+            rows = [len(ids) if request.answer.wants_scores else 1 for request, ids in batch]
+            segments = [(request.sequence, ids) for request, ids in batch]
+            logits = self._decoder.forward(segments, rows) if sum(rows) > len(rows) else self._decoder.forward(segments)
         except _Abandoned:
             return True  # all of them are in the list of cancelled ones
         except Exception as error:
@@ -290,8 +299,10 @@ class Engine:
         finally:
             self._in_pass = []
             self._layer = 0
-        for row, (request, ids) in zip(logits, batch):
-            self._hand_out(request, ids, row)
+        stop = 0
+        for count, (request, ids) in zip(rows, batch):
+            stop += count
+            self._hand_out(request, ids, logits[stop - count : stop])
         return True
 
     def _between_layers(self, layer: int) -> None:
@@ -315,18 +326,20 @@ class Engine:
             for request in list(self._scheduler.waiting):
                 self._end(request, "error", BusyError("the engine is stopping"))
 
-    def _hand_out(self, request: Request, ids: list[int], row) -> None:
+    def _hand_out(self, request: Request, ids: list[int], rows: np.ndarray) -> None:
         """What the pass means for one of its requests: a token, or one more piece of its prompt."""
         request.passes += 1
         if len(ids) > 1 or request.first_token_s is None:
             self._scheduler.computed(request)
+        if request.answer.wants_scores and request.sequence is not None:
+            request.answer.score(request.sequence.length - len(ids), rows)
         if request.cancelled or request.remaining:
             return  # the former: the next _take_in() ends it
         if request.first_token_s is None:
             self._prompt_tokens += len(request.answer.prompt_ids)
             self._cached_tokens += request.cached_tokens
         try:
-            step = request.answer.push(row)
+            step = request.answer.push(rows[-1])
         except PyllamaError as error:
             self._end(request, "error", error)
             return

@@ -25,6 +25,7 @@ class Scheduler:
     max_running      requests that share passes
     max_pass_tokens  tokens of a pass
     shared_prefill   prompt tokens of a pass in which others write: bounds how long they wait for their next token
+    max_scored       tokens of a pass whose logits are wanted for themselves: bounds the memory they take
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Scheduler:
         max_running: int,
         max_pass_tokens: int,
         shared_prefill: int,
+        max_scored: int,
     ):
         self._new_sequence = new_sequence
         self._prefix_cache = prefix_cache
         self._max_running = min(max_running, max_pass_tokens)
         self._max_pass_tokens = max_pass_tokens
         self._shared_prefill = shared_prefill
+        self._max_scored = max_scored
         self.waiting: list[Request] = []
         self.running: list[Request] = []  # oldest first
         self.preemptions = 0
@@ -110,8 +113,8 @@ class Scheduler:
         """Move it from the queue to the running ones, if the cache has room for what is known of it."""
         answer = request.answer
         sequence = self._new_sequence()
-        # The last token's logits are needed, so it is computed again even if the cache has it.
-        known = self._prefix_cache.begin(sequence, answer.tokens(0, answer.length - 1))
+        # Tokens whose logits are needed are computed again even if the cache has them: the last one, at least.
+        known = self._prefix_cache.begin(sequence, answer.tokens(0, answer.reusable))
         needed = sequence.pages_needed(answer.length)
         # One page each, so that nobody is preempted by the very next pass.
         room = needed + len(self.running) + 1
@@ -138,6 +141,11 @@ class Scheduler:
         for index, request in enumerate(prompts):  # shortest first: what it does not need is the others'
             wanted[request] = min(request.remaining, max(1, left // (len(prompts) - index))) if left > 0 else 0
             left -= wanted[request]
+        scored = self._max_scored
+        for request in prompts:
+            if request.answer.wants_scores:
+                wanted[request] = min(wanted[request], scored)
+                scored -= wanted[request]
         return wanted
 
     # --- pages ---

@@ -12,17 +12,24 @@ from pyllama.engine import Stream
 from pyllama.generate import Step
 from pyllama.server import logprobs, tools
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
+from pyllama.server.continuation import Beginning, beginning_of
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import GrammarGuide
 from pyllama.server.sampling import Wanted, wanted
-from pyllama.server.schemas import CHAT
+from pyllama.server.schemas import CHAT, CONTINUATION
 from pyllama.server.service import Service
+from pyllama.server.unsupported import refuse_unsupported
 from pyllama.server.usage import details, progress, usage
+
+# Arguments of Tokenizer.encode_chat, and what templates call the block they are in.
+TAKEN_VARIABLES = frozenset({"messages", "tools", "parse_special", "self"})
 
 
 async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await service.read(request, CHAT)
+    refuse_unsupported(body)
+    variables, beginning = template_variables(body), beginning_of(body)
     top = _top_logprobs(body)
     want = wanted(
         body, body.get("max_completion_tokens") or body.get("max_tokens"), top, service.model.config.vocab_size
@@ -31,11 +38,12 @@ async def create(request: Request) -> Response:
         raise ApiError(400, "messages: this model has no chat template; use /v1/completions", "messages", "unsupported")
     choice = tools.tool_choice(body, service.tool_format)
     messages = tools.messages_for_template(body["messages"])
-    prompt_ids = await service.engine.in_text_thread(_encode, service, messages, choice, body)
+    prompt_ids = await service.engine.in_text_thread(_encode, service, messages, choice, beginning, variables)
     guide = await service.engine.in_text_thread(_guide, service, choice, body)
     streams = service.submit(
-        [prompt_ids], want, request, body.get("user"), guide=guide, show_special=choice.tools is not None
-    )
+        [prompt_ids], want, request, body.get("user"), guide=guide, show_special=choice.tools is not None,
+        continuation=beginning.continue_final_message, param="messages",
+    )  # fmt: skip
     form = service.tool_format if choice.tools else None
     answer = _Chat(service, streams, want, form)
     if want.stream:
@@ -52,11 +60,32 @@ def _top_logprobs(body: dict[str, Any]) -> int | None:
     return None
 
 
-def _encode(service: Service, messages: list[dict], choice: tools.ToolChoice, body: dict[str, Any]) -> list[int]:
-    reserved = {"messages", "tools", "add_generation_prompt"}
-    variables = {k: v for k, v in (body.get("chat_template_kwargs") or {}).items() if k not in reserved}
-    text = service.tokenizer.apply_chat_template(messages, tools=choice.tools, **variables)
-    return service.tokenizer.encode(text, add_special_tokens=False, parse_special=True)
+def template_variables(body: dict[str, Any]) -> dict[str, Any]:
+    """`chat_template_kwargs` for the template. Raises ApiError for names that are not the client's to give.
+
+    Two of them are fields as well, and clients send them in either place: what is there is as if it were here.
+    """
+    variables = dict(body.get("chat_template_kwargs") or {})
+    for name in CONTINUATION:
+        value = variables.pop(name, None)
+        if isinstance(value, bool):
+            body.setdefault(name, value)
+    for name in TAKEN_VARIABLES.intersection(variables):
+        at = f"chat_template_kwargs.{name}"
+        raise ApiError(400, f"{at}: this name is taken, expected another", at, "invalid_value")
+    return variables
+
+
+def _encode(
+    service: Service, messages: list[dict], choice: tools.ToolChoice, beginning: Beginning, variables: dict[str, Any]
+) -> list[int]:
+    return service.tokenizer.encode_chat(
+        messages,
+        tools=choice.tools,
+        add_generation_prompt=beginning.add_generation_prompt,
+        continue_final_message=beginning.continue_final_message,
+        **variables,
+    )
 
 
 def _guide(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> GrammarGuide | None:

@@ -59,7 +59,7 @@ def wanted(body: dict[str, Any], max_tokens: int | None, top_logprobs: int | Non
         logit_bias=_logit_bias(get("logit_bias", {}), vocab_size),
         seed=get("seed", None),
         max_tokens=max_tokens,
-        stop=get("stop", ()),
+        stop=_stops(get("stop", ())),
         stop_token_ids=get("stop_token_ids", ()),
         # The chosen token's is computed beside that of at least one alternative.
         logprobs=0 if top_logprobs is None else max(1, top_logprobs),
@@ -74,6 +74,11 @@ def wanted(body: dict[str, Any], max_tokens: int | None, top_logprobs: int | Non
         include_progress=bool(options.get("include_progress")),
         fingerprint=get("logits_fingerprint", False),
     )
+
+
+def _stops(given: str | list[str]) -> tuple[str, ...]:
+    """The texts that end an answer. An empty one is none: clients send what an empty field of a form holds."""
+    return tuple(stop for stop in ([given] if isinstance(given, str) else given) if stop)
 
 
 def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:

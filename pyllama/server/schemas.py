@@ -51,9 +51,9 @@ SAMPLING: dict[str, Schema] = {
     "min_p": number(0, 1, "draw among tokens at least so many times as probable as the best; default 0, all"),
     "seed": integer(-(2**63), 2**63 - 1, "the same seed gives the same answer; choice i of n has seed + i"),
     "stop": either(
-        "the answer ends before any of these",
-        {"type": "string", "minLength": 1},
-        {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MAX_STOPS},
+        "the answer ends before any of these; empty ones are none",
+        STRING,
+        {"type": "array", "items": STRING, "maxItems": MAX_STOPS},
     ),
     "stop_token_ids": {**TOKEN_IDS, "maxItems": 64, "description": "the answer ends at any of these"},
     "ignore_eos": flag("go on past the model's own end of text"),
@@ -120,9 +120,15 @@ MESSAGE: Schema = obj(
             ),
         },
         "tool_call_id": STRING,
+        "prefix": flag("the last message, an assistant's, is the beginning of the answer (continue_final_message)"),
     },
     ("role",),
 )
+
+CONTINUATION: dict[str, Schema] = {
+    "add_generation_prompt": flag("end the prompt with the beginning of an answer; default true, and false with ..."),
+    "continue_final_message": flag("... this: the answer goes on where the last message ends"),
+}
 
 CHAT: Schema = obj(
     {
@@ -147,6 +153,7 @@ CHAT: Schema = obj(
                 ("type", "function")),
         ),  # fmt: skip
         "chat_template_kwargs": {"type": "object", "description": "more variables for the chat template"},
+        **CONTINUATION,
     },
     ("messages",),
 )
@@ -161,9 +168,9 @@ COMPLETION: Schema = obj(
             {"type": "array", "items": STRING, "minItems": 1, "maxItems": MAX_PROMPTS},
             {"type": "array", "items": {**TOKEN_IDS, "minItems": 1}, "minItems": 1, "maxItems": MAX_PROMPTS},
         ),
-        "max_tokens": integer(1, 2**31 - 1, "tokens to write at most; default 16"),
+        "max_tokens": integer(0, 2**31 - 1, "tokens to write at most; default 16. 0: only read the prompt"),
         "logprobs": integer(0, 20, "report log-probabilities: of the token, and of so many of the most probable"),
-        "echo": flag("begin the answer with the prompt"),
+        "echo": flag("begin the answer with the prompt, and the log-probabilities with those of its tokens"),
         "best_of": integer(1, MAX_CHOICES, "must equal n"),
         "suffix": text("not supported"),
     },
@@ -177,7 +184,7 @@ TOKENIZE: Schema = obj(
         "messages": {**CHAT["properties"]["messages"], "description": "a conversation; or give a prompt"},
         "add_special_tokens": flag("begin and end as the model's files say; default true. For a prompt only"),
         "parse_special": flag("control tokens written out in the text count as such; default false"),
-        "add_generation_prompt": flag("end with the beginning of an answer; default true. For messages only"),
+        **CONTINUATION,
         "tools": CHAT["properties"]["tools"],
     }
 )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from pyllama.engine import AsyncEngine, Stream
+from pyllama.errors import ContextOverflowError
 from pyllama.server.body import read_json
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import ApiError, too_long
 from pyllama.server.grammar import Grammars
 from pyllama.server.tools import ToolFormat, format_of
 from pyllama.server.validate import Schema, check
@@ -102,11 +103,14 @@ class Service:
         request: Request,
         user: str | None,
         *,
+        param: str,
         continuation: bool = False,
+        prompt_logprobs: int | None = None,
         guide: Any = None,
         show_special: bool = False,
     ) -> list[Stream]:
-        """Queue n answers to each prompt, all or none. guide is copied for each."""
+        """Queue n answers to each prompt, all or none. guide is copied for each; the first of n has the prompt's
+        log-probabilities. param: the field that the prompts come from."""
         client = f"user {user}" if user else f"address {request.client.host if request.client else ''}"
         streams: list[Stream] = []
         try:
@@ -119,6 +123,7 @@ class Service:
                         wanted.params_of(choice),
                         continuation=continuation,
                         fingerprint=wanted.fingerprint,
+                        prompt_logprobs=None if choice else prompt_logprobs,
                         guide=own,
                         show_special=show_special,
                         client=client,
@@ -126,8 +131,10 @@ class Service:
                     )
                     leader = leader or stream
                     streams.append(stream)
-        except Exception:
+        except Exception as error:
             for stream in streams:
                 stream.close()
+            if isinstance(error, ContextOverflowError):
+                raise too_long(len(prompt_ids), self.model.context_length, param) from None
             raise
         return streams

@@ -1,5 +1,8 @@
 """Checks a parsed body against the part of JSON Schema that schemas.py uses, naming the field that is wrong.
 
+A number without a fraction is an integer, as JSON Schema has it: 4.0, as some languages write all their numbers,
+becomes 4 where an integer belongs, and only there.
+
 The schemas are the ones the server publishes, so what is refused and what is documented cannot differ. Fields that
 a schema does not name are tolerated, and null is as good as absent, as OpenAI has it.
 """
@@ -15,11 +18,32 @@ _NAMES = {"string": "text", "integer": "an integer", "number": "a number", "bool
 
 
 def check(value: Any, schema: Schema, where: str = "") -> None:
-    """Raises ApiError 400 with the field's name if the value does not fit."""
+    """Raises ApiError 400 with the field's name if the value does not fit; makes integers of 4.0 in place."""
     problem = _problem(value, schema, where)
     if problem:
         at, message = problem
         raise ApiError(400, f"{at or 'body'}: {message}", at or None, "invalid_value")
+    _with_integers(value, schema)
+
+
+def _with_integers(value: Any, schema: Schema) -> Any:
+    """A value that fits, with integers where the schema has them. Lists and objects stay the ones they were."""
+    if "anyOf" in schema:
+        if isinstance(value, (float, list, dict)):
+            schema = next((choice for choice in schema["anyOf"] if _problem(value, choice, "") is None), {})
+            return _with_integers(value, schema)
+    elif isinstance(value, float):
+        return int(value) if schema.get("type") == "integer" else value
+    elif isinstance(value, list) and "items" in schema:
+        if schema["items"].get("type") != "integer" or any(isinstance(item, float) for item in value):
+            value[:] = [_with_integers(item, schema["items"]) for item in value]
+    elif isinstance(value, dict):
+        others = schema.get("additionalProperties")
+        for name in value:
+            field = schema.get("properties", {}).get(name, others)
+            if isinstance(field, dict) and isinstance(value[name], (float, list, dict)):
+                value[name] = _with_integers(value[name], field)
+    return value
 
 
 def _problem(value: Any, schema: Schema, where: str) -> tuple[str, str] | None:
@@ -29,6 +53,8 @@ def _problem(value: Any, schema: Schema, where: str) -> tuple[str, str] | None:
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     kind = _kind(value)
+    if kind == "number" and "integer" in kinds and value.is_integer():
+        kind = "integer"
     if kinds and kind not in kinds and not (kind == "integer" and "number" in kinds):
         return where, f"got {_shown(value)}, expected {_expected(schema)}"
     if "enum" in schema and value not in schema["enum"]:

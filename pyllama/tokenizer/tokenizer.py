@@ -14,6 +14,7 @@ from pyllama.errors import TokenizerError
 from pyllama.tokenizer.added_tokens import AddedToken, AddedTokens
 from pyllama.tokenizer.chat_template import ChatTemplate
 from pyllama.tokenizer.detokenizer import StreamDecoder
+from pyllama.tokenizer.final_message import FinalMessage
 from pyllama.tokenizer.steps import SPACE_MARK, Normalizer, PreTokenizer
 from pyllama.tokenizer.vocabulary import Vocabulary
 
@@ -193,12 +194,18 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
         """The text of a chat, ready for encode(..., add_special_tokens=False, parse_special=True)."""
         if self._template is None:
             raise TokenizerError("this model has no chat template; give it a prompt instead of messages")
+        if continue_final_message:
+            final = FinalMessage(messages, self._template.source)
+            return final.cut(
+                self._template.render(final.messages, add_generation_prompt=False, tools=tools, **variables)
+            )
         return self._template.render(
             messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
         )
@@ -208,11 +215,22 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> list[int]:
-        """The token ids of a chat. The template writes BOS itself, so none is added."""
+        """The token ids of a chat. The template writes BOS itself, so none is added.
+
+        continue_final_message  end where the last message ends, so that the answer goes on there. White space at its
+                                end stays, unless the template takes it away
+
+        Raises RequestError where the template refuses the messages, TokenizerError where it is bad itself.
+        """
         text = self.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            **variables,
         )
         return self.encode(text, add_special_tokens=False, parse_special=True)
