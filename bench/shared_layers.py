@@ -16,10 +16,10 @@ from pathlib import Path
 
 import synthetic
 
+from pyllama.architecture.tensors import tensor_shapes
 from pyllama.checkpoint import Checkpoint, Part, Tensor
 from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.index import expected_shapes
-from pyllama.config import Config
+from pyllama.checkpoint.huggingface_config import huggingface_config
 
 FIRST = "model.layers.0."
 
@@ -43,11 +43,11 @@ def make(shape_name: str, folder: Path) -> None:
 def open_shared(folder: str | os.PathLike[str]) -> Checkpoint:
     """The folder as a checkpoint, every layer read from its own name."""
     folder = Path(folder)
-    config = Config.from_huggingface(json.loads((folder / "config.json").read_text()))
+    config = huggingface_config(json.loads((folder / "config.json").read_text()))
     files: dict[Path, InputFile] = {}
     offsets: dict[Path, int] = {}
     tensors = {}
-    for name, shape in expected_shapes(config).items():
+    for name, shape in tensor_shapes(config).items():
         number = name.split(".")[2] if name.startswith("model.layers.") else None
         path = folder / ("ends.bin" if number is None else f"layer-{int(number):05}.bin")
         if path not in files:

@@ -19,7 +19,7 @@ from pyllama import _kernels
 from pyllama.budget import parse_size, peak_resident_nbytes, resident_nbytes
 from pyllama.checkpoint import open_checkpoint
 from pyllama.decoder import Decoder
-from pyllama.generate import Fingerprint
+from pyllama.generation import Fingerprint
 from pyllama.plan import make_plan
 from pyllama.streaming import StreamedWeights
 from pyllama.threads import default_threads

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         TokenizerError,
         UnsupportedError,
     )
-    from pyllama.generate import Generation, Step
+    from pyllama.generation import Generation, Step
     from pyllama.model import Model, load
     from pyllama.sampler import SamplingParams
 
@@ -45,8 +45,8 @@ _HOME = {
     "load": "model",
     "Model": "model",
     "Chat": "chat",
-    "Generation": "generate",
-    "Step": "generate",
+    "Generation": "generation",
+    "Step": "generation",
     "SamplingParams": "sampler",
     "PyllamaError": "errors",
     "CheckpointError": "errors",

@@ -47,9 +47,20 @@ class Floats:
 
 _Float32 = NDArray[np.float32] | Floats
 
+class Input:
+    tokens: int
+    cols: int
+    def __init__(self, tokens: int, cols: int) -> None: ...
+    def take(self, x: _Float32) -> Input: ...
+
 class Batch:
     def __init__(
-        self, pages: NDArray[np.uint64], positions: NDArray[np.int64], sequences: NDArray[np.int32]
+        self,
+        pool: NDArray[np.uint64],
+        pages: NDArray[np.int32],
+        positions: NDArray[np.int64],
+        sequences: NDArray[np.int32],
+        writes: NDArray[np.int32],
     ) -> None: ...
 
 class Attention:
@@ -68,8 +79,9 @@ class Attention:
     def append(self, batch: Batch, k: _Float32, v: _Float32) -> None: ...
     def attend(self, batch: Batch, q: _Float32, out: _Float32) -> None: ...
 
+def input_nbytes(tokens: int, cols: int) -> int: ...
 def matmul(
-    w: Matrix | Blocks, x: _Float32, out: _Float32 | tuple[_Float32, ...], row: int = 0
+    w: Matrix | Blocks, x: _Float32 | Input, out: _Float32 | tuple[_Float32, ...], row: int = 0
 ) -> None: ...
 def pack_panels(w: Matrix, out: NDArray[np.uint8]) -> None: ...
 def packed_nbytes(rows: int, cols: int) -> int: ...

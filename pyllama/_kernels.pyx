@@ -20,8 +20,16 @@ cdef extern from "kernels.h" nogil:
         LAYOUT_ROWS
         LAYOUT_PANELS
         LAYOUT_PACKED
+        FORM_COUNT
     ctypedef int pl_dtype
     ctypedef int pl_layout
+    ctypedef int pl_form
+    pl_form pl_form_of(pl_dtype dtype)
+    ctypedef struct pl_input:
+        int64_t tokens
+    ctypedef struct pl_write:
+        int32_t token
+        int32_t page
     ctypedef struct pl_format:
         const char *name
         int cols
@@ -47,18 +55,20 @@ cdef extern from "kernels.h" nogil:
         float scale
         size_t k_offset
         size_t v_offset
-        const uint64_t *pages
+        const uint64_t *pool
+        const int32_t *pages
         int64_t max_pages
         const int64_t *positions
         const int32_t *sequences
+        const pl_write *writes
     ctypedef struct pl_kernels:
         const char *isa
         void (*exp)(const float *x, float *out, int64_t first, int64_t last) nogil
-    const pl_kernels *pl_kernels_scalar()
-    const pl_kernels *pl_kernels_avx2()
-    const pl_kernels *pl_kernels_neon()
-    int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const float *x,
-                  int64_t tokens)
+    const pl_kernels *pl_isa(int index)
+    size_t pl_input_nbytes(pl_form form, int64_t tokens, int64_t cols)
+    void pl_make_input(const pl_kernels *k, int threads, pl_form form, const float *x, int64_t tokens, int64_t cols,
+                       void *memory, pl_input *out)
+    void pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const pl_input *x)
     void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
     size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols)
     int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out, size_t capacity)
@@ -72,7 +82,7 @@ cdef extern from "kernels.h" nogil:
     void pl_add(int threads, const float *x, const float *y, int broadcast, int64_t rows, int64_t cols, float *out)
     void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
     void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new,
-                         const float *v_new, int64_t tokens)
+                         const float *v_new, int64_t writes)
     int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out)
     double pl_spin(const pl_kernels *k, int threads, int64_t rounds)
     uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes)
@@ -80,6 +90,9 @@ cdef extern from "kernels.h" nogil:
     const char *pl_cpu_feature(int index)
     void pl_rope_table(const int64_t *positions, int64_t tokens, const double *inv_freq, int64_t half, double scale,
                        float *cos, float *sin)
+
+cdef extern from "stdlib.h" nogil:
+    void *aligned_alloc(size_t alignment, size_t nbytes)
 
 
 PANEL = PANEL_ROWS
@@ -92,33 +105,42 @@ cdef const pl_kernels *_kernels = NULL
 cdef int _threads = 1
 
 
-cdef const pl_kernels *_find(str name) except? NULL:
-    if name == "scalar":
-        return pl_kernels_scalar()
-    if name == "avx2":
-        return pl_kernels_avx2()
-    if name == "neon":
-        return pl_kernels_neon()
-    return NULL
+cdef list _names(const char *(*name_of)(int) noexcept):
+    """Those of numbers 0, 1, ... up to the first without a name."""
+    cdef list found = []
+    cdef const char *name = name_of(0)
+    while name != NULL:
+        found.append((<bytes>name).decode())
+        name = name_of(<int>len(found))
+    return found
+
+
+cdef const char *_isa_name(int index) noexcept:
+    cdef const pl_kernels *found = pl_isa(index)
+    return found.isa if found != NULL else NULL
+
+
+cdef const char *_cpu_feature(int index) noexcept:
+    return pl_cpu_feature(index)
 
 
 def supported_isas():
     """The instruction sets this build and this CPU have, best first."""
-    return tuple(name for name in ("avx2", "neon", "scalar") if _find(name) != NULL)
+    return tuple(_names(_isa_name))
 
 
 def isa():
-    """The instruction set in use: "scalar", "avx2" or "neon"."""
+    """The instruction set in use, one of supported_isas()."""
     return (<bytes>_kernels.isa).decode()
 
 
 def set_isa(str name):
     """Use one of supported_isas(); the bits stay the same. Raises PyllamaError for any other name."""
     global _kernels
-    cdef const pl_kernels *found = _find(name)
-    if found == NULL:
-        raise PyllamaError(f"isa {name!r} is not available here, expected one of {', '.join(supported_isas())}")
-    _kernels = found
+    cdef tuple names = supported_isas()
+    if name not in names:
+        raise PyllamaError(f"isa {name!r} is not available here, expected one of {', '.join(names)}")
+    _kernels = pl_isa(<int>names.index(name))
 
 
 def num_threads():
@@ -141,13 +163,7 @@ def openmp():
 
 def cpu_features():
     """Names of the vector extensions this CPU has, used or not, as Linux calls them."""
-    cdef const char *name
-    cdef list found = []
-    while True:
-        name = pl_cpu_feature(<int>len(found))
-        if name == NULL:
-            return tuple(found)
-        found.append((<bytes>name).decode())
+    return tuple(_names(_cpu_feature))
 
 
 set_isa(os.environ.get("PYLLAMA_ISA") or supported_isas()[0])
@@ -243,6 +259,7 @@ cdef class Blocks:
     cdef pl_matrix *c
     cdef pl_out out[MAX_STACKS]
     cdef int stacks
+    cdef unsigned forms  # a bit for each that their formats take
     cdef tuple matrices  # kept alive
     cdef readonly tuple rows
     cdef readonly int64_t cols
@@ -263,6 +280,7 @@ cdef class Blocks:
                 raise PyllamaError(f"blocks: {each.c.cols} columns beside {self.cols}")
             self.c[n] = each.c
             self.cols = each.c.cols
+            self.forms |= 1u << pl_form_of(each.c.dtype)
         for stack in lists:
             self.out[self.stacks].blocks = len(stack)
             self.stacks += 1
@@ -332,27 +350,96 @@ cdef str _shape(Floats x):
     return f"({x.n}, {x.cols})"
 
 
+def input_nbytes(int64_t tokens, int64_t cols):
+    """Bytes that an Input with room for x (tokens, cols) takes."""
+    cdef int form
+    return sum([pl_input_nbytes(form, tokens, cols) for form in range(FORM_COUNT)])
+
+
+cdef class Input:
+    """What products multiply: activations x (T, cols), in each form that the formats of the weights take.
+
+    A form is made when a matrix first needs it, and shared by all that follow, until other activations are taken.
+
+    tokens, cols  the largest x there is room for
+    """
+    cdef readonly int64_t tokens
+    cdef readonly int64_t cols
+    cdef Floats x
+    cdef unsigned made
+    cdef pl_input forms[FORM_COUNT]
+    cdef void *memory[FORM_COUNT]
+
+    def __cinit__(self, int64_t tokens, int64_t cols):
+        if tokens < 0 or cols < 1:
+            raise PyllamaError(f"input: {tokens} tokens of {cols} columns, expected at least 0 of 1")
+        self.tokens = tokens
+        self.cols = cols
+
+    def __dealloc__(self):
+        cdef int form
+        for form in range(FORM_COUNT):
+            free(self.memory[form])
+
+    def take(self, x):
+        """Multiply x (T, cols) from now on; it must not change while it is multiplied. Returns self."""
+        cdef Floats a = _input(x)
+        if a.n > self.tokens or a.cols > self.cols:
+            raise PyllamaError(f"input: x {_shape(a)}, there is room for ({self.tokens}, {self.cols})")
+        self.x = a
+        self.made = 0
+        return self
+
+    cdef int make(self, unsigned wanted) except -1:
+        cdef int form
+        cdef size_t nbytes
+        for form in range(FORM_COUNT):
+            if not (wanted & ~self.made) >> form & 1:
+                continue
+            if self.memory[form] == NULL and pl_input_nbytes(form, self.x.n, self.x.cols):
+                nbytes = (pl_input_nbytes(form, self.tokens, self.cols) + 63) // 64 * 64
+                self.memory[form] = aligned_alloc(64, nbytes)
+                if self.memory[form] == NULL:
+                    raise MemoryError(f"input: no memory for {nbytes} bytes")
+            with nogil:
+                pl_make_input(_kernels, _threads, form, self.x.p, self.x.n, self.x.cols, self.memory[form],
+                              &self.forms[form])
+            self.made |= 1u << form
+        return 0
+
+
 def matmul(w, x, out, int64_t row=0):
-    """out[:, row : row + w.rows] = x @ w.T, float32 activations and accumulation.
+    """out[:, row : row + w.rows] = x @ w.T, float32 accumulation.
 
     w    (rows, cols) in any dtype and layout: a Matrix, or Blocks
-    x    (T, cols)  float32
+    x    (T, cols)  float32, or an Input that has taken it
     out  (T, at least row + rows)  float32; must not overlap x. For Blocks of several stacks a tuple, one a stack
 
     Sums in the canonical order (MODEL.md, "Numerics"): the bits depend on nothing but w and x. Reads
     w once, whatever T is.
     """
-    cdef Floats a = _input(x), o
+    cdef Input input
+    cdef Floats a, o
     cdef tuple outs = out if type(out) is tuple else (out,), rows
     cdef pl_out to[MAX_STACKS]
     cdef const pl_matrix *matrices
     cdef int64_t cols
-    cdef int i, stacks, failed
+    cdef int i, stacks
+    cdef unsigned forms
+    if type(x) is Input:
+        input, a = <Input>x, (<Input>x).x
+        if a is None:
+            raise PyllamaError("matmul: an input that has taken no activations")
+    else:
+        a = _input(x)
+        input = Input(a.n, max(a.cols, 1)).take(a)
     if type(w) is Blocks:
         matrices, stacks, to, rows, cols = (<Blocks>w).c, (<Blocks>w).stacks, (<Blocks>w).out, (<Blocks>w).rows, (<Blocks>w).cols
+        forms = (<Blocks>w).forms
     else:
         matrices, stacks, to[0].blocks = &(<Matrix?>w).c, 1, 1
         rows, cols = (matrices.rows,), matrices.cols
+        forms = 1u << pl_form_of(matrices.dtype)
     if len(outs) != stacks:
         raise PyllamaError(f"matmul: {len(outs)} outputs, expected {stacks}")
     for i in range(stacks):
@@ -363,10 +450,9 @@ def matmul(w, x, out, int64_t row=0):
         to[i].stride = o.cols
     if a.n == 0:
         return
+    input.make(forms)
     with nogil:
-        failed = pl_matmul(_kernels, _threads, matrices, to, stacks, a.p, a.n)
-    if failed:
-        raise MemoryError("matmul: no memory for the packed activations")
+        pl_matmul(_kernels, _threads, matrices, to, stacks, input.forms)
 
 
 def pack_panels(Matrix w not None, uint8_t[::1] out):
@@ -490,31 +576,50 @@ def exp(x, out):
 
 
 cdef class Batch:
-    """Which tokens a pass holds: whose they are, where they stand, and where their sequences' pages lie.
+    """Which tokens a pass holds: whose they are, where they stand, and which pages their sequences have.
 
-    pages      (sequences, max_pages) uint64  addresses of pages of 32 positions, laid out as kv_cache.py
-               says; the caller keeps them alive, and zeroed them once
+    pool       (n,) uint64  addresses of pages of 32 positions by number, laid out as decoder/page_pool.py says; the
+               caller keeps them alive, and zeroed them once
+    pages      (sequences, max_pages) int32  numbers in the pool; read as far as there are positions
     positions  (T,) int64, ascending within a sequence
     sequences  (T,) int32  row of `pages`
+    writes     (W, 2) int32  a token and a page that its keys and values are put into, at its position's place
 
     Raises PyllamaError where a token has no page.
     """
-    cdef const uint64_t[:, ::1] pages
+    cdef const uint64_t[::1] pool
+    cdef const int32_t[:, ::1] pages
     cdef const int64_t[::1] positions
     cdef const int32_t[::1] sequences
+    cdef const int32_t[:, ::1] writes
 
-    def __init__(self, const uint64_t[:, ::1] pages, const int64_t[::1] positions, const int32_t[::1] sequences):
-        cdef int64_t t, tokens = positions.shape[0]
-        if sequences.shape[0] != tokens:
-            raise PyllamaError(f"batch: {tokens} positions, {sequences.shape[0]} sequences")
+    def __init__(self, const uint64_t[::1] pool, const int32_t[:, ::1] pages, const int64_t[::1] positions,
+                 const int32_t[::1] sequences, const int32_t[:, ::1] writes):
+        cdef int64_t t, w, page, checked = 0, tokens = positions.shape[0], owner = -1
+        if sequences.shape[0] != tokens or writes.shape[1] != 2:
+            raise PyllamaError(f"batch: {tokens} positions, {sequences.shape[0]} sequences, "
+                               f"writes of {writes.shape[1]}, expected 2")
         for t in range(tokens):
             if (sequences[t] < 0 or sequences[t] >= pages.shape[0]
                     or positions[t] < 0 or positions[t] >= pages.shape[1] * PANEL_ROWS):
                 raise PyllamaError(f"batch: token {t} at position {positions[t]} of sequence {sequences[t]}, "
                                    f"pages ({pages.shape[0]}, {pages.shape[1]})")
+            if sequences[t] != owner:
+                owner, checked = sequences[t], 0
+            while checked <= positions[t] // PANEL_ROWS:
+                page = pages[owner, checked]
+                if page < 0 or page >= pool.shape[0]:
+                    raise PyllamaError(f"batch: page {page} of sequence {owner}, expected 0 to {pool.shape[0] - 1}")
+                checked += 1
+        for w in range(writes.shape[0]):
+            if writes[w, 0] < 0 or writes[w, 0] >= tokens or writes[w, 1] < 0 or writes[w, 1] >= pool.shape[0]:
+                raise PyllamaError(f"batch: token {writes[w, 0]} written to page {writes[w, 1]}, "
+                                   f"expected one of {tokens} tokens and {pool.shape[0]} pages")
+        self.pool = pool
         self.pages = pages
         self.positions = positions
         self.sequences = sequences
+        self.writes = writes
 
 
 cdef class Attention:
@@ -544,22 +649,24 @@ cdef class Attention:
     cdef _use(self, Batch batch, int64_t tokens):
         if batch.positions.shape[0] != tokens:
             raise PyllamaError(f"attention: {tokens} tokens, expected {batch.positions.shape[0]} as in the batch")
+        self.c.pool = &batch.pool[0]
         self.c.pages = &batch.pages[0, 0]
         self.c.max_pages = batch.pages.shape[1]
         self.c.positions = &batch.positions[0]
         self.c.sequences = &batch.sequences[0]
 
     def append(self, Batch batch not None, k, v):
-        """Put k, v (T, kv_heads * head_dim) at the batch's positions."""
+        """Put k, v (T, kv_heads * head_dim) where the batch's writes say."""
         cdef Floats key = _input(k), value = _input(v)
         cdef int64_t width = self.c.kv_heads * self.c.head_dim
         if key.cols != width or value.cols != width or value.n != key.n:
             raise PyllamaError(f"append: k {_shape(key)}, v {_shape(value)}, expected {width} columns")
-        if key.n == 0:
+        if key.n == 0 or batch.writes.shape[0] == 0:
             return
         self._use(batch, key.n)
+        self.c.writes = <const pl_write *>&batch.writes[0, 0]
         with nogil:
-            pl_cache_append(_kernels, _threads, &self.c, key.p, value.p, key.n)
+            pl_cache_append(_kernels, _threads, &self.c, key.p, value.p, batch.writes.shape[0])
 
     def attend(self, Batch batch not None, q, out):
         """out[t, h] = softmax(q[t, h] . keys * scale) . values over positions up to that of t, in its window.

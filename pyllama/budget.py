@@ -2,6 +2,9 @@
 
 import os
 import re
+import resource
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import RequestError
@@ -11,6 +14,9 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
 #: Left to everything else on the board, where nobody said how much to take.
 MARGIN = 128 << 20
+#: Page tables, stacks and buffers of the kernel, which a control group is charged for beside the resident set.
+GROUP_MARGIN = 8 << 20
+MACHINE, GROUP = "this machine", "the control group"
 
 
 def parse_size(text: str | int) -> int:
@@ -41,9 +47,10 @@ def peak_resident_nbytes() -> int:
     return 0
 
 
-def default_budget() -> int:
-    """What a process may take in all when nobody says: what is available, plus what it has already, less MARGIN."""
-    return max(available_nbytes() + resident_nbytes() - MARGIN, 1)
+def default_budget(proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
+    """What a process may take in all when nobody says: what is available, plus what it has already, less a margin."""
+    left = [limit.room - margin(limit) for limit in limits(proc, cgroup_root)]
+    return max(min(left) + resident_nbytes(), 1)
 
 
 def available_nbytes(proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
@@ -51,27 +58,85 @@ def available_nbytes(proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/
 
     In a group the page cache counts as room, since the kernel gives it up first.
     """
-    rooms = [_machine(proc)]
+    return min(limit.room for limit in limits(proc, cgroup_root))
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What bounds this process's memory.
+
+    name    in words: "this machine", "a control group", "a limit of the address space (ulimit -v)"
+    nbytes  the bound
+    room    bytes of it that are left
+    """
+
+    name: str
+    nbytes: int
+    room: int
+
+
+def limits(proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")) -> list[Limit]:
+    """All there are; the machine comes first."""
+    found = [_machine(proc)]
     for line in _read(proc / "self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            rooms += _groups(cgroup_root, path, "memory.max", "memory.current", "inactive_file")
+            for name in ("memory.max", "memory.high"):  # beyond the latter, a process is slowed down to a crawl
+                found += _groups(cgroup_root, path, name, "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
             root = cgroup_root / "memory"
-            rooms += _groups(root, path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-    return min(rooms)
+            found += _groups(root, path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    return found + _own_limits(proc)
 
 
-def _machine(proc: Path) -> int:
-    for line in _read(proc / "meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def margin(limit: Limit) -> int:
+    """What is left to others: on the machine, all else that runs; in a group, what the kernel charges it besides."""
+    if limit.name == MACHINE:
+        return min(MARGIN, limit.room // 2)
+    if limit.name == GROUP:
+        return min(MARGIN, max(GROUP_MARGIN, limit.nbytes // 16))
+    return min(MARGIN, limit.room // 4)  # stacks of threads, and what allocators ask for and do not use
 
 
-def _groups(root: Path, path: str, limit_name: str, usage_name: str, cache_name: str) -> list[int]:
-    """The room in a group and in each group around it. In a container the group may be mounted as the root itself."""
-    rooms = []
+def enough_for(nbytes: int) -> str:
+    """In words, what the control group must have for a default_budget() of so many bytes; "" where none is tight."""
+    found = limits()
+    tight = min(found, key=lambda limit: limit.room - margin(limit))
+    if tight.name != GROUP:
+        return ""
+    taken = tight.nbytes - tight.room - resident_nbytes()  # by others in the group
+    least = max(nbytes + max(taken, 0) + GROUP_MARGIN, (nbytes + max(taken, 0)) * 16 // 15 + 1)
+    return f" (the control group has {_mb(tight.nbytes)} MB: give it {_mb(least)} MB)"
+
+
+def warn_if_beyond(nbytes: int) -> None:
+    """A BudgetWarning if a budget is more than there is."""
+    tight = min(limits(), key=lambda limit: limit.nbytes)
+    if nbytes > tight.nbytes:
+        warnings.warn(
+            f"memory: {_mb(nbytes)} MB is more than {tight.name} has, {_mb(tight.nbytes)} MB; the kernel may end this "
+            "process when it takes them",
+            BudgetWarning,
+            stacklevel=3,
+        )
+
+
+class BudgetWarning(UserWarning):
+    """A budget was asked for that is more than the machine or the control group has."""
+
+
+def _machine(proc: Path) -> Limit:
+    amounts = dict(line.split(":", 1) for line in _read(proc / "meminfo").splitlines() if ":" in line)
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total, room = (
+        int(amounts[name].split()[0]) << 10 if name in amounts else pages for name in ("MemTotal", "MemAvailable")
+    )
+    return Limit(MACHINE, total, room)
+
+
+def _groups(root: Path, path: str, limit_name: str, usage_name: str, cache_name: str) -> list[Limit]:
+    """A group's limit and that of each group around it. In a container the group may be mounted as the root itself."""
+    found = []
     parts = path.strip("/").split("/") if path.strip("/") else []
     for n in range(len(parts), -1, -1):
         folder = root.joinpath(*parts[:n])
@@ -79,8 +144,26 @@ def _groups(root: Path, path: str, limit_name: str, usage_name: str, cache_name:
         if not limit.isdigit() or not usage.isdigit() or int(limit) >= 1 << 60:  # "max", or v1's no limit
             continue
         stat = dict(line.split(" ", 1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
-        rooms.append(max(0, int(limit) - int(usage) + int(stat.get(cache_name, 0))))
-    return rooms
+        found.append(Limit(GROUP, int(limit), max(0, int(limit) - int(usage) + int(stat.get(cache_name, 0)))))
+    return found
+
+
+def _own_limits(proc: Path) -> list[Limit]:
+    """Limits on mappings, which count what is reserved and not only what is resident."""
+    status = dict(line.split(":", 1) for line in _read(proc / "self/status").splitlines() if ":" in line)
+    found = []
+    for name, number, field in (
+        ("the limit of the address space (ulimit -v)", resource.RLIMIT_AS, "VmSize"),
+        ("the limit of private memory (ulimit -d)", resource.RLIMIT_DATA, "VmData"),
+    ):
+        nbytes = resource.getrlimit(number)[0]
+        if nbytes != resource.RLIM_INFINITY and field in status:
+            found.append(Limit(name, nbytes, max(0, nbytes - (int(status[field].split()[0]) << 10))))
+    return found
+
+
+def _mb(nbytes: int) -> int:
+    return -(-nbytes // 1_000_000)
 
 
 def _read(path: Path) -> str:

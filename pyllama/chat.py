@@ -4,31 +4,34 @@ Each turn renders the whole conversation, finds how many of its first tokens the
 computes the rest. What the template makes of the messages is the tokenizer's business.
 """
 
-from typing import TYPE_CHECKING
+import threading
 
-from pyllama.errors import RequestError
-from pyllama.generate import Generation
+from pyllama.decoder import Decoder
+from pyllama.errors import BusyError, RequestError
+from pyllama.generation import Generation
 from pyllama.sampler import SamplingParams
-
-if TYPE_CHECKING:
-    from pyllama.model import Model
+from pyllama.tokenizer import Tokenizer
 
 
 class Chat:
     """The turns of one conversation with a model; a context manager. Made by Model.chat().
 
+    system    the system prompt, or None
+    params    what to sample and when to stop, for all answers
     messages  [{"role": ..., "content": ...}, ...]: the system prompt, if any, and every finished turn
     """
 
-    def __init__(self, model: "Model", system: str | None, params: SamplingParams):
-        if model.tokenizer.chat_template is None:
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, system: str | None, params: SamplingParams):
+        if tokenizer.chat_template is None:
             raise RequestError("chat: this model has no chat template, it can only continue text")
-        self._model = model
+        self._decoder = decoder
+        self._tokenizer = tokenizer
         self._params = params
         self._system = system
-        self._sequence = model.new_sequence()
+        self._sequence = decoder.new_sequence()
         self._cached_ids: list[int] = []  # what the sequence holds, token for token
         self._generation: Generation | None = None
+        self._changing = threading.Lock()
         self.messages: list[dict[str, str]] = []
         self.reset()
 
@@ -38,41 +41,54 @@ class Chat:
         The turn is part of the history when the answer ends, also when it was closed early with some text. A
         turn that got no text before it was interrupted, or failed, is forgotten.
 
-        Raises ContextOverflowError if the conversation has outgrown the context. Cost: one pass for what the
-        cache does not hold yet, and one a token.
+        Raises ContextOverflowError if the conversation has outgrown the context, and BusyError while another thread
+        computes the answer before this one. Cost: one pass for what the cache does not hold yet, and one a token.
         """
-        if self._generation:
-            self._generation.close()
-        messages = [*self.messages, {"role": "user", "content": content}]
-        prompt_ids = self._model.tokenizer.encode_chat(messages)
-        self._forget_beyond(_common_prefix(self._cached_ids, prompt_ids))
-        self._generation = Generation(
-            self._model.decoder,
-            self._model.tokenizer,
-            self._sequence,
-            prompt_ids,
-            self._params,
-            on_close=lambda: self._end_turn(messages),
-        )
-        return self._generation
+        self._refuse_another()
+        with self._changing:
+            self._end_answer()
+            messages = [*self.messages, {"role": "user", "content": content}]
+            prompt_ids = self._tokenizer.encode_chat(messages)
+            self._forget_beyond(_common_prefix(self._cached_ids, prompt_ids))
+            self._generation = Generation(
+                self._decoder,
+                self._tokenizer,
+                self._sequence,
+                prompt_ids,
+                self._params,
+                on_close=lambda: self._end_turn(messages),
+            )
+            return self._generation
 
     def reset(self) -> None:
         """Forgets the conversation, but not the system prompt."""
-        if self._generation:
-            self._generation.close()
-        self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
+        self._refuse_another()
+        with self._changing:
+            self._end_answer()
+            self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
 
     def close(self) -> None:
-        """Gives the cache back."""
-        if self._generation:
-            self._generation.close()
-        self._sequence.close()
+        """Gives the cache back. Raises BusyError while another thread computes an answer."""
+        self._refuse_another()
+        with self._changing:
+            self._end_answer()
+            self._sequence.close()
 
     def __enter__(self) -> "Chat":
         return self
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+    def _refuse_another(self) -> None:
+        if self._changing.locked():
+            raise BusyError("chat: another thread changes this conversation")
+
+    def _end_answer(self) -> None:
+        if self._generation:
+            self._generation.close()
+        if self._generation:  # its step is under way elsewhere: the sequence is not free yet
+            raise BusyError("chat: the last answer is still being computed; it ends with the token under way")
 
     def _forget_beyond(self, length: int) -> None:
         self._sequence.truncate(length)

@@ -4,9 +4,14 @@ A message says what, got, expected, where, and what to do. Anything else that
 escapes from pyllama is a bug.
 """
 
+from pyllama.printable import one_line
+
 
 class PyllamaError(Exception):
-    """Base of everything pyllama raises on purpose."""
+    """Base of everything pyllama raises on purpose. Its text is one short line, whatever the names in it hold."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class CheckpointError(PyllamaError):
@@ -49,3 +54,13 @@ def reason_of(error: Exception) -> str:
     """What the system says of a failed call: the end of a message that begins with what was tried."""
     system = getattr(error, "strerror", None)
     return system.lower() if system else str(error)
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: escaped and short, whatever a file holds."""
+    if not isinstance(value, (str, bytes, int, float, bool, type(None))):
+        return f"a {type(value).__name__}"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "an integer of more than 256 bits"
+    text = repr(value[:97] if isinstance(value, (str, bytes)) else value)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -6,14 +6,15 @@ decides. Measures nothing.
 
 import dataclasses
 from dataclasses import dataclass
-from math import prod
 
 from . import _kernels
+from .architecture.tensors import flop
 from .checkpoint.dtypes import row_nbytes
 from .checkpoint.index import StoredBlock, Tensor
 from .checkpoint.outline import NOWHERE, Described, Outline
+from .decoder import Shape
+from .decoder.page_pool import cache_nbytes
 from .errors import BudgetError
-from .kv_cache import cache_nbytes
 from .plan import Plan, make_plan
 
 #: What streaming reaches of the rate of plain direct reads, and a product of one token of the rate memory is read at.
@@ -76,7 +77,7 @@ class Forecast:
 def forecast(model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16") -> Forecast:
     """What a pass, and the passes of a prompt, take at least."""
     half = max(1, plan.context_length // 2)
-    cache = cache_nbytes(model.config, half, kv_dtype)
+    cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
     token = _pass(model, plan, rates, 1, half, cache, plan.streamed)
     first = _first_pass(model, plan, rates)
     prompts, bounds = {}, {"token": token[1], "first": first[1]}
@@ -100,7 +101,7 @@ def _pass(
         "disk": read / (rates.disk_gb_s * 1e9 * OF_DISK),
         # What comes from disk crosses the memory bus twice: once in, once to the cores.
         "memory": (plan.pinned + 2 * read + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
-        "compute": flop(model, tokens, positions) / (rates.gflop_s * 1e9),
+        "compute": flop(model.config, tokens, positions) / (rates.gflop_s * 1e9),
     }
     bound = max(times, key=lambda name: times[name])
     return times[bound], bound
@@ -113,14 +114,6 @@ def _first_pass(model: Described, plan: Plan, rates: Rates) -> tuple[float, str]
     packing = share * sum(t.nbytes for t in model.tensors.values() if _packs(t)) / (rates.pack_gb_s * 1e9)
     computing = packing + plan.stored / (rates.dram_gb_s * 1e9 * OF_DRAM)
     return (computing, "packing") if computing > seconds else (seconds, bound)
-
-
-def flop(model: Described, tokens: int, positions: float) -> float:
-    """Floating-point operations of a pass, a multiply-add counted as two; the head for one token."""
-    config = model.config
-    matrices = sum(prod(t.shape) for name, t in model.tensors.items() if "_proj.weight" in name)
-    attention = 4 * config.num_attention_heads * config.head_dim * positions * config.num_hidden_layers
-    return tokens * (2 * matrices + attention) + 2 * config.vocab_size * config.hidden_size
 
 
 @dataclass(frozen=True, slots=True)

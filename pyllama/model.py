@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyllama.chat import Chat
-from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
-from pyllama.generate import Generation
+from pyllama.errors import BudgetError, ContextOverflowError, PyllamaError, RequestError
+from pyllama.generation import Generation
 from pyllama.sampler import SamplingParams
 
 if TYPE_CHECKING:
+    from pyllama.architecture.config import Config
     from pyllama.checkpoint import Checkpoint
-    from pyllama.config import Config
     from pyllama.plan import Plan
 
 #: Positions of a context nobody asked a length for, where the model allows as many.
@@ -37,6 +37,8 @@ def load(
     memory: int | str | None = None,
     on_layer: Callable[[int], None] | None = None,
     contexts: int = 1,
+    pre_tokenizer: str | None = None,
+    **unknown: Any,
 ) -> "Model":
     """Opens a model; its weights are read by the first pass, and stay as far as memory allows.
 
@@ -53,26 +55,34 @@ def load(
     on_layer        called with the number of each layer before it runs; what it raises ends the pass and leaves
                     every sequence as it was
     contexts        sequences that are to have room for their keys and values, if memory allows: an Engine's
+    pre_tokenizer   how a GGUF file's model splits text ("llama-bpe", "qwen2", ...), in place of what the file says
+                    in tokenizer.ggml.pre
+
+    Warns (BudgetWarning) of a memory beyond what the machine or the control group has.
 
     Raises RequestError for an argument out of range, BudgetError for too little memory, HubError for a name that
     is not there, CheckpointError for damaged files and UnsupportedError for a model pyllama does not run. Cost:
     reads the files' headers and the small vectors.
     """
     from pyllama import _kernels
-    from pyllama.budget import default_budget, parse_size, resident_nbytes
+    from pyllama.budget import default_budget, enough_for, parse_size, resident_nbytes, warn_if_beyond
     from pyllama.checkpoint import open_checkpoint
-    from pyllama.decoder import Decoder
+    from pyllama.exclusive import ExclusiveDecoder
     from pyllama.hub import resolve
-    from pyllama.plan import default_context, make_plan
+    from pyllama.plan import TooSmallError, default_context, make_plan
     from pyllama.streaming import StreamedWeights
     from pyllama.threads import default_threads
     from pyllama.tokenizer import load_tokenizer
 
+    if unknown:
+        raise _unknown_argument(next(iter(unknown)), load)
     if kv_dtype not in KV_DTYPES:
         raise RequestError(f"kv_dtype: {kv_dtype!r}, expected {' or '.join(KV_DTYPES)}")
     _check_integer("threads", threads, 1, 1024)
     _check_integer("contexts", contexts, 1, 4096)
     budget = default_budget() if memory is None else parse_size(memory)
+    if memory is not None:
+        warn_if_beyond(budget)
     checkpoint = open_checkpoint(resolve(model))
     try:
         config = checkpoint.config
@@ -80,17 +90,17 @@ def load(
         if context_length is None:
             context_length = default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
         _kernels.set_num_threads(default_threads() if threads is None else threads)
-        tokenizer = load_tokenizer(checkpoint)
+        tokenizer = load_tokenizer(checkpoint, pre_tokenizer)
         plan = make_plan(
             checkpoint,
             budget,
             context_length=int(context_length),
             kv_dtype=kv_dtype,
-            interpreter=resident_nbytes(),
+            interpreter=resident_nbytes() + tokenizer.template_nbytes,
             contexts=contexts,
         )
         weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
-        decoder = Decoder(
+        decoder = ExclusiveDecoder(
             config,
             weights,
             context_length=plan.context_length,
@@ -99,10 +109,26 @@ def load(
             rope_interleaved=checkpoint.rope_interleaved,
         )
         decoder.on_layer = on_layer
+    except TooSmallError as error:
+        checkpoint.close()
+        if memory is None:
+            raise BudgetError(f"{error}{enough_for(error.smallest)}") from None
+        raise
     except BaseException:
         checkpoint.close()
         raise
     return Model(checkpoint, tokenizer, decoder, plan)
+
+
+def _unknown_argument(name: str, function: Callable[..., Any]) -> RequestError:
+    from inspect import Parameter, signature
+
+    from pyllama.synonyms import meant, why_not
+
+    known = [p.name for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    ours, why = meant(name, known), why_not(name)
+    hint = f"did you mean {ours}?" if ours else why or f"expected one of {', '.join(known)}"
+    return RequestError(f"{name}: no such argument of {function.__name__}(), {hint}")
 
 
 def _check_integer(name: str, value: int | None, low: int, high: int) -> None:
@@ -122,7 +148,8 @@ class Model:
     context_length  positions a sequence may have
     plan            how the memory is divided
 
-    One thread at a time may compute.
+    Any thread may use it, one at a time: while a pass is under way, whoever else wants one, or closes the model, gets
+    a BusyError. A forked child may go on with it, by itself.
     """
 
     def __init__(self, checkpoint: "Checkpoint", tokenizer, decoder, plan: "Plan | None" = None):
@@ -150,13 +177,17 @@ class Model:
         """Bytes read from the model's files so far."""
         return self.decoder.weights.bytes_read
 
-    def generate(self, prompt: Prompt, *, fingerprint: bool = False, **sampling) -> Generation:
+    def generate(
+        self, prompt: Prompt, *, fingerprint: bool = False, parse_special: bool | None = None, **sampling
+    ) -> Generation:
         """Answers a prompt: an iterator of steps, one a token.
 
-        prompt       text, continued as it is (special tokens written out in it count as such); or token ids;
-                     or messages, [{"role": "user", "content": "..."}, ...], put through the chat template
-        fingerprint  hash the logits of every sampled position: `.fingerprint.hexdigest()`
-        sampling     fields of SamplingParams: temperature, top_p, seed, max_tokens, stop, ...
+        prompt         text, continued as it is; or token ids; or messages, [{"role": "user", "content": "..."}, ...],
+                       put through the chat template
+        fingerprint    hash the logits of every sampled position: `.fingerprint.hexdigest()`
+        parse_special  whether control tokens written out in the prompt count as such; default: those in a text do,
+                       those in messages are plain text
+        sampling       fields of SamplingParams: temperature, top_p, seed, max_tokens, stop, ...
 
         Each step has token_id, text, logprob, top_logprobs and finish_reason; the Generation itself has
         token_ids, text and times, .read() for the whole text at once, and .close() to stop early.
@@ -164,7 +195,9 @@ class Model:
         Raises RequestError, TokenizerError or ContextOverflowError before anything is computed.
         """
         params = SamplingParams.from_options(**sampling)
-        prompt_ids = self.encode_prompt(prompt)
+        if params.stop and self.tokenizer.kind == "none":
+            self.tokenizer.refuse()  # a stop string is text, and would never be found
+        prompt_ids = self.encode_prompt(prompt, parse_special=parse_special)
         is_chat = isinstance(prompt, (list, tuple)) and any(isinstance(item, Mapping) for item in prompt[:1])
         sequence = self.new_sequence()
         try:
@@ -185,7 +218,7 @@ class Model:
     def chat(self, system: str | None = None, **sampling) -> Chat:
         """A conversation whose history stays in the cache; the arguments hold for all its answers."""
         self._check_open()
-        return Chat(self, system, SamplingParams.from_options(**sampling))
+        return Chat(self.decoder, self.tokenizer, system, SamplingParams.from_options(**sampling))
 
     def forward(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits after every token.
@@ -212,14 +245,19 @@ class Model:
             sequence.close()
         return out
 
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Token ids of any prompt generate() takes; their number is what it costs of the context."""
+    def encode_prompt(self, prompt: Prompt, *, parse_special: bool | None = None) -> list[int]:
+        """Token ids of any prompt generate() takes; their number is what it costs of the context.
+
+        parse_special  whether control tokens written out in the prompt count as such; default: in a text to be
+                       continued they do, in messages they are plain text
+        """
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, parse_special=True)
+            return self.tokenizer.encode(prompt, parse_special=parse_special is not False)
         if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(item, Mapping) for item in prompt):
             if self.tokenizer.chat_template is None:
                 raise RequestError("messages: this model has no chat template, give it text to continue")
-            return self.tokenizer.encode_chat([dict(message) for message in prompt])
+            messages = [dict(message) for message in prompt]
+            return self.tokenizer.encode_chat(messages, parse_special=bool(parse_special))
         return self._checked(prompt)
 
     def new_sequence(self):
@@ -228,8 +266,9 @@ class Model:
         return self.decoder.new_sequence()
 
     def close(self) -> None:
-        """Gives memory and files back. Closing twice does nothing."""
+        """Gives memory and files back. Closing twice does nothing. Raises BusyError while another thread computes."""
         if not self._closed:
+            self.decoder.retire()
             self._closed = True
             self.decoder.weights.close()
             self.checkpoint.close()

@@ -6,12 +6,13 @@ elsewhere; here are bytes only.
 
 from dataclasses import dataclass
 
-from .checkpoint import Tensor
+from .architecture.config import Config
+from .architecture.tensors import model_tensors
 from .checkpoint.outline import Described
-from .config import Config
-from .decoder import MAX_PASS_TOKENS, activation_nbytes
+from .decoder import MAX_PASS_TOKENS, Shape
+from .decoder.buffers import buffers_nbytes
+from .decoder.page_pool import cache_nbytes
 from .errors import BudgetError
-from .kv_cache import cache_nbytes
 from .streaming.blocks import SECTOR, cut, matrices, smallest_room
 from .streaming.pinned import kept_nbytes
 from .streaming.weights import ROOM, SLOTS
@@ -23,6 +24,14 @@ SLACK = 12 << 20
 BLOCK_OBJECTS = 600
 #: Code and tables a process has before a model is loaded, where that cannot be measured (a plan for elsewhere).
 INTERPRETER = 60 << 20
+
+
+class TooSmallError(BudgetError):
+    """No plan fits the budget; `smallest` is the least, in bytes, that one fits."""
+
+    def __init__(self, smallest: int, message: str):
+        super().__init__(message)
+        self.smallest = smallest
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,59 +88,63 @@ def make_plan(
     """
     config = model.config
     interpreter += SLACK
-    cache = cache_nbytes(config, context_length, kv_dtype)
+    shape = Shape.whole(config)
+    cache = least_cache = cache_nbytes(shape, context_length, kv_dtype)
     if contexts > 1:  # sequences that share pages need one more, to copy one before it is written
-        page = cache_nbytes(config, 1, kv_dtype)
-        cache = page + max(cache, min(contexts * cache, budget // 4))
+        least_cache += cache_nbytes(shape, 1, kv_dtype)
+        cache = least_cache + max(0, min(contexts * cache, budget // 4) - cache)
     order = matrices(model)
     least_room = smallest_room(tensor for _, tensor in order)
-    layer = _largest_layer(order)
+    layer = _largest_layer(model)
     room = max(least_room, min(ROOM, layer // LEAST_SLOTS // SECTOR * SECTOR))
     weights = sum(kept_nbytes(block) for _, tensor in order for block in cut(tensor, room))
     stored = sum(block.nbytes for _, tensor in order for block in cut(tensor, room))
 
-    def plan(tokens: int, slots: int, room: int) -> Plan:
+    def plan(tokens: int, slots: int, room: int, cache: int) -> Plan:
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
-        activations = activation_nbytes(config, tokens)
+        activations = buffers_nbytes(shape, tokens)
         process = interpreter + (stored // room + len(order)) * BLOCK_OBJECTS
         pinned = min(weights, budget - process - cache - activations - slots * room)
         return Plan(budget, context_length, tokens, slots, room, process, cache, activations, pinned, weights, stored)
 
-    # A prompt's passes are worth a hundredth of the weights each; below 64 tokens, a tenth and more.
-    for tokens, slots, size in (
+    # A prompt's passes are worth a hundredth of the weights each; below 64 tokens, a tenth and more. More contexts than
+    # one are given up before any of that.
+    sizes = (
         (MAX_PASS_TOKENS, SLOTS, room), (256, SLOTS, room), (128, SLOTS, room), (64, SLOTS, room),
         (64, 5, room), (64, LEAST_SLOTS, room), (64, LEAST_SLOTS, max(room // 2, least_room)),
         (32, LEAST_SLOTS, max(room // 4, least_room)), (8, LEAST_SLOTS, least_room),
-    ):  # fmt: skip
-        made = plan(min(tokens, context_length), slots, size)
-        roomy = made.pinned >= made.activations or made.pinned == weights
-        if made.pinned >= 0 and (tokens <= 64 or roomy):
-            return made
-    least = plan(1, LEAST_SLOTS, least_room)
+    )  # fmt: skip
+    for cache in dict.fromkeys((cache, least_cache)):
+        for tokens, slots, size in sizes:
+            made = plan(min(tokens, context_length), slots, size, cache)
+            roomy = made.pinned >= made.activations or made.pinned == weights
+            if made.pinned >= 0 and (tokens <= 64 or roomy):
+                return made
+    least = plan(1, LEAST_SLOTS, least_room, least_cache)
     if least.pinned >= 0:
         return least
     smallest = budget - least.pinned
-    raise BudgetError(
+    raise TooSmallError(
+        smallest,
         f"memory: {_mb(budget)} MB, this model needs at least {_mb(smallest)} MB with a context of {context_length}"
-        f" (process {_mb(least.interpreter)}, cache {_mb(cache)}, activations {_mb(least.activations)},"
+        f" (process {_mb(least.interpreter)}, cache {_mb(least_cache)}, activations {_mb(least.activations)},"
         f" ring {_mb(least.ring)}); a shorter context needs less"
     )
 
 
-def _largest_layer(order: list[tuple[str, Tensor]]) -> int:
+def _largest_layer(model: Described) -> int:
     """Stored bytes of the largest layer's matrices."""
-    layers: dict[str, int] = {}
-    for name, tensor in order:
-        if name.startswith("model.layers."):
-            number = name.split(".")[2]
-            layers[number] = layers.get(number, 0) + tensor.nbytes
+    layers: dict[int, int] = {}
+    for tensor in model_tensors(model.config):
+        if tensor.layer is not None and len(tensor.shape) > 1:
+            layers[tensor.layer] = layers.get(tensor.layer, 0) + model.tensors[tensor.name].nbytes
     return max(layers.values())
 
 
 def default_context(config: Config, budget: int, kv_dtype: str, most: int) -> int:
     """Positions for a context nobody asked a length for: `most`, or what an eighth of the budget holds, but 256."""
     context = min(most, config.max_position_embeddings)
-    while context > 256 and cache_nbytes(config, context, kv_dtype) > budget // 8:
+    while context > 256 and cache_nbytes(Shape.whole(config), context, kv_dtype) > budget // 8:
         context = max(256, context // 2)
     return context
 

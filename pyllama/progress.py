@@ -10,6 +10,8 @@ import time
 from collections import deque
 from typing import TextIO
 
+from .printable import one_line
+
 REDRAW_S = 0.2
 RATE_WINDOW_S = 10.0  # long enough to be calm on a stuttering link, short enough to follow it
 _DECIMAL = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
@@ -138,7 +140,7 @@ class Progress:
         while len(self._samples) > 2 and self._samples[0][0] < now_s - RATE_WINDOW_S:
             self._samples.popleft()
         self._drawn = True
-        self._write("\r\x1b[K" + self._fit(self.line()))
+        self._write("\r\x1b[K" + self._fit(one_line(self.line())))
 
     def _fit(self, line: str) -> str:
         try:

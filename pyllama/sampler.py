@@ -21,6 +21,7 @@ import numpy as np
 
 from pyllama import _kernels
 from pyllama.errors import PyllamaError, RequestError
+from pyllama.synonyms import meant
 
 SEED_MASK = (1 << 64) - 1
 # exp(-87) is still a normal float32. Below it a candidate keeps that much: less than 2**-100 of the largest.
@@ -124,7 +125,9 @@ class SamplingParams:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                raise RequestError(f"{name}: no such sampling option, expected one of {', '.join(known)}")
+                ours = meant(name, known)
+                hint = f", did you mean {ours}?" if ours else f", expected one of {', '.join(known)}"
+                raise RequestError(f"{name}: no such sampling option{hint}")
         return cls(**{name: value for name, value in options.items() if value is not None})
 
 
@@ -190,12 +193,7 @@ class Sampler:
         if logits.shape != (self.vocab_size,) or logits.dtype != np.float32:
             expected = f"float32 ({self.vocab_size},)"
             raise PyllamaError(f"logits: {logits.dtype} {logits.shape}, expected {expected}")
-        if not np.isfinite(logits).all():
-            bad = int(np.flatnonzero(~np.isfinite(logits))[0])
-            raise PyllamaError(
-                f"logits: token {bad} has {logits[bad]}, expected finite numbers, at position"
-                f" {len(prompt_ids) + len(output_ids)}; the model's weights may be damaged"
-            )
+        check_finite(logits, len(prompt_ids) + len(output_ids))
         penalized = _penalize(params, logits, prompt_ids, output_ids)
         ids = self._ids if allowed is None else allowed
         if allowed is not None:
@@ -216,6 +214,16 @@ class Sampler:
         target = uniform(self.seed, index) * sums[-1]
         chosen = int(np.searchsorted(sums, target, side="right"))
         return int(candidates.ids[min(chosen, len(sums) - 1)])
+
+
+def check_finite(logits: np.ndarray, position: int) -> None:
+    """Raises PyllamaError if a logit is not finite: the weights are damaged, or a kernel is wrong."""
+    if not np.isfinite(logits).all():
+        bad = int(np.flatnonzero(~np.isfinite(logits))[0])
+        raise PyllamaError(
+            f"logits: token {bad} has {logits[bad]}, expected finite numbers, at position {position}; the model's"
+            " weights may be damaged"
+        )
 
 
 def uniform(seed: int, index: int) -> float:
@@ -363,7 +371,7 @@ def _exp(values: np.ndarray) -> np.ndarray:
 
 
 def with_logprobs(logits: np.ndarray, token_id: int, count: int) -> Sample:
-    """Log-softmax of the unmodified logits at token_id and at the `count` largest."""
+    """Log-softmax of the unmodified logits, which are finite, at token_id and at the `count` largest."""
     shifted = _below_largest(logits)
     total = float(_running_sums(_exp(np.maximum(shifted, LOWEST_EXPONENT)))[-1])
     log_total = math.log(total)

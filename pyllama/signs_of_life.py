@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
+from .printable import one_line
 from .progress import format_nbytes, format_seconds
 
 PATIENCE_S = 1.0  # what is over sooner is not mentioned
@@ -129,7 +130,7 @@ class SignsOfLife:
         with self._lock:
             if self._text is None or time.monotonic() - self._since < PATIENCE_S:
                 return
-            line = self._fit(self._text())
+            line = self._fit(one_line(self._text()))
             self._write(f"{_BELOW}{line}{_BACK}" if self._below else f"{_ERASE_LINE}{line}")
             self._drawn = True
 

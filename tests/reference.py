@@ -205,7 +205,7 @@ def forward(config: Any, tensors: Mapping[str, Array], token_ids: Sequence[int],
         q = project("self_attn.q_proj", x).reshape(-1, heads, head_dim)             # (T, H, D)
         k = project("self_attn.k_proj", x).reshape(-1, kv_heads, head_dim)          # (T, K, D)
         v = project("self_attn.v_proj", x).reshape(-1, kv_heads, head_dim)          # (T, K, D)
-        if config.qk_norm:
+        if config.model_type == "qwen3":
             q = rmsnorm(q, tensors[prefix + "self_attn.q_norm.weight"], eps)
             k = rmsnorm(k, tensors[prefix + "self_attn.k_norm.weight"], eps)
         q = rope(q, positions, frequencies, factor, interleaved)
@@ -243,7 +243,7 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
         add(prefix + "self_attn.k_proj", kv_rows, hidden, config.qkv_bias)
         add(prefix + "self_attn.v_proj", kv_rows, hidden, config.qkv_bias)
         add(prefix + "self_attn.o_proj", hidden, q_rows, config.o_bias)
-        if config.qk_norm:
+        if config.model_type == "qwen3":
             shapes[prefix + "self_attn.q_norm.weight"] = (head_dim,)
             shapes[prefix + "self_attn.k_norm.weight"] = (head_dim,)
         shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)

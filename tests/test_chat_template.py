@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from pyllama.errors import RequestError, TokenizerError
-from pyllama.tokenizer import load_tokenizer
+from pyllama.tokenizer import load_tokenizer, template_process
 from pyllama.tokenizer.chat_template import LLAMA2, LLAMA3, ChatTemplate
 
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
+PROCESS = template_process.shared()  # one for all these tests
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 CHAT = [
     {"role": "system", "content": " Be brief. "},

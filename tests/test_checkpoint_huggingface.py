@@ -32,7 +32,7 @@ def test_folders(tmp_path, model_type, dtype, shards):
     with open_checkpoint(tiny.write_huggingface(tmp_path, config, tensors, dtype, shards)) as checkpoint:
         assert (checkpoint.format, checkpoint.rope_interleaved, checkpoint.metadata) == ("huggingface", False, {})
         assert len(checkpoint.files) == shards
-        assert checkpoint.config.dtype == dtype
+        assert checkpoint.dtype == dtype
         assert_same_weights(checkpoint, tensors, dtype)
 
 
@@ -177,7 +177,7 @@ def test_trailing_bytes_are_refused(tmp_path):
         ({"a": "/etc/passwd"}, "beside it"),
         ({"a": 3}, "beside it"),
         ({"a": "b\0.safetensors"}, "beside it"),
-        ({"a": "gone.safetensors"}, "cannot open"),
+        ({"a": "gone.safetensors"}, "gone.safetensors missing, as model.safetensors.index.json names"),
         ({"a": "model.safetensors"}, "not in model.safetensors"),
         ({f"a{i}": f"{i}.safetensors" for i in range(2000)}, "2000 files"),
     ],

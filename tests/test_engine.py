@@ -13,7 +13,7 @@ from pyllama.engine import AsyncEngine, Engine
 from pyllama.engine.page_store import PageStore, model_digest
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.errors import BudgetError, BusyError, ContextOverflowError, PyllamaError, RequestError
-from pyllama.generate import Step
+from pyllama.generation import Step
 from pyllama.sampler import SamplingParams
 
 CONTEXT = 256
@@ -150,14 +150,14 @@ def test_a_pass_that_fails_fails_its_requests_and_no_other(model, monkeypatch):
     engine = Engine(model)
     first = [submit(engine, prompt(i)) for i in range(2)]
     engine.step()
-    forward = model.decoder.forward
+    extend = model.decoder.extend
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(model.decoder, "forward", fail)
+    monkeypatch.setattr(model.decoder, "extend", fail)
     engine.step()
-    monkeypatch.setattr(model.decoder, "forward", forward)
+    monkeypatch.setattr(model.decoder, "extend", extend)
     assert [str(listener.end) for _, listener in first] == ["internal error: OSError"] * 2
     later = submit(engine, prompt(0))
     run(engine)
@@ -251,14 +251,13 @@ def test_a_pass_that_nobody_wants_ends_between_layers(model):
             engine.cancel(pair[0][0])
         if len(layers) == model.config.num_hidden_layers + 1:
             engine.cancel(pair[1][0])
-        engine._between_layers(layer)
 
     model.decoder.on_layer = between
     engine.step()
     assert len(layers) == model.config.num_hidden_layers and len(pair[1][1]) == 1 and not pair[0][1]
     engine.step()
     assert len(layers) == model.config.num_hidden_layers + 1, "the second pass stopped at its first layer"
-    model.decoder.on_layer = engine._between_layers
+    model.decoder.on_layer = None
     assert not engine.step()
     assert engine.stats().requests == {"cancelled": 2}
     later = submit(engine, prompt(1), max_tokens=5)
@@ -324,9 +323,9 @@ def test_the_next_turn_computes_only_what_is_new(model, monkeypatch):
     run(engine)
     turn = first.answer.tokens(0) + prompt(2, 10)
     computed = []
-    forward = model.decoder.forward
+    extend = model.decoder.extend
     monkeypatch.setattr(
-        model.decoder, "forward", lambda batch, *a: computed.append(len(batch[0][1])) or forward(batch, *a)
+        model.decoder, "extend", lambda batch, *a: computed.append(len(batch[0][1])) or extend(batch, *a)
     )
     second, listener = submit(engine, turn, max_tokens=5)
     run(engine)
@@ -606,8 +605,8 @@ def test_stop_ends_what_takes_too_long(model):
     first = threading.Event()
     listener = Listener()
     params = SamplingParams(max_tokens=200, ignore_eos=True)
-    forward = model.decoder.forward
-    model.decoder.forward = lambda batch: (time.sleep(0.05), forward(batch))[1]
+    extend = model.decoder.extend
+    model.decoder.extend = lambda *args: (time.sleep(0.05), extend(*args))[1]
     engine.submit(prompt(1), params, lambda event: (listener.append(event), first.set()))
     assert first.wait(60)
     engine.stop(0)

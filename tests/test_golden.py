@@ -21,7 +21,7 @@ import tiny
 from golden import CASES, FOLDER, Golden, load_case
 
 from pyllama.checkpoint import Checkpoint, open_checkpoint
-from pyllama.config import Config
+from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.decoder import Decoder
 from pyllama.errors import HubError, UnsupportedError
 from pyllama.hub import resolve
@@ -78,7 +78,7 @@ def test_greedy_continuation_is_that_of_transformers(case: tuple[Golden, Decoder
 def test_configs_of_transformers_4_and_5_are_the_same(name: str) -> None:
     golden = load_case(name)
     assert "rope_theta" in golden.huggingface_v4 and "rope_parameters" in golden.huggingface
-    assert Config.from_huggingface(golden.huggingface_v4) == golden.config
+    assert huggingface_config(golden.huggingface_v4) == golden.config
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -101,7 +101,7 @@ def test_scaling_that_depends_on_the_length_is_refused(name: str, kind: str) -> 
     for config in (golden.huggingface_v4 | {"rope_scaling": scaling},
                    golden.huggingface | {"rope_parameters": scaling | {"rope_theta": 10000.0}}):
         with pytest.raises(UnsupportedError, match=kind):
-            Config.from_huggingface(config)
+            huggingface_config(config)
 
 
 @pytest.mark.parametrize("form, name", [("gguf", name) for name in AS_GGUF] + [("meta", name) for name in AS_META])

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import itertools
 import platform
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from pyllama.errors import PyllamaError
 
 ISAS = kernels.supported_isas()
 THREADS = (1, 3)
-BLOCK = {"F32": 1, "F16": 1, "BF16": 1, "Q2_K": 256, "Q3_K": 256, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256}
+BLOCK = {"F32": 1, "F16": 1, "BF16": 1, "Q2_K": 256, "Q3_K": 256, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256,
+         "IQ4_XS": 256}
 # Odd sizes: one row, a panel less one, more than a panel; columns around the segment and the pair.
 SHAPES = [(1, 1), (31, 7), (33, 129), (75, 256), (96, 300)]
 TOKENS = (1, 2, 3, 5, 6, 7, 13)
@@ -113,6 +115,15 @@ def test_widen_of_random_blocks(run, dtype):
     finite = np.isfinite(expected)
     assert finite.mean() > 0.8
     assert (out[finite] == expected[finite]).all()
+
+
+@pytest.mark.parametrize("dtype", [d for d in kernels.DTYPES if d not in ("F32", "F16", "BF16")])
+def test_widen_is_what_ggml_makes_of_the_same_blocks(run, dtype):
+    with np.load(Path(__file__).parent / "golden" / "quantized" / "golden.npz") as golden:
+        stored, values = golden[f"{dtype}_stored"], golden[f"{dtype}_values"]
+    out = nans(*values.shape)
+    kernels.widen(kernels.Matrix(dtype, *values.shape, stored.reshape(-1)), out)
+    assert (out == values).all()  # and not their bits: where both of Q2_K's terms are 0, the zero may be negative
 
 
 def test_widen_of_all_16_bit_patterns(run):
@@ -273,9 +284,39 @@ def test_matmul_writes_only_its_rows(run):
     assert not np.isnan(out[:, 40:73]).any()
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 2, 7, 13])
+def test_an_input_taken_once_serves_many_matrices(run, tokens):
+    """Alone and in stacks, and with other activations after that: the bits are those of arrays."""
+    rng = np.random.default_rng(5)
+    ws = [matrix_of(dtype, rows, 64)[0] for dtype, rows in (("BF16", 33), ("F32", 40), ("Q8_0", 96))]
+    made = kernels.Input(13, 70)
+    for _ in range(2):
+        x = rng.standard_normal((tokens, 64)).astype(np.float32)
+        expected = [nans(tokens, w.rows) for w in ws]
+        for w, out in zip(ws, expected):
+            kernels.matmul(w, x, out)
+        made.take(kernels.Floats(x))
+        single, stacked = ([nans(tokens, w.rows) for w in ws] for _ in range(2))
+        for w, out in zip(ws, single):
+            kernels.matmul(w, made, out)
+        kernels.matmul(kernels.Blocks(*([w] for w in ws)), made, tuple(stacked))
+        for outs in (single, stacked):
+            assert all((bits(a) == bits(b)).all() for a, b in zip(outs, expected))
+    assert not np.isnan(np.concatenate(expected, 1)).any()
+
+
+def batch(pool=(0,), pages=((0,),), positions=(0,), sequences=(0,), writes=((0, 0),)):
+    """One token, unless told otherwise."""
+    return kernels.Batch(
+        np.array(pool, np.uint64), np.array(pages, np.int32), np.array(positions, np.int64),
+        np.array(sequences, np.int32), np.array(writes, np.int32)
+    )  # fmt: skip
+
+
 def test_what_does_not_fit_is_refused():
     w, _ = matrix_of("BF16", 33, 64)
     x = np.ones((2, 64), np.float32)
+    batch()
     for bad in (lambda: kernels.matmul(w, x[:, :63].copy(), nans(2, 33)),
                 lambda: kernels.matmul(w, x, nans(3, 33)),
                 lambda: kernels.matmul(w, x, nans(2, 33), 1),
@@ -302,8 +343,23 @@ def test_what_does_not_fit_is_refused():
                 lambda: kernels.rmsnorm(x, np.ones(63, np.float32), 1e-5, nans(2, 64)),
                 lambda: kernels.swiglu(x, x, nans(1, 64)),
                 lambda: kernels.rope(x, nans(2, 4), nans(2, 4), 7),
-                lambda: kernels.Batch(np.zeros((1, 1), np.uint64), np.array([32]), np.zeros(1, np.int32)),
-                lambda: kernels.Batch(np.zeros((1, 1), np.uint64), np.array([0]), np.ones(1, np.int32))):
+                lambda: kernels.Input(2, 63).take(x),
+                lambda: kernels.Input(1, 64).take(x),
+                lambda: kernels.Input(2, 0),
+                lambda: kernels.matmul(w, kernels.Input(2, 64), nans(2, 33)),
+                lambda: kernels.matmul(w, kernels.Input(2, 64).take(x[:, :63].copy()), nans(2, 33)),
+                lambda: batch(positions=[32]),
+                lambda: batch(positions=[-1]),
+                lambda: batch(positions=[0, 1]),
+                lambda: batch(sequences=[1]),
+                lambda: batch(pages=[[1]]),
+                lambda: batch(pages=[[-1]]),
+                lambda: batch(pages=[[-1, 0]], positions=[32]),
+                lambda: batch(writes=[[1, 0]]),
+                lambda: batch(writes=[[-1, 0]]),
+                lambda: batch(writes=[[0, 1]]),
+                lambda: batch(writes=[[0, -1]]),
+                lambda: batch(writes=[[0, 0, 0]])):
         with pytest.raises(PyllamaError):
             bad()
 
@@ -413,7 +469,7 @@ def test_rope_is_near_float64_in_both_layouts(run):
 
 
 class Cache:
-    """Pages for one layer and some sequences, as kv_cache.py lays them out."""
+    """Pages for one layer and some sequences, as decoder/page_pool.py lays them out."""
 
     def __init__(self, heads, kv_heads, dim, f16=False, window=0, positions=320, sequences=1):
         element, padded = (2 if f16 else 4), -(-dim // 32) * 32
@@ -421,9 +477,9 @@ class Cache:
         page = keys + kv_heads * padded * 32 * element
         per_sequence = -(-positions // 32)
         self.memory = np.zeros((sequences, per_sequence, page), np.uint8)
-        self.pages = (self.memory.ctypes.data + page * np.arange(sequences * per_sequence, dtype=np.uint64)).reshape(
-            sequences, per_sequence
-        )
+        # Numbers run against addresses, so that whoever takes one for the other is found out.
+        self.pool = self.memory.ctypes.data + page * np.arange(sequences * per_sequence, dtype=np.uint64)[::-1]
+        self.pages = np.arange(len(self.pool), dtype=np.int32).reshape(sequences, per_sequence)
         self.kernel = kernels.Attention(
             heads, kv_heads, dim, f16=f16, window=window, scale=dim**-0.5, k_offset=0, v_offset=keys
         )
@@ -431,7 +487,9 @@ class Cache:
     def __call__(self, q, k, v, positions, sequences=None):
         tokens = len(positions)
         owners = np.zeros(tokens, np.int32) if sequences is None else np.asarray(sequences, np.int32)
-        batch = kernels.Batch(self.pages, np.asarray(positions, np.int64), owners)
+        positions = np.asarray(positions, np.int64)
+        writes = np.stack([np.arange(tokens), self.pages[owners, positions // 32]], 1).astype(np.int32)
+        batch = kernels.Batch(self.pool, self.pages, positions, owners, writes)
         self.kernel.append(batch, k.reshape(tokens, -1), v.reshape(tokens, -1))
         out = nans(tokens, q.shape[1] * q.shape[2])
         self.kernel.attend(batch, np.ascontiguousarray(q).reshape(tokens, -1), out)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tiny
 
+from pyllama.architecture.tensors import tensor_shapes
 from pyllama.checkpoint import open_checkpoint
 from pyllama.checkpoint.gguf import MAX_STRINGS
-from pyllama.checkpoint.index import expected_shapes
 from pyllama.checkpoint.torch_records import MAX_PICKLE_NBYTES
 from pyllama.errors import CheckpointError, PyllamaError
 
@@ -69,7 +69,7 @@ def open_soon_and_small(path) -> str:
     start = time.process_time()
     try:
         with open_checkpoint(path) as checkpoint:
-            shapes = expected_shapes(checkpoint.config)
+            shapes = tensor_shapes(checkpoint.config)
             assert {name: tensor.shape for name, tensor in checkpoint.tensors.items()} == shapes
             for tensor in checkpoint.tensors.values():
                 checkpoint.read_rows(tensor, tensor.rows - 1, 1)

@@ -17,7 +17,7 @@ import tiny
 from golden import CASES, load_case
 
 from pyllama.checkpoint import open_checkpoint
-from pyllama.config import Config
+from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.decoder import Decoder
 from pyllama.streaming import StreamedWeights
 
@@ -54,7 +54,7 @@ def assert_same_answers(decoder: Decoder, model: Any, prompt: list[int]) -> None
 def test_same_answers_with_other_weights(name: str, seed: int, tmp_path: Path) -> None:
     golden = load_case(name)
     model = make_golden.transformers_model(golden.huggingface_v4, partial(reference.random_tensor, seed=seed))
-    config = Config.from_huggingface(golden.huggingface_v4)
+    config = huggingface_config(golden.huggingface_v4)
     tiny.write_huggingface(tmp_path, golden.huggingface_v4, reference.random_weights(config, seed))
     prompt = make_golden.prompt_of(f"{name} {seed}", config.vocab_size, make_golden.PROMPT_TOKENS)
     assert_same_answers(decoder_of(tmp_path), model, prompt)

@@ -58,7 +58,7 @@ def assert_whole(packed: Path) -> None:
 
 def found_somewhere(source: Path, packed: Path) -> dict[str, bytes]:
     """Every tensor that a finished packed file, or else a source file, holds."""
-    from pyllama.checkpoint.packed import read_rows
+    from pyllama.checkpoint.packed_rows import read_rows
     from pyllama.checkpoint.safetensors import read_safetensors
 
     found = {}

@@ -8,17 +8,18 @@ import pytest
 import tiny
 
 from pyllama import forecast as forecasting
+from pyllama.architecture.config import Config
 from pyllama.bench import disk
 from pyllama.bench import rates as measuring
 from pyllama.checkpoint import open_checkpoint
+from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.checkpoint.outline import outline, outline_huggingface, stored_nbytes
 from pyllama.cli import main
 from pyllama.cli.plan import make_report
 from pyllama.cli.plan_lines import duration, format_rate, lines, size
-from pyllama.config import Config
 from pyllama.errors import BudgetError, CheckpointError, UnsupportedError
 from pyllama.forecast import BOARDS, OF_DISK, OF_DRAM, Rates, enough, forecast, packed, what_if
-from pyllama.plan import make_plan
+from pyllama.plan import TooSmallError, make_plan
 
 RATES = Rates(disk_gb_s=0.5, dram_gb_s=10, gflop_s=50, pack_gb_s=2)
 GIVEN = ["--disk", "450M", "--dram", "10.5G"]
@@ -29,7 +30,7 @@ def config_of(hidden, inner, layers, heads, kv_heads, vocab, **more) -> Config:
               "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
               "num_key_value_heads": kv_heads, "vocab_size": vocab, "rms_norm_eps": 1e-5, "hidden_act": "silu",
               "max_position_embeddings": 4096, "torch_dtype": "bfloat16"}  # fmt: skip
-    return Config.from_huggingface(fields | more)
+    return huggingface_config(fields | more)
 
 
 LLAMA_7B = config_of(4096, 11008, 32, 32, 32, 32000)
@@ -91,7 +92,7 @@ def test_an_index_that_contradicts_the_config_is_refused(tmp_path):
 
 
 def test_the_largest_of_disk_memory_and_compute_is_predicted():
-    model = outline(LLAMA_7B)
+    model = outline(LLAMA_7B, "BF16")
     plan = make_plan(model, 2 << 30, context_length=1024)
     cache = 512 * 2 * 32 * 32 * 128 * 2  # half the context, keys and values of 32 layers in float16
     disk_s = plan.streamed / (0.5e9 * OF_DISK)
@@ -110,7 +111,7 @@ def test_the_largest_of_disk_memory_and_compute_is_predicted():
 
 
 def test_a_prompt_longer_than_a_pass_costs_as_many_passes_as_it_needs():
-    model = outline(LLAMA_7B)
+    model = outline(LLAMA_7B, "BF16")
     plan = make_plan(model, 200 << 20, context_length=128, interpreter=45 << 20)
     assert plan.max_pass_tokens < 128
     slow = dataclasses.replace(RATES, disk_gb_s=0.01)
@@ -119,7 +120,7 @@ def test_a_prompt_longer_than_a_pass_costs_as_many_passes_as_it_needs():
 
 
 def test_with_all_in_memory_the_disk_no_longer_matters_after_the_first_pass():
-    model = outline(LLAMA_7B)
+    model = outline(LLAMA_7B, "BF16")
     plan = make_plan(model, 16 << 30, context_length=1024)
     slow = dataclasses.replace(RATES, disk_gb_s=0.04)
     assert plan.streamed == 0
@@ -129,7 +130,7 @@ def test_with_all_in_memory_the_disk_no_longer_matters_after_the_first_pass():
 
 
 def test_packing_what_stays_may_take_longer_than_reading_it():
-    model = outline(LLAMA_7B)
+    model = outline(LLAMA_7B, "BF16")
     plan = make_plan(model, 16 << 30, context_length=1024)
     fast = dataclasses.replace(RATES, disk_gb_s=50, pack_gb_s=0.5)
     assert forecast(model, plan, fast).bound["first"] == "packing"
@@ -138,17 +139,17 @@ def test_packing_what_stays_may_take_longer_than_reading_it():
 
 
 def test_packing_saves_a_quarter_of_what_is_read_and_nothing_packs_twice():
-    model = outline(LLAMA_7B)
+    model = outline(LLAMA_7B, "BF16")
     smaller = packed(model)
     assert 0.745 < stored_nbytes(smaller) / stored_nbytes(model) < 0.755
-    assert packed(smaller) is None and packed(outline(dataclasses.replace(LLAMA_7B, dtype="F32"))) is None
+    assert packed(smaller) is None and packed(outline(LLAMA_7B, "F32")) is None
     plain, tight = (make_plan(m, 2 << 30, context_length=256) for m in (model, smaller))
     assert tight.weights == pytest.approx(plain.weights, rel=0.002)  # kept in 12 bits either way
     assert tight.streamed == pytest.approx(0.75 * plain.streamed, rel=0.01)
 
 
 def test_more_memory_and_faster_disks_never_cost_time():
-    table = what_if(outline(LLAMA_7B), 2 << 30, RATES, context_length=256)
+    table = what_if(outline(LLAMA_7B, "BF16"), 2 << 30, RATES, context_length=256)
     assert table.budgets[:3] == (2 << 30, 4 << 30, 8 << 30) and len(table.budgets) == 4
     for row in table.token_s:
         assert list(row) == sorted(row, reverse=True)
@@ -158,7 +159,7 @@ def test_more_memory_and_faster_disks_never_cost_time():
 
 
 def test_enough_memory_is_enough_and_a_byte_less_is_not():
-    model = outline(LLAMA_7B)
+    model = outline(LLAMA_7B, "BF16")
     most = enough(model, context_length=256)
     assert make_plan(model, most, context_length=256).streamed == 0
     assert make_plan(model, most - 1, context_length=256).streamed > 0
@@ -171,7 +172,7 @@ def test_enough_memory_is_enough_and_a_byte_less_is_not():
 )  # fmt: skip
 def test_large_models_are_planned_into_what_small_boards_have(config, context, megabytes):
     """The table of README.md; half of what the ancestor needed, or less."""
-    plan = make_plan(outline(config), megabytes * 1_000_000, context_length=context, interpreter=45 << 20)
+    plan = make_plan(outline(config, "BF16"), megabytes * 1_000_000, context_length=context, interpreter=45 << 20)
     assert plan.max_pass_tokens >= 64 and plan.pinned >= 0
 
 
@@ -240,7 +241,7 @@ def test_a_budget_that_streams_shows_what_would_help():
         assert files == []
         return BOARDS["pi5"].rates
 
-    report = make_report(outline(LLAMA_7B), 2 << 30, asked_context=256, kv_dtype="f16", rates=rates)
+    report = make_report(outline(LLAMA_7B, "BF16"), 2 << 30, asked_context=256, kv_dtype="f16", rates=rates)
     text = list(lines(report))
     assert json.loads(json.dumps(report)) == report
     assert any(line.startswith("fits           yes, reading") for line in text)
@@ -314,7 +315,22 @@ def test_sizes_and_times_as_people_write_them():
 
 def test_a_budget_too_small_names_the_smallest_for_an_outline_too():
     with pytest.raises(BudgetError, match="needs at least") as caught:
-        make_plan(outline(LLAMA_7B), 50 << 20, context_length=128)
+        make_plan(outline(LLAMA_7B, "BF16"), 50 << 20, context_length=128)
     least = int(str(caught.value).split("at least ")[1].split(" MB")[0]) * 1_000_000
-    plan = make_plan(outline(LLAMA_7B), least, context_length=128)
-    assert forecasting.forecast(outline(LLAMA_7B), plan, RATES).token_s > 0
+    plan = make_plan(outline(LLAMA_7B, "BF16"), least, context_length=128)
+    assert forecasting.forecast(outline(LLAMA_7B, "BF16"), plan, RATES).token_s > 0
+
+
+@pytest.mark.parametrize("budget", [30_000_000, 100_000_000, 300_000_000])
+def test_the_smallest_budget_of_an_engine_works_too(budget):
+    """A quarter of a larger budget for more contexts must not make it too small again."""
+    model = outline(LLAMA_7B, "BF16")
+    options = {"context_length": 512, "contexts": 8, "interpreter": 50 << 20}
+    with pytest.raises(TooSmallError, match="needs at least") as caught:
+        make_plan(model, budget, **options)
+    smallest = caught.value.smallest
+    for more in range(0, 200_000_000, 3_000_000):
+        plan = make_plan(model, smallest + more, **options)
+        assert plan.interpreter + plan.cache + plan.activations + plan.ring + plan.pinned <= smallest + more
+    with pytest.raises(TooSmallError):
+        make_plan(model, smallest - 1, **options)

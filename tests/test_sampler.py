@@ -302,8 +302,21 @@ def test_parameters_out_of_range_are_named(field, value):
 
 
 def test_an_unknown_option_is_named():
-    with pytest.raises(RequestError, match="^temprature: no such sampling option, expected one of temp"):
+    with pytest.raises(RequestError, match="^temprature: no such sampling option, did you mean temperature\\?"):
         SamplingParams.from_options(temprature=1.0)
+    with pytest.raises(RequestError, match="^colour: no such sampling option, expected one of temp"):
+        SamplingParams.from_options(colour=1.0)
+
+
+@pytest.mark.parametrize(
+    "given, ours",
+    [("max_new_tokens", "max_tokens"), ("n_predict", "max_tokens"), ("max_completion_tokens", "max_tokens"),
+     ("temp", "temperature"), ("topp", "top_p"), ("repeat_penalty", "repetition_penalty"),
+     ("stop_sequences", "stop"), ("eos_token_id", "stop_token_ids"), ("random_seed", "seed")],
+)  # fmt: skip
+def test_the_words_of_others_are_known(given, ours):
+    with pytest.raises(RequestError, match=rf"^{given}: no such sampling option, did you mean {ours}\?$"):
+        SamplingParams.from_options(**{given: 1})
 
 
 def test_options_that_are_none_keep_their_default():

@@ -2,7 +2,6 @@
 
 import os
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +9,11 @@ import tiny
 
 from pyllama import _kernels as kernels
 from pyllama.checkpoint import open_checkpoint
+from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.checkpoint.outline import outline
-from pyllama.config import Config
-from pyllama.decoder import Decoder
+from pyllama.decoder import Decoder, Shape
+from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import BudgetError, CheckpointError
-from pyllama.kv_cache import cache_nbytes
 from pyllama.plan import LEAST_SLOTS, make_plan
 from pyllama.streaming import StreamedWeights, blocks, direct, ring
 
@@ -184,10 +183,10 @@ def test_a_kernel_that_fails_inside_a_block_leaves_the_next_pass_whole(models, m
                         raise MemoryError
                     good(*args)
 
-                monkeypatch.setattr("pyllama.decoder.kernels.matmul", failing)
+                monkeypatch.setattr("pyllama._kernels.matmul", failing)
                 with pytest.raises(MemoryError):
                     decoder.forward([(sequence, [1])])
-                monkeypatch.setattr("pyllama.decoder.kernels.matmul", good)
+                monkeypatch.setattr("pyllama._kernels.matmul", good)
             assert same_bits(decoder.forward([(sequence, IDS[:38])], "all"), expected[:38])
         weights.close()
 
@@ -349,7 +348,7 @@ def test_a_plan_never_exceeds_its_budget(models, form):
             least = least or megabytes
             parts = plan.interpreter + plan.cache + plan.activations + plan.ring + plan.pinned
             assert parts <= plan.budget and plan.pinned >= 0
-            assert plan.cache == cache_nbytes(checkpoint.config, 100, "f16")
+            assert plan.cache == cache_nbytes(Shape.whole(checkpoint.config), 100, "f16")
             assert plan.slots >= LEAST_SLOTS and plan.max_pass_tokens >= 1
         assert least is not None
         assert plan.pinned == plan.weights and plan.streamed == 0
@@ -362,8 +361,8 @@ def test_the_ring_is_never_larger_than_a_layer(models):
     outlines = {"135m": 7_077_888, "7b": 404_750_336}
     for name, more in (("135m", sizes), ("7b", {"hidden_size": 4096, "intermediate_size": 11008, "head_dim": 128,
                                                 "num_attention_heads": 32, "num_key_value_heads": 32})):  # fmt: skip
-        config = Config.from_huggingface(tiny.tiny_config(**more))
-        model = outline(replace(config, dtype="BF16"))
+        config = huggingface_config(tiny.tiny_config(**more))
+        model = outline(config, "BF16")
         layer = sum(t.nbytes for n, t in model.tensors.items() if ".layers.0." in n and len(t.shape) == 2)
         assert layer == outlines[name]
         for megabytes in (100, 200, 400, 3000, 30000):

@@ -216,8 +216,13 @@ def test_what_lies_beyond_the_model_stays_out_or_is_refused(tmp_path):
     tokenizer = load_tokenizer(checkpoint(folder, vocab_size=504))
     assert tokenizer.id_of("<pad>") is None
     assert 504 not in tokenizer.encode("<pad>", parse_special=True)
-    with pytest.raises(TokenizerError, match="503"):
-        load_tokenizer(checkpoint(folder, vocab_size=503))
+    for rows in (503, 501):  # the last added tokens have no row: they are left out, too
+        tokenizer = load_tokenizer(checkpoint(folder, vocab_size=rows))
+        assert tokenizer.vocab_size == rows and tokenizer.id_of("<|im_end|>") is None
+        assert max(tokenizer.encode("a<|im_end|><pad>", parse_special=True)) < rows
+    for rows in (500, 499):  # BOS has none; or a token of text
+        with pytest.raises(TokenizerError, match=f"504 tokens, expected at most vocab_size {rows}"):
+            load_tokenizer(checkpoint(folder, vocab_size=rows))
 
 
 def test_post_processor_decides_on_bos(tmp_path):

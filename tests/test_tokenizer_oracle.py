@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyllama.tokenizer import load_tokenizer, steps
+from pyllama.tokenizer import load_tokenizer, pre_tokenizers, steps
 from pyllama.tokenizer import pattern as patterns
 
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
@@ -110,6 +110,27 @@ def test_patterns(pattern):
     compiled = patterns.compile_pattern(pattern, "test")
     for text in [*random_texts(400), *every_character(), "'\u017fx \u212aa\n$\n  \n"]:
         assert patterns.split_isolated(compiled, text) == [piece for piece, _ in split.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("name", sorted(entry.names.split()[0] for entry in pre_tokenizers._ALL))
+def test_pre_tokenizers_of_gguf(name):
+    """The steps of each name as Hugging Face's tokenizers runs them."""
+    tokenizers = pytest.importorskip("tokenizers")
+    entry = pre_tokenizers.pre_tokenizer(name, "test")
+
+    def theirs(step):
+        if step is pre_tokenizers._digits:
+            return tokenizers.pre_tokenizers.Digits(individual_digits=True)
+        if step is steps.spaces_at_end_apart:
+            step = r"\s+$"
+        elif step is steps.thousands:
+            step = "(?=([0-9]{3})+(?![0-9]))"
+        return tokenizers.pre_tokenizers.Split(tokenizers.Regex(step), "isolated")
+
+    sequence = tokenizers.pre_tokenizers.Sequence([theirs(step) for step in entry.patterns])
+    _, split = entry.steps("test")
+    for text in [*random_texts(60), *list(every_character())[::6], "x   5 \n \r\n1234567a\u0663\u0664\u0665\u06661234"]:
+        assert split([text], True) == [piece for piece, _ in sequence.pre_tokenize_str(text)]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])

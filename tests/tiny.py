@@ -200,7 +200,7 @@ def write_huggingface(
 
 GGML_NUMBERS = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11,
-    "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30,
+    "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "BF16": 30,
 }  # fmt: skip
 GGUF_NAMES = {
     "model.embed_tokens.": "token_embd.", "model.norm.": "output_norm.", "lm_head.": "output.",
@@ -388,6 +388,7 @@ def write_gguf(
 BLOCKS = {
     "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),
     "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
+    "IQ4_NL": (32, 18), "IQ4_XS": (256, 136),
 }  # fmt: skip
 
 
@@ -514,6 +515,17 @@ def _de_q6_k(b: np.ndarray) -> np.ndarray:
     return (_f16(b[:, 208:210]) * scale)[:, :, None] * q
 
 
+LEVELS4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+
+
+def _de_iq4_xs(b: np.ndarray) -> np.ndarray:
+    high = np.ascontiguousarray(b[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    low = np.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], axis=2).reshape(-1, 8)
+    scale = (low | (high << 4)).astype(np.float32) - np.float32(32)
+    q = LEVELS4[_nibbles(b[:, 8:].reshape(-1, 16))].reshape(-1, 8, 32)
+    return (_f16(b[:, :2]) * scale)[:, :, None] * q
+
+
 _DEQUANTIZE = {
     "Q4_0": lambda b: _f16(b[:, :2]) * (_nibbles(b[:, 2:]).astype(np.float32) - np.float32(8)),
     "Q4_1": lambda b: _f16(b[:, :2]) * _nibbles(b[:, 4:]).astype(np.float32) + _f16(b[:, 2:4]),
@@ -527,6 +539,8 @@ _DEQUANTIZE = {
     "Q4_K": _de_q4_k,
     "Q5_K": _de_q5_k,
     "Q6_K": _de_q6_k,
+    "IQ4_NL": lambda b: _f16(b[:, :2]) * LEVELS4[_nibbles(b[:, 2:])],
+    "IQ4_XS": _de_iq4_xs,
 }
 
 
@@ -653,9 +667,35 @@ def _qu_q6_k(x: np.ndarray) -> np.ndarray:
     return np.concatenate([low, high, scale.astype(np.int8).view(np.uint8), _bytes16(d)], axis=1)
 
 
+def _codes4(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The nearest of the 16 levels, times the scale; any where the scale is 0. uint8."""
+    q = np.divide(x, scale, out=np.zeros_like(x), where=scale != 0)
+    return np.abs(q[..., None] - LEVELS4.astype(np.float64)).argmin(axis=-1).astype(np.uint8)
+
+
+def _qu_iq4_nl(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    d = _stored(np.abs(x).max(axis=1) / 113)
+    return np.concatenate([_bytes16(d), _pack_nibbles(_codes4(x, d[:, None]))], axis=1)
+
+
+def _qu_iq4_xs(x: np.ndarray) -> np.ndarray:
+    x = x.reshape(len(x), 8, 32).astype(np.float64)
+    step = np.abs(x).max(axis=2) / 113
+    d = _stored(step.max(axis=1) / 31)
+    scale = _levels(step, d[:, None], -32, 31)
+    codes = _codes4(x, (d[:, None] * scale)[:, :, None])
+    s = (scale + 32).astype(np.uint16)
+    high = np.bitwise_or.reduce(s >> 4 << np.arange(0, 16, 2, dtype=np.uint16), axis=1)
+    low = (s[:, ::2] & 15 | (s[:, 1::2] & 15) << 4).astype(np.uint8)
+    packed = _pack_nibbles(codes.reshape(-1, 32)).reshape(-1, 128)
+    return np.concatenate([_bytes16(d), high.astype("<u2").reshape(-1, 1).view(np.uint8), low, packed], axis=1)
+
+
 _QUANTIZE = {
     "Q4_0": _qu_q4_0, "Q4_1": _qu_q4_1, "Q5_0": _qu_q5_0, "Q5_1": _qu_q5_1, "Q8_0": _qu_q8_0,
     "Q2_K": _qu_q2_k, "Q3_K": _qu_q3_k, "Q4_K": _qu_q4_k, "Q5_K": _qu_q5_k, "Q6_K": _qu_q6_k,
+    "IQ4_NL": _qu_iq4_nl, "IQ4_XS": _qu_iq4_xs,
 }  # fmt: skip
 
 

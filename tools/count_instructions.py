@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "bench" / "neon_instructions.csv"
 CC = os.environ.get("CC", "aarch64-linux-gnu-gcc").split()
 KERNELS = [(f"matmul_{dtype}", tokens)
-           for dtype in ("bf12", "BF16", "F16", "F32", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+           for dtype in ("bf12", "BF16", "F16", "F32", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K",
+                         "IQ4_NL", "IQ4_XS")
            for tokens in (1, 6)]
 KERNELS += [("rmsnorm", 1), ("swiglu", 1), ("rope", 1)]
 KERNELS += [("attention_f16", 1), ("attention_f16", 6), ("attention_f32", 1)]

@@ -55,9 +55,12 @@ static pl_matrix weights(const pl_kernels *k, const char *name, pl_layout layout
     return out;
 }
 
-static int64_t matmul(const pl_kernels *k, const pl_matrix *w, int64_t tokens, const float *x, float *out)
+static int64_t matmul(const pl_kernels *k, const pl_matrix *w, int64_t tokens, const float *x, float *packed, float *out)
 {
-    if (pl_matmul(k, 1, w, &(pl_out){1, out, ROWS}, 1, x, tokens)) exit(3);
+    pl_input inputs[FORM_COUNT];
+    pl_form form = pl_form_of(w->dtype);
+    pl_make_input(k, 1, form, x, tokens, COLS, packed, &inputs[form]);
+    pl_matmul(k, 1, w, &(pl_out){1, out, ROWS}, 1, inputs);
     return ROWS * COLS * tokens;
 }
 
@@ -66,16 +69,17 @@ int main(int argc, char **argv)
     if (argc != 4) return 2;
     const char *what = argv[1];
     int64_t tokens = atoll(argv[2]), repeats = atoll(argv[3]), units = 0;
-    const pl_kernels *k = pl_kernels_neon();
-    if (k == NULL) return 2;
+    const pl_kernels *k = pl_isa(0);
+    if (k == NULL || strcmp(k->isa, "neon")) return 2;
     float *x = floats((size_t)tokens * COLS), *y = floats((size_t)tokens * COLS), *out = floats((size_t)tokens * COLS);
+    float *packed = floats((size_t)tokens * COLS);
 
     if (!strncmp(what, "matmul_", 7)) { /* units: weights times tokens */
         pl_layout layout = strcmp(what, "matmul_bf12") ? LAYOUT_PANELS : LAYOUT_PACKED;
         char name[16];
         snprintf(name, sizeof name, "%s", layout == LAYOUT_PACKED ? "BF16" : what + 7);
         pl_matrix w = weights(k, name, layout);
-        while (repeats--) units = matmul(k, &w, tokens, x, out);
+        while (repeats--) units = matmul(k, &w, tokens, x, packed, out);
     } else if (!strcmp(what, "rmsnorm")) { /* the following: elements */
         while (repeats--) pl_rmsnorm(k, 1, x, y, 1e-5f, tokens, COLS, out), units = tokens * COLS;
     } else if (!strcmp(what, "swiglu")) {
@@ -85,14 +89,15 @@ int main(int argc, char **argv)
     } else if (!strcmp(what, "attention_f16") || !strcmp(what, "attention_f32")) { /* positions x heads x head_dim */
         int f16 = what[11] == '1';
         size_t half = (size_t)PANEL_ROWS * KV_HEADS * HEAD_DIM * (f16 ? 2 : 4);
-        uint64_t *pages = allocate(PAGES * sizeof *pages);
+        uint64_t *pool = allocate(PAGES * sizeof *pool);
+        int32_t *pages = allocate(PAGES * sizeof *pages);
         int64_t *positions = allocate((size_t)tokens * sizeof *positions);
         int32_t *sequences = allocate((size_t)tokens * sizeof *sequences);
-        for (int i = 0; i < PAGES; i++) pages[i] = (uint64_t)(uintptr_t)allocate(2 * half);
+        for (int i = 0; i < PAGES; i++) pages[i] = i, pool[i] = (uint64_t)(uintptr_t)allocate(2 * half);
         for (int64_t t = 0; t < tokens; t++) positions[t] = POSITIONS - tokens + t;
         pl_attention a = {.heads = HEADS, .kv_heads = KV_HEADS, .head_dim = HEAD_DIM, .f16 = f16, .scale = 0.125f,
-                          .v_offset = half, .pages = pages, .max_pages = PAGES, .positions = positions,
-                          .sequences = sequences};
+                          .v_offset = half, .pool = pool, .pages = pages, .max_pages = PAGES,
+                          .positions = positions, .sequences = sequences};
         while (repeats--) {
             if (pl_attend(k, 1, &a, x, tokens, out)) return 3;
             units = tokens * POSITIONS * HEADS * HEAD_DIM;

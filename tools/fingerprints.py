@@ -21,7 +21,7 @@ import tiny
 import pyllama
 from pyllama.checkpoint import open_checkpoint
 from pyllama.decoder import Decoder
-from pyllama.generate import Fingerprint
+from pyllama.generation import Fingerprint
 from pyllama.sampler import Sampler, SamplingParams
 from pyllama.streaming import StreamedWeights
 

@@ -7,8 +7,8 @@ from statistics import median
 import numpy as np
 
 from .. import _kernels
-from ..config import Config
-from ..kv_cache import KVCache, cache_nbytes
+from ..decoder import Shape
+from ..decoder.page_pool import POSITIONS, PagePool, View
 from ..streaming.memory import huge_empty
 from .ceilings import ones
 
@@ -45,29 +45,27 @@ def matrices(nbytes: int, cols: int = COLS) -> dict[str, "_kernels.Matrix"]:
 def product_s(matrix: "_kernels.Matrix", tokens: int, seconds: float = 0.3) -> float:
     """Seconds of one product with `tokens` tokens."""
     x, out = ones(tokens, matrix.cols), np.empty((tokens, matrix.rows), np.float32)
-    return _median_s(lambda: _kernels.matmul(matrix, x, out), seconds)
+    made = _kernels.Input(tokens, matrix.cols)
+    return _median_s(lambda: _kernels.matmul(matrix, made.take(x), out), seconds)
 
 
 def attention_s(positions: int, seconds: float = 0.3) -> tuple[float, int]:
     """Seconds of a token's attention over so many positions of a layer, and the bytes of cache it reads."""
-    fields = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32, "rms_norm_eps": 1e-5,
-              "hidden_size": HEADS * HEAD_DIM, "intermediate_size": 32, "num_hidden_layers": 1,
-              "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": HEAD_DIM,
-              "max_position_embeddings": positions, "hidden_act": "silu"}  # fmt: skip
-    config = Config.from_huggingface(fields)
-    cache = KVCache(config, positions)
-    with cache.new_sequence() as sequence:
-        sequence.reserve(positions)
-        for start in range(0, positions, TOKENS):  # pages never written to would all be one page of zeros
-            count = min(TOKENS, positions - start)
-            at = np.arange(start, start + count, dtype=np.int64)
-            filled = ones(count, HEADS * HEAD_DIM)
-            where = _kernels.Batch(sequence.table, at, np.zeros(count, np.int32))
-            cache.attention[0].append(where, filled, filled)
-        where = _kernels.Batch(sequence.table, np.array([positions - 1], np.int64), np.zeros(1, np.int32))
-        query, out = ones(1, HEADS * HEAD_DIM), np.empty((1, HEADS * HEAD_DIM), np.float32)
-        taken = _median_s(lambda: cache.attention[0].attend(where, query, out), seconds)
-    return taken, cache_nbytes(config, positions, "f16")
+    size = HEADS * HEAD_DIM
+    shape = Shape(1, size, HEADS, HEADS, HEAD_DIM, intermediate_size=1, vocab_size=1)
+    pool = PagePool(shape, [View(None, HEAD_DIM**-0.5)])
+    pages = np.array([[pool.add() for _ in range(-(-positions // POSITIONS))]], np.int32)
+    for start in range(0, positions, TOKENS):  # pages never written to would all be one page of zeros
+        at = np.arange(start, min(start + TOKENS, positions), dtype=np.int64)
+        writes = np.stack([np.arange(len(at)), pages[0, at // POSITIONS]], 1).astype(np.int32)
+        where = _kernels.Batch(pool.addresses, pages, at, np.zeros(len(at), np.int32), writes)
+        filled = ones(len(at), size)
+        pool.attention[0].append(where, filled, filled)
+    last = np.array([positions - 1], np.int64)
+    where = _kernels.Batch(pool.addresses, pages, last, np.zeros(1, np.int32), np.zeros((0, 2), np.int32))
+    query, out = ones(1, size), np.empty((1, size), np.float32)
+    taken = _median_s(lambda: pool.attention[0].attend(where, query, out), seconds)
+    return taken, pool.nbytes
 
 
 def measure(threads: int, nbytes: int, *, positions: int = 2048, seconds: float = 0.3) -> list[dict]:

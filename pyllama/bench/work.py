@@ -3,8 +3,8 @@
 The same numbers for every engine: what the mathematics needs, not what an engine happens to do. Reads no weight.
 """
 
+from ..architecture.tensors import EMBEDDING, HEAD, flop
 from ..checkpoint.outline import Described
-from ..weights import EMBEDDING, HEAD
 
 
 def decode_nbytes(model: Described) -> int:
@@ -19,11 +19,6 @@ def decode_nbytes(model: Described) -> int:
 def prefill_flop(model: Described, tokens: int) -> int:
     """Operations of a prompt from an empty cache, logits of its last token only; a multiply-add is two.
 
-    Matrices 2 * rows * cols a token, attention 4 * head_dim a head and pair of positions in causal order.
-    Norms, rotations and activations are left out.
+    A token sees (tokens + 1) / 2 positions on average, its own included.
     """
-    config = model.config
-    layers = sum(t.rows * t.cols for t in model.tensors.values() if "_proj.weight" in t.name)
-    pairs = tokens * (tokens + 1) // 2
-    attention = 4 * config.num_attention_heads * config.head_dim * pairs * config.num_hidden_layers
-    return 2 * layers * tokens + 2 * config.hidden_size * config.vocab_size + attention
+    return round(flop(model.config, tokens, (tokens + 1) / 2))

@@ -6,13 +6,19 @@ The form is told by content, not by the path's name. What each form means is in 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.huggingface import INDEX, open_huggingface, weight_files
 from pyllama.checkpoint.index import Part, Tensor
-from pyllama.errors import CheckpointError
+from pyllama.checkpoint.other_folders import refusal
+from pyllama.errors import CheckpointError, UnsupportedError
+from pyllama.foreign import HEAD_NBYTES, described_bytes
+
+# A file cut by bytes, as some were uploaded before GGUF could be split.
+_PART = re.compile(r"\.gguf[.-](part|split)[-_]?[0-9a-z]+(of[0-9]+)?$|\.part[0-9]+(of[0-9]+)?$")
 
 __all__ = ["Checkpoint", "Part", "Tensor", "open_checkpoint"]
 
@@ -49,6 +55,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     if has_config and ((folder / INDEX).is_file() or weight_files(folder)):
         return open_huggingface(folder)
     ggufs = sorted(folder.glob("*.gguf"))
+    # A model that sees images comes with the part that does in a file of its own.
+    ggufs = [path for path in ggufs if "mmproj" not in path.name.lower()] or ggufs
     if ggufs:
         from pyllama.checkpoint.gguf import first_of_one, open_gguf
 
@@ -58,23 +66,28 @@ def _open_folder(folder: Path) -> Checkpoint:
 
         return open_meta(folder)
     if has_config:
-        return open_huggingface(folder)  # which says what is missing
-    raise CheckpointError(
-        f"{folder}: no model, expected config.json with *.safetensors, one *.gguf, or params.json with "
-        f"consolidated.*.pth"
-    )
+        return open_huggingface(folder)  # which says what is wrong with the config, or what is missing
+    raise refusal(folder)
 
 
 def _open_file(path: Path) -> Checkpoint:
     file = InputFile(path)
     try:
-        magic = file.read(0, min(4, file.nbytes))
+        head = file.read(0, min(HEAD_NBYTES, file.nbytes))
+        nbytes = file.nbytes
     finally:
         file.close()
-    if magic == b"GGUF":
+    if head.startswith(b"GGUF"):
         from pyllama.checkpoint.gguf import open_gguf
 
         return open_gguf(path)
-    if path.suffix in (".safetensors", ".pth", ".json", ".bin", ".model"):
+    what = described_bytes(head, nbytes)
+    if what and not (path.suffix in (".pth", ".bin", ".pt") and head.startswith((b"PK", b"\x80"))):
+        raise CheckpointError(f"{path}: {what}")
+    if path.suffix in (".safetensors", ".pth", ".json", ".bin", ".model") or head[8:10] == b'{"':
         raise CheckpointError(f"{path}: one file of a model, expected its folder: give {path.parent}")
+    if path.suffix in (".onnx", ".h5", ".msgpack", ".tflite", ".npz", ".pt", ".ckpt"):
+        raise UnsupportedError(f"{path}: weights of another program; get the model as safetensors or GGUF")
+    if _PART.search(path.name):
+        raise CheckpointError(f"{path}: a part of a file that was cut; join them all first: cat PART... > model.gguf")
     raise CheckpointError(f"{path}: not a GGUF file, expected one or a model's folder")

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from pyllama import forked
+from pyllama.architecture.config import Config
+from pyllama.checkpoint import packed_rows
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.index import Tensor
-from pyllama.config import Config
+from pyllama.checkpoint.index import Tensor, stored_dtype
 from pyllama.errors import CheckpointError
 
 
-class Checkpoint:
+class Checkpoint(forked.ForkAware):
     """A model's files, open for reading; a context manager.
 
     path              what was opened
@@ -32,6 +34,7 @@ class Checkpoint:
     metadata          GGUF key/values; for Meta {"assumed": str}; otherwise {}
     files             the files that hold weights
     nbytes            bytes of all tensors
+    dtype             the storage format that holds most of them
     bytes_read        bytes of weights read so far
     """
 
@@ -56,9 +59,11 @@ class Checkpoint:
         self.metadata = {} if metadata is None else metadata
         self.files = tuple(files)
         self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        self.dtype = stored_dtype(tensors)
         self.bytes_read = 0
         self._open = dict(files)
         self._lock = threading.Lock()
+        forked.register(self)
 
     def read_rows(self, tensor: Tensor, row: int, count: int) -> np.ndarray:
         """Rows [row, row + count) of a tensor as stored: uint8 (count, tensor.row_nbytes), newly allocated.
@@ -69,9 +74,7 @@ class Checkpoint:
         if not (0 <= row and 0 <= count and row + count <= tensor.rows):
             raise ValueError(f"{tensor.name}: rows {row} to {row + count} of {tensor.rows}")
         if tensor.blocks:
-            from pyllama.checkpoint.packed import read_rows
-
-            return read_rows(tensor, row, count, self._fill)
+            return packed_rows.read_rows(tensor, row, count, self._fill)
         out = np.empty((count, tensor.row_nbytes), np.uint8)
         for part in tensor.parts:
             first, last = max(row, part.row), min(row + count, part.row + part.rows)
@@ -96,6 +99,9 @@ class Checkpoint:
         file.read_into(offset, rows.data.cast("B"))
         with self._lock:
             self.bytes_read += rows.nbytes
+
+    def renew_in_child(self) -> None:
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the files; the index stays readable."""

@@ -20,6 +20,8 @@ DTYPES: dict[str, tuple[int, int]] = {
     "Q4_K": (256, 144),
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
+    "IQ4_NL": (32, 18),  # f16 scale, 16 bytes of 4-bit codes of 16 uneven levels
+    "IQ4_XS": (256, 136),  # the same with 6-bit scales of 32
 }
 
 PLAIN = ("F32", "F16", "BF16")  # what norms and biases are stored in, and all of safetensors and .pth

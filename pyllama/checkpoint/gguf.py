@@ -10,29 +10,32 @@ order: the converter permutes them. Those of qwen2 and qwen3 do not.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import struct
 from array import array
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyllama.architecture.tensors import EMBEDDING, tensor_shapes
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
 from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.index import Part, Tensor, check_index, stored_dtype
+from pyllama.checkpoint.gguf_config import gguf_config, gguf_family
+from pyllama.checkpoint.index import Part, Tensor, check_index, deal
 from pyllama.checkpoint.string_list import PREFIX, StringList
-from pyllama.config import Config, shown
-from pyllama.errors import CheckpointError, UnsupportedError
+from pyllama.errors import CheckpointError, UnsupportedError, shown
+from pyllama.foreign import HEAD_NBYTES, described_bytes
 
 MAX_HEADER_NBYTES = 64 << 20  # a vocabulary of 256,000 with its merges takes 20 MB
 MAX_KEYS = 4096
 MAX_TENSORS = 65_536
 MAX_STRINGS = 1_000_000  # in all arrays together: each costs a step of Python
 MAX_NAME_NBYTES = 256
+MAX_TEXT_NBYTES = 4 << 20  # of all values that are one string: a character outside Latin-1 takes 2 or 4 bytes of memory
 MAX_FILES = 1024
 MAX_ROPE_FACTORS = 512
 CHUNK_NBYTES = 1 << 20
@@ -44,7 +47,11 @@ _FORMATS = {
     4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
     28: "F64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 34: "TQ1_0", 35: "TQ2_0",
-    39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+    36: "I2_S or IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+    # of ik_llama.cpp
+    133: "Q6_0", 134: "IQ1_BN", 135: "IQ2_BN", 137: "IQ2_K", 138: "IQ3_K", 139: "IQ4_K", 140: "IQ5_K", 141: "IQ6_K",
+    144: "IQ4_KS", 145: "IQ2_KS", 146: "IQ4_KSS", 152: "IQ5_KS", 153: "IQ2_KT", 154: "IQ3_KT", 155: "IQ4_KT",
+    156: "IQ3_KS", 157: "IQ2_KL", 158: "IQ1_KT",
 }  # fmt: skip
 
 ROPE_FREQS = "rope_freqs.weight"  # a tensor that is part of the config
@@ -57,25 +64,14 @@ _ARRAY_TYPES = {
     12: "<f8",
 }  # fmt: skip
 
-_OUTER_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+# general.type: what else is put into GGUF files.
+_TYPES = {
+    "adapter": ": a LoRA adapter; merge it into its model (llama-export-lora of llama.cpp) and give that file",
+    "mmproj": ": the part of a model that sees or hears; give the file of the language model",
+    "imatrix": ": an importance matrix, made to quantize a model; give the model's own file",
+    "control_vector": ": a control vector for a model; give the model's own file",
+    "vocab": ": a vocabulary alone; give the model's own file",
 }
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.([a-z_]+)\.(weight|bias)")
 _SPLIT = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
 
 
@@ -94,6 +90,8 @@ def open_gguf(path: Path) -> Checkpoint:
         file = files[path] = InputFile(path)
         metadata, _, tensors = read_header(file)
         for other in _other_parts(path, metadata):
+            if not other.exists():
+                raise CheckpointError(f"{other}: missing, expected beside {path.name}; fetch all parts of the model")
             file = files[other] = InputFile(other)
             header = read_header(file)
             _check_split(other, header.metadata)
@@ -131,37 +129,19 @@ def _checkpoint(
 ) -> Checkpoint:
     kind = metadata.get("general.type", "model")
     if not isinstance(kind, str) or kind != "model":
-        raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'")
+        what = _TYPES.get(kind, "") if isinstance(kind, str) else ""
+        raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'{what}")
+    if not found and "general.architecture" in metadata:
+        raise UnsupportedError(f"{path.name}: no tensors, only metadata, such as a vocabulary; get the model itself")
     freqs = found.pop(ROPE_FREQS, None)
     factors = rope_factors(files[freqs.parts[0].file], freqs) if freqs else ()
-    embedding = found.get("token_embd.weight")
-    config = Config.from_gguf(
-        metadata,
-        vocab_size=embedding.rows if embedding else 1,
-        tie_word_embeddings="output.weight" not in found,
-        qkv_bias="blk.0.attn_q.bias" in found,
-        o_bias="blk.0.attn_output.bias" in found,
-        mlp_bias="blk.0.ffn_gate.bias" in found,
-        rope_factors=factors,
-    )
-    tensors = {}
-    for name, tensor in found.items():
-        mapped = _huggingface_name(name, config.model_type)
-        tensors[mapped] = dataclasses.replace(tensor, name=mapped)
+    family = gguf_family(metadata)
+    names = {ours: name for name in found for ours in family.gguf.ours(name)}
+    embedding = found.get(names.get(EMBEDDING, ""))
+    config = gguf_config(metadata, names, vocab_size=embedding.rows if embedding else 1, rope_factors=factors)
+    tensors = deal(found, family.gguf, tensor_shapes(config), f"a {config.model_type} model in a GGUF file")
     index = check_index(tensors, config, {p: f.nbytes for p, f in files.items()}, "the GGUF metadata")
-    config = dataclasses.replace(config, dtype=stored_dtype(index))
-    return Checkpoint(
-        path, "gguf", config, index, files, rope_interleaved=config.model_type == "llama", metadata=metadata
-    )
-
-
-def _huggingface_name(name: str, model_type: str) -> str:
-    match = _LAYER.fullmatch(name)
-    if match and match[2] in _LAYER_NAMES:
-        return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
-    if name not in _OUTER_NAMES:
-        raise UnsupportedError(f"{shown(name)}: not a tensor of a {model_type} model in a GGUF file")
-    return _OUTER_NAMES[name]
+    return Checkpoint(path, "gguf", config, index, files, rope_interleaved=family.gguf_interleaved, metadata=metadata)
 
 
 def rope_factors(file: InputFile, tensor: Tensor) -> tuple[float, ...]:
@@ -226,6 +206,7 @@ class _Cursor:
         self.base = 0  # where the buffer begins in the file
         self.position = 0  # in the buffer
         self.strings = 0
+        self.text_nbytes = 0
 
     def need(self, nbytes: int) -> int:
         """Step over the next `nbytes` bytes, once they are in the buffer; returns where they start."""
@@ -275,7 +256,11 @@ class _Cursor:
     def value(self, key: str) -> Any:
         kind = self.unpack("I")
         if kind == _STRING:
-            return self.text(f"value of {shown(key)}", MAX_HEADER_NBYTES).decode("utf-8", "replace")
+            data = self.text(f"value of {shown(key)}", MAX_TEXT_NBYTES)
+            self.text_nbytes += len(data)
+            if self.text_nbytes > MAX_TEXT_NBYTES:
+                raise CheckpointError(f"{self.where}: more than {MAX_TEXT_NBYTES} bytes of text in the key/values")
+            return data.decode("utf-8", "replace")
         if kind == _ARRAY:
             return self.array(key)
         if kind not in _SCALARS:
@@ -335,6 +320,9 @@ def read_header(file: InputFile) -> Header:
     """The header of one file; every tensor's bytes lie within it."""
     cursor = _Cursor(file)
     where = cursor.where
+    what = described_bytes(file.read(0, min(HEAD_NBYTES, file.nbytes)), file.nbytes)
+    if what:
+        raise CheckpointError(f"{file.path}: {what}")
     cursor.need(4)
     magic = bytes(cursor.buffer[:4])
     if magic != b"GGUF":
@@ -369,7 +357,7 @@ def read_header(file: InputFile) -> Header:
     for name, dtype, shape, offset in infos:
         if name in tensors:
             raise CheckpointError(f"{shown(name)}: appears twice (file {where})")
-        rows = shape[0] if len(shape) == 2 else 1
+        rows = prod(shape[:-1])
         end = base + offset + rows * row_nbytes(dtype, shape[-1])
         if end > file.nbytes:
             raise CheckpointError(
@@ -391,10 +379,13 @@ def _tensor_info(cursor: _Cursor, alignment: int) -> tuple[str, str, tuple[int, 
     number, offset = cursor.unpack("I"), cursor.unpack("Q")
     dtype = _FORMATS.get(number, f"number {number}")
     if dtype not in DTYPES:
-        raise UnsupportedError(f"{shown(name)}: storage format {dtype} is not supported {where}")
+        raise UnsupportedError(
+            f"{shown(name)}: storage format {dtype} is not supported {where}; get a file of Q2_K to Q8_0, IQ4_NL, "
+            "IQ4_XS, BF16 or F16"
+        )
     if any(not 1 <= dim < 2**31 for dim in shape):
         raise CheckpointError(f"{shown(name)}: shape {shape}, expected sizes from 1 to {2**31 - 1} {where}")
-    if len(shape) > 2:
+    if len(shape) > 3:
         raise UnsupportedError(f"{shown(name)}: a tensor of shape {shape} is not supported {where}")
     if shape[-1] % DTYPES[dtype][0]:
         raise CheckpointError(

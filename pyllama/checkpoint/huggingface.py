@@ -10,14 +10,20 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from pyllama.architecture import FAMILIES
+from pyllama.architecture.config import MAX_SIZE, Config
+from pyllama.architecture.tensors import EMBEDDING, HEAD, tensor_shapes
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import PLAIN
 from pyllama.checkpoint.files import InputFile, read_small
-from pyllama.checkpoint.index import Tensor, check_index, stored_dtype
+from pyllama.checkpoint.huggingface_config import huggingface_config
+from pyllama.checkpoint.index import Tensor, check_index, deal
+from pyllama.checkpoint.other_folders import missing_shards, refusal
 from pyllama.checkpoint.safetensors import read_safetensors
 from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
-from pyllama.config import MAX_SIZE, Config, shown
-from pyllama.errors import CheckpointError, UnsupportedError
+from pyllama.checkpoint.wrapped_names import plain_names
+from pyllama.errors import CheckpointError, shown
+from pyllama.foreign import HEAD_NBYTES, described_bytes
 
 MAX_FILES = 1024
 TIED_ROWS = 16  # rows compared of a matrix stored under both names
@@ -31,6 +37,11 @@ def open_huggingface(folder: Path) -> Checkpoint:
     try:
         weight_map = read_weight_map(folder)
         names = sorted(set(weight_map.values())) if weight_map else _weight_files(folder)
+        missing = [name for name in names if not (folder / name).exists()] or missing_shards(names)
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            told = f"{INDEX} names" if weight_map else "their numbers say"
+            raise CheckpointError(f"{folder}: {missing[0]}{more} missing, as {told}; fetch the rest")
         tensors: dict[str, Tensor] = {}
         for name in names:
             file = files[folder / name] = InputFile(folder / name)
@@ -43,11 +54,13 @@ def open_huggingface(folder: Path) -> Checkpoint:
         for key, name in weight_map.items():
             if key not in tensors or tensors[key].parts[0].file.name != name:
                 raise CheckpointError(f"{shown(key)}: not in {name}, where {INDEX} says it is")
+        for stored, name in plain_names(tensors).items():
+            tensors[name] = dataclasses.replace(tensors.pop(stored), name=name)
         if config.tie_word_embeddings:
             _check_tied(tensors, files)
         sizes = {path: file.nbytes for path, file in files.items()}
-        index = check_index(tensors, config, sizes, "config.json")
-        config = dataclasses.replace(config, dtype=stored_dtype(index))
+        stored_as = FAMILIES[config.model_type].huggingface
+        index = check_index(deal(tensors, stored_as, tensor_shapes(config)), config, sizes, "config.json")
         return Checkpoint(folder, "huggingface", config, index, files)
     except BaseException:
         for file in files.values():
@@ -57,7 +70,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
 
 def read_config(folder: Path) -> Config:
     """The config of a folder with config.json, without its weights."""
-    return Config.from_huggingface(_json(folder / "config.json"), _json_if_there(folder / "generation_config.json"))
+    return huggingface_config(_json(folder / "config.json"), _json_if_there(folder / "generation_config.json"))
 
 
 def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> None:
@@ -66,11 +79,11 @@ def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> Non
     A copy that differs contradicts the config: transformers 4 then drops the head and transformers 5 keeps
     it, so there is no right answer. A few rows tell, since training changes them all.
     """
-    embedding, head = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
+    embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
     if head is None:
         return
     if embedding is None:
-        tensors["model.embed_tokens.weight"] = dataclasses.replace(head, name="model.embed_tokens.weight")
+        tensors[EMBEDDING] = dataclasses.replace(head, name=EMBEDDING)
         return
     same = (embedding.dtype, embedding.shape) == (head.dtype, head.shape)
     if same and embedding.dtype in PLAIN and len(head.shape) == 2 and head.rows and head.cols < MAX_SIZE:
@@ -82,13 +95,17 @@ def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> Non
             same = same and one == other
     if not same:
         raise CheckpointError(
-            "lm_head.weight: differs from model.embed_tokens.weight, expected a copy as config.json has "
+            f"{HEAD}: differs from {EMBEDDING}, expected a copy as config.json has "
             "tie_word_embeddings true; set that to false if the head is to be used"
         )
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return parse_object(read_small(path, MAX_NBYTES), path.name)
+    data = read_small(path, MAX_NBYTES)
+    what = described_bytes(data[:HEAD_NBYTES], len(data))
+    if what:
+        raise CheckpointError(f"{path}: {what}")
+    return parse_object(data.removeprefix(b"\xef\xbb\xbf"), path.name)  # some editors put a mark at the start
 
 
 def _json_if_there(path: Path) -> dict[str, Any]:
@@ -113,10 +130,11 @@ def read_weight_map(folder: Path) -> dict[str, str]:
 
 def weight_files(folder: Path) -> list[str]:
     """The safetensors files of a folder without an index. Mistral's folders hold the same weights a second
-    time as consolidated.safetensors, under other names: not those."""
+    time as consolidated.safetensors, under other names: not those; nor an adapter's, which lies beside its model."""
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
-    return sorted(p.name for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
+    others = ("consolidated", "adapter_model")
+    return sorted(p.name for p in folder.glob("*.safetensors") if not p.name.startswith(others))
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -124,10 +142,5 @@ def _weight_files(folder: Path) -> list[str]:
     if len(names) > MAX_FILES:
         raise CheckpointError(f"{folder}: {len(names)} .safetensors files, expected at most {MAX_FILES}")
     if not names:
-        if any(folder.glob("pytorch_model*.bin")):
-            raise UnsupportedError(
-                f"{folder}: weights only as pytorch_model.bin, a Python pickle; convert them to safetensors "
-                f"(model.save_pretrained in transformers) or get a repository that has them"
-            )
-        raise CheckpointError(f"{folder}: config.json but no *.safetensors, expected the model's weights")
+        raise refusal(folder)
     return names

@@ -1,6 +1,6 @@
 """What is on disk: name -> dtype, shape and the byte ranges that hold it, checked against the config.
 
-The three readers each produce this index under Hugging Face names. `check_index` proves, before any
+Every reader produces this index under Hugging Face names. `check_index` proves, before any
 weight is read, that every tensor the decoder will ask for is there with the shape the config implies,
 in a storage format that fits, and that its bytes lie inside its file and belong to no other tensor.
 """
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
+from pyllama.architecture.config import Config
+from pyllama.architecture.names import Names
+from pyllama.architecture.tensors import HEAD, tensor_shapes
 from pyllama.checkpoint.dtypes import DTYPES, PLAIN, row_nbytes
-from pyllama.config import Config, shown
-from pyllama.errors import CheckpointError, UnsupportedError
+from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,8 @@ class StoredBlock:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor on disk; shape as in Hugging Face, (out, in) for a matrix and (n,) for a vector.
+    """A tensor on disk; shape as in Hugging Face, (out, in) for a matrix and (n,) for a vector. One of more
+    dimensions is a stack of matrices, one below the other.
 
     blocks  how its rows are cut and stored, in pyllama's own files; elsewhere none, and `parts` tells it all
     """
@@ -66,7 +70,7 @@ class Tensor:
     @property
     def rows(self) -> int:
         """A vector is one row."""
-        return self.shape[0] if len(self.shape) == 2 else 1
+        return prod(self.shape[:-1])
 
     @property
     def cols(self) -> int:
@@ -81,49 +85,62 @@ class Tensor:
         return self.rows * self.row_nbytes
 
 
-# Buffers that old versions saved along with the weights; the decoder computes them.
+# Buffers that old versions saved along with the weights, which the decoder computes, and what training left behind.
 _IGNORED = re.compile(
     r"(model\.)?(layers\.[0-9]{1,4}\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"
     r"|model\.layers\.[0-9]{1,4}\.self_attn\.(masked_bias|bias)"
+    r"|v_head\.(summary\.)?(weight|bias)"  # a value head that training put beside the model's own
 )
 
 
 def is_ignored(name: str, config: Config) -> bool:
     """Whether the decoder has no use for a tensor: a buffer it computes, or the copy of a tied head."""
-    if name == "lm_head.weight":
+    if name == HEAD:
         return config.tie_word_embeddings
     return _IGNORED.fullmatch(name) is not None
 
 
-def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """name -> shape of every tensor a model of this config consists of, in the order they are used."""
-    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
-    q, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    for i in range(config.num_hidden_layers):
-        at = f"model.layers.{i}."
-        shapes[at + "input_layernorm.weight"] = (hidden,)
-        for proj, rows, cols, bias in (
-            ("self_attn.q_proj", q, hidden, config.qkv_bias),
-            ("self_attn.k_proj", kv, hidden, config.qkv_bias),
-            ("self_attn.v_proj", kv, hidden, config.qkv_bias),
-            ("self_attn.o_proj", hidden, q, config.o_bias),
-            ("mlp.gate_proj", inner, hidden, config.mlp_bias),
-            ("mlp.up_proj", inner, hidden, config.mlp_bias),
-            ("mlp.down_proj", hidden, inner, config.mlp_bias),
-        ):
-            if proj == "self_attn.o_proj" and config.qk_norm:
-                shapes[at + "self_attn.q_norm.weight"] = (head_dim,)
-                shapes[at + "self_attn.k_norm.weight"] = (head_dim,)
-            if proj == "mlp.gate_proj":
-                shapes[at + "post_attention_layernorm.weight"] = (hidden,)
-            shapes[f"{at}{proj}.weight"] = (rows, cols)
-            if bias:
-                shapes[f"{at}{proj}.bias"] = (rows,)
-    shapes["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    return shapes
+def deal(
+    stored: Mapping[str, Tensor], names: Names, shapes: Mapping[str, tuple[int, ...]], foreign: str | None = None
+) -> dict[str, Tensor]:
+    """Stored tensors -> ours: renamed, and cut by rows where one holds the rows of several.
+
+    shapes   of ours: they tell where the cuts are
+    foreign  what a tensor that has no name of ours is no part of: such a tensor is refused; None: it keeps its name
+
+    Raises CheckpointError where rows are missing or over, or a tensor is stored twice.
+    """
+    dealt: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        ours = names.ours(name)
+        if not ours and foreign is not None:
+            raise UnsupportedError(f"{shown(name)}: not a tensor of {foreign}")
+        for piece in _cut(tensor, ours, shapes) if len(ours) > 1 else (replace(tensor, name=(ours or (name,))[0]),):
+            if piece.name in dealt:
+                raise CheckpointError(f"{shown(piece.name)}: stored twice, expected once (file {_file(tensor)})")
+            dealt[piece.name] = piece
+    return dealt
+
+
+def _cut(tensor: Tensor, names: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> Iterable[Tensor]:
+    """Consecutive rows of a tensor, as many for each name as its shape has. A fused bias is cut by elements."""
+    vector = len(tensor.shape) == 1
+    expected = [shapes[name] for name in names if name in shapes]
+    total = sum(prod(shape) if vector else prod(shape[:-1]) for shape in expected)
+    have = tensor.cols if vector else tensor.rows
+    if len(expected) != len(names) or total != have or len(tensor.parts) != 1:
+        raise CheckpointError(
+            f"{shown(tensor.name)}: shape {tensor.shape}, expected {total} rows for {', '.join(names[:4])} "
+            f"(file {_file(tensor)})"
+        )
+    part = tensor.parts[0]
+    at = part.offset
+    for name, shape in zip(names, expected, strict=True):
+        rows = 1 if vector else prod(shape[:-1])
+        cols = shape[0] if vector else tensor.cols
+        own = (cols,) if vector else (*shape[:-1], cols)  # the columns are what is stored: check_index compares them
+        yield Tensor(name, tensor.dtype, own, (Part(part.file, at, 0, rows, 0, cols),))
+        at += rows * row_nbytes(tensor.dtype, cols)
 
 
 def check_index(
@@ -136,7 +153,7 @@ def check_index(
     Raises CheckpointError: a tensor missing, unknown, of another shape or dtype, out of its file, or
     overlapping another.
     """
-    expected = expected_shapes(config)
+    expected = tensor_shapes(config)
     for name in tensors:
         if name not in expected and not is_ignored(name, config):
             raise CheckpointError(
@@ -147,7 +164,7 @@ def check_index(
     for name, shape in expected.items():
         tensor = tensors.get(name)
         if tensor is None:
-            raise CheckpointError(f"{name}: missing, expected with shape {shape} from {source}")
+            raise CheckpointError(f"{name}: missing, expected with shape {shape} from {source}{_advice(name)}")
         _check_format(tensor)
         if tensor.shape != shape:
             raise CheckpointError(
@@ -159,6 +176,16 @@ def check_index(
         index[name] = tensor
     check_overlaps(index.values())
     return index
+
+
+def _advice(name: str) -> str:
+    """What may be behind a missing tensor; for a head it is one of two."""
+    if name != HEAD:
+        return ""
+    return (
+        "; if the model's head is its embedding, set tie_word_embeddings to true there; a model for embeddings or "
+        "rewards has none, and writes no text"
+    )
 
 
 def _file(tensor: Tensor) -> str:

@@ -15,37 +15,24 @@ import dataclasses
 import re
 from pathlib import Path
 
+from pyllama.architecture.config import Config
+from pyllama.architecture.layer import layer_name
+from pyllama.architecture.llama import Llama
+from pyllama.architecture.tensors import EMBEDDING, HEAD
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES
 from pyllama.checkpoint.files import InputFile, read_small
-from pyllama.checkpoint.index import Part, Tensor, check_index, stored_dtype
+from pyllama.checkpoint.index import Part, Tensor, check_index
+from pyllama.checkpoint.meta_config import meta_assumptions, meta_config
 from pyllama.checkpoint.stored_zip import Entry, data_offset, read_directory
 from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
 from pyllama.checkpoint.torch_records import MAX_PICKLE_NBYTES, TensorRecord, read_records
-from pyllama.config import Config, meta_assumptions, shown
-from pyllama.errors import CheckpointError, UnsupportedError
+from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 MAX_SHARDS = 64
 MAX_TENSORS = 65_536
 
-_OUTER_NAMES = {
-    "tok_embeddings.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_LAYER_NAMES = {
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
 _BY_COLUMNS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-_LAYER = re.compile(r"layers\.(0|[1-9][0-9]{0,3})\.([a-z0-9_.]+)\.weight")
 _SHARD = re.compile(r"consolidated\.([0-9]{2,3})\.pth")
 
 
@@ -64,10 +51,9 @@ def open_meta(folder: Path) -> Checkpoint:
             file = files[path] = InputFile(path)
             shards.append(_read_shard(file))
         tensors = _join(shards, dim)
-        config = meta_config(params, tensors)
+        config = read_config(params, tensors)
         sizes = {path: file.nbytes for path, file in files.items()}
         index = check_index(tensors, config, sizes, "params.json")
-        config = dataclasses.replace(config, dtype=stored_dtype(index))
         assumed = {"assumed": meta_assumptions(config)}
         return Checkpoint(folder, "meta", config, index, files, rope_interleaved=True, metadata=assumed)
     except BaseException:
@@ -90,33 +76,32 @@ def _shard_paths(folder: Path) -> list[Path]:
     return [numbered[n] for n in sorted(numbered)]
 
 
-def meta_config(params: dict[str, object], tensors: dict[str, Tensor]) -> Config:
+def read_config(params: dict[str, object], tensors: dict[str, Tensor]) -> Config:
     """The config of params.json and of what only the tensors tell, under Hugging Face names."""
-    for name in ("model.embed_tokens.weight", "model.layers.0.mlp.gate_proj.weight"):
+    gate = f"{layer_name(0)}mlp.gate_proj.weight"
+    for name in (EMBEDDING, gate):
         if name not in tensors or len(tensors[name].shape) != 2:
             raise CheckpointError(f"{name}: missing or not a matrix, expected in the shards")
     vocab = params.get("vocab_size")
-    stored = tensors["model.embed_tokens.weight"].rows
+    stored = tensors[EMBEDDING].rows
     # Llama 1 and 2 say -1: the vocabulary is the tokenizer's.
     if vocab not in (None, -1, stored):
         raise CheckpointError(
             f"vocab_size: got {shown(vocab)}, expected the {stored} rows of the embedding (in params.json)"
         )
-    return Config.from_meta(
+    return meta_config(
         params,
         vocab_size=stored,
-        intermediate_size=tensors["model.layers.0.mlp.gate_proj.weight"].rows,
-        tie_word_embeddings="lm_head.weight" not in tensors,
+        intermediate_size=tensors[gate].rows,
+        tie_word_embeddings=HEAD not in tensors,
     )
 
 
-def _huggingface_name(name: str, where: str) -> str:
-    match = _LAYER.fullmatch(name)
-    if match and match[2] in _LAYER_NAMES:
-        return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
-    if name not in _OUTER_NAMES:
+def _our_name(name: str, where: str) -> str:
+    ours = Llama.meta.ours(name) if name.endswith(".weight") else ()
+    if not ours:
         raise UnsupportedError(f"{shown(name)}: not a tensor of a llama model in Meta's form (file {where})")
-    return _OUTER_NAMES[name]
+    return ours[0]
 
 
 def _read_shard(file: InputFile) -> dict[str, Tensor]:
@@ -146,7 +131,7 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
         entry = _storage_entry(entries, root, record, f"{shown(name)} (file {where})")
         if entry.name not in offsets:
             offsets[entry.name] = data_offset(file, entry)
-        mapped = _huggingface_name(name, where)
+        mapped = _our_name(name, where)
         tensors[mapped] = _tensor(mapped, record, file.path, offsets[entry.name])
     return tensors
 
@@ -204,7 +189,7 @@ def _joined(name: str, pieces: list[Tensor], dim: int) -> Tensor:
                 f"{first.shape} as in {first.parts[0].file.name}"
             )
     # Llama 3 cuts the embedding by rows, so its pieces are as wide as the model; Llama 2's are not.
-    embedding_columns = name == "model.embed_tokens.weight" and first.cols != dim
+    embedding_columns = name == EMBEDDING and first.cols != dim
     rows, cols = first.rows, first.cols
     parts = []
     if name.endswith(_BY_COLUMNS) or embedding_columns:

@@ -6,21 +6,23 @@ bytes the weights have in all. Fetches nothing.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
+from pyllama.architecture.config import Config
+from pyllama.architecture.tensors import EMBEDDING, HEAD, tensor_shapes
 from pyllama.checkpoint.files import read_small
 from pyllama.checkpoint.huggingface import INDEX
-from pyllama.checkpoint.index import Part, Tensor, expected_shapes
+from pyllama.checkpoint.huggingface_config import huggingface_config, huggingface_dtype
+from pyllama.checkpoint.index import Part, Tensor, stored_dtype
 from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
-from pyllama.config import Config
+from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.errors import CheckpointError, UnsupportedError
 
 NOWHERE = Path("not downloaded")
-_HEAD = "lm_head.weight"
 _HEADERS = 1 << 16  # bytes
 
 
@@ -49,6 +51,11 @@ class Outline:
     def nbytes(self) -> int:
         return stored_nbytes(self)
 
+    @property
+    def dtype(self) -> str:
+        """The storage format that holds most of the bytes."""
+        return stored_dtype(self.tensors)
+
 
 def stored_nbytes(model: Described) -> int:
     """Bytes of all tensors in the form they are stored in."""
@@ -64,46 +71,46 @@ def outline_huggingface(folder: Path, weights_nbytes: int | None = None) -> Outl
     Raises CheckpointError where index and config contradict each other, UnsupportedError for a dtype that is not
     BF16, F16 or F32.
     """
-    config = Config.from_huggingface(parse_object(read_small(folder / "config.json", MAX_NBYTES), "config.json"))
+    described = parse_object(read_small(folder / "config.json", MAX_NBYTES), "config.json")
+    config, dtype = huggingface_config(described), huggingface_dtype(described)
     source = "the weights' file"
     copies = 0  # of a tied head, stored a second time
     if (folder / INDEX).is_file():
         source = INDEX
         index = parse_object(read_small(folder / INDEX, MAX_NBYTES), INDEX)
         weight_map, metadata = index.get("weight_map"), index.get("metadata")
-        names = weight_map if isinstance(weight_map, dict) else {}
-        for name in expected_shapes(config):
-            if name not in names and not (name == "model.embed_tokens.weight" and _HEAD in names):
+        names = set(weight_map if isinstance(weight_map, dict) else ())
+        plain = plain_names(names)
+        names = {plain.get(name, name) for name in names}
+        for name in tensor_shapes(config):
+            if name not in names and not (name == EMBEDDING and HEAD in names):
                 raise CheckpointError(f"{name}: not in {INDEX}, expected as config.json describes the model")
-        if config.tie_word_embeddings and _HEAD in names and "model.embed_tokens.weight" in names:
+        if config.tie_word_embeddings and HEAD in names and EMBEDDING in names:
             copies = config.vocab_size * config.hidden_size
         total = metadata.get("total_size") if isinstance(metadata, dict) else None
         weights_nbytes = total if type(total) in (int, float) else None
     if weights_nbytes is not None:
-        config = dataclasses.replace(config, dtype=_dtype(config, weights_nbytes, copies, source))
-    return outline(config, folder)
+        dtype = _dtype(config, dtype, weights_nbytes, copies, source)
+    return outline(config, dtype, folder)
 
 
-def outline(config: Config, path: Path = NOWHERE) -> Outline:
-    """The model this config describes, all of it in config.dtype."""
+def outline(config: Config, dtype: str, path: Path = NOWHERE) -> Outline:
+    """The model this config describes, all of it in one storage format."""
     tensors = {}
-    for name, shape in expected_shapes(config).items():
-        rows, cols = shape if len(shape) == 2 else (1, shape[0])
-        tensors[name] = Tensor(name, config.dtype, shape, (Part(NOWHERE, 0, 0, rows, 0, cols),))
+    for name, shape in tensor_shapes(config).items():
+        tensors[name] = Tensor(name, dtype, shape, (Part(NOWHERE, 0, 0, prod(shape[:-1]), 0, shape[-1]),))
     return Outline(path, "huggingface", config, tensors)
 
 
-def _dtype(config: Config, nbytes: float, copies: int, source: str) -> str:
-    """The dtype that makes so many bytes of this config's weights."""
-    weights = copies
-    for shape in expected_shapes(config).values():
-        weights += shape[0] * shape[1] if len(shape) == 2 else shape[0]
+def _dtype(config: Config, named: str, nbytes: float, copies: int, source: str) -> str:
+    """The dtype that makes so many bytes of this config's weights; `named` where it is one of them."""
+    weights = copies + sum(prod(shape) for shape in tensor_shapes(config).values())
     width = nbytes / weights
     # Headers, rotary buffers and a few norms in float32 are well under a hundredth, but for toys.
     if 3.96 * weights <= nbytes <= 4.1 * weights + _HEADERS:
         return "F32"
     if 1.98 * weights <= nbytes <= 2.1 * weights + _HEADERS:
-        return config.dtype if config.dtype in ("BF16", "F16") else "BF16"
+        return named if named in ("BF16", "F16") else "BF16"
     raise UnsupportedError(
         f"{source}: {nbytes:.0f} bytes for {weights} weights, {width:.2f} each, expected 2 (BF16, F16) or 4 (F32)"
     )

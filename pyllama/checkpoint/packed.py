@@ -10,26 +10,23 @@ What a block's rows mean is not known here, only how they are stored.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import zlib
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pyllama import _kernels
+from pyllama.architecture.config import Config
+from pyllama.architecture.tensors import EMBEDDING
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
 from pyllama.checkpoint.files import InputFile, read_small
 from pyllama.checkpoint.huggingface import read_config
-from pyllama.checkpoint.index import StoredBlock, Tensor, check_index, stored_dtype
+from pyllama.checkpoint.index import StoredBlock, Tensor, check_index
 from pyllama.checkpoint.safetensors import read_header
 from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
-from pyllama.config import Config, meta_assumptions, shown
-from pyllama.errors import CheckpointError, PyllamaError, UnsupportedError
+from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 PAGE = 4096
 FORMAT = "pyllama-packed"
@@ -47,8 +44,6 @@ KEYS = ("crc32", "format", "version", "source", "rope_interleaved", "shard", "sh
 
 _FIRST = re.compile(r"model-00001-of-[0-9]{5}\.safetensors")
 _CRC = re.compile(r"[0-9a-f]{8}")
-_TABLE = 64  # bytes before the panels of a packed block (csrc/packed.h)
-_PAIR = 96
 
 
 class Carried(NamedTuple):
@@ -105,7 +100,6 @@ def open_packed(first: Path) -> Checkpoint:
             shards.append(shard)
         config, metadata, where = _config(folder, shards[0].source, tensors)
         index = check_index(tensors, config, {}, where)
-        config = dataclasses.replace(config, dtype=stored_dtype(index))
         return Checkpoint(
             folder,
             shards[0].source,
@@ -277,11 +271,13 @@ def _config(folder: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Conf
     if source == "huggingface":
         return read_config(folder), {}, "config.json"
     if source == "meta":
-        from pyllama.checkpoint.meta import meta_config
+        from pyllama.checkpoint import meta
+        from pyllama.checkpoint.meta_config import meta_assumptions
 
-        config = meta_config(_json(folder / "params.json"), tensors)
+        config = meta.read_config(_json(folder / "params.json"), tensors)
         return config, {"assumed": meta_assumptions(config)}, "params.json"
     from pyllama.checkpoint import gguf
+    from pyllama.checkpoint.gguf_config import gguf_config
 
     file = InputFile(folder / GGUF_HEAD)
     try:
@@ -290,101 +286,11 @@ def _config(folder: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Conf
         factors = gguf.rope_factors(file, freqs) if freqs else ()
     finally:
         file.close()
-    embedding = tensors.get("model.embed_tokens.weight")
-    at = "model.layers.0."
-    config = Config.from_gguf(
-        header.metadata,
-        vocab_size=embedding.rows if embedding else 1,
-        tie_word_embeddings="lm_head.weight" not in tensors,
-        qkv_bias=at + "self_attn.q_proj.bias" in tensors,
-        o_bias=at + "self_attn.o_proj.bias" in tensors,
-        mlp_bias=at + "mlp.gate_proj.bias" in tensors,
-        rope_factors=factors,
-    )
+    embedding = tensors.get(EMBEDDING)
+    vocab_size = embedding.rows if embedding else 1
+    config = gguf_config(header.metadata, tensors, vocab_size=vocab_size, rope_factors=factors)
     return config, header.metadata, GGUF_HEAD
 
 
 def _json(path: Path) -> dict[str, Any]:
     return parse_object(read_small(path, MAX_NBYTES), path.name)
-
-
-# --- rows ---------------------------------------------------------------------------------------------
-
-
-def read_rows(
-    tensor: Tensor, row: int, count: int, read_into: Callable[[Path, int, np.ndarray], None]
-) -> np.ndarray:
-    """Rows [row, row + count) as they were before packing: uint8 (count, tensor.row_nbytes).
-
-    Of a packed block only the panels of 32 rows that hold them are read. A block read as a whole is checked
-    against its checksum. Raises CheckpointError for a damaged block.
-    """
-    out = np.empty((count, tensor.row_nbytes), np.uint8)
-    blocks = tensor.blocks
-    for block in blocks[max(0, bisect_right(blocks, row, key=lambda block: block.row) - 1) :]:
-        first, last = max(row, block.row), min(row + count, block.row + block.rows)
-        if first >= last:
-            break
-        rows = out[first - row : last - row]
-        if last - first == block.rows:
-            _read_block(tensor, block, rows, read_into)
-        elif block.stored == "rows":
-            read_into(block.file, block.offset + (first - block.row) * tensor.row_nbytes, rows)
-        else:
-            _read_panels(tensor, block, first - block.row, rows, read_into)
-    return out
-
-
-def _read_block(tensor: Tensor, block: StoredBlock, rows: np.ndarray, read_into: Callable) -> None:
-    data = np.empty(block.nbytes, np.uint8) if block.stored == "packed" else rows.reshape(-1)
-    read_into(block.file, block.offset, data)
-    if zlib.crc32(data.data) != block.crc32:
-        raise damaged(tensor, block)
-    if block.stored == "packed":
-        unpack(tensor, block, block.rows, data, rows.reshape(-1))
-
-
-def _read_panels(tensor: Tensor, block: StoredBlock, first: int, rows: np.ndarray, read_into: Callable) -> None:
-    """Rows [first, first + len(rows)) of a packed block, through a block made of their panels alone."""
-
-    def read(offset: int, count: int, dtype: str = "<u1") -> np.ndarray:
-        data = np.empty(count, dtype)
-        read_into(block.file, block.offset + offset, data.view(np.uint8))
-        return data
-
-    panel = _kernels.PANEL
-    low, high, panels = first // panel, -(-(first + len(rows)) // panel), -(-block.rows // panel)
-    width = (tensor.cols + 1) // 2 * _PAIR
-    starts_at = _TABLE + panels * width
-    keys_at = starts_at + (panels + 1) * 4
-    escapes = (block.nbytes - keys_at) // 5
-    head = read(0, _TABLE)
-    starts = read(starts_at + low * 4, high - low + 1, "<u4").astype(np.int64)
-    begin, end = int(starts[0]), int(starts[-1])
-    if not 0 <= begin <= end <= escapes:
-        raise damaged(tensor, block)
-    head[16:20] = np.array([end - begin], "<u4").view(np.uint8)
-    pieces = [head, read(_TABLE + low * width, (high - low) * width), (starts - begin).astype("<u4")]
-    if end > begin:
-        pieces += [read(keys_at + begin * 4, end - begin, "<u4"), read(keys_at + escapes * 4 + begin, end - begin)]
-    data = np.concatenate([piece.view(np.uint8) for piece in pieces])
-    unpacked = np.empty((min(block.rows, high * panel) - low * panel, tensor.row_nbytes), np.uint8)
-    unpack(tensor, block, len(unpacked), data, unpacked.reshape(-1))
-    at = first - low * panel
-    rows[:] = unpacked[at : at + len(rows)]
-
-
-def unpack(tensor: Tensor, block: StoredBlock, rows: int, data: np.ndarray, out: np.ndarray) -> None:
-    """The plain rows of a packed block (or of some of its panels). Raises CheckpointError if it is malformed."""
-    try:
-        matrix = _kernels.Matrix(tensor.dtype, rows, tensor.cols, data, "packed")
-    except PyllamaError:
-        raise damaged(tensor, block) from None
-    _kernels.unpack(matrix, out)
-
-
-def damaged(tensor: Tensor, block: StoredBlock) -> CheckpointError:
-    return CheckpointError(
-        f"{tensor.name}: rows {block.row} to {block.row + block.rows - 1} are damaged "
-        f"({block.nbytes} bytes at {block.offset} of {block.file})"
-    )

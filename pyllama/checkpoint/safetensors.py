@@ -13,8 +13,8 @@ from typing import Any
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.index import Part, Tensor
 from pyllama.checkpoint.strict_json import MAX_NBYTES, parse_object
-from pyllama.config import shown
-from pyllama.errors import CheckpointError, UnsupportedError
+from pyllama.errors import CheckpointError, UnsupportedError, shown
+from pyllama.foreign import HEAD_NBYTES, described_bytes
 
 MAX_TENSORS = 65_536
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
@@ -35,6 +35,9 @@ def read_safetensors(file: InputFile) -> dict[str, Tensor]:
 def read_header(file: InputFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(__metadata__, name -> Tensor) of one file."""
     where = file.path.name
+    what = described_bytes(file.read(0, min(HEAD_NBYTES, file.nbytes)), file.nbytes)
+    if what:
+        raise CheckpointError(f"{file.path}: {what}")
     length = int.from_bytes(file.read(0, 8), "little")
     if length > MAX_NBYTES:
         raise CheckpointError(

@@ -10,8 +10,7 @@ import struct
 from typing import NamedTuple
 
 from pyllama.checkpoint.files import InputFile
-from pyllama.config import shown
-from pyllama.errors import CheckpointError, UnsupportedError
+from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 MAX_ENTRIES = 65_536
 MAX_DIRECTORY_NBYTES = 16 << 20

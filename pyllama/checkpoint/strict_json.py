@@ -10,8 +10,7 @@ import json
 import math
 from typing import Any, NoReturn
 
-from pyllama.config import shown
-from pyllama.errors import CheckpointError
+from pyllama.errors import CheckpointError, shown
 
 MAX_NBYTES = 8 << 20
 MAX_ITEMS = 400_000  # values in all; the largest real header has under 100,000

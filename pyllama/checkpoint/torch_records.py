@@ -16,8 +16,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from pyllama.config import shown
-from pyllama.errors import CheckpointError
+from pyllama.errors import CheckpointError, shown
 
 MAX_PICKLE_NBYTES = 512 << 10  # up to a step of Python per byte; the largest real one has 300 KB
 

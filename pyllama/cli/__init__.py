@@ -6,12 +6,13 @@ costs only argparse.
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
-from pyllama.cli import bench, chat, info, pack, plan, pull, run, serve, service, unpack, verify
+from pyllama.cli import bench, chat, info, pack, plan, pull, run, serve, service, streams, unpack, verify
+from pyllama.cli.hints import check_command, unknown
 from pyllama.errors import PyllamaError, RequestError, reason_of
 from pyllama.version import __version__
 
@@ -23,6 +24,17 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    #: The commands beside this one, by name; whoever builds a whole command line puts them here.
+    siblings: Mapping[str, argparse.ArgumentParser] = {}
+
+    def parse_known_args(self, args=None, namespace=None):
+        """What is not known is complained of by the command it was typed for, which knows what there is."""
+        namespace, extras = super().parse_known_args(args, namespace)
+        if extras and self._subparsers is None:
+            others = {name: other for name, other in self.siblings.items() if other is not self}
+            self.error(unknown(self, extras, others))
+        return namespace, extras
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message} (see {self.prog} --help)")
@@ -39,43 +51,43 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(subparsers)
+    for other in subparsers.choices.values():
+        other.siblings = subparsers.choices
     return parser
+
+
+def _tell_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    streams.tell(f"warning: {message}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command of argv (default: the process's own); the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
+    streams.prepare()
+    warnings.showwarning = _tell_warning
     try:
         try:
+            argv = sys.argv[1:] if argv is None else argv
+            check_command(argv, (command.__name__.rpartition(".")[2] for command in COMMANDS))
             args = build_parser().parse_args(argv)
             code = args.run(args)
         finally:
             sys.stdout.flush()
         return code
     except PyllamaError as error:
-        print(f"pyllama: {error}", file=sys.stderr)
+        streams.tell(error)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        _drop_output()
+        streams.drop(sys.stdout)
         return 0
     except OSError as error:
         if error.filename is None:
-            _drop_output()
-        reason = reason_of(error)
-        print(f"pyllama: {error.filename or 'standard output'}: {reason}", file=sys.stderr)
+            streams.drop(sys.stdout)
+        streams.tell(f"{error.filename or 'standard output'}: {reason_of(error)}")
         return 2
     except MemoryError:
-        print("pyllama: out of memory", file=sys.stderr)
+        streams.tell("out of memory")
         return 2
-
-
-def _drop_output() -> None:
-    """Nobody can take the output: let the interpreter's last flush go nowhere, or it would complain."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except ValueError:  # a stream without a file has no last flush
-        pass
+    finally:
+        streams.finish()

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from pyllama.bench import csv_file, plot
     from pyllama.bench.report import measure
     from pyllama.bench.report_lines import lines
-    from pyllama.budget import parse_size
+    from pyllama.budget import parse_size, warn_if_beyond
     from pyllama.cli.report import print_report
     from pyllama.signs_of_life import SignsOfLife
 
@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None and not 1 <= args.threads <= 1024:
         raise RequestError(f"threads: {args.threads}, expected 1 to 1024")
     memory = None if args.memory is None else parse_size(args.memory)
+    if memory is not None:
+        warn_if_beyond(memory)
     file = None if args.file is None else Path(args.file)
     with SignsOfLife(quiet=args.quiet) as signs:
         report = measure(args.model, memory=memory, file=file, threads=args.threads, say=signs.show)

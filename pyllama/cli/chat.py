@@ -4,8 +4,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from pyllama.cli import streams
 from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling
-from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
+from pyllama.errors import ContextOverflowError, PyllamaError, RequestError, reason_of
 from pyllama.signs_of_life import SignsOfLife
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "Through a pipe, every line is a turn.",
     )
     add_loading(parser)
-    parser.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
+    parser.add_argument("--system", metavar="TEXT", type=streams.utf8, help="a system message before the conversation")
     add_sampling(parser)
     parser.set_defaults(run=run)
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if terminal:
             _import_readline()
-            print("Ctrl-C stops an answer, Ctrl-D leaves, /help for more", file=sys.stderr)
+            streams.note("Ctrl-C stops an answer, Ctrl-D leaves, /help for more")
             _converse(chat, signs)
         else:
             _answer_lines(chat, signs)
@@ -71,23 +72,39 @@ def _converse(chat: "Chat", signs: SignsOfLife) -> None:
             print()
             return
         except ContextOverflowError as error:
-            print(f"pyllama: {error}; /reset forgets the conversation", file=sys.stderr)
+            streams.tell(f"{error}; /reset forgets the conversation")
         except PyllamaError as error:
-            print(f"pyllama: {error}", file=sys.stderr)
+            streams.tell(error)
+        except UnicodeDecodeError:
+            streams.tell("what was typed is not in the encoding of this terminal")
 
 
 def _answer_lines(chat: "Chat", signs: SignsOfLife) -> None:
     """One turn for every line of standard input. The first error ends it, and so does Ctrl-C."""
+    if hasattr(sys.stdin, "reconfigure") and not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # text in files and pipes has no locale
+    while line := _read_line():
+        if not _turn(chat, line.rstrip("\r\n"), signs):
+            return
+
+
+def _read_line() -> str:
+    """The next line of standard input, its end included; "" after the last."""
+    most = streams.MAX_INPUT_NBYTES
     try:
-        for line in sys.stdin:
-            if not _turn(chat, line.rstrip("\r\n"), signs):
-                return
+        line = sys.stdin.readline(most)
     except UnicodeDecodeError:
         raise RequestError("standard input: not UTF-8, expected text") from None
+    except OSError as error:
+        raise RequestError(f"standard input: {reason_of(error)}") from None
+    if len(line) == most:
+        raise RequestError(f"standard input: a line of more than {most} characters, expected messages")
+    return line
 
 
 def _turn(chat: "Chat", message: str, signs: SignsOfLife) -> bool:
     """Answers a message, or does what a /command says; whether to go on."""
+    message = streams.utf8(message)
     if message.startswith("/"):
         return _command(chat, message.strip())
     if message.strip():
@@ -118,7 +135,7 @@ def _answer(chat: "Chat", message: str, signs: SignsOfLife) -> None:
         if not generation.text.endswith("\n"):
             print(flush=True)
     if generation.finish_reason == "length":
-        print("[cut: --max-tokens reached, or the context is full]", file=sys.stderr)
+        streams.note("[cut: --max-tokens reached, or the context is full]")
 
 
 def _command(chat: "Chat", command: str) -> bool:
@@ -130,5 +147,5 @@ def _command(chat: "Chat", command: str) -> bool:
     elif command == "/help":
         print(HELP, flush=True)
     else:
-        print(f"{command.split()[0]}: no such command, /help lists them", file=sys.stderr)
+        streams.note(f"{command.split()[0]}: no such command, /help lists them")
     return True

@@ -10,8 +10,6 @@ from pyllama.errors import PyllamaError
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
 
-PARTS = ("embedding", "attention", "mlp", "norms", "lm_head")
-
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
@@ -35,22 +33,24 @@ def run(args: argparse.Namespace) -> int:
         if args.template:
             from pyllama.tokenizer import load_tokenizer
 
-            print(load_tokenizer(checkpoint).chat_template or "")
+            print(load_tokenizer(checkpoint, args.pre_tokenizer).chat_template or "")
             return 0
-        description = describe(checkpoint)
+        description = describe(checkpoint, args.pre_tokenizer)
     print_report(description, _lines, as_json=args.json)
     return 0
 
 
-def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
+def describe(checkpoint: "Checkpoint", pre_tokenizer: str | None = None) -> dict[str, Any]:
     """Everything `info --json` prints."""
-    from pyllama.kv_cache import POSITIONS, KVCache
+    from pyllama.architecture.tensors import PARTS, model_tensors
+    from pyllama.decoder import Shape
+    from pyllama.decoder.page_pool import POSITIONS, cache_nbytes
 
     config = checkpoint.config
     parts = {name: {"parameters": 0, "nbytes": 0} for name in PARTS}
     dtypes: dict[str, int] = {}
-    for name, tensor in checkpoint.tensors.items():
-        part = parts[_part(name)]
+    for of_model in model_tensors(config):
+        part, tensor = parts[of_model.part], checkpoint.tensors[of_model.name]
         part["parameters"] += math.prod(tensor.shape)
         part["nbytes"] += tensor.nbytes
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.nbytes
@@ -77,20 +77,10 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         "rope_scaling": None if scaling is None else {"kind": scaling.kind, "factor": scaling.factor},
         "sliding_window": _window(config.layer_windows),
         "max_position_embeddings": config.max_position_embeddings,
-        "kv_cache_nbytes_per_token": KVCache(config, POSITIONS).page_nbytes // POSITIONS,
-        "tokenizer": _tokenizer(checkpoint),
+        "kv_cache_nbytes_per_token": cache_nbytes(Shape.whole(config), POSITIONS, "f16") // POSITIONS,
+        "tokenizer": _tokenizer(checkpoint, pre_tokenizer),
         "files": [{"path": str(path), "nbytes": path.stat().st_size} for path in checkpoint.files],
     }
-
-
-def _part(name: str) -> str:
-    if name.startswith("model.embed_tokens"):
-        return "embedding"
-    if name.startswith("lm_head"):
-        return "lm_head"
-    if ".self_attn." in name and "norm" not in name:
-        return "attention"
-    return "mlp" if ".mlp." in name else "norms"
 
 
 def _window(layer_windows: tuple[int | None, ...]) -> dict[str, int] | None:
@@ -98,12 +88,13 @@ def _window(layer_windows: tuple[int | None, ...]) -> dict[str, int] | None:
     return {"positions": min(windows), "layers": len(windows)} if windows else None
 
 
-def _tokenizer(checkpoint: "Checkpoint") -> dict[str, Any]:
+def _tokenizer(checkpoint: "Checkpoint", pre_tokenizer: str | None) -> dict[str, Any]:
     """The tokenizer's part; {"error": ...} if it cannot be loaded: the rest still holds."""
     from pyllama.tokenizer import load_tokenizer
 
     try:
-        tokenizer = load_tokenizer(checkpoint)
+        tokenizer = load_tokenizer(checkpoint, pre_tokenizer)
+        chat_template = tokenizer.chat_template  # raises where there is no tokenizer
     except PyllamaError as error:
         return {"error": str(error)}
 
@@ -117,7 +108,7 @@ def _tokenizer(checkpoint: "Checkpoint") -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "bos": token(tokenizer.bos_token_id),
         "eos": [token(token_id) for token_id in tokenizer.eos_token_ids],
-        "chat_template": tokenizer.chat_template is not None,
+        "chat_template": chat_template is not None,
     }
 
 
@@ -161,7 +152,7 @@ def _lines(d: dict[str, Any]):
 
 def _tokenizer_lines(tokenizer: dict[str, Any], line):
     if "error" in tokenizer:
-        yield line("tokenizer", f"none that works: {tokenizer['error']}")
+        yield line("tokenizer", f"none that works: {tokenizer['error'].removeprefix('no tokenizer, so ')}")
         return
     yield line("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']} tokens")
     bos, eos = tokenizer["bos"], tokenizer["eos"]

@@ -3,22 +3,30 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from pyllama.cli import streams
+
 if TYPE_CHECKING:
     from pyllama.model import Model
     from pyllama.signs_of_life import SignsOfLife
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL alone, for commands that read no weights."""
+    """MODEL and how to read its files, for commands that read no weights."""
     parser.add_argument(
         "model",
         metavar="MODEL",
         help="a Hugging Face folder, a GGUF file, Meta's original folder, one that `pyllama pack` wrote, or the name "
         "of a pulled model",
     )
+    parser.add_argument(
+        "--pre-tokenizer",
+        metavar="NAME",
+        help="how a GGUF file's model splits text (llama-bpe, qwen2, ...), in place of its tokenizer.ggml.pre",
+    )
 
 
-LOADING = ("memory", "context_length", "kv_dtype", "threads")  # of add_loading()'s options, what load() takes
+# Of add_loading()'s options, what load() takes.
+LOADING = ("memory", "context_length", "kv_dtype", "threads", "pre_tokenizer")
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +80,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stop",
         metavar="TEXT",
+        type=streams.utf8,
         action="append",
         help="end before this text; may be repeated",
     )

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyllama.errors import HubError, RequestError
+from pyllama.errors import BudgetError, HubError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,22 +59,28 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    from pyllama.budget import default_budget, parse_size
+    from pyllama.budget import default_budget, enough_for, parse_size, warn_if_beyond
     from pyllama.cli.plan_lines import lines
     from pyllama.cli.report import print_report
+    from pyllama.plan import TooSmallError
 
     if args.board and args.memory is None:
         raise RequestError("--board: needs --memory, what the process may take there")
     disk_gb_s, dram_gb_s = _rate("--disk", args.disk), _rate("--dram", args.dram)
     budget = default_budget() if args.memory is None else parse_size(args.memory)
+    if args.memory is not None and args.board is None:
+        warn_if_beyond(budget)
     model = _open(args.model, args.quiet)
-    report = make_report(
-        model,
-        budget,
-        asked_context=args.context_length,
-        kv_dtype=args.kv_dtype,
-        rates=lambda files: _rates(args.board, files, disk_gb_s, dram_gb_s),
-    )
+    try:
+        report = make_report(
+            model,
+            budget,
+            asked_context=args.context_length,
+            kv_dtype=args.kv_dtype,
+            rates=lambda files: _rates(args.board, files, disk_gb_s, dram_gb_s),
+        )
+    except TooSmallError as error:
+        raise error if args.memory else BudgetError(f"{error}{enough_for(error.smallest)}") from None
     print_report(report, lines, as_json=args.json)
     return 0
 
@@ -218,7 +224,7 @@ def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:
         "path": str(model.path),
         "architecture": config.architecture,
         "parameters": sum(math.prod(t.shape) for t in model.tensors.values()),
-        "dtype": config.dtype,
+        "dtype": model.dtype,
         "nbytes": stored_nbytes(model),
         "here": bool(files),
     }

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from pyllama.printable import one_line
+
 
 def print_report(report: dict[str, Any], lines: Callable[[dict[str, Any]], Iterable[str]], *, as_json: bool) -> None:
     """lines(report), or the report itself as JSON on one line."""
@@ -11,4 +13,4 @@ def print_report(report: dict[str, Any], lines: Callable[[dict[str, Any]], Itera
         print(json.dumps(report))
         return
     for line in lines(report):
-        print(line)
+        print(one_line(line))

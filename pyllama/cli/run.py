@@ -4,13 +4,16 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from pyllama.cli import streams
 from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling
 from pyllama.errors import RequestError, reason_of
 from pyllama.signs_of_life import SignsOfLife
 
 if TYPE_CHECKING:
-    from pyllama.generate import Generation
+    from pyllama.generation import Generation
     from pyllama.model import Model
+
+NO_PROMPT = "no prompt: give --prompt TEXT, --file PATH or text on standard input"
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -24,9 +27,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_loading(parser)
     group = parser.add_argument_group("the prompt")
     source = group.add_mutually_exclusive_group()
-    source.add_argument("--prompt", metavar="TEXT", help="the prompt itself")
+    source.add_argument("--prompt", metavar="TEXT", type=streams.utf8, help="the prompt itself")
     source.add_argument("--file", metavar="PATH", help="a file with the prompt; - for standard input")
-    group.add_argument("--system", metavar="TEXT", help="a system message before it")
+    group.add_argument("--system", metavar="TEXT", type=streams.utf8, help="a system message before it")
     group.add_argument("--raw", action="store_true", help="continue the prompt as it is, without template")
     add_sampling(parser)
     group = parser.add_argument_group("output")
@@ -50,27 +53,26 @@ def run(args: argparse.Namespace) -> int:
             else:
                 _stream(generation, signs)
             if args.verbose:
-                print(_timings(generation), file=sys.stderr)
+                streams.note(_timings(generation))
     return 0
 
 
 def _read_prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None:
         return args.prompt
-    name = "standard input" if args.file in (None, "-") else args.file
-    if args.file is None and sys.stdin.isatty():
-        raise RequestError("no prompt: give --prompt TEXT, --file PATH or text on standard input")
-    try:
-        if args.file in (None, "-"):
-            raw = sys.stdin.buffer.read()
-        else:
-            with open(args.file, "rb") as file:
-                raw = file.read()
-        text = raw.decode("utf-8")
-    except OSError as error:
-        raise RequestError(f"{name}: {reason_of(error)}") from None
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{name}: byte {error.start} is not UTF-8, expected text") from None
+    if args.file in (None, "-"):
+        if args.file is None and sys.stdin.isatty():
+            raise RequestError(NO_PROMPT)
+        text = streams.read_text(sys.stdin.buffer, "standard input")
+        if args.file is None and not text:  # nothing was piped: a cron job, a closed stream
+            raise RequestError(NO_PROMPT)
+    else:
+        try:
+            file = open(args.file, "rb", buffering=0)
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{args.file}: {reason_of(error)}") from None
+        with file:
+            text = streams.read_text(file, args.file)
     return text.removesuffix("\n").removesuffix("\r")
 
 

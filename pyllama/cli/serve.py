@@ -3,12 +3,15 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pyllama.cli import streams
 from pyllama.cli.options import add_loading, load_model
 from pyllama.errors import RequestError, reason_of
 
 if TYPE_CHECKING:
+    import logging
+
     from pyllama.model import Model
     from pyllama.server.hooks import Hooks
     from pyllama.server.service import Settings
@@ -86,14 +89,19 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
     from pyllama.server.heap import return_freed_memory
     from pyllama.server.run import bind, serve
     from pyllama.signs_of_life import SignsOfLife
+    from pyllama.tokenizer.missing import MissingTokenizer
 
-    logging.basicConfig(level=logging.WARNING, format="pyllama: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_lines_of_the_log())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     return_freed_memory()
     session_nbytes = parse_size(args.session_size)
     bound = bind(args.host, args.port)
     with SignsOfLife(quiet=args.quiet) as signs:
         model = load_model(args, signs, contexts=max(2, args.max_running))
     with model:
+        if isinstance(model.tokenizer, MissingTokenizer):
+            model.tokenizer.refuse()  # what is served is text
         engine = AsyncEngine(
             model,
             max_running=args.max_running,
@@ -103,6 +111,22 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
         )
         names = (name_of(args.model), *args.alias)
         return serve(engine, bound, names=names, settings=settings, hooks=hooks or _telling(model, names[0]))
+
+
+def _lines_of_the_log() -> "logging.Formatter":
+    """One line a message, whatever a request or a file wrote into it; a bug's traceback keeps its lines."""
+    import logging
+
+    from pyllama.printable import one_line
+
+    class OneLine(logging.Formatter):
+        def formatMessage(self, record: logging.LogRecord) -> str:
+            return one_line(f"pyllama: {record.message}")
+
+        def formatException(self, ei: Any) -> str:
+            return "\n".join(map(one_line, super().formatException(ei).split("\n")))
+
+    return OneLine()
 
 
 def name_of(model: str) -> str:
@@ -151,7 +175,7 @@ def settings_of(args: argparse.Namespace) -> "Settings":
 def _api_key(path: str | None) -> str | None:
     if path is not None:
         try:
-            key = Path(path).read_text(encoding="utf-8").strip()
+            key = Path(path).read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = reason_of(error) if isinstance(error, OSError) else "not text"
             raise RequestError(f"--api-key-file {path}: {reason}") from None
@@ -189,9 +213,9 @@ def _printing(model: "Model", name: str) -> "Hooks":
 
     class Printing(Hooks):
         def ready(self, url: str) -> None:
-            print(f"pyllama: {name} at {url}/v1, context {model.context_length}", flush=True)
+            streams.announce(f"pyllama: {name} at {url}/v1, context {model.context_length}")
 
         def stopping(self) -> None:
-            print("pyllama: stopping; Ctrl-C again to stop at once", flush=True)
+            streams.announce("pyllama: stopping; Ctrl-C again to stop at once")
 
     return Printing()

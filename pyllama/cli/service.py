@@ -5,6 +5,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from pyllama.cli import streams
 from pyllama.cli.options import add_loading
 from pyllama.cli.serve import KEY_VARIABLE, add_serving, settings_of
 from pyllama.errors import RequestError
@@ -192,4 +193,4 @@ def _which(args: argparse.Namespace) -> str:
 
 
 def _note(text: str) -> None:
-    print(f"pyllama: {text}", file=sys.stderr)
+    streams.tell(text)

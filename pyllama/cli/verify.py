@@ -22,12 +22,13 @@ def run(args: argparse.Namespace) -> int:
     """Prints what was checked, or each damage; 2 if there is any."""
     from pyllama.hub import resolve
     from pyllama.packing import verify
+    from pyllama.printable import one_line
     from pyllama.progress import Progress, format_nbytes
 
     with Progress(f"verifying {Path(args.model).name}", quiet=args.quiet) as progress:
         report = verify(resolve(args.model), progress)
     for line in report.damage:
-        print(line)
+        print(one_line(line))
     if report.damage:
         raise CheckpointError(f"{args.model}: damaged in {len(report.damage)} places, see above")
     if report.packed:

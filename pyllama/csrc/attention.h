@@ -13,15 +13,15 @@ INLINE int padded(int head_dim) { return (head_dim + PANEL_ROWS - 1) / PANEL_ROW
 
 INLINE uint8_t *page_of(const pl_attention *a, int64_t token, int64_t position)
 {
-    return (uint8_t *)(uintptr_t)a->pages[a->sequences[token] * a->max_pages + position / PANEL_ROWS];
+    return (uint8_t *)(uintptr_t)a->pool[a->pages[a->sequences[token] * a->max_pages + position / PANEL_ROWS]];
 }
 
 static void k_cache_append(const pl_attention *a, const float *k, const float *v, int64_t first, int64_t last)
 {
     int D = a->head_dim, P = padded(D);
-    for (int64_t t = first; t < last; t++) {
-        uint8_t *page = page_of(a, t, a->positions[t]);
-        int64_t slot = a->positions[t] % PANEL_ROWS;
+    for (int64_t w = first; w < last; w++) {
+        int64_t t = a->writes[w].token, slot = a->positions[t] % PANEL_ROWS;
+        uint8_t *page = (uint8_t *)(uintptr_t)a->pool[a->writes[w].page];
         for (int h = 0; h < a->kv_heads; h++) {
             const float *key = k + (t * a->kv_heads + h) * D, *value = v + (t * a->kv_heads + h) * D;
             size_t at_k = (size_t)h * (size_t)D * PANEL_ROWS + (size_t)slot, at_v = (size_t)h * (size_t)P * PANEL_ROWS;

@@ -1,4 +1,4 @@
-/* What the CPU says it has, by the names Linux shows, of what kernels use or might. Chooses nothing. */
+/* What the CPU says it has, by the names Linux shows, of what kernels use or might. Nothing else asks; chooses nothing. */
 #include "kernels.h"
 
 #if defined(__aarch64__) && defined(__linux__)
@@ -16,7 +16,14 @@ const char *pl_cpu_feature(int index)
     return NULL;
 }
 #elif defined(__x86_64__)
-#include "f16c.h"
+#include <cpuid.h>
+
+/* clang before 17 has no name for it in __builtin_cpu_supports. */
+static int cpu_has_f16c(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
+}
 
 #define FEATURE(name, present) \
     if ((present) && index-- == 0) return name;

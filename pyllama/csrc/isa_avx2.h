@@ -67,13 +67,21 @@ INLINE void v_store_f16(uint16_t *p, vf a)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-/* Interleaving bytes works within 128-bit halves, and a shift and a mask part 16-bit words on more ports than an
- * unpack would: vectors 0 and 1 hold the even and the odd rows of 0..7 and 16..23, 2 and 3 those of the others. */
 typedef __m256i packed_table;
 INLINE packed_table load_packed_table(const uint8_t *p)
 {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
 }
+INLINE void load16_levels(const uint8_t *p, const int upper, packed_table table, vi *w)
+{
+    __m128i code = _mm_loadu_si128((const __m128i *)p);
+    code = _mm_and_si128(upper ? _mm_srli_epi16(code, 4) : code, _mm_set1_epi8(15));
+    code = _mm_shuffle_epi8(_mm256_castsi256_si128(table), code);
+    w[0] = _mm256_cvtepi8_epi32(code);
+    w[1] = _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(code, code));
+}
+/* Interleaving bytes works within 128-bit halves, and a shift and a mask part 16-bit words on more ports than an
+ * unpack would: vectors 0 and 1 hold the even and the odd rows of 0..7 and 16..23, 2 and 3 those of the others. */
 INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int upper, packed_table table, vf *w)
 {
     vi code = _mm256_loadu_si256((const vi *)codes), bytes = _mm256_loadu_si256((const vi *)low);

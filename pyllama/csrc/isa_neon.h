@@ -75,21 +75,27 @@ INLINE void load16_u8(const uint8_t *p, vi *w)
     w[2] = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high)));
     w[3] = vreinterpretq_s32_u32(vmovl_high_u16(high));
 }
-INLINE void load16_i8(const uint8_t *p, vi *w)
+INLINE void spread16_i8(int8x16_t b, vi *w)
 {
-    int8x16_t b = vreinterpretq_s8_u8(vld1q_u8(p));
     int16x8_t low = vmovl_s8(vget_low_s8(b)), high = vmovl_high_s8(b);
     w[0] = vmovl_s16(vget_low_s16(low));
     w[1] = vmovl_high_s16(low);
     w[2] = vmovl_s16(vget_low_s16(high));
     w[3] = vmovl_high_s16(high);
 }
+INLINE void load16_i8(const uint8_t *p, vi *w) { spread16_i8(vreinterpretq_s8_u8(vld1q_u8(p)), w); }
 INLINE void v_store_f16(uint16_t *p, vf a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+typedef uint8x16_t packed_table;
+INLINE packed_table load_packed_table(const uint8_t *p) { return vld1q_u8(p); }
+INLINE void load16_levels(const uint8_t *p, const int upper, packed_table table, vi *w)
+{
+    uint8x16_t code = vld1q_u8(p);
+    code = upper ? vshrq_n_u8(code, 4) : vandq_u8(code, vdupq_n_u8(15));
+    spread16_i8(vreinterpretq_s8_u8(vqtbl1q_u8(table, code)), w);
+}
 /* Low and high bytes are interleaved to bfloat16, and those with zeros to float32: six ZIPs for 16 weights. Moving
  * bytes up by shifts takes 14, which one of the A76's two vector pipes would do alone; the A72, where a ZIP is three
  * operations, has the time (docs/arm.md). */
-typedef uint8x16_t packed_table;
-INLINE packed_table load_packed_table(const uint8_t *p) { return vld1q_u8(p); }
 INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int upper, packed_table table, vf *w)
 {
     const uint16x8_t zero = vdupq_n_u16(0);

@@ -94,9 +94,15 @@ INLINE void load16_i8(const uint8_t *p, vi *w)
     for (int r = 0; r < 16; r++) w[r] = (int8_t)p[r];
 }
 INLINE void v_store_f16(uint16_t *p, vf a) { *p = float_to_f16(a); }
-/* Packed bfloat16 (packed.h): low bytes and codes of 32 rows, upper codes for `upper`. */
+/* A table of 16 bytes, looked up by 4-bit codes. */
 typedef const uint8_t *packed_table;
 INLINE packed_table load_packed_table(const uint8_t *p) { return p; }
+/* The table's bytes, signed, for the lower or the upper codes of 16 bytes; `upper` is a constant. */
+INLINE void load16_levels(const uint8_t *p, const int upper, packed_table table, vi *w)
+{
+    for (int r = 0; r < 16; r++) w[r] = (int8_t)table[upper ? p[r] >> 4 : p[r] & 15];
+}
+/* Packed bfloat16 (packed.h): low bytes and codes of 32 rows, upper codes for `upper`. */
 INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int upper, packed_table table, vf *w)
 {
     for (int r = 0; r < 32; r++) {

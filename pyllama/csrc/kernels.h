@@ -32,6 +32,7 @@ typedef enum {
     DT_F32, DT_F16, DT_BF16,
     DT_Q4_0, DT_Q4_1, DT_Q5_0, DT_Q5_1, DT_Q8_0,
     DT_Q2_K, DT_Q3_K, DT_Q4_K, DT_Q5_K, DT_Q6_K,
+    DT_IQ4_NL, DT_IQ4_XS,
     DT_COUNT
 } pl_dtype;
 
@@ -44,6 +45,28 @@ typedef struct {
 } pl_format;
 
 extern const pl_format pl_formats[DT_COUNT];
+
+/* Forms in which a product takes its activations. Which one depends on the weights' format alone, never on T, the
+ * instruction set or the number of threads. */
+typedef enum {
+    FORM_F32, /* float32 as they come */
+    FORM_COUNT
+} pl_form;
+
+static inline pl_form pl_form_of(pl_dtype dtype)
+{
+    (void)dtype;
+    return FORM_F32;
+}
+
+/* Activations x (T, C) in one form, made once for all the matrices that multiply them. */
+typedef struct {
+    pl_form form;
+    int64_t tokens, cols;
+    const void *data;    /* FORM_F32: x itself for T == 1, else tiles of TOKEN_TILE tokens, (tile, c, t) */
+    const float *scales; /* what a unit of each block of columns stands for; NULL: data are values themselves */
+    const float *sums;   /* each block's sum, scaled; NULL like scales */
+} pl_input;
 
 typedef enum {
     LAYOUT_ROWS,   /* plain rows of `row_nbytes`, as in the file */
@@ -71,17 +94,24 @@ typedef struct {
 /* Panels of w, the last of which may have fewer rows. */
 static inline int64_t panels_of(const pl_matrix *w) { return (w->rows + PANEL_ROWS - 1) / PANEL_ROWS; }
 
-/* What attention needs besides q: where each sequence's pages lie, and who asks. */
+/* Where the keys and values of a token are put: several times if several sequences go on from it. */
+typedef struct {
+    int32_t token, page;
+} pl_write;
+
+/* What attention needs besides q: which pages each sequence has, where they lie, and who asks. */
 typedef struct {
     int heads, kv_heads, head_dim; /* H, K, D */
     int f16;                       /* pages hold float16 (saturated) or float32 */
     int64_t window;                /* positions a query sees, itself included; 0: all */
     float scale;                   /* multiplies q.k */
     size_t k_offset, v_offset;     /* bytes from a page's start to this layer's keys, values */
-    const uint64_t *pages;         /* (sequences, max_pages) addresses of pages of PANEL_ROWS positions */
+    const uint64_t *pool;          /* addresses of pages of PANEL_ROWS positions, by number */
+    const int32_t *pages;          /* (sequences, max_pages) their numbers */
     int64_t max_pages;
     const int64_t *positions;      /* (T) */
     const int32_t *sequences;      /* (T) row of `pages` */
+    const pl_write *writes;
 } pl_attention;
 
 /* T consecutive tokens of one sequence times the query heads of one key/value head. */
@@ -94,9 +124,9 @@ typedef struct {
 typedef struct {
     const char *isa;
     /* out[t, row + r] = sum_c w[r, c] * x[t, c], for the panels [first, last) of w.
-     * x: (T, C) for T == 1, else packed by pack_tokens; ldo: floats between rows of out. */
-    void (*matmul)(const pl_matrix *w, const float *x, int64_t tokens, float *out, size_t ldo,
-                   int64_t row, int64_t first, int64_t last);
+     * x in the form of w's format; ldo: floats between rows of out. */
+    void (*matmul)(const pl_matrix *w, const pl_input *x, float *out, size_t ldo, int64_t row, int64_t first,
+                   int64_t last);
     /* packed[(tile, c, t)] = x[t, c], tiles of TOKEN_TILE tokens, [first, last) of them. */
     void (*pack_tokens)(const float *x, int64_t tokens, int64_t cols, float *packed, int64_t first, int64_t last);
     /* Row-major rows -> panels [first, last) of out: the same bytes, transposed. */
@@ -123,7 +153,7 @@ typedef struct {
     void (*swiglu)(const float *gate, const float *up, float *out, int64_t first, int64_t last);
     /* out = exp(x), elementwise over [first, last); exactly 0 below -86.5. */
     void (*exp)(const float *x, float *out, int64_t first, int64_t last);
-    /* Put k, v (T, K, D) of the tokens [first, last) into their pages. */
+    /* Put k, v (T, K, D) into pages, for the writes [first, last). */
     void (*cache_append)(const pl_attention *a, const float *k, const float *v, int64_t first, int64_t last);
     /* out[t, h] = softmax(q[t, h] . keys * scale) . values, for one item. */
     void (*attend)(const pl_attention *a, const pl_attention_item *item, const float *q, float *out, float *scratch);
@@ -131,10 +161,19 @@ typedef struct {
     int64_t (*spin)(int64_t rounds, float *sink);
 } pl_kernels;
 
-/* NULL where the binary or the CPU has no such instruction set. */
-const pl_kernels *pl_kernels_scalar(void);
-const pl_kernels *pl_kernels_avx2(void);
-const pl_kernels *pl_kernels_neon(void);
+/* The one list of instruction sets, best first: ISA(name, what the CPU must say it has). kernels_<name>.c has each. */
+#define PL_ISAS(ISA)              \
+    ISA(avx2, "avx2", "fma", "f16c") \
+    ISA(neon, NULL)               \
+    ISA(scalar, NULL)
+
+/* The table of each, NULL where it is of another architecture. Whether this CPU can run it is isas.c's question. */
+#define PL_DECLARE(name, ...) const pl_kernels *pl_kernels_##name(void);
+PL_ISAS(PL_DECLARE)
+#undef PL_DECLARE
+
+/* isas.c: number `index` of those that this binary and this CPU have, best first; NULL after the last. */
+const pl_kernels *pl_isa(int index);
 
 /* Floats of scratch that attend() needs. */
 static inline size_t pl_attend_scratch(int head_dim)
@@ -146,9 +185,12 @@ static inline size_t pl_attend_scratch(int head_dim)
 
 /* parallel.c: the same, over all rows / tokens / heads, on `threads` threads. 0, or -1 when out of memory. */
 
-/* Matrices of as many columns, times the same x, into `outs` places: see pl_out. */
-int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const float *x,
-              int64_t tokens);
+/* Bytes that an input of one form takes besides x, and the making of it there. */
+size_t pl_input_nbytes(pl_form form, int64_t tokens, int64_t cols);
+void pl_make_input(const pl_kernels *k, int threads, pl_form form, const float *x, int64_t tokens, int64_t cols,
+                   void *memory, pl_input *out);
+/* Matrices of as many columns, times the same x, into `outs` places: see pl_out. x[form], for each that w needs. */
+void pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const pl_input *x);
 void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out);
 /* Bytes of `rows` packed, written to out if they fit `capacity`; 0 where they would not, -1 without memory. */
 size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols);
@@ -164,13 +206,13 @@ void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const
 void pl_add(int threads, const float *x, const float *y, int broadcast, int64_t rows, int64_t cols, float *out);
 void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n);
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
-                     int64_t tokens);
+                     int64_t writes);
 int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out);
 double pl_spin(const pl_kernels *k, int threads, int64_t rounds);
 uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes);
 int pl_openmp(void);
 
-/* cpu_features.c: name number `index` of what this CPU has; NULL after the last. */
+/* cpu_features.c, the one place that asks the CPU: name number `index` of what it has; NULL after the last. */
 const char *pl_cpu_feature(int index);
 
 /* rope_table.c: cos and sin of positions[t] * inv_freq[i], scaled, computed in float64 and rounded. */

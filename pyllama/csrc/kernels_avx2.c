@@ -2,7 +2,6 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
-#include "f16c.h"
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
@@ -14,11 +13,7 @@
 #pragma clang attribute pop
 #endif
 
-const pl_kernels *pl_kernels_avx2(void)
-{
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c() ? &table : NULL;
-}
+const pl_kernels *pl_kernels_avx2(void) { return &table; }
 #else
 const pl_kernels *pl_kernels_avx2(void) { return NULL; }
 #endif

@@ -43,9 +43,11 @@ static void product_panel(const pl_matrix *w, int64_t panel, const float *x, int
     }
 }
 
-static void k_matmul(const pl_matrix *w, const float *x, int64_t tokens, float *out, size_t ldo, int64_t row,
-                     int64_t first, int64_t last)
+static void k_matmul(const pl_matrix *w, const pl_input *input, float *out, size_t ldo, int64_t row, int64_t first,
+                     int64_t last)
 {
+    const float *x = input->data;
+    int64_t tokens = input->tokens;
     for (int64_t p = first; p < last; p++) {
         int64_t rows = w->rows - p * PANEL_ROWS;
         float *o = out + row + p * PANEL_ROWS;

@@ -2,6 +2,9 @@
 #include "kernels.h"
 #include "parallel.h"
 
+#ifdef _OPENMP
+#include <pthread.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -20,6 +23,8 @@ const pl_format pl_formats[DT_COUNT] = {
     [DT_Q4_K] = {"Q4_K", 256, 144, {{2, 2}, {1, 140}}},
     [DT_Q5_K] = {"Q5_K", 256, 176, {{2, 2}, {1, 172}}},
     [DT_Q6_K] = {"Q6_K", 256, 210, {{1, 208}, {2, 1}}},
+    [DT_IQ4_NL] = {"IQ4_NL", 32, 18, {{2, 1}, {1, 16}}},
+    [DT_IQ4_XS] = {"IQ4_XS", 256, 136, {{2, 1}, {1, 134}}},
 };
 
 /* Below this many multiply-adds, waking the threads costs more than they save. */
@@ -40,6 +45,36 @@ static float *scratch(size_t floats)
     return buffer;
 }
 
+/* libgomp's threads belong to the thread that called for them, and a fork takes along the caller only: the next call in
+ * the child would wait for them for ever. So a thread that had a team and was forked goes on alone, with the same bits;
+ * threads that the child starts have teams of their own. */
+#ifdef _OPENMP
+static _Thread_local int had_team, alone;
+
+static void forked(void)
+{
+    if (had_team) alone = 1;
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, forked);
+}
+
+static int team(int threads)
+{
+    if (threads == 1 || alone) return 1;
+    had_team = 1;
+    return threads;
+}
+#else
+static int team(int threads)
+{
+    (void)threads;
+    return 1;
+}
+#endif
+
 int pl_openmp(void)
 {
 #ifdef _OPENMP
@@ -51,21 +86,24 @@ int pl_openmp(void)
 
 /* A loop over n pieces of work, cut over threads; small ones stay on the calling thread, uncut. */
 #define SHARE(WORK, SCHEDULE, FIRST, LAST, N, STEP, CALL)                  \
-    if ((WORK) < SERIAL_BELOW || threads == 1) {                           \
-        const int64_t FIRST = 0, LAST = (N);                               \
-        uint64_t saved = fp_enter();                                       \
-        CALL;                                                              \
-        fp_leave(saved);                                                   \
-    } else {                                                               \
-        OMP(parallel num_threads(threads))                                 \
-        {                                                                  \
+    {                                                                      \
+        const int shared_by = (WORK) < SERIAL_BELOW ? 1 : team(threads);   \
+        if (shared_by == 1) {                                              \
+            const int64_t FIRST = 0, LAST = (N);                           \
             uint64_t saved = fp_enter();                                   \
-            OMP(for schedule(SCHEDULE))                                    \
-            for (int64_t FIRST = 0; FIRST < (N); FIRST += (STEP)) {        \
-                const int64_t LAST = FIRST + (STEP) < (N) ? FIRST + (STEP) : (N); \
-                CALL;                                                      \
-            }                                                              \
+            CALL;                                                          \
             fp_leave(saved);                                               \
+        } else {                                                           \
+            OMP(parallel num_threads(shared_by))                           \
+            {                                                              \
+                uint64_t saved = fp_enter();                               \
+                OMP(for schedule(SCHEDULE))                                \
+                for (int64_t FIRST = 0; FIRST < (N); FIRST += (STEP)) {    \
+                    const int64_t LAST = FIRST + (STEP) < (N) ? FIRST + (STEP) : (N); \
+                    CALL;                                                  \
+                }                                                          \
+                fp_leave(saved);                                           \
+            }                                                              \
         }                                                                  \
     }
 
@@ -83,15 +121,15 @@ static int take(int64_t *next, int64_t n, int64_t divisor, int64_t *first, int64
 }
 
 /* Panels [first, last), counted through all blocks of all outs. */
-static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const pl_out *out, const float *x,
-                          int64_t tokens, int64_t first, int64_t last)
+static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const pl_out *out, const pl_input *x,
+                          int64_t first, int64_t last)
 {
     for (;; out++) {
         int64_t row = 0;
         for (int64_t b = 0; b < out->blocks; b++, block++) {
             int64_t panels = panels_of(block), end = last < panels ? last : panels;
             if (first < end) {
-                k->matmul(block, x, tokens, out->p, out->stride, row, first, end);
+                k->matmul(block, &x[pl_form_of(block->dtype)], out->p, out->stride, row, first, end);
                 if (end == last) return;
                 first = end;
             }
@@ -102,23 +140,32 @@ static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const pl_
     }
 }
 
-int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const float *x,
-              int64_t tokens)
+size_t pl_input_nbytes(pl_form form, int64_t tokens, int64_t cols)
 {
-    int64_t blocks = 0, panels = 0, rows = 0, tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
+    (void)form;
+    return tokens > 1 ? (size_t)tokens * (size_t)cols * sizeof(float) : 0;
+}
+
+void pl_make_input(const pl_kernels *k, int threads, pl_form form, const float *x, int64_t tokens, int64_t cols,
+                   void *memory, pl_input *out)
+{
+    int64_t tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
+    *out = (pl_input){.form = form, .tokens = tokens, .cols = cols, .data = tokens > 1 ? memory : x};
+    if (tokens > 1) {
+        SHARE(tokens * cols, static, first, last, tiles, 1, k->pack_tokens(x, tokens, cols, memory, first, last))
+    }
+}
+
+void pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const pl_input *x)
+{
+    int64_t blocks = 0, panels = 0, rows = 0;
+    const int64_t tokens = x[pl_form_of(w->dtype)].tokens;
     for (int i = 0; i < outs; i++) blocks += out[i].blocks;
     for (int64_t b = 0; b < blocks; b++) {
         panels += panels_of(&w[b]);
         rows += w[b].rows;
     }
-    const int64_t work = rows * w->cols * tokens;
-    if (tokens > 1) {
-        float *packed = scratch((size_t)(tokens * w->cols));
-        if (!packed) return -1;
-        SHARE(work, static, first, last, tiles, 1, k->pack_tokens(x, tokens, w->cols, packed, first, last))
-        x = packed;
-    }
-    if (work < SERIAL_BELOW) threads = 1;
+    threads = rows * w->cols * tokens < SERIAL_BELOW ? 1 : team(threads);
     /* One token waits for memory: where a piece ends a core has read ahead in vain, and a quarter of these pieces cost a
      * 1.1B 8% of its rate. Several wait for arithmetic, of which a slow core may do a quarter of a fast one's. */
     const int64_t divisor = (int64_t)threads * (tokens == 1 ? 2 : 8);
@@ -127,10 +174,9 @@ int pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out
     {
         int64_t first, last;
         uint64_t saved = fp_enter();
-        while (take(&next, panels, divisor, &first, &last)) matmul_blocks(k, w, out, x, tokens, first, last);
+        while (take(&next, panels, divisor, &first, &last)) matmul_blocks(k, w, out, x, first, last);
         fp_leave(saved);
     }
-    return 0;
 }
 
 void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
@@ -267,9 +313,9 @@ void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float 
 }
 
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
-                     int64_t tokens)
+                     int64_t writes)
 {
-    SHARE(tokens * a->kv_heads * a->head_dim, static, first, last, tokens, 1,
+    SHARE(writes * a->kv_heads * a->head_dim, static, first, last, writes, 1,
           k->cache_append(a, k_new, v_new, first, last))
 }
 
@@ -313,7 +359,7 @@ int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const flo
 /* Floating-point operations per second of multiply-adds in registers. */
 double pl_spin(const pl_kernels *k, int threads, int64_t rounds)
 {
-    (void)threads; /* without OpenMP */
+    threads = team(threads);
     struct timespec a, b;
     int64_t done = 0;
     float sink = 0.0f;
@@ -332,6 +378,7 @@ double pl_spin(const pl_kernels *k, int threads, int64_t rounds)
 /* Read all of data once, as fast as this machine can; the sum keeps the compiler honest. */
 uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes)
 {
+    threads = team(threads);
     (void)threads; /* without OpenMP */
     typedef uint64_t pair __attribute__((vector_size(16), aligned(8)));
     const int64_t block = 1 << 20;

@@ -276,6 +276,50 @@ static void widen_q6_k(const uint8_t *p, float *tile, int half)
     }
 }
 
+/* Four-bit codes of unevenly spaced levels: ggml's kvalues_iq4nl, each as a byte in two's complement. */
+static const uint8_t iq4_levels[16] = {129, 152, 173, 191, 207, 221, 234, 246, 1, 13, 25, 38, 53, 69, 89, 113};
+
+static void widen_iq4_nl(const uint8_t *p, float *tile)
+{
+    const packed_table levels = load_packed_table(iq4_levels);
+    for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) {
+        vf d[NG];
+        vi q[NG];
+        load16_f16(F16(0), d);
+        for (int i = 0; i < 16; i++) {
+            load16_levels(U8(2 + i), 0, levels, q);
+            put_scaled(tile, i, g, q, 0, d);
+            load16_levels(U8(2 + i), 1, levels, q);
+            put_scaled(tile, i + 16, g, q, 0, d);
+        }
+    }
+}
+
+static void widen_iq4_xs(const uint8_t *p, float *tile, int half)
+{
+    const packed_table levels = load_packed_table(iq4_levels);
+    for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) {
+        vf d[NG], scale[NG];
+        vi b[NG], q[NG], s[NG], h[NG];
+        load16_f16(F16(0), d);
+        load16_u8(U8(2 + half), h);
+        /* sub-block k of this half, 32 columns: 4 low bits of its scale in the nibbles from byte 4 on, 2 high bits here */
+#define RUN(k, NIBBLE)                                                                          \
+    load16_u8(U8(4 + 2 * half + (k) / 2), b);                                                   \
+    NIBBLE(b, s);                                                                               \
+    EACH s[v] = vi_or(s[v], vi_shl(vi_and(vi_shr(h[v], 2 * (k)), vi_set1(3)), 4));              \
+    EACH scale[v] = v_mul(d[v], vi_float(vi_sub(s[v], vi_set1(32))));                           \
+    for (int i = 0; i < 16; i++) {                                                              \
+        load16_levels(U8(8 + 64 * half + 16 * (k) + i), 0, levels, q);                          \
+        put_scaled(tile, 32 * (k) + i, g, q, 0, scale);                                         \
+        load16_levels(U8(8 + 64 * half + 16 * (k) + i), 1, levels, q);                          \
+        put_scaled(tile, 32 * (k) + 16 + i, g, q, 0, scale);                                    \
+    }
+        RUN(0, low4) RUN(1, high4) RUN(2, low4) RUN(3, high4)
+#undef RUN
+    }
+}
+
 static void widen_pairs(pl_dtype dtype, const uint8_t *p, int64_t cols, float *tile)
 {
     const uint32_t *pairs = (const uint32_t *)p;
@@ -305,12 +349,14 @@ static const float *widen_segment(pl_dtype dtype, const uint8_t *p, int half, in
     SMALL(DT_Q5_0, widen_q5_0)
     SMALL(DT_Q5_1, widen_q5_1)
     SMALL(DT_Q8_0, widen_q8_0)
+    SMALL(DT_IQ4_NL, widen_iq4_nl)
 #undef SMALL
     case DT_Q2_K: widen_q2_k(p, tile, half); return tile;
     case DT_Q3_K: widen_q3_k(p, tile, half); return tile;
     case DT_Q4_K: widen_q4_k(p, tile, half); return tile;
     case DT_Q5_K: widen_q5_k(p, tile, half); return tile;
     case DT_Q6_K: widen_q6_k(p, tile, half); return tile;
+    case DT_IQ4_XS: widen_iq4_xs(p, tile, half); return tile;
     case DT_COUNT: break;
     }
     return tile;

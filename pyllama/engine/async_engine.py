@@ -10,16 +10,31 @@
 import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pyllama.engine.engine import Engine, Stats
 from pyllama.engine.request import Request
+from pyllama.engine.turns import Turns
 from pyllama.errors import PyllamaError
-from pyllama.generate import Guide, Step
+from pyllama.generation import AnswerOptions, Step
 from pyllama.sampler import SamplingParams
 
 if TYPE_CHECKING:
     from pyllama.model import Model, Prompt
+
+
+# Bytes of text for each thread of its own: some 0.05 s, 0.5 s, and what a whole context takes.
+TEXT_LANES = (32 << 10, 512 << 10, 1 << 62)
+MAX_TEXTS_WAITING = 256
+
+
+class _Lane:
+    """A thread for texts up to a size."""
+
+    def __init__(self, up_to_nbytes: int):
+        self.up_to_nbytes = up_to_nbytes
+        self.turns = Turns(1, MAX_TEXTS_WAITING, "have their texts read")
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="pyllama-text")
 
 
 class Stream:
@@ -82,7 +97,7 @@ class Stream:
     async def __aenter__(self) -> "Stream":
         return self
 
-    async def __aexit__(self, *exception) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -96,12 +111,22 @@ class AsyncEngine:
     def __init__(self, model: "Model", **options: Any):
         self.engine = Engine(model, **options)
         self.model = model
-        # Templates and tokenizers are bounded, not fast, and not made for two threads.
-        self._text = ThreadPoolExecutor(1, thread_name_prefix="pyllama-text")
+        self._lanes = [_Lane(up_to) for up_to in TEXT_LANES]
 
-    async def in_text_thread(self, function, *arguments) -> Any:
-        """function(*arguments) on the thread where text is handled."""
-        return await asyncio.get_running_loop().run_in_executor(self._text, function, *arguments)
+    async def in_text_thread(self, function, *arguments, nbytes: int = 0, client: str = "") -> Any:
+        """function(*arguments) on a thread for text: one for texts of about this size, so that the short ones never
+        wait for the long ones. In each, clients take turns. Whoever is cancelled while he waits is not served.
+
+        Raises BusyError if too many wait.
+        """
+        lane = next(lane for lane in self._lanes if nbytes <= lane.up_to_nbytes)
+        async with lane.turns.turn(client):
+            work = asyncio.get_running_loop().run_in_executor(lane.thread, function, *arguments)
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait([work])  # a thread cannot be stopped: the turn lasts until it is done
+                raise
 
     async def submit(self, prompt: "Prompt", **options: Any) -> Stream:
         """Queue a prompt: text, token ids or messages, as for Model.generate; and options, as there.
@@ -110,7 +135,8 @@ class AsyncEngine:
         """
         params = SamplingParams.from_options(**options)
         is_chat = isinstance(prompt, (list, tuple)) and bool(prompt) and isinstance(prompt[0], dict)
-        prompt_ids = await self.in_text_thread(self.model.encode_prompt, prompt)
+        nbytes = sum(len(str(message)) for message in prompt) if is_chat else len(prompt)
+        prompt_ids = await self.in_text_thread(self.model.encode_prompt, prompt, nbytes=nbytes)
         return self.submit_ids(prompt_ids, params, continuation=not is_chat)
 
     def submit_ids(
@@ -118,36 +144,24 @@ class AsyncEngine:
         prompt_ids: list[int],
         params: SamplingParams,
         *,
-        continuation: bool = False,
-        fingerprint: bool = False,
-        prompt_logprobs: int | None = None,
-        guide: Guide | None = None,
-        show_special: bool = False,
         client: str = "",
         leader: Stream | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Stream:
         """Queue a prompt of token ids.
 
-        continuation  the text goes on after the prompt's
-        fingerprint   hash the logits of every sampled position
-        prompt_logprobs  report the prompt's log-probabilities too: stream.request.answer.prompt_scores
-        guide         restricts the tokens
-        show_special  show control tokens in the text
-        client        whose request it is: the queue takes turns among clients
-        leader        the stream of a request with the same prompt, which this one need not compute again
+        client   whose request it is: the queue takes turns among clients
+        leader   the stream of a request with the same prompt, which this one need not compute again
+        options  as in Answer: continuation, fingerprint, guide, show_special
         """
         stream = Stream(self.engine)
         stream.request = self.engine.submit(
             prompt_ids,
             params,
             stream.deliver,
-            continuation=continuation,
-            fingerprint=fingerprint,
-            prompt_logprobs=prompt_logprobs,
-            guide=guide,
-            show_special=show_special,
             client=client,
             leader=leader.request if leader else None,
+            **options,
         )
         return stream
 
@@ -160,11 +174,12 @@ class AsyncEngine:
     async def stop(self, timeout_s: float = 0.0) -> None:
         """As Engine.stop, without blocking the loop."""
         await asyncio.to_thread(self.engine.stop, timeout_s)
-        self._text.shutdown(wait=False, cancel_futures=True)
+        for lane in self._lanes:
+            lane.thread.shutdown(wait=False, cancel_futures=True)
 
     async def __aenter__(self) -> "AsyncEngine":
         await self.start()
         return self
 
-    async def __aexit__(self, *exception) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.stop()

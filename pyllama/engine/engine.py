@@ -11,17 +11,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from pyllama.engine.page_store import PageStore, model_digest
+from pyllama.decoder.page_pool import POSITIONS
+from pyllama.engine.page_store import PageStore, pages_name
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Deliver, Request
-from pyllama.engine.scheduler import Scheduler, Segment
+from pyllama.engine.scheduler import Part, Scheduler
 from pyllama.errors import BudgetError, BusyError, PyllamaError, RequestError
-from pyllama.generate import Answer, Guide, Step
-from pyllama.kv_cache import POSITIONS
+from pyllama.generation import Answer, AnswerOptions, Step, compute
 from pyllama.sampler import SamplingParams
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ SHARED_PREFILL = 128
 MAX_RUNNING = 8
 MAX_WAITING = 64
 SESSION_NBYTES = 2 << 30
-# Of logits that a pass computes beyond those that tokens are drawn from. More would be memory that nobody planned for.
-SCORED_NBYTES = 8 << 20
 
 _log = logging.getLogger("pyllama")
 
@@ -113,11 +111,12 @@ class Engine:
         self.max_waiting = max_waiting
         self._decoder = model.decoder
         self._cache = cache = model.decoder.cache
-        cache.max_pages = _max_pages(model, max_running, kv_nbytes)
+        self._max_pages = _max_pages(model, max_running, kv_nbytes)
+        cache.limit(self._max_pages)
         store = None
         if session_dir is not None:
-            digest = model_digest(model.checkpoint, cache.dtype)
-            store = PageStore(session_dir, digest, cache.page_nbytes, session_nbytes)
+            name = pages_name(model.checkpoint, cache.dtype)
+            store = PageStore(session_dir, name, cache.page_nbytes, session_nbytes)
         self._prefix_cache = PrefixCache(cache, store)
         self._scheduler = Scheduler(
             model.decoder.new_sequence,
@@ -125,7 +124,6 @@ class Engine:
             max_running=max_running,
             max_pass_tokens=model.decoder.max_pass_tokens,
             shared_prefill=shared_prefill,
-            max_scored=max(1, SCORED_NBYTES // (4 * model.config.vocab_size)),
         )
         # What other threads leave for the engine's, under the lock.
         self._wake = threading.Condition()
@@ -142,8 +140,6 @@ class Engine:
         self._in_pass: list[Request] = []
         self._progress_at = time.monotonic()
         self._idle = True
-        self._told_of_layers = self._decoder.on_layer
-        self._decoder.on_layer = self._between_layers
 
     # --- for any thread ---
 
@@ -153,15 +149,11 @@ class Engine:
         params: SamplingParams,
         deliver: Deliver,
         *,
-        continuation: bool = False,
-        fingerprint: bool = False,
-        prompt_logprobs: int | None = None,
-        guide: Guide | None = None,
-        show_special: bool = False,
         client: str = "",
         leader: Request | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Request:
-        """Queue a request. `deliver` hears of it on the engine's thread; the rest is as in Answer and Request.
+        """Queue a request. `deliver` hears of it on the engine's thread; the rest is as in Request and Answer.
 
         Raises BusyError if the queue is full or the engine is stopping, and what Answer raises.
         """
@@ -171,11 +163,7 @@ class Engine:
             params,
             vocab_size=self.model.config.vocab_size,
             context_length=self.model.context_length,
-            continuation=continuation,
-            fingerprint=fingerprint,
-            prompt_logprobs=prompt_logprobs,
-            guide=guide,
-            show_special=show_special,
+            **options,
         )
         request = Request(answer, deliver, client, leader)
         with self._wake:
@@ -226,7 +214,7 @@ class Engine:
             pages_used=cache.pages_used,
             pages_kept=self._prefix_cache.pages,
             pages_allocated=cache.nbytes // cache.page_nbytes,
-            max_pages=cache.max_pages,
+            max_pages=self._max_pages,
             page_nbytes=cache.page_nbytes,
         )
 
@@ -288,9 +276,7 @@ class Engine:
             return False
         self._in_pass = [request for request, _ in batch]
         try:
-            rows = [len(ids) if request.answer.wants_scores else 1 for request, ids in batch]
-            segments = [(request.sequence, ids) for request, ids in batch]
-            logits = self._decoder.forward(segments, rows) if sum(rows) > len(rows) else self._decoder.forward(segments)
+            rows = compute(self._decoder, batch, self._between_layers)
         except _Abandoned:
             return True  # all of them are in the list of cancelled ones
         except Exception as error:
@@ -299,18 +285,14 @@ class Engine:
         finally:
             self._in_pass = []
             self._layer = 0
-        stop = 0
-        for count, (request, ids) in zip(rows, batch):
-            stop += count
-            self._hand_out(request, ids, logits[stop - count : stop])
+        for (request, count), found in zip(batch, rows, strict=True):
+            self._hand_out(request, count, found)
         return True
 
     def _between_layers(self, layer: int) -> None:
         """Called by the decoder before each layer: a pass that nobody wants ends here."""
         self._layer = layer + 1
         self._progress_at = time.monotonic()
-        if self._told_of_layers:
-            self._told_of_layers(layer)
         if self._in_pass and all(request.cancelled for request in self._in_pass):
             raise _Abandoned
 
@@ -326,20 +308,18 @@ class Engine:
             for request in list(self._scheduler.waiting):
                 self._end(request, "error", BusyError("the engine is stopping"))
 
-    def _hand_out(self, request: Request, ids: list[int], rows: np.ndarray) -> None:
-        """What the pass means for one of its requests: a token, or one more piece of its prompt."""
+    def _hand_out(self, request: Request, count: int, rows: np.ndarray) -> None:
+        """What the pass means for one of its requests: tokens of its answer, or one more piece of its prompt."""
         request.passes += 1
-        if len(ids) > 1 or request.first_token_s is None:
+        if count > 1 or request.first_token_s is None:
             self._scheduler.computed(request)
-        if request.answer.wants_scores and request.sequence is not None:
-            request.answer.score(request.sequence.length - len(ids), rows)
-        if request.cancelled or request.remaining:
-            return  # the former: the next _take_in() ends it
-        if request.first_token_s is None:
+        if request.cancelled:
+            return  # the next _take_in() ends it
+        if request.first_token_s is None and not request.remaining:
             self._prompt_tokens += len(request.answer.prompt_ids)
             self._cached_tokens += request.cached_tokens
         try:
-            step = request.answer.push(rows[-1])
+            steps = request.accept(rows)
         except PyllamaError as error:
             self._end(request, "error", error)
             return
@@ -347,13 +327,14 @@ class Engine:
             _log.exception("engine: a token could not be chosen")
             self._end(request, "error", PyllamaError("internal error"))
             return
-        if request.first_token_s is None:
+        if request.first_token_s is None and steps:
             request.first_token_s = request.elapsed_s()
-        self._completion_tokens += 1
-        if step.finish_reason:
-            self._end(request, step.finish_reason, step)
-        else:
-            self._deliver(request, step)
+        for step in steps:
+            self._completion_tokens += 1
+            if step.finish_reason:
+                self._end(request, step.finish_reason, step)
+            else:
+                self._deliver(request, step)
 
     def _end(self, request: Request, how: str, last: Step | PyllamaError | None = None) -> None:
         self._scheduler.remove(request, keep=how != "error")
@@ -375,7 +356,7 @@ class Engine:
         except Exception:  # whoever listened is gone; the others must not suffer
             _log.exception("engine: a step could not be delivered")
 
-    def _fail(self, batch: list[Segment], error: Exception) -> None:
+    def _fail(self, batch: list[Part], error: Exception) -> None:
         """A pass failed: the requests in it are lost, and so are their positions."""
         if isinstance(error, PyllamaError):
             _log.error("engine: a pass failed: %s", error)
@@ -395,7 +376,8 @@ def _to_nobody(event: Step | PyllamaError) -> None:
 
 
 def _max_pages(model: "Model", max_running: int, kv_nbytes: int | None) -> int:
-    page_nbytes, context = model.decoder.cache.page_nbytes, -(-model.context_length // POSITIONS)
+    page_nbytes: int = model.decoder.cache.page_nbytes
+    context = -(-model.context_length // POSITIONS)
     least = context + 1  # one more while a shared page is copied
     if kv_nbytes is None:
         planned = model.plan.cache if model.plan else max_running * context * page_nbytes

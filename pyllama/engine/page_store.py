@@ -1,36 +1,45 @@
 """Pages of the KV cache as files in a directory, so that a restart does not cost what is known.
 
     <directory>/<model>/<text>.page        names are digests
-    b"pyllama page 1\n"  sha256 of all that follows  path length (uint32)  path  page
+    b"pyllama page 2\n"  sha256  path length (uint32)  path  page
 
-The path is the tokens of the text up to and in this page, 32 to a page, as int32; all numbers little-endian. A file
-is written under another name, synced and renamed, so it is whole or not there; the checksum catches what a disk does
-to it later. Files of other models in the directory are left alone until their room is needed. What is written can be
-read back by whoever can read the directory: conversations, in effect. So it belongs to the user alone.
+The path is the tokens of the text up to and in this page, 32 to a page, as int32; all numbers little-endian. The
+checksum is of the model's name, the path and the page: it catches what a disk does to a file, and a file in the wrong
+folder. A file is written under another name, synced and renamed, so it is whole or not there. Files of other models in
+the directory are left alone until their room is needed.
+
+What is written can be read back by whoever can read the directory: conversations, in effect. And whoever can write to
+it could have this process write elsewhere, or answer from what it never computed. So the directory must be the user's
+own, with mode 700; everything in it is reached through open directories and never through a link, and only plain files
+of the user count (private_folder.py).
 """
 
 import hashlib
 import logging
 import os
+import re
+import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyllama.decoder.page_pool import POSITIONS
+from pyllama.engine.private_folder import PrivateFolder
 from pyllama.errors import RequestError, reason_of
-from pyllama.kv_cache import POSITIONS
 from pyllama.version import __version__
 
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
 
-_MAGIC = b"pyllama page 1\n"
+_MAGIC = b"pyllama page 2\n"
 _HEADER = struct.Struct("<15s32sI")
 _PAGE_KEY = 4 * POSITIONS
 _SUFFIX = ".page"
+_MODEL = re.compile("[0-9a-f]+")
+_MAX_PATH = 1 << 26  # bytes of tokens: of more, no context is made
 
 _log = logging.getLogger("pyllama")
 
@@ -49,58 +58,79 @@ def model_digest(checkpoint: "Checkpoint", kv_dtype: str) -> str:
     return digest.hexdigest()[:32]
 
 
+def pages_name(checkpoint: "Checkpoint", kv_dtype: str) -> str:
+    """The name of the folder for a model's pages.
+
+    A model that differs in a few rows alone, as after an edit, has the same model_digest: so the files count as well,
+    by their names, sizes and times of change. Copied without its times, a model begins anew.
+    """
+    digest = hashlib.sha256(model_digest(checkpoint, kv_dtype).encode())
+    for file in sorted(checkpoint.files):
+        status = os.stat(file)
+        digest.update(f"\n{file.name} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A page on disk. path: the keys of its text's pages, its own last."""
+    """A page on disk. name: of its file; path: the keys of its text's pages, its own last."""
 
-    file: Path
+    name: str
     path: tuple[bytes, ...]
 
 
 class PageStore:
     """The files of one model's pages, and how much room they may take.
 
-    directory   where, made if need be (not its parents); RequestError if that cannot be
-    model       digest of the model (model_digest)
+    directory   where, made if need be (not its parents); RequestError if that cannot be, or is not the user's alone
+    model       pages_name() of the model
     max_nbytes  for the files of all models together
     """
 
     def __init__(self, directory: str | os.PathLike[str], model: str, page_nbytes: int, max_nbytes: int):
-        self._root = Path(directory)
-        self._directory = self._root / model
+        self._model = model
         self._page_nbytes = page_nbytes
         self._max_nbytes = max_nbytes
         self._failed = False
         try:
-            for folder in (self._root, self._directory):
-                folder.mkdir(mode=0o700, exist_ok=True)
-            for left in self._directory.glob(".*.tmp"):  # by a process that was killed
-                left.unlink()
-            self._others = sorted(
-                (file for file in self._root.glob("*/*" + _SUFFIX) if file.parent != self._directory),
-                key=lambda file: file.stat().st_mtime,
-            )
-            self._nbytes = sum(file.stat().st_size for file in self._root.glob("*/*" + _SUFFIX))
+            root = PrivateFolder.at(directory)
+            self._folder = root.folder(model)
+            for name in self._folder.names(".tmp"):  # by a process that was killed
+                self._folder.remove(name)
+            others: list[tuple[float, PrivateFolder, str]] = []
+            self._nbytes = sum(size for _, size, _ in self._folder.files(_SUFFIX))
+            for other in root.folders():
+                if other != model and _MODEL.fullmatch(other):  # what else lies there is not ours to touch
+                    folder = root.folder(other)
+                    for time, size, name in folder.files(_SUFFIX):
+                        others.append((time, folder, name))
+                        self._nbytes += size
+            self._others = [(folder, name) for _, folder, name in sorted(others, key=lambda one: one[0])]
         except OSError as error:
-            raise RequestError(f"session directory {directory}: {reason_of(error)}") from None
+            raise RequestError(f"session directory {os.fspath(directory)}: {reason_of(error)}") from None
 
     def scan(self) -> Iterator[Stored]:
         """All files whose first bytes make sense, least recently used first."""
-        for file in sorted(self._directory.glob("*" + _SUFFIX), key=lambda file: (file.stat().st_mtime_ns, file.name)):
+        for name in self._folder.names(_SUFFIX):
+            if not self._folder.is_file(name):
+                self._ignore(name, ValueError("not a file of this user's own"))
+        for _, _, name in sorted(self._folder.files(_SUFFIX)):
             try:
-                with file.open("rb") as handle:
-                    path, _ = self._read_header(handle, file.stat().st_size)
+                with self._folder.read(name) as handle:
+                    path, _ = self._read_header(handle, os.fstat(handle.fileno()).st_size)
             except (OSError, ValueError) as error:
-                self._ignore(file, error)
+                self._ignore(name, error)
             else:
-                yield Stored(file, path)
+                yield Stored(name, path)
 
     def _read_header(self, handle, size: int) -> tuple[tuple[bytes, ...], bytes]:
         """(path, checksum). Raises ValueError."""
         magic, checksum, path_nbytes = _HEADER.unpack(handle.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
         if magic != _MAGIC:
             raise ValueError("not a page file")
-        if not path_nbytes or path_nbytes % 4 or size != _HEADER.size + path_nbytes + self._page_nbytes:
+        if not path_nbytes or path_nbytes % 4 or path_nbytes > _MAX_PATH:
+            raise ValueError(f"a path of {path_nbytes} bytes")
+        if size != _HEADER.size + path_nbytes + self._page_nbytes:
             raise ValueError(f"{size} bytes, expected {_HEADER.size + path_nbytes + self._page_nbytes}")
         path = handle.read(path_nbytes)
         return tuple(path[i : i + _PAGE_KEY] for i in range(0, path_nbytes, _PAGE_KEY)), checksum
@@ -108,13 +138,13 @@ class PageStore:
     def load(self, stored: Stored, out: np.ndarray) -> bool:
         """Read a page; False, with a warning, for a damaged or missing file."""
         try:
-            with stored.file.open("rb") as handle:
+            with self._folder.read(stored.name) as handle:
                 path, checksum = self._read_header(handle, os.fstat(handle.fileno()).st_size)
                 read = handle.readinto(out.data)
-            if read != self._page_nbytes or path != stored.path or checksum != _checksum(path, out):
+            if read != self._page_nbytes or path != stored.path or checksum != self._checksum(path, out):
                 raise ValueError("checksum does not match")
         except (OSError, ValueError) as error:
-            self._ignore(stored.file, error)
+            self._ignore(stored.name, error)
             return False
         return True
 
@@ -122,28 +152,29 @@ class PageStore:
         """Whether one more page may be written; other models' oldest files make room first."""
         needed = self._page_nbytes + (1 << 16)
         while self._nbytes + needed > self._max_nbytes and self._others:
-            self._remove(self._others.pop(0))
+            folder, name = self._others.pop(0)
+            self._nbytes -= folder.remove(name)
         return self._nbytes + needed <= self._max_nbytes
 
     def save(self, path: list[bytes], page: np.ndarray) -> Stored | None:
         """Write a page; None, with a warning once, if the disk will not have it."""
         if self._failed:
             return None
-        stored = Stored(self._directory / (hashlib.sha256(b"".join(path)).hexdigest()[:32] + _SUFFIX), tuple(path))
-        temporary = stored.file.with_name(f".{stored.file.name}.tmp")
+        stored = Stored(hashlib.sha256(b"".join(path)).hexdigest()[:32] + _SUFFIX, tuple(path))
+        temporary = f".{secrets.token_hex(16)}.tmp"
         try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as handle:
-                handle.write(_HEADER.pack(_MAGIC, _checksum(stored.path, page), len(b"".join(path))))
+            with self._folder.create(temporary) as handle:
+                handle.write(_HEADER.pack(_MAGIC, self._checksum(stored.path, page), len(b"".join(path))))
                 handle.write(b"".join(path))
                 handle.write(page.data)
                 handle.flush()
                 os.fsync(handle.fileno())
                 nbytes = handle.tell()
-            os.replace(temporary, stored.file)
+            self._folder.rename(temporary, stored.name)
         except OSError as error:
             _log.warning("session directory: %s; nothing more is saved", reason_of(error))
             self._failed = True
-            temporary.unlink(missing_ok=True)
+            self._folder.remove(temporary)
             return None
         self._nbytes += nbytes
         return stored
@@ -151,28 +182,17 @@ class PageStore:
     def touch(self, used: list[Stored]) -> None:
         """Leave for the next start in which order the files were used, least recently first."""
         for stored in used:
-            try:
-                os.utime(stored.file)
-            except OSError:
-                pass
+            self._folder.touch(stored.name)
 
     def delete(self, stored: Stored) -> None:
-        self._remove(stored.file)
+        self._nbytes -= self._folder.remove(stored.name)
 
-    def _ignore(self, file: Path, error: Exception) -> None:
-        _log.warning("saved page %s: %s; ignored and removed", file.name, str(error).lower())
-        self._remove(file)
+    def _ignore(self, name: str, error: Exception) -> None:
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        _log.warning("saved page %r: %s; ignored and removed", name[:80], reason)
+        self._nbytes -= self._folder.remove(name)
 
-    def _remove(self, file: Path) -> None:
-        try:
-            nbytes = file.stat().st_size
-            file.unlink()
-            self._nbytes -= nbytes
-        except OSError:
-            pass
-
-
-def _checksum(path: tuple[bytes, ...], page: np.ndarray) -> bytes:
-    digest = hashlib.sha256(b"".join(path))
-    digest.update(page.data)
-    return digest.digest()
+    def _checksum(self, path: tuple[bytes, ...], page: np.ndarray) -> bytes:
+        digest = hashlib.sha256(f"{self._model} {len(path)} ".encode() + b"".join(path))
+        digest.update(page.data)
+        return digest.digest()

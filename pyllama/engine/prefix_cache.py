@@ -6,13 +6,15 @@ token. Least recently used pages go first, from the ends of texts. Pages may als
 are read when a text needs them. Knows token ids and pages, not what they mean.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 
 import numpy as np
 
+from pyllama.decoder.kv_cache import KVCache, Sequence
+from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.page_store import PageStore, Stored
-from pyllama.kv_cache import POSITIONS, KVCache, Page, Sequence
 
 _ID_NBYTES = 4
 
@@ -31,7 +33,7 @@ def _common(a: bytes, b: bytes) -> int:
 class _Node:
     """A page of a text.
 
-    page    in memory, or None
+    page    its number in the KV cache, or None
     stored  on disk, or None
     """
 
@@ -41,7 +43,7 @@ class _Node:
         self.key = key
         self.parent = parent
         self.children: dict[bytes, _Node] = {}
-        self.page: Page | None = None
+        self.page: int | None = None
         self.stored: Stored | None = None
         self.last_used = last_used
 
@@ -68,7 +70,6 @@ class PrefixCache:
 
     cache  where pages come from and go back to
     store  keeps them over restarts, or None
-    pages  pages in memory
     """
 
     def __init__(self, cache: KVCache, store: PageStore | None = None):
@@ -76,36 +77,54 @@ class PrefixCache:
         self._store = store
         self._root = _Node(b"", None, 0)
         self._clock = 0
-        self.pages = 0
+        # Nodes with a page, least recently used first, and of those used at the same time the end of the text first:
+        # so nothing stands before what goes on from it.
+        self._kept: OrderedDict[_Node, None] = OrderedDict()
         if store:
             for stored in store.scan():  # least recently used first
                 self._add_stored(stored)
 
+    @property
+    def pages(self) -> int:
+        """Pages in memory."""
+        return len(self._kept)
+
     def evictable(self) -> int:
         """Pages that evict() could free one after the other."""
-        return sum(node.page is not None and node.page.holders == 1 for node in self._root)
+        return sum(self._held_here_alone(node) for node in self._kept)
+
+    def _held_here_alone(self, node: _Node) -> bool:
+        return node.page is not None and self._cache.holders(node.page) == 1
 
     def begin(self, sequence: Sequence, ids: Tokens[int]) -> int:
         """Let an empty sequence hold the positions known for the beginning of ids; their number."""
         self._clock += 1
         node, length = self._root, 0
-        pages: list[Page] = []
+        path: list[_Node] = []
+        pages: list[int] = []
         while length < len(ids):
             key = _key(ids[length : length + POSITIONS])
             node, common = self._best_child(node, key)
             page = self._load(node) if common else None
             if page is None:
                 break
-            node.last_used = self._clock
-            page.holders += 1  # loading the next one may evict
+            self._cache.hold(page)  # loading the next one may evict
             pages.append(page)
+            path.append(node)
             length += common
             if common < POSITIONS:
                 break
         sequence.adopt(pages, length)
         for page in pages:
             self._cache.give_back(page)
+        self._use(path)
         return length
+
+    def _use(self, path: list[_Node]) -> None:
+        """The nodes of a text, from its beginning, were used just now."""
+        for node in reversed(path):
+            node.last_used = self._clock
+            self._kept.move_to_end(node)
 
     def _best_child(self, node: _Node, key: bytes) -> tuple[_Node, int]:
         child = node.children.get(key)
@@ -118,7 +137,7 @@ class PrefixCache:
                 best, most = child, common
         return best, most
 
-    def _load(self, node: _Node) -> Page | None:
+    def _load(self, node: _Node) -> int | None:
         """The node's page, from disk if need be; None if there is no room, or the file is damaged: then it is gone."""
         if node.page is not None:
             return node.page
@@ -128,7 +147,7 @@ class PrefixCache:
         if not self.has_room() and not self.evict():
             return None
         page = self._cache.take()
-        if self._store is None or not self._store.load(node.stored, page.memory):
+        if self._store is None or not self._store.load(node.stored, self._cache.memory(page)):
             self._cache.give_back(page)
             self._drop(node)
             return None
@@ -136,54 +155,52 @@ class PrefixCache:
         self._cache.give_back(page)  # taking it made us a holder once already
         return page
 
-    def _hold(self, node: _Node, page: Page) -> None:
+    def _hold(self, node: _Node, page: int) -> None:
         node.page = page
-        page.holders += 1
-        self.pages += 1
+        self._cache.hold(page)
+        self._kept[node] = None
 
     def _let_go(self, node: _Node) -> None:
         page, node.page = node.page, None
         if page is not None:
             self._cache.give_back(page)
-            self.pages -= 1
+            del self._kept[node]
 
     def has_room(self, pages: int = 1) -> bool:
         """Whether the KV cache can hand out this many pages without evicting any."""
         limit = self._cache.max_pages
         return limit is None or self._cache.pages_used + pages <= limit
 
-    def insert(self, ids: Tokens[int], pages: Tokens[Page]) -> None:
+    def insert(self, ids: Tokens[int], pages: Tokens[int]) -> None:
         """Keep the pages of a text: page i holds tokens ids[32 * i : 32 * i + 32]."""
         self._clock += 1
-        node = self._root
+        node, path = self._root, []
         for index in range(-(-len(ids) // POSITIONS)):
             key = _key(ids[POSITIONS * index : POSITIONS * (index + 1)])
             child = node.children.get(key)
             if child is None:
                 if len(key) < POSITIONS * _ID_NBYTES and any(k.startswith(key) for k in node.children):
-                    return  # the end of this text is the middle of another
+                    break  # the end of this text is the middle of another
                 for old in [c for c in node.children.values() if key.startswith(c.key)]:
                     self._drop(old)  # the end of a text that now goes on
                 child = node.children[key] = _Node(key, node, self._clock)
             if child.page is None:
                 self._hold(child, pages[index])
-            child.last_used = self._clock
+            path.append(child)
             node = child
+        self._use(path)
 
     def evict(self) -> bool:
         """Free the page that was used longest ago; False if there is none to free."""
-        oldest = None
-        for node in self._root:
-            if node.page is None or node.page.holders > 1 or any(c.page is not None for c in node.children.values()):
-                continue
-            if oldest is None or node.last_used < oldest.last_used:
-                oldest = node
-        if oldest is None:
-            return False
-        self._let_go(oldest)
-        if oldest.stored is None:
-            self._drop(oldest)
-        return True
+        for _ in range(len(self._kept)):
+            node = next(iter(self._kept))
+            if self._held_here_alone(node):
+                self._let_go(node)
+                if node.stored is None:
+                    self._drop(node)
+                return True
+            self._kept.move_to_end(node)  # a text that is being written is used now
+        return False
 
     def _drop(self, node: _Node) -> None:
         """Forget a node and all below it, in memory and on disk."""
@@ -217,14 +234,16 @@ class PrefixCache:
         """
         if self._store is None:
             return False
-        unsaved = [(node, node.page) for node in self._root if node.page is not None and node.stored is None]
+        unsaved = [node for node in self._root if node.page is not None and node.stored is None]
         if not unsaved:
             return False
-        newest, page = max(unsaved, key=lambda one: one[0].last_used)  # of equals the first: nearest to the beginning
+        newest = max(unsaved, key=lambda node: node.last_used)  # of equals the first: nearest to the beginning
+        page = newest.page
+        assert page is not None
         while not self._store.has_room():
             if not self._forget_file(newest.last_used):
                 return False
-        newest.stored = self._store.save(newest.path(), page.memory)
+        newest.stored = self._store.save(newest.path(), self._cache.memory(page))
         return newest.stored is not None
 
     def _forget_file(self, before: int) -> bool:

@@ -5,24 +5,21 @@ from collections.abc import Callable
 from itertools import count
 
 from pyllama.errors import PyllamaError
-from pyllama.generate import Answer, Step
-from pyllama.kv_cache import Sequence
+from pyllama.generation import Answer, Step, Task
 
 _numbers = count()
 
 Deliver = Callable[[Step | PyllamaError], None]
 
 
-class Request:
-    """What the scheduler moves around.
+class Request(Task):
+    """What the scheduler moves around: a task, and who waits for it.
 
     number         order of arrival
-    answer         prompt, tokens and text so far
     deliver        called on the engine's thread with every Step, or with the error that ended the request; after
                    a Step with finish_reason, an error or cancel() it is not called again
     client         whose request it is: the queue takes turns among clients
     leader         a request with the same prompt; this one waits until the leader's prompt is computed
-    sequence       the positions in the KV cache; None while it waits
     cached_tokens  prompt tokens that were in the cache already
     passes         passes it took part in
     preemptions    times it had to give its pages up and was computed again
@@ -30,12 +27,11 @@ class Request:
     """
 
     def __init__(self, answer: Answer, deliver: Deliver, client: str = "", leader: "Request | None" = None):
+        super().__init__(answer)
         self.number = next(_numbers)
-        self.answer = answer
         self.deliver = deliver
         self.client = client
         self.leader = leader
-        self.sequence: Sequence | None = None
         self.cached_tokens = 0
         self.passes = 0
         self.preemptions = 0
@@ -45,11 +41,6 @@ class Request:
         self.queue_s: float | None = None
         self.first_token_s: float | None = None
         self.total_s: float | None = None
-
-    @property
-    def remaining(self) -> int:
-        """Tokens that are known and not in the KV cache: 1 while it writes its answer."""
-        return self.answer.length - (self.sequence.length if self.sequence else 0)
 
     @property
     def may_start(self) -> bool:

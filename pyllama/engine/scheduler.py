@@ -1,20 +1,22 @@
 """Which tokens of which requests share the next pass.
 
-Requests join and leave between passes. Every running answer gets its next token, and what the pass has left goes to
-prompts, in equal shares. Pages of the KV cache are taken as texts grow: nothing is set aside for tokens that may never
-be written. If there are none left, kept texts go first (least recently used), then the youngest request gives its
-pages up, waits at the head of the queue and is computed again: one pass for all it had, and the same bits. The oldest
-can always finish, since the cache holds at least one whole context. Decides, and computes nothing.
+Requests join and leave between passes; share_out (generation/task.py) says how many tokens of each the next one takes.
+Pages of the KV cache are taken as texts grow: nothing is set aside for tokens that may never be written. If there are
+none left, kept texts go first (least recently used), then the youngest request gives its pages up, waits at the head
+of the queue and is computed again: one pass for all it had, and the same bits. The oldest can always finish, since the
+cache holds at least one whole context. Decides, and computes nothing.
 """
 
 from collections import Counter
 from collections.abc import Callable
 
+from pyllama.decoder.kv_cache import Sequence
+from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Request
-from pyllama.kv_cache import POSITIONS, Sequence
+from pyllama.generation import share_out
 
-Segment = tuple[Request, list[int]]
+Part = tuple[Request, int]
 
 
 class Scheduler:
@@ -25,7 +27,6 @@ class Scheduler:
     max_running      requests that share passes
     max_pass_tokens  tokens of a pass
     shared_prefill   prompt tokens of a pass in which others write: bounds how long they wait for their next token
-    max_scored       tokens of a pass whose logits are wanted for themselves: bounds the memory they take
     """
 
     def __init__(
@@ -36,14 +37,12 @@ class Scheduler:
         max_running: int,
         max_pass_tokens: int,
         shared_prefill: int,
-        max_scored: int,
     ):
         self._new_sequence = new_sequence
         self._prefix_cache = prefix_cache
         self._max_running = min(max_running, max_pass_tokens)
         self._max_pass_tokens = max_pass_tokens
         self._shared_prefill = shared_prefill
-        self._max_scored = max_scored
         self.waiting: list[Request] = []
         self.running: list[Request] = []  # oldest first
         self.preemptions = 0
@@ -53,19 +52,18 @@ class Scheduler:
         queue = sorted(self.waiting, key=self._turn(Counter(r.client for r in self.running)))
         return queue.index(request) + 1 if request in queue else len(queue) + 1
 
-    def schedule(self) -> list[Segment]:
-        """The segments of the next pass, with pages reserved for them; none if nothing is to be done."""
+    def schedule(self) -> list[Part]:
+        """Requests of the next pass and how many tokens of each, with pages reserved; none if nothing is to be done."""
         self._admit()
-        wanted = self._shares()
-        batch: list[Segment] = []
-        for request in list(self.running):
-            count, sequence = wanted.get(request, 0), request.sequence
-            if not count or sequence is None:  # the latter: preempted for an older one just now
+        batch: list[Part] = []
+        for request, count in share_out(self.running, self._max_pass_tokens, self._shared_prefill):
+            sequence = request.sequence
+            if sequence is None:  # preempted for an older one just now
                 continue
             if not self._make_room(request, sequence, sequence.length + count):
                 continue
             sequence.reserve(sequence.length + count)
-            batch.append((request, request.answer.tokens(sequence.length, sequence.length + count)))
+            batch.append((request, count))
         return batch
 
     def computed(self, request: Request) -> None:
@@ -105,7 +103,7 @@ class Scheduler:
                 return
 
     @staticmethod
-    def _turn(running: Counter) -> Callable[[Request], tuple]:
+    def _turn(running: Counter[str]) -> Callable[[Request], tuple[bool, int, int]]:
         """Sort key: who was preempted, then whose client has the fewest running, then who came first."""
         return lambda request: (not request.preemptions, running[request.client], request.number)
 
@@ -113,7 +111,7 @@ class Scheduler:
         """Move it from the queue to the running ones, if the cache has room for what is known of it."""
         answer = request.answer
         sequence = self._new_sequence()
-        # Tokens whose logits are needed are computed again even if the cache has them: the last one, at least.
+        # The last token's logits are needed, so it is computed again even if the cache has it.
         known = self._prefix_cache.begin(sequence, answer.tokens(0, answer.reusable))
         needed = sequence.pages_needed(answer.length)
         # One page each, so that nobody is preempted by the very next pass.
@@ -128,25 +126,6 @@ class Scheduler:
         self.waiting.remove(request)
         self.running.append(request)
         return True
-
-    # --- how much of each ---
-
-    def _shares(self) -> dict[Request, int]:
-        """Tokens of each running request in the next pass."""
-        wanted = {request: 1 for request in self.running if request.remaining == 1}
-        left = self._max_pass_tokens - len(wanted)
-        if wanted:
-            left = min(left, self._shared_prefill)
-        prompts = sorted((r for r in self.running if r.remaining > 1), key=lambda request: request.remaining)
-        for index, request in enumerate(prompts):  # shortest first: what it does not need is the others'
-            wanted[request] = min(request.remaining, max(1, left // (len(prompts) - index))) if left > 0 else 0
-            left -= wanted[request]
-        scored = self._max_scored
-        for request in prompts:
-            if request.answer.wants_scores:
-                wanted[request] = min(wanted[request], scored)
-                scored -= wanted[request]
-        return wanted
 
     # --- pages ---
 

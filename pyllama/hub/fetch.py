@@ -16,9 +16,9 @@ from pyllama.errors import HubError, reason_of
 from pyllama.hub.cache import Repository
 from pyllama.hub.choose import INDEX, settings_files, weight_files
 from pyllama.hub.download import AccessDeniedError, Source, download
-from pyllama.hub.find import INDEX_LIMIT, NotInCacheError, find, read_shards
+from pyllama.hub.find import INDEX_LIMIT, NotInCacheError, find, named, read_shards
 from pyllama.hub.listing import HubFile, Listing, access_error, check, list_files, url_of
-from pyllama.hub.names import DEMO, parse_name
+from pyllama.hub.names import DEMO
 from pyllama.progress import Progress, format_nbytes
 
 
@@ -31,7 +31,7 @@ def pull(
         from pyllama.hub.demo import pull_demo
 
         return pull_demo(progress)
-    model = parse_name(name)
+    model = named(name)
     progress.label = str(model)
     listing = list_files(model, progress.note)
     progress.note("")

@@ -27,10 +27,12 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     Raises HubError: for a model that is not in the cache (NotInCacheError) it
     says which command fetches it. Costs a few file system calls.
     """
+    text = os.fspath(name)
+    if not text:
+        raise HubError(f"an empty text for a model, expected a path or a name (org/name, or {DEMO})")
     path = Path(name)
     if path.exists():
         return path
-    text = os.fspath(name)
     if text == DEMO:
         return _demo(demo_path())
     if (
@@ -39,14 +41,34 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         and "@" not in text
         or text.endswith(".gguf")
     ):
-        raise HubError(f"{text}: no such file or folder")
+        raise HubError(f"{text}: no such file or folder{_meant(text)}")
     try:
         model = parse_name(text)
     except HubError as error:
         raise HubError(
-            f"{text}: no such file or folder, and no model's name (org/name, or {DEMO})"
+            f"{text}: no such file or folder, and no model's name (org/name, or {DEMO}){_meant(text)}"
         ) from error
-    return find(model)
+    try:
+        return find(model)
+    except NotInCacheError as error:
+        # A path that is not there looks like a name too, and so does a name in another case.
+        hint = _meant(text)
+        raise NotInCacheError(f"{error}{hint}") if hint else error from None
+
+
+def named(text: str) -> ModelName:
+    """parse_name(), where the message also says what may have been meant."""
+    try:
+        return parse_name(text)
+    except HubError as error:
+        there = "; it is a path here, and needs no pull" if os.path.exists(text) else _meant(text)
+        raise HubError(f"{error}{there}") from None
+
+
+def _meant(text: str) -> str:
+    from pyllama.hub.meant import meant
+
+    return meant(text)
 
 
 def demo_path() -> Path:
@@ -101,12 +123,14 @@ def _original(snapshot: Path) -> Path | None:
 
 
 def _gguf(model: ModelName, snapshot: Path) -> Path:
-    files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf") if path.exists()]
+    there = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf") if path.exists()]
+    files = there
     if model.quantization:
         files = [file for file in files if has_quantization(file, model.quantization)]
     groups = split_groups(file for file in files if "mmproj" not in file)
     if not groups:
-        raise NotInCacheError(f"{model}: its weights are not in the cache ({snapshot}): pyllama pull {model}")
+        others = f" (there are {', '.join(sorted(there)[:4])})" if there else ""
+        raise NotInCacheError(f"{model}: its weights are not in the cache ({snapshot}){others}: pyllama pull {model}")
     if len(groups) > 1:
         raise HubError(
             f"{model}: several GGUF files in the cache, give the path of one: "

@@ -15,7 +15,8 @@ import numpy as np
 from pyllama.checkpoint import Tensor, open_checkpoint
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.index import StoredBlock
-from pyllama.checkpoint.packed import Carried, Shard, read_shard, shard_name, unpack
+from pyllama.checkpoint.packed import Carried, Shard, read_shard, shard_name
+from pyllama.checkpoint.packed_rows import unpack
 from pyllama.errors import CheckpointError, PackError, RequestError
 from pyllama.hub import resolve
 from pyllama.packing.carry import small_files

@@ -12,27 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from pyllama import hub
+from pyllama.architecture.config import Config
+from pyllama.architecture.tensors import EMBEDDING, HEAD, tensor_shapes
 from pyllama.checkpoint import Tensor, open_checkpoint
 from pyllama.checkpoint.dtypes import PLAIN
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.huggingface import INDEX, read_config, read_weight_map
-from pyllama.checkpoint.index import expected_shapes, is_ignored
+from pyllama.checkpoint.index import is_ignored
 from pyllama.checkpoint.packed import Carried, Shard, shard_name
 from pyllama.checkpoint.safetensors import read_safetensors
-from pyllama.config import Config, shown
-from pyllama.errors import CheckpointError, PackError, UnsupportedError
+from pyllama.checkpoint.wrapped_names import plain_names
+from pyllama.errors import CheckpointError, PackError, UnsupportedError, shown
 from pyllama.hub.cache import Repository
-from pyllama.hub.find import NotInCacheError
+from pyllama.hub.find import NotInCacheError, named
 from pyllama.hub.names import DEMO, ModelName, parse_name
 from pyllama.packing.carry import folder_files
 from pyllama.packing.pack import delete, describe, header_of, pack, write_checked
 from pyllama.packing.rows import SourceFiles, state_of
-from pyllama.packing.shard import EMBEDDING, compact
+from pyllama.packing.shard import compact
 from pyllama.packing.verify import check_blocks, index_bytes
 from pyllama.packing.workplace import JOURNAL, Workplace, disk_errors
 from pyllama.progress import Progress, format_nbytes
 
-HEAD = "lm_head.weight"
 PASSES = 3  # over the bytes of a file: fetched, packed, compared
 SHARE = 0.76  # of bfloat16 bytes, packed
 
@@ -55,7 +56,7 @@ def pull_packed(
     begun = _packing_of(name, Workplace(destination))
     if begun:
         return pack(begun["asked"], destination, replace=begun["replace"], progress=progress)
-    if name != DEMO and not patterns and not parse_name(name).quantization:
+    if name != DEMO and not patterns and not named(name).quantization:
         path = _by_file(parse_name(name), destination, progress)
         if path:
             return path
@@ -139,7 +140,7 @@ class _Job:
 
     def __init__(self, fetcher: Any, work: Workplace, config: Config, weight_map: dict[str, str]):
         self.fetcher, self.work, self.config, self.weight_map = fetcher, work, config, weight_map
-        self.expected = expected_shapes(config)
+        self.expected = tensor_shapes(config)
         order = [weight_map.get(name) or weight_map[HEAD] for name in self.expected]
         self.files = list(dict.fromkeys(order))
         self.kept: list[str] = []
@@ -155,7 +156,9 @@ class _Job:
         tied = config.tie_word_embeddings
         if len(set(weight_map.values())) < 2 or (tied and HEAD in weight_map and EMBEDDING in weight_map):
             return None  # a head beside its copy is compared with it when both are here
-        expected = expected_shapes(config)
+        if plain_names(weight_map):
+            return None  # names are put right when all of them are known
+        expected = tensor_shapes(config)
         for name in weight_map:
             if name not in expected and not is_ignored(name, config):
                 raise UnsupportedError(f"{shown(name)}: not a tensor of a {config.model_type} model ({INDEX})")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyllama import _kernels
+from pyllama.architecture.tensors import EMBEDDING
 from pyllama.checkpoint import Tensor
 from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, PAGE, VERSION, header_crc32, padded
 from pyllama.packing.ahead import read_ahead
@@ -28,7 +29,6 @@ from pyllama.streaming.pinned import PACKED_WORTH
 
 BLOCK_NBYTES = 4 << 20  # a block with its padding fits the slot of a ring, where 32 rows do
 BUFFERS = 4
-EMBEDDING = "model.embed_tokens.weight"
 
 
 class Entry(NamedTuple):

@@ -17,8 +17,9 @@ import numpy as np
 from pyllama.checkpoint import Tensor, open_checkpoint
 from pyllama.checkpoint.dtypes import PLAIN
 from pyllama.checkpoint.index import StoredBlock
-from pyllama.checkpoint.packed import damaged, shard_name
-from pyllama.checkpoint.packed import unpack as unpack_block
+from pyllama.checkpoint.packed import shard_name
+from pyllama.checkpoint.packed_rows import damaged
+from pyllama.checkpoint.packed_rows import unpack as unpack_block
 from pyllama.errors import PackError, RequestError
 from pyllama.hub import resolve
 from pyllama.packing.ahead import read_ahead

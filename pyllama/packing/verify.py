@@ -11,7 +11,8 @@ from pyllama import _kernels
 from pyllama.checkpoint import Tensor, open_checkpoint
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.index import StoredBlock
-from pyllama.checkpoint.packed import Shard, damaged, first_shard, padded, read_shards
+from pyllama.checkpoint.packed import Shard, first_shard, padded, read_shards
+from pyllama.checkpoint.packed_rows import damaged
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.shard import compact

@@ -11,10 +11,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pyllama.engine import Stream
-from pyllama.generate import Step
+from pyllama.generation import Step
 from pyllama.server.errors import ApiError, as_api_error
 
 PROGRESS_S = 1.0
+#: Steps that a client may be behind: with 20 log-probabilities each takes some 3 KB. Who reads a little, and for ever
+#: too slowly, is not let go by protocol.py.
+MAX_BEHIND = 4096
 
 T = TypeVar("T")
 
@@ -26,6 +29,9 @@ async def merged(streams: list[Stream], quiet_s: float | None) -> AsyncIterator[
     async def pump(index: int, stream: Stream) -> None:
         try:
             async for step in stream:
+                if queue.qsize() >= MAX_BEHIND:
+                    stream.close()
+                    raise ApiError(408, f"stream: the client is {MAX_BEHIND} tokens behind", code="too_slow")
                 queue.put_nowait((index, step))
         except Exception as error:
             queue.put_nowait((index, error))

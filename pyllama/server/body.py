@@ -13,32 +13,19 @@ MAX_DEPTH = 64
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-async def read_json(request: Request, max_nbytes: int, timeout_s: float) -> dict[str, Any]:
-    """The JSON object in a request's body.
+async def read_body(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
+    """A request's body, if it says it is JSON.
 
-    Raises ApiError: 415 for another content type, 413 for a body that is too large, 408 for one that is too slow, and
-    400 for one that is not a JSON object.
+    Raises ApiError: 415 for another content type or none, 413 for a body that is too large, 408 for one that is too slow,
+    and 400 for one that does not end.
     """
-    check_type(request.headers.get("content-type", ""))
-    raw = await _read(request, max_nbytes, timeout_s)
-    return parse(raw)
-
-
-def check_type(given: str) -> None:
-    """Raises ApiError 415 for a body that is not said to be JSON.
-
-    Also what keeps other web pages out: a browser sends JSON for them only after it has asked, but without a type, or
-    with that of a form or of plain text, it does not ask.
-    """
-    kind = given.split(";")[0].strip().lower()
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
+        # Also what keeps other web pages out: a browser sends theirs as JSON only after it has asked.
         got = f"got {kind[:60]!r}" if kind else "missing"
-        raise ApiError(415, f"content-type: {got}, expected 'application/json'; curl sends it with --json or -H")
-
-
-async def _read(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > max_nbytes:
+        raise ApiError(415, f"content-type: {got}, expected 'application/json'")
+    announced = announced_nbytes(request)
+    if announced is not None and announced > max_nbytes:
         raise _too_large(max_nbytes)
     chunks, size = [], 0
     try:
@@ -57,11 +44,14 @@ async def _read(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
     return b"".join(chunks)
 
 
+def announced_nbytes(request: Request) -> int | None:
+    """How large the body is to be; None if the client does not say."""
+    length = request.headers.get("content-length", "" if "transfer-encoding" in request.headers else "0")
+    return int(length) if length.isdecimal() else None
+
+
 def _too_large(max_nbytes: int) -> ApiError:
-    # Clients that cut a conversation when it is too long look for these words.
-    return ApiError(
-        413, f"body: too large, expected at most {max_nbytes} bytes; the prompt is too long", code="too_large"
-    )
+    return ApiError(413, f"body: too large, expected at most {max_nbytes} bytes", code="too_large")
 
 
 def parse(raw: bytes) -> dict[str, Any]:

@@ -9,27 +9,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pyllama.engine import Stream
-from pyllama.generate import Step
-from pyllama.server import logprobs, tools
+from pyllama.generation import AnswerOptions, Step
+from pyllama.server import foreign_fields, logprobs, tools
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
-from pyllama.server.continuation import Beginning, beginning_of
 from pyllama.server.errors import ApiError
-from pyllama.server.grammar import GrammarGuide
+from pyllama.server.grammar import json_grammar, lark_grammar
+from pyllama.server.grammar_process import Grammar
 from pyllama.server.sampling import Wanted, wanted
-from pyllama.server.schemas import CHAT, CONTINUATION
+from pyllama.server.schemas import CHAT
 from pyllama.server.service import Service
-from pyllama.server.unsupported import refuse_unsupported
 from pyllama.server.usage import details, progress, usage
-
-# Arguments of Tokenizer.encode_chat, and what templates call the block they are in.
-TAKEN_VARIABLES = frozenset({"messages", "tools", "parse_special", "self"})
 
 
 async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await service.read(request, CHAT)
-    refuse_unsupported(body)
-    variables, beginning = template_variables(body), beginning_of(body)
+    foreign_fields.refuse(body)
     top = _top_logprobs(body)
     want = wanted(
         body, body.get("max_completion_tokens") or body.get("max_tokens"), top, service.model.config.vocab_size
@@ -38,14 +33,14 @@ async def create(request: Request) -> Response:
         raise ApiError(400, "messages: this model has no chat template; use /v1/completions", "messages", "unsupported")
     choice = tools.tool_choice(body, service.tool_format)
     messages = tools.messages_for_template(body["messages"])
-    prompt_ids = await service.engine.in_text_thread(_encode, service, messages, choice, beginning, variables)
-    guide = await service.engine.in_text_thread(_guide, service, choice, body)
-    streams = service.submit(
-        [prompt_ids], want, request, body.get("user"), guide=guide, show_special=choice.tools is not None,
-        continuation=beginning.continue_final_message, param="messages",
-    )  # fmt: skip
-    form = service.tool_format if choice.tools else None
-    answer = _Chat(service, streams, want, form)
+    prompt_ids = await service.in_text_thread(request, _encode, service, messages, choice, body)
+    grammar = _grammar(service, choice, body)
+    guide = await service.guide(request, grammar, want.n) if grammar else None
+    options: AnswerOptions = {"guide": guide, "show_special": choice.tools is not None}
+    options["continuation"] = bool(body.get("continue_final_message"))
+    streams = service.submit([prompt_ids], want, request, body.get("user"), **options)
+    answer = _Chat(service, streams, want, choice)
+    del body, messages, choice, grammar  # an answer may take long
     if want.stream:
         return EventStream(answer.events(), streams, service.settings.timeout_s)
     return JSONResponse(await unless_hung_up(request, answer.whole(), service.settings.timeout_s))
@@ -60,57 +55,52 @@ def _top_logprobs(body: dict[str, Any]) -> int | None:
     return None
 
 
-def template_variables(body: dict[str, Any]) -> dict[str, Any]:
-    """`chat_template_kwargs` for the template. Raises ApiError for names that are not the client's to give.
-
-    Two of them are fields as well, and clients send them in either place: what is there is as if it were here.
-    """
-    variables = dict(body.get("chat_template_kwargs") or {})
-    for name in CONTINUATION:
-        value = variables.pop(name, None)
-        if isinstance(value, bool):
-            body.setdefault(name, value)
-    for name in TAKEN_VARIABLES.intersection(variables):
-        at = f"chat_template_kwargs.{name}"
-        raise ApiError(400, f"{at}: this name is taken, expected another", at, "invalid_value")
-    return variables
+def _encode(service: Service, messages: list[dict], choice: tools.ToolChoice, body: dict[str, Any]) -> list[int]:
+    options = {
+        "tools": choice.tools,
+        "parse_special": bool(body.get("parse_special")),
+        "continue_final_message": bool(body.get("continue_final_message")),
+        "add_generation_prompt": body.get("add_generation_prompt") is not False,
+    }
+    given = body.get("chat_template_kwargs") or {}
+    variables = {name: value for name, value in given.items() if name not in (*options, "messages")}
+    return service.tokenizer.encode_chat(messages, **options, **variables)
 
 
-def _encode(
-    service: Service, messages: list[dict], choice: tools.ToolChoice, beginning: Beginning, variables: dict[str, Any]
-) -> list[int]:
-    return service.tokenizer.encode_chat(
-        messages,
-        tools=choice.tools,
-        add_generation_prompt=beginning.add_generation_prompt,
-        continue_final_message=beginning.continue_final_message,
-        **variables,
-    )
-
-
-def _guide(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> GrammarGuide | None:
-    """What restricts the tokens: a tool that must be called, or else the format asked for."""
+def _grammar(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> Grammar | None:
+    """What restricts the tokens: a tool that must be called, or else the format asked for, unless one is called."""
     form = service.tool_format
-    if choice.forced and form is not None:
-        marker = service.tokenizer.id_of(form.opening) if form.opening else None
-        if marker not in service.tokenizer.special_ids:
-            marker = None
-        return service.grammars.lark(tools.forced_grammar(form, choice.forced, marker), "tools")
-    wanted_format = body.get("response_format") or {"type": "text"}
-    if wanted_format["type"] == "json_object":
-        return service.grammars.json({"type": "object"}, "response_format")
-    if wanted_format["type"] == "json_schema":
-        if not wanted_format.get("json_schema"):
-            raise ApiError(400, "response_format.json_schema: missing", "response_format.json_schema")
-        return service.grammars.json(wanted_format["json_schema"]["schema"], "response_format")
-    return None
+    schema = _format(body.get("response_format"))
+    if form is None or choice.tools is None or not (choice.forced or schema):
+        return json_grammar(schema, "response_format") if schema else None
+    marker = service.tokenizer.id_of(form.opening) if form.opening else None
+    if marker not in service.tokenizer.special_ids:
+        marker = None
+    if choice.forced:
+        return lark_grammar(tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel), "tools")
+    assert schema is not None
+    functions = list(choice.offered.values())
+    json_grammar(schema, "response_format")  # whose fault an error is
+    return lark_grammar(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
+
+
+def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The schema that `response_format` asks for, in json_schema (OpenAI) or beside the type (llama.cpp, Together)."""
+    if not given or given["type"] == "text":
+        return None
+    own = given.get("json_schema") or {}
+    schema = own.get("schema") or given.get("schema")
+    if given["type"] == "json_schema" and schema is None and own.get("schema") is None:
+        missing = "response_format.json_schema" + (".schema" if own else "")
+        raise ApiError(400, f"{missing}: missing", missing)
+    return schema or {"type": "object"}
 
 
 class _Choice:
     """One of n answers, as far as it has come."""
 
-    def __init__(self, form: tools.ToolFormat | None):
-        self.parser = tools.ToolParser(form) if form else None
+    def __init__(self, form: tools.ToolFormat | None, choice: tools.ToolChoice):
+        self.parser = tools.ToolParser(form, choice.offered, parallel=choice.parallel) if form else None
         self.content = ""
         self.calls: list[tools.ToolCall] = []
         self.logprobs: list[dict[str, Any]] = []
@@ -123,7 +113,7 @@ class _Choice:
         if self.parser:
             content, calls = self.parser.push(step.text)
             if step.finish_reason:
-                more, last = self.parser.finish()
+                more, last = self.parser.finish(cut=step.finish_reason == "length")
                 content, calls = content + more, calls + last
         self.content += content
         self.calls += calls
@@ -134,9 +124,10 @@ class _Choice:
 
 
 class _Chat:
-    def __init__(self, service: Service, streams: list[Stream], want: Wanted, form: tools.ToolFormat | None):
+    def __init__(self, service: Service, streams: list[Stream], want: Wanted, choice: tools.ToolChoice):
         self._service, self._streams, self._want = service, streams, want
-        self._choices = [_Choice(form) for _ in streams]
+        form = service.tool_format if choice.tools else None
+        self._choices = [_Choice(form, choice) for _ in streams]
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "object": "chat.completion.chunk" if want.stream else "chat.completion",

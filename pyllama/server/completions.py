@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pyllama.engine import Stream
-from pyllama.generate import Step
+from pyllama.generation import Step
 from pyllama.sampler import Sample
-from pyllama.server import logprobs
+from pyllama.server import foreign_fields, logprobs
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
-from pyllama.server.echo import NOTHING, Echo, echo_of
 from pyllama.server.errors import ApiError
+from pyllama.server.logprobs import Echo, Reported, echo_of
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.schemas import COMPLETION
 from pyllama.server.service import Service
@@ -26,76 +26,58 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await service.read(request, COMPLETION)
-    top, max_tokens = body.get("logprobs"), body.get("max_tokens")
-    # Without a token to write, the pass that reads the prompt gives one all the same: it is not shown.
-    want = wanted(
-        body, DEFAULT_MAX_TOKENS if max_tokens is None else max(1, max_tokens), top, service.model.config.vocab_size
-    )
+    top = body.get("logprobs")
+    foreign_fields.refuse(body)
+    most = body.get("max_tokens")
+    if most == 0 and not body.get("echo"):
+        raise ApiError(400, "max_tokens: 0 only with echo, which scores the prompt", "max_tokens", "invalid_value")
+    # The pass over a prompt gives its first token, too: one that was not asked for is left out.
+    want = wanted(body, DEFAULT_MAX_TOKENS if most is None else max(1, most), top, service.model.config.vocab_size)
     if body.get("suffix"):
         raise ApiError(400, "suffix: not supported, expected none", "suffix", "unsupported")
     if body.get("best_of") not in (None, want.n):
         raise ApiError(400, f"best_of: got {body['best_of']}, expected n, {want.n}", "best_of", "unsupported")
-    given = _prompts(body["prompt"])
-    prompts = await service.engine.in_text_thread(_encode, service, given)
-    echoes = [NOTHING] * len(prompts)
+    prompts = await service.in_text_thread(request, _encode, service, body["prompt"])
+    echoes = [Echo("", []) for _ in prompts]
     if body.get("echo"):
-        echoes = await service.engine.in_text_thread(_echoes, service, given, prompts)
-    streams = service.submit(
-        prompts, want, request, body.get("user"), continuation=True, param="prompt",
-        prompt_logprobs=top if body.get("echo") else None,
-    )  # fmt: skip
-    answer = _Completion(service, streams, want, echoes, nothing=max_tokens == 0)
+        echoes = await service.in_text_thread(request, lambda: [echo_of(ids, service.tokenizer) for ids in prompts])
+    scored = top if body.get("echo") else None
+    streams = service.submit(prompts, want, request, body.get("user"), continuation=True, prompt_logprobs=scored)
+    del body  # an answer may take long
+    answer = _Completion(service, streams, want, echoes, scored=scored is not None, written=most != 0)
     if want.stream:
         return EventStream(answer.events(), streams, service.settings.timeout_s)
     return JSONResponse(await unless_hung_up(request, answer.whole(), service.settings.timeout_s))
 
 
-def _prompts(given: Any) -> list[str | list[int]]:
-    """The prompts of a request, one or several."""
-    return [given] if isinstance(given, str) or isinstance(given[0], int) else given
-
-
-def _encode(service: Service, prompts: list[str | list[int]]) -> list[list[int]]:
+def _encode(service: Service, prompt: Any) -> list[list[int]]:
     """Token ids of each prompt."""
-    size = service.model.config.vocab_size
-    for prompt in prompts:
-        wrong = [] if isinstance(prompt, str) else [token_id for token_id in prompt if token_id >= size]
-        if wrong:
-            raise ApiError(400, f"prompt: token id {wrong[0]}, expected 0 to {size - 1}", "prompt", "invalid_value")
-    encoded = [service.model.encode_prompt(one) for one in prompts]
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        prompt = [prompt]
+    encoded = [service.model.encode_prompt(one) for one in prompt]
     for index, ids in enumerate(encoded):
         if not ids:
             raise ApiError(400, f"prompt[{index}]: no tokens, expected at least one", "prompt", "invalid_value")
     return encoded
 
 
-def _echoes(service: Service, prompts: list[str | list[int]], encoded: list[list[int]]) -> list[Echo]:
-    return [echo_of(prompt, ids, service.tokenizer) for prompt, ids in zip(prompts, encoded, strict=True)]
-
-
 class _Choice:
-    """One of the answers, as far as it has come.
-
-    echo      the prompt that it begins with
-    is_begun  whether the echo is in the text
-    tokens    what log-probabilities are reported of, and where in the text they begin
-    """
-
-    def __init__(self, echo: Echo):
-        self.echo = echo
-        self.is_begun = False
+    def __init__(self) -> None:
         self.text = ""
-        self.tokens: list[Step | Sample | int] = []
-        self.offsets: list[int] = []
+        self.reported: list[Reported] = []
         self.finish_reason: str | None = None
+        self.begun = False
 
 
 class _Completion:
-    """nothing: no token is to be written."""
+    """scored: whether echoes come with log-probabilities; written: whether what was sampled is wanted."""
 
-    def __init__(self, service: Service, streams: list[Stream], want: Wanted, echoes: list[Echo], nothing: bool):
-        self._service, self._streams, self._want, self._nothing = service, streams, want, nothing
-        self._choices = [_Choice(echo) for echo in echoes for _ in range(want.n)]
+    def __init__(
+        self, service: Service, streams: list[Stream], want: Wanted, echoes: list[Echo], *, scored: bool, written: bool
+    ):
+        self._service, self._streams, self._want = service, streams, want
+        self._echoes, self._scored, self._written = echoes, scored, written
+        self._choices = [_Choice() for _ in streams]
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -104,75 +86,83 @@ class _Completion:
             "system_fingerprint": service.fingerprint,
         }
 
-    def _begin(self, index: int) -> dict[str, Any]:
-        """The choice's part that is its prompt. With log-probabilities only once the prompt was computed."""
-        choice = self._choices[index]
-        choice.is_begun, choice.text = True, choice.echo.text
-        reported = None
-        if choice.echo.offsets and self._want.top_logprobs is not None:
-            answer = self._streams[index - index % self._want.n].request.answer  # the first of n has them
-            choice.tokens = [answer.prompt_ids[0], *answer.prompt_scores]
-            choice.offsets = list(choice.echo.offsets)
-            reported = self._reported(choice.tokens, choice.offsets)
-        return {"index": index, "text": choice.text, "logprobs": reported, "finish_reason": None}
+    def _begin(self, index: int) -> dict[str, Any] | None:
+        """The prompt as the choice's first part; None where nothing is echoed."""
+        choice, echo = self._choices[index], self._echoes[index // self._want.n]
+        choice.begun, choice.text = True, echo.text
+        if not echo.text and not self._scored:
+            return None
+        if self._scored:
+            answer = self._streams[index - index % self._want.n].request.answer  # the first of n scores for all
+            samples = [Sample(answer.prompt_ids[0]), *answer.scored]
+            choice.reported = [
+                Reported(sample.token_id, sample.logprob, sample.top, offset)
+                for sample, offset in zip(samples, echo.offsets, strict=True)
+            ]
+        return self._part(index, echo.text, choice.reported, None)
 
     def _take(self, index: int, step: Step) -> dict[str, Any]:
         """The choice's part that is new with this step."""
         choice = self._choices[index]
-        reported, text = None, "" if self._nothing else step.text
-        if self._want.top_logprobs is not None and not self._nothing:
-            # The token that ends the answer, too: whoever counts them from the end relies on it.
-            choice.tokens.append(step)
-            choice.offsets.append(len(choice.text))
-            reported = self._reported([step], [len(choice.text)])
-        choice.text += text
-        choice.finish_reason = "length" if self._nothing else step.finish_reason
-        return {"index": index, "text": text, "logprobs": reported, "finish_reason": choice.finish_reason}
+        choice.finish_reason = step.finish_reason
+        if not self._written:
+            return self._part(index, "", [], step.finish_reason)
+        reported = []
+        if self._want.top_logprobs is not None and not logprobs.is_ending(step, self._service.tokenizer):
+            reported = [Reported(step.token_id, step.logprob, step.top_logprobs, len(choice.text))]
+        choice.reported += reported
+        choice.text += step.text
+        return self._part(index, step.text, reported, step.finish_reason)
 
-    def _reported(self, tokens: list[Step | Sample | int], offsets: list[int]) -> dict[str, Any] | None:
+    def _part(self, index: int, text: str, reported: list[Reported], finish_reason: str | None) -> dict[str, Any]:
+        """As a chunk of a stream has it: no log-probabilities where there are none."""
+        about = self._reported(reported) if reported else None
+        return {"index": index, "text": text, "logprobs": about, "finish_reason": finish_reason}
+
+    def _reported(self, reported: list[Reported]) -> dict[str, Any] | None:
         top = self._want.top_logprobs
-        return None if top is None else logprobs.of_completion(tokens, offsets, self._service.tokenizer, top)
+        return None if top is None else logprobs.of_completion(reported, self._service.tokenizer, top)
 
-    def _cost(self) -> dict[str, Any]:
-        return {"usage": usage(self._streams, self._want.n, self._nothing), "pyllama": details(self._streams)}
+    def _usage(self) -> dict[str, Any]:
+        return usage(self._streams, self._want.n, written=self._written)
 
     async def whole(self) -> dict[str, Any]:
         async for arrived in merged(self._streams, None):
             if arrived is not None:
-                if not self._choices[arrived[0]].is_begun:
+                if not self._choices[arrived[0]].begun:
                     self._begin(arrived[0])
                 self._take(*arrived)
         choices = [
             {
                 "index": index,
                 "text": choice.text,
-                "logprobs": self._reported(choice.tokens, choice.offsets),
+                "logprobs": self._reported(choice.reported),
                 "finish_reason": choice.finish_reason,
             }
             for index, choice in enumerate(self._choices)
         ]
-        return {**self._head, "choices": choices, **self._cost()}
+        cost = {"usage": self._usage(), "pyllama": details(self._streams)}
+        return {**self._head, "choices": choices, **cost}
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         nothing = {"usage": None} if self._want.include_usage else {}
         return event({**self._head, "choices": choices, **nothing, **more})
 
     async def events(self) -> AsyncIterator[bytes]:
-        for index, choice in enumerate(self._choices):
-            if choice.echo.text and self._want.top_logprobs is None:
-                yield self._chunk([self._begin(index)])
         quiet_s = PROGRESS_S if self._want.include_progress else self._service.settings.ping_s
         async for arrived in merged(self._streams, quiet_s):
             if arrived is None:
                 yield self._progress() if self._want.include_progress else PING
                 continue
-            if not self._choices[arrived[0]].is_begun and (begun := self._begin(arrived[0]))["text"]:
-                yield self._chunk([begun])
+            echo = None if self._choices[arrived[0]].begun else self._begin(arrived[0])
+            if echo:
+                yield self._chunk([echo])
             part = self._take(*arrived)
             if part["text"] or part["logprobs"] or part["finish_reason"]:
                 yield self._chunk([part])
         if self._want.include_usage:
-            yield self._chunk([], **self._cost())
+            cost = {"usage": self._usage(), "pyllama": details(self._streams)}
+            yield self._chunk([], **cost)
         yield DONE
 
     def _progress(self) -> bytes:

@@ -40,21 +40,6 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-def too_long(tokens: int, context_length: int, param: str) -> ApiError:
-    """The error of a prompt that the context does not hold, in words that clients look for.
-
-    litellm, langchain-openai and others take a 400 for an overflow, and cut the conversation, only by what it says:
-    OpenAI's sentence, Anthropic's "prompt is too long", or the code.
-    """
-    return ApiError(
-        400,
-        f"prompt is too long: {tokens} tokens. This model's maximum context length is {context_length} tokens: shorten "
-        "the prompt, or serve the model with a larger --context",
-        param,
-        "context_length_exceeded",
-    )
-
-
 def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
     """The error a client is told for one that was raised while its request was handled."""
     if isinstance(error, ApiError):
@@ -85,7 +70,6 @@ async def handle(request: Request, error: Exception) -> JSONResponse:
 async def handle_http(request: Request, error: Exception) -> JSONResponse:
     """For what Starlette raises itself: no such path, no such method."""
     status = getattr(error, "status_code", 500)
-    # Not request.url: it is put together from the Host header, and no URL comes of some.
-    what = {404: f"no such path: {request.scope['path'][:200]}", 405: f"{request.method} is not possible here"}
+    what = {404: f"no such path: {request.url.path[:200]}", 405: f"{request.method} is not possible here"}
     message = what.get(status, str(getattr(error, "detail", "")))
     return ApiError(status, message, headers=getattr(error, "headers", None)).response()

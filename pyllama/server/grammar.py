@@ -1,110 +1,131 @@
 """JSON Schemas and grammars to guides that say which tokens may come next, by means of llguidance.
 
 llguidance is the one of the kept-up grammar libraries that needs nothing else: an abi3 wheel of 3 MB for aarch64 as for
-x86_64, no torch, 7 MB when it is imported and some 20 for a vocabulary, and only once somebody asks for JSON.
+x86_64, no torch, 7 MB when it is imported and some 20 to 70 for a vocabulary, and only once somebody asks for JSON. It
+runs in processes of its own (grammar_process.py); here it is decided who gets one, and when.
 """
 
+import asyncio
+import importlib.util
 import json
-import threading
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyllama.errors import PyllamaError
+from pyllama.engine.turns import Turns
+from pyllama.errors import RequestError
 from pyllama.server.errors import ApiError
+from pyllama.server.grammar_process import Grammar, GrammarProcess, GrammarProcesses, Refused, TooSlow
+from pyllama.server.json_schema import enforceable
 
 if TYPE_CHECKING:
     from pyllama.model import Model
 
 # One space after a comma and a colon and none elsewhere: a token costs a pass, and a small model that may write any
 # whitespace can write nothing else for ever.
-_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# A schema is a stranger's program: what it may cost is bounded.
-_LIMITS = {"max_grammar_size": 200_000, "max_lexer_states": 100_000}
+_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": True}
+# A schema is a stranger's program: what it may cost is bounded. Four items of a row are an optional property.
+_LIMITS = {"max_grammar_size": 200_000, "max_lexer_states": 100_000, "max_items_in_row": 20_000}
+# Seconds of processor time. Nearly all compile in the first; who does not is ended, and begins anew where only those
+# wait that take long as well.
+SHORT_S = 0.5
+LONG_S = 8.0
+_MAX_WAITING = 64
 
 
 class Grammars:
-    """Makes guides for one model. The vocabulary is prepared when the first is asked for."""
+    """Makes guides for one model. Whoever asks for a short grammar never waits for a long one; clients take turns."""
 
     def __init__(self, model: "Model"):
-        self._model = model
-        self._tokenizer: Any = None
-        self._lock = threading.Lock()
+        self._vocab_size = model.config.vocab_size
+        self._processes = GrammarProcesses(model)
+        self._short = Turns(2, _MAX_WAITING, "have their grammars compiled")
+        self._long = Turns(1, _MAX_WAITING // 8, "have their large grammars compiled")
+
+    async def guide(self, grammar: Grammar, client: str = "", answers: int = 1) -> "GrammarGuide":
+        """A guide for some answers. Raises ApiError naming the grammar's field, and BusyError.
+
+        Cancelled, compiling ends at once.
+        """
+        _check_installed(grammar.param)
+        try:
+            process = await self._compiled(grammar, client, answers)
+        except Refused as error:
+            raise ApiError(400, f"{grammar.param}: {error}", grammar.param, "invalid_value") from None
+        except TooSlow:
+            raise ApiError(
+                400, f"{grammar.param}: it takes more than {LONG_S:g} s to compile, expected less; make it smaller",
+                grammar.param, "invalid_value",
+            ) from None  # fmt: skip
+        return GrammarGuide(process, self._vocab_size, list(range(answers))[::-1])
+
+    async def _compiled(self, grammar: Grammar, client: str, answers: int) -> GrammarProcess:
+        async with self._short.turn(client):
+            try:
+                return await self._processes.make(grammar, _LIMITS, SHORT_S, answers)
+            except TooSlow:
+                pass
+        async with self._long.turn(client):
+            return await self._processes.make(grammar, _LIMITS, LONG_S, answers)
 
     def json(self, schema: dict[str, Any], param: str) -> "GrammarGuide":
-        """A guide for JSON that fits the schema. Raises ApiError naming param."""
-        llguidance = _llguidance(param)
-        return self._guide(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_STYLE), param)
+        """A guide for JSON that fits the schema, for a program without an event loop. Raises ApiError naming param."""
+        return asyncio.run(self.guide(json_grammar(schema, param)))
 
     def lark(self, grammar: str, param: str) -> "GrammarGuide":
-        """A guide for a grammar in llguidance's dialect of Lark."""
-        llguidance = _llguidance(param)
-        return self._guide(llguidance.LLMatcher.grammar_from_lark(grammar), param)
+        """A guide for a grammar in llguidance's dialect of Lark, for a program without an event loop."""
+        return asyncio.run(self.guide(lark_grammar(grammar, param)))
 
-    def _guide(self, grammar: str, param: str) -> "GrammarGuide":
-        llguidance = _llguidance(param)
-        with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = _tokenizer(llguidance, self._model)
-        limits = llguidance.LLParserLimits(**_LIMITS)
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
-        if matcher.is_error():
-            reason = matcher.get_error().strip().splitlines()[0][:300]
-            raise ApiError(400, f"{param}: {reason}", param, "invalid_value")
-        return GrammarGuide(matcher, self._model.config.vocab_size)
+
+def json_grammar(schema: dict[str, Any], param: str) -> Grammar:
+    """JSON that fits the schema. Raises ApiError for a schema of a kind that cannot be enforced."""
+    return lark_grammar(f"start: {embedded(schema)}\n", param)
+
+
+def lark_grammar(text: str, param: str) -> Grammar:
+    """A grammar in llguidance's dialect of Lark."""
+    return Grammar(text, param)
 
 
 def embedded(schema: dict[str, Any]) -> str:
-    """A JSON Schema as a term of a Lark grammar."""
-    return "%json " + json.dumps({**schema, "x-guidance": _STYLE})
+    """A JSON Schema as a term of a Lark grammar. References in it are from its own root, whatever stands around it."""
+    return "%json " + json.dumps({**enforceable(schema), "x-guidance": _STYLE})
 
 
-def _llguidance(param: str) -> Any:
-    try:
-        import llguidance
-    except ImportError:
+def _check_installed(param: str) -> None:
+    try:  # not imported: here it would only take memory
+        found = importlib.util.find_spec("llguidance") is not None
+    except ValueError:  # it stands for something else, or for nothing
+        found = sys.modules.get("llguidance") is not None
+    if not found:
         raise ApiError(
             400, f"{param}: this server cannot enforce it; install pyllama[grammar] there", param, "unsupported"
-        ) from None
-    return llguidance
-
-
-def _tokenizer(llguidance: Any, model: "Model") -> Any:
-    tokenizer, size = model.tokenizer, model.config.vocab_size
-
-    class Wrapped:
-        eos_token_id = next(iter(tokenizer.eos_token_ids), size - 1)
-        bos_token_id = tokenizer.bos_token_id
-        tokens = [tokenizer.token_bytes(i) if i < tokenizer.vocab_size else b"" for i in range(size)]
-        special_token_ids = sorted(tokenizer.special_ids)
-
-        def __call__(self, text: bytes | str) -> list[int]:
-            text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-            return tokenizer.encode(text, add_special_tokens=False)
-
-    ends = list(tokenizer.eos_token_ids) or [Wrapped.eos_token_id]
-    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(Wrapped()), n_vocab=size, eos_token=ends)
+        )
 
 
 class GrammarGuide:
-    """A Guide (generate.py) for one answer."""
+    """A Guide (generation/answer.py) for one answer.
 
-    def __init__(self, matcher: Any, vocab_size: int):
-        self._matcher = matcher
+    spare  numbers of answers that the process knows, for this one and its copies
+    """
+
+    def __init__(self, process: GrammarProcess, vocab_size: int, spare: list[int]):
+        self._process = process
         self._vocab_size = vocab_size
+        self._spare = spare
+        self._answer = spare.pop()
 
     def copy(self) -> "GrammarGuide":
-        """One for another answer."""
-        return GrammarGuide(self._matcher.deep_copy(), self._vocab_size)
+        """One for another answer, before this one has begun: as many as the grammar was compiled for."""
+        return GrammarGuide(self._process, self._vocab_size, self._spare)
 
     def allowed(self) -> np.ndarray:
-        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        mask = np.frombuffer(self._process.mask(self._answer), np.uint8)
         ids = np.flatnonzero(np.unpackbits(mask, bitorder="little")[: self._vocab_size])
         if not len(ids):
-            raise PyllamaError(f"grammar: no token may follow: {self._matcher.get_error()}")
+            raise RequestError(f"{self._process.param}: nothing fits the schema: no token may follow")
         return ids
 
     def accept(self, token_id: int) -> bool:
-        if not self._matcher.consume_token(token_id):
-            raise PyllamaError(f"grammar: {self._matcher.get_error()}")
-        return self._matcher.is_stopped()
+        return self._process.accept(self._answer, token_id)

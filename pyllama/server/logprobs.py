@@ -1,10 +1,8 @@
-"""Steps, and the tokens of a prompt, to the two shapes OpenAI reports log-probabilities in."""
+"""Steps to the two shapes OpenAI reports log-probabilities in."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyllama.generate import Step
-from pyllama.sampler import Sample
+from pyllama.generation import Step
 
 if TYPE_CHECKING:
     from pyllama.tokenizer import Tokenizer
@@ -36,30 +34,42 @@ def _entry(token_id: int, logprob: float | None, tokenizer: "Tokenizer") -> dict
     return {"token": _text(data), "logprob": logprob, "bytes": list(data)}
 
 
-def of_completion(
-    tokens: Sequence[Step | Sample | int], offsets: list[int], tokenizer: "Tokenizer", top: int
-) -> dict[str, Any]:
-    """choices[].logprobs of a completion.
+class Reported(NamedTuple):
+    """A token of a completion, and where in the text its own begins."""
 
-    tokens   steps of the answer, or of an echoed prompt what its tokens scored; a bare id for its first token, that
-             comes after nothing and has no probability
-    offsets  where in the text each token's begins, in characters
-    """
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+    offset: int
+
+
+class Echo(NamedTuple):
+    """A prompt as text, and where in it each token's begins."""
+
+    text: str
+    offsets: list[int]
+
+
+def echo_of(prompt_ids: list[int], tokenizer: "Tokenizer") -> Echo:
+    stream, text, offsets = tokenizer.stream(), "", []
+    for token_id in prompt_ids:
+        offsets.append(len(text))
+        text += stream.push(token_id)
+    return Echo(text + stream.finish(), offsets)
+
+
+def of_completion(reported: list[Reported], tokenizer: "Tokenizer", top: int) -> dict[str, Any]:
+    """choices[].logprobs of a completion. The first token of an echoed prompt has none: nothing comes before it."""
 
     def text(token_id: int) -> str:
         return _text(tokenizer.token_bytes(token_id))
 
-    ids = [token if isinstance(token, int) else token.token_id for token in tokens]
-    scored = [None if isinstance(token, int) else token for token in tokens]
+    def alternatives(one: Reported) -> dict[str, float] | None:
+        return None if one.logprob is None else {text(i): logprob for i, logprob in one.top[:top]}
+
     return {
-        "tokens": [text(token_id) for token_id in ids],
-        "token_logprobs": [token and token.logprob for token in scored],
-        "top_logprobs": [token and {text(i): logprob for i, logprob in _top(token)[:top]} for token in scored]
-        if top
-        else None,
-        "text_offset": offsets,
+        "tokens": [text(one.token_id) for one in reported],
+        "token_logprobs": [one.logprob for one in reported],
+        "top_logprobs": [alternatives(one) for one in reported] if top else None,
+        "text_offset": [one.offset for one in reported],
     }
-
-
-def _top(token: Step | Sample) -> tuple[tuple[int, float], ...]:
-    return token.top if isinstance(token, Sample) else token.top_logprobs

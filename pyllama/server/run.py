@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self.app,
-                http=bounded_protocol(settings.max_connections, settings.body_timeout_s),
+                http=bounded_protocol(settings.max_connections, settings.body_timeout_s, settings.send_timeout_s),
                 ws="none",
                 lifespan="on",
                 loop="asyncio",

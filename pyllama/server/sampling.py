@@ -77,7 +77,6 @@ def wanted(body: dict[str, Any], max_tokens: int | None, top_logprobs: int | Non
 
 
 def _stops(given: str | list[str]) -> tuple[str, ...]:
-    """The texts that end an answer. An empty one is none: clients send what an empty field of a form holds."""
     return tuple(stop for stop in ([given] if isinstance(given, str) else given) if stop)
 
 

@@ -51,7 +51,7 @@ SAMPLING: dict[str, Schema] = {
     "min_p": number(0, 1, "draw among tokens at least so many times as probable as the best; default 0, all"),
     "seed": integer(-(2**63), 2**63 - 1, "the same seed gives the same answer; choice i of n has seed + i"),
     "stop": either(
-        "the answer ends before any of these; empty ones are none",
+        "the answer ends before any of these; an empty one is none",
         STRING,
         {"type": "array", "items": STRING, "maxItems": MAX_STOPS},
     ),
@@ -85,7 +85,7 @@ SAMPLING: dict[str, Schema] = {
 
 TOOL: Schema = obj(
     {
-        "type": {"type": "string", "enum": ["function"]},
+        "type": text("function; tools of other types are left out", minLength=1),
         "function": obj(
             {
                 "name": text("", minLength=1, maxLength=64),
@@ -96,7 +96,7 @@ TOOL: Schema = obj(
             ("name",),
         ),
     },
-    ("type", "function"),
+    ("type",),
 )
 
 MESSAGE: Schema = obj(
@@ -120,15 +120,9 @@ MESSAGE: Schema = obj(
             ),
         },
         "tool_call_id": STRING,
-        "prefix": flag("the last message, an assistant's, is the beginning of the answer (continue_final_message)"),
     },
     ("role",),
 )
-
-CONTINUATION: dict[str, Schema] = {
-    "add_generation_prompt": flag("end the prompt with the beginning of an answer; default true, and false with ..."),
-    "continue_final_message": flag("... this: the answer goes on where the last message ends"),
-}
 
 CHAT: Schema = obj(
     {
@@ -140,7 +134,8 @@ CHAT: Schema = obj(
         "response_format": obj(
             {
                 "type": {"type": "string", "enum": ["text", "json_object", "json_schema"]},
-                "json_schema": obj({"name": STRING, "schema": {"type": "object"}}, ("schema",)),
+                "json_schema": obj({"name": STRING, "schema": {"type": "object"}}),
+                "schema": {"type": "object", "description": "of the JSON, in place of json_schema"},
             },
             ("type",),
             "what the answer must be; enforced token by token",
@@ -149,11 +144,28 @@ CHAT: Schema = obj(
         "tool_choice": either(
             "whether it may, must not or must call one",
             {"type": "string", "enum": ["none", "auto", "required"]},
-            obj({"type": {"type": "string", "enum": ["function"]}, "function": obj({"name": STRING}, ("name",))},
-                ("type", "function")),
+            obj(
+                {
+                    "type": text("function or allowed_tools"),
+                    "function": obj({"name": STRING}),
+                    "allowed_tools": obj(
+                        {
+                            "mode": {"type": "string", "enum": ["auto", "required"]},
+                            "tools": {
+                                "type": "array",
+                                "items": obj({"type": STRING, "function": obj({"name": STRING})}),
+                            },
+                        }
+                    ),
+                },
+                ("type",),
+            ),
         ),  # fmt: skip
+        "parallel_tool_calls": flag("whether an answer may have several calls; default true"),
         "chat_template_kwargs": {"type": "object", "description": "more variables for the chat template"},
-        **CONTINUATION,
+        "parse_special": flag("control tokens written out in messages count as such; default false: they are text"),
+        "add_generation_prompt": flag("end the prompt with the beginning of an answer; default true"),
+        "continue_final_message": flag("go on with the last message, an assistant's, instead of answering it"),
     },
     ("messages",),
 )
@@ -168,9 +180,9 @@ COMPLETION: Schema = obj(
             {"type": "array", "items": STRING, "minItems": 1, "maxItems": MAX_PROMPTS},
             {"type": "array", "items": {**TOKEN_IDS, "minItems": 1}, "minItems": 1, "maxItems": MAX_PROMPTS},
         ),
-        "max_tokens": integer(0, 2**31 - 1, "tokens to write at most; default 16. 0: only read the prompt"),
+        "max_tokens": integer(0, 2**31 - 1, "tokens to write at most; default 16. 0 with echo: the prompt alone"),
         "logprobs": integer(0, 20, "report log-probabilities: of the token, and of so many of the most probable"),
-        "echo": flag("begin the answer with the prompt, and the log-probabilities with those of its tokens"),
+        "echo": flag("begin the answer with the prompt"),
         "best_of": integer(1, MAX_CHOICES, "must equal n"),
         "suffix": text("not supported"),
     },
@@ -184,7 +196,7 @@ TOKENIZE: Schema = obj(
         "messages": {**CHAT["properties"]["messages"], "description": "a conversation; or give a prompt"},
         "add_special_tokens": flag("begin and end as the model's files say; default true. For a prompt only"),
         "parse_special": flag("control tokens written out in the text count as such; default false"),
-        **CONTINUATION,
+        "add_generation_prompt": flag("end with the beginning of an answer; default true. For messages only"),
         "tools": CHAT["properties"]["tools"],
     }
 )

@@ -1,21 +1,28 @@
 """What the routes share: the engine, the model's names, the settings, and the checks every request goes through."""
 
+import asyncio
 import time
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
 from pyllama.engine import AsyncEngine, Stream
-from pyllama.errors import ContextOverflowError
-from pyllama.server.body import read_json
-from pyllama.server.errors import ApiError, too_long
-from pyllama.server.grammar import Grammars
+from pyllama.engine.turns import Turns
+from pyllama.errors import BusyError
+from pyllama.server.answers import unless_hung_up
+from pyllama.server.body import announced_nbytes, parse, read_body
+from pyllama.server.errors import ApiError
+from pyllama.server.grammar import GrammarGuide, Grammars
+from pyllama.server.grammar_process import Grammar
 from pyllama.server.tools import ToolFormat, format_of
 from pyllama.server.validate import Schema, check
 
 if TYPE_CHECKING:
-    from pyllama.generate import Guide
+    from typing import Unpack
+
+    from pyllama.generation import AnswerOptions
     from pyllama.server.metrics import Metrics
     from pyllama.server.sampling import Wanted
 
@@ -23,7 +30,9 @@ if TYPE_CHECKING:
 #: Room for tools and schemas, and for each token of the context: parsing more would cost memory for nothing.
 BODY_NBYTES = 256 << 10
 BODY_NBYTES_A_TOKEN = 64
-
+#: Larger bodies are taken in by turns: what JSON means takes thirty times its bytes at worst.
+LARGE_BODY_NBYTES = 64 << 10
+LARGE_BODIES = 4
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -34,6 +43,7 @@ class Settings:
     allowed_hosts    names the server answers to without a key, besides localhost and IP addresses; ("*",) for all
     max_body_nbytes  of a request; None: what a text takes that fills the context, written as wastefully as JSON can
     body_timeout_s   until a request's headers, and then its body, are here
+    send_timeout_s   in which a client must take some of what waits for it (protocol.py), or is let go
     timeout_s        until an answer is complete, the queue included; None: no limit
     ping_s           between signs of life on a stream on which nothing else happens
     stop_timeout_s   that running answers are given to finish when the server stops
@@ -46,6 +56,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     max_body_nbytes: int | None = None
     body_timeout_s: float = 30.0
+    send_timeout_s: float = 30.0
     timeout_s: float | None = None
     ping_s: float = 10.0
     stop_timeout_s: float = 20.0
@@ -77,6 +88,7 @@ class Service:
         if limit is None:
             limit = BODY_NBYTES + BODY_NBYTES_A_TOKEN * self.model.context_length
         self._max_body_nbytes = limit
+        self._large_bodies = Turns(LARGE_BODIES, self.settings.max_connections, "send a large body")
         self.stopping = False
 
     @property
@@ -84,11 +96,38 @@ class Service:
         return self.names[0]
 
     async def read(self, request: Request, schema: Schema) -> dict[str, Any]:
-        """The checked body of a request to this model."""
-        body = await read_json(request, self._max_body_nbytes, self.settings.body_timeout_s)
-        check(body, schema)
+        """The checked body of a request to this model.
+
+        A large one is a turn, which ends when the request is queued (submit) or answered (access.py).
+        """
+        client = f"address {request.client.host if request.client else ''}"
+        announced = announced_nbytes(request)
+        if announced is None or announced > LARGE_BODY_NBYTES:
+            await self._take_large_turn(request, client)
+        raw = await read_body(request, self._max_body_nbytes, self.settings.body_timeout_s)
+        request.state.nbytes, request.state.client = len(raw), client
+        if len(raw) <= LARGE_BODY_NBYTES:
+            body = _checked(raw, schema)
+        else:
+            body = await self.in_text_thread(request, _checked, raw, schema)
         self.check_name(body.get("model"))
+        if body.get("user"):
+            request.state.client = f"user {body['user']}"
         return body
+
+    async def _take_large_turn(self, request: Request, client: str) -> None:
+        try:
+            async with asyncio.timeout(self.settings.body_timeout_s):
+                await self._large_bodies.take(client)
+        except TimeoutError:
+            raise BusyError("too many large bodies are on their way") from None
+        request.state.end_turn = lambda: self._large_bodies.give_back(client)
+
+    async def in_text_thread(self, request: Request, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(*arguments) on a thread for texts of the request's size, if the client stays for it."""
+        state = request.state
+        work = self.engine.in_text_thread(function, *arguments, nbytes=state.nbytes, client=state.client)
+        return await unless_hung_up(request, work, self.settings.timeout_s)
 
     def check_name(self, name: str | None) -> None:
         if name is not None and name not in self.names:
@@ -96,45 +135,54 @@ class Service:
                 404, f"model: {name[:100]!r} is not here, expected {self.name!r}", "model", "model_not_found"
             )
 
+    async def guide(self, request: Request, grammar: Grammar, answers: int) -> GrammarGuide:
+        """The grammar, compiled for so many answers, if the client stays for it."""
+        work = self.grammars.guide(grammar, request.state.client, answers)
+        return await unless_hung_up(request, work, self.settings.timeout_s)
+
     def submit(
         self,
         prompts: list[list[int]],
         wanted: "Wanted",
         request: Request,
         user: str | None,
-        *,
-        param: str,
-        continuation: bool = False,
-        prompt_logprobs: int | None = None,
-        guide: Any = None,
-        show_special: bool = False,
+        **options: "Unpack[AnswerOptions]",
     ) -> list[Stream]:
-        """Queue n answers to each prompt, all or none. guide is copied for each; the first of n has the prompt's
-        log-probabilities. param: the field that the prompts come from."""
+        """Queue n answers to each prompt, all or none. Options as in Answer; the guide is for the first answer, copies
+        of it for the others, and the first scores the prompt for all.
+        """
+        guide: Any = options.get("guide")
+        options["fingerprint"] = wanted.fingerprint
+        scored = options.get("prompt_logprobs")
         client = f"user {user}" if user else f"address {request.client.host if request.client else ''}"
+        end_turn(request.scope)
         streams: list[Stream] = []
         try:
             for prompt_ids in prompts:
                 leader = None
                 for choice in range(wanted.n):
-                    own: Guide | None = guide.copy() if guide else None
+                    options["guide"] = guide.copy() if guide and choice else guide
+                    options["prompt_logprobs"] = scored if leader is None else None
                     stream = self.engine.submit_ids(
-                        prompt_ids,
-                        wanted.params_of(choice),
-                        continuation=continuation,
-                        fingerprint=wanted.fingerprint,
-                        prompt_logprobs=None if choice else prompt_logprobs,
-                        guide=own,
-                        show_special=show_special,
-                        client=client,
-                        leader=leader,
+                        prompt_ids, wanted.params_of(choice), client=client, leader=leader, **options
                     )
                     leader = leader or stream
                     streams.append(stream)
-        except Exception as error:
+        except Exception:
             for stream in streams:
                 stream.close()
-            if isinstance(error, ContextOverflowError):
-                raise too_long(len(prompt_ids), self.model.context_length, param) from None
             raise
         return streams
+
+
+def end_turn(scope: MutableMapping[str, Any]) -> None:
+    """The request's large body, if it had one, is used up."""
+    end = scope.get("state", {}).pop("end_turn", None)
+    if end is not None:
+        end()
+
+
+def _checked(raw: bytes, schema: Schema) -> dict[str, Any]:
+    body = parse(raw)
+    check(body, schema)
+    return body

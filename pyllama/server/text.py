@@ -6,7 +6,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from pyllama.server import tools
-from pyllama.server.continuation import beginning_of
 from pyllama.server.errors import ApiError
 from pyllama.server.schemas import DETOKENIZE, TOKENIZE
 from pyllama.server.service import Service
@@ -17,7 +16,7 @@ async def tokenize(request: Request) -> JSONResponse:
     body = await service.read(request, TOKENIZE)
     if (body.get("prompt") is None) == (body.get("messages") is None):
         raise ApiError(400, "prompt: expected either a prompt or messages", "prompt", "invalid_value")
-    ids = await service.engine.in_text_thread(_encode, service, body)
+    ids = await service.in_text_thread(request, _encode, service, body)
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.model.context_length})
 
 
@@ -35,12 +34,12 @@ def _encode(service: Service, body: dict[str, Any]) -> list[int]:
         )
     if tokenizer.chat_template is None:
         raise ApiError(400, "messages: this model has no chat template", "messages", "unsupported")
-    choice, beginning = tools.tool_choice(body, service.tool_format), beginning_of(body)
+    choice = tools.tool_choice(body, service.tool_format)
     return tokenizer.encode_chat(
         tools.messages_for_template(body["messages"]),
         tools=choice.tools,
-        add_generation_prompt=beginning.add_generation_prompt,
-        continue_final_message=beginning.continue_final_message,
+        add_generation_prompt=get("add_generation_prompt", True),
+        parse_special=get("parse_special", False),
     )
 
 
@@ -52,7 +51,7 @@ async def detokenize(request: Request) -> JSONResponse:
         if token_id >= size:
             at = f"tokens[{index}]"
             raise ApiError(400, f"{at}: token id {token_id}, expected 0 to {size - 1}", "tokens", "invalid_value")
-    text = await service.engine.in_text_thread(
-        lambda: service.tokenizer.decode(body["tokens"], skip_special_tokens=False)
+    text = await service.in_text_thread(
+        request, lambda: service.tokenizer.decode(body["tokens"], skip_special_tokens=False)
     )
     return JSONResponse({"prompt": text})

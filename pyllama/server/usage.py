@@ -5,12 +5,12 @@ from typing import Any
 from pyllama.engine import Stream
 
 
-def usage(streams: list[Stream], n: int, nothing: bool = False) -> dict[str, Any]:
-    """Tokens of all answers; a prompt counts once for its n choices. nothing: none was to be written."""
+def usage(streams: list[Stream], n: int, *, written: bool = True) -> dict[str, Any]:
+    """Tokens of all answers; a prompt counts once for its n choices. written: whether what was sampled is reported."""
     requests = [stream.request for stream in streams]
     prompts = requests[::n]
     prompt_tokens = sum(len(request.answer.prompt_ids) for request in prompts)
-    completion_tokens = 0 if nothing else sum(len(request.answer.token_ids) for request in requests)
+    completion_tokens = sum(len(request.answer.token_ids) for request in requests) if written else 0
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

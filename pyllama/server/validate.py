@@ -1,10 +1,8 @@
 """Checks a parsed body against the part of JSON Schema that schemas.py uses, naming the field that is wrong.
 
-A number without a fraction is an integer, as JSON Schema has it: 4.0, as some languages write all their numbers,
-becomes 4 where an integer belongs, and only there.
-
 The schemas are the ones the server publishes, so what is refused and what is documented cannot differ. Fields that
-a schema does not name are tolerated, and null is as good as absent, as OpenAI has it.
+a schema does not name are tolerated, and null is as good as absent, as OpenAI has it. A whole number written 4.0 is
+an integer, as JSON Schema has it.
 """
 
 from typing import Any
@@ -18,32 +16,11 @@ _NAMES = {"string": "text", "integer": "an integer", "number": "a number", "bool
 
 
 def check(value: Any, schema: Schema, where: str = "") -> None:
-    """Raises ApiError 400 with the field's name if the value does not fit; makes integers of 4.0 in place."""
+    """Raises ApiError 400 with the field's name if the value does not fit. Integers written 4.0 become 4 in it."""
     problem = _problem(value, schema, where)
     if problem:
         at, message = problem
         raise ApiError(400, f"{at or 'body'}: {message}", at or None, "invalid_value")
-    _with_integers(value, schema)
-
-
-def _with_integers(value: Any, schema: Schema) -> Any:
-    """A value that fits, with integers where the schema has them. Lists and objects stay the ones they were."""
-    if "anyOf" in schema:
-        if isinstance(value, (float, list, dict)):
-            schema = next((choice for choice in schema["anyOf"] if _problem(value, choice, "") is None), {})
-            return _with_integers(value, schema)
-    elif isinstance(value, float):
-        return int(value) if schema.get("type") == "integer" else value
-    elif isinstance(value, list) and "items" in schema:
-        if schema["items"].get("type") != "integer" or any(isinstance(item, float) for item in value):
-            value[:] = [_with_integers(item, schema["items"]) for item in value]
-    elif isinstance(value, dict):
-        others = schema.get("additionalProperties")
-        for name in value:
-            field = schema.get("properties", {}).get(name, others)
-            if isinstance(field, dict) and isinstance(value[name], (float, list, dict)):
-                value[name] = _with_integers(value[name], field)
-    return value
 
 
 def _problem(value: Any, schema: Schema, where: str) -> tuple[str, str] | None:
@@ -52,9 +29,7 @@ def _problem(value: Any, schema: Schema, where: str) -> tuple[str, str] | None:
         return _any_of(value, schema["anyOf"], where)
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    kind = _kind(value)
-    if kind == "number" and "integer" in kinds and value.is_integer():
-        kind = "integer"
+    kind = "integer" if _whole(value, schema) else _kind(value)
     if kinds and kind not in kinds and not (kind == "integer" and "number" in kinds):
         return where, f"got {_shown(value)}, expected {_expected(schema)}"
     if "enum" in schema and value not in schema["enum"]:
@@ -72,6 +47,10 @@ def _problem(value: Any, schema: Schema, where: str) -> tuple[str, str] | None:
     if kind == "object":
         return _properties(value, schema, where)
     return None
+
+
+def _whole(value: Any, schema: Schema) -> bool:
+    return isinstance(value, float) and schema.get("type") == "integer" and value.is_integer()
 
 
 def _kind(value: Any) -> str:
@@ -115,6 +94,8 @@ def _items(value: list, schema: Schema, where: str) -> tuple[str, str] | None:
         problem = _problem(item, schema["items"], f"{where}[{index}]")
         if problem:
             return problem
+        if _whole(item, schema["items"]):
+            value[index] = int(item)
     return None
 
 
@@ -129,6 +110,8 @@ def _properties(value: dict, schema: Schema, where: str) -> tuple[str, str] | No
             if item is None:
                 continue
             problem = _problem(item, properties[name], _join(where, name))
+            if not problem and _whole(item, properties[name]):
+                value[name] = int(item)  # the key stays, so the loop is not disturbed
         else:
             problem = _problem(item, others, _join(where, name)) if isinstance(others, dict) else None
         if problem:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import _kernels
+from ..architecture.tensors import EMBEDDING, HEAD
 from ..checkpoint import Part, Tensor
 from ..checkpoint.dtypes import row_nbytes
 from ..checkpoint.outline import Described
-from ..weights import EMBEDDING, HEAD
 
 SECTOR = 4096  # direct reads begin and end on such a boundary
 

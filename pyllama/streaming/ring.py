@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from .. import forked
 from .memory import huge_empty
 
 PENDING = object()  # from next_item: not known before the consumer has given back more
 READERS = 3  # direct reads in flight; one leaves the disk idle between two requests
 
 
-class Ring:
+class Ring(forked.ForkAware):
     """`slots` slots of `room` bytes.
 
     next_item()         the next item to read, by one reader at a time; PENDING where that depends on what the
@@ -36,12 +37,15 @@ class Ring:
         self._order = threading.Lock()  # held while the next item is chosen: it has its own number
         self._claimed = 0  # items handed to readers
         self._taken = 0  # items given back by the consumer
+        self._reading = 0  # reads under way
+        self._forks = 0  # forks under way: no read may begin
         self._ready: dict[int, tuple[Any, Any]] = {}
         self._error: BaseException | None = None
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._read, name=f"pyllama-read-{i}", daemon=True) for i in range(READERS)
         ]
+        forked.register(self)
         for thread in self._threads:
             thread.start()
 
@@ -59,7 +63,7 @@ class Ring:
                         return
                     self._claimed += 1
                 at = number % self.slots * self.room
-                result = self._fill(item, self._memory[at : at + self.room])
+                result = self._read_item(item, self._memory[at : at + self.room])
                 with self._changed:
                     self._ready[number] = (item, result)
                     self._changed.notify_all()
@@ -67,6 +71,17 @@ class Ring:
             with self._changed:
                 self._error = self._error or error
                 self._stopping = True
+                self._changed.notify_all()
+
+    def _read_item(self, item: Any, memory: np.ndarray) -> Any:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._forks)
+            self._reading += 1
+        try:
+            return self._fill(item, memory)
+        finally:
+            with self._changed:
+                self._reading -= 1
                 self._changed.notify_all()
 
     def _choose(self, number: int) -> Any:
@@ -95,6 +110,18 @@ class Ring:
         """The slot of the item last taken may be filled again."""
         with self._changed:
             self._taken += 1
+            self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        # A page that a direct read is on its way into must not be shared with a child: older kernels may copy it
+        # for the parent and let the read end in the child's (open(2), "O_DIRECT").
+        with self._changed:
+            self._forks += 1
+            self._changed.wait_for(lambda: not self._reading)
+
+    def after_fork(self) -> None:
+        with self._changed:
+            self._forks -= 1
             self._changed.notify_all()
 
     def stop(self) -> None:

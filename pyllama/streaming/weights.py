@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import _kernels
+from .. import _kernels, forked
+from ..architecture.tensors import EMBEDDING
 from ..checkpoint import Checkpoint
-from ..errors import CheckpointError
-from ..weights import EMBEDDING
+from ..errors import CheckpointError, PyllamaError
 from .blocks import SECTOR, Block, cut, matrices, smallest_room
 from .direct import DirectFile
 from .pinned import Arena, kept_nbytes
@@ -22,6 +22,8 @@ from .ring import PENDING, Ring
 
 ROOM = 4 << 20  # bytes of a slot: large enough for the disk's full rate
 SLOTS = 8  # three reads in flight, a block in use, the rest ahead of it
+
+_FORKED = "weights: the process was forked in the midst of this pass, and its readers are not here; begin it anew"
 
 
 class _Place:
@@ -36,7 +38,7 @@ class _Place:
         self.matrix: _kernels.Matrix | None = None  # kept
 
 
-class StreamedWeights:
+class StreamedWeights(forked.ForkAware):
     """A checkpoint's weights in bounded memory.
 
     slots, room    the ring: so many blocks of at most so many bytes (raised to the least that holds a panel of
@@ -71,6 +73,8 @@ class StreamedWeights:
         self._complete = False  # whether all of them are here
         self._resident: dict[tuple[str, ...], _kernels.Blocks] = {}  # then: those asked for so far
         self._cursor = 0  # what the readers fetch next, by index into _places
+        self._forks = 0  # between the process these were made in and this one
+        forked.register(self)
 
     def _choose(self, sizes: list[int], nbytes: int) -> None:
         """Mark the blocks to keep: as many as the arena holds, at even distances through the pass."""
@@ -113,23 +117,31 @@ class StreamedWeights:
         """(first row, block), ascending. Names come in execution order; the first one begins a pass."""
         if name != self._names[self._expected] or self._half_way:
             if name != self._names[0]:
+                if self._forks:
+                    raise PyllamaError(_FORKED)
                 raise RuntimeError(f"{name} asked for, expected {self._names[self._expected]}: out of order")
             self._restart()  # the last pass was given up
         self._half_way = True
+        forks = self._forks
         for place in self._tensors[name]:
+            if forks != self._forks:
+                raise PyllamaError(_FORKED)
             if place.matrix is not None:
                 yield place.block.row, place.matrix
                 continue
             if self._ring is None:
                 self._ring = Ring(self._slots, self._room, self._next, self._fill)
-            taken, matrix = self._ring.take()
+            ring = self._ring
+            taken, matrix = ring.take()
             if taken is not place:
                 raise RuntimeError(f"{name}: the ring gave rows of another block")
             yield place.block.row, matrix
-            if place.keep:
+            if place.keep and forks == self._forks:
                 place.matrix = self._arena.keep(matrix)
                 place.keep = False
-            self._ring.give_back()
+            ring.give_back()
+        if forks != self._forks:
+            raise PyllamaError(_FORKED)
         self._half_way = False
         self._expected = (self._expected + 1) % len(self._names)
         if self._expected == 0 and self.nbytes_streamed == 0:
@@ -162,6 +174,14 @@ class StreamedWeights:
         ring, self._ring = self._ring, None
         if ring:
             ring.stop()
+
+    def renew_in_child(self) -> None:
+        # The ring's readers are not here, nor is a pass of another thread: the next one begins at the first block.
+        self._lock = threading.Lock()
+        self._ring = None
+        self._forks += 1
+        self._half_way = True
+        self._restart()
 
     def _restart(self) -> None:
         self._stop()

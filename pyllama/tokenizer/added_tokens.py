@@ -23,6 +23,7 @@ class AddedToken:
     """One added token and its flags.
 
     special      a control token: found only where the caller asks for it
+    shown        a special one that an answer shows all the same
     lstrip       takes the white space before it along; rstrip, after it
     single_word  counts only between characters that are no letters or digits
     normalized   searched in the normalized text instead of the raw one
@@ -35,6 +36,7 @@ class AddedToken:
     rstrip: bool = False
     single_word: bool = False
     normalized: bool = False
+    shown: bool = False
 
 
 class AddedTokens:
@@ -52,10 +54,15 @@ class AddedTokens:
         self._lengths = {first: sorted(sizes, reverse=True) for first, sizes in lengths.items()}
         self._first = re.compile("[" + "".join(map(re.escape, self._lengths)) + "]") if lengths else None
 
-    def split(self, text: str, parse_special: bool) -> list[str | AddedToken]:
-        """Stretches of text and the tokens between them, in order; empty stretches are left out."""
+    def split(self, text: str, parse_special: bool, marked: str | None = None) -> list[str | AddedToken]:
+        """Stretches of text and the tokens between them, in order; empty stretches are left out.
+
+        marked  the same text, character for character, with others in some places: no special token is made of those.
+                The stretches are stretches of this one
+        """
+        shown = text if marked is None else marked
         if self._first is None:
-            return [text] if text else []
+            return [shown] if shown else []
         out: list[str | AddedToken] = []
         done = 0  # text before this is in `out`
         at = 0
@@ -68,7 +75,12 @@ class AddedTokens:
             else:
                 at += 1
                 continue
-            start, stop = at, at + length
+            start, stop = at, min(at + length, len(text))
+            if marked is not None and token.special and marked[start:stop] != text[start:stop]:
+                if not parse_special or (own := self._special_in(marked, start, stop)) is None:
+                    at = stop
+                    continue
+                start, stop, token = own
             at = stop  # a match that is not taken still hides what overlaps it
             if token.special and not parse_special:
                 continue
@@ -85,9 +97,18 @@ class AddedTokens:
             if token.rstrip:
                 stop = _SPACES.match(text, stop).end()  # type: ignore[union-attr]
             if start > done:
-                out.append(text[done:start])
+                out.append(shown[done:start])
             out.append(token)
             done = stop
         if done < len(text):
-            out.append(text[done:])
+            out.append(shown[done:])
         return out
+
+    def _special_in(self, text: str, start: int, stop: int) -> tuple[int, int, AddedToken] | None:
+        """The first special token that begins in text[start:stop], with where that is."""
+        for at in range(start, stop):
+            for length in self._lengths.get(text[at], ()):
+                token = self._tokens.get(text[at : at + length])
+                if token is not None and token.special:
+                    return at, min(at + length, len(text)), token
+        return None

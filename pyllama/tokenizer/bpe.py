@@ -6,6 +6,8 @@ repeats its words. Knows nothing of patterns, special tokens or files.
 
 from __future__ import annotations
 
+import numpy as np
+
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer.merges import MergeTable
 from pyllama.tokenizer.vocabulary import Vocabulary
@@ -41,6 +43,15 @@ class ByteLevelModel:
         self._byte_ids = [vocabulary.find(bytes([byte])) for byte in range(256)]
         self._complete = min(self._byte_ids) >= 0
         self._cache: dict[str, list[int]] = {}
+
+    def makes(self) -> np.ndarray:
+        """Which ids merges result in; (size,) bool."""
+        return self._merges.makes()[: self._vocabulary.size]
+
+    def forbid(self, ids: frozenset[int]) -> None:
+        """From now on no text turns into these."""
+        self._forbidden |= ids
+        self._merges.forbid(ids)
 
     def encode(self, piece: str, out: list[int]) -> None:
         """Append the ids of one piece to `out`. Raises TokenizerError for a lone surrogate."""

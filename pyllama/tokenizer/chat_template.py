@@ -1,15 +1,22 @@
 """Chat messages to the text a model was trained to see, through the template its files carry.
 
-Turns a list of messages into one string. Knows nothing of token ids; sandbox.py holds what a template may do.
+Turns a list of messages into one string. Knows nothing of token ids; sandbox.py holds what a template may do, and
+template_process.py where.
 Models without a template fall back to the format of their family, written here as templates too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pyllama.errors import RequestError, TokenizerError
+from pyllama.tokenizer import template_process
+from pyllama.tokenizer.known_templates import is_known
+from pyllama.tokenizer.marks import NO_MARKS, Marker, Marks, texts_of
+from pyllama.tokenizer.tool_turns import PROBE_TOOL, ToolTurns
 
 # Llama 2 (llama_recipes/inference/chat_utils): [INST] <<SYS>> system <</SYS>> user [/INST] answer, a BOS each turn.
 LLAMA2 = """\
@@ -43,8 +50,35 @@ LLAMA3 = """\
 {%- endif -%}
 """
 
+MAX_TEMPLATE = 256 << 10  # characters; the longest published ones have 20,000
+MAX_SECONDS = 10.0  # for one chat
+# Characters a chat may have beyond those it was made of: a template's own text, and what indents or escapes others'.
+MAX_MORE, MAX_A_CHARACTER = 1 << 16, 8
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _MAX_DEPTH = 64
+
+
+class Rendered(str):
+    """The text of a chat, with stand-ins (marks.py) where characters came out of the messages.
+
+    marks  what stands in for what; none where no mark was needed or asked for
+    """
+
+    marks: Marks = NO_MARKS
+
+    def before(self, end: str) -> "Rendered":
+        """The text before the last `end`. RequestError where the template did not write it out as it is."""
+        text, found, _ = self.rpartition(end)
+        if not found:
+            raise RequestError("continue_final_message: this model's chat template changes or drops the last message")
+        begun = Rendered(text)
+        begun.marks = self.marks
+        return begun
+
+    @property
+    def plain(self) -> str:
+        """The text itself."""
+        return str(self.marks.plain(str(self)))
 
 
 class ChatTemplate:
@@ -53,60 +87,109 @@ class ChatTemplate:
     source     the template's text
     variables  what it sees besides the messages: bos_token, eos_token, ...
     where      the file it came from, for errors
+
+    A template that many models carry and that was looked at (known_templates.py) is rendered in this process, any
+    other in one of its own with limits the kernel holds (template_process.py).
     """
 
     def __init__(self, source: str, variables: Mapping[str, str], where: str) -> None:
         self.source = source
         self._variables = dict(variables)
         self._where = where
-        self._compiled: Any = None
+        self._renderer: Any = None
+        self._lock = threading.Lock()
+        self._marker: Marker | None = None
+        self._tool_turns = ToolTurns()
+
+    @property
+    def process_nbytes(self) -> int:
+        """Memory that rendering takes in a process of its own."""
+        return 0 if is_known(self.source) else template_process.NBYTES
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
         """The text of a chat. RequestError: the template refuses the messages; TokenizerError: it is bad itself."""
-        import jinja2  # 30 ms: only a chat pays for it
+        given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        return self.render_marked(messages, given, ())
 
-        from pyllama.tokenizer import sandbox
+    def render_marked(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        spellings: Collection[str],
+        *,
+        adapt_calls: bool = False,
+    ) -> Rendered:
+        """The text of a chat in which it can be told what came out of the messages and variables.
 
-        chat = _plain_messages(messages)
-        given = _plain({**self._variables, **variables})
-        given.update(messages=chat, tools=_plain(tools), add_generation_prompt=add_generation_prompt)
-        given.setdefault("documents", None)
-        try:
-            if self._compiled is None:
-                self._compiled = _compile(self.source, self._where)
-            environment, template = self._compiled
-            return "".join(sandbox.pieces(environment, template, given))
-        except sandbox.RaisedByTemplate as error:
-            raise RequestError(f"messages: the chat template refuses them: {error}") from None
-        except TokenizerError:
-            raise
-        except jinja2.TemplateSyntaxError as error:
-            raise TokenizerError(
-                f"{self._where}: chat template, line {error.lineno}: {error.message}"
-            ) from None
-        except (RecursionError, MemoryError):
-            raise TokenizerError(f"{self._where}: chat template: nested too deeply") from None
-        except Exception as error:  # a template is a program: it can fail in any way a program can
-            raise TokenizerError(f"{self._where}: chat template: {type(error).__name__}: {error}") from None
-
-
-def _compile(source: str, where: str) -> Any:
-    from pyllama.tokenizer import sandbox
-
-    if len(source) > sandbox.MAX_TEMPLATE:
-        raise TokenizerError(
-            f"{where}: chat template of {len(source)} characters, expected at most {sandbox.MAX_TEMPLATE}"
+        variables    "tools", "add_generation_prompt" and whatever else the template looks at
+        spellings    what must not come out of them: the control tokens as text
+        adapt_calls  put earlier tool calls the way this template wants them (tool_turns.py)
+        """
+        deadline = time.monotonic() + MAX_SECONDS
+        if not adapt_calls:
+            return self._text(_plain_messages(messages), variables, spellings, deadline)
+        return self._tool_turns.render(
+            _plain_messages(messages),
+            lambda chat: self._text(chat, variables, spellings, deadline),
+            lambda chat: self._text(chat, {"tools": [PROBE_TOOL], "add_generation_prompt": False}, (), deadline),
         )
-    environment = sandbox.BoundedEnvironment()
-    environment.start()
-    return environment, environment.from_string(source)
+
+    def _text(
+        self,
+        chat: list[dict[str, Any]],
+        variables: Mapping[str, Any],
+        spellings: Collection[str],
+        deadline: float,
+    ) -> Rendered:
+        """The text of messages that are plain."""
+        given = {"tools": None, "documents": None, **_plain(variables), "messages": chat}
+        marks = NO_MARKS
+        if spellings:
+            if self._marker is None:
+                self._marker = Marker(spellings, self.source)
+            given, marks = self._marker.mark(given)
+        given = {**self._variables, **given}
+        seconds = max(0.1, deadline - time.monotonic())
+        try:
+            kind, text = self._rendered(given, marks, seconds)
+        except TokenizerError as error:
+            raise TokenizerError(f"{self._where}: {error}") from None
+        if kind == "text":
+            most = MAX_MORE + MAX_A_CHARACTER * sum(map(len, texts_of(given)))
+            if len(text) > most:
+                raise TokenizerError(
+                    f"{self._where}: chat template: a text of {len(text)} characters, expected at most {most} "
+                    "from these messages"
+                )
+            rendered = Rendered(text)
+            rendered.marks = marks
+            return rendered
+        if kind == "refused":
+            raise RequestError(f"messages: the chat template refuses them: {text}")
+        raise TokenizerError(f"{self._where}: chat template: {text}")
+
+    def _rendered(self, given: dict[str, Any], marks: Marks, seconds: float) -> tuple[str, str]:
+        if len(self.source) > MAX_TEMPLATE:
+            raise TokenizerError(
+                f"chat template of {len(self.source)} characters, expected at most {MAX_TEMPLATE}"
+            )
+        with self._lock:
+            if self._renderer is None:
+                if is_known(self.source):
+                    from pyllama.tokenizer.sandbox import Renderer  # jinja2 is 30 ms: only a chat pays for it
+
+                    self._renderer = Renderer()
+                else:
+                    self._renderer = template_process.shared()
+            return self._renderer.render(self.source, given, marks, seconds)
 
 
 def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from pyllama.errors import TokenizerError, reason_of
+from pyllama.foreign import HEAD_NBYTES, described_bytes
 from pyllama.tokenizer import chat_template as templates
 from pyllama.tokenizer import steps, tiktoken
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.chat_template import ChatTemplate
+from pyllama.tokenizer.json_scan import check_items
+from pyllama.tokenizer.missing import NoTokenizerError
 from pyllama.tokenizer.pieces import from_pieces
 from pyllama.tokenizer.sentencepiece_model import read_pieces
 from pyllama.tokenizer.tokenizer import Parts
@@ -33,16 +36,23 @@ _LLAMA2_VOCAB = 32000
 
 def read_huggingface(path: Path, config: Any) -> Parts:
     """The tokenizer of a Hugging Face folder. Raises TokenizerError."""
+    _check_fetched(path)
     settings = _json(path / "tokenizer_config.json")
     if (path / "tokenizer.json").is_file():
         parts = _from_json(path, settings, config)
     elif (path / "tokenizer.model").is_file():
         parts = _from_model(path / "tokenizer.model", settings)
     else:
-        raise TokenizerError(f"{path}: no tokenizer.json and no tokenizer.model")
+        raise NoTokenizerError(f"{path}: no tokenizer.json and no tokenizer.model{_instead(path)}")
     vocab_size = getattr(config, "vocab_size", None)
     names = _special_names(path, settings)
-    parts.added = _merged_added(parts, settings, set(names.values()), vocab_size)
+    if vocab_size is not None:
+        parts.drop_beyond(vocab_size)
+    named = set(names.values())
+    entries = _decoder_entries(settings)
+    if "added_tokens_decoder" not in settings and not (path / "tokenizer.json").is_file():
+        entries = _older_entries(path, named)
+    parts.added = _merged_added(parts, entries, named, vocab_size)
     _set_ends(parts, names, path, config)
     parts.chat_template = _template(path, settings, names)
     if parts.chat_template is None and getattr(config, "model_type", None) == "llama":
@@ -56,7 +66,8 @@ def read_meta(path: Path, config: Any) -> Parts:
     """The tokenizer of one of Meta's folders: tokenizer.model in it, or beside it as Meta ships it."""
     file = next((f for f in (path / "tokenizer.model", path.parent / "tokenizer.model") if f.is_file()), None)
     if file is None:
-        raise TokenizerError(f"{path}: no tokenizer.model in the folder or above it")
+        raise NoTokenizerError(f"{path}: no tokenizer.model in the folder or above it")
+    _check_fetched(file.parent)
     parts = _from_model(file, {})
     if parts.kind == "tiktoken":
         variables = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
@@ -67,6 +78,35 @@ def read_meta(path: Path, config: Any) -> Parts:
     return parts
 
 
+def _check_fetched(folder: Path) -> None:
+    """Raise TokenizerError for a file that is not itself: a pointer to it, a web page, nothing."""
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"):
+        try:
+            with open(folder / name, "rb") as file:
+                head = file.read(HEAD_NBYTES)
+        except OSError:
+            continue  # whoever needs it says so
+        what = described_bytes(head, len(head)) if name != "chat_template.jinja" else None
+        if what or head.startswith(b"version https://git-lfs"):
+            raise TokenizerError(f"{folder / name}: {what or 'a Git LFS pointer, not the file it stands for'}")
+
+
+def _instead(folder: Path) -> str:
+    """Which files of other tokenizers are there, and what makes tokenizer.json of them."""
+    for names, advice in (
+        (("vocab.json", "merges.txt"), "; AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers "
+         "makes one of vocab.json and merges.txt"),
+        (("tekken.json",), ", and tekken.json is not read; get tokenizer.json of the same model"),
+        (("vocab.txt",), ", and vocab.txt is not read; get tokenizer.json of the same model"),
+    ):  # fmt: skip
+        if all((folder / name).is_file() for name in names):
+            return advice
+    versions = sorted(path.name for path in folder.glob("tokenizer.model.v*"))
+    if versions:
+        return f"; {versions[-1]} is one under another name"
+    return "; get one from where the model is from"
+
+
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object, {} if there is no such file."""
     try:
@@ -74,7 +114,9 @@ def _json(path: Path) -> dict[str, Any]:
             return {}
         if path.stat().st_size > _MAX_JSON:
             raise TokenizerError(f"{path}: more than {_MAX_JSON} bytes")
-        value = json.loads(path.read_bytes().decode())
+        data = path.read_bytes()
+        check_items(data, str(path))
+        value = json.loads(data.decode())
     except OSError as error:
         raise TokenizerError(f"{path}: {reason_of(error)}") from None
     except (ValueError, RecursionError) as error:
@@ -145,6 +187,17 @@ def _special_names(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
+def _older_entries(path: Path, named: set[str]) -> dict[int, AddedToken]:
+    """added_tokens.json: {content: id}; tokenizers that have no added_tokens_decoder keep theirs there."""
+    found: dict[int, AddedToken] = {}
+    for content, token_id in _json(path / "added_tokens.json").items():
+        special = content in named
+        entry = {"content": content, "special": special, "normalized": not special}
+        token = added_token(token_id, entry, "added_tokens.json")
+        found[token.id] = token
+    return found
+
+
 def _decoder_entries(settings: Mapping[str, Any]) -> dict[int, AddedToken]:
     """added_tokens_decoder: {"id": {content, flags}}."""
     entries = settings.get("added_tokens_decoder") or {}
@@ -161,7 +214,7 @@ def _decoder_entries(settings: Mapping[str, Any]) -> dict[int, AddedToken]:
 
 
 def _merged_added(
-    parts: Parts, settings: Mapping[str, Any], named: set[str], vocab_size: int | None
+    parts: Parts, entries: Mapping[int, AddedToken], named: set[str], vocab_size: int | None
 ) -> tuple[AddedToken, ...]:
     """The added tokens with the flags of tokenizer_config.json; the named ones are special.
 
@@ -169,26 +222,29 @@ def _merged_added(
     lies beyond the model's vocabulary has no row there and stays out.
     """
     added = {token.content: token for token in parts.added}
-    free = max([parts.vocabulary.size, *(token.id + 1 for token in parts.added)])
-    for token_id, entry in sorted(_decoder_entries(settings).items()):
-        known = added.get(entry.content)
-        present = known.id if known else parts.vocabulary.find(entry.content.encode("utf-8", "replace"))
+    free = parts.size
+
+    def present_id(content: str) -> int:
+        known = added.get(content)
+        found = known.id if known else parts.vocabulary.find(content.encode("utf-8", "replace"))
+        return found if found < parts.size else -1
+
+    for token_id, entry in sorted(entries.items()):
+        present = present_id(entry.content)
         if present < 0 and vocab_size is not None and token_id >= vocab_size:
             continue
         if (present if present >= 0 else free) != token_id:
             raise TokenizerError(
-                f"tokenizer_config.json: added_tokens_decoder: {entry.content[:40]!r} has id {token_id}, expected "
-                f"{present if present >= 0 else free}"
+                f"tokenizer_config.json: added_tokens_decoder (or added_tokens.json): {entry.content[:40]!r} has id "
+                f"{token_id}, expected {present if present >= 0 else free}"
             )
         free = max(free, token_id + 1)
         added[entry.content] = entry
         parts.decoded[token_id] = entry.content.encode()
     for content in named:
-        known = added.get(content)
-        found = known.id if known else parts.vocabulary.find(content.encode("utf-8", "replace"))
-        if known is not None:
-            added[content] = replace(known, special=True)
-        elif found >= 0:
+        if content in added:
+            added[content] = replace(added[content], special=True)
+        elif (found := present_id(content)) >= 0:
             added[content] = AddedToken(found, content)
             parts.decoded[found] = content.encode()
     return tuple(sorted(added.values(), key=lambda token: token.id))
@@ -204,7 +260,7 @@ def _set_ends(parts: Parts, names: Mapping[str, str], path: Path, config: Any) -
     ends += getattr(config, "eos_token_ids", None) or ()
     generation = _json(path / "generation_config.json").get("eos_token_id")
     for token_id in generation if isinstance(generation, list) else [generation]:
-        if token_id is not None and (type(token_id) is not int or not 0 <= token_id < 1 << 31):
+        if token_id is not None and type(token_id) is not int:
             raise TokenizerError(
                 f"generation_config.json: eos_token_id {str(generation)[:40]}, expected token ids"
             )

@@ -1,7 +1,8 @@
 """Tokenizers out of a GGUF file's metadata: byte-level BPE ("gpt2") and SentencePiece ("llama").
 
 Takes the key/values of a file that was already read. Where GGUF has no word for a rule (flags of added tokens, the
-pre-tokenizer's pattern), the rule is that of the model the key names.
+pre-tokenizer's pattern), the rule is that of the model the key names. An id that names no token is as if absent:
+converters write -1, also unsigned, and ids of tokens that the model has not.
 """
 
 from __future__ import annotations
@@ -11,36 +12,39 @@ from typing import Any
 
 import numpy as np
 
-from pyllama.errors import TokenizerError
-from pyllama.tokenizer import pattern as patterns
-from pyllama.tokenizer import steps, token_bytes
+from pyllama.errors import RequestError, TokenizerError
+from pyllama.tokenizer import pre_tokenizers, token_bytes
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.bpe import ByteLevelModel
 from pyllama.tokenizer.chat_template import ChatTemplate
+from pyllama.tokenizer.missing import NoTokenizerError
 from pyllama.tokenizer.pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, from_pieces
+from pyllama.tokenizer.pre_tokenizers import PreTokenizer
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
-# tokenizer.ggml.pre: the steps before BPE. A name that is not here is refused: another pattern would run, give
-# plausible ids, and make the model quietly worse.
-_GPT2 = ("gpt-2", "gpt2", "olmo", "phi-2", "exaone4")
-_LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "dbrx", "falcon3")
-_QWEN2 = ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez")
-_SMOLLM = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-_TEKKEN = ("tekken",)
-_IGNORE_MERGES = {*_LLAMA3, *_TEKKEN} - {"smaug-bpe", "dbrx"}
-_ADD_BOS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "tekken"}
-_NFC = {"qwen2", "deepseek-r1-qwen"}
+# Where a file says that BOS goes before a text and not which token it is.
+_BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<\uff5cbegin\u2581of\u2581sentence\uff5c>", "[BOS]")
+# What SentencePiece has if nobody says otherwise; and the type each must have to be believed.
+_SENTENCEPIECE_IDS = {"unknown_token_id": (0, UNKNOWN), "bos_token_id": (1, CONTROL), "eos_token_id": (2, CONTROL)}
+# The repository, file and padding tokens of fill-in-the-middle end what is filled in.
+_ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+_MAX_ADDED = 1 << 16  # a Python object each; the most in a published model is 6,400
 
 
-def read(metadata: Mapping[str, Any], where: str) -> Parts:
-    """The parts of the tokenizer a GGUF file describes. Raises TokenizerError."""
-    return _Reader(metadata, where).parts()
+def read(metadata: Mapping[str, Any], where: str, pre_tokenizer: str | None = None) -> Parts:
+    """The parts of the tokenizer a GGUF file describes.
+
+    pre_tokenizer  in place of tokenizer.ggml.pre
+
+    Raises TokenizerError; RequestError for a pre_tokenizer where none is used.
+    """
+    return _Reader(metadata, where, pre_tokenizer).parts()
 
 
 class _Reader:
-    def __init__(self, metadata: Mapping[str, Any], where: str) -> None:
-        self._metadata, self._where = metadata, where
+    def __init__(self, metadata: Mapping[str, Any], where: str, pre_tokenizer: str | None) -> None:
+        self._metadata, self._where, self._given_pre = metadata, where, pre_tokenizer
 
     def _get(self, key: str, kind: type, default: Any = None) -> Any:
         value = self._metadata.get(f"tokenizer.{key}", default)
@@ -54,6 +58,8 @@ class _Reader:
 
     def _list(self, key: str) -> Sequence[Any]:
         value: Any = self._metadata.get(f"tokenizer.{key}")
+        if value is None:
+            raise TokenizerError(f"tokenizer.{key}: missing, expected a list (file {self._where})")
         if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
             raise TokenizerError(
                 f"tokenizer.{key}: {type(value).__name__}, expected a list (file {self._where})"
@@ -78,6 +84,9 @@ class _Reader:
 
     def parts(self) -> Parts:
         model = self._get("ggml.model", str)
+        if model in (None, "none", "no_vocab"):
+            found = "missing" if model is None else repr(model)
+            raise NoTokenizerError(f"tokenizer.ggml.model: {found}, expected 'gpt2' or 'llama' (file {self._where})")
         if model not in ("gpt2", "llama"):
             raise TokenizerError(
                 f"tokenizer.ggml.model: {str(model)[:40]!r} is not supported, expected 'gpt2' or 'llama' "
@@ -87,21 +96,45 @@ class _Reader:
         types = self._numbers("ggml.token_type", len(tokens), "iu")
         if types is None:
             types = np.full(len(tokens), NORMAL)
-        parts = self._byte_level(tokens, types) if model == "gpt2" else self._sentencepiece(tokens, types)
-        self._add_ends(parts, self._get("ggml.pre", str, "") in _ADD_BOS or model == "llama")
-        self._add_template(parts, tokens)
+        if model == "gpt2":
+            pre = pre_tokenizers.pre_tokenizer(self._pre(), self._where)
+            parts = self._byte_level(tokens, types, pre)
+            self._add_ends(parts, tokens, types, pre.add_bos)
+        else:
+            if self._given_pre is not None:
+                raise RequestError(
+                    f"pre_tokenizer: {self._given_pre[:40]!r}, expected none: a SentencePiece tokenizer has none "
+                    f"(file {self._where})"
+                )
+            parts = self._sentencepiece(tokens, types)
+            self._add_ends(parts, tokens, types, True)
+        self._add_template(parts, tokens, types)
         return parts
+
+    def _pre(self) -> str:
+        pre = self._given_pre or self._get("ggml.pre", str)
+        if not pre or pre == "default":
+            found = "is 'default', which is no model's" if pre else "is missing"
+            raise TokenizerError(
+                f"tokenizer.ggml.pre {found}, so how text is split is not known; name it by --pre-tokenizer "
+                f"(llama-bpe, qwen2, ...: the model's family) or load's pre_tokenizer (file {self._where})"
+            )
+        return pre
 
     def _added(self, tokens: Sequence[str], types: np.ndarray) -> tuple[AddedToken, ...]:
         ids = np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN, USER_DEFINED)))
+        if len(ids) > _MAX_ADDED:
+            raise TokenizerError(
+                f"tokenizer.ggml.token_type: {len(ids)} tokens are control or user-defined ones, expected at most "
+                f"{_MAX_ADDED} (file {self._where})"
+            )
         return tuple(
             AddedToken(token_id, _text(tokens[token_id]), special=bool(types[token_id] != USER_DEFINED))
             for token_id in ids.tolist()
         )
 
-    def _byte_level(self, tokens: Sequence[str], types: np.ndarray) -> Parts:
-        pre = self._get("ggml.pre", str, "default")
-        normalizer, pre_tokenizer = self._steps(pre)
+    def _byte_level(self, tokens: Sequence[str], types: np.ndarray, pre: PreTokenizer) -> Parts:
+        normalizer, pre_tokenizer = pre.steps(f"tokenizer.ggml.pre (file {self._where})")
         added = self._added(tokens, types)
         where = f"tokenizer.ggml.tokens (file {self._where})"
         chunks = token_bytes.packed(map(_text, tokens), MAX_TOKENS, where)
@@ -116,32 +149,9 @@ class _Reader:
             reader.add_spaced(chunk)
         special = frozenset(token.id for token in added if token.special)
         model = ByteLevelModel(
-            vocabulary, reader.table(special), ignore_merges=pre in _IGNORE_MERGES, forbidden=special
+            vocabulary, reader.table(special), ignore_merges=pre.ignore_merges, forbidden=special
         )
         return Parts("bpe", vocabulary, model, added, decoded, normalizer, pre_tokenizer)
-
-    def _steps(self, pre: str) -> tuple[steps.Normalizer | None, steps.PreTokenizer]:
-        where = f"tokenizer.ggml.pre {pre!r}"
-        normalizer = steps.unicode_form("NFC") if pre in _NFC else None
-
-        def split(pattern: str) -> steps.PreTokenizer:
-            return steps.split_isolated(patterns.compile_pattern(pattern, where))
-
-        if pre in _SMOLLM:
-            digits = steps.split_isolated(patterns.compile_class("NUMERIC"))
-            return normalizer, steps.one_after_another([digits, split(patterns.GPT2)])
-        for names, pattern in (
-            (_GPT2, patterns.GPT2),
-            (_LLAMA3, patterns.LLAMA3),
-            (_QWEN2, patterns.QWEN2),
-            (_TEKKEN, patterns.TEKKEN),
-        ):
-            if pre in names:
-                return normalizer, split(pattern)
-        raise TokenizerError(
-            f"tokenizer.ggml.pre: pre-tokenizer {pre[:40]!r} is not supported, expected one of "
-            f"{', '.join((*_GPT2[:1], *_LLAMA3[:1], *_QWEN2[:1], *_SMOLLM[:1], *_TEKKEN))} (file {self._where})"
-        )
 
     def _sentencepiece(self, tokens: Sequence[str], types: np.ndarray) -> Parts:
         where = f"tokenizer.ggml.tokens (file {self._where})"
@@ -157,36 +167,40 @@ class _Reader:
             vocabulary,
             types,
             scores,
-            unk_id=self._id("unknown_token_id", len(tokens)),
+            unk_id=self._id("unknown_token_id", types),
             space_prefix=prefix,
             collapse_spaces=self._get("ggml.remove_extra_whitespaces", bool, False),
             where=where,
         )
 
-    def _id(self, name: str, size: int) -> int | None:
+    def _id(self, name: str, types: np.ndarray) -> int | None:
+        """A special token's id; None where the file has none, or one that names no token (-1, stored unsigned)."""
         value = self._get(f"ggml.{name}", int)
-        if value is not None and not 0 <= value < size:
-            raise TokenizerError(
-                f"tokenizer.ggml.{name}: {value}, expected 0 to {size - 1} (file {self._where})"
-            )
-        return value
+        if value is not None and 0 <= value < len(types):
+            return value
+        usual, kind = _SENTENCEPIECE_IDS.get(name, (len(types), CONTROL))
+        sentencepiece = self._metadata.get("tokenizer.ggml.model") == "llama"
+        return usual if sentencepiece and usual < len(types) and types[usual] == kind else None
 
-    def _add_ends(self, parts: Parts, add_bos: bool) -> None:
-        size = parts.vocabulary.size
-        bos, eos = self._id("bos_token_id", size), self._id("eos_token_id", size)
-        ends = [eos, self._id("eot_token_id", size), self._id("eom_token_id", size)]
-        parts.bos_token_id = bos
+    def _add_ends(self, parts: Parts, tokens: Sequence[str], types: np.ndarray, add_bos: bool) -> None:
+        bos, eos = self._id("bos_token_id", types), self._id("eos_token_id", types)
+        ends = [self._id(f"{name}_token_id", types) for name in _ENDS]
         parts.eos_token_ids = tuple(dict.fromkeys(end for end in ends if end is not None))
-        if self._get("ggml.add_bos_token", bool, add_bos) and bos is not None:
-            parts.before = (bos,)
+        if self._get("ggml.add_bos_token", bool, add_bos):
+            if bos is None:
+                ids = {token.content: token.id for token in parts.added if token.special}
+                bos = next((ids[name] for name in _BOS_NAMES if name in ids), None)
+            if bos is not None:
+                parts.before = (bos,)
+        parts.bos_token_id = bos
         if self._get("ggml.add_eos_token", bool, False) and eos is not None:
             parts.after = (eos,)
 
-    def _add_template(self, parts: Parts, tokens: Sequence[str]) -> None:
+    def _add_template(self, parts: Parts, tokens: Sequence[str], types: np.ndarray) -> None:
         template = self._get("chat_template", str)
         variables = {}
         for name in ("bos", "eos", "unknown", "padding"):
-            token_id = self._id(f"{name}_token_id", len(tokens))
+            token_id = parts.bos_token_id if name == "bos" else self._id(f"{name}_token_id", types)
             if token_id is not None:
                 short = {"unknown": "unk", "padding": "pad"}.get(name, name)
                 variables[f"{short}_token"] = _text(tokens[token_id])

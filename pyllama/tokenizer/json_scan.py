@@ -19,8 +19,10 @@ from pyllama.errors import TokenizerError, reason_of
 from pyllama.tokenizer.token_bytes import CHUNK, MAX_MERGES, Strings
 from pyllama.tokenizer.vocabulary import MAX_TOKENS
 
-MAX_NBYTES = 256 << 20
+MAX_NBYTES = 96 << 20  # the largest published, of 262,000 tokens, has 33 MB
+MAX_ITEMS = 400_000  # values of a document that becomes Python objects, of some hundred bytes each
 _MAX_REST = 16 << 20  # everything but vocabulary and merges
+_MAX_RUN = 2 << 20  # bytes of one run of entries, and of a key
 _MAX_KEYS = 256
 _WS = rb"[ \t\n\r]*+"
 _STRING = rb'"(?:[^"\\\x00-\x1f]++|\\.)*+"'
@@ -51,7 +53,7 @@ class TokenizerFile:
 
     def __init__(self, path: Path) -> None:
         self._where = path.name
-        self._rest_nbytes = self._end = 0
+        self._rest_nbytes = self._end = self._forgotten = 0
         self.tokens: list[Strings] | None = None
         self.ids = np.zeros(0, np.int64)
         self.merges: list[tuple[Strings, bool]] = []
@@ -114,12 +116,13 @@ class TokenizerFile:
                 self._end = start + 1
                 return
             for pattern in patterns:
-                match = pattern.match(self._data, at)
+                match = pattern.match(self._data, at, min(len(self._data), at + _MAX_RUN))
                 if match is not None:
                     break
             else:
                 raise self._error(start, "an entry of the list or its end")
             at = match.end()
+            self._forget(at)
             chunk = match.group()
             more = chunk.endswith(b",")
             yield (chunk[:-1] if more else chunk), pattern
@@ -133,7 +136,7 @@ class TokenizerFile:
         if self._data[at : at + 1] == b"}":
             return found, at + 1
         while True:
-            match = _KEY.match(self._data, at)
+            match = _KEY.match(self._data, at, min(len(self._data), at + _MAX_RUN))
             if match is None:
                 raise self._error(at, "a key")
             key = self._loads(match.group(1))
@@ -159,6 +162,13 @@ class TokenizerFile:
             if separator != b",":
                 raise self._error(at - 1, "a comma or the end of the object")
 
+    def _forget(self, at: int) -> None:
+        """What was read is not read again, and need not count as this process's memory."""
+        done = at // _MAX_RUN * _MAX_RUN
+        if done > self._forgotten and hasattr(self._data, "madvise"):
+            self._data.madvise(mmap.MADV_DONTNEED, self._forgotten, done - self._forgotten)
+            self._forgotten = done
+
     def _skip_space(self, at: int) -> int:
         return _SPACE.match(self._data, at).end()  # type: ignore[union-attr]
 
@@ -171,22 +181,26 @@ class TokenizerFile:
         """Where the value at `at` ends."""
         first = self._data[at : at + 1]
         if first not in (b"{", b"["):
-            match = _SCALAR.match(self._data, at)
+            match = _SCALAR.match(self._data, at, min(len(self._data), at + limit))
             if match is None:
                 raise self._error(at, "a value")
             return match.end()
-        depth = 0
+        depth = items = 0
         for match in _BRACKET.finditer(self._data, at, min(len(self._data), at + limit)):
             token = match.group()
+            items += 1
+            if items > 2 * MAX_ITEMS:
+                break
             if token in (b"{", b"["):
                 depth += 1
             elif token in (b"}", b"]"):
                 depth -= 1
                 if depth == 0:
                     return match.end()
-        raise self._error(at, f"the end of a value within {limit} bytes")
+        raise self._error(at, f"the end of a value within {limit} bytes and {MAX_ITEMS} items")
 
     def _loads(self, data: bytes, **options: Any) -> Any:
+        check_items(data, self._where)
         try:
             return json.loads(data.decode(), **options)
         except UnicodeDecodeError as error:
@@ -199,3 +213,9 @@ class TokenizerFile:
     def _error(self, at: int, expected: str) -> TokenizerError:
         got = bytes(self._data[at : at + 20])
         return TokenizerError(f"{self._where}: {got!r} at byte {at}, expected {expected} (truncated?)")
+
+
+def check_items(data: bytes, where: str) -> None:
+    """Raises TokenizerError for JSON of too many values: a Python object for each is what would cost the memory."""
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_ITEMS:
+        raise TokenizerError(f"{where}: too many JSON values, expected at most {MAX_ITEMS}")

@@ -41,6 +41,23 @@ class MergeTable:
     def __len__(self) -> int:
         return len(self._rights)
 
+    def makes(self) -> np.ndarray:
+        """Which symbols a merge results in; (symbols,) bool."""
+        made = np.zeros(len(self._starts) - 1, bool)
+        made[np.asarray(self._merged)] = True
+        return made
+
+    def forbid(self, symbols: frozenset[int]) -> None:
+        """Drops the merges that result in one of these."""
+        keep = ~np.isin(self._merged, np.fromiter(symbols, np.int64, len(symbols)))
+        if keep.all():
+            return
+        kept = np.concatenate([[0], np.cumsum(keep)])  # entries kept before each
+        self._starts = kept[np.asarray(self._starts)].astype(np.uint32).data
+        self._rights, self._ranks, self._merged = (
+            np.asarray(field)[keep].data for field in (self._rights, self._ranks, self._merged)
+        )
+
     def _find(self, left: int, right: int) -> int:
         """Index of the entry for a pair, or -1."""
         stop = self._starts[left + 1]

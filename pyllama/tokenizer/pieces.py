@@ -25,7 +25,8 @@ def from_pieces(
 ) -> Parts:
     """A tokenizer of SentencePiece pieces, as the `sentencepiece` library would run them.
 
-    Each stretch of text between control tokens gets its own space prefix.
+    Each stretch of text between control tokens gets its own space prefix. A user-defined piece written with spaces,
+    as GGUF files have them, is searched before spaces become marks.
     """
     # User-defined pieces are cut out before anything merges, and unused ones are never made.
     text_ids = types == NORMAL
@@ -41,7 +42,7 @@ def from_pieces(
             token_id,
             vocabulary.bytes_of(token_id).decode("utf-8", "replace"),
             special=bool(types[token_id] != USER_DEFINED),
-            normalized=bool(types[token_id] == USER_DEFINED),
+            normalized=bool(types[token_id] == USER_DEFINED) and b" " not in vocabulary.bytes_of(token_id),
         )
         for token_id in np.flatnonzero(np.isin(types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
     )

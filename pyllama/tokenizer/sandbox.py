@@ -12,11 +12,12 @@ escapes, raise_exception, strftime_now, the generation tag). Imported only when 
 from __future__ import annotations
 
 import json
+import operator
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
@@ -24,7 +25,9 @@ import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
 
-MAX_TEMPLATE = 256 << 10  # characters; the longest published ones have 20,000
+from pyllama.tokenizer import marked_strings
+from pyllama.tokenizer.marks import NO_MARKS, Marks
+
 MAX_TEXT = 8 << 20  # characters of any one value, and of the result
 MAX_WEIGHT = 500_000  # values in a list or object, those inside it and every 64 characters of text counted
 MAX_STEPS = (
@@ -32,6 +35,9 @@ MAX_STEPS = (
 )
 MAX_SECONDS = 10.0
 MAX_NUMBER = 100_000  # widths, counts and ranges
+_MAX_COMPILED = 4
+_MAX_MESSAGE = 400
+TEXT, REFUSED, BAD, SPENT = "text", "refused", "bad", "spent"
 
 _FILTERS = (
     "abs attr batch capitalize count d default dictsort e escape first float forceescape format groupby indent int "
@@ -46,6 +52,18 @@ _STRING_METHODS = frozenset(
 )
 # Filters that look at no more than the size or an end of a value.
 _CHEAP_FILTERS = frozenset("attr count d default first last length".split())
+# Filters that pick or order items by what they are.
+_CHOOSING_FILTERS = frozenset("dictsort groupby max min sort unique".split())
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "gt": operator.gt,
+    "gteq": operator.ge,
+    "lt": operator.lt,
+    "lteq": operator.le,
+    "in": lambda left, right: left in right,
+    "notin": lambda left, right: left not in right,
+}
 _LONG_NUMBER = re.compile(r"\d{5,}")
 
 
@@ -150,10 +168,11 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         )
         self._steps = 0
         self._deadline = 0.0
+        self._marks = NO_MARKS
         self._known: dict[int, tuple[Any, int]] = {}
         self.filters = {name: self._bounded_filter(name, self.filters[name]) for name in _FILTERS}
         self.filters["tojson"] = self._bounded_filter("tojson", _to_json)
-        self.tests = {name: self._counted(test) for name, test in self.tests.items()}  # type: ignore[arg-type]
+        self.tests = {name: self._bounded_test(test) for name, test in self.tests.items()}  # type: ignore[arg-type]
         self.globals = {
             "range": _bounded_range,
             "dict": _TemplateDict(),
@@ -164,11 +183,12 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             "strftime_now": lambda format: datetime.now().strftime(format),
         }
 
-    def start(self) -> None:
-        """Fill the budget of work and time."""
+    def start(self, seconds: float = MAX_SECONDS, marks: Marks = NO_MARKS) -> None:
+        """Fill the budget of work and time. marks: those of the strings the template is going to be given."""
         self._steps = MAX_STEPS
         self._known = {}
-        self._deadline = time.monotonic() + MAX_SECONDS
+        self._marks = marks
+        self._deadline = time.monotonic() + seconds
 
     def charge(self, steps: int = 1) -> bool:
         """Take from the budget; always true, so that it can stand in a condition."""
@@ -196,12 +216,44 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             self.contained(value)
         return value
 
-    def _counted(self, function: Callable) -> Callable:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self.charge()
+    def _bounded_test(self, function: Callable) -> Callable:
+        skip = 1 if getattr(function, "jinja_pass_arg", None) is not None else 0
+
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            for value in args[skip:]:
+                self._look_at(value)
+            if self._marks:
+                args = (*args[:skip], *map(self._marks.plain, args[skip:]))
             return function(*args, **kwargs)
 
-        return _like(counted, function)
+        return _like(bounded, function)
+
+    def _look_at(self, value: Any) -> None:
+        """Charge for an operation that may read all of a value."""
+        if isinstance(value, str):
+            self.charge(1 + (len(value) >> 6))
+        elif isinstance(value, (list, tuple, dict)):
+            self.charge(1 + _weigh(value, self._known, MAX_WEIGHT) // 8)
+        else:
+            self.charge()
+
+    def compare(self, left: Any, *rest: Any) -> Any:
+        """left == right, left in right, left < right <= more, ...: operators by name, each before what it takes."""
+        result: Any = True
+        for name, right in zip(rest[::2], rest[1::2]):
+            self._look_at(left)
+            self._look_at(right)
+            a, b = (self._marks.plain(left), self._marks.plain(right)) if self._marks else (left, right)
+            result = _COMPARE[name](a, b)
+            if not result:
+                break
+            left = right
+        return result
+
+    def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
+        """value[start:stop:step]"""
+        self.charge()
+        return self._made(value[start:stop:step])
 
     def _bounded_filter(self, name: str, function: Callable) -> Callable:
         # Filters that want the environment or context get it as their first argument.
@@ -234,10 +286,40 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 raise TemplateLimit("sum with a start")
             elif name in ("string", "urlencode", "tojson", "escape", "e", "forceescape", "trim", "title"):
                 _check_length(_text_length(value))
-            result = function(*args, **kwargs)
+            if self._marks:
+                result = self._filter_marked(name, function, args[:skip], value, args[skip + 1 :], kwargs)
+            else:
+                result = function(*args, **kwargs)
             return result if result is value else self._made(result)
 
         return _like(bounded, function)
+
+    def _filter_marked(
+        self, name: str, function: Callable, context: tuple, value: Any, rest: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        """A filter whose result depends on the characters of a value, for values with marks."""
+        marks = self._marks
+
+        def plainly(value: Any) -> Any:
+            return function(*context, value, *rest, **kwargs)
+
+        if name in _CHOOSING_FILTERS:
+            return marked_strings.chosen(marks, value, plainly)
+        if not isinstance(value, str):
+            result = plainly(value)
+            return marked_strings.json_unescaped(marks, result) if name == "tojson" else result
+        if name == "replace" and len(rest) >= 2:
+            return marked_strings.replace(marks, value, str(rest[0]), str(rest[1]), *rest[2:], **kwargs)
+        if name == "trim":
+            return marked_strings.strip(marks, value, "strip", *rest, **kwargs)
+        if name in ("capitalize", "lower", "title", "upper"):
+            return marked_strings.changed(marks, value, plainly)
+        result = plainly(value)
+        if name in ("e", "escape", "forceescape"):
+            return marked_strings.escaped(marks, result)
+        if name == "urlencode":
+            return marked_strings.url_encoded(marks, result)
+        return marked_strings.json_unescaped(marks, result) if name == "tojson" else result
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         if getattr(obj, "__self__", None) is self:  # the calls put in by _parse
@@ -249,12 +331,22 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             self.charge(len(owner) // 64)
             name = getattr(obj, "__name__", "")
+            if self._marks:
+                for argument in args:
+                    self._look_at(argument)
             if name == "join" and args:
                 items = list(args[0])
                 _check_length(_join_length(owner, items))
                 args = (items, *args[1:])
             elif name == "replace" and len(args) >= 2:
                 _check_replace(owner, args[0], args[1])
+            if self._marks and name != "format":
+                if not self.is_safe_callable(obj):
+                    raise jinja2.exceptions.SecurityError(f"{obj!r} is not safely callable")
+                plain_kwargs = {k: v for k, v in kwargs.items() if k not in ("_loop_vars", "_block_vars")}
+                return self._made(marked_strings.call_method(self._marks, owner, name, args, plain_kwargs))
+        elif self._marks and isinstance(owner, dict) and args and isinstance(args[0], str):
+            args = (self._key(owner, args[0]), *args[1:])
         elif (text := _format_method_text(obj)) is not None:
             _check_format(text, args, kwargs)
         return self._made(super().call(context, obj, *args, **kwargs))
@@ -279,15 +371,33 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             values = right if isinstance(right, tuple) else (right,)
             _check_number(values)
             _check_format(left, values, {})
+        if self._marks and operator == "+":
+            left, right = marked_strings.escaped_beside(self._marks, left, right)
         return self._made(super().call_binop(context, operator, left, right))
+
+    def handle_exception(self, source: str | None = None) -> NoReturn:
+        """The error being handled, as it is: Jinja would put the template's lines into its traceback."""
+        raise
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         self.charge()
+        if self._marks and isinstance(obj, dict) and not hasattr(obj, attribute):
+            attribute = self._key(obj, attribute)
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         self.charge()
+        if self._marks and isinstance(obj, dict) and isinstance(argument, str):
+            argument = self._key(obj, argument)
         return super().getitem(obj, argument)
+
+    def _key(self, mapping: dict, key: str) -> str:
+        """The key that an object has this one as, marks aside."""
+        if key in mapping:
+            return key
+        self.charge(1 + len(mapping) // 8)
+        found = marked_strings.key_in(self._marks, mapping, key)
+        return key if found is None else found
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str):
@@ -351,6 +461,17 @@ def _checked(value: Any) -> Any:
     if not isinstance(value, jinja2.nodes.Node):
         return value
     _replace_makers(value)
+    if isinstance(value, jinja2.nodes.Compare):
+        compared = [value.expr]
+        for operand in value.ops:
+            compared += [jinja2.nodes.Const(operand.op, lineno=value.lineno), operand.expr]
+        return _environment_call("compare", compared, value.lineno)
+    if isinstance(value, jinja2.nodes.Getitem) and isinstance(value.arg, jinja2.nodes.Slice):
+        bounds = [
+            jinja2.nodes.Const(None, lineno=value.lineno) if bound is None else bound
+            for bound in (value.arg.start, value.arg.stop, value.arg.step)
+        ]
+        return _environment_call("sliced", [value.node, *bounds], value.lineno)
     if isinstance(value, jinja2.nodes.Concat):
         return _environment_call("concatenated", value.nodes, value.lineno)
     makes = isinstance(value, (jinja2.nodes.List, jinja2.nodes.Dict)) or (
@@ -380,7 +501,7 @@ def _bounded_range(*args: int) -> range:
 
 
 def _raise_exception(message: Any) -> None:
-    raise RaisedByTemplate(str(message))
+    raise RaisedByTemplate(str(message)[:_MAX_MESSAGE])
 
 
 def _to_json(
@@ -433,13 +554,44 @@ def _check_name(name: Any) -> None:
         raise jinja2.exceptions.SecurityError(f"a namespace attribute named {name!r}")
 
 
-def pieces(
-    environment: BoundedEnvironment, template: jinja2.Template, variables: dict[str, Any]
-) -> Iterator[str]:
-    """The template's output, piece by piece, under a fresh budget."""
-    environment.start()
-    total = 0
-    for piece in template.generate(variables):
-        total += len(piece)
-        _check_length(total)
-        yield piece
+class Renderer:
+    """Renders templates: compiles each once, and tells in one word and one line what came of it."""
+
+    def __init__(self) -> None:
+        self._compiled: dict[str, tuple[BoundedEnvironment, jinja2.Template]] = {}
+
+    def render(
+        self, source: str, variables: dict[str, Any], marks: Marks = NO_MARKS, seconds: float = MAX_SECONDS
+    ) -> tuple[str, str]:
+        """(TEXT, what the template makes of the variables); (REFUSED, why it will not have the messages); or what is
+        wrong with the template: (BAD, why), or (SPENT, why) where memory ran out and some may be lost."""
+        started = time.monotonic()
+        try:
+            if source not in self._compiled:
+                environment = BoundedEnvironment()
+                environment.start(seconds)
+                template = environment.from_string(source)
+                while len(self._compiled) >= _MAX_COMPILED:
+                    del self._compiled[next(iter(self._compiled))]
+                self._compiled[source] = environment, template
+            environment, template = self._compiled[source]
+            environment.start(seconds - (time.monotonic() - started), marks)
+            try:
+                return TEXT, environment.concat(template.generate(variables))
+            finally:
+                environment.start(0)  # what it still holds of the values goes
+        except RaisedByTemplate as error:
+            return REFUSED, _line(marks, error)
+        except jinja2.TemplateSyntaxError as error:
+            return BAD, f"line {error.lineno}: {_line(marks, error.message)}"
+        except RecursionError:
+            return BAD, "nested too deeply"
+        except MemoryError:
+            return SPENT, "more memory than it may take"
+        except Exception as error:  # a template is a program: it can fail in any way a program can
+            return BAD, f"{type(error).__name__}: {_line(marks, error)}"
+
+
+def _line(marks: Marks, message: Any) -> str:
+    text = marks.plain(str(message)[:_MAX_MESSAGE])
+    return " ".join("".join([c if c.isprintable() else " " for c in text]).split())

@@ -108,6 +108,15 @@ class SentencePieceModel:
                 return True
         return False
 
+    def makes(self) -> np.ndarray:
+        """Which ids merges result in; (size,) bool."""
+        return self._merges.makes()[: self._vocabulary.size]
+
+    def forbid(self, ids: frozenset[int]) -> None:
+        """From now on no text turns into these."""
+        self._text_ids[list(ids & frozenset(range(len(self._text_ids))))] = False
+        self._merges.forbid(ids)
+
     def encode(self, piece: str, out: list[int]) -> None:
         """Append the ids of a stretch of text, spaces already marked. TokenizerError for a lone surrogate."""
         if self._words is None or self._ignore_merges:

@@ -19,6 +19,9 @@ PreTokenizer = Callable[[list[str], bool], list[str]]
 
 SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 _LONG_MARKS = 32
+_DIGIT_RUN = re.compile("[0-9]{3,}")
+# The Unicode property White_Space; str.rstrip() has four control characters more.
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def unicode_form(form: Literal["NFC", "NFD", "NFKC", "NFKD"]) -> Normalizer:
@@ -99,7 +102,7 @@ def in_turn(normalizers: list[Normalizer]) -> Normalizer:
     return normalize
 
 
-def split_isolated(pattern: re.Pattern[str]) -> PreTokenizer:
+def split_isolated(pattern: patterns.Pattern) -> PreTokenizer:
     """Each match and each stretch between matches is a piece."""
 
     def split(pieces: list[str], first: bool) -> list[str]:
@@ -108,13 +111,36 @@ def split_isolated(pattern: re.Pattern[str]) -> PreTokenizer:
     return split
 
 
-def keep_matches(pattern: re.Pattern[str]) -> PreTokenizer:
+def keep_matches(pattern: patterns.Pattern) -> PreTokenizer:
     """Each match is a piece; the rest is dropped."""
 
     def split(pieces: list[str], first: bool) -> list[str]:
         return [part for piece in pieces for part in pattern.findall(piece) if part]
 
     return split
+
+
+def spaces_at_end_apart(pieces: list[str], first: bool) -> list[str]:
+    """What the pattern `\\s+$` matches, isolated, in text without line ends; linear, as the pattern is not."""
+    out: list[str] = []
+    for piece in pieces:
+        rest = piece.rstrip(_WHITE_SPACE)
+        out += [part for part in (rest, piece[len(rest) :]) if part]
+    return out
+
+
+def thousands(pieces: list[str], first: bool) -> list[str]:
+    """Runs of digits cut into threes from their end: splits at `(?=([0-9]{3})+(?![0-9]))`, in linear time."""
+    out: list[str] = []
+    for piece in pieces:
+        done = 0
+        for run in _DIGIT_RUN.finditer(piece):
+            for cut in range(run.start() + (run.end() - run.start()) % 3, run.end(), 3):
+                if cut > done:
+                    out.append(piece[done:cut])
+                    done = cut
+        out.append(piece[done:])
+    return out
 
 
 def space_first(pieces: list[str], first: bool) -> list[str]:

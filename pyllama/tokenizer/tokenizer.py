@@ -10,31 +10,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pyllama.errors import TokenizerError
+import numpy as np
+
+from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer.added_tokens import AddedToken, AddedTokens
 from pyllama.tokenizer.chat_template import ChatTemplate
 from pyllama.tokenizer.detokenizer import StreamDecoder
-from pyllama.tokenizer.final_message import FinalMessage
+from pyllama.tokenizer.marks import Marks
 from pyllama.tokenizer.steps import SPACE_MARK, Normalizer, PreTokenizer
 from pyllama.tokenizer.vocabulary import Vocabulary
 
-# Tokens that end an answer or a turn in one family or another; they end generation wherever they are special.
-TURN_ENDS = (
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<|end_of_turn|>",
-    "<end_of_turn>",
-    "<|end|>",
-)
-
 
 class Model(Protocol):
-    """Turns one piece of text into ids."""
+    """Turns one piece of text into ids, and knows which of them merges result in."""
 
     def encode(self, piece: str, out: list[int]) -> None: ...
+
+    def makes(self) -> np.ndarray: ...
+
+    def forbid(self, ids: frozenset[int]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -48,6 +42,7 @@ class Parts:
     spaces          the vocabulary writes spaces as SPACE_MARK, and decoding drops one at the start
     before, after   ids put around a text: BOS, EOS
     normalized_contents  what to look for in normalized text, by token id; else each content, normalized
+    rows            rows of the model's embedding, where the vocabulary goes on beyond them
     """
 
     kind: str
@@ -65,6 +60,43 @@ class Parts:
     eos_token_ids: tuple[int, ...] = ()
     chat_template: ChatTemplate | None = None
     normalized_contents: dict[int, str] | None = None
+    rows: int | None = None
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        size = max([self.vocabulary.size, *(token.id + 1 for token in self.added)])
+        return size if self.rows is None else min(size, self.rows)
+
+    def drop_beyond(self, rows: int) -> None:
+        """Leaves out added tokens that the model has no rows for: their text is plain text.
+
+        Uploads got a padding token that the embedding never did. Where text itself, or what goes around it, lies
+        beyond the rows, these are not the files of one model: then nothing changes, and Tokenizer refuses.
+        """
+        beyond = frozenset(token.id for token in self.added if token.id >= rows)
+        plain = set(range(rows, self.vocabulary.size)) - beyond
+        if not beyond or plain or beyond & {*self.before, *self.after}:
+            return
+        self.rows = rows
+        self.model.forbid(beyond)
+        self.added = tuple(token for token in self.added if token.id < rows)
+        self.decoded = {token_id: data for token_id, data in self.decoded.items() if token_id < rows}
+
+
+# Two noncharacters, which no text is to hold (Unicode 16, section 23.7): after the content of a message that goes on.
+_END_OF_FINAL = "\ufdd0\ufdd1"
+
+
+def _with_end_marked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages, with a mark after the content of the last one. RequestError: it is none that could go on."""
+    last = messages[-1] if isinstance(messages, Sequence) and messages else None
+    content = last.get("content") if isinstance(last, Mapping) else None
+    if not isinstance(last, Mapping) or last.get("role") != "assistant" or last.get("tool_calls"):
+        raise RequestError("continue_final_message: the last message is not an assistant's text, expected one to go on")
+    if not isinstance(content, str) or not content:
+        raise RequestError("continue_final_message: the last message has no text, expected some to go on from")
+    return [*messages[:-1], {**last, "content": content.replace(_END_OF_FINAL, "") + _END_OF_FINAL}]
 
 
 class Tokenizer:
@@ -86,7 +118,7 @@ class Tokenizer:
         self._spaces, self._strip_space = parts.spaces, parts.strip_space
         self._before, self._after = list(parts.before), list(parts.after)
         self._template = parts.chat_template
-        self.vocab_size = max([parts.vocabulary.size, *(token.id + 1 for token in parts.added)])
+        self.vocab_size = parts.size
         if model_vocab_size is not None and self.vocab_size > model_vocab_size:
             raise TokenizerError(
                 f"tokenizer: {self.vocab_size} tokens, expected at most vocab_size {model_vocab_size} of the "
@@ -94,19 +126,19 @@ class Tokenizer:
             )
         self._id_limit = max(self.vocab_size, model_vocab_size or 0)
         self._ids_of_added = {token.content: token.id for token in parts.added}
-        self.special_ids = frozenset(token.id for token in parts.added if token.special)
+        self.special_ids = frozenset(token.id for token in parts.added if token.special and not token.shown)
         self.bos_token_id = parts.bos_token_id
-        ends = [*parts.eos_token_ids]
-        for content in TURN_ENDS:
-            token_id = self._ids_of_added.get(content)
-            if token_id is not None and token_id in self.special_ids and token_id not in ends:
-                ends.append(token_id)
-        self.eos_token_ids = tuple(dict.fromkeys(ends))
+        self.eos_token_ids = parts.eos_token_ids
         self._raw_added = AddedTokens(token for token in parts.added if not token.normalized)
         normalized = [token for token in parts.added if token.normalized]
         normalize = self._normalizer or (lambda text: text)
         contents = {token.id: normalize(token.content) for token in normalized}
-        self._normalized_added = AddedTokens(normalized, contents | (parts.normalized_contents or {}))
+        contents |= parts.normalized_contents or {}
+        self._normalized_added = AddedTokens(normalized, contents)
+        self._spellings = tuple(token.content for token in parts.added if token.special)
+        special = (token for token in normalized if token.special and token.content)
+        self._normalized_special = sorted(special, key=lambda token: -len(token.content))
+        self._normalized, self._normalized_contents = normalized, contents
 
     def __repr__(self) -> str:
         return f"<Tokenizer {self.kind}, {self.vocab_size} tokens>"
@@ -133,10 +165,41 @@ class Tokenizer:
             ids += self._after
         return ids
 
-    def _encode_stretch(self, text: str, first: bool, parse_special: bool, ids: list[int]) -> None:
+    def _encode_marked(self, text: str, marks: Marks) -> list[int]:
+        """The ids of a rendered chat: control tokens of the template's, none of the messages'."""
+        ids: list[int] = []
+        first = True
+        for stretch in self._raw_added.split(marks.plain(text), True, text):
+            if isinstance(stretch, AddedToken):
+                ids.append(stretch.id)
+            else:
+                self._encode_marked_stretch(stretch, first, marks, ids)
+            first = False
+        return ids
+
+    def _encode_marked_stretch(self, text: str, first: bool, marks: Marks, ids: list[int]) -> None:
+        """Control tokens that are searched in normalized text are found before it is normalized, or what of a message
+        normalizes to their spelling would be one. A character of their own holds their place meanwhile."""
+        if not self._normalized_special:
+            self._encode_stretch(marks.plain(text), first, False, ids)
+            return
+        taken = set(text)
+        unused = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in taken)
+        contents = dict(self._normalized_contents)
+        normalize = self._normalizer or (lambda text: text)
+        for token, place in zip(self._normalized_special, unused):
+            text = text.replace(token.content, place)
+            own = contents[token.id] == normalize(token.content)
+            contents[token.id] = normalize(place) if own else contents[token.id].replace(token.content, place)
+        finder = AddedTokens(self._normalized, contents)
+        self._encode_stretch(marks.plain(text), first, True, ids, finder)
+
+    def _encode_stretch(
+        self, text: str, first: bool, parse_special: bool, ids: list[int], finder: AddedTokens | None = None
+    ) -> None:
         if self._normalizer is not None:
             text = self._normalizer(text)
-        for stretch in self._normalized_added.split(text, parse_special):
+        for stretch in (finder or self._normalized_added).split(text, parse_special):
             if isinstance(stretch, AddedToken):
                 ids.append(stretch.id)
             else:
@@ -182,55 +245,65 @@ class Tokenizer:
         if token_id is None:
             data = (token.replace(" ", SPACE_MARK) if self._spaces else token).encode("utf-8", "replace")
             token_id = self._vocabulary.find(data)
-        return token_id if token_id >= 0 else None
+        return token_id if 0 <= token_id < self.vocab_size else None
 
     @property
     def chat_template(self) -> str | None:
         """The text of the chat template, or None."""
         return None if self._template is None else self._template.source
 
+    @property
+    def template_nbytes(self) -> int:
+        """Memory that rendering a chat takes outside of this process."""
+        return 0 if self._template is None else self._template.process_nbytes
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """The text of a chat, ready for encode(..., add_special_tokens=False, parse_special=True)."""
-        if self._template is None:
-            raise TokenizerError("this model has no chat template; give it a prompt instead of messages")
-        if continue_final_message:
-            final = FinalMessage(messages, self._template.source)
-            return final.cut(
-                self._template.render(final.messages, add_generation_prompt=False, tools=tools, **variables)
-            )
-        return self._template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
-        )
+        """The text of a chat, to look at. encode(..., add_special_tokens=False, parse_special=True) takes what the
+        messages spell for control tokens; encode_chat() does not."""
+        given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        return self._chat_template().render_marked(messages, given, ()).plain
 
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        parse_special: bool = False,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> list[int]:
         """The token ids of a chat. The template writes BOS itself, so none is added.
 
-        continue_final_message  end where the last message ends, so that the answer goes on there. White space at its
-                                end stays, unless the template takes it away
+        continue_final_message  end where the content of the last message, an assistant's, ends: the answer goes on
+                                from there
+        parse_special  control tokens written out in messages, tools and variables count as such; without, they are
+                       plain text there, and only the template makes control tokens
 
         Raises RequestError where the template refuses the messages, TokenizerError where it is bad itself.
         """
-        text = self.apply_chat_template(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=tools,
-            **variables,
-        )
-        return self.encode(text, add_special_tokens=False, parse_special=True)
+        given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        spellings = () if parse_special else self._spellings
+        if continue_final_message:
+            given["add_generation_prompt"] = False
+            messages = _with_end_marked(messages)
+        rendered = self._chat_template().render_marked(messages, given, spellings, adapt_calls=True)
+        if continue_final_message:
+            rendered = rendered.before(_END_OF_FINAL)
+        if rendered.marks or spellings and self._normalized_special:
+            return self._encode_marked(str(rendered), rendered.marks)
+        return self.encode(str(rendered), add_special_tokens=False, parse_special=True)
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise TokenizerError("this model has no chat template; give it a prompt instead of messages")
+        return self._template

@@ -261,8 +261,9 @@ class TokenizerJson:
     def _read_added(self, entries: Any) -> tuple[AddedToken, ...]:
         if not isinstance(entries, list) or len(entries) > _MAX_ADDED:
             raise self._error("added_tokens", type(entries).__name__, f"a list of at most {_MAX_ADDED}")
-        return tuple(added_token(entry.get("id"), entry, f"{self._where}: added_tokens")
-                     if isinstance(entry, dict) else self._bad_added(entry) for entry in entries)  # fmt: skip
+        tokens = (added_token(entry.get("id"), entry, f"{self._where}: added_tokens")
+                  if isinstance(entry, dict) else self._bad_added(entry) for entry in entries)  # fmt: skip
+        return tuple(dict.fromkeys(tokens))  # an entry repeated exactly says nothing new
 
     def _bad_added(self, entry: Any) -> AddedToken:
         raise self._error("added_tokens", entry, "objects with id and content")

@@ -121,6 +121,14 @@ class Vocabulary:
                 return token_id
         return -1
 
+    def between(self, first: bytes, last: bytes) -> np.ndarray:
+        """Ids of the tokens that begin with one of the bytes `first` and end with one of `last`; (m,) int64."""
+        sizes = np.diff(self._offset_array.astype(np.int64))
+        ids = np.flatnonzero(sizes)
+        blob = np.frombuffer(self._blob, np.uint8)
+        begins, ends = blob[self._offset_array[ids]], blob[self._offset_array[ids + 1] - 1]
+        return ids[np.isin(begins, list(first)) & np.isin(ends, list(last))]
+
     def find_spans(self, spans: Spans, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Ids of many spans of one byte array, -1 where absent; (m,) int32. By 64-bit hash and length."""
         if not len(self._hash_array):

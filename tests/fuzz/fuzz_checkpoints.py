@@ -21,11 +21,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 with atheris.instrument_imports(include=["pyllama"]):
     import pyllama.checkpoint.gguf  # imported where they are used otherwise, which would be too late
     import pyllama.checkpoint.meta  # noqa: F401
+    from pyllama.architecture.tensors import tensor_shapes
     from pyllama.checkpoint import open_checkpoint
-    from pyllama.checkpoint.index import expected_shapes
+    from pyllama.checkpoint.huggingface_config import huggingface_config
+    from pyllama.checkpoint.meta_config import meta_config
     from pyllama.checkpoint.strict_json import parse_object
     from pyllama.checkpoint.torch_records import read_records
-    from pyllama.config import Config
     from pyllama.errors import PyllamaError
 
     if "packed" in sys.argv[1:2]:  # needs a build
@@ -55,7 +56,7 @@ def check_open(path: Path, *, sound_blocks: bool = True) -> None:
         return
     with checkpoint:
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-        assert shapes == expected_shapes(checkpoint.config)
+        assert shapes == tensor_shapes(checkpoint.config)
         for tensor in checkpoint.tensors.values():
             rows = check_error(checkpoint.read_rows, tensor, 0, tensor.rows)
             assert rows.nbytes == tensor.nbytes if rows is not None else not sound_blocks
@@ -107,12 +108,12 @@ def pickle(data: bytes) -> None:
 
 
 def config(data: bytes) -> None:
-    check_error(lambda: Config.from_huggingface(parse_object(data, "config.json")))
+    check_error(lambda: huggingface_config(parse_object(data, "config.json")))
 
 
 def params(data: bytes) -> None:
     def read() -> None:
-        Config.from_meta(
+        meta_config(
             parse_object(data, "params.json"), vocab_size=8, intermediate_size=8, tie_word_embeddings=True
         )
 

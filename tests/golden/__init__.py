@@ -16,7 +16,7 @@ import numpy as np
 import reference
 
 if TYPE_CHECKING:
-    from pyllama.config import Config
+    from pyllama.architecture.config import Config
 
 FOLDER = Path(__file__).parent
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz"))
@@ -68,10 +68,10 @@ class Golden:
 @cache
 def load_case(name: str) -> Golden:
     # Here, so that make_golden.py runs where pyllama is not installed.
-    from pyllama.config import Config
+    from pyllama.checkpoint.huggingface_config import huggingface_config
 
     record = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    config = Config.from_huggingface(record["config"])
+    config = huggingface_config(record["config"])
     with np.load(FOLDER / f"{name}.npz") as arrays:
         return Golden(
             name=name, huggingface=record["config"], huggingface_v4=record["config_v4"], config=config,

@@ -1,0 +1,25 @@
+"""What a model is: families, their layers as data, and all that follows from the layers. No files, no kernels.
+
+One family, one file. A new one is listed here and is known to every form of file that it names.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from pyllama.architecture.config import Config
+from pyllama.architecture.family import Family
+from pyllama.architecture.layer import Layer
+from pyllama.architecture.llama import Llama
+from pyllama.architecture.mistral import Mistral
+from pyllama.architecture.qwen2 import Qwen2
+from pyllama.architecture.qwen3 import Qwen3
+
+#: model_type of config.json -> its family.
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (Llama(), Mistral(), Qwen2(), Qwen3())}
+
+
+@lru_cache(maxsize=4)
+def layers_of(config: Config) -> tuple[Layer, ...]:
+    """The layers of a model, in order."""
+    return FAMILIES[config.model_type].layers(config)

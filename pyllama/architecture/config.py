@@ -1,0 +1,106 @@
+"""A model's hyperparameters, named as in `config.json`, in one frozen and range-checked record.
+
+What they make of a model is in the family's file; how each form of file spells them, in `checkpoint/*_config.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyllama.errors import CheckpointError, shown
+
+MAX_LAYERS = 1024
+MAX_HEADS = 4096
+MAX_HEAD_DIM = 1024
+MAX_SIZE = 2**24  # hidden, intermediate, vocabulary: far beyond any model, far below 2**31
+MAX_POSITIONS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How the rotary frequencies differ from `rope_theta ** (-2 i / head_dim)`.
+
+    kind "linear":  frequencies divided by `factor`
+    kind "llama3":  `factor`, `low_freq_factor`, `high_freq_factor`, `original_max_position_embeddings`
+    kind "yarn":    `factor`, `original_max_position_embeddings`, `beta_fast`, `beta_slow`, `truncate`;
+                    `attention_factor` multiplies cos and sin and is always resolved by the reader (`mscale` and
+                    `mscale_all_dim` are kept only to show where it came from)
+    kind "factors": frequency i divided by `factors[i]`, head_dim / 2 of them (GGUF's rope_freqs.weight)
+    """
+
+    kind: str
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The hyperparameters of a model of one of the families.
+
+    layer_windows[i] is the sliding window of layer i in positions, the query's own included; None: all.
+    """
+
+    model_type: str
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    layer_windows: tuple[int | None, ...]
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+
+def _check_ranges(c: Config) -> None:
+    """The invariants every reader relies on, whatever form the numbers came in."""
+    limits = (
+        ("hidden_size", MAX_SIZE), ("intermediate_size", MAX_SIZE), ("vocab_size", MAX_SIZE),
+        ("num_hidden_layers", MAX_LAYERS), ("num_attention_heads", MAX_HEADS),
+        ("num_key_value_heads", MAX_HEADS), ("head_dim", MAX_HEAD_DIM),
+        ("max_position_embeddings", MAX_POSITIONS),
+    )  # fmt: skip
+    for key, high in limits:
+        value = getattr(c, key)
+        if not 1 <= value <= high:
+            raise CheckpointError(f"{key}: got {shown(value)}, expected an integer from 1 to {high}")
+    if c.head_dim % 2:
+        raise CheckpointError(f"head_dim: got {c.head_dim}, expected an even number (rotary pairs)")
+    if c.num_attention_heads % c.num_key_value_heads:
+        raise CheckpointError(
+            f"num_attention_heads: got {c.num_attention_heads}, expected a multiple of num_key_value_heads "
+            f"{c.num_key_value_heads}"
+        )
+    if c.num_attention_heads * c.head_dim > MAX_SIZE:
+        raise CheckpointError(
+            f"head_dim: got {c.head_dim}, expected at most {MAX_SIZE // c.num_attention_heads} here"
+        )
+    if len(c.layer_windows) != c.num_hidden_layers:
+        raise CheckpointError(
+            f"layer_types: got {len(c.layer_windows)}, expected num_hidden_layers {c.num_hidden_layers}"
+        )
+    factors = c.rope_scaling.factors if c.rope_scaling else ()
+    if factors and len(factors) != c.head_dim // 2:
+        raise CheckpointError(f"rope_freqs.weight: got {len(factors)}, expected head_dim / 2 of {c.head_dim}")

@@ -1,0 +1,144 @@
+"""What a family says of itself: its defaults, what it refuses, its layers, and the names of its tensors in files.
+
+The readers of the forms of file do the reading; they ask a family wherever families differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from pyllama.architecture.config import Config
+from pyllama.architecture.fields import Fields
+from pyllama.architecture.layer import Layer, llama_layers
+from pyllama.architecture.names import Names
+from pyllama.errors import shown
+
+# Keys that mean a mixture of experts when they hold a positive number.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
+
+# Options that scale, clamp, mask or turn: the value that leaves the mathematics as it is passes, no other does.
+_NEUTRAL: dict[str, Any] = {
+    "attention_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "residual_multiplier": 1.0,
+    "embedding_multiplier": 1.0,
+    "is_encoder_decoder": False,
+    "rope_interleaved": False,
+    "use_mrope": False,
+    "is_causal": True,
+    "use_bidirectional_attention": False,
+    "attn_logit_softcapping": 0.0,
+    "final_logit_softcapping": 0.0,
+}
+_GGUF_NEUTRAL: dict[str, Any] = {
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "logit_scale": 1.0,
+    "embedding_scale": 1.0,
+    "residual_scale": 1.0,
+    "attention.scale": 0.0,
+    "attention.clamp_kqv": 0.0,
+    "attention.max_alibi_bias": 0.0,
+    "attention.causal": True,
+    "attention.sliding_window_pattern": 0,
+    "attention.output_scale": 1.0,
+    "attention.temperature_scale": 0.0,
+    "attention.key_length_mla": 0,
+    "rope.scaling.yarn_log_multiplier": 0.0,
+    "rope.scaling.alpha": 0.0,
+    "attn_logit_softcapping": 0.0,
+    "final_logit_softcapping": 0.0,
+    "use_parallel_residual": False,
+}
+
+#: What llama.cpp's converter calls the tensors of this block.
+GGUF_NAMES = Names(
+    "blk.",
+    {
+        "token_embd.weight": "model.embed_tokens.weight",
+        "output_norm.weight": "model.norm.weight",
+        "output.weight": "lm_head.weight",
+    },
+    {
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    },
+)
+
+
+class Biases(NamedTuple):
+    """Which projections have a bias."""
+
+    qkv: bool = False
+    o: bool = False
+    mlp: bool = False
+
+
+class Family:
+    """The block of Llama; a family overrides what is otherwise with it.
+
+    model_type        of config.json
+    architecture      the class in config.json's `architectures`
+    defaults          what the class fills in for a key that config.json leaves out: max_position_embeddings,
+                      num_key_value_heads (None: as many as heads), head_dim (None: hidden_size / heads)
+    huggingface       the names of tensors that are stored otherwise than one by one under ours
+    gguf_architecture general.architecture of its GGUF files; None: they bear another family's
+    gguf              the names of its tensors there
+    gguf_interleaved  whether q and k rows lie in interleaved rotary order there
+    meta              the names of its tensors in Meta's form, or None
+    """
+
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]
+    defaults: ClassVar[Mapping[str, int | None]]
+    huggingface: ClassVar[Names] = Names("model.layers.")
+    gguf_architecture: ClassVar[str | None] = None
+    gguf: ClassVar[Names] = GGUF_NAMES
+    gguf_interleaved: ClassVar[bool] = False
+    meta: ClassVar[Names | None] = None
+
+    def layers(self, config: Config) -> tuple[Layer, ...]:
+        """The layers of a model, in order."""
+        return llama_layers(config)
+
+    def biases(self, f: Fields) -> Biases:
+        """Which projections have a bias, by config.json. (In a GGUF file the tensors tell.)"""
+        return Biases()
+
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+        """The sliding window of each layer as the class in transformers derives it from config.json."""
+        return (None,) * layers
+
+    def refuse(self, f: Fields) -> None:
+        """Raises UnsupportedError for an option of config.json that would change the mathematics."""
+        activation = f.text("hidden_act")
+        if activation not in (None, "silu", "swish"):
+            raise f.unsupported("hidden_act", f"{shown(activation)} (expected 'silu')")
+        for key in _EXPERTS:
+            if f.get(key) not in (None, 0, 1):
+                raise f.unsupported(key, "a mixture of experts")
+        if f.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
+            raise f.unsupported("partial_rotary_factor", f"{f.get('partial_rotary_factor')} (expected 1.0)")
+        for key, neutral in _NEUTRAL.items():
+            if f.get(key) not in (None, neutral):
+                raise f.unsupported(key, shown(f.get(key)))
+
+    def refuse_gguf(self, f: Fields) -> None:
+        """The same for the metadata of a GGUF file."""
+        for key, neutral in _GGUF_NEUTRAL.items():
+            value = f.get(key)
+            if value is not None and value != neutral:
+                what = "a mixture of experts" if key.startswith("expert") else shown(value)
+                raise f.unsupported(key, what)
+
+    def gguf_window(self, window: int, f: Fields) -> int:
+        """The window of every layer of a GGUF file that names one."""
+        raise f.unsupported("attention.sliding_window", f"a sliding window in {self.gguf_architecture}")

@@ -1,0 +1,20 @@
+"""Mistral 7B and its kin: Llama's block, and in the first version a sliding window in every layer."""
+
+from __future__ import annotations
+
+from pyllama.architecture.family import Family
+from pyllama.architecture.fields import Fields
+from pyllama.architecture.sliding import sliding_window
+
+
+class Mistral(Family):
+    model_type = "mistral"
+    architecture = "MistralForCausalLM"
+    defaults = {"max_position_embeddings": 131072, "num_key_value_heads": 8, "head_dim": None}
+
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+        window = sliding_window(f)
+        if layer_types and set(layer_types) != {"sliding_attention" if window else "full_attention"}:
+            # transformers ignores the list in this class, so following it would be a different model.
+            raise f.unsupported("layer_types", f"a list against sliding_window {window} in a mistral model")
+        return (window,) * layers

@@ -1,0 +1,87 @@
+"""The tensors of a model and what a pass over them costs: all of it derived from the layers.
+
+Reads no file and no weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pyllama.architecture import layers_of
+from pyllama.architecture.config import Config
+from pyllama.architecture.layer import Layer, Linear, Norm
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
+
+PARTS = ("embedding", "attention", "mlp", "norms", "lm_head")
+
+
+class ModelTensor(NamedTuple):
+    """A tensor that a model consists of.
+
+    part   one of PARTS
+    layer  the number of its layer, or None
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    part: str
+    layer: int | None = None
+
+
+def model_tensors(config: Config) -> list[ModelTensor]:
+    """Every tensor of a model, in the order a pass uses them."""
+    hidden = config.hidden_size
+    tensors = [ModelTensor(EMBEDDING, (config.vocab_size, hidden), "embedding")]
+    for number, layer in enumerate(layers_of(config)):
+        tensors += [tensor._replace(layer=number) for tensor in _of_layer(layer)]
+    tensors.append(ModelTensor(FINAL_NORM, (hidden,), "norms"))
+    if not config.tie_word_embeddings:
+        tensors.append(ModelTensor(HEAD, (config.vocab_size, hidden), "lm_head"))
+    return tensors
+
+
+def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
+    mixer, mlp = layer.mixer, layer.mlp
+
+    def norm(of: Norm | None) -> Iterator[ModelTensor]:
+        if of is not None:
+            yield ModelTensor(f"{layer.name}{of.name}.weight", (of.size,), "norms")
+
+    def linear(of: Linear, part: str) -> Iterator[ModelTensor]:
+        yield ModelTensor(f"{layer.name}{of.name}.weight", (of.rows, of.cols), part)
+        if of.bias:
+            yield ModelTensor(f"{layer.name}{of.name}.bias", (of.rows,), part)
+
+    yield from norm(layer.mixer_norm)
+    for projection in (mixer.q, mixer.k, mixer.v):
+        yield from linear(projection, "attention")
+    yield from norm(mixer.q_norm)
+    yield from norm(mixer.k_norm)
+    yield from linear(mixer.o, "attention")
+    yield from norm(layer.mlp_norm)
+    for projection in (mlp.gate, mlp.up, mlp.down):
+        yield from linear(projection, "mlp")
+
+
+def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """name -> shape of every tensor of a model, in the order a pass uses them."""
+    return {tensor.name: tensor.shape for tensor in model_tensors(config)}
+
+
+def flop(config: Config, tokens: int, positions: float) -> float:
+    """Floating-point operations of a pass of `tokens` tokens that see `positions` positions each on average.
+
+    A multiply-add counts as two; the head is computed for one token. Norms, rotations and activations are left
+    out.
+    """
+    total = 0.0
+    for layer in layers_of(config):
+        mixer, mlp = layer.mixer, layer.mlp
+        linears = (mixer.q, mixer.k, mixer.v, mixer.o, mlp.gate, mlp.up, mlp.down)
+        total += 2 * sum(linear.rows * linear.cols for linear in linears)
+        total += 4 * mixer.heads * mixer.head_dim * positions
+    return tokens * total + 2 * config.vocab_size * config.hidden_size

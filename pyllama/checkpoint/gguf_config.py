@@ -1,0 +1,150 @@
+"""GGUF metadata -> Config, under the names of config.json. Reads no files.
+
+What metadata leaves to the tensors (the vocabulary, a tied head, biases, Llama 3's rotary factors) is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+import numpy as np
+
+from pyllama import foreign
+from pyllama.architecture import FAMILIES
+from pyllama.architecture.config import (
+    MAX_HEAD_DIM,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_SIZE,
+    Config,
+    RopeScaling,
+)
+from pyllama.architecture.family import Family
+from pyllama.architecture.fields import Fields
+from pyllama.architecture.layer import layer_name
+from pyllama.architecture.rope import yarn_magnitude
+from pyllama.architecture.tensors import HEAD
+from pyllama.errors import shown
+
+_WHERE = "GGUF metadata"
+_FAMILIES = {family.gguf_architecture: family for family in FAMILIES.values() if family.gguf_architecture}
+
+
+def gguf_family(metadata: Mapping[str, Any]) -> Family:
+    """The family of general.architecture. Raises UnsupportedError for another one."""
+    general = Fields(metadata, _WHERE)
+    architecture = general.text("general.architecture")
+    if architecture is None:
+        raise general.fail("general.architecture", "the name of a model family")
+    if architecture not in _FAMILIES:
+        known = ", ".join(sorted(_FAMILIES))
+        what = f"{shown(architecture)}{foreign.described(architecture)}"
+        raise general.unsupported("general.architecture", f"{what} (supported: {known})")
+    return _FAMILIES[architecture]
+
+
+def gguf_config(
+    metadata: Mapping[str, Any],
+    names: Container[str],
+    *,
+    vocab_size: int,
+    rope_factors: tuple[float, ...] = (),
+) -> Config:
+    """Config of GGUF key/values and of what only the tensors tell.
+
+    names         of the tensors, ours: whether there are a head and biases
+    vocab_size    rows of the embedding
+    rope_factors  the values of rope_freqs.weight, if it is there
+    """
+    family = gguf_family(metadata)
+    first = layer_name(0)
+    prefix = f"{family.gguf_architecture}."
+    f = Fields({k: _plain(v) for k, v in metadata.items() if k.startswith(prefix)}, _WHERE, prefix)
+    family.refuse_gguf(f)
+    hidden_size = f.integer("embedding_length", 1, MAX_SIZE)
+    layers = f.integer("block_count", 1, MAX_LAYERS)
+    heads = f.integer("attention.head_count", 1, MAX_HEADS)
+    if not f.has("attention.key_length") and hidden_size % heads:
+        raise f.fail("embedding_length", f"a multiple of head_count {heads}, or attention.key_length")
+    head_dim = f.integer("attention.key_length", 2, MAX_HEAD_DIM, hidden_size // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if f.integer(key, 1, MAX_HEAD_DIM, head_dim) != head_dim:
+            raise f.unsupported(key, f"{f.get(key)} with heads of {head_dim}")
+    positions = f.integer("context_length", 1, MAX_POSITIONS)
+    window = None
+    if f.has("attention.sliding_window"):
+        window = f.integer("attention.sliding_window", 0, MAX_POSITIONS) or None
+        if window:
+            window = family.gguf_window(window, f)
+    tokens = Fields(metadata, _WHERE, "tokenizer.ggml.")
+    ends = [tokens.token_id(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
+    return Config(
+        model_type=family.model_type,
+        architecture=family.architecture,
+        hidden_size=hidden_size,
+        intermediate_size=f.integer("feed_forward_length", 1, MAX_SIZE),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=f.integer("attention.head_count_kv", 1, MAX_HEADS, heads),
+        head_dim=head_dim,
+        vocab_size=vocab_size,
+        rms_norm_eps=f.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        rope_theta=f.number("rope.freq_base", 1.0001, 1e12, 10000.0),
+        rope_scaling=_rope(f, positions, rope_factors),
+        max_position_embeddings=positions,
+        tie_word_embeddings=HEAD not in names,
+        qkv_bias=f"{first}self_attn.q_proj.bias" in names,
+        o_bias=f"{first}self_attn.o_proj.bias" in names,
+        mlp_bias=f"{first}mlp.gate_proj.bias" in names,
+        layer_windows=(window,) * layers,
+        bos_token_id=tokens.token_id("bos_token_id"),
+        eos_token_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A hyperparameter as config.json would have it.
+
+    A float is stored as float32, 1e-5 as 0.00000999999975: the shortest decimal that rounds to it is what
+    the converter was given, so both forms of a model get one config. A per-layer array whose entries agree
+    is that number; one whose entries differ is refused by the look-up.
+    """
+    if isinstance(value, float):
+        return float(str(np.float32(value))) if abs(value) < 1e30 else value
+    if isinstance(value, np.ndarray):
+        # A tuple and not the array: that has no truth value to compare by.
+        values = value[: MAX_LAYERS + 1].tolist()
+        return values[0] if values and all(v == values[0] for v in values) else tuple(values)
+    return value
+
+
+def _rope(f: Fields, positions: int, factors: tuple[float, ...]) -> RopeScaling | None:
+    kind = f.text("rope.scaling.type")
+    if kind is None:
+        kind = "linear" if f.has("rope.scale_linear") else "none"
+    if kind == "none":
+        return RopeScaling("factors", factors=factors) if factors else None
+    if kind not in ("linear", "yarn"):
+        raise f.unsupported("rope.scaling.type", f"{shown(kind)} (supported: none, linear, yarn)")
+    key = "rope.scaling.factor" if f.has("rope.scaling.factor") else "rope.scale_linear"
+    factor = f.number(key, 0.0, 1e6, 1.0) or 1.0
+    if factors:
+        if factor != 1.0:
+            raise f.unsupported("rope.scaling.type", f"{shown(kind)} together with rope_freqs.weight")
+        return RopeScaling("factors", factors=factors)
+    if kind == "linear":
+        return RopeScaling("linear", factor=factor) if factor != 1.0 else None
+    original = f.integer("rope.scaling.original_context_length", 1, MAX_POSITIONS, positions)
+    for key in ("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"):
+        if f.get(key) not in (None, 1.0, -1.0):  # -1 stands for the default, which is 1
+            raise f.unsupported(key, shown(f.get(key)))
+    # attn_factor comes on top of YaRN's own magnitude scaling there, not instead of it as in config.json.
+    extra = f.number("rope.scaling.attn_factor", 0.0, 1e3, 1.0)
+    return RopeScaling(
+        "yarn", factor=factor, original_max_position_embeddings=original,
+        attention_factor=yarn_magnitude(factor) * extra,
+        beta_fast=f.number("rope.scaling.yarn_beta_fast", 0.0, 1e6, 32.0) or 32.0,
+        beta_slow=f.number("rope.scaling.yarn_beta_slow", 0.0, 1e6, 1.0) or 1.0,
+    )  # fmt: skip

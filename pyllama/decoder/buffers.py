@@ -1,0 +1,72 @@
+"""The memory of a pass: one table of widths, from which the buffers are made and their bytes are told.
+
+The planner asks for the bytes before anything is loaded; the decoder makes the buffers. Knows sizes, no arithmetic.
+"""
+
+import numpy as np
+
+from pyllama import _kernels as kernels
+from pyllama.decoder.shape import Shape
+
+_FLOAT_NBYTES = 4
+
+
+def widths(shape: Shape) -> dict[str, int]:
+    """Buffer -> float32 columns of each token's row: the table."""
+    return {
+        "x": shape.hidden_size,  # the residual stream
+        "normed": shape.hidden_size,  # its RMSNorm, then what a block adds to it
+        "q": shape.q_size,
+        "attended": shape.q_size,
+        "k": shape.kv_size,
+        "v": shape.kv_size,
+        "gate": shape.intermediate_size,
+        "up": shape.intermediate_size,
+        "cos": shape.head_dim // 2,
+        "sin": shape.head_dim // 2,
+    }
+
+
+def _widest_input(shape: Shape) -> int:
+    """Columns of the widest activations that a matrix multiplies."""
+    columns = widths(shape)
+    return max(columns[name] for name in ("normed", "attended", "gate"))
+
+
+def buffers_nbytes(shape: Shape, tokens: int) -> int:
+    """Bytes of Buffers for a pass of so many tokens, and of a row of logits."""
+    columns = tokens * sum(widths(shape).values()) + shape.vocab_size
+    return _FLOAT_NBYTES * columns + kernels.input_nbytes(tokens, _widest_input(shape))
+
+
+class Buffers:
+    """The activations of a pass, float32 (T, width) each, reused by every layer and every pass.
+
+    input     what products multiply, in the forms that the weights' formats take
+    capacity  the largest T
+    """
+
+    x: kernels.Floats
+    normed: kernels.Floats
+    q: kernels.Floats
+    attended: kernels.Floats
+    k: kernels.Floats
+    v: kernels.Floats
+    gate: kernels.Floats
+    up: kernels.Floats
+    cos: kernels.Floats
+    sin: kernels.Floats
+
+    def __init__(self, shape: Shape, tokens: int):
+        self._all = {
+            name: kernels.Floats(np.empty((tokens, columns), np.float32)) for name, columns in widths(shape).items()
+        }
+        for name, buffer in self._all.items():
+            setattr(self, name, buffer)
+        self.input = kernels.Input(tokens, _widest_input(shape))
+        self.capacity = tokens
+
+    def resize(self, tokens: int) -> None:
+        """Use the first rows only."""
+        for buffer in self._all.values():
+            buffer.rows = tokens

@@ -1,0 +1,247 @@
+"""The transformer: a step in, rows of logits out, one pass over the weights.
+
+Thin on purpose: every line of arithmetic is a kernel's, every weight comes from `Weights`, in row blocks while it
+streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
+from typing import NamedTuple
+
+import numpy as np
+
+from pyllama import _kernels as kernels
+from pyllama.architecture import Config, layers_of
+from pyllama.architecture.layer import Layer, Linear, Norm
+from pyllama.architecture.rope import frequencies
+from pyllama.architecture.tensors import FINAL_NORM, HEAD
+from pyllama.decoder.buffers import Buffers
+from pyllama.decoder.kv_cache import KVCache, Sequence
+from pyllama.decoder.page_pool import PagePool, View
+from pyllama.decoder.shape import Shape
+from pyllama.decoder.step import Segment, Step, build
+from pyllama.decoder.weights import Weights
+from pyllama.errors import RequestError
+
+MAX_PASS_TOKENS = 512
+
+_Floats = np.ndarray | kernels.Floats
+
+
+class _Linear(NamedTuple):
+    """Matrices that multiply the same input, and what is added to each product."""
+
+    names: tuple[str, ...]
+    biases: "tuple[kernels.Floats | None, ...]"
+
+
+_HEAD = _Linear((HEAD,), (None,))
+
+
+class _Layer:
+    """Names and small vectors of one layer, looked up once."""
+
+    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention"):
+        def norm(of: Norm | None):
+            return kernels.Floats(weights.vector(f"{layer.name}{of.name}.weight")) if of else None
+
+        def linears(*of: Linear) -> _Linear:
+            names = tuple(f"{layer.name}{linear.name}" for linear in of)
+            return _Linear(
+                tuple(f"{name}.weight" for name in names),
+                tuple(
+                    kernels.Floats(weights.vector(f"{name}.bias")) if linear.bias else None
+                    for name, linear in zip(names, of, strict=True)
+                ),
+            )
+
+        mixer, mlp = layer.mixer, layer.mlp
+        self.attention = attention
+        self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
+        self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
+        self.qkv, self.o = linears(mixer.q, mixer.k, mixer.v), linears(mixer.o)
+        self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
+
+
+class Decoder:
+    """A model that is ready to run.
+
+    config           the model's hyperparameters
+    weights          its weights (weights.py)
+    context_length   positions a sequence can hold
+    kv_dtype         "f16" or "f32": how keys and values are kept
+    max_pass_tokens  tokens that one pass takes at most; prefill() cuts longer prompts
+    rope_interleaved whether q and k rows lie in interleaved RoPE order (Meta, GGUF of the llama family)
+    passes           passes over the weights so far
+    on_layer         None, or called with the number of each layer before it runs; what it raises ends the pass
+    shape            how much of the model is computed here
+    cache            whose positions lie in which pages
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Weights,
+        *,
+        context_length: int,
+        kv_dtype: str = "f16",
+        max_pass_tokens: int = MAX_PASS_TOKENS,
+        rope_interleaved: bool = False,
+    ):
+        if context_length < 1:
+            raise RequestError(f"context_length: got {context_length}, expected at least 1")
+        if max_pass_tokens < 1:
+            raise RequestError(f"max_pass_tokens: got {max_pass_tokens}, expected at least 1")
+        self.config = config
+        self.shape = shape = Shape.whole(config)
+        self.weights = weights
+        self.context_length = context_length
+        self.max_pass_tokens = min(max_pass_tokens, context_length)
+        self.rope_interleaved = rope_interleaved
+        self.passes = 0
+        self.on_layer: Callable[[int], None] | None = None
+        layers = layers_of(config)
+        self._pool = PagePool(shape, [View(layer.mixer.window, layer.mixer.scale) for layer in layers], kv_dtype)
+        self.cache = KVCache(self._pool, context_length)
+        self._inv_freq, self._rope_scale = frequencies(layers[0].mixer.rope)
+        self._layers = [
+            _Layer(layer, weights, attention) for layer, attention in zip(layers, self._pool.attention, strict=True)
+        ]
+        self._norm = kernels.Floats(weights.vector(FINAL_NORM))
+        self._buffers = Buffers(shape, 1)
+
+    def new_sequence(self) -> Sequence:
+        """An empty sequence; close() it to give its pages back."""
+        return self.cache.new_sequence()
+
+    def prefill(self, sequence: Sequence, token_ids: Tokens[int]) -> np.ndarray:
+        """Append token_ids to the sequence in as few passes as possible; logits (vocab_size,) of the last."""
+        if not len(token_ids):
+            raise RequestError("prefill: no tokens, expected at least one")
+        for start in range(0, len(token_ids), self.max_pass_tokens):
+            part = token_ids[start : start + self.max_pass_tokens]
+            logits, _ = self.extend([(sequence, part)], [start + len(part) == len(token_ids)])
+        row: np.ndarray = logits[0]
+        return row
+
+    def forward(
+        self, batch: Tokens[Segment], logits: str = "last", on_layer: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Append each segment's tokens to its sequence, all in one pass over the weights.
+
+        batch     (sequence, token ids) segments, no sequence twice; at most max_pass_tokens tokens in all
+        logits    "last": a row per segment, for its last token; "all": a row per token
+        on_layer  for this pass, besides the decoder's own
+
+        Returns float32 (rows, vocab_size), the caller's to keep. Raises ContextOverflowError for a sequence
+        that cannot hold its tokens and RequestError for anything else amiss; then, and when a pass fails
+        half-way, no sequence has changed its length.
+        """
+        if logits not in ("last", "all"):
+            raise RequestError(f"logits: got {logits!r}, expected 'last' or 'all'")
+        wanted = [1 if logits == "last" else len(ids) for _, ids in batch]
+        out, rows = self.extend(batch, wanted, on_layer)
+        return out if sum(wanted) == len(out) else out[np.concatenate(rows)]
+
+    def extend(
+        self, batch: Tokens[Segment], wanted: Tokens[int], on_layer: Callable[[int], None] | None = None
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """As forward(), with forks of one text welcome among the segments: what they have in common is computed once.
+
+        wanted  how many of each segment's last tokens get a row of logits
+
+        Returns the logits, float32 (rows, vocab_size), one row a token however many forks share it, and for each
+        segment the indices of its rows.
+        """
+        self._check(batch)
+        step, rows = build(self.cache, batch, wanted, self.max_pass_tokens)
+        try:
+            out = self.run(step, on_layer)
+        except BaseException:
+            for sequence, _ in batch:
+                sequence.release_unused()
+            raise
+        for sequence, ids in batch:
+            sequence.length += len(ids)
+        return out, rows
+
+    def _check(self, batch: Tokens[Segment]) -> None:
+        if not batch or not all(len(ids) for _, ids in batch):
+            raise RequestError("forward: a segment without tokens, expected at least one token each")
+        if len({id(sequence) for sequence, _ in batch}) != len(batch):
+            raise RequestError("forward: a sequence appears twice in one pass")
+        for _, ids in batch:
+            low, high = min(ids), max(ids)
+            if low < 0 or high >= self.config.vocab_size:
+                bad = low if low < 0 else high
+                raise RequestError(f"token id {bad}, expected 0 to {self.config.vocab_size - 1}")
+
+    def run(self, step: Step, on_layer: Callable[[int], None] | None = None) -> np.ndarray:
+        """One pass: logits of the rows that the step asks for, float32 (R, vocab_size), the caller's to keep.
+
+        Needs nothing but the step and those before it: the sequences they were built from may live elsewhere.
+
+        on_layer  for this pass, besides the decoder's own
+        """
+        self._pool.grow(step.page_count)
+        for source, target in step.copies:  # first: whatever fails later, they have been made
+            self._pool.copy(source, target)
+        tokens = len(step.token_ids)
+        if tokens > self._buffers.capacity:
+            self._buffers = Buffers(self.shape, tokens)
+        a = self._buffers
+        a.resize(tokens)
+        where = kernels.Batch(self._pool.addresses, step.pages, step.positions, step.sequences, step.writes)
+
+        self.weights.embedding(step.token_ids, a.x.array)
+        kernels.rope_table(step.positions, self._inv_freq, self._rope_scale, a.cos, a.sin)
+        for i, layer in enumerate(self._layers):
+            for told in (self.on_layer, on_layer):
+                if told:
+                    told(i)
+            self._attention_block(layer, a, where)
+            self._mlp_block(layer, a)
+
+        x = a.x.array[step.rows]
+        kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
+        out = np.empty((len(x), self.shape.vocab_size), np.float32)
+        self._linear(_HEAD, x, (out,))
+        self.passes += 1
+        return out
+
+    def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch") -> None:
+        """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)"""
+        shape, eps = self.shape, self.config.rms_norm_eps
+        kernels.rmsnorm(a.x, layer.mixer_norm, eps, a.normed)
+        self._linear(layer.qkv, a.normed, (a.q, a.k, a.v))
+        if layer.q_norm is not None and layer.k_norm is not None:
+            kernels.rmsnorm(a.q, layer.q_norm, eps, a.q, shape.head_dim)
+            kernels.rmsnorm(a.k, layer.k_norm, eps, a.k, shape.head_dim)
+        kernels.rope(a.q, a.cos, a.sin, shape.heads, self.rope_interleaved)
+        kernels.rope(a.k, a.cos, a.sin, shape.kv_heads, self.rope_interleaved)
+        layer.attention.append(where, a.k, a.v)
+        layer.attention.attend(where, a.q, a.attended)
+        self._linear(layer.o, a.attended, (a.normed,))
+        kernels.add(a.x, a.normed, a.x)
+
+    def _mlp_block(self, layer: _Layer, a: Buffers) -> None:
+        """x += down_proj(silu(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
+        kernels.rmsnorm(a.x, layer.mlp_norm, self.config.rms_norm_eps, a.normed)
+        self._linear(layer.gate_up, a.normed, (a.gate, a.up))
+        kernels.swiglu(a.gate, a.up, a.gate)
+        self._linear(layer.down, a.gate, (a.normed,))
+        kernels.add(a.x, a.normed, a.x)
+
+    def _linear(self, linear: _Linear, x: _Floats, outs: tuple[_Floats, ...]) -> None:
+        """out = x @ w.T + bias for each matrix and its out: in one call if they are in memory, else block by block."""
+        taken = self._buffers.input.take(x)
+        blocks = self.weights.resident(*linear.names)
+        if blocks is not None:
+            kernels.matmul(blocks, taken, outs)
+        else:
+            for name, out in zip(linear.names, outs, strict=True):
+                for row, block in self.weights.blocks(name):
+                    kernels.matmul(block, taken, out, row)
+        for bias, out in zip(linear.biases, outs, strict=True):
+            if bias is not None:
+                kernels.add(out, bias, out)

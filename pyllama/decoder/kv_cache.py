@@ -1,0 +1,217 @@
+"""Whose positions lie in which pages: sequences that grow, shrink, branch and share one pool.
+
+A sequence costs memory as it grows, and truncation drops whole pages. Sequences that begin with the same tokens may
+hold the same pages: of each it is known how many hold it, and one that is held twice is copied before a position is
+written into it. Copies are not made here but noted, for the next step to make: pages are numbers here, and their
+memory may lie elsewhere as well. Knows nothing of tokens or weights.
+"""
+
+from collections.abc import Sequence as Pages
+
+import numpy as np
+
+from pyllama.decoder.page_pool import POSITIONS, PagePool
+from pyllama.errors import BudgetError, ContextOverflowError, RequestError
+
+
+class KVCache:
+    """Who holds which pages of a pool.
+
+    pool            their memory
+    context_length  positions a sequence can hold at most
+    dtype           "f16" or "f32"
+    page_nbytes     bytes of a page
+    max_pages       pages there may be, or None: see limit()
+    pages_used      pages held by somebody
+    nbytes          bytes of all pages allocated so far; pages given back are reused, not freed
+    """
+
+    def __init__(self, pool: PagePool, context_length: int):
+        self.pool = pool
+        self.context_length = context_length
+        self.dtype = pool.dtype
+        self.page_nbytes = pool.page_nbytes
+        self.max_pages: int | None = None
+        self._holders: list[int] = []  # by page
+        self._free: list[int] = []
+        self._copies: list[tuple[int, int]] = []
+
+    @property
+    def pages_used(self) -> int:
+        return len(self._holders) - len(self._free)
+
+    @property
+    def nbytes(self) -> int:
+        return self.pool.nbytes
+
+    def limit(self, pages: int) -> None:
+        """Allocate no more pages than this from now on; whoever says so sees to it that nobody asks for more."""
+        self.max_pages = pages
+
+    def new_sequence(self) -> "Sequence":
+        return Sequence(self)
+
+    def take(self) -> int:
+        """A page, held once. What is in it does not matter: positions that were not written weigh 0."""
+        if self._free:
+            page = self._free.pop()
+        elif self.max_pages is not None and len(self._holders) >= self.max_pages:
+            raise BudgetError(f"kv cache: all of its {self.max_pages} pages ({self.nbytes} bytes) are in use")
+        else:
+            page = self.pool.add()
+            self._holders.append(0)
+        self._holders[page] = 1
+        return page
+
+    def hold(self, page: int) -> None:
+        """One holder more; with more than one it must not be written."""
+        self._holders[page] += 1
+
+    def give_back(self, page: int) -> None:
+        """One holder less; without any the page may be taken again."""
+        self._holders[page] -= 1
+        if not self._holders[page]:
+            self._free.append(page)
+
+    def holders(self, page: int) -> int:
+        """How many sequences and others hold it."""
+        return self._holders[page]
+
+    def copy(self, source: int, target: int) -> None:
+        """Let `target` hold what `source` holds now, by the time either is read or written."""
+        self._copies.append((source, target))
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        """The copies to be made, in order, (source, target) each; whoever takes them makes them."""
+        copies, self._copies = self._copies, []
+        return copies
+
+    def memory(self, page: int) -> np.ndarray:
+        """The bytes of a page, (page_nbytes,) uint8, to be read or written between passes."""
+        for source, target in self.take_copies():
+            self.pool.copy(source, target)
+        return self.pool.memory(page)
+
+
+class _Text:
+    """Positions that forks have in common: who holds the same one and is as long has the same text."""
+
+    __slots__ = ("length",)
+
+    def __init__(self, length: int):
+        self.length = length
+
+
+class Sequence:
+    """The positions of one text. `length` of them are filled; `table` (1, max_pages) int32 has the pages' numbers."""
+
+    def __init__(self, cache: KVCache):
+        self._cache = cache
+        self._pages: list[int] = []
+        self._text: _Text | None = None
+        self.length = 0
+        self.table = np.full((1, max(1, -(-cache.context_length // POSITIONS))), -1, np.int32)
+
+    @property
+    def pages(self) -> Pages[int]:
+        """The pages of its positions, in order. Whoever keeps one counts itself among its holders."""
+        return self._pages
+
+    @property
+    def text(self) -> object | None:
+        """The same object for forks of the same text, until one of them grows, and again when it shrinks back."""
+        return self._text if self._text is not None and self._text.length == self.length else None
+
+    def adopt(self, pages: Pages[int], length: int) -> None:
+        """Begin with the first `length` positions of these pages, held together with whoever holds them."""
+        if self._pages or not 0 <= length <= len(pages) * POSITIONS:
+            raise RequestError(f"adopt: {length} positions of {len(pages)} pages, by a sequence of {self.length}")
+        for page in pages[: -(-length // POSITIONS)]:
+            self._cache.hold(page)
+            self._append(page)
+        self.length = length
+
+    def _another(self) -> "Sequence":
+        """An empty sequence of the same kind."""
+        return Sequence(self._cache)
+
+    def fork(self) -> "Sequence":
+        """Another sequence of the same text, from which either may go on its own way.
+
+        They hold the same pages. The one that is written is copied then, so a branch costs a page; forks that go on
+        with the same tokens in one pass have these computed once.
+        """
+        branch = self._another()
+        branch.adopt(self._pages, self.length)
+        if self.text is None:
+            self._text = _Text(self.length)
+        branch._text = self._text
+        return branch
+
+    def commit(self, branch: "Sequence") -> None:
+        """Become the branch: its positions are this sequence's, whose own are given back; the branch is empty then."""
+        if branch is self or branch._cache is not self._cache:
+            raise RequestError("commit: expected a branch of this sequence")
+        self.close()
+        self._pages, branch._pages = branch._pages, []
+        self._text, branch._text = branch._text, None
+        self.table, branch.table = branch.table, self.table
+        self.length, branch.length = branch.length, 0
+
+    def pages_needed(self, length: int) -> int:
+        """Pages that reserve(length) would take."""
+        grown = max(0, -(-length // POSITIONS) - len(self._pages))
+        return grown + (length > self.length and self._writes_into_shared_page())
+
+    def _writes_into_shared_page(self) -> bool:
+        at = self.length // POSITIONS
+        return at < len(self._pages) and self._cache.holders(self._pages[at]) > 1
+
+    def _append(self, page: int) -> None:
+        self.table[0, len(self._pages)] = page
+        self._pages.append(page)
+
+    def reserve(self, length: int) -> None:
+        """Have pages for `length` positions. Raises ContextOverflowError beyond the context.
+
+        Cost: the copy of a page, if the next position lies in one that others hold too.
+        """
+        if length > self._cache.context_length:
+            raise ContextOverflowError(
+                f"context: {length} positions asked for, {self._cache.context_length} held; "
+                "load the model with a larger context_length or shorten the text"
+            )
+        if length > self.length and self._writes_into_shared_page():
+            at = self.length // POSITIONS
+            shared, page = self._pages[at], self._cache.take()
+            self._cache.copy(shared, page)
+            self._pages[at] = page
+            self.table[0, at] = page
+            self._cache.give_back(shared)
+        while len(self._pages) * POSITIONS < length:
+            self._append(self._cache.take())
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        if not 0 <= length <= self.length:
+            raise RequestError(f"truncate: got {length}, expected 0 to {self.length}")
+        self.length = length
+        if self._text is not None and length < self._text.length:
+            self._text = None
+        self.release_unused()
+
+    def release_unused(self) -> None:
+        """Give back pages beyond `length`, as after a pass that failed."""
+        while (len(self._pages) - 1) * POSITIONS >= self.length and self._pages:
+            self._cache.give_back(self._pages.pop())
+            self.table[0, len(self._pages)] = -1
+
+    def close(self) -> None:
+        """Give all pages back; the sequence is empty then and may be used anew."""
+        self.truncate(0)
+
+    def __enter__(self) -> "Sequence":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

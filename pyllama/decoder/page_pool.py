@@ -1,0 +1,114 @@
+"""Memory for keys and values, in pages with numbers; what lies where in a page, and the kernels that know it.
+
+A page holds 32 positions of every layer:
+
+    layer 0: keys   (kv_heads, head_dim, 32)               a weight panel per head
+             values (kv_heads, ceil(head_dim / 32), 32, 32)  panels of 32 dimensions, positions across rows
+    layer 1: ...
+
+in float16 (saturated at 65504) or float32. Whose pages they are is the KV cache's business: a process that only runs
+steps needs no more than this.
+"""
+
+from collections.abc import Sequence as Views
+from typing import NamedTuple
+
+import numpy as np
+
+from pyllama import _kernels as kernels
+from pyllama.decoder.shape import Shape
+from pyllama.errors import PyllamaError, RequestError
+
+POSITIONS = kernels.PANEL
+_ALIGN = 64
+
+
+def _layer_nbytes(shape: Shape, dtype: str) -> tuple[int, int]:
+    """Bytes of a page that one layer's keys and its values take."""
+    element = 2 if dtype == "f16" else 4
+    dims = -(-shape.head_dim // POSITIONS) * POSITIONS
+    heads = shape.kv_heads * POSITIONS * element
+    return heads * shape.head_dim, heads * dims
+
+
+def cache_nbytes(shape: Shape, positions: int, dtype: str) -> int:
+    """Bytes of the pages that hold so many positions of one sequence."""
+    return -(-positions // POSITIONS) * shape.layers * sum(_layer_nbytes(shape, dtype))
+
+
+class View(NamedTuple):
+    """What a layer's queries see, and by what their products are scaled.
+
+    window  positions, the query's own included; None: all before it
+    """
+
+    window: int | None
+    scale: float
+
+
+class PagePool:
+    """Pages, numbered from 0 as they are added; they are never freed.
+
+    shape       the layers and heads whose keys and values are kept here
+    views       of each layer
+    dtype       "f16" or "f32"
+    attention   per layer, the kernel that knows where in a page the layer's keys and values lie
+    page_nbytes bytes of a page
+    addresses   (pages,) uint64, by number: for kernels.Batch
+    """
+
+    def __init__(self, shape: Shape, views: Views[View], dtype: str = "f16"):
+        if dtype not in ("f16", "f32"):
+            raise RequestError(f"kv_dtype: got {dtype!r}, expected 'f16' or 'f32'")
+        self.dtype = dtype
+        keys, values = _layer_nbytes(shape, dtype)
+        self.page_nbytes = shape.layers * (keys + values)
+        self.attention = [
+            kernels.Attention(
+                shape.heads,
+                shape.kv_heads,
+                shape.head_dim,
+                f16=dtype == "f16",
+                window=view.window or 0,
+                scale=view.scale,
+                k_offset=layer * (keys + values),
+                v_offset=layer * (keys + values) + keys,
+            )
+            for layer, view in enumerate(views)
+        ]
+        self.addresses = np.zeros(0, np.uint64)
+        self._memory: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    @property
+    def nbytes(self) -> int:
+        return len(self) * self.page_nbytes
+
+    def add(self) -> int:
+        """The number of one page more; zeroed, since a masked position still meets a weight of 0 in the kernel."""
+        try:
+            memory = np.zeros(self.page_nbytes + _ALIGN, np.uint8)
+        except MemoryError:
+            raise PyllamaError(
+                f"kv cache: no memory for another {self.page_nbytes} bytes ({POSITIONS} positions) "
+                f"on top of {self.nbytes}"
+            ) from None
+        start = -memory.ctypes.data % _ALIGN
+        page = memory[start : start + self.page_nbytes]
+        self._memory.append(page)
+        self.addresses = np.append(self.addresses, np.uint64(page.ctypes.data))
+        return len(self) - 1
+
+    def grow(self, pages: int) -> None:
+        """Have at least so many."""
+        while len(self) < pages:
+            self.add()
+
+    def memory(self, page: int) -> np.ndarray:
+        """The bytes of a page, (page_nbytes,) uint8."""
+        return self._memory[page]
+
+    def copy(self, source: int, target: int) -> None:
+        self._memory[target][:] = self._memory[source]

@@ -1,0 +1,48 @@
+"""How much of a model this process computes, in numbers: all of it, or one rank's share of the heads and rows."""
+
+from typing import NamedTuple
+
+from pyllama.architecture import Config
+
+
+class Shape(NamedTuple):
+    """Counts that buffers, pages and kernels are sized by. A config says what a whole model has; this, what is here.
+
+    layers
+    hidden_size        the residual stream, whole wherever it is
+    heads, kv_heads    query and key/value heads computed here, as many of the former for each of the latter
+    head_dim
+    intermediate_size  rows of gate_proj and up_proj computed here
+    vocab_size         rows of lm_head computed here
+    """
+
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+
+    @classmethod
+    def whole(cls, config: Config) -> "Shape":
+        """All of a model."""
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            intermediate_size=config.intermediate_size,
+            vocab_size=config.vocab_size,
+        )
+
+    @property
+    def q_size(self) -> int:
+        """Columns of the queries of a token."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Columns of the keys of a token, and of its values."""
+        return self.kv_heads * self.head_dim

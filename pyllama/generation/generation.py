@@ -1,0 +1,180 @@
+"""One answer, alone: an engine of one request that runs when it is asked for the next step."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyllama.errors import BusyError
+from pyllama.generation.answer import Answer, AnswerOptions, Fingerprint, Step
+from pyllama.generation.task import Runner, Task, compute, share_out
+from pyllama.sampler import SamplingParams
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from pyllama.decoder.kv_cache import Sequence as CachedSequence
+
+
+class Generation:
+    """One answer to a prompt: an iterator of Step, closed by its end, by close() and by an error.
+
+    While a step is computed, next() on another thread, or in a signal handler, raises BusyError and changes nothing;
+    close() takes effect when the step is done, and may be used to stop a generation from elsewhere.
+
+    prompt_ids     the prompt's token ids
+    token_ids      sampled so far, the token that ended the answer included
+    text           the text so far
+    finish_reason  None, "stop" or "length"
+    cached_tokens  prompt tokens that were in the cache already
+    prefill_s      seconds from the first next() to the first token
+    decode_s       seconds spent on the tokens after it, not counting the caller's own time
+    fingerprint    a Fingerprint, or None if not asked for
+    seed           the seed in use, whether given or drawn
+    """
+
+    def __init__(
+        self,
+        decoder: Runner,
+        tokenizer: Any,
+        sequence: "CachedSequence",
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        on_close: Callable[[], None] | None = None,
+        **options: "Unpack[AnswerOptions]",
+    ):
+        """Computes nothing yet.
+
+        decoder      runs tokens through the model
+        tokenizer    for the text and the ends of text
+        sequence     the positions already in the cache: its tokens must be the first of prompt_ids (a new
+                     sequence has none); only the rest is computed. It stays the caller's, to keep or to close
+        prompt_ids   the whole prompt
+        params       what to sample and when to stop
+        on_close     called once, when the sequence is no longer used; on the thread that found it so
+        options      as in Answer
+
+        Raises RequestError for an empty prompt and ContextOverflowError for one the context cannot hold.
+        Cost of iterating: one pass over the weights for the prompt (few, if it is long) and one for each
+        token but the first.
+        """
+        self._answer = Answer(
+            tokenizer,
+            prompt_ids,
+            params,
+            vocab_size=decoder.config.vocab_size,
+            context_length=decoder.context_length,
+            **options,
+        )
+        # The last token's logits are needed, so it is computed again even if the cache has it.
+        self.cached_tokens = min(sequence.length, self._answer.reusable)
+        self.prefill_s = 0.0
+        self.decode_s = 0.0
+        self._decoder = decoder
+        self._task = Task(self._answer, sequence)
+        self._sequence = sequence
+        self._started = False
+        self._steps: deque[Step] = deque()  # taken, and not handed out yet
+        self._on_close = on_close
+        self._closed = False
+        self._stepping = threading.Lock()
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return self._answer.prompt_ids
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self._answer.token_ids
+
+    @property
+    def text(self) -> str:
+        return self._answer.text
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self._answer.finish_reason
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        return self._answer.fingerprint
+
+    @property
+    def seed(self) -> int:
+        return self._answer.seed
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.token_ids)
+
+    def __iter__(self) -> "Generation":
+        return self
+
+    def __next__(self) -> Step:
+        if self._stepping.locked():
+            raise BusyError("generation: its next step is being computed already, by another thread or further up")
+        try:
+            with self._stepping:
+                return self._timed_step()
+        finally:
+            self._release()
+
+    def _timed_step(self) -> Step:
+        if self._closed:
+            raise StopIteration
+        start = time.perf_counter()
+        first = not self.token_ids
+        try:
+            while not self._steps:
+                self._run()
+        except BaseException:
+            self._closed = True
+            raise
+        elapsed = time.perf_counter() - start
+        if first:
+            self.prefill_s = elapsed
+        else:
+            self.decode_s += elapsed
+        step = self._steps.popleft()
+        self._closed = self._closed or step.finish_reason is not None
+        return step
+
+    def read(self) -> str:
+        """Runs to the end; the whole text."""
+        for _ in self:
+            pass
+        return self.text
+
+    def close(self) -> None:
+        """Ends the answer here and gives the sequence back. Closing twice does nothing."""
+        self._closed = True
+        self._release()
+
+    def _release(self) -> None:
+        """Give the sequence back if nobody will use it: not now, if a step is under way, which does it when it ends."""
+        if self._closed and not self._stepping.locked():
+            with self._stepping:
+                on_close, self._on_close = self._on_close, None
+                if on_close is not None:
+                    on_close()
+
+    def __enter__(self) -> "Generation":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        """One pass over the model."""
+        if not self._started:
+            self._started = True
+            self._sequence.truncate(self.cached_tokens)
+        parts = share_out([self._task], self._decoder.max_pass_tokens)
+        (rows,) = compute(self._decoder, parts)
+        self._steps += self._task.accept(rows)

@@ -1,0 +1,26 @@
+"""Fields of OpenAI's API that this server has no part in: those that would change the answer are refused, saying why.
+
+All others (store, metadata, service_tier, reasoning_effort, prompt_cache_key, ...) change nothing that a client could
+see, and are passed over.
+"""
+
+from typing import Any
+
+from pyllama.server.errors import ApiError
+
+_REFUSED = {
+    "functions": "of OpenAI's first function calls; expected tools",
+    "function_call": "of OpenAI's first function calls; expected tool_choice",
+    "audio": "this model writes text only",
+    "web_search_options": "this server searches nothing",
+}
+
+
+def refuse(body: dict[str, Any]) -> None:
+    """Raises ApiError 400 for a field whose absence from the answer would mislead."""
+    for name, why in _REFUSED.items():
+        if body.get(name) not in (None, [], {}, "none"):
+            raise ApiError(400, f"{name}: not supported: {why}", name, "unsupported")
+    modalities = body.get("modalities")
+    if modalities not in (None, [], ["text"]):
+        raise ApiError(400, "modalities: not supported: this model writes text only", "modalities", "unsupported")

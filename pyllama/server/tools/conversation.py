@@ -1,0 +1,30 @@
+"""OpenAI's messages as chat templates take them. Earlier calls stay as they are: the template knows what it wants."""
+
+from typing import Any
+
+from pyllama.server.errors import ApiError
+
+
+def messages_for_template(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """OpenAI's messages as chat templates take them: text for parts, roles that templates know."""
+    result = []
+    for index, message in enumerate(messages):
+        message = {key: value for key, value in message.items() if value is not None}
+        if isinstance(message.get("content"), list):
+            message["content"] = _text_of(message["content"], f"messages[{index}].content")
+        elif "content" not in message:
+            message["content"] = ""
+        if message["role"] == "developer":
+            message["role"] = "system"
+        if message.get("tool_calls"):
+            message["tool_calls"] = [{**call, "type": "function"} for call in message["tool_calls"]]
+        result.append(message)
+    return result
+
+
+def _text_of(parts: list[dict[str, Any]], where: str) -> str:
+    for index, part in enumerate(parts):
+        if part["type"] != "text" or not isinstance(part.get("text"), str):
+            at = f"{where}[{index}]"
+            raise ApiError(400, f"{at}: a part of type {part['type'][:40]!r}, expected text", at, "unsupported")
+    return "".join(part["text"] for part in parts)

@@ -1,0 +1,72 @@
+"""Lark grammars that let through nothing but calls of given functions, or calls and JSON of a format.
+
+Each function's parameters are a schema of their own in the grammar, so `#`, `$defs` and `$id` in them are their own.
+"""
+
+import json
+from typing import Any
+
+from pyllama.server.errors import ApiError
+from pyllama.server.grammar import embedded
+from pyllama.server.tools.forms import ToolFormat
+
+#: Calls of one answer: a model that goes on for ever is stopped.
+MAX_CALLS = 16
+
+
+def forced_grammar(
+    form: ToolFormat, functions: list[dict[str, Any]], marker_id: int | None, *, parallel: bool = False
+) -> str:
+    """One call of one of the functions, or with parallel one or more.
+
+    marker_id  the opening's token, if it is a control one
+    """
+    return f"start: calls\n{_calls(form, functions, marker_id, parallel)}"
+
+
+def calls_or(
+    schema: dict[str, Any], form: ToolFormat, functions: list[dict[str, Any]], marker_id: int | None, *, parallel: bool
+) -> str:
+    """Calls, or JSON of the schema."""
+    return f"start: calls | format\nformat: {embedded(schema)}\n{_calls(form, functions, marker_id, parallel)}"
+
+
+def _calls(form: ToolFormat, functions: list[dict[str, Any]], marker_id: int | None, parallel: bool) -> str:
+    rules = []
+    for index, function in enumerate(functions):
+        # In the pieces that JSON of a schema is made of: where either may stand, the lexer must not run ahead in one.
+        name = json.dumps(function["name"], ensure_ascii=False)
+        head = " ".join(map(_text, ("{", '"name"', ": ", name, ", ", f'"{form.arguments}"', ": ")))
+        rules.append(f"call_{index}: {head} arguments_{index} {_text('}')}")
+        rules.append(f"arguments_{index}: {embedded(_of_arguments(function))}")
+    rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(functions))))
+    one = "call"
+    opening = ""
+    if form.opening:
+        newline = "\n" if form.closing else ""
+        opening = f"<[{marker_id}]>" if marker_id is not None else _text(form.opening + newline)
+        if form.closing:
+            one = f"{opening} call {_text(newline + form.closing)}"
+            opening = ""
+    more = f" ({_text(form.between)} {one}){{0,{MAX_CALLS - 1}}}" if parallel else ""
+    if more and form.closing:
+        more += f" {_text(form.between)}?"  # a model that has begun a line after its call need not call again
+    many = f"{one}{more}"
+    if form.is_list:
+        many = f"{_text('[')} {many} {_text(']')}"
+    rules.append(f"calls: {opening} {many}")
+    return "\n".join(rules) + "\n"
+
+
+def _of_arguments(function: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a function's arguments, which are an object."""
+    schema = function.get("parameters") or {}
+    kinds = schema.get("type", "object")
+    if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+        name, kind = function["name"][:64], str(kinds)[:40]
+        raise ApiError(400, f"tools: parameters of {name!r} of type {kind}, expected object", "tools", "invalid_value")
+    return schema if "$ref" in schema else {**schema, "type": "object"}
+
+
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

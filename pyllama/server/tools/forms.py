@@ -1,0 +1,67 @@
+"""How a family writes calls.
+
+Which form a model was trained on is told by its template, for the template shows the model its own earlier calls so.
+What models write besides is in reading.py.
+"""
+
+import secrets
+import string
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """How a family writes calls.
+
+    name        for humans
+    opening     what stands before a call; None: a call is all there is
+    closing     what stands after it; None: it goes on to the end
+    arguments   the key of the arguments beside "name"
+    is_list     whether forced calls are written as a list
+    between     what stands between forced calls
+    id_length   characters of a call's id; Mistral's templates insist on 9
+    """
+
+    name: str
+    opening: str | None
+    closing: str | None
+    arguments: str = "arguments"
+    is_list: bool = False
+    between: str = ""
+    id_length: int = 24
+
+    def new_id(self) -> str:
+        letters = string.ascii_letters + string.digits
+        text = "".join(secrets.choice(letters) for _ in range(self.id_length))
+        return text if self.id_length < 24 else "call_" + text
+
+
+_HERMES, _MISTRAL = "<tool_call>", "[TOOL_CALLS]"
+HERMES = ToolFormat("hermes", _HERMES, "</tool_call>", between="\n")
+MISTRAL = ToolFormat("mistral", _MISTRAL, None, is_list=True, between=", ", id_length=9)
+LLAMA = ToolFormat("llama", None, None, arguments="parameters", between="; ")
+
+
+def format_of(template: str | None) -> ToolFormat | None:
+    """The form that a template's model writes calls in; None if the template takes no tools."""
+    if not template or "tools" not in template:
+        return None
+    if _MISTRAL in template:
+        return MISTRAL
+    if _HERMES in template:
+        return HERMES
+    return LLAMA
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call the model made. arguments is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def as_openai(self, index: int | None = None) -> dict[str, Any]:
+        call: dict[str, Any] = {} if index is None else {"index": index}
+        return call | {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}

@@ -1,0 +1,438 @@
+"""Patterns of strangers, matched in linear time: no pattern and no text can make it backtrack.
+
+Turns a pattern in the syntax of pattern.py into an automaton (Thompson, 1968) whose states are made as a text needs
+them. It finds what a backtracking engine finds, the first alternative that leads to a match and its greedy or lazy
+repeats, by keeping the ways a match may go in their order of preference; the way of RE2 and of Rust's regex. A pass
+from the end of the text marks where a match begins, so that no position is tried in vain, and one for each lookahead
+marks where it holds. What is left that could take long (many states, far looks ahead of what is taken) draws on a
+budget of steps that depends on the text's length alone: the same text is refused on every machine, or on none.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+
+import numpy as np
+
+from pyllama.errors import TokenizerError
+from pyllama.tokenizer.pattern_syntax import Alternatives, Characters, End, Look, Node, Repeat, Sequence, parse
+
+MAX_PARTS = 8192
+_MAX_SYMBOLS = 255
+_MAX_CACHED = 1 << 19  # instructions in the states of an automaton, all together
+# Steps that a text may take: so many a character, and what making the states of a benign pattern takes.
+_STEPS_A_CHARACTER = 48
+_STEPS = 2_000_000
+_SLICE = 1 << 16  # characters that are looked up without letting other threads run
+
+
+class LinearPattern:
+    """A compiled pattern, for splitting text.
+
+    Raises TokenizerError for a pattern that is not understood, or too large. Matching takes time linear in the text;
+    it raises TokenizerError beyond the budget of steps.
+    """
+
+    def __init__(self, pattern: str, where: str) -> None:
+        self.pattern = pattern
+        self._where = where
+        tree = parse(pattern, where)
+        self._alphabet = _Alphabet(tree, self._refuse)
+        looks = self._alphabet.looks  # inner ones first: those around them ask where they hold
+        self._looks, self._automaton = [self._build(body) for body in looks], self._build(tree)
+
+    def _refuse(self, reason: str) -> TokenizerError:
+        return TokenizerError(f"{self._where}: pattern {self.pattern[:200]!r}: {reason}")
+
+    def _too_long(self) -> TokenizerError:
+        return self._refuse(
+            f"more than {_STEPS_A_CHARACTER} steps a character; it looks far ahead of what it takes, or has too many "
+            "states"
+        )
+
+    def _build(self, tree: Node) -> _Automaton:
+        program = _Program(self._refuse)
+        program.start = self._add(program, tree, program.match())
+        return _Automaton(program, self._alphabet.size, self._too_long)
+
+    def _add(self, program: _Program, node: Node, following: int) -> int:
+        """The instruction that `node`, and then `following`, begins with."""
+        program.grow()
+        if isinstance(node, Characters):
+            return program.take(self._alphabet.symbols(node), following)
+        if isinstance(node, End):
+            return program.look(self._alphabet.symbols(node), following)
+        if isinstance(node, Sequence):
+            for part in reversed(node.parts):
+                following = self._add(program, part, following)
+            return following
+        if isinstance(node, Alternatives):
+            return program.split([self._add(program, part, following) for part in node.parts])
+        if isinstance(node, Look):
+            return self._add_look(program, node, following)
+        return self._add_repeat(program, node, following)
+
+    def _add_look(self, program: _Program, node: Look, following: int) -> int:
+        holds = self._alphabet.of_one_character(node.body)
+        if holds is None:
+            holds = self._alphabet.where(self._alphabet.looks[node.body])
+        return program.look(holds if node.positive else self._alphabet.others(holds), following)
+
+    def _add_repeat(self, program: _Program, node: Repeat, following: int) -> int:
+        if node.possessive:
+            # All it can take, and never less: for one character that is to say what must not follow.
+            holds = self._alphabet.of_one_character(node.body)
+            if holds is None or not isinstance(node.body, Characters):
+                raise self._refuse("a possessive repeat of more than one character is not supported")
+            stop = program.look(self._alphabet.others(holds), following)
+            if node.most == 1:
+                return program.split([self._add(program, node.body, following), stop])
+            following = stop
+
+        def ordered(again: int, on: int) -> list[int]:
+            return [on, again] if node.lazy else [again, on]
+
+        if node.most is None:
+            loop = program.split([])
+            program.targets[loop] = ordered(self._add(program, node.body, loop), following)
+            if node.least == 0:
+                return loop
+            after = loop
+            for _ in range(node.least):
+                after = self._add(program, node.body, after)
+            return after
+        after = following
+        for _ in range(node.most - node.least):
+            after = program.split(ordered(self._add(program, node.body, after), following))
+        for _ in range(node.least):
+            after = self._add(program, node.body, after)
+        return after
+
+    # --- matching ---
+
+    def findall(self, text: str) -> list[str]:
+        """The text of each match, from left to right."""
+        return [text[first:last] for first, last in self.spans(text)]
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where each match begins and ends. After an empty one, the search goes on a character further."""
+        steps = _Steps(_STEPS + _STEPS_A_CHARACTER * len(text))
+        symbols = self._alphabet.read(text)
+        for bit, automaton in enumerate(self._looks):
+            marks = np.frombuffer(automaton.marks(symbols, steps), np.uint8)
+            symbols = (np.frombuffer(symbols, np.uint8) + marks * (self._alphabet.kinds << bit)).tobytes()
+        begins = self._automaton.marks(symbols, steps)
+        at, ended = 0, -1
+        while (first := begins.find(1, at)) >= 0:
+            last = self._automaton.end(symbols, first, steps)
+            if last > first:
+                yield first, last
+                at = ended = last
+            else:
+                if first != ended:
+                    yield first, first
+                at = first + 1
+
+
+class _Alphabet:
+    """Code points to symbols: all that no part of the pattern tells apart are one. Symbol 0 is the end of the text.
+
+    kinds  symbols that characters and the end have
+    looks  bodies of lookaheads further than one character, and the bit of each
+    size   all symbols: kinds for each combination of the lookaheads that hold there
+    """
+
+    def __init__(self, tree: Node, refuse) -> None:
+        sets: dict[Characters, None] = {}
+        self.looks: dict[Node, int] = {}
+        self._collect(tree, sets)
+        sets = sets or {Characters(()): None}
+        edges = np.unique([0, *(edge for one in sets for span in one.spans for edge in span)])
+        member = np.zeros((len(edges), len(sets)), bool)
+        for column, one in enumerate(sets):
+            starts = np.array([start for start, _ in one.spans], np.int64)
+            stops = np.array([stop for _, stop in one.spans], np.int64)
+            index = np.searchsorted(starts, edges, "right") - 1
+            member[:, column] = (index >= 0) & (edges < stops[index] if len(stops) else False)
+        kinds, symbol_of = np.unique(member, axis=0, return_inverse=True)
+        self.kinds = len(kinds) + 1
+        self.size = self.kinds << len(self.looks)
+        if self.size > _MAX_SYMBOLS:
+            raise refuse(f"{self.size} kinds of characters and lookaheads, expected at most {_MAX_SYMBOLS}")
+        self._columns = {one: kinds[:, column] for column, one in enumerate(sets)}
+        self._table = _SymbolTable(edges.tolist(), (symbol_of.reshape(-1) + 1).tolist())
+
+    def _collect(self, node: Node, sets: dict[Characters, None]) -> None:
+        if isinstance(node, Characters):
+            sets[node] = None
+        elif isinstance(node, End):
+            sets[node.newline] = None
+        elif isinstance(node, (Sequence, Alternatives)):
+            for part in node.parts:
+                self._collect(part, sets)
+        elif isinstance(node, (Look, Repeat)):
+            self._collect(node.body, sets)
+            if isinstance(node, Look) and not _is_one_character(node.body):
+                self.looks.setdefault(node.body, len(self.looks))
+
+    def symbols(self, node: Characters | End) -> frozenset[int]:
+        """The symbols of a set's characters; for End, of what may follow it."""
+        if isinstance(node, End):
+            return self.symbols(node.newline) | self._all({0})
+        return self._all({1 + int(kind) for kind in np.flatnonzero(self._columns[node])})
+
+    def _all(self, kinds: set[int]) -> frozenset[int]:
+        return frozenset(symbol for symbol in range(self.size) if symbol % self.kinds in kinds)
+
+    def where(self, bit: int) -> frozenset[int]:
+        """The symbols at which a lookahead holds."""
+        return frozenset(symbol for symbol in range(self.size) if symbol // self.kinds >> bit & 1)
+
+    def others(self, symbols: frozenset[int]) -> frozenset[int]:
+        return frozenset(range(self.size)) - symbols
+
+    def of_one_character(self, node: Node) -> frozenset[int] | None:
+        """Where a lookahead to one character, or the end, holds; None for one that looks further."""
+        if isinstance(node, (Characters, End)):
+            return self.symbols(node)
+        if _is_one_character(node):
+            assert isinstance(node, (Alternatives, Sequence))
+            return frozenset().union(*(self.of_one_character(part) or () for part in node.parts))
+        return None
+
+    def read(self, text: str) -> bytes:
+        """A symbol for each character and one for the end, lookaheads left out."""
+        look_up = self._table.__getitem__
+        slices = (text[at : at + _SLICE] for at in range(0, len(text), _SLICE))
+        return b"".join([*(bytes(map(look_up, part)) for part in slices), b"\0"])
+
+
+def _is_one_character(node: Node) -> bool:
+    if isinstance(node, (Characters, End)):
+        return True
+    if isinstance(node, Alternatives):
+        return all(map(_is_one_character, node.parts))
+    return isinstance(node, Sequence) and len(node.parts) == 1 and _is_one_character(node.parts[0])
+
+
+class _SymbolTable(dict):
+    """character -> symbol, as they come."""
+
+    def __init__(self, starts: list[int], symbols: list[int]) -> None:
+        super().__init__()
+        self._starts, self._symbols = starts, symbols
+
+    def __missing__(self, character: str) -> int:
+        if len(self) > 1 << 15:  # there are a million
+            self.clear()
+        symbol = self[character] = self._symbols[bisect_right(self._starts, ord(character)) - 1]
+        return symbol
+
+
+class _Program:
+    """Instructions by number: take a character, look at the next one, go several ways, or match.
+
+    symbols  what it takes or looks for; None for the others
+    takes    whether it takes
+    targets  where it goes on, in order of preference; none after a match
+    """
+
+    def __init__(self, refuse) -> None:
+        self._refuse = refuse
+        self.symbols: list[frozenset[int] | None] = []
+        self.takes: list[bool] = []
+        self.targets: list[list[int]] = []
+        self.start = 0
+        self._parts = 0
+
+    def grow(self) -> None:
+        """One more part of the pattern is written out; it need not be an instruction: `(?:)` is none."""
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise self._refuse(f"more than {MAX_PARTS} parts when its repeats are written out")
+
+    def _new(self, symbols: frozenset[int] | None, takes: bool, targets: list[int]) -> int:
+        self.symbols.append(symbols)
+        self.takes.append(takes)
+        self.targets.append(targets)
+        return len(self.targets) - 1
+
+    def match(self) -> int:
+        return self._new(None, False, [])
+
+    def take(self, symbols: frozenset[int], target: int) -> int:
+        return self._new(symbols, True, [target])
+
+    def look(self, symbols: frozenset[int], target: int) -> int:
+        return self._new(symbols, False, [target])
+
+    def split(self, targets: list[int]) -> int:
+        return self._new(None, False, targets)
+
+
+class _Steps:
+    """What a text may still cost."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+class _States:
+    """States made so far: their numbers, and where each goes at each symbol (-1: not known yet)."""
+
+    def __init__(self) -> None:
+        self.numbers: dict = {}
+        self.contents: list = []
+        self.rows: list[list[int]] = []
+        self.size = 0
+        self.lock = threading.Lock()
+
+    def number(self, content, size: int, symbols: int) -> int:
+        found = self.numbers.get(content)
+        if found is None:
+            found = self.numbers[content] = len(self.contents)
+            self.rows.append([-1] * symbols)
+            self.contents.append(content)
+            self.size += size + symbols
+        return found
+
+
+class _Automaton:
+    """A program that runs: forwards by ordered ways, backwards by sets. Several threads may use one."""
+
+    def __init__(self, program: _Program, symbols: int, too_long) -> None:
+        self._program, self._symbols, self._too_long = program, symbols, too_long
+        targets = {t for i, ts in enumerate(program.targets) if program.takes[i] for t in ts}
+        self._landings = sorted(targets | {program.start})
+        self._bits = {landing: 1 << bit for bit, landing in enumerate(self._landings)}
+        self._start_bit = self._bits[program.start]
+        self._reached: list[dict[int, tuple[bool, int]]] = [{} for _ in self._landings]
+        self._forward, self._backward = _States(), _States()
+
+    # --- forwards ---
+
+    def end(self, symbols: bytes, first: int, steps: _Steps) -> int:
+        """Where the match that begins at `first` ends; -1 if none does."""
+        states = self._current("_forward")
+        with states.lock:
+            state = states.number((self._program.start,), 1, self._symbols)
+        rows, last, at = states.rows, -1, first
+        while True:
+            step = rows[state][symbols[at]]
+            if step < 0:
+                step = self._step(states, state, symbols[at], steps)
+            if step & 1:
+                last = at
+            state = step >> 1
+            if not state:
+                break
+            state -= 1
+            at += 1
+        steps.left -= at - first
+        if steps.left < 0:
+            raise self._too_long()
+        return last
+
+    def _current(self, name: str) -> _States:
+        states = getattr(self, name)
+        if states.size > _MAX_CACHED:
+            states = _States()
+            setattr(self, name, states)
+        return states
+
+    def _step(self, states: _States, state: int, symbol: int, steps: _Steps) -> int:
+        """2 * (next state + 1, or 0 for none) + whether a match ends here."""
+        program = self._program
+        with states.lock:
+            ways, matched = states.contents[state], 0
+            taken: dict[int, None] = {}
+            seen: set[int] = set()
+            stack = list(reversed(ways))
+            while stack:
+                at = stack.pop()
+                if at in seen:
+                    continue
+                seen.add(at)
+                allowed, targets = program.symbols[at], program.targets[at]
+                if not targets:
+                    matched = 1
+                    break  # what is less preferred than a match does not count
+                if allowed is None:
+                    stack += reversed(targets)
+                elif symbol in allowed:
+                    if program.takes[at]:
+                        taken[targets[0]] = None
+                    else:
+                        stack.append(targets[0])
+            steps.left -= 8 * len(seen)
+            if steps.left < 0:
+                raise self._too_long()
+            following = 1 + states.number(tuple(taken), len(taken), self._symbols) if taken else 0
+            step = states.rows[state][symbol] = 2 * following + matched
+        return step
+
+    # --- backwards ---
+
+    def marks(self, symbols: bytes, steps: _Steps) -> bytes:
+        """For each position, whether a match begins there."""
+        states = self._current("_backward")
+        with states.lock:
+            state = states.number(0, 1, self._symbols)
+        rows = states.rows
+        found = bytearray(len(symbols))
+        for at in range(len(symbols) - 1, -1, -1):
+            step = rows[state][symbols[at]]
+            if step < 0:
+                if states.size > _MAX_CACHED:
+                    alive, states = states.contents[state], _States()
+                    self._backward, rows = states, states.rows
+                    state = states.number(alive, 1, self._symbols)
+                step = self._step_back(states, state, symbols[at], steps)
+            found[at] = step & 1
+            state = step >> 1
+        return bytes(found)
+
+    def _step_back(self, states: _States, state: int, symbol: int, steps: _Steps) -> int:
+        """2 * state before the symbol + whether a match begins there. A state: the landings that lead to a match."""
+        with states.lock:
+            after, before = states.contents[state], 0
+            for number, landing in enumerate(self._landings):
+                reached = self._reached[number].get(symbol)
+                if reached is None:
+                    reached = self._reached[number][symbol] = self._reach(landing, symbol, steps)
+                if reached[0] or reached[1] & after:
+                    before |= 1 << number
+            steps.left -= len(self._landings)
+            if steps.left < 0:
+                raise self._too_long()
+            size = 1 + len(self._landings) // 32
+            step = 2 * states.number(before, size, self._symbols) + bool(before & self._start_bit)
+            states.rows[state][symbol] = step
+        return step
+
+    def _reach(self, landing: int, symbol: int, steps: _Steps) -> tuple[bool, int]:
+        """Whether a match ends here, and the landings behind the symbol, as bits."""
+        program, matched, behind = self._program, False, 0
+        seen, stack = {landing}, [landing]
+        while stack:
+            at = stack.pop()
+            allowed, targets = program.symbols[at], program.targets[at]
+            if not targets:
+                matched = True
+            elif allowed is not None and symbol not in allowed:
+                continue
+            elif program.takes[at]:
+                behind |= self._bits[targets[0]]
+            else:
+                for target in targets:
+                    if target not in seen:
+                        seen.add(target)
+                        stack.append(target)
+        steps.left -= len(seen)
+        if steps.left < 0:
+            raise self._too_long()
+        return matched, behind

@@ -1,0 +1,263 @@
+"""Earlier tool calls of a conversation, written the way one chat template wants them.
+
+Clients send arguments as JSON text and null, nothing or "" as the content beside calls. Templates differ: some want an
+object and fail on text, others the reverse; some write the calls only where content is none, others join content to
+text; some take one call a message, or no text beside it; some know no calls at all. None of them says so, and what a
+template does not expect it often drops without a word. So each is asked once, with a conversation of our own whose
+words must come out again; what it drops or fails on is put differently.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyllama.errors import RequestError, TokenizerError
+
+Message = dict[str, Any]
+#: messages to text; raises RequestError or TokenizerError
+Render = Callable[[list[Message]], str]
+
+_ABSENT = "absent"
+_PROBES_S = 2.0  # a slow template is asked no further, and what it has shown so far must do
+
+
+@dataclass(frozen=True, slots=True)
+class CallStyle:
+    """How a template wants calls.
+
+    arguments  "object" or "text"
+    content    beside calls without any: "", None or "absent"
+    one        one call a message, each followed by its result
+    apart      text beside calls goes into a message of its own, before them
+    as_text    the template knows no calls: they are written into the content
+    as_user    nor a role for their results: they come from the user
+    """
+
+    arguments: str = "object"
+    content: str | None = ""
+    one: bool = False
+    apart: bool = False
+    as_text: bool = False
+    as_user: bool = False
+
+    def applied(self, messages: list[Message]) -> list[Message]:
+        """The conversation with its calls in this style; the messages given are not changed."""
+        if self.one:
+            messages = list(_one_by_one(messages))
+        result: list[Message] = []
+        for message in messages:
+            if self.as_user and message.get("role") == "tool":
+                _add_result(result, message)
+                continue
+            if not message.get("tool_calls"):
+                result.append(message)
+                continue
+            message = {**message, "tool_calls": [self._call(call) for call in message["tool_calls"]]}
+            content = message.pop("content", None)
+            if self.as_text:
+                calls = message.pop("tool_calls")
+                result.append(
+                    {**message, "content": "\n".join([*([content] if content else []), *map(_text_of, calls)])}
+                )
+                continue
+            if content and self.apart:
+                rest = {key: value for key, value in message.items() if key != "tool_calls"}
+                result.append({**rest, "content": content})
+                content = None
+            if content:
+                message["content"] = content
+            elif self.content != _ABSENT:
+                message["content"] = self.content
+            result.append(message)
+        return result
+
+    def _call(self, call: Any) -> Any:
+        """A call, with "function" around it or without."""
+        if not isinstance(call, dict):
+            return call
+        if isinstance(call.get("function"), dict):
+            return {**call, "function": self._call(call["function"])}
+        if "arguments" not in call:
+            return call
+        return {**call, "arguments": self._arguments(call["arguments"])}
+
+    def _arguments(self, arguments: Any) -> Any:
+        if self.arguments == "text":
+            return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        if not isinstance(arguments, str):
+            return arguments
+        try:
+            found = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError):
+            return arguments
+        return found if isinstance(found, dict) else arguments
+
+
+def _one_by_one(messages: list[Message]) -> Iterator[Message]:
+    """Each call in a message of its own, followed by its result; results without an id follow in order."""
+    index = 0
+    while index < len(messages):
+        message = messages[index]
+        index += 1
+        calls = message.get("tool_calls")
+        if not isinstance(calls, list) or len(calls) < 2:
+            yield message
+            continue
+        results = []
+        while index < len(messages) and messages[index].get("role") == "tool":
+            results.append(messages[index])
+            index += 1
+        for number, call in enumerate(calls):
+            content = {"content": message.get("content")} if number == 0 and "content" in message else {}
+            yield {**{k: v for k, v in message.items() if k != "content"}, **content, "tool_calls": [call]}
+            own = [
+                r for r in results if isinstance(call, dict) and call.get("id") and r.get("tool_call_id") == call["id"]
+            ]
+            if not own and results and not any(r.get("tool_call_id") for r in results):
+                own = results[:1]
+            yield from own
+            results = [result for result in results if not any(result is used for used in own)]
+        yield from results
+
+
+def _add_result(messages: list[Message], result: Message) -> None:
+    text = f"<tool_response>\n{result.get('content') or ''}\n</tool_response>"
+    if messages and messages[-1].get("role") == "user":  # roles must alternate in many templates
+        messages[-1] = {**messages[-1], "content": f"{messages[-1].get('content') or ''}\n{text}"}
+    else:
+        messages.append({"role": "user", "content": text})
+
+
+def _text_of(call: Any) -> str:
+    """A call as text, in the form that most models have seen."""
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    shown = {"name": function.get("name"), "arguments": function.get("arguments", {})}
+    return f"<tool_call>\n{json.dumps(shown, ensure_ascii=False)}\n</tool_call>"
+
+
+class ToolTurns:
+    """What one template wants, found out when the first conversation with a call comes."""
+
+    def __init__(self) -> None:
+        self._style: CallStyle | None = None
+
+    def render(self, messages: list[Message], render: Render, probe: Render) -> str:
+        """The text of a conversation.
+
+        render  renders the conversation, with all that the request gives
+        probe   renders one of ours, with nothing of the request's
+        """
+        if not any(message.get("tool_calls") for message in messages):
+            return render(messages)
+        if self._style is None:
+            self._style = _style_of(probe)
+        end = time.monotonic() + _PROBES_S
+        try:
+            return render(self._style.applied(messages))
+        except (RequestError, TokenizerError) as error:
+            first = error
+        for style in _styles():  # a conversation may be refused for what ours had not
+            if time.monotonic() > end:
+                break
+            if style == self._style:
+                continue
+            try:
+                text = render(style.applied(messages))
+            except (RequestError, TokenizerError):
+                continue
+            if _shows(text, messages):
+                return text
+        raise first
+
+
+def _shows(text: str, messages: list[Message]) -> bool:
+    """Whether the name of every call is in the text."""
+    calls = [call for message in messages for call in message.get("tool_calls") or () if isinstance(call, dict)]
+    functions = [call["function"] if isinstance(call.get("function"), dict) else call for call in calls]
+    return all(str(function.get("name")) in text for function in functions)
+
+
+def _styles() -> Iterator[CallStyle]:
+    for arguments in ("object", "text"):
+        for content in ("", None, _ABSENT):
+            yield CallStyle(arguments, content)
+
+
+# --- the conversation that a template is asked with ---
+
+_NAMES = ("probe_first", "probe_second")
+_TEXT, _RESULT = "probe text", "probe result"
+PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe_tool",
+        "description": "a function",
+        "parameters": {
+            "type": "object",
+            "properties": {"probe_key": {"type": "string", "description": "a text"}},
+            "required": ["probe_key"],
+        },
+    },
+}
+
+
+def _style_of(probe: Render) -> CallStyle:
+    end = time.monotonic() + _PROBES_S
+    scored = []
+    for order, style in enumerate(_styles()):
+        if time.monotonic() > end:
+            break
+        score = _score(probe, style, 1)
+        if score == (0, 0):
+            scored = [(score, order, style)]
+            break
+        if score is not None:
+            scored.append((score, order, style))
+    if not scored:
+        for style in (CallStyle(as_text=True), CallStyle(as_text=True, as_user=True)):
+            if _score(probe, style, 1, result=_RESULT) is not None:
+                return style
+        return CallStyle()
+    style = min(scored)[2]
+    if time.monotonic() < end and _score(probe, style, 2) is None:
+        one = replace(style, one=True)
+        style = one if _score(probe, one, 2) is not None else style
+    if time.monotonic() < end and _score(probe, style, 1, _TEXT) is None:
+        apart = replace(style, apart=True)
+        if _score(probe, apart, 1, _TEXT) is not None:
+            style = apart
+    return style
+
+
+def _score(probe: Render, style: CallStyle, calls: int, content: str = "", result: str = "") -> tuple[int, int] | None:
+    """How much is wrong with a rendering: arguments that are no JSON, words for nothing. None: something is lost."""
+    try:
+        text = probe(style.applied(_conversation(calls, content)))
+    except (RequestError, TokenizerError):
+        return None
+    wanted = [*_NAMES[:calls], *(f"value of {name}" for name in _NAMES[:calls]), content, result]
+    if not all(word in text for word in wanted):
+        return None
+    return (text.count('\\"probe_key') + text.count("'probe_key'"), text.count("None") + text.count("null"))
+
+
+def _conversation(calls: int, content: str) -> list[Message]:
+    ids = ["probe0001", "probe0002"]  # nine characters: Mistral's templates insist on them
+    made = [
+        {
+            "id": ids[i],
+            "type": "function",
+            "function": {"name": _NAMES[i], "arguments": {"probe_key": f"value of {_NAMES[i]}"}},
+        }
+        for i in range(calls)
+    ]
+    results = [{"role": "tool", "tool_call_id": ids[i], "name": _NAMES[i], "content": _RESULT} for i in range(calls)]
+    return [
+        {"role": "user", "content": "probe question"},
+        {"role": "assistant", "content": content, "tool_calls": made},
+        *results,
+    ]

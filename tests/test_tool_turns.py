@@ -1,0 +1,151 @@
+"""Earlier calls of a conversation reach the prompt, whichever way a template asks for them."""
+
+import pytest
+from conftest import write_model
+
+import pyllama
+from pyllama.errors import RequestError
+from pyllama.tokenizer.chat_template import ChatTemplate
+
+HEAD = "{% for m in messages %}<{{ m.role }}>"
+TAIL = "</>{% endfor %}"
+EACH = "{% for c in m.tool_calls or [] %}"
+OBJECT = "[{{ c.function.name }} {{ c.function.arguments | tojson }}]{% endfor %}"
+TEXT = "{{ '[' + c.function.name + ' ' + c.function.arguments + ']' }}{% endfor %}"
+CONTENTS = [None, "", "absent"]
+
+CALLS = EACH + OBJECT
+BODIES = {
+    "content is none": "{% if m.content is none %}" + CALLS + "{% else %}{{ m.content }}{% endif %}",
+    "content is none, arguments as text":
+        "{% if m.content is none %}" + EACH + TEXT + "{% else %}{{ m.content }}{% endif %}",
+    "content joined": "{{ m.content + '' }}" + CALLS,
+    "content trimmed": "{{ m.content | trim }}" + CALLS,
+    "content printed": "{{ m.content }}" + CALLS,
+    "content not defined": "{% if m.content is defined %}{{ m.content }}{% else %}" + CALLS + "{% endif %}",
+    "no content in it": "{% if 'content' in m %}{{ m.content }}{% else %}" + CALLS + "{% endif %}",
+    "content not empty": "{% if m.content %}{{ m.content }}{% endif %}" + CALLS,
+    "content as JSON": "{{ m.content | tojson }}" + CALLS,
+    "arguments as text": "{{ m.content }}" + EACH + TEXT,
+    "arguments printed": "{{ m.content }}" + EACH + "[{{ c.function.name }} {{ c.function.arguments }}]{% endfor %}",
+    "arguments either way":
+        "{{ m.content }}" + EACH + "{% if c.function.arguments is string %}wrong{% endif %}{% endfor %}" + CALLS,
+    "one call a message":
+        "{% if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one call') }}{% endif %}"
+        "{{ m.content }}" + CALLS,
+    "the first call only":
+        "{{ m.content }}{% if m.tool_calls %}{% set c = m.tool_calls[0] %}"
+        "[{{ c.function.name }} {{ c.function.arguments | tojson }}]{% endif %}",
+    "calls or content": "{% if m.tool_calls %}" + CALLS + "{% else %}{{ m.content }}{% endif %}",
+}  # fmt: skip
+TEMPLATES = {name: HEAD + body + TAIL for name, body in BODIES.items()}
+
+
+def conversation(content, *calls, ids=True, arguments=str):
+    """A question, calls of (name, JSON text of its arguments), their results."""
+    message = {"role": "assistant", "content": content, "tool_calls": []}
+    if content == "absent":
+        del message["content"]
+    results = []
+    for index, (name, text) in enumerate(calls):
+        own = {"id": f"call0000{index}"} if ids else {}
+        made = {"type": "function", "function": {"name": name, "arguments": arguments(text)}}
+        message["tool_calls"].append(own | made)
+        results.append({"role": "tool", "content": f"result {index}"} | ({"tool_call_id": own["id"]} if ids else {}))
+    return [{"role": "user", "content": "go"}, message, *results]
+
+
+def rendered(template, messages):
+    return ChatTemplate(template, {}, "a test").render_adapted(messages, {"tools": None})
+
+
+@pytest.mark.parametrize("content", [*CONTENTS, "Let me look."])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_call_is_in_the_prompt(name, content):
+    calls = [("open_door", '{"floor": 3, "who": "Zoë"}'), ("close", "{}")]
+    for count in (1, 2):
+        messages = conversation(content, *calls[:count])
+        text = rendered(TEMPLATES[name], messages)
+        assert '[open_door {"floor": 3, "who": "Zoë"}]' in text
+        assert "[close {}]" in text or count == 1
+        assert "None" not in text and "wrong" not in text
+        assert "Let me look." in text or content != "Let me look."
+        assert [text.count(f"result {index}") for index in range(count)] == [1] * count
+        assert messages == conversation(content, *calls[:count])  # the caller's own are not changed
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_no_content_is_no_content_however_it_is_said(name):
+    texts = {rendered(TEMPLATES[name], conversation(content, ("f", '{"a": 1}'))) for content in CONTENTS}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_arguments_may_be_given_as_an_object(name):
+    as_text = rendered(TEMPLATES[name], conversation(None, ("f", '{"a": 1}')))
+    assert rendered(TEMPLATES[name], conversation(None, ("f", {"a": 1}), arguments=dict)) == as_text
+
+
+def test_calls_one_by_one_keep_their_results():
+    for ids in (True, False):
+        text = rendered(TEMPLATES["one call a message"], conversation("Well.", ("f", "{}"), ("g", "{}"), ids=ids))
+        assert text == (
+            "<user>go</><assistant>Well.[f {}]</><tool>result 0</><assistant>[g {}]</><tool>result 1</>"
+        )
+
+
+def test_a_template_without_calls_gets_them_as_text():
+    text = rendered(HEAD + "{{ m.content }}" + TAIL, conversation(None, ("f", '{"a": 1}')))
+    assert '<assistant><tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call></>' in text
+    assert "<tool>result 0</>" in text
+    alternate = (
+        "{% for m in messages %}{% if m.role != ('user' if loop.index0 % 2 == 0 else 'assistant') %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    )
+    text = rendered(alternate, [*conversation("Hm.", ("f", "{}"), ("g", "{}")), {"role": "user", "content": "so?"}][:4])
+    assert text.count("<user>") == 2 and "Hm.\n<tool_call>" in text
+    assert "<tool_response>\nresult 0\n</tool_response>\n<tool_response>\nresult 1\n</tool_response></>" in text
+
+
+def test_without_calls_nothing_is_changed_and_nothing_is_asked():
+    template = ChatTemplate(HEAD + "{{ m.content is none }} {{ m.content is defined }}" + TAIL, {}, "a test")
+    assert template.render_adapted([{"role": "assistant", "content": None}], {}) == "<assistant>False False</>"
+    assert template.render_adapted([{"role": "user", "content": ""}], {}) == "<user>False True</>"
+
+
+def test_the_text_of_a_template_is_what_it_makes_of_the_messages_as_they_are():
+    """apply_chat_template is transformers': only where a model is to answer are calls adapted."""
+    template = ChatTemplate(TEMPLATES["content is none"], {}, "a test")
+    text = template.render(conversation("", ("f", '{"a": 1}')))
+    assert text == "<user>go</><assistant></><tool>result 0</>"
+
+
+def test_a_prompt_of_messages_has_the_call(tmp_path):
+    """The Python API's model.generate(messages) takes calls as the server does."""
+    folder = write_model(tmp_path / "tiny", template=TEMPLATES["content is none, arguments as text"])
+    with pyllama.load(folder, context_length=256) as model:
+        for content in CONTENTS:
+            ids = model.encode_prompt(conversation(content, ("open_door", '{"floor": 3}')))
+            assert '[open_door {"floor": 3}]' in model.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_arguments_that_are_no_object_stay_text():
+    for arguments in ("not JSON", "[1]", '"x"'):
+        template = HEAD + EACH + "{{ c.function.arguments }}{% endfor %}" + TAIL
+        text = rendered(template, conversation(None, ("f", arguments)))
+        assert f"<assistant>{arguments}</>" in text
+
+
+def test_what_our_conversation_did_not_have_may_need_another_style():
+    """A template is asked with one conversation; where it then refuses the client's, the other styles are tried."""
+    picky = (
+        HEAD + "{% if m.content == '' and messages | length > 3 %}{{ raise_exception('empty') }}{% endif %}"
+        "{{ m.content or '' }}" + EACH + OBJECT + TAIL
+    )  # fmt: skip
+    text = rendered(picky, [*conversation(None, ("f", "{}")), {"role": "user", "content": "so?"}])
+    assert "[f {}]" in text
+
+
+def test_a_template_that_refuses_every_style_says_its_own_reason():
+    with pytest.raises(RequestError, match="no calls here"):
+        rendered(HEAD + "{{ raise_exception('no calls here') }}" + TAIL, conversation(None, ("f", "{}")))

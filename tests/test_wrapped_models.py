@@ -1,0 +1,120 @@
+"""Checkpoints that a wrapper has saved, or that are named otherwise, and are the plain model: the same logits."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+import pyllama
+from pyllama.checkpoint import open_checkpoint
+from pyllama.checkpoint.outline import outline_huggingface
+from pyllama.checkpoint.wrapped_names import plain_names
+from pyllama.errors import CheckpointError, UnsupportedError
+
+IDS = [3, 1, 4, 1, 5]
+
+
+def logits(folder):
+    with pyllama.load(folder, threads=1, context_length=32) as model:
+        return model.forward(IDS)
+
+
+def write(folder, rename=lambda name: name, shards=1, drop=(), **changes):
+    config = tiny.tiny_config(**{k: v for k, v in changes.items() if k in ("model_type", "tie_word_embeddings")})
+    tensors = {rename(name): values for name, values in tiny.random_tensors(config, seed=5).items()}
+    tiny.write_huggingface(folder, config, tensors, shards=shards)
+    changed = {k: v for k, v in (config | changes).items() if k not in drop}
+    (folder / "config.json").write_text(json.dumps(changed))
+    return folder
+
+
+@pytest.mark.parametrize("model_type", sorted(tiny.ARCHITECTURES))
+@pytest.mark.parametrize("names", ["FSDP{}ForCausalLM", "DDP{}ForCausalLM", "FSDPFSDP{}ForCausalLM", "{}Model",
+                                   "FSDP{}Model", "Unsloth{}ForCausalLM", "PeftModelForCausalLM", "OptimizedModule"])
+def test_class_names_that_change_nothing(tmp_path, model_type, names):
+    family = tiny.ARCHITECTURES[model_type].removesuffix("ForCausalLM")
+    expected = logits(write(tmp_path / "plain", model_type=model_type))
+    got = write(tmp_path / "named", model_type=model_type, architectures=[names.format(family)])
+    assert np.array_equal(logits(got), expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"architectures": None}, {"architectures": []}, {"architectures": "LlamaForCausalLM"}, {"rope_scaling": None},
+     {"rope_scaling": {"type": "default"}}, {"rope_scaling": {"rope_type": "default"}}, {"torch_dtype": None},
+     {"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, {"quantization_config": None}, {"is_causal": True},
+     {"pad_token_id": -1}, {"transformers_version": None}, {"pretraining_tp": 2}, {"use_cache": "no"}],
+)  # fmt: skip
+def test_what_people_have_in_config_json(tmp_path, changes):
+    assert np.array_equal(logits(write(tmp_path / "odd", **changes)), logits(write(tmp_path / "plain")))
+
+
+@pytest.mark.parametrize("key", ["architectures", "torch_dtype", "model_type", "rope_scaling", "tie_word_embeddings"])
+def test_keys_that_may_be_missing(tmp_path, key):
+    assert np.array_equal(logits(write(tmp_path / "less", drop=[key])), logits(write(tmp_path / "plain")))
+
+
+def test_a_byte_order_mark_in_config_json(tmp_path):
+    folder = write(tmp_path / "m")
+    expected = logits(folder)
+    (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())
+    assert np.array_equal(logits(folder), expected)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "rename",
+    [lambda n: n.removeprefix("model."), lambda n: f"module.{n}", lambda n: f"_orig_mod.{n}",
+     lambda n: f"base_model.model.{n}", lambda n: f"module._orig_mod.{n}",
+     lambda n: f"_orig_mod.{n.removeprefix('model.')}",
+     lambda n: n.replace("layers.0.", "layers.0._fsdp_wrapped_module."),
+     lambda n: n.replace("layers.1.", "layers.1._checkpoint_wrapped_module.")],
+)  # fmt: skip
+@pytest.mark.parametrize("shards", [1, 3])
+def test_names_of_tensors_as_wrappers_leave_them(tmp_path, rename, tied, shards):
+    expected = logits(write(tmp_path / "plain", tie_word_embeddings=tied))
+    folder = write(tmp_path / "wrapped", rename, shards, tie_word_embeddings=tied)
+    assert np.array_equal(logits(folder), expected)
+    if shards > 1:
+        with open_checkpoint(folder) as checkpoint:
+            assert list(outline_huggingface(folder).tensors) == list(checkpoint.tensors)
+
+
+def test_names_that_would_fall_together_stay_as_they_are():
+    assert plain_names(["model.norm.weight", "module.model.norm.weight"]) == {}
+    assert plain_names(["model.norm.weight", "norm.weight"]) == {}
+    lora = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert plain_names([lora, "base_model.model.lm_head.weight"]) == {}
+
+
+def test_a_value_head_beside_the_model_is_not_used(tmp_path):
+    config = tiny.tiny_config()
+    tensors = tiny.random_tensors(config, seed=5)
+    expected = logits(tiny.write_huggingface(tmp_path / "plain", config, tensors))
+    more = {"v_head.summary.weight": np.ones((1, 48), np.float32), "v_head.summary.bias": np.ones(1, np.float32)}
+    assert np.array_equal(logits(tiny.write_huggingface(tmp_path / "more", config, tensors | more)), expected)
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [("LlamaForSequenceClassification", "classifier or reward model"), ("LlamaBiModel", "encoder"),
+     ("LlamaEncoderModel", "encoder"), ("LlamaForTokenClassification", "classifier of tokens"),
+     ("MistralForCausalLM", ""), ("MixtralForCausalLM", ""), ("FSDPMistralForCausalLM", ""),
+     ("LlamaForCausalLMEagle3", "drafter"), ("FSDP", "")],
+)  # fmt: skip
+def test_other_classes_are_refused_by_name(tmp_path, name, kind):
+    with pytest.raises(UnsupportedError, match=f"architectures: '{name}'.*{kind}.*expected LlamaForCausalLM"):
+        open_checkpoint(write(tmp_path / "m", architectures=[name]))
+
+
+@pytest.mark.parametrize("change", [{"is_causal": False}, {"use_bidirectional_attention": True}])
+def test_attention_to_what_comes_is_refused(tmp_path, change):
+    with pytest.raises(UnsupportedError, match=next(iter(change))):
+        open_checkpoint(write(tmp_path / "m", **change))
+
+
+def test_without_model_type_the_classes_must_agree(tmp_path):
+    for names in (["LlamaForCausalLM", "Qwen2ForCausalLM"], ["PeftModel"], [], [3]):
+        with pytest.raises(CheckpointError, match="model_type: got nothing"):
+            open_checkpoint(write(tmp_path / f"m{len(str(names))}", drop=["model_type"], architectures=names))
