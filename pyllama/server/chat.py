@@ -38,7 +38,7 @@ async def create(request: Request) -> Response:
     guide = await service.guide(request, grammar, want.n) if grammar else None
     options: AnswerOptions = {"guide": guide, "show_special": choice.tools is not None}
     options["continuation"] = bool(body.get("continue_final_message"))
-    streams = service.submit([prompt_ids], want, request, body.get("user"), **options)
+    streams = service.submit([prompt_ids], want, request, body.get("user"), "messages", **options)
     answer = _Chat(service, streams, want, choice)
     del body, messages, choice, grammar  # an answer may take long
     if want.stream:
