@@ -20,6 +20,7 @@ _log = logging.getLogger("pyllama")
 # What anybody may see: whether the server lives, and the page that asks for the key.
 OPEN_PATHS = ("/", "/health")
 OPEN_PREFIXES = ("/static/",)
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]+))(?::[0-9]*)?")
 _FIELD_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, -]{1,2000}", re.ASCII)
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 
@@ -91,11 +92,11 @@ class Access:
     def _host_refusal(self, headers: Headers) -> ApiError | None:
         """Without a key, a name that anybody may point at this machine must not open it to his web page."""
         host = headers.get("host", "").strip().lower()
-        name = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
-        name = name.removesuffix(".")
-        if not name or name == "localhost" or "*" in self._settings.allowed_hosts:
+        if not host or "*" in self._settings.allowed_hosts:
             return None
-        if name in (allowed.lower() for allowed in self._settings.allowed_hosts):
+        found = _HOST.fullmatch(host)
+        name = (found[1] or found[2]).removesuffix(".") if found else ""
+        if name == "localhost" or name in (allowed.lower() for allowed in self._settings.allowed_hosts):
             return None
         try:
             ipaddress.ip_address(name)
