@@ -22,11 +22,7 @@ from pyllama.hub.cache import exclusive_lock, sync_folder
 from pyllama.hub.disk import check_space, disk_errors
 from pyllama.hub.find import demo_path
 from pyllama.hub.names import DEMO
-<<<<<<< HEAD
-from pyllama.terminal.progress import Progress, format_nbytes
-=======
-from pyllama.progress import Progress
->>>>>>> hub
+from pyllama.terminal.progress import Progress
 
 CHUNK = 1 << 20
 POLL_S = 0.2

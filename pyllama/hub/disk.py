@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyllama.errors import HubError, reason_of
-from pyllama.progress import format_nbytes
+from pyllama.terminal.progress import format_nbytes
 
 
 def check_space(label: str, folder: Path, need: int, variable: str) -> None:

@@ -15,13 +15,8 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from pyllama.errors import HubError, reason_of
-<<<<<<< HEAD
-from pyllama.hub.retry import RETRY_DELAYS_S, retry_after_s
-from pyllama.terminal.progress import format_nbytes
-=======
 from pyllama.hub.http import Dropped, get, host, read, same_origin, wait
-from pyllama.progress import format_nbytes
->>>>>>> hub
+from pyllama.terminal.progress import format_nbytes
 
 CHUNK = 1 << 18
 # A connection that brought this much was worth it: the tries are counted from the start again.

@@ -16,11 +16,7 @@ from pyllama.hub.download import Source, download
 from pyllama.hub.find import INDEX_LIMIT, NotInCacheError, find, named, read_shards
 from pyllama.hub.listing import HubFile, Listing, check, list_files, refusal, url_of
 from pyllama.hub.names import DEMO
-<<<<<<< HEAD
-from pyllama.terminal.progress import Progress, format_nbytes
-=======
-from pyllama.progress import Progress
->>>>>>> hub
+from pyllama.terminal.progress import Progress
 
 
 def pull(

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from pyllama.server import tools
+from pyllama.server.continuation import beginning_of
 from pyllama.server.errors import ApiError
 from pyllama.server.schemas import DETOKENIZE, TOKENIZE
 from pyllama.server.service import Service
@@ -34,11 +35,12 @@ def _encode(service: Service, body: dict[str, Any]) -> list[int]:
         )
     if tokenizer.chat_template is None:
         raise ApiError(400, "messages: this model has no chat template", "messages", "unsupported")
-    choice = tools.tool_choice(body, service.tool_format)
+    choice, beginning = tools.tool_choice(body, service.tool_format), beginning_of(body)
     return tokenizer.encode_chat(
         tools.messages_for_template(body["messages"]),
         tools=choice.tools,
-        add_generation_prompt=get("add_generation_prompt", True),
+        add_generation_prompt=beginning.add_generation_prompt,
+        continue_final_message=beginning.continue_final_message,
         parse_special=get("parse_special", False),
     )
 

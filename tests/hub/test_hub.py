@@ -20,12 +20,8 @@ from pyllama import hub as pyllama_hub
 from pyllama.errors import HubError
 from pyllama.hub import choose, demo, disk, download, http
 from pyllama.hub.names import parse_name
-<<<<<<< HEAD:tests/hub/test_hub.py
 from pyllama.terminal.progress import Progress
-=======
-from pyllama.progress import Progress
 from pyllama.version import __version__
->>>>>>> hub:tests/test_hub.py
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 SINGLE = {

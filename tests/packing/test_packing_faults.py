@@ -20,13 +20,8 @@ from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.packed import read_shard
 from pyllama.cli import main
 from pyllama.errors import CheckpointError, HubError, PackError
-<<<<<<< HEAD:tests/packing/test_packing_faults.py
-from pyllama.hub import download, pull
-from pyllama.packing import journal, pack, pull_packed, shard, unpack, verify
-=======
 from pyllama.hub import http, pull
-from pyllama.packing import pack, plan, pull_packed, shard, unpack, verify
->>>>>>> hub:tests/test_packing_faults.py
+from pyllama.packing import journal, pack, pull_packed, shard, unpack, verify
 from pyllama.packing.workplace import JOURNAL
 
 CONFIG = tiny.tiny_config(hidden_size=96, intermediate_size=160, num_attention_heads=6, head_dim=16, vocab_size=160)
