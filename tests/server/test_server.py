@@ -27,13 +27,6 @@ from pyllama.server.hooks import Hooks  # noqa: E402
 from pyllama.server.schemas import openapi  # noqa: E402
 from pyllama.server.service import Settings  # noqa: E402
 
-JSON = b"content-type: application/json\r\n"
-TOOL_TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{{ tools | tojson }} answer in <tool_call></tool_call><|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 WEATHER = {
     "type": "function",
     "function": {

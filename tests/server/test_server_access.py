@@ -5,7 +5,7 @@ import itertools
 import socket
 
 import pytest
-from test_server import JSON, MESSAGES, running
+from running_server import JSON, MESSAGES, running
 
 pytest.importorskip("starlette")
 

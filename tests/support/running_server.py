@@ -25,6 +25,13 @@ from pyllama.server.run import Server, bind  # noqa: E402
 from pyllama.server.service import Settings  # noqa: E402
 
 MESSAGES = [{"role": "user", "content": "hello and hello"}]
+JSON = b"content-type: application/json\r\n"
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }} answer in <tool_call></tool_call><|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 class Running:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 from openapi_values import edges
-from test_server import MESSAGES, TOOL_TEMPLATE, running
+from running_server import MESSAGES, TOOL_TEMPLATE, running
 
 pytest.importorskip("starlette")
 
