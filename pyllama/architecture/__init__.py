@@ -15,6 +15,8 @@ from pyllama.architecture.mistral import Mistral
 from pyllama.architecture.qwen2 import Qwen2
 from pyllama.architecture.qwen3 import Qwen3
 
+__all__ = ["FAMILIES", "Config", "Family", "Layer", "layers_of"]
+
 #: model_type of config.json -> its family.
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (Llama(), Mistral(), Qwen2(), Qwen3())}
 

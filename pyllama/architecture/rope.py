@@ -72,5 +72,6 @@ def _yarn(inv_freq: np.ndarray, s: RopeScaling, rope: Rope) -> np.ndarray:
     low, high = max(low, 0), min(high, rope.dim - 1)
     if low == high:
         high += 0.001  # as transformers does, against a division by zero
-    ramp = np.clip((np.arange(rope.dim // 2) - low) / (high - low), 0, 1)
-    return inv_freq / s.factor * ramp + inv_freq * (1 - ramp)
+    ramp: np.ndarray = np.clip((np.arange(rope.dim // 2) - low) / (high - low), 0, 1)
+    mixed: np.ndarray = inv_freq / s.factor * ramp + inv_freq * (1 - ramp)
+    return mixed

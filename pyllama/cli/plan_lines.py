@@ -1,6 +1,7 @@
 """What `plan --json` prints -> a table a person can read."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from pyllama.terminal.progress import format_nbytes
@@ -43,12 +44,17 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         yield from _what_ifs(report)
 
 
+def _prompt_s(tokens: str, forecast: dict[str, Any]) -> float:
+    seconds: float = forecast["prompt_s"][tokens]
+    return seconds
+
+
 def _times(predicted: dict[str, Any], packed: dict[str, Any] | None):
     """Seconds as they are, and after `pyllama pack`, with what bounds them."""
     yield f"{'predicted':20} {'as it is':>24}" + (f" {'after pyllama pack':>24}" if packed else "")
     rows = [("a token", "token", lambda f: f["token_s"]), ("the first pass", "first", lambda f: f["first_s"])]
     for tokens in predicted["prompt_s"]:
-        rows.append((f"a prompt of {tokens}", f"prompt_{tokens}", lambda f, n=tokens: f["prompt_s"][n]))
+        rows.append((f"a prompt of {tokens}", f"prompt_{tokens}", partial(_prompt_s, tokens)))
     for name, key, seconds in rows:
         cells = []
         for column in (predicted, packed and packed["forecast"]):

@@ -42,8 +42,8 @@ class _Layer:
     """Names and small vectors of one layer, looked up once."""
 
     def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention"):
-        def norm(of: Norm | None):
-            return kernels.Floats(weights.vector(f"{layer.name}{of.name}.weight")) if of else None
+        def norm(of: Norm) -> kernels.Floats:
+            return kernels.Floats(weights.vector(f"{layer.name}{of.name}.weight"))
 
         def linears(*of: Linear) -> _Linear:
             names = tuple(f"{layer.name}{linear.name}" for linear in of)
@@ -58,7 +58,8 @@ class _Layer:
         mixer, mlp = layer.mixer, layer.mlp
         self.attention = attention
         self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
-        self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
+        self.q_norm = norm(mixer.q_norm) if mixer.q_norm else None
+        self.k_norm = norm(mixer.k_norm) if mixer.k_norm else None
         self.qkv, self.o = linears(mixer.q, mixer.k, mixer.v), linears(mixer.o)
         self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
 

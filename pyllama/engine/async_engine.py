@@ -9,6 +9,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -113,7 +114,9 @@ class AsyncEngine:
         self.model = model
         self._lanes = [_Lane(up_to) for up_to in TEXT_LANES]
 
-    async def in_text_thread(self, function, *arguments, nbytes: int = 0, client: str = "") -> Any:
+    async def in_text_thread(
+        self, function: Callable[..., Any], *arguments: Any, nbytes: int = 0, client: str = ""
+    ) -> Any:
         """function(*arguments) on a thread for text: one for texts of about this size, so that the short ones never
         wait for the long ones. In each, clients take turns. Whoever is cancelled while he waits is not served.
 

@@ -22,7 +22,7 @@ import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -123,7 +123,7 @@ class PageStore:
             else:
                 yield Stored(name, path)
 
-    def _read_header(self, handle, size: int) -> tuple[tuple[bytes, ...], bytes]:
+    def _read_header(self, handle: BinaryIO, size: int) -> tuple[tuple[bytes, ...], bytes]:
         """(path, checksum). Raises ValueError."""
         magic, checksum, path_nbytes = _HEADER.unpack(handle.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
         if magic != _MAGIC:

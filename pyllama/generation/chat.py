@@ -77,7 +77,7 @@ class Chat:
     def __enter__(self) -> "Chat":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _refuse_another(self) -> None:

@@ -14,8 +14,9 @@ lower token id. Nothing here comes from NumPy's random streams or from libm. It 
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import numpy as np
 
@@ -66,7 +67,7 @@ class SamplingParams:
     logprobs: int = 0
     ignore_eos: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._number("temperature", 0.0, 100.0, "0 (greedy) to 100")
         self._integer("top_k", 0, 2**31, "0 (all) or more")
         self._number("top_p", 0.0, 1.0, "more than 0, up to 1", open_low=True)
@@ -84,20 +85,20 @@ class SamplingParams:
             raise RequestError(f"ignore_eos: {self.ignore_eos!r}, expected true or false")
         self._stops()
 
-    def _number(self, name: str, low: float, high: float, expected: str, open_low: bool = False):
+    def _number(self, name: str, low: float, high: float, expected: str, open_low: bool = False) -> None:
         value = getattr(self, name)
         number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
         if not number or not low <= value <= high or (open_low and value == low):
             raise RequestError(f"{name}: {value!r}, expected {expected}")
         object.__setattr__(self, name, float(value))
 
-    def _integer(self, name: str, low: int, high: int, expected: str):
+    def _integer(self, name: str, low: int, high: int, expected: str) -> None:
         value = getattr(self, name)
         if not _is_integer(value) or not low <= value <= high:
             raise RequestError(f"{name}: {value!r}, expected {expected}")
         object.__setattr__(self, name, int(value))
 
-    def _bias(self):
+    def _bias(self) -> None:
         """Stored as pairs: the parameters are frozen."""
         given = self.logit_bias
         pairs = tuple(given.items()) if isinstance(given, Mapping) else given
@@ -109,7 +110,7 @@ class SamplingParams:
             raise RequestError(f"logit_bias: {given!r}, expected token ids with numbers from -100 to 100")
         object.__setattr__(self, "logit_bias", tuple((int(i), float(bias)) for i, bias in pairs))
 
-    def _stops(self):
+    def _stops(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, (list, tuple)) or not all(isinstance(text, str) and text for text in stop):
             raise RequestError(f"stop: {self.stop!r}, expected a string or a list of strings, none empty")
@@ -119,8 +120,13 @@ class SamplingParams:
         object.__setattr__(self, "stop", tuple(stop))
         object.__setattr__(self, "stop_token_ids", tuple(int(i) for i in ids))
 
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """logit_bias as it is stored."""
+        return cast("tuple[tuple[int, float], ...]", self.logit_bias)
+
     @classmethod
-    def from_options(cls, **options) -> "SamplingParams":
+    def from_options(cls, **options: Any) -> "SamplingParams":
         """SamplingParams(**options), where an unknown name is the caller's error and None the default."""
         known = [field.name for field in fields(cls)]
         for name in options:
@@ -131,7 +137,7 @@ class SamplingParams:
         return cls(**{name: value for name, value in options.items() if value is not None})
 
 
-def _is_integer(value) -> bool:
+def _is_integer(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
@@ -168,7 +174,7 @@ class Sampler:
         seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         self.seed = seed & SEED_MASK
         self._ids = np.arange(vocab_size, dtype=np.int64)
-        for token_id, _ in params.logit_bias:
+        for token_id, _ in params.biases:
             if token_id >= vocab_size:
                 raise RequestError(f"logit_bias: token id {token_id}, expected 0 to {vocab_size - 1}")
         self._chain = list(_chain(params))
@@ -259,12 +265,12 @@ def _penalize(
     if counts:
         seen, times = np.unique(np.asarray(output_ids, np.int64), return_counts=True)
         logits[seen] -= times.astype(np.float32) * frequency + presence
-    for token_id, bias in params.logit_bias:
+    for token_id, bias in params.biases:
         logits[token_id] += np.float32(bias)
     return logits
 
 
-def _chain(params: SamplingParams):
+def _chain(params: SamplingParams) -> "Iterator[Step]":
     """The steps these parameters need, in order."""
     yield _temperature(np.float32(params.temperature))
     if params.top_k:
@@ -354,7 +360,8 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
 def _below_largest(logits: np.ndarray) -> np.ndarray:
     """logits - max(logits), finite even where float32 cannot hold the difference."""
     with np.errstate(over="ignore"):
-        return np.maximum(logits - logits.max(), np.finfo(np.float32).min)
+        below: np.ndarray = np.maximum(logits - logits.max(), np.finfo(np.float32).min)
+    return below
 
 
 def _running_sums(weights: np.ndarray) -> np.ndarray:

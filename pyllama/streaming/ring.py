@@ -102,7 +102,7 @@ class Ring(forked.ForkAware):
         with self._changed:
             number = self._taken
             self._changed.wait_for(lambda: number in self._ready or self._error)
-            if number not in self._ready:
+            if number not in self._ready and self._error is not None:
                 raise self._error
             return self._ready.pop(number)
 

@@ -110,7 +110,7 @@ class StreamedWeights(forked.ForkAware):
         if not self._complete:
             return None
         if names not in self._resident:
-            stacks = ([place.matrix for place in self._tensors[name]] for name in names)
+            stacks = [[place.matrix for place in self._tensors[name] if place.matrix is not None] for name in names]
             self._resident[names] = _kernels.Blocks(*stacks)
         return self._resident[names]
 
@@ -209,7 +209,7 @@ class StreamedWeights(forked.ForkAware):
             used += span.room
         with self._lock:
             self._read_nbytes += block.nbytes
-        if block.crc32 is not None and zlib.crc32(pieces[0]) != block.crc32:
+        if block.crc32 is not None and zlib.crc32(pieces[0].data) != block.crc32:
             raise CheckpointError(f"{block.tensor.name}: rows from {block.row} are damaged (pyllama verify tells more)")
         data = pieces[0] if len(pieces) == 1 else _join(block, pieces)
         return _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, data, block.stored)

@@ -20,7 +20,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-from running_server import MESSAGES, running, wait_until  # noqa: E402
+from running_server import JSON, MESSAGES, TOOL_TEMPLATE, running, wait_until  # noqa: E402
 
 from pyllama.server import tools  # noqa: E402
 from pyllama.server.hooks import Hooks  # noqa: E402
