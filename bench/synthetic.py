@@ -146,7 +146,7 @@ def vocabulary(size: int) -> list[tuple[str, float, int]]:
     return pieces + [(piece, -float(rank), NORMAL) for rank, piece in enumerate(plain)][: size - len(pieces)]
 
 
-def protobuf_field(number: int, value: bytes | str | int | float) -> bytes:
+def protobuf_field(number: int, value: bytes | str | float) -> bytes:
     def varint(n: int) -> bytes:
         out = b""
         while n > 0x7F:
@@ -264,7 +264,7 @@ def gguf_string(text: str) -> bytes:
 
 
 def gguf_header(shape: Shape, tensors: list[TensorShape], name: str) -> bytes:
-    def value(key: str, kind: int, content: str | int | float | bool) -> bytes:
+    def value(key: str, kind: int, content: str | float | bool) -> bytes:
         scalar = {UINT32: "<I", FLOAT32: "<f", BOOL: "<?"}
         raw = gguf_string(content) if kind == STRING else struct.pack(scalar[kind], content)
         return gguf_string(key) + struct.pack("<I", kind) + raw

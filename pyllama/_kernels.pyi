@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ class Floats:
     @property
     def array(self) -> NDArray[np.float32]: ...
 
-_Float32 = NDArray[np.float32] | Floats
+_Float32: TypeAlias = NDArray[np.float32] | Floats
 
 class Input:
     tokens: int

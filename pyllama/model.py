@@ -4,7 +4,7 @@ Owns checkpoint, tokenizer, weights and decoder until it is closed. It computes 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -157,7 +157,7 @@ class Model:
             self.decoder.weights.close()
             self.checkpoint.close()
 
-    def __enter__(self) -> "Model":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:

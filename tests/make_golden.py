@@ -24,8 +24,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 
-import reference  # noqa: E402
-from golden import FOLDER, sampled_columns  # noqa: E402
+import reference
+from golden import FOLDER, sampled_columns
 
 PROMPT_TOKENS = 24
 GREEDY_TOKENS = 64

@@ -23,7 +23,7 @@ from pyllama.streaming import StreamedWeights
 
 pytest.importorskip("torch", reason="needs torch and transformers, the oracle")
 pytest.importorskip("transformers", reason="needs torch and transformers, the oracle")
-import make_golden  # noqa: E402  after the skips
+import make_golden
 
 TOLERANCE = 1e-4  # of the largest logit of a row
 

@@ -5,7 +5,6 @@ The readers of the forms of file do the reading; they ask a family wherever fami
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from pyllama.architecture.config import Config
@@ -82,13 +81,20 @@ class Biases(NamedTuple):
     mlp: bool = False
 
 
+class Defaults(NamedTuple):
+    """num_key_value_heads: None for as many as heads; head_dim: None for hidden_size / heads."""
+
+    max_position_embeddings: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+
+
 class Family:
     """The block of Llama; a family overrides what is otherwise with it.
 
     model_type        of config.json
     architecture      the class in config.json's `architectures`
-    defaults          what the class fills in for a key that config.json leaves out: max_position_embeddings,
-                      num_key_value_heads (None: as many as heads), head_dim (None: hidden_size / heads)
+    defaults          what the class fills in for a key that config.json leaves out
     huggingface       the names of tensors that are stored otherwise than one by one under ours
     gguf_architecture general.architecture of its GGUF files; None: they bear another family's
     gguf              the names of its tensors there
@@ -98,7 +104,7 @@ class Family:
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
-    defaults: ClassVar[Mapping[str, int | None]]
+    defaults: ClassVar[Defaults]
     huggingface: ClassVar[Names] = Names("model.layers.")
     gguf_architecture: ClassVar[str | None] = None
     gguf: ClassVar[Names] = GGUF_NAMES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyllama.architecture.family import Biases, Family
+from pyllama.architecture.family import Biases, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.names import Names
 
@@ -10,7 +10,7 @@ from pyllama.architecture.names import Names
 class Llama(Family):
     model_type = "llama"
     architecture = "LlamaForCausalLM"
-    defaults = {"max_position_embeddings": 2048, "num_key_value_heads": None, "head_dim": None}
+    defaults = Defaults(max_position_embeddings=2048, num_key_value_heads=None, head_dim=None)
     gguf_architecture = "llama"
     gguf_interleaved = True  # llama.cpp's converter permutes the rows of q and k
     meta = Names(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyllama.architecture.family import Biases, Family
+from pyllama.architecture.family import Biases, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.sliding import windows_if_used
 
@@ -10,7 +10,7 @@ from pyllama.architecture.sliding import windows_if_used
 class Qwen2(Family):
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
-    defaults = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": None}
+    defaults = Defaults(max_position_embeddings=32768, num_key_value_heads=32, head_dim=None)
     gguf_architecture = "qwen2"
 
     def biases(self, f: Fields) -> Biases:

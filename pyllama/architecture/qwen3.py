@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyllama.architecture.config import Config
-from pyllama.architecture.family import GGUF_NAMES, Biases, Family
+from pyllama.architecture.family import GGUF_NAMES, Biases, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import Layer, llama_layers
 from pyllama.architecture.names import Names
@@ -13,7 +13,7 @@ from pyllama.architecture.sliding import windows_if_used
 class Qwen3(Family):
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"
-    defaults = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128}
+    defaults = Defaults(max_position_embeddings=32768, num_key_value_heads=32, head_dim=128)
     gguf_architecture = "qwen3"
     gguf = Names(
         GGUF_NAMES.layers,

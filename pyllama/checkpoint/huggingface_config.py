@@ -43,11 +43,11 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
     layers = f.integer("num_hidden_layers", 1, MAX_LAYERS)
     heads = f.integer("num_attention_heads", 1, MAX_HEADS)
     # A key that is there and null means "as many as heads"; one that is not there means the class default.
-    kv_default = defaults["num_key_value_heads"] if f.absent("num_key_value_heads") else None
-    dim_default = defaults["head_dim"] if f.absent("head_dim") else None
+    kv_default = defaults.num_key_value_heads if f.absent("num_key_value_heads") else None
+    dim_default = defaults.head_dim if f.absent("head_dim") else None
     if not f.has("head_dim") and dim_default is None and hidden_size % heads:
         raise f.fail("hidden_size", f"a multiple of num_attention_heads {heads}, or an explicit head_dim")
-    positions = f.integer("max_position_embeddings", 1, MAX_POSITIONS, defaults["max_position_embeddings"])
+    positions = f.integer("max_position_embeddings", 1, MAX_POSITIONS, defaults.max_position_embeddings)
     kinds = _layer_types(f, layers)
     theta, scaling = _rope(f, positions, set(kinds or ["full_attention"]))
     biases = family.biases(f)

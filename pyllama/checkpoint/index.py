@@ -7,6 +7,7 @@ in a storage format that fits, and that its bytes lie inside its file and belong
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -248,7 +249,7 @@ def check_overlaps(tensors: Iterable[Tensor]) -> None:
         for t in tensors
         for part in t.parts
     )
-    for before, after in zip(ranges, ranges[1:], strict=False):
+    for before, after in itertools.pairwise(ranges):
         if before[0] == after[0] and after[1] < before[2]:
             raise CheckpointError(
                 f"{after[3]}: starts at byte {after[1]}, inside {before[3]} which ends at {before[2]} "

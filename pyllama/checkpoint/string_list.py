@@ -5,6 +5,7 @@ A list of str for the 128,000 tokens and 280,000 merges of a Llama 3 file would 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -47,7 +48,7 @@ class StringList(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         blob, starts = self._blob, self._starts.tolist()
-        for begin, after in zip(starts, starts[1:], strict=False):
+        for begin, after in itertools.pairwise(starts):
             yield blob[begin : after - PREFIX].decode("utf-8", "replace")
 
     def __repr__(self) -> str:

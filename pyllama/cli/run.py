@@ -68,7 +68,7 @@ def _read_prompt(args: argparse.Namespace) -> str:
             raise RequestError(NO_PROMPT)
     else:
         try:
-            file = open(args.file, "rb", buffering=0)
+            file = open(args.file, "rb", buffering=0)  # noqa: SIM115 - closed below
         except (OSError, ValueError) as error:
             raise RequestError(f"{args.file}: {reason_of(error)}") from None
         with file:

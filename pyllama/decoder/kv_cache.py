@@ -7,6 +7,7 @@ memory may lie elsewhere as well. Knows nothing of tokens or weights.
 """
 
 from collections.abc import Sequence as Pages
+from typing import Self
 
 import numpy as np
 
@@ -210,7 +211,7 @@ class Sequence:
         """Give all pages back; the sequence is empty then and may be used anew."""
         self.truncate(0)
 
-    def __enter__(self) -> "Sequence":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

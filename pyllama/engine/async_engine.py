@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from pyllama.engine.engine import Engine, Stats
 from pyllama.engine.request import Request
@@ -95,7 +95,7 @@ class Stream:
             self._events.clear()
             self._engine.cancel(self.request)
 
-    async def __aenter__(self) -> "Stream":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
@@ -180,7 +180,7 @@ class AsyncEngine:
         for lane in self._lanes:
             lane.thread.shutdown(wait=False, cancel_futures=True)
 
-    async def __aenter__(self) -> "AsyncEngine":
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

@@ -250,7 +250,7 @@ class Engine:
                 if self.step():
                     continue
                 saved = not self._stopping and self._prefix_cache.save_one()
-            except Exception as error:  # a bug: what runs is lost, what comes may do better
+            except Exception as error:  # noqa: BLE001 - a bug: what runs is lost, what comes may do better
                 _log.exception("engine: a pass failed")
                 self._fail_all(PyllamaError(f"internal error: {type(error).__name__}"))
                 continue
@@ -279,7 +279,7 @@ class Engine:
             rows = compute(self._decoder, batch, self._between_layers)
         except _Abandoned:
             return True  # all of them are in the list of cancelled ones
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a bug is told to those in the pass, and the others go on
             self._fail(batch, error)
             return True
         finally:
@@ -323,7 +323,7 @@ class Engine:
         except PyllamaError as error:
             self._end(request, "error", error)
             return
-        except Exception:
+        except Exception:  # noqa: BLE001 - the request is lost, the others go on
             _log.exception("engine: a token could not be chosen")
             self._end(request, "error", PyllamaError("internal error"))
             return
@@ -353,7 +353,7 @@ class Engine:
             return
         try:
             request.deliver(event)
-        except Exception:  # whoever listened is gone; the others must not suffer
+        except Exception:  # noqa: BLE001 - whoever listened is gone; the others must not suffer
             _log.exception("engine: a step could not be delivered")
 
     def _fail(self, batch: list[Part], error: Exception) -> None:

@@ -37,7 +37,7 @@ class _Node:
     stored  on disk, or None
     """
 
-    __slots__ = ("key", "parent", "children", "page", "stored", "last_used")
+    __slots__ = ("children", "key", "last_used", "page", "parent", "stored")
 
     def __init__(self, key: bytes, parent: "_Node | None", last_used: int):
         self.key = key

@@ -5,6 +5,7 @@ computes the rest. What the template makes of the messages is the tokenizer's bu
 """
 
 import threading
+from typing import Self
 
 from pyllama.decoder import Decoder
 from pyllama.errors import BusyError, RequestError
@@ -74,7 +75,7 @@ class Chat:
             self._end_answer()
             self._sequence.close()
 
-    def __enter__(self) -> "Chat":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pyllama.errors import BusyError
 from pyllama.generation.answer import Answer, AnswerOptions, Fingerprint, Step
@@ -164,7 +164,7 @@ class Generation:
                 if on_close is not None:
                     on_close()
 
-    def __enter__(self) -> "Generation":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -30,7 +30,7 @@ def describe(tree: Tree | None = None) -> dict[str, Any]:
 
     tree = tree or Tree()
     cpuinfo = tree.read("proc/cpuinfo")
-    memory = re.search(r"^MemTotal:\s*(\d+) kB", tree.read("proc/meminfo"), re.M)
+    memory = re.search(r"^MemTotal:\s*(\d+) kB", tree.read("proc/meminfo"), re.MULTILINE)
     return {
         "board": board(tree),
         "cpu": cpu(tree),
@@ -58,9 +58,9 @@ def board(tree: Tree) -> str:
 def cpu(tree: Tree) -> str:
     """ "4 x Cortex-A76 + 4 x Cortex-A55", or what a PC's processor calls itself."""
     cpuinfo = tree.read("proc/cpuinfo")
-    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.M)
-    implementers = re.findall(r"^CPU implementer\s*:\s*(0x[0-9a-fA-F]+)", cpuinfo, re.M)
-    parts = re.findall(r"^CPU part\s*:\s*(0x[0-9a-fA-F]+)", cpuinfo, re.M)
+    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    implementers = re.findall(r"^CPU implementer\s*:\s*(0x[0-9a-fA-F]+)", cpuinfo, re.MULTILINE)
+    parts = re.findall(r"^CPU part\s*:\s*(0x[0-9a-fA-F]+)", cpuinfo, re.MULTILINE)
     if not parts or len(parts) != len(implementers):
         return name[1].strip() if name else platform.machine()
     counts: dict[str, int] = {}

@@ -101,7 +101,7 @@ def measure(
                 checkpoint, keep, context_length=context_length, interpreter=interpreter_nbytes(tokenizer)
             )
             del tokenizer
-    with Watch() as watch:
+    with Watch() as watch:  # noqa: SIM117 - what it watches is said inside
         with pyllama.load(name, memory=memory, threads=threads, context_length=context_length) as model:
             weights = model.decoder.weights
             watch.bytes_read = lambda: weights.bytes_read

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class SourceFiles:
             memory = memory[span.room :]
         return out.reshape(-1)
 
-    def __enter__(self) -> "SourceFiles":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

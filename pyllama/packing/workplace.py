@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pyllama.errors import PackError, RequestError, reason_of
 
@@ -35,7 +35,7 @@ class Workplace:
             raise RequestError(f"{destination}: already there, expected the name of a folder to be made")
         self._fd = -1
 
-    def __enter__(self) -> "Workplace":
+    def __enter__(self) -> Self:
         with disk_errors(self.destination):
             while self._fd < 0:
                 self.folder.mkdir(exist_ok=True)
@@ -143,7 +143,7 @@ def is_taken(destination: Path) -> bool:
         return destination.is_symlink()
 
 
-class disk_errors:  # noqa: N801 - reads as a statement
+class disk_errors:
     """Turns OSError into one line that says what to do: `with disk_errors(path): ...`"""
 
     def __init__(self, path: Path):

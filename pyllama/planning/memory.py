@@ -114,9 +114,9 @@ def make_plan(
         (64, 5, room), (64, LEAST_SLOTS, room), (64, LEAST_SLOTS, max(room // 2, least_room)),
         (32, LEAST_SLOTS, max(room // 4, least_room)), (8, LEAST_SLOTS, least_room),
     )  # fmt: skip
-    for cache in dict.fromkeys((cache, least_cache)):
+    for pages in dict.fromkeys((cache, least_cache)):
         for tokens, slots, size in sizes:
-            made = plan(min(tokens, context_length), slots, size, cache)
+            made = plan(min(tokens, context_length), slots, size, pages)
             roomy = made.pinned >= made.activations or made.pinned == weights
             if made.pinned >= 0 and (tokens <= 64 or roomy):
                 return made

@@ -33,7 +33,7 @@ async def merged(streams: list[Stream], quiet_s: float | None) -> AsyncIterator[
                     stream.close()
                     raise ApiError(408, f"stream: the client is {MAX_BEHIND} tokens behind", code="too_slow")
                 queue.put_nowait((index, step))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised by whoever waits for it
             queue.put_nowait((index, error))
 
     pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
@@ -128,6 +128,6 @@ class EventStream(Response):
                     await out(data)
         except TimeoutError:
             await out(event(ApiError(504, f"timeout: no answer within {self._timeout_s:g} s", code="timeout").body()))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told to the client in the stream
             await out(event(as_api_error(error).body()))
         await out(b"", more=False)

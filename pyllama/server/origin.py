@@ -15,7 +15,7 @@ ANY = "*"
 def canonical(origin: str) -> str:
     """An origin as a browser writes it: small letters, no path, no port that goes without saying."""
     text = origin.strip().rstrip("/").lower()
-    scheme, separator, host = text.partition("://")
+    scheme, separator, _ = text.partition("://")
     default = f":{_PORTS[scheme]}" if separator and scheme in _PORTS else None
     return text.removesuffix(default) if default else text
 

@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
             getattr(self._hooks, what)(*arguments)
         except OSError:
             pass
-        except Exception:
+        except Exception:  # noqa: BLE001 - a hook is no reason to stop
             _log.exception("the hook for %r failed", what)
 
     @contextlib.contextmanager

@@ -166,7 +166,7 @@ CHAT: Schema = obj(
                 },
                 ("type",),
             ),
-        ),  # fmt: skip
+        ),
         "parallel_tool_calls": flag("whether an answer may have several calls; default true"),
         "chat_template_kwargs": {"type": "object", "description": "more variables for the chat template"},
         "parse_special": flag("control tokens written out in messages count as such; default false: they are text"),

@@ -30,7 +30,7 @@ _FORKED = "weights: the process was forked in the midst of this pass, and its re
 class _Place:
     """A block's place in the pass."""
 
-    __slots__ = ("block", "keep", "claimed", "matrix")
+    __slots__ = ("block", "claimed", "keep", "matrix")
 
     def __init__(self, block: Block):
         self.block = block

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import deque
-from typing import TextIO
+from typing import Self, TextIO
 
 from pyllama.printable import one_line
 
@@ -68,7 +68,7 @@ class Progress:
         self._drawn_s = 0.0
         self._drawn = False
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

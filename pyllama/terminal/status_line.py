@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from pyllama.printable import one_line
 from pyllama.terminal.progress import format_nbytes, format_seconds
@@ -98,7 +98,7 @@ class SignsOfLife:
             self._thread = None
         self.enabled = False
 
-    def __enter__(self) -> "SignsOfLife":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -66,7 +66,7 @@ class Rendered(str):
 
     marks: Marks = NO_MARKS
 
-    def before(self, end: str, spaces: str) -> "Rendered":
+    def before(self, end: str, spaces: str) -> Rendered:
         """The text before the last `end`, and the spaces that stood after it in the message if they still do.
 
         RequestError where the template did not write the message out as it is.

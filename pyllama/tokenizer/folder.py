@@ -55,10 +55,10 @@ def read_huggingface(path: Path, config: Any) -> Parts:
     parts.added = _merged_added(parts, entries, named, vocab_size)
     _set_ends(parts, names, path, config)
     parts.chat_template = _template(path, settings, names)
-    if parts.chat_template is None and getattr(config, "model_type", None) == "llama":
-        if parts.kind == "sentencepiece" and vocab_size == _LLAMA2_VOCAB:
-            variables = {"bos_token": "<s>", "eos_token": "</s>", **names}
-            parts.chat_template = ChatTemplate(templates.LLAMA2, variables, "the format of Llama 2")
+    llama2 = parts.kind == "sentencepiece" and vocab_size == _LLAMA2_VOCAB
+    if parts.chat_template is None and llama2 and getattr(config, "model_type", None) == "llama":
+        variables = {"bos_token": "<s>", "eos_token": "</s>", **names}
+        parts.chat_template = ChatTemplate(templates.LLAMA2, variables, "the format of Llama 2")
     return parts
 
 

@@ -188,7 +188,7 @@ class TokenizerFile:
         depth = items = 0
         for match in _BRACKET.finditer(self._data, at, min(len(self._data), at + limit)):
             token = match.group()
-            items += 1
+            items += 1  # noqa: SIM113 - also counted after the loop
             if items > 2 * MAX_ITEMS:
                 break
             if token in (b"{", b"["):

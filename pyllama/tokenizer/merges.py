@@ -6,6 +6,7 @@ instead of a dict entry of 150. Knows nothing of bytes or text: symbols are numb
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from heapq import heapify, heappop, heappush
 
@@ -74,7 +75,7 @@ class MergeTable:
         find, ranks, merged = self._find, self._ranks, self._merged
         never = 1 << 32
         symbols = list(symbols)
-        entries = [find(left, right) for left, right in zip(symbols, symbols[1:])]
+        entries = [find(left, right) for left, right in itertools.pairwise(symbols)]
         order = [ranks[entry] if entry >= 0 else never for entry in entries]
         while order:
             lowest = min(order)

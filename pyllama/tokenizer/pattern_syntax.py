@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer import unicode_classes
@@ -118,7 +118,7 @@ def _others(spans: Spans) -> Spans:
     return tuple((a, b) for a, b in zip(edges[::2], edges[1::2]) if a < b)
 
 
-@lru_cache(maxsize=None)
+@cache
 def spans_of_class(name: str) -> Spans:
     """The ranges of a stored class such as "LU"."""
     numbers = [int(number, 36) for number in getattr(unicode_classes, name).split()]
@@ -129,7 +129,7 @@ def spans_of_class(name: str) -> Spans:
     return tuple(spans)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _spans_of_property(name: str) -> Spans:
     return union([span for part in PARTS[name] for span in spans_of_class(part)])
 
@@ -151,7 +151,7 @@ _ESCAPES = {"r": 13, "n": 10, "t": 9}
 
 
 def _code(escape: str) -> int:
-    return int(escape[2:], 16) if escape[1] in "ux" else _ESCAPES.get(escape[1], ord(escape[1]))
+    return int(escape, 0) if escape[1] in "ux" else _ESCAPES.get(escape[1], ord(escape[1]))
 
 
 def parse(pattern: str, where: str) -> Node:

@@ -144,7 +144,7 @@ def _weigh(value: Any, known: Mapping[int, tuple[Any, int]], limit: int) -> int:
 class _GenerationTag(jinja2.ext.Extension):
     """{% generation %} marks the assistant's text for training; here it only wraps."""
 
-    tags = {"generation"}
+    tags = frozenset({"generation"})
 
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
@@ -377,7 +377,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def handle_exception(self, source: str | None = None) -> NoReturn:
         """The error being handled, as it is: Jinja would put the template's lines into its traceback."""
-        raise
+        raise  # noqa: PLE0704 - called while one is handled
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         self.charge()
@@ -588,7 +588,7 @@ class Renderer:
             return BAD, "nested too deeply"
         except MemoryError:
             return SPENT, "more memory than it may take"
-        except Exception as error:  # a template is a program: it can fail in any way a program can
+        except Exception as error:  # noqa: BLE001 - a template is a program: it can fail in any way a program can
             return BAD, f"{type(error).__name__}: {_line(marks, error)}"
 
 

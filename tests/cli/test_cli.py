@@ -450,7 +450,7 @@ def test_a_conversation_on_a_terminal(terminal, chat_folder):
     t.read_until("> ")
     t.type("hello\n")
     seen = t.read_until(r"\n> ")
-    assert [line for line in visible(answer).splitlines() if line.strip()][0].strip() in seen
+    assert next(line for line in visible(answer).splitlines() if line.strip()).strip() in seen
     t.type("/nonsense\n")
     t.read_until("no such command")
     t.read_until("> ")

@@ -4,8 +4,8 @@ import csv
 import json
 import os
 import time
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest

@@ -12,11 +12,11 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-from conftest import write_model  # noqa: E402
-from running_server import MESSAGES, running, wait_until  # noqa: E402
+from conftest import write_model
+from running_server import MESSAGES, running, wait_until
 
-from pyllama.server import answers, protocol  # noqa: E402
-from pyllama.server.service import Settings  # noqa: E402
+from pyllama.server import answers, protocol
+from pyllama.server.service import Settings
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": MESSAGES, "temperature": 0, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}

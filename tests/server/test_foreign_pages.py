@@ -15,10 +15,10 @@ import pyllama
 for name in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(name)
 
-from pyllama.engine import AsyncEngine  # noqa: E402
-from pyllama.server.hooks import Hooks  # noqa: E402
-from pyllama.server.run import Server, bind  # noqa: E402
-from pyllama.server.service import Settings  # noqa: E402
+from pyllama.engine import AsyncEngine
+from pyllama.server.hooks import Hooks
+from pyllama.server.run import Server, bind
+from pyllama.server.service import Settings
 
 if os.environ.get("PYLLAMA_EMULATED") == "1" or not (browser_module.CHROMIUM and browser_module.DRIVER):
     pytest.skip("no chromium with chromedriver here", allow_module_level=True)

@@ -8,12 +8,12 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
 
-import pyllama  # noqa: E402
-from pyllama.errors import RequestError  # noqa: E402
-from pyllama.server import grammar, tools  # noqa: E402
-from pyllama.server.errors import ApiError  # noqa: E402
-from pyllama.server.grammar import Grammars  # noqa: E402
-from pyllama.server.json_schema import enforceable  # noqa: E402
+import pyllama
+from pyllama.errors import RequestError
+from pyllama.server import grammar, tools
+from pyllama.server.errors import ApiError
+from pyllama.server.grammar import Grammars
+from pyllama.server.json_schema import enforceable
 
 
 @pytest.fixture(scope="module")

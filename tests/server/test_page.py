@@ -20,11 +20,11 @@ import pyllama
 for name in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(name)
 
-from pyllama.engine import AsyncEngine  # noqa: E402
-from pyllama.server.app import _PAGE_HEADERS  # noqa: E402
-from pyllama.server.hooks import Hooks  # noqa: E402
-from pyllama.server.run import Server, bind, url_of  # noqa: E402
-from pyllama.server.service import Settings  # noqa: E402
+from pyllama.engine import AsyncEngine
+from pyllama.server.app import _PAGE_HEADERS
+from pyllama.server.hooks import Hooks
+from pyllama.server.run import Server, bind, url_of
+from pyllama.server.service import Settings
 
 EMULATED = os.environ.get("PYLLAMA_EMULATED") == "1"
 in_browser = pytest.mark.skipif(

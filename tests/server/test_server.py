@@ -20,12 +20,12 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-from running_server import JSON, MESSAGES, TOOL_TEMPLATE, running, wait_until  # noqa: E402
+from running_server import JSON, MESSAGES, TOOL_TEMPLATE, running, wait_until
 
-from pyllama.server import tools  # noqa: E402
-from pyllama.server.hooks import Hooks  # noqa: E402
-from pyllama.server.schemas import openapi  # noqa: E402
-from pyllama.server.service import Settings  # noqa: E402
+from pyllama.server import tools
+from pyllama.server.hooks import Hooks
+from pyllama.server.schemas import openapi
+from pyllama.server.service import Settings
 
 WEATHER = {
     "type": "function",
@@ -776,7 +776,7 @@ def test_forced_calls_are_calls(form, reference):
                   "$defs": {"small": {"type": "integer", "minimum": 0, "maximum": 9}}}  # fmt: skip
     functions = [{"name": "f", "parameters": parameters}, {"name": "g"}]
     guide = Grammars(reference).lark(tools.forced_grammar(form, functions, None), "tools")
-    body = '{"name": "f", "%s": {"x": 7}}' % form.arguments
+    body = json.dumps({"name": "f", form.arguments: {"x": 7}})
     text = {tools.HERMES: f"<tool_call>\n{body}\n</tool_call>", tools.MISTRAL: f"[TOOL_CALLS][{body}]"}.get(form, body)
     complete = False
     for token_id in reference.tokenizer.encode(text, add_special_tokens=False):

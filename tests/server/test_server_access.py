@@ -9,10 +9,10 @@ from running_server import JSON, MESSAGES, running
 
 pytest.importorskip("starlette")
 
-from starlette.datastructures import Headers  # noqa: E402
+from starlette.datastructures import Headers
 
-from pyllama.server import origin  # noqa: E402
-from pyllama.server.service import Settings  # noqa: E402
+from pyllama.server import origin
+from pyllama.server.service import Settings
 
 CHAT = {"messages": MESSAGES, "max_tokens": 1}
 FOREIGN = "http://evil.example"

@@ -9,9 +9,9 @@ from running_server import MESSAGES, TOOL_TEMPLATE, running
 
 pytest.importorskip("starlette")
 
-from conftest import write_model  # noqa: E402
+from conftest import write_model
 
-from pyllama.server.schemas import openapi  # noqa: E402
+from pyllama.server.schemas import openapi
 
 CHAT = {"messages": MESSAGES, "max_tokens": 1}
 BODIES = {

@@ -16,15 +16,15 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 llguidance = pytest.importorskip("llguidance")
 
-from conftest import write_model  # noqa: E402
-from running_server import MESSAGES, running, wait_until  # noqa: E402
+from conftest import write_model
+from running_server import MESSAGES, running, wait_until
 
-import pyllama  # noqa: E402
-from pyllama.engine.turns import Turns  # noqa: E402
-from pyllama.errors import BusyError, RequestError  # noqa: E402
-from pyllama.server import grammar, grammar_process, service  # noqa: E402
-from pyllama.server.errors import ApiError  # noqa: E402
-from pyllama.server.grammar import Grammars, json_grammar, lark_grammar  # noqa: E402
+import pyllama
+from pyllama.engine.turns import Turns
+from pyllama.errors import BusyError, RequestError
+from pyllama.server import grammar, grammar_process, service
+from pyllama.server.errors import ApiError
+from pyllama.server.grammar import Grammars, json_grammar, lark_grammar
 
 CHAT = "/v1/chat/completions"
 SHORT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from pyllama.server import tools  # noqa: E402
-from pyllama.server.errors import ApiError  # noqa: E402
+from pyllama.server import tools
+from pyllama.server.errors import ApiError
 
 
 def function(name, required=(), **properties):

@@ -596,7 +596,8 @@ def test_words_arrive_as_they_were_written(manager):
                           program=(str(program),), python_path=[Path("/a b/$x/100%")],
                           readable=[] if manager.user else [folder]))  # fmt: skip
     # Its output goes to a file of root's.
-    text = re.sub(r"^(Type|StateDirectory|RequiresMountsFor|DynamicUser|ProtectSystem)=.*\n", "", text, flags=re.M)
+    left_out = r"^(Type|StateDirectory|RequiresMountsFor|DynamicUser|ProtectSystem)=.*\n"
+    text = re.sub(left_out, "", text, flags=re.MULTILINE)
     text = text.replace("[Service]", f"[Service]\nType=oneshot\nStandardOutput=truncate:{target}")
     (manager.units / "words.service").write_text(text)
     manager.systemctl("daemon-reload")

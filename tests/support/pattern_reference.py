@@ -4,7 +4,7 @@
 """
 
 import re
-from functools import lru_cache
+from functools import cache
 
 from pyllama.tokenizer import pattern_syntax as syntax
 from pyllama.tokenizer.pattern import class_body
@@ -17,7 +17,7 @@ def compile_with_re(pattern: str) -> re.Pattern[str]:
     return re.compile(translate(pattern))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _property_body(name: str) -> str:
     return class_body(syntax.PARTS[name])
 

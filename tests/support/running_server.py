@@ -19,10 +19,10 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-from pyllama.engine import AsyncEngine  # noqa: E402
-from pyllama.server.hooks import Hooks  # noqa: E402
-from pyllama.server.run import Server, bind  # noqa: E402
-from pyllama.server.service import Settings  # noqa: E402
+from pyllama.engine import AsyncEngine
+from pyllama.server.hooks import Hooks
+from pyllama.server.run import Server, bind
+from pyllama.server.service import Settings
 
 MESSAGES = [{"role": "user", "content": "hello and hello"}]
 JSON = b"content-type: application/json\r\n"

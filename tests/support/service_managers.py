@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Self
 
 SYSTEMD = shutil.which("systemd") or next((p for p in ("/lib/systemd/systemd",) if os.path.exists(p)), None)
 DEADLINE_S = 60
@@ -148,7 +149,7 @@ class Manager:
                     _remove(folder)
         shutil.rmtree(self._runtime, ignore_errors=True)
 
-    def __enter__(self) -> "Manager":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception) -> None:

@@ -36,9 +36,7 @@ class Screen:
     def _do(self, part: str) -> None:
         if part == "\r":
             self.column = 0
-        elif part == "\n":
-            self._down()
-        elif part == "\x1bD":
+        elif part == "\n" or part == "\x1bD":
             self._down()
         elif part == "\x1b[A":
             self.row = max(0, self.row - 1)

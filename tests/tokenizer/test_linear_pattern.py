@@ -1,6 +1,7 @@
 """Patterns of tokenizer files: the matches of a backtracking engine,
 in time that no pattern and no text can blow up."""
 
+import itertools
 import random
 import time
 import tracemalloc
@@ -261,4 +262,4 @@ def test_other_threads_run_while_a_long_text_is_split():
     finally:
         done.set()
         thread.join()
-    assert max(b - a for a, b in zip(ticks, ticks[1:])) < 0.5
+    assert max(b - a for a, b in itertools.pairwise(ticks)) < 0.5

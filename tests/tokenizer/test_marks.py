@@ -105,7 +105,7 @@ c|format(1); (1 if '<' < 'a' else 2); c > 'A'; c|forceescape; c.strip('<>') == '
 def test_expressions_render_as_without_marks(expression):
     if not expression:
         return
-    template = ChatTemplate("{{ %s }}" % expression, {}, "test")
+    template = ChatTemplate(f"{{{{ {expression} }}}}", {}, "test")
     chooser = random.Random(expression)
     for _ in range(60):
         c, d = (random_text(chooser, chooser.randrange(9)) for _ in range(2))

@@ -41,12 +41,12 @@ HOSTILE = {
         "urlencode", "e", "upper", "capitalize", "groupby(0)", "map('upper')|list", "select|list", "min", "tojson",
         "indent(9999)", "trim('b')", "join('xxxxxxxx')", "replace('a', 'bb')", "wordcount", "int", "truncate(1999999)",
         "center(99999)", "pprint", "urlize", "wordwrap(1)", "xmlattr",
-    )},  # fmt: skip
+    )},
     **{f".{name}, kept": kept(f"x.{name}") for name in (
         "split('a')", "rsplit('a')", "partition('b')", "zfill(99999)", "replace('a', 'bb')", "join(x)", "title()",
         "swapcase()", "count('ab')", "strip('ab')", "encode()", "translate({97: 'x' * 1000})", "expandtabs(99999)",
         "format(x)",
-    )},  # fmt: skip
+    )},
     "lists kept": LIST + kept("a[1:]", "", 3000),
     "list comparisons": LIST + "{% set b = range(99999)|list %}" + "{% if a == b %}{% endif %}" * 5000,
     "searches of lists": LIST + "{% if -1 in a %}{% endif %}" * 9000,

@@ -125,9 +125,13 @@ class Scan:
         elif char == ">" and self._word.endswith("</parameter>"):
             self._in_parameter = False
         # In the text of a parameter the same words may stand, and in a string of JSON.
-        elif char == ">" and self._word.endswith(_END) and not self._in_parameter:
-            if self._word[: -len(_END)].rstrip()[-1:] in ("", ">", "}"):
-                self._state = self._between
+        elif (
+            char == ">"
+            and self._word.endswith(_END)
+            and not self._in_parameter
+            and self._word[: -len(_END)].rstrip()[-1:] in ("", ">", "}")
+        ):
+            self._state = self._between
         return True
 
     # --- name[ARGS]{...}, [name(key=value)] ---

@@ -8,6 +8,7 @@ letters outside ASCII, U+3000 as an ideograph of DeepSeek's) is none of these te
 holds the steps against those of Hugging Face's tokenizers.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -45,7 +46,7 @@ TEXTS = [
     "<sentinel:12>IMGIMGABCZ 1.2",
     "def f(n):\n    return n if n < 2 else f(n - 1) + f(n - 2)  # fib\n",
 ]
-CORPUS = [*TEXTS, *(" ".join(pair) for pair in zip(TEXTS, TEXTS[1:])), *(f"{n} {n * 37}" for n in range(99))]
+CORPUS = [*TEXTS, *(" ".join(pair) for pair in itertools.pairwise(TEXTS)), *(f"{n} {n * 37}" for n in range(99))]
 
 
 def trained():
