@@ -144,7 +144,7 @@ def _weigh(value: Any, known: Mapping[int, tuple[Any, int]], limit: int) -> int:
 class _GenerationTag(jinja2.ext.Extension):
     """{% generation %} marks the assistant's text for training; here it only wraps."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
