@@ -168,7 +168,7 @@ class ScoredPieces:
 
 
 def _give_back() -> None:
-    """Return freed memory below the library's: 5 of 60 MB with 262,144 pieces. Nothing where the C library has no way."""
+    """Return freed memory below the library's: 5 of 60 MB with 262,144 pieces. Not every C library can."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):

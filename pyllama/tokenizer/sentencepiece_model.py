@@ -83,7 +83,9 @@ def read_pieces(path: Path) -> Pieces:
     model_type = trainer.get(3, 1)
     if not isinstance(model_type, int) or model_type not in (UNIGRAM, BPE):
         name = _MODEL_TYPES.get(model_type, str(model_type)) if isinstance(model_type, int) else "?"
-        raise TokenizerError(f"{where}: SentencePiece model type {name!r} is not supported, expected 'bpe' or 'unigram'")
+        raise TokenizerError(
+            f"{where}: SentencePiece model type {name!r} is not supported, expected 'bpe' or 'unigram'"
+        )
     if normalizer.get(2):
         rule = normalizer.get(1, b"")
         shown = rule.decode("utf-8", "replace") if isinstance(rule, bytes) else "?"
