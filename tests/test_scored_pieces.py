@@ -49,13 +49,14 @@ def written(folder: Path, data: bytes):
     return folder
 
 
-def trained(algorithm: str, byte_fallback: bool) -> bytes:
+def trained(algorithm: str, byte_fallback: bool, **more) -> bytes:
     """A model of English-like lines, with user-defined pieces."""
+    options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False} | more
     chooser, out = random.Random(3), io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([" ".join(chooser.choices(WORDS, k=9)) + " é 東京 12" for _ in range(400)]),
         model_writer=out, model_type=algorithm, vocab_size=110 + 256 * byte_fallback, byte_fallback=byte_fallback,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False,
+        hard_vocab_limit=False, **options,
         user_defined_symbols=["@@", "<tool>"], control_symbols=["[INST]"], num_threads=1, minloglevel=2,
     )  # fmt: skip
     return out.getvalue()
@@ -79,6 +80,31 @@ def test_ids_are_those_of_the_library_on_the_file_itself(tmp_path, algorithm, by
         assert ours.encode(text, add_special_tokens=False) == ids, repr(text)
         if byte_fallback:
             assert ours.decode(ids) == theirs.decode(ids)
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nfkc", "nmt_nfkc_cf"])
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+def test_models_that_normalize(tmp_path, algorithm, rule):
+    """SentencePiece's own defaults: characters to NFKC, one space at a time."""
+    data = trained(algorithm, algorithm == "bpe", normalization_rule_name=rule, remove_extra_whitespaces=True)
+    ours, theirs = load(written(tmp_path, data)), sentencepiece.SentencePieceProcessor(model_proto=data)
+    wide = ["\u3000", "ﬁ", "Ｔｈｅ model", "①", "e\u0301", "ｶﾞ", "\u200b", "\t", "…", "Straße", "\x7f"]
+    for text in [*texts(200), *(a + b + c for a in wide for b in (" ", "", "x") for c in wide)]:
+        text = text.replace("\u2581", "")
+        assert ours.encode(text, add_special_tokens=False) == theirs.encode(text), repr(text)
+    with pytest.raises(TokenizerError, match="surrogate"):
+        ours.encode("a\ud800")
+
+
+def charsmap(data: bytes) -> tuple[int, int]:
+    """Where in a model of nmt_nfkc its table begins and ends."""
+    start = data.index(b"\x0a\x08nmt_nfkc\x12") + 11
+    size = shift = 0
+    while True:
+        size |= (data[start] & 0x7F) << shift
+        shift, start = shift + 7, start + 1
+        if data[start - 1] < 0x80:
+            return start, start + size
 
 
 def test_unused_pieces_are_steps_on_the_way_and_nothing_else(tmp_path):
@@ -156,14 +182,20 @@ _DAMAGE = """
 import random, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_scored_pieces import load, model, written, SPECIAL, BYTES, NORMAL
+from test_scored_pieces import charsmap, load, model, written, SPECIAL, BYTES, NORMAL
 from pyllama.errors import TokenizerError
 folder, seed = Path(sys.argv[2]), int(sys.argv[3])
 chooser = random.Random(seed)
 refused = 0
 for number in range(200):
     algorithm = chooser.choice([1, 2])
-    if number % 2:
+    if number % 10 == 0:  # the table of characters: units of its trie, its size, the end of its strings
+        data = bytearray(Path(sys.argv[6]).read_bytes())
+        start, stop = charsmap(data)
+        for _ in range(chooser.choice([1, 1, 4, 400])):
+            at = chooser.choice([start, stop - 1, *[chooser.randrange(start + 4, stop) for _ in range(8)]])
+            data[at] = chooser.randrange(256)
+    elif number % 2:
         data = bytearray(Path(sys.argv[4 + number // 2 % 2]).read_bytes())
         for _ in range(chooser.randint(1, 30)):
             data[chooser.randrange(len(data))] = chooser.choice([0, 1, 3, 0x7f, 0x80, 0xff, chooser.randrange(256)])
@@ -179,7 +211,8 @@ for number in range(200):
         data = model(pieces, algorithm, chooser.random() < 0.5, chooser.choice([0, 1, 3, 200]))
     try:
         tokenizer = load(written(folder, bytes(data)))
-        for text in ("ab the model\\0\\u2581 \\u2603 \\ufdd05<0x41>", "aab" * 500, "", "\\u2603" * 300):
+        characters = "".join(map(chr, range(1, 0xD800)))
+        for text in (characters, "ab the model\\0\\u2581 \\u2603 \\ufdd05<0x41>", "aab" * 500, "", "\\u2603" * 300):
             tokenizer.encode(text, parse_special=True)
     except TokenizerError as error:
         refused += 1
@@ -192,7 +225,9 @@ print(refused)
 def test_no_damage_ends_the_process(tmp_path, seed):
     for name in ("unigram", "bpe"):
         (tmp_path / name).write_bytes(trained(name, name == "bpe"))
-    arguments = [str(Path(__file__).parent), tmp_path, str(seed), tmp_path / "unigram", tmp_path / "bpe"]
+    (tmp_path / "table").write_bytes(trained("unigram", False, normalization_rule_name="nmt_nfkc"))
+    files = [tmp_path / name for name in ("unigram", "bpe", "table")]
+    arguments = [str(Path(__file__).parent), tmp_path, str(seed), *files]
     done = subprocess.run([sys.executable, "-c", _DAMAGE, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert 50 < int(done.stdout) < 200

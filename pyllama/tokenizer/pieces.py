@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pyllama.tokenizer import charsmap as characters
 from pyllama.tokenizer import steps
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.scored_pieces import BPE, BYTE, CONTROL, UNKNOWN, USER_DEFINED, ScoredPieces
@@ -22,6 +23,7 @@ def from_pieces(
     collapse_spaces: bool,
     where: str,
     algorithm: int = BPE,
+    charsmap: bytes = b"",
 ) -> Parts:
     """A tokenizer of SentencePiece pieces, as the `sentencepiece` library would run them.
 
@@ -45,6 +47,8 @@ def from_pieces(
     )
     decoded = {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}
     normalizers: list[steps.Normalizer] = []
+    if charsmap:
+        normalizers.append(characters.normalizer(charsmap, where))
     if collapse_spaces:
         normalizers.append(steps.collapse_spaces)
     if space_prefix:

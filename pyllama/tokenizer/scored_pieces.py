@@ -98,10 +98,9 @@ class ScoredPieces:
             self._bytes,
             _varint(self._vocabulary.size),
         )
-        identity = b"\x0a\x08identity\x18\x00\x20\x00\x28\x00"  # no prefix, no collapsing, no marking of spaces
-        parts = [b"\x12%s%s\x1a%s%s" % (_varint(len(trainer)), trainer, _varint(len(identity)), identity)]
-        parts += self._pieces()
-        return b"".join(parts)
+        # No prefix, no collapsing, no marking of spaces.
+        identity = message(1, b"identity") + b"\x18\x00\x20\x00\x28\x00"
+        return b"".join([message(2, trainer), message(3, identity), *self._pieces()])
 
     def _pieces(self) -> Iterator[bytes]:
         vocabulary, types = self._vocabulary, self._types
@@ -225,6 +224,11 @@ def _tails(scores: np.ndarray, types: np.ndarray) -> bytes:
     tails["score_key"], tails["type_key"] = 2 << 3 | 5, 3 << 3
     tails["score"], tails["type"] = scores, types
     return tails.tobytes()
+
+
+def message(number: int, data: bytes) -> bytes:
+    """A field below 16 of a protobuf message, with what is in it."""
+    return b"%c%s%s" % (number << 3 | 2, _varint(len(data)), data)
 
 
 def _varint(value: int) -> bytes:

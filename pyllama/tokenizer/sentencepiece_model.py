@@ -1,8 +1,8 @@
 """tokenizer.model as SentencePiece writes it: a protobuf message, to pieces, scores and types.
 
 Reads the few fields that matter of the wire format itself, so that a damaged file is an error and never more: the
-`sentencepiece` library, which runs the pieces, aborts the process on some. Models that normalize text, or whose pieces
-are words or single characters, are refused by name: no model of the family has one.
+`sentencepiece` library, which runs the pieces, aborts the process on some. Models whose pieces are words or single
+characters are refused by name: no model of the family has one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Pieces:
     space_prefix                a space goes before the text
     collapse_spaces             runs of spaces become one, spaces at the ends none
     algorithm                   BPE or UNIGRAM
+    charsmap                    table of characters to normalize by, or nothing
     """
 
     vocabulary: Vocabulary
@@ -43,6 +44,7 @@ class Pieces:
     space_prefix: bool
     collapse_spaces: bool
     algorithm: int
+    charsmap: bytes
 
 
 def read_pieces(path: Path) -> Pieces:
@@ -86,12 +88,9 @@ def read_pieces(path: Path) -> Pieces:
         raise TokenizerError(
             f"{where}: SentencePiece model type {name!r} is not supported, expected 'bpe' or 'unigram'"
         )
-    if normalizer.get(2):
-        rule = normalizer.get(1, b"")
-        shown = rule.decode("utf-8", "replace") if isinstance(rule, bytes) else "?"
-        raise TokenizerError(
-            f"{where}: SentencePiece normalizer {shown[:40]!r} is not supported, expected 'identity'"
-        )
+    charsmap = normalizer.get(2, b"")
+    if not isinstance(charsmap, bytes):
+        raise TokenizerError(f"{where}: precompiled_charsmap is a number, expected a table (damaged?)")
     if not normalizer.get(5, 1):
         raise TokenizerError(f"{where}: escape_whitespaces false is not supported")
     if trainer.get(24, 0):
@@ -113,6 +112,7 @@ def read_pieces(path: Path) -> Pieces:
         bool(normalizer.get(3, 1)),
         bool(normalizer.get(4, 1)),
         model_type,
+        charsmap,
     )
 
 
