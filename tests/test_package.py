@@ -117,7 +117,7 @@ def test_console_script_is_the_command_line():
 def test_runtime_dependencies_are_the_light_ones():
     required = {re.match(r"[\w.-]+", line).group() for line in distribution().requires or ()
                 if "extra ==" not in line}
-    assert required == {"numpy", "jinja2"}
+    assert required == {"numpy", "jinja2", "sentencepiece"}
 
 
 def module_name(path: Path) -> str:

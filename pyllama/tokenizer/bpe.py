@@ -44,9 +44,9 @@ class ByteLevelModel:
         self._complete = min(self._byte_ids) >= 0
         self._cache: dict[str, list[int]] = {}
 
-    def makes(self) -> np.ndarray:
-        """Which ids merges result in; (size,) bool."""
-        return self._merges.makes()[: self._vocabulary.size]
+    def makes(self, ids: np.ndarray) -> np.ndarray:
+        """Which of the ids merges result in; (m,) bool for (m,) ids."""
+        return self._merges.makes()[ids]
 
     def forbid(self, ids: frozenset[int]) -> None:
         """From now on no text turns into these."""

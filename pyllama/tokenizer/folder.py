@@ -158,8 +158,10 @@ def _from_model(path: Path, settings: Mapping[str, Any]) -> Parts:
         space_prefix=pieces.space_prefix,
         collapse_spaces=pieces.collapse_spaces,
         where=path.name,
+        algorithm=pieces.algorithm,
+        charsmap=pieces.charsmap,
     )
-    if pieces.space_prefix and not _flag(settings, "legacy", True):
+    if pieces.space_prefix and not pieces.charsmap and not _flag(settings, "legacy", True):
         parts.pre_tokenizer = steps.metaspace(steps.SPACE_MARK, "first", False)
         parts.normalizer = None
     parts.bos_token_id = pieces.bos_id

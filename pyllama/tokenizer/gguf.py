@@ -18,8 +18,9 @@ from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.bpe import ByteLevelModel
 from pyllama.tokenizer.chat_template import ChatTemplate
 from pyllama.tokenizer.missing import NoTokenizerError
-from pyllama.tokenizer.pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, from_pieces
+from pyllama.tokenizer.pieces import from_pieces
 from pyllama.tokenizer.pre_tokenizers import PreTokenizer
+from pyllama.tokenizer.scored_pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 

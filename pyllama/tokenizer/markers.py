@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from pyllama.errors import PyllamaError
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.chat_template import ChatTemplate
@@ -119,7 +121,6 @@ class _Tokens:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self._added = {token.content: token for token in parts.added}
-        self._made = parts.model.makes()
         added_ids = {token.id for token in parts.added}
         # Tokens that are in no merge's alphabet, "<\uff5cUser\uff5c>", have their text here.
         self._texts = {
@@ -149,7 +150,7 @@ class _Tokens:
 
     def is_marker(self, token: AddedToken) -> bool:
         """Whether no text becomes this token unless it is cut out: it is added, or no merge makes it."""
-        return token.content in self._added or not self._made[token.id]
+        return token.content in self._added or not self.parts.model.makes(np.array([token.id]))[0]
 
     def has_html(self) -> bool:
         return any((token := self.find(tag)) is not None and not token.special for tag in _TAGS_OF_HTML)
@@ -157,7 +158,8 @@ class _Tokens:
     def not_added(self) -> list[AddedToken]:
         """Tokens in the brackets of a marker that are no added tokens and that no merge makes."""
         ids = self.parts.vocabulary.between(*_TEMPLATE_BRACKETS)
-        ids = ids[(ids < self.parts.size) & ~self._made[ids]]
+        ids = ids[ids < self.parts.size]
+        ids = ids[~self.parts.model.makes(ids)]
         texts = dict.fromkeys([*map(self.content, ids.tolist()), *self._texts])
         tokens = [self.find(text) for text in texts if text not in self._added and _MARKER.fullmatch(text)]
         return [token for token in tokens if token is not None]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from pyllama.tokenizer import charsmap as characters
 from pyllama.tokenizer import steps
 from pyllama.tokenizer.added_tokens import AddedToken
-from pyllama.tokenizer.sentencepiece import SentencePieceModel, byte_pieces, merges_by_score
+from pyllama.tokenizer.scored_pieces import BPE, BYTE, CONTROL, UNKNOWN, USER_DEFINED, ScoredPieces
+from pyllama.tokenizer.sentencepiece import byte_pieces
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import Vocabulary
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece's numbers, and GGUF's
 
 
 def from_pieces(
@@ -22,20 +22,19 @@ def from_pieces(
     space_prefix: bool,
     collapse_spaces: bool,
     where: str,
+    algorithm: int = BPE,
+    charsmap: bytes = b"",
 ) -> Parts:
     """A tokenizer of SentencePiece pieces, as the `sentencepiece` library would run them.
 
     Each stretch of text between control tokens gets its own space prefix. A user-defined piece written with spaces,
     as GGUF files have them, is searched before spaces become marks.
     """
-    # User-defined pieces are cut out before anything merges, and unused ones are never made.
-    text_ids = types == NORMAL
-    merges, symbols = merges_by_score(vocabulary, np.flatnonzero(text_ids), scores, where)
     byte_ids = byte_pieces(vocabulary)
     if byte_ids is not None and not (types[byte_ids] == BYTE).all():
         byte_ids = None
-    model = SentencePieceModel(
-        vocabulary, merges, text_ids, byte_ids=byte_ids, unk_id=unk_id, symbols=symbols
+    model = ScoredPieces(
+        vocabulary, types, scores, algorithm=algorithm, byte_ids=byte_ids, unk_id=unk_id, where=where
     )
     added = tuple(
         AddedToken(
@@ -48,6 +47,8 @@ def from_pieces(
     )
     decoded = {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}
     normalizers: list[steps.Normalizer] = []
+    if charsmap:
+        normalizers.append(characters.normalizer(charsmap, where))
     if collapse_spaces:
         normalizers.append(steps.collapse_spaces)
     if space_prefix:

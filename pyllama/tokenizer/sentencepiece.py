@@ -1,8 +1,5 @@
-"""SentencePiece-style BPE: text with marked spaces to ids, characters first, bytes where there is no character.
-
-Two rules for what may merge give the same machine: merges ranked in a tokenizer.json, or pieces with scores, where
-two neighbours merge if their concatenation is a piece, the best score first (SentencePiece's own rule; every split
-of every piece into two becomes an entry of the merge table). The `sentencepiece` package is not needed.
+"""SentencePiece-style BPE with ranked merges, as a tokenizer.json has them: text with marked spaces to ids, characters
+first, bytes where there is no character. Pieces with scores are run elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ import numpy as np
 
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer.merges import MergeTable
-from pyllama.tokenizer.splits import merge_every_split
 from pyllama.tokenizer.steps import SPACE_MARK
 from pyllama.tokenizer.vocabulary import Vocabulary
 
@@ -29,40 +25,6 @@ def byte_pieces(vocabulary: Vocabulary) -> list[int] | None:
     return None if min(ids) < 0 else ids
 
 
-def merges_by_score(
-    vocabulary: Vocabulary, mergeable: np.ndarray, scores: np.ndarray, where: str
-) -> tuple[MergeTable, dict[str, int]]:
-    """The merge table of pieces with scores, and symbols for characters that occur in pieces but are none.
-
-    mergeable  ids that text may become, ascending
-    scores     (size,) float32
-    """
-    if not np.isfinite(scores).all():
-        raise TokenizerError(f"{where}: a score that is no number")
-    may_merge = np.zeros(vocabulary.size, bool)
-    may_merge[mergeable] = True
-    # A character that only occurs inside pieces still merges; it gets a symbol beyond the ids.
-    symbols: dict[str, int] = {}
-    seen: set[str] = set()
-    for token_id in mergeable.tolist():
-        data = vocabulary.bytes_of(token_id)
-        try:
-            text = data.decode()
-        except UnicodeDecodeError:
-            raise TokenizerError(f"{where}: piece {token_id} is no UTF-8 text: {data[:40]!r}") from None
-        for character in seen.symmetric_difference(text) & set(text):
-            seen.add(character)
-            found = vocabulary.find(character.encode())
-            if found < 0 or not may_merge[found]:
-                symbols[character] = vocabulary.size + len(symbols)
-    # A score's rank: equal scores share it, so that the leftmost of equals merges first.
-    rank = np.zeros(vocabulary.size, np.int64)
-    rank[mergeable] = np.unique(-scores[mergeable].astype(np.float64), return_inverse=True)[1]
-    inner = {character.encode(): symbol for character, symbol in symbols.items()}
-    table = merge_every_split(vocabulary, mergeable, rank, where, characters=True, extra=inner)
-    return table, symbols
-
-
 class SentencePieceModel:
     """Merges characters.
 
@@ -71,7 +33,6 @@ class SentencePieceModel:
     text_ids       which ids a single character may be, (size,) bool
     byte_ids       ids of the 256 byte pieces, or None: then unknown characters are unk_id
     fuse_unk       neighbouring unknown characters become one unk_id
-    symbols        extra symbols of characters that are no piece
     ignore_merges  a piece of text that is a token as a whole is that token
     """
 
@@ -84,14 +45,12 @@ class SentencePieceModel:
         byte_ids: Sequence[int] | None,
         unk_id: int | None,
         fuse_unk: bool = True,
-        symbols: dict[str, int] | None = None,
         ignore_merges: bool = False,
     ) -> None:
         self._vocabulary, self._merges, self._text_ids = vocabulary, merges, text_ids
         self._byte_ids, self._unk_id, self._fuse_unk = byte_ids, unk_id, fuse_unk
         self._ignore_merges = ignore_merges
-        self._inner = {symbol: character for character, symbol in (symbols or {}).items()}
-        self._symbols: dict[str, int | None] = dict(symbols or {})
+        self._symbols: dict[str, int | None] = {}
         self._words = (
             None
             if self._piece_crosses_words()
@@ -108,9 +67,9 @@ class SentencePieceModel:
                 return True
         return False
 
-    def makes(self) -> np.ndarray:
-        """Which ids merges result in; (size,) bool."""
-        return self._merges.makes()[: self._vocabulary.size]
+    def makes(self, ids: np.ndarray) -> np.ndarray:
+        """Which of the ids merges result in; (m,) bool for (m,) ids."""
+        return self._merges.makes()[ids]
 
     def forbid(self, ids: frozenset[int]) -> None:
         """From now on no text turns into these."""
@@ -165,16 +124,7 @@ class SentencePieceModel:
                 symbols.append(symbol)
             else:
                 self._append_unknown(character, symbols)
-        merged = self._merges.merge(symbols)
-        if not self._inner:
-            return merged
-        ids: list[int] = []
-        for symbol in merged:
-            if symbol in self._inner:
-                self._append_unknown(self._inner[symbol], ids)
-            else:
-                ids.append(symbol)
-        return ids
+        return self._merges.merge(symbols)
 
     def _append_unknown(self, character: str, out: list[int]) -> None:
         if self._byte_ids is not None:

@@ -1,8 +1,8 @@
 """tokenizer.model as SentencePiece writes it: a protobuf message, to pieces, scores and types.
 
-Reads the few fields that matter of the wire format itself, so that a damaged file is an error and never more, and so
-that the 6 MB of the `sentencepiece` library are not needed. Unigram models and models that normalize text are refused
-by name: no model of the family has one.
+Reads the few fields that matter of the wire format itself, so that a damaged file is an error and never more: the
+`sentencepiece` library, which runs the pieces, aborts the process on some. Models whose pieces are words or single
+characters are refused by name: no model of the family has one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from pyllama.errors import TokenizerError, reason_of
+from pyllama.tokenizer.scored_pieces import BPE, UNIGRAM
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
 MAX_NBYTES = 64 << 20
-_BPE = 2
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 
@@ -31,6 +31,8 @@ class Pieces:
     unk_id, bos_id, eos_id      None where the model has none
     space_prefix                a space goes before the text
     collapse_spaces             runs of spaces become one, spaces at the ends none
+    algorithm                   BPE or UNIGRAM
+    charsmap                    table of characters to normalize by, or nothing
     """
 
     vocabulary: Vocabulary
@@ -41,6 +43,8 @@ class Pieces:
     eos_id: int | None
     space_prefix: bool
     collapse_spaces: bool
+    algorithm: int
+    charsmap: bytes
 
 
 def read_pieces(path: Path) -> Pieces:
@@ -79,15 +83,14 @@ def read_pieces(path: Path) -> Pieces:
     if not texts:
         raise TokenizerError(f"{where}: no pieces, expected a SentencePiece model or tiktoken's lines")
     model_type = trainer.get(3, 1)
-    if model_type != _BPE:
+    if not isinstance(model_type, int) or model_type not in (UNIGRAM, BPE):
         name = _MODEL_TYPES.get(model_type, str(model_type)) if isinstance(model_type, int) else "?"
-        raise TokenizerError(f"{where}: SentencePiece model type {name!r} is not supported, expected 'bpe'")
-    if normalizer.get(2):
-        rule = normalizer.get(1, b"")
-        shown = rule.decode("utf-8", "replace") if isinstance(rule, bytes) else "?"
         raise TokenizerError(
-            f"{where}: SentencePiece normalizer {shown[:40]!r} is not supported, expected 'identity'"
+            f"{where}: SentencePiece model type {name!r} is not supported, expected 'bpe' or 'unigram'"
         )
+    charsmap = normalizer.get(2, b"")
+    if not isinstance(charsmap, bytes):
+        raise TokenizerError(f"{where}: precompiled_charsmap is a number, expected a table (damaged?)")
     if not normalizer.get(5, 1):
         raise TokenizerError(f"{where}: escape_whitespaces false is not supported")
     if trainer.get(24, 0):
@@ -108,6 +111,8 @@ def read_pieces(path: Path) -> Pieces:
         special(42, 2, 3),
         bool(normalizer.get(3, 1)),
         bool(normalizer.get(4, 1)),
+        model_type,
+        charsmap,
     )
 
 

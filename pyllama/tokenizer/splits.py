@@ -1,7 +1,7 @@
 """Merge tables of vocabularies that have none: two neighbours merge if their concatenation is a token.
 
-That is the rule of tiktoken (lowest id first) and of SentencePiece (best score first). Every split of every token
-into two symbols becomes an entry, and the same machine as for ranked merges runs it.
+That is the rule of tiktoken, lowest id first. Every split of every token into two tokens becomes an entry, and the
+same machine as for ranked merges runs it.
 """
 
 from __future__ import annotations
@@ -17,25 +17,14 @@ _MAX_SPLITS = 1 << 24  # Llama 3 has 830,000 to try
 _CHUNK = 8192
 
 
-def merge_every_split(
-    vocabulary: Vocabulary,
-    tokens: np.ndarray,
-    rank: np.ndarray,
-    where: str,
-    *,
-    characters: bool,
-    extra: dict[bytes, int] | None = None,
-) -> MergeTable:
+def merge_every_split(vocabulary: Vocabulary, tokens: np.ndarray, rank: np.ndarray, where: str) -> MergeTable:
     """The merge table of a vocabulary.
 
-    tokens      (m,) ids that take part, ascending
-    rank        (size,) rank of each id as the result of a merge
-    characters  split only between UTF-8 characters
-    extra       symbols beyond the vocabulary, up to 4 bytes each
+    tokens  (m,) ids that take part, ascending
+    rank    (size,) rank of each id as the result of a merge
     """
     takes_part = np.zeros(vocabulary.size, bool)
     takes_part[tokens] = True
-    extra = extra or {}
     parts = [np.zeros((4, 0), np.int64)]
     tried = 0
     for first in range(0, len(tokens), _CHUNK):
@@ -54,8 +43,6 @@ def merge_every_split(
         spans = Spans(blob)
         for cut in range(1, longest):
             index = np.flatnonzero(sizes > cut)
-            if characters:
-                index = index[(blob[starts[index] + cut] & 0xC0) != 0x80]
             halves = []
             for begin, length in (
                 (starts[index], np.full(len(index), cut)),
@@ -63,12 +50,9 @@ def merge_every_split(
             ):
                 found = vocabulary.find_spans(spans, begin, length).astype(np.int64)
                 found[(found >= 0) & ~takes_part[found]] = -1
-                if extra:
-                    for at in np.flatnonzero((found < 0) & (length <= 4)).tolist():
-                        found[at] = extra.get(blob[begin[at] : begin[at] + length[at]].tobytes(), -1)
                 halves.append(found)
             keep = (halves[0] >= 0) & (halves[1] >= 0)
             merged = chunk[index[keep]]
             parts.append(np.stack([halves[0][keep], halves[1][keep], merged, rank[merged]]))
     left, right, merged, ranks = np.concatenate(parts, axis=1)
-    return MergeTable(left, right, merged, ranks, vocabulary.size + len(extra))
+    return MergeTable(left, right, merged, ranks, vocabulary.size)

@@ -98,7 +98,7 @@ def read(path: Path, specials: tuple[AddedToken, ...] | None = None) -> Parts:
         raise TokenizerError(f"{path.name}: {len(missing)} of the 256 single bytes have no token")
     added = llama3_specials(vocabulary.size) if specials is None else specials
     ids = np.arange(vocabulary.size)
-    merges = merge_every_split(vocabulary, ids, ids, path.name, characters=False)
+    merges = merge_every_split(vocabulary, ids, ids, path.name)
     model = ByteLevelModel(vocabulary, merges, ignore_merges=True)
     by_name = {token.content: token.id for token in added}
     bos = by_name.get("<|begin_of_text|>")

@@ -22,11 +22,11 @@ from pyllama.tokenizer.vocabulary import Vocabulary
 
 
 class Model(Protocol):
-    """Turns one piece of text into ids, and knows which of them merges result in."""
+    """Turns one piece of text into ids, and knows of ids whether text becomes them."""
 
     def encode(self, piece: str, out: list[int]) -> None: ...
 
-    def makes(self) -> np.ndarray: ...
+    def makes(self, ids: np.ndarray) -> np.ndarray: ...
 
     def forbid(self, ids: frozenset[int]) -> None: ...
 

@@ -121,6 +121,10 @@ class Vocabulary:
                 return token_id
         return -1
 
+    def holds(self, data: bytes) -> bool:
+        """Whether these bytes are anywhere in a token."""
+        return data in self._blob
+
     def between(self, first: bytes, last: bytes) -> np.ndarray:
         """Ids of the tokens that begin with one of the bytes `first` and end with one of `last`; (m,) int64."""
         sizes = np.diff(self._offset_array.astype(np.int64))

@@ -233,18 +233,19 @@ def test_damaged_models(tmp_path):
     assert refused >= 70
 
 
-def test_unigram_and_normalizing_models_are_refused_by_name(tmp_path):
+def test_models_of_words_and_damaged_tables_are_refused_by_name(tmp_path):
     def message(number, data):
         return bytes([number << 3 | 2, len(data)]) + data
 
     piece = message(1, message(1, b"a"))
-    (tmp_path / "tokenizer.model").write_bytes(piece + message(2, b"\x18\x01"))
-    with pytest.raises(TokenizerError, match="unigram"):
-        load(tmp_path, "meta")
+    for number, name in ((3, "word"), (4, "char"), (9, "9")):
+        (tmp_path / "tokenizer.model").write_bytes(piece + message(2, b"\x18%c" % number))
+        with pytest.raises(TokenizerError, match=f"{name}' is not supported, expected 'bpe' or 'unigram'"):
+            load(tmp_path, "meta")
     (tmp_path / "tokenizer.model").write_bytes(
         piece + message(2, b"\x18\x02") + message(3, message(1, b"nmt_nfkc") + message(2, b"xx"))
     )
-    with pytest.raises(TokenizerError, match="nmt_nfkc"):
+    with pytest.raises(TokenizerError, match="precompiled_charsmap is no table"):
         load(tmp_path, "meta")
 
 

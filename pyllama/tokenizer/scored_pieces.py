@@ -1,0 +1,241 @@
+"""Pieces with scores, BPE and Unigram, run by the `sentencepiece` library.
+
+The library is handed a model made here of pieces, scores and types, whatever file they are from, and nothing of the
+file itself: what it would abort the process on, or refuse in words of its own, is refused before. It gets stretches of
+text that are normalized already, spaces marked. It is imported where such a model is loaded and nowhere else: that
+costs 2 MB.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pyllama.errors import TokenizerError
+from pyllama.tokenizer.steps import SPACE_MARK
+from pyllama.tokenizer.vocabulary import Vocabulary
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece's numbers, and GGUF's
+UNIGRAM, BPE = 1, 2
+MAX_LENGTH = 1024
+MAX_NBYTES = 1 << 24  # of all pieces; Gemma's 262,144 have 2.4 million
+# Scores are sums of log probabilities in Unigram models: far from where sums of them are infinite.
+_MAX_SCORE = 1e9
+# Nothing of this size has a text of its own: what no text is to become gets such a name.
+_NONCHARACTER = "\ufdd0".encode()
+_TAIL = np.dtype([("score_key", "u1"), ("score", "<f4"), ("type_key", "u1"), ("type", "u1")])  # fields 2 and 3
+_CHUNK = 8192
+# The library takes 45 bytes for each byte of a text. Where no merge crosses it, a long text is cut before a space.
+_CUT_LENGTH = 1 << 16
+_CUT = re.compile(f"(?<!{SPACE_MARK}){SPACE_MARK}")
+
+
+class ScoredPieces:
+    """Turns text into the ids of pieces.
+
+    vocabulary  ids and UTF-8 bytes of pieces, spaces as SPACE_MARK
+    types       (size,), as SentencePiece numbers them; user-defined pieces are cut out of the text before
+    scores      (size,) float32
+    algorithm   BPE or UNIGRAM
+    byte_ids    ids of the 256 byte pieces, or None: then runs of unknown characters are one unk_id
+    unk_id      None: unknown characters vanish
+
+    Raises TokenizerError. Several threads may encode at once.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        types: np.ndarray,
+        scores: np.ndarray,
+        *,
+        algorithm: int,
+        byte_ids: list[int] | None,
+        unk_id: int | None,
+        where: str,
+    ) -> None:
+        crossing = _check(vocabulary, types, scores, algorithm, where)
+        self._vocabulary, self._scores, self._algorithm, self._where = vocabulary, scores, algorithm, where
+        # The library's own types: control pieces are those that no text becomes.
+        self._types = np.where((types == NORMAL) | (types == UNUSED), types, CONTROL).astype(np.uint8)
+        if byte_ids is not None:
+            self._types[byte_ids] = BYTE
+        self._bytes = byte_ids is not None
+        mark = vocabulary.find(SPACE_MARK.encode())
+        # Path scores of a Unigram model are rounded to what went before, so it gets all of a text.
+        self._may_cut = algorithm == BPE and not crossing and mark >= 0 and self._types[mark] == NORMAL
+        self._unknown = [] if unk_id is None else [unk_id]
+        self._processor = self._load()
+
+    def _load(self) -> Any:
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError as error:
+            raise TokenizerError(
+                f"{self._where}: SentencePiece pieces need the package sentencepiece, which is not here "
+                f"({str(error)[:80]}); pip install sentencepiece"
+            ) from None
+        processor = SentencePieceProcessor()
+        try:
+            processor.LoadFromSerializedProto(self._model())
+        except MemoryError:
+            raise
+        except Exception as error:  # which classes it raises differs from version to version
+            reason = " ".join(str(error).split())
+            raise TokenizerError(f"{self._where}: sentencepiece does not take these pieces: {reason[:120]}") from None
+        _give_back()
+        return processor
+
+    def _model(self) -> bytes:
+        """A ModelProto. Its one unknown piece is added at the end, as files have none, or several, or another type."""
+        trainer = b"\x18%c\x20%s\x98\x02%c\xc0\x02%s" % (
+            self._algorithm,
+            _varint(self._vocabulary.size + 1),
+            self._bytes,
+            _varint(self._vocabulary.size),
+        )
+        # No prefix, no collapsing, no marking of spaces.
+        identity = message(1, b"identity") + b"\x18\x00\x20\x00\x28\x00"
+        return b"".join([message(2, trainer), message(3, identity), *self._pieces()])
+
+    def _pieces(self) -> Iterator[bytes]:
+        vocabulary, types = self._vocabulary, self._types
+        prefix = _NONCHARACTER
+        while vocabulary.holds(prefix):
+            prefix += _NONCHARACTER
+        width = _TAIL.itemsize
+        heads = [
+            b"\x0a%s\x0a%s" % (_varint(1 + len(_varint(size)) + size + width), _varint(size))
+            for size in range(MAX_LENGTH + 1)
+        ]
+        for first in range(0, vocabulary.size, _CHUNK):
+            ids = range(first, min(first + _CHUNK, vocabulary.size))
+            kinds = types[first : ids.stop]
+            named = (kinds != CONTROL).tolist()
+            names = [vocabulary.bytes_of(i) if own else b"%s%d" % (prefix, i) for i, own in zip(ids, named)]
+            tails = _tails(self._scores[first : ids.stop], kinds)
+            ends = range(0, len(tails), width)
+            yield b"".join(heads[len(name)] + name + tails[at : at + width] for name, at in zip(names, ends))
+        name = b"%s%d" % (prefix, vocabulary.size)
+        yield heads[len(name)] + name + _tails(np.zeros(1, np.float32), np.array([UNKNOWN]))
+
+    def makes(self, ids: np.ndarray) -> np.ndarray:
+        """Which of the ids a text becomes, (m,) bool for (m,) ids: if any does, the piece's own does."""
+        made = np.zeros(len(ids), bool)
+        for index in np.flatnonzero(self._types[ids] == NORMAL).tolist():
+            token_id = int(ids[index])
+            out: list[int] = []
+            self.encode(self._vocabulary.bytes_of(token_id).decode(), out)
+            made[index] = out == [token_id]
+        return made
+
+    def forbid(self, ids: frozenset[int]) -> None:
+        """From now on no text turns into these. Not while others encode."""
+        inside = np.array([token_id for token_id in ids if token_id < self._vocabulary.size], np.int64)
+        made = inside[np.isin(self._types[inside], (NORMAL, UNUSED))]
+        if len(made):
+            self._types[made] = CONTROL
+            self._processor = None  # before there are two
+            self._processor = self._load()
+
+    def encode(self, piece: str, out: list[int]) -> None:
+        """Append the ids of a stretch of text, spaces already marked. TokenizerError for a lone surrogate."""
+        start = 0
+        while self._may_cut and len(piece) - start > _CUT_LENGTH:
+            cut = _CUT.search(piece, start + _CUT_LENGTH)
+            if cut is None:
+                break
+            self._encode(piece[start : cut.start()], out)
+            start = cut.start()
+        self._encode(piece[start:] if start else piece, out)
+
+    def _encode(self, piece: str, out: list[int]) -> None:
+        try:
+            data = piece.encode()
+        except UnicodeEncodeError as error:
+            code = ord(piece[error.start])
+            raise TokenizerError(f"text holds the lone surrogate U+{code:04X}, expected Unicode text") from None
+        ids = self._processor.encode(data, out_type=int)
+        if not self._bytes:
+            beyond = self._vocabulary.size
+            ids = [own for token_id in ids for own in (self._unknown if token_id == beyond else (token_id,))]
+        out += ids
+
+
+def _give_back() -> None:
+    """Return freed memory below the library's: 5 of 60 MB with 262,144 pieces. Not every C library can."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return
+
+
+def _check(vocabulary: Vocabulary, types: np.ndarray, scores: np.ndarray, algorithm: int, where: str) -> bool:
+    """Whether a space mark follows another character in any piece.
+
+    Raises TokenizerError for what the library does not bear. That no two pieces are equal, Vocabulary sees to.
+    """
+    mark = SPACE_MARK.encode()
+    crossing = False
+    if not np.isfinite(scores).all():
+        raise TokenizerError(f"{where}: a score that is no number")
+    nbytes = 0
+    for first in range(0, vocabulary.size, _CHUNK):
+        kinds = types[first : first + _CHUNK]
+        for token_id in (first + np.flatnonzero((kinds == NORMAL) | (kinds == UNUSED))).tolist():
+            data = vocabulary.bytes_of(token_id)
+            nbytes += len(data)
+            if len(data) > MAX_LENGTH or nbytes > MAX_NBYTES:
+                raise TokenizerError(
+                    f"{where}: a token of {len(data)} bytes, {nbytes} bytes so far; expected at most {MAX_LENGTH} "
+                    f"and {MAX_NBYTES}"
+                )
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                raise TokenizerError(f"{where}: piece {token_id} is no UTF-8 text: {data[:40]!r}") from None
+            crossing = crossing or mark in _after_marks(data)
+            if not data:
+                raise TokenizerError(f"{where}: piece {token_id} is empty, expected text")
+            if algorithm == UNIGRAM and (0 in data or abs(scores[token_id]) > _MAX_SCORE):
+                raise TokenizerError(
+                    f"{where}: piece {token_id} is {data[:40]!r} with score {scores[token_id]:g}, expected no zero "
+                    f"byte and a score within {_MAX_SCORE:g} of 0"
+                )
+    return crossing
+
+
+def _after_marks(data: bytes) -> bytes:
+    """What is left of a piece without the space marks it begins with."""
+    mark = SPACE_MARK.encode()
+    start = 0
+    while data.startswith(mark, start):
+        start += len(mark)
+    return data[start:]
+
+
+def _tails(scores: np.ndarray, types: np.ndarray) -> bytes:
+    """What follows the text in each piece's message."""
+    tails = np.empty(len(scores), _TAIL)
+    tails["score_key"], tails["type_key"] = 2 << 3 | 5, 3 << 3
+    tails["score"], tails["type"] = scores, types
+    return tails.tobytes()
+
+
+def message(number: int, data: bytes) -> bytes:
+    """A field below 16 of a protobuf message, with what is in it."""
+    return b"%c%s%s" % (number << 3 | 2, _varint(len(data)), data)
+
+
+def _varint(value: int) -> bytes:
+    """A number as protobuf writes it."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
