@@ -197,7 +197,7 @@ TOKENIZE: Schema = obj(
         "add_special_tokens": flag("begin and end as the model's files say; default true. For a prompt only"),
         "parse_special": flag("control tokens written out in the text count as such; default false"),
         "add_generation_prompt": flag("end with the beginning of an answer; default true. For messages only"),
-        "tools": CHAT["properties"]["tools"],
+        **{name: CHAT["properties"][name] for name in ("tools", "chat_template_kwargs", "continue_final_message")},
     }
 )
 

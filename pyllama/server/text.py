@@ -5,7 +5,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.server import tools
+from pyllama.server import chat, tools
 from pyllama.server.errors import ApiError
 from pyllama.server.schemas import DETOKENIZE, TOKENIZE
 from pyllama.server.service import Service
@@ -35,12 +35,7 @@ def _encode(service: Service, body: dict[str, Any]) -> list[int]:
     if tokenizer.chat_template is None:
         raise ApiError(400, "messages: this model has no chat template", "messages", "unsupported")
     choice = tools.tool_choice(body, service.tool_format)
-    return tokenizer.encode_chat(
-        tools.messages_for_template(body["messages"]),
-        tools=choice.tools,
-        add_generation_prompt=get("add_generation_prompt", True),
-        parse_special=get("parse_special", False),
-    )
+    return chat.encode(service, tools.messages_for_template(body["messages"]), choice, body)
 
 
 async def detokenize(request: Request) -> JSONResponse:
