@@ -161,7 +161,7 @@ class Answer:
             raise ContextOverflowError(
                 # In words that litellm and langchain know: their programs shorten the conversation then.
                 f"prompt is too long: {len(prompt_ids)} tokens, this model's maximum context length is"
-                f" {context_length}; shorten it or load the model with a larger context"
+                f" {context_length} tokens; shorten it or load the model with a larger context"
             )
         self.prompt_ids = [int(i) for i in prompt_ids]
         self.token_ids: list[int] = []

@@ -65,10 +65,16 @@ def share_out(tasks: Sequence[T], max_pass_tokens: int, shared_prefill: int | No
     if counts and shared_prefill is not None:
         left = min(left, shared_prefill)
     prompts = sorted((task for task in tasks if task.remaining > 1), key=lambda task: task.remaining)
+    rows: int | None = None  # that are left for prompts that are scored, all of them together
     for index, task in enumerate(prompts):  # shortest first: what it does not need is the others'
-        most = min(task.remaining, task.answer.most_tokens or task.remaining)
+        most, limit = task.remaining, task.answer.most_tokens
+        if limit is not None:
+            rows = limit if rows is None else rows
+            most = min(most, rows)
         counts[task] = min(most, max(1, left // (len(prompts) - index))) if left > 0 else 0
         left -= counts[task]
+        if limit is not None and rows is not None:
+            rows -= counts[task]
     return [(task, counts[task]) for task in tasks if counts.get(task)]
 
 

@@ -5,11 +5,12 @@ import ipaddress
 import logging
 import re
 import time
-from urllib.parse import urlsplit
+from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pyllama.server import origin
 from pyllama.server.errors import ApiError, as_api_error
 from pyllama.server.metrics import Metrics
 from pyllama.server.service import Settings, end_turn
@@ -19,8 +20,9 @@ _log = logging.getLogger("pyllama")
 # What anybody may see: whether the server lives, and the page that asks for the key.
 OPEN_PATHS = ("/", "/health")
 OPEN_PREFIXES = ("/static/",)
-
-_TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")  # a header's name, as HTTP has it
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]+))(?::[0-9]*)?")
+_FIELD_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, -]{1,2000}", re.ASCII)
+_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 
 
 class Access:
@@ -33,28 +35,28 @@ class Access:
         self._paths = paths
         key = settings.api_key
         self._key = None if key is None else key.encode()
+        self._origins = frozenset(map(origin.canonical, settings.cors_origins))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["path"] = _plain_path(scope["path"])
         headers = Headers(scope=scope)
-        if scope["path"].endswith("/") and scope["path"].strip("/"):  # as some clients build paths
-            scope = {**scope, "path": scope["path"].rstrip("/"), "raw_path": scope["raw_path"].rstrip(b"/")}
-        allowed_origin = self._cors(headers)
+        may_see = self._may_see(headers.get("origin"))
+        cors = self._cors(headers) if may_see else []
         started, status, begun = time.perf_counter(), 500, False
 
         async def out(message: Message) -> None:
             nonlocal status, begun
             if message["type"] == "http.response.start":
                 begun, status = True, message["status"]
-                if allowed_origin:
-                    message["headers"] = [*message["headers"], *allowed_origin]
+                message["headers"] = _with(message["headers"], [_NO_SNIFFING, *cors])
             await send(message)
 
         try:
-            if allowed_origin and scope["method"] == "OPTIONS":
-                await _preflight(out)
+            if may_see and scope["method"] == "OPTIONS":
+                await _preflight(headers, out)
             elif (refusal := self._refusal(scope, headers)) is not None:
                 await refusal.response()(scope, receive, out)
             else:
@@ -75,10 +77,8 @@ class Access:
         limit = self._settings.max_header_nbytes
         if sum(len(name) + len(value) for name, value in scope["headers"]) > limit or len(scope["raw_path"]) > limit:
             return ApiError(431, f"headers: too large, expected at most {limit} bytes", code="too_large")
-        foreign = self._host_refusal(headers) if self._key is None else None
-        foreign = foreign or self._origin_refusal(scope["method"], headers)
-        if foreign or self._key is None:
-            return foreign
+        if self._key is None:
+            return self._host_refusal(headers) or self._page_refusal(scope, headers)
         if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES):
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -91,11 +91,12 @@ class Access:
 
     def _host_refusal(self, headers: Headers) -> ApiError | None:
         """Without a key, a name that anybody may point at this machine must not open it to his web page."""
-        host = headers.get("host", "").strip()
-        name = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
-        if not name or name == "localhost" or "*" in self._settings.allowed_hosts:
+        host = headers.get("host", "").strip().lower()
+        if not host or "*" in self._settings.allowed_hosts:
             return None
-        if name in self._settings.allowed_hosts:
+        found = _HOST.fullmatch(host)
+        name = (found[1] or found[2]).removesuffix(".") if found else ""
+        if name == "localhost" or name in (allowed.lower() for allowed in self._settings.allowed_hosts):
             return None
         try:
             ipaddress.ip_address(name)
@@ -103,58 +104,51 @@ class Access:
             return ApiError(403, "host: this server does not go by that name; see --allow-host", code="invalid_host")
         return None
 
-    def _origin_refusal(self, method: str, headers: Headers) -> ApiError | None:
-        """A page of another origin must not make the server work, even if it never sees what comes of it.
-
-        Browsers name a page's origin in every request that could; "null" is that of a file or a sandbox.
-        """
-        origin = headers.get("origin")
-        if origin is None:
-            elsewhere = headers.get("sec-fetch-site") in ("cross-site", "same-site")
-            if not elsewhere or method in ("GET", "HEAD"):
-                return None
-        elif self._allows(origin) or _is_own(origin, headers.get("host", "")):
+    def _page_refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
+        """Without a key, a web page must not use what its reader may: whatever it sends is refused unread."""
+        page = origin.foreign(headers, scope["method"], self._origins)
+        if page is None:
             return None
-        shown = repr(origin[:100]) if origin is not None else "another site's page"
-        return ApiError(403, f"origin: {shown} may not use this server; see --cors", code="invalid_origin")
+        return ApiError(403, f"origin: {page} may not use this server; see --cors", code="invalid_origin")
 
-    def _allows(self, origin: str) -> bool:
-        return origin in self._settings.cors_origins or "*" in self._settings.cors_origins
+    def _may_see(self, asking: str | None) -> bool:
+        """Whether the web page that asks may see the answers."""
+        return bool(asking) and (origin.ANY in self._origins or origin.canonical(asking or "") in self._origins)
 
     def _cors(self, headers: Headers) -> list[tuple[bytes, bytes]]:
-        """Response headers that let the asking web page see the answer; none if it may not."""
-        origin = headers.get("origin")
-        if not origin or not self._allows(origin):
-            return []
-        # Clients send headers of their own (OpenAI's a dozen): what is asked for by name is allowed by name.
-        asked = [name.strip() for name in headers.get("access-control-request-headers", "").lower().split(",")]
-        names = dict.fromkeys(["authorization", "content-type", *filter(_TOKEN.fullmatch, asked)])
-        allowed = [
-            (b"access-control-allow-origin", b"*" if "*" in self._settings.cors_origins else origin.encode("latin-1")),
-            (b"access-control-allow-headers", ", ".join(names).encode()),
-            (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-            (b"access-control-max-age", b"600"),
-            (b"vary", b"origin, access-control-request-headers"),
+        """Response headers that let the asking web page see the answer."""
+        asking = b"*" if origin.ANY in self._origins else headers["origin"].encode("latin-1")
+        return [
+            (b"access-control-allow-origin", asking),
+            (b"access-control-expose-headers", b"retry-after"),
+            (b"vary", b"origin"),
         ]
-        if headers.get("access-control-request-private-network") == "true":
-            allowed.append((b"access-control-allow-private-network", b"true"))
-        return allowed
 
 
-def _is_own(origin: str, host: str) -> bool:
-    """Whether a page of this origin came from the server that this Host header names.
-
-    The scheme is a proxy's affair, and so is a port that the scheme implies.
-    """
-    try:
-        page, server = urlsplit(origin), urlsplit("//" + host)
-        standard = {"http": 80, "https": 443}[page.scheme]
-        ports = {page.port or standard, server.port or standard}
-    except (KeyError, ValueError):
-        return False
-    return bool(page.hostname) and page.hostname == server.hostname and len(ports) == 1
+def _plain_path(path: str) -> str:
+    """The path as the routes have it: clients put a slash at its end, or two where a base URL ends in one."""
+    return re.sub("/{2,}", "/", path).rstrip("/") or "/"
 
 
-async def _preflight(send: Send) -> None:
-    await send({"type": "http.response.start", "status": 204, "headers": []})
+def _with(headers: Iterable[tuple[bytes, bytes]], more: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers, and those of the others that they do not have."""
+    given = list(headers)
+    names = {name for name, _ in given}
+    return [*given, *((name, value) for name, value in more if name not in names)]
+
+
+async def _preflight(asked: Headers, send: Send) -> None:
+    """Yes to whatever headers the page's client means to send: which they are is its own affair, and every one new."""
+    names = asked.get("access-control-request-headers", "")
+    if not _FIELD_NAMES.fullmatch(names):
+        names = "authorization, content-type"
+    headers = [
+        (b"access-control-allow-headers", names.encode("latin-1")),
+        (b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
+        (b"access-control-max-age", b"600"),
+        (b"vary", b"origin, access-control-request-headers"),
+    ]
+    if asked.get("access-control-request-private-network") == "true":
+        headers.append((b"access-control-allow-private-network", b"true"))
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b""})

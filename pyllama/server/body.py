@@ -16,14 +16,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 async def read_body(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
     """A request's body, if it says it is JSON.
 
-    Raises ApiError: 415 for another content type or none, 413 for a body that is too large, 408 for one that is too slow,
+    Raises ApiError: 415 for another content type or none, 413 for a body too large, 408 for one that is too slow,
     and 400 for one that does not end.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
-        # Also what keeps other web pages out: a browser sends theirs as JSON only after it has asked.
+        # Also what keeps other web pages out: a browser sends JSON for them only after it has asked, but without a
+        # type, or with that of a form or of plain text, it does not ask.
         got = f"got {kind[:60]!r}" if kind else "missing"
-        raise ApiError(415, f"content-type: {got}, expected 'application/json'")
+        raise ApiError(415, f"content-type: {got}, expected 'application/json'; curl sends it with --json or -H")
     announced = announced_nbytes(request)
     if announced is not None and announced > max_nbytes:
         raise _too_large(max_nbytes)
@@ -51,7 +52,10 @@ def announced_nbytes(request: Request) -> int | None:
 
 
 def _too_large(max_nbytes: int) -> ApiError:
-    return ApiError(413, f"body: too large, expected at most {max_nbytes} bytes", code="too_large")
+    # Clients that cut a conversation when it is too long look for these words.
+    return ApiError(
+        413, f"body: too large, expected at most {max_nbytes} bytes; the prompt is too long", code="too_large"
+    )
 
 
 def parse(raw: bytes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pyllama.engine import Stream
 from pyllama.generation import AnswerOptions, Step
 from pyllama.server import foreign_fields, logprobs, tools
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
+from pyllama.server.continuation import FLAGS, Beginning, beginning_of
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import json_grammar, lark_grammar
 from pyllama.server.grammar_process import Grammar
@@ -25,6 +26,7 @@ async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await service.read(request, CHAT)
     foreign_fields.refuse(body)
+    beginning = beginning_of(body)
     top = _top_logprobs(body)
     want = wanted(
         body, body.get("max_completion_tokens") or body.get("max_tokens"), top, service.model.config.vocab_size
@@ -33,12 +35,12 @@ async def create(request: Request) -> Response:
         raise ApiError(400, "messages: this model has no chat template; use /v1/completions", "messages", "unsupported")
     choice = tools.tool_choice(body, service.tool_format)
     messages = tools.messages_for_template(body["messages"])
-    prompt_ids = await service.in_text_thread(request, encode, service, messages, choice, body)
+    prompt_ids = await service.in_text_thread(request, encode, service, messages, choice, beginning, body)
     grammar = _grammar(service, choice, body)
     guide = await service.guide(request, grammar, want.n) if grammar else None
     options: AnswerOptions = {"guide": guide, "show_special": choice.tools is not None}
-    options["continuation"] = bool(body.get("continue_final_message"))
-    streams = service.submit([prompt_ids], want, request, body.get("user"), **options)
+    options["continuation"] = beginning.continue_final_message
+    streams = service.submit([prompt_ids], want, request, body.get("user"), "messages", **options)
     answer = _Chat(service, streams, want, choice)
     del body, messages, choice, grammar  # an answer may take long
     if want.stream:
@@ -55,16 +57,21 @@ def _top_logprobs(body: dict[str, Any]) -> int | None:
     return None
 
 
-def encode(service: Service, messages: list[dict], choice: tools.ToolChoice, body: dict[str, Any]) -> list[int]:
+def encode(
+    service: Service, messages: list[dict], choice: tools.ToolChoice, beginning: Beginning, body: dict[str, Any]
+) -> list[int]:
     """The prompt of a request with messages, which /tokenize shows."""
     options = {
         "tools": choice.tools,
         "parse_special": bool(body.get("parse_special")),
-        "continue_final_message": bool(body.get("continue_final_message")),
-        "add_generation_prompt": body.get("add_generation_prompt") is not False,
+        "continue_final_message": beginning.continue_final_message,
+        "add_generation_prompt": beginning.add_generation_prompt,
     }
-    given = body.get("chat_template_kwargs") or {}
-    variables = {name: value for name, value in given.items() if name not in (*options, "messages")}
+    variables = dict(body.get("chat_template_kwargs") or {})
+    for name in (*options, "messages"):
+        if variables.pop(name, None) is not None and name not in FLAGS:
+            at = f"chat_template_kwargs.{name}"
+            raise ApiError(400, f"{at}: the server's own, expected another name", at, "invalid_value")
     return service.tokenizer.encode_chat(messages, **options, **variables)
 
 

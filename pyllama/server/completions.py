@@ -29,32 +29,45 @@ async def create(request: Request) -> Response:
     top = body.get("logprobs")
     foreign_fields.refuse(body)
     most = body.get("max_tokens")
-    if most == 0 and not body.get("echo"):
-        raise ApiError(400, "max_tokens: 0 only with echo, which scores the prompt", "max_tokens", "invalid_value")
     # The pass over a prompt gives its first token, too: one that was not asked for is left out.
     want = wanted(body, DEFAULT_MAX_TOKENS if most is None else max(1, most), top, service.model.config.vocab_size)
     if body.get("suffix"):
         raise ApiError(400, "suffix: not supported, expected none", "suffix", "unsupported")
     if body.get("best_of") not in (None, want.n):
         raise ApiError(400, f"best_of: got {body['best_of']}, expected n, {want.n}", "best_of", "unsupported")
-    prompts = await service.in_text_thread(request, _encode, service, body["prompt"])
+    given = _prompts(body["prompt"])
+    prompts = await service.in_text_thread(request, _encode, service, given)
     echoes = [Echo("", []) for _ in prompts]
     if body.get("echo"):
-        echoes = await service.in_text_thread(request, lambda: [echo_of(ids, service.tokenizer) for ids in prompts])
+        echoes = await service.in_text_thread(request, _echoes, service, given, prompts)
     scored = top if body.get("echo") else None
-    streams = service.submit(prompts, want, request, body.get("user"), continuation=True, prompt_logprobs=scored)
-    del body  # an answer may take long
+    streams = service.submit(
+        prompts, want, request, body.get("user"), "prompt", continuation=True, prompt_logprobs=scored
+    )
+    del body, given  # an answer may take long
     answer = _Completion(service, streams, want, echoes, scored=scored is not None, written=most != 0)
     if want.stream:
         return EventStream(answer.events(), streams, service.settings.timeout_s)
     return JSONResponse(await unless_hung_up(request, answer.whole(), service.settings.timeout_s))
 
 
-def _encode(service: Service, prompt: Any) -> list[list[int]]:
+def _prompts(given: Any) -> list[str | list[int]]:
+    """The prompts of a request, one or several."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else given
+
+
+def _echoes(service: Service, prompts: list[str | list[int]], encoded: list[list[int]]) -> list[Echo]:
+    return [echo_of(prompt, ids, service.tokenizer) for prompt, ids in zip(prompts, encoded, strict=True)]
+
+
+def _encode(service: Service, prompts: list[str | list[int]]) -> list[list[int]]:
     """Token ids of each prompt."""
-    if isinstance(prompt, str) or isinstance(prompt[0], int):
-        prompt = [prompt]
-    encoded = [service.model.encode_prompt(one) for one in prompt]
+    size = service.model.config.vocab_size
+    for prompt in prompts:
+        wrong = [] if isinstance(prompt, str) else [token_id for token_id in prompt if token_id >= size]
+        if wrong:
+            raise ApiError(400, f"prompt: token id {wrong[0]}, expected 0 to {size - 1}", "prompt", "invalid_value")
+    encoded = [service.model.encode_prompt(one) for one in prompts]
     for index, ids in enumerate(encoded):
         if not ids:
             raise ApiError(400, f"prompt[{index}]: no tokens, expected at least one", "prompt", "invalid_value")
@@ -106,9 +119,11 @@ class _Completion:
         choice = self._choices[index]
         choice.finish_reason = step.finish_reason
         if not self._written:
-            return self._part(index, "", [], step.finish_reason)
+            choice.finish_reason = "length"
+            return self._part(index, "", [], "length")
         reported = []
-        if self._want.top_logprobs is not None and not logprobs.is_ending(step, self._service.tokenizer):
+        if self._want.top_logprobs is not None:
+            # Also of the token that ended the answer: lm-evaluation-harness leaves the last one out, whichever it is.
             reported = [Reported(step.token_id, step.logprob, step.top_logprobs, len(choice.text))]
         choice.reported += reported
         choice.text += step.text

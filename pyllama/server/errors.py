@@ -72,6 +72,7 @@ async def handle(request: Request, error: Exception) -> JSONResponse:
 async def handle_http(request: Request, error: Exception) -> JSONResponse:
     """For what Starlette raises itself: no such path, no such method."""
     status = getattr(error, "status_code", 500)
-    what = {404: f"no such path: {request.url.path[:200]}", 405: f"{request.method} is not possible here"}
+    # Not request.url: it is put together from the Host header, and no URL comes of some.
+    what = {404: f"no such path: {request.scope['path'][:200]}", 405: f"{request.method} is not possible here"}
     message = what.get(status, str(getattr(error, "detail", "")))
     return ApiError(status, message, headers=getattr(error, "headers", None)).response()

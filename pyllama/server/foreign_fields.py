@@ -19,7 +19,7 @@ _REFUSED = {
 def refuse(body: dict[str, Any]) -> None:
     """Raises ApiError 400 for a field whose absence from the answer would mislead."""
     for name, why in _REFUSED.items():
-        if body.get(name) not in (None, [], {}, "none"):
+        if body.get(name) not in (None, [], {}, "none", "auto"):
             raise ApiError(400, f"{name}: not supported: {why}", name, "unsupported")
     modalities = body.get("modalities")
     if modalities not in (None, [], ["text"]):

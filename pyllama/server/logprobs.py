@@ -50,12 +50,25 @@ class Echo(NamedTuple):
     offsets: list[int]
 
 
-def echo_of(prompt_ids: list[int], tokenizer: "Tokenizer") -> Echo:
-    stream, text, offsets = tokenizer.stream(), "", []
-    for token_id in prompt_ids:
+def echo_of(prompt: str | list[int], ids: list[int], tokenizer: "Tokenizer") -> Echo:
+    """A prompt's echo: a text as it was sent, token ids as what they stand for, control tokens among them.
+
+    prompt  as it was sent
+    ids     its tokens, those that the tokenizer puts around a text among them
+    """
+    shown = range(len(ids))
+    if isinstance(prompt, str):
+        own = tokenizer.encode(prompt, add_special_tokens=False, parse_special=True)
+        starts = [at for at in range(len(ids) - len(own) + 1) if ids[at : at + len(own)] == own]
+        shown = range(starts[-1], starts[-1] + len(own)) if starts else shown
+    stream, text, offsets = tokenizer.stream(skip_special_tokens=False), "", []
+    for index, token_id in enumerate(ids):
         offsets.append(len(text))
-        text += stream.push(token_id)
-    return Echo(text + stream.finish(), offsets)
+        text += stream.push(token_id) if index in shown else ""
+    text += stream.finish()
+    if isinstance(prompt, str):  # a normalizer may have changed it on its way
+        text, offsets = prompt, [min(offset, len(prompt)) for offset in offsets]
+    return Echo(text, offsets)
 
 
 def of_completion(reported: list[Reported], tokenizer: "Tokenizer", top: int) -> dict[str, Any]:

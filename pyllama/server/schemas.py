@@ -120,9 +120,15 @@ MESSAGE: Schema = obj(
             ),
         },
         "tool_call_id": STRING,
+        "prefix": flag("of the last message, an assistant's: as continue_final_message"),
     },
     ("role",),
 )
+
+CONTINUATION: dict[str, Schema] = {
+    "add_generation_prompt": flag("end the prompt with the beginning of an answer; default true, but for the next"),
+    "continue_final_message": flag("go on with the last message, an assistant's, instead of answering it"),
+}
 
 CHAT: Schema = obj(
     {
@@ -164,8 +170,7 @@ CHAT: Schema = obj(
         "parallel_tool_calls": flag("whether an answer may have several calls; default true"),
         "chat_template_kwargs": {"type": "object", "description": "more variables for the chat template"},
         "parse_special": flag("control tokens written out in messages count as such; default false: they are text"),
-        "add_generation_prompt": flag("end the prompt with the beginning of an answer; default true"),
-        "continue_final_message": flag("go on with the last message, an assistant's, instead of answering it"),
+        **CONTINUATION,
     },
     ("messages",),
 )
@@ -180,9 +185,9 @@ COMPLETION: Schema = obj(
             {"type": "array", "items": STRING, "minItems": 1, "maxItems": MAX_PROMPTS},
             {"type": "array", "items": {**TOKEN_IDS, "minItems": 1}, "minItems": 1, "maxItems": MAX_PROMPTS},
         ),
-        "max_tokens": integer(0, 2**31 - 1, "tokens to write at most; default 16. 0 with echo: the prompt alone"),
+        "max_tokens": integer(0, 2**31 - 1, "tokens to write at most; default 16. 0 reads the prompt alone"),
         "logprobs": integer(0, 20, "report log-probabilities: of the token, and of so many of the most probable"),
-        "echo": flag("begin the answer with the prompt"),
+        "echo": flag("begin the answer with the prompt, and its log-probabilities with the prompt's"),
         "best_of": integer(1, MAX_CHOICES, "must equal n"),
         "suffix": text("not supported"),
     },
@@ -196,8 +201,8 @@ TOKENIZE: Schema = obj(
         "messages": {**CHAT["properties"]["messages"], "description": "a conversation; or give a prompt"},
         "add_special_tokens": flag("begin and end as the model's files say; default true. For a prompt only"),
         "parse_special": flag("control tokens written out in the text count as such; default false"),
-        "add_generation_prompt": flag("end with the beginning of an answer; default true. For messages only"),
-        **{name: CHAT["properties"][name] for name in ("tools", "chat_template_kwargs", "continue_final_message")},
+        **CONTINUATION,
+        **{name: CHAT["properties"][name] for name in ("tools", "chat_template_kwargs")},
     }
 )
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from pyllama.engine import AsyncEngine, Stream
 from pyllama.engine.turns import Turns
-from pyllama.errors import BusyError
+from pyllama.errors import BusyError, ContextOverflowError
 from pyllama.server.answers import unless_hung_up
 from pyllama.server.body import announced_nbytes, parse, read_body
 from pyllama.server.errors import ApiError
@@ -146,10 +146,11 @@ class Service:
         wanted: "Wanted",
         request: Request,
         user: str | None,
+        param: str,
         **options: "Unpack[AnswerOptions]",
     ) -> list[Stream]:
         """Queue n answers to each prompt, all or none. Options as in Answer; the guide is for the first answer, copies
-        of it for the others, and the first scores the prompt for all.
+        of it for the others, and the first scores the prompt for all. param: the field that the prompts come from.
         """
         guide: Any = options.get("guide")
         options["fingerprint"] = wanted.fingerprint
@@ -168,9 +169,11 @@ class Service:
                     )
                     leader = leader or stream
                     streams.append(stream)
-        except Exception:
+        except Exception as error:
             for stream in streams:
                 stream.close()
+            if isinstance(error, ContextOverflowError):
+                raise ApiError(400, str(error), param, "context_length_exceeded") from None
             raise
         return streams
 

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from pyllama.server import chat, tools
+from pyllama.server.continuation import beginning_of
 from pyllama.server.errors import ApiError
 from pyllama.server.schemas import DETOKENIZE, TOKENIZE
 from pyllama.server.service import Service
@@ -34,8 +35,9 @@ def _encode(service: Service, body: dict[str, Any]) -> list[int]:
         )
     if tokenizer.chat_template is None:
         raise ApiError(400, "messages: this model has no chat template", "messages", "unsupported")
-    choice = tools.tool_choice(body, service.tool_format)
-    return chat.encode(service, tools.messages_for_template(body["messages"]), choice, body)
+    choice, beginning = tools.tool_choice(body, service.tool_format), beginning_of(body)
+    messages = tools.messages_for_template(body["messages"])
+    return chat.encode(service, messages, choice, beginning, body)
 
 
 async def detokenize(request: Request) -> JSONResponse:

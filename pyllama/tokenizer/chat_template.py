@@ -66,12 +66,16 @@ class Rendered(str):
 
     marks: Marks = NO_MARKS
 
-    def before(self, end: str) -> "Rendered":
-        """The text before the last `end`. RequestError where the template did not write it out as it is."""
-        text, found, _ = self.rpartition(end)
+    def before(self, end: str, spaces: str) -> "Rendered":
+        """The text before the last `end`, and the spaces that stood after it in the message if they still do.
+
+        RequestError where the template did not write the message out as it is.
+        """
+        text, found, after = self.rpartition(end)
         if not found:
             raise RequestError("continue_final_message: this model's chat template changes or drops the last message")
-        begun = Rendered(text)
+        kept = after[: len(spaces)]
+        begun = Rendered(text.replace(end, "") + (kept if self.marks.plain(kept) == spaces else ""))
         begun.marks = self.marks
         return begun
 

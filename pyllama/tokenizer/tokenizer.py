@@ -84,19 +84,23 @@ class Parts:
         self.decoded = {token_id: data for token_id, data in self.decoded.items() if token_id < rows}
 
 
-# Two noncharacters, which no text is to hold (Unicode 16, section 23.7): after the content of a message that goes on.
+# Two noncharacters, which no text is to hold (Unicode 16, section 23.7): after the last word of a message that goes on.
 _END_OF_FINAL = "\ufdd0\ufdd1"
 
 
-def _with_end_marked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The messages, with a mark after the content of the last one. RequestError: it is none that could go on."""
+def _with_end_marked(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
+    """The messages, with a mark after the last word of the last one, and the spaces that stand after the mark: a
+    template that takes them away at the end of a message is to take them away. RequestError: it is none to go on."""
     last = messages[-1] if isinstance(messages, Sequence) and messages else None
     content = last.get("content") if isinstance(last, Mapping) else None
     if not isinstance(last, Mapping) or last.get("role") != "assistant" or last.get("tool_calls"):
         raise RequestError("continue_final_message: the last message is not an assistant's text, expected one to go on")
     if not isinstance(content, str) or not content:
         raise RequestError("continue_final_message: the last message has no text, expected some to go on from")
-    return [*messages[:-1], {**last, "content": content.replace(_END_OF_FINAL, "") + _END_OF_FINAL}]
+    content = content.replace(_END_OF_FINAL, "")
+    words = content.rstrip()
+    spaces = content[len(words) :]
+    return [*messages[:-1], {**last, "content": words + _END_OF_FINAL + spaces}], spaces
 
 
 class Tokenizer:
@@ -295,10 +299,10 @@ class Tokenizer:
         spellings = () if parse_special else self._spellings
         if continue_final_message:
             given["add_generation_prompt"] = False
-            messages = _with_end_marked(messages)
+            messages, spaces = _with_end_marked(messages)
         rendered = self._chat_template().render_marked(messages, given, spellings, adapt_calls=True)
         if continue_final_message:
-            rendered = rendered.before(_END_OF_FINAL)
+            rendered = rendered.before(_END_OF_FINAL, spaces)
         if rendered.marks or spellings and self._normalized_special:
             return self._encode_marked(str(rendered), rendered.marks)
         return self.encode(str(rendered), add_special_tokens=False, parse_special=True)
