@@ -29,8 +29,8 @@ class MissingTokenizer:
 
     kind = "none"
     vocab_size = 0
-    special_ids: frozenset[int] = frozenset()
     template_nbytes = 0
+    special_ids: frozenset[int] = frozenset()
 
     def __init__(self, reason: str, config: Any) -> None:
         self.reason = reason
