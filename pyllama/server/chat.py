@@ -35,7 +35,7 @@ async def create(request: Request) -> Response:
         raise ApiError(400, "messages: this model has no chat template; use /v1/completions", "messages", "unsupported")
     choice = tools.tool_choice(body, service.tool_format)
     messages = tools.messages_for_template(body["messages"])
-    prompt_ids = await service.in_text_thread(request, _encode, service, messages, choice, beginning, body)
+    prompt_ids = await service.in_text_thread(request, encode, service, messages, choice, beginning, body)
     grammar = _grammar(service, choice, body)
     guide = await service.guide(request, grammar, want.n) if grammar else None
     options: AnswerOptions = {"guide": guide, "show_special": choice.tools is not None}
@@ -57,9 +57,10 @@ def _top_logprobs(body: dict[str, Any]) -> int | None:
     return None
 
 
-def _encode(
+def encode(
     service: Service, messages: list[dict], choice: tools.ToolChoice, beginning: Beginning, body: dict[str, Any]
 ) -> list[int]:
+    """The prompt of a request with messages, which /tokenize shows."""
     options = {
         "tools": choice.tools,
         "parse_special": bool(body.get("parse_special")),

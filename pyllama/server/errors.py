@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from pyllama.errors import BusyError, ContextOverflowError, PyllamaError, RequestError, TokenizerError
+from pyllama.printable import one_line
 
 _log = logging.getLogger("pyllama")
 
@@ -16,7 +17,7 @@ class ApiError(Exception):
     """An answer that is an error.
 
     status   HTTP status
-    message  one line for whoever wrote the request
+    message  for whoever wrote the request; made one line without control characters, whatever it quotes
     param    the field it is about
     code     a word for programs
     """
@@ -29,6 +30,7 @@ class ApiError(Exception):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ):
+        message = one_line(message)
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
 

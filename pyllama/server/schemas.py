@@ -202,7 +202,7 @@ TOKENIZE: Schema = obj(
         "add_special_tokens": flag("begin and end as the model's files say; default true. For a prompt only"),
         "parse_special": flag("control tokens written out in the text count as such; default false"),
         **CONTINUATION,
-        "tools": CHAT["properties"]["tools"],
+        **{name: CHAT["properties"][name] for name in ("tools", "chat_template_kwargs")},
     }
 )
 

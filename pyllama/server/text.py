@@ -5,7 +5,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.server import tools
+from pyllama.server import chat, tools
 from pyllama.server.continuation import beginning_of
 from pyllama.server.errors import ApiError
 from pyllama.server.schemas import DETOKENIZE, TOKENIZE
@@ -36,13 +36,8 @@ def _encode(service: Service, body: dict[str, Any]) -> list[int]:
     if tokenizer.chat_template is None:
         raise ApiError(400, "messages: this model has no chat template", "messages", "unsupported")
     choice, beginning = tools.tool_choice(body, service.tool_format), beginning_of(body)
-    return tokenizer.encode_chat(
-        tools.messages_for_template(body["messages"]),
-        tools=choice.tools,
-        add_generation_prompt=beginning.add_generation_prompt,
-        continue_final_message=beginning.continue_final_message,
-        parse_special=get("parse_special", False),
-    )
+    messages = tools.messages_for_template(body["messages"])
+    return chat.encode(service, messages, choice, beginning, body)
 
 
 async def detokenize(request: Request) -> JSONResponse:

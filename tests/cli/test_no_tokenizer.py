@@ -9,6 +9,7 @@ import tiny
 import pyllama
 from pyllama.cli import main
 from pyllama.errors import TokenizerError
+from pyllama.tokenizer.tokenizer import Tokenizer
 
 IDS = [3, 1, 4, 1, 5]
 
@@ -40,6 +41,14 @@ def test_token_ids_work_and_text_is_refused(tmp_path, form):
         ):
             with pytest.raises(TokenizerError, match="no tokenizer, so no text, only token ids: .*tokenizer"):
                 asked()
+
+
+def test_it_has_whatever_a_tokenizer_has(tmp_path):
+    with pyllama.load(model(tmp_path, "huggingface"), threads=1, context_length=32) as m:
+        instance = {"kind", "vocab_size", "special_ids", "bos_token_id", "eos_token_ids"}  # set in __init__
+        public = {name for name in vars(Tokenizer) if not name.startswith("_")} - {"chat_template"} | instance
+        assert [name for name in public if not hasattr(m.tokenizer, name)] == []
+        assert m.tokenizer.template_nbytes == 0
 
 
 def test_the_ends_of_the_config_end_an_answer(tmp_path):

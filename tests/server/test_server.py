@@ -235,6 +235,11 @@ def test_text_to_tokens_and_back(server, reference):
     assert server.post("/detokenize", special) == {"prompt": "hello <|im_start|>"}
     chat = server.post("/tokenize", {"messages": MESSAGES})
     assert chat["tokens"] == reference.encode_prompt(MESSAGES)
+    variables = {"messages": MESSAGES, "add_generation_prompt": False}
+    going_on = {"messages": [*MESSAGES, {"role": "assistant", "content": "and"}], "continue_final_message": True}
+    for body in (variables, going_on):  # the same as the prompt of a chat
+        usage = server.post("/v1/chat/completions", body | {"max_tokens": 1})["usage"]
+        assert server.post("/tokenize", body)["count"] == usage["prompt_tokens"]
     server.refuse("/tokenize", {"prompt": "x", "messages": MESSAGES})
     server.refuse("/tokenize", {})
     server.refuse("/detokenize", {"tokens": [10**6]})
@@ -360,6 +365,8 @@ def test_errors_have_the_status_clients_know(server):
     error = server.refuse("/v1/embeddings", {"input": "x"})
     assert "embeddings" in error["message"]
     assert server.request("GET", "/nothing")[1]["error"]["message"] == "no such path: /nothing"
+    steering = server.request("GET", "/%1b%5b31m%c2%9b%e2%80%ae")[1]["error"]["message"]
+    assert steering == r"no such path: /\x1b[31m\x9b\u202e"
     assert server.request("GET", "/v1/completions")[0] == 405
     assert server.request("POST", "/v1/nothing/", b"{}")[0] == 404
     assert server.request("GET", "/static/../run.py")[0] == 404
@@ -623,6 +630,9 @@ def test_tools_go_through_the_models_own_template(tool_server):
     body = {"messages": MESSAGES}
     without = tool_server.post("/tokenize", body)["count"]
     assert tool_server.post("/tokenize", body | {"tools": [WEATHER]})["count"] > without
+    assert tool_server.post("/tokenize", body | {"chat_template_kwargs": {"tool": "x"}})["count"] == without
+    assert tool_server.post("/tokenize", body | {"chat_template_kwargs": {"namespace": "x"}})["count"] == without
+    tool_server.refuse("/tokenize", body | {"chat_template_kwargs": {"messages": [1]}})
     tool_server.post("/v1/chat/completions", body | {"tools": [WEATHER], "max_tokens": 2})
     count = tool_server.post(
         "/v1/chat/completions", body | {"tools": [WEATHER], "tool_choice": "none", "max_tokens": 1}
