@@ -3,6 +3,7 @@
 Its weights are read into its own memory, not mapped, as pyllama's are. Refuses to know how llama-bench was
 built: the label its path is given with says so.
 """
+
 from __future__ import annotations
 
 import json

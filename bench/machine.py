@@ -1,4 +1,5 @@
 """What was measured on: CPU, memory, system, versions; and who else was using it meanwhile."""
+
 from __future__ import annotations
 
 import subprocess
@@ -17,6 +18,7 @@ def describe() -> dict:
 
 def commit() -> str:
     """Of the tree this script lies in, with a + if the package there was changed since."""
+
     def git(*arguments: str) -> str:
         try:
             command = ["git", "-C", Path(__file__).resolve().parent.parent, *arguments]

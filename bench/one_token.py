@@ -6,6 +6,7 @@ Prints, as JSON, the bytes of weights that a token reads and what the engine was
 input, the seconds a token took. The cache holds CONTEXT positions and starts over when it is full. llama.cpp comes
 through the package llama-cpp-python, whose LLAMA_CPP_LIB_PATH names a folder with another build of its library.
 """
+
 from __future__ import annotations
 
 import json

@@ -7,6 +7,7 @@ As in llama-bench: token ids are random, the cache starts empty, one untimed run
 sampling is not part of it; only the last token's logits are asked for. --no-packing keeps bfloat16 as it is instead of
 packing it: what packing brings shows in the difference. Refuses to know other engines.
 """
+
 from __future__ import annotations
 
 import argparse

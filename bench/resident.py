@@ -8,6 +8,7 @@ Makes the synthetic models it needs in DIR (2.5 GB). --no-packing adds pyllama w
 Prints a table; adds bench/results/DATE-CPU.json and a line per model and engine to bench/results/CPU.csv.
 The method, and how to read the figures, is in bench/README.md.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -43,10 +44,11 @@ QUIET = 0.1  # cores others may keep busy before a run's figures are of no use
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A GGUF file, read by every engine, and what is done with it."""
+
     label: str
     path: Path
-    compared: bool            # with other engines
-    bf16: bool                # there is something to pack
+    compared: bool  # with other engines
+    bf16: bool  # there is something to pack
     lengths: tuple[int, ...]
     decode: int
     repeat: int
@@ -55,6 +57,7 @@ class Subject:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One process of one engine, with the ceilings measured just before and just after it."""
+
     round: int
     model: str
     engine: str
@@ -72,9 +75,20 @@ class Sample:
 
 
 def run_pyllama(engine: str, subject: Subject, threads: int) -> dict:
-    command = [sys.executable, HERE / "pyllama_bench.py", subject.path, "--threads", threads,
-               "--prefill", ",".join(map(str, subject.lengths)), "--decode", subject.decode,
-               "--repeat", subject.repeat, *["--no-packing"] * (engine == PLAIN)]
+    command = [
+        sys.executable,
+        HERE / "pyllama_bench.py",
+        subject.path,
+        "--threads",
+        threads,
+        "--prefill",
+        ",".join(map(str, subject.lengths)),
+        "--decode",
+        subject.decode,
+        "--repeat",
+        subject.repeat,
+        *["--no-packing"] * (engine == PLAIN),
+    ]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{engine}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
@@ -100,9 +114,14 @@ def measure(
                     if engine in ours:
                         rates = run_pyllama(engine, subject, threads)
                     else:
-                        rates = llama_bench.run(programs[engine], subject.path, threads=threads,
-                                                lengths=list(subject.lengths), decode=subject.decode,
-                                                repeat=subject.repeat)
+                        rates = llama_bench.run(
+                            programs[engine],
+                            subject.path,
+                            threads=threads,
+                            lengths=list(subject.lengths),
+                            decode=subject.decode,
+                            repeat=subject.repeat,
+                        )
                 except RuntimeError as error:
                     failed.add((subject.label, engine))
                     note(f"{subject.label}: {error}\n")
@@ -125,6 +144,7 @@ def note(text: str) -> None:
 
 # -- from samples to figures
 
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
@@ -137,7 +157,10 @@ def summarize(samples: list[Sample], costs: dict[str, dict]) -> list[dict]:
         cost = costs[model]
         decode = [s.rates["decode_tok_s"] * cost["decode_nbytes"] / 1e9 for s in own]
         row = {
-            "model": model, "engine": engine, "rounds": len(own), "others": median(s.others for s in own),
+            "model": model,
+            "engine": engine,
+            "rounds": len(own),
+            "others": median(s.others for s in own),
             "read_gb_s": spread([s.read_gb_s for s in own]),
             "peak_gflop_s": spread([s.peak_gflop_s for s in own]),
             "decode_tok_s": spread([s.rates["decode_tok_s"] for s in own]),
@@ -168,19 +191,24 @@ def against(own: list[Sample], samples: list[Sample]) -> dict[str, dict[str, flo
             out[other] = {"decode": median(a["decode_tok_s"] / b["decode_tok_s"] for a, b in pairs)}
             for length in own[0].rates["prefill_tok_s"]:
                 out[other][f"prefill_{length}"] = median(
-                    a["prefill_tok_s"][length] / b["prefill_tok_s"][length] for a, b in pairs)
+                    a["prefill_tok_s"][length] / b["prefill_tok_s"][length] for a, b in pairs
+                )
     return out
 
 
 def interpreter_share(samples: list[Sample], wide: str, narrow: str) -> float | None:
     """Time per token of as many layers with next to no arithmetic, over the model's time per token."""
     tok_s = {(s.model, s.round): s.rates["decode_tok_s"] for s in samples if s.engine == OURS}
-    shares = [rate / tok_s[narrow, number] for (model, number), rate in tok_s.items()
-              if model == wide and (narrow, number) in tok_s]
+    shares = [
+        rate / tok_s[narrow, number]
+        for (model, number), rate in tok_s.items()
+        if model == wide and (narrow, number) in tok_s
+    ]
     return median(shares) if shares else None
 
 
 # -- for people and for files
+
 
 def table(report: dict) -> str:
     about, ceilings = report["machine"], report["ceilings"]
@@ -191,7 +219,8 @@ def table(report: dict) -> str:
         f"pyllama {about['pyllama']} ({about['commit']}, {about['isa']}), {report['date']}",
         f"DRAM read {all_threads['read_gb_s']:.1f} GB/s (one thread {one['read_gb_s']:.1f}), float32 peak "
         f"{all_threads['peak_gflop_s']:.0f} GFLOP/s (one thread {one['peak_gflop_s']:.0f}); medians of "
-        f"{report['rounds']} rounds", "",
+        f"{report['rounds']} rounds",
+        "",
     ]
     lengths = list(dict.fromkeys(length for row in report["rows"] for length in row["prefill"]))
     head = ["model", "engine", "tok/s", "GB/s", "of read"]
@@ -199,17 +228,29 @@ def table(report: dict) -> str:
         head += [f"prompt {length} tok/s", "GFLOP/s", "of peak"]
     cells = [[*head, "others"]]
     for row in report["rows"]:
-        line = [row["model"], row["engine"], f"{row['decode_tok_s']['median']:.2f}",
-                f"{row['decode_gb_s']['median']:.2f}", f"{row['decode_of_read']:.2f}"]
+        line = [
+            row["model"],
+            row["engine"],
+            f"{row['decode_tok_s']['median']:.2f}",
+            f"{row['decode_gb_s']['median']:.2f}",
+            f"{row['decode_of_read']:.2f}",
+        ]
         for length in lengths:
             prompt = row["prefill"].get(length)
-            line += [f"{prompt['tok_s']:.1f}", f"{prompt['gflop_s']['median']:.1f}",
-                     f"{prompt['of_peak']:.2f}"] if prompt else ["-"] * 3
+            line += (
+                [f"{prompt['tok_s']:.1f}", f"{prompt['gflop_s']['median']:.1f}", f"{prompt['of_peak']:.2f}"]
+                if prompt
+                else ["-"] * 3
+            )
         cells.append([*line, f"{row['others']:.2f}"])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
-        lines.append("  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
-                               for i, (cell, width) in enumerate(zip(line, widths, strict=True))))
+        lines.append(
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+        )
     lines.append("")
     for row in report["rows"]:
         for other, ratios in row.get("against", {}).items():
@@ -229,20 +270,29 @@ def save(report: dict, samples: list[Sample], folder: Path) -> list[Path]:
     about = report["machine"]
     name = f"{about['board'] or about['cpu']} {about['cores']} cores"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    rounds = [{"round": s.round, "model": s.model, "engine": s.engine, "others": s.others,
-               "ceilings": s.ceilings, **s.rates} for s in samples]
+    rounds = [
+        {"round": s.round, "model": s.model, "engine": s.engine, "others": s.others, "ceilings": s.ceilings, **s.rates}
+        for s in samples
+    ]
     full = folder / f"{report['date'].replace(':', '')}-{slug}.json"
     full.write_text(json.dumps(rounded(report | {"samples": rounds}), indent=1) + "\n")
     lines = folder / f"{slug}.csv"
     rows = []
     for row in report["rows"]:
         line = {
-            "date": report["date"], "commit": about["commit"], "isa": about["isa"],
-            "kernel": about["kernel"], "threads": report["threads"],
-            "rounds": row["rounds"], "others": row["others"],
-            "model": row["model"], "engine": row["engine"],
-            "read_gb_s": row["read_gb_s"]["median"], "peak_gflop_s": row["peak_gflop_s"]["median"],
-            "decode_tok_s": row["decode_tok_s"]["median"], "decode_gb_s": row["decode_gb_s"]["median"],
+            "date": report["date"],
+            "commit": about["commit"],
+            "isa": about["isa"],
+            "kernel": about["kernel"],
+            "threads": report["threads"],
+            "rounds": row["rounds"],
+            "others": row["others"],
+            "model": row["model"],
+            "engine": row["engine"],
+            "read_gb_s": row["read_gb_s"]["median"],
+            "peak_gflop_s": row["peak_gflop_s"]["median"],
+            "decode_tok_s": row["decode_tok_s"]["median"],
+            "decode_gb_s": row["decode_gb_s"]["median"],
             "decode_of_read": row["decode_of_read"],
         }
         for length in (64, 512):
@@ -256,6 +306,7 @@ def save(report: dict, samples: list[Sample], folder: Path) -> list[Path]:
 
 
 # -- command line
+
 
 def labelled(text: str) -> tuple[str, Path]:
     label, found, path = text.rpartition("=")
@@ -322,12 +373,16 @@ def main() -> int:
     rows = summarize(samples, costs)
     every = [ceiling for sample in samples for ceiling in sample.ceilings]
     report = {
-        "date": date, "machine": machine.describe(), "threads": args.threads, "rounds": args.rounds,
+        "date": date,
+        "machine": machine.describe(),
+        "threads": args.threads,
+        "rounds": args.rounds,
         "ceilings": {
             "1": one_thread,
             str(args.threads): {name: median(c[name] for c in every) for name in one_thread},
         },
-        "costs": costs, "rows": rows,
+        "costs": costs,
+        "rows": rows,
         "interpreter_share": interpreter_share(samples, "135m bf16", "narrow bf16"),
     }
     print(table(report))

@@ -7,6 +7,7 @@ Memory, bytes read and seconds are those of the real thing, since nothing is cac
 file; only the disk space is not. The ordinary readers refuse such a folder (a layer's tensors have one name), so
 open_shared() builds the index itself.
 """
+
 from __future__ import annotations
 
 import json

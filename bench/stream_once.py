@@ -9,6 +9,7 @@ usage: stream_once.py MODEL --memory SIZE [--context 128] [--prompt-tokens 8] [-
 The prompt is token ids 3, 4, 5, ...; the continuation greedy. `fingerprint` is the SHA-256 of the float32 logits
 of every sampled position. Run it inside board.py (memory and disk limits) or as it is.
 """
+
 from __future__ import annotations
 
 import argparse

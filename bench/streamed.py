@@ -13,6 +13,7 @@ direct-read rate of the same file is then taken in the same run, as the ceiling.
 board.py is any program that takes --memory, --disk, --evict and a command after --, runs it inside such limits and
 prints one JSON line after the command's own output. Needs root.
 """
+
 from __future__ import annotations
 
 import argparse

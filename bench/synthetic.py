@@ -10,6 +10,7 @@ with a standard deviation near 0.02 that differs by tensor, rounded to bfloat16.
 
 Refuses to know pyllama: the files are what other people's writers would have made.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -48,20 +49,20 @@ class Shape:
 
 SHAPES = {
     "135m": Shape(576, 1536, 30, 9, 3, 49152, 1e5, 8192, True),  # SmolLM2-135M
-    "narrow": Shape(32, 64, 30, 2, 1, 320, 1e5, 8192, True),     # as many layers, next to no arithmetic
-    "1.1b": Shape(2048, 5632, 22, 32, 4, 32000),                 # TinyLlama-1.1B
-    "7b": Shape(4096, 11008, 32, 32, 32, 32000, 1e4, 4096),      # Llama-2-7B
-    "8b": Shape(4096, 14336, 32, 32, 8, 128256, 5e5, 8192),      # Meta-Llama-3-8B
-    "13b": Shape(5120, 13824, 40, 40, 40, 32000, 1e4, 4096),     # Llama-2-13B
-    "70b": Shape(8192, 28672, 80, 64, 8, 32000, 1e4, 4096),      # Llama-2-70B
+    "narrow": Shape(32, 64, 30, 2, 1, 320, 1e5, 8192, True),  # as many layers, next to no arithmetic
+    "1.1b": Shape(2048, 5632, 22, 32, 4, 32000),  # TinyLlama-1.1B
+    "7b": Shape(4096, 11008, 32, 32, 32, 32000, 1e4, 4096),  # Llama-2-7B
+    "8b": Shape(4096, 14336, 32, 32, 8, 128256, 5e5, 8192),  # Meta-Llama-3-8B
+    "13b": Shape(5120, 13824, 40, 40, 40, 32000, 1e4, 4096),  # Llama-2-13B
+    "70b": Shape(8192, 28672, 80, 64, 8, 32000, 1e4, 4096),  # Llama-2-70B
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TensorShape:
-    name: str       # Hugging Face
+    name: str  # Hugging Face
     gguf_name: str
-    rows: int       # 1 row for a norm
+    rows: int  # 1 row for a norm
     cols: int
 
     @property
@@ -178,16 +179,28 @@ def sentencepiece_model(size: int) -> bytes:
 
 # -- Hugging Face folder
 
+
 def huggingface_config(shape: Shape) -> dict:
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-        "hidden_act": "silu", "torch_dtype": "bfloat16",
-        "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_hidden_layers, "num_attention_heads": shape.num_attention_heads,
-        "num_key_value_heads": shape.num_key_value_heads, "vocab_size": shape.vocab_size,
-        "rms_norm_eps": 1e-5, "rope_theta": shape.rope_theta, "rope_scaling": None,
-        "max_position_embeddings": shape.max_position_embeddings, "attention_bias": False, "mlp_bias": False,
-        "tie_word_embeddings": shape.tie_word_embeddings, "bos_token_id": 1, "eos_token_id": 2,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_key_value_heads": shape.num_key_value_heads,
+        "vocab_size": shape.vocab_size,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": None,
+        "max_position_embeddings": shape.max_position_embeddings,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": shape.tie_word_embeddings,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
     }
 
 
@@ -207,8 +220,16 @@ class HuggingFaceFolder:
         for name, content in [
             ("config.json", huggingface_config(shape)),
             ("generation_config.json", {"bos_token_id": 1, "eos_token_id": 2}),
-            ("tokenizer_config.json", {"add_bos_token": True, "add_eos_token": False, "bos_token": "<s>",
-                                       "eos_token": "</s>", "unk_token": "<unk>"}),
+            (
+                "tokenizer_config.json",
+                {
+                    "add_bos_token": True,
+                    "add_eos_token": False,
+                    "bos_token": "<s>",
+                    "eos_token": "</s>",
+                    "unk_token": "<unk>",
+                },
+            ),
         ]:
             (path / name).write_text(json.dumps(content, indent=2) + "\n")
         (path / "tokenizer.model").write_bytes(sentencepiece_model(shape.vocab_size))
@@ -216,7 +237,8 @@ class HuggingFaceFolder:
             files = {t.name: self.shard_name(i) for i, shard in enumerate(self.shards) for t in shard}
             total = sum(2 * t.rows * t.cols for t in tensors)
             (path / "model.safetensors.index.json").write_text(
-                json.dumps({"metadata": {"total_size": total}, "weight_map": files}, indent=2) + "\n")
+                json.dumps({"metadata": {"total_size": total}, "weight_map": files}, indent=2) + "\n"
+            )
 
     def shard_name(self, number: int) -> str:
         count = len(self.shards)
@@ -254,8 +276,8 @@ class HuggingFaceFolder:
 # -- GGUF file
 
 GGUF_ALIGNMENT = 32
-UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9   # value types
-GGUF_F32, GGUF_BF16 = 0, 30                                      # tensor types
+UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9  # value types
+GGUF_F32, GGUF_BF16 = 0, 30  # tensor types
 
 
 def gguf_string(text: str) -> bytes:
@@ -304,8 +326,11 @@ def gguf_header(shape: Shape, tensors: list[TensorShape], name: str) -> bytes:
     offset = 0
     for t in tensors:
         dims = t.dims[::-1]
-        out.append(gguf_string(t.gguf_name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
-                   + struct.pack("<IQ", GGUF_F32 if t.is_norm else GGUF_BF16, offset))
+        out.append(
+            gguf_string(t.gguf_name)
+            + struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
+            + struct.pack("<IQ", GGUF_F32 if t.is_norm else GGUF_BF16, offset)
+        )
         offset += gguf_nbytes(t) + -gguf_nbytes(t) % GGUF_ALIGNMENT
     header = b"".join(out)
     return header + b"\0" * (-len(header) % GGUF_ALIGNMENT)
@@ -342,8 +367,15 @@ class GgufFile:
 
 # -- both
 
-def make(shape: Shape, destination: Path, *, seed: int = 1, formats: tuple[str, ...] = ("hf", "gguf"),
-         shard_nbytes: float = 5e9) -> dict[str, Path]:
+
+def make(
+    shape: Shape,
+    destination: Path,
+    *,
+    seed: int = 1,
+    formats: tuple[str, ...] = ("hf", "gguf"),
+    shard_nbytes: float = 5e9,
+) -> dict[str, Path]:
     """Write what of DST/ ("hf") and DST.gguf ("gguf") is asked for and not there yet; the paths by format.
 
     Nothing half-written is found under the final names. Peak memory is a few chunks of a million weights.
@@ -369,8 +401,9 @@ def make(shape: Shape, destination: Path, *, seed: int = 1, formats: tuple[str, 
     return {f: final[f] for f in formats}
 
 
-def fill(shape: Shape, tensors: list[TensorShape], paths: dict[str, Path], seed: int, shard_nbytes: float,
-         label: str) -> None:
+def fill(
+    shape: Shape, tensors: list[TensorShape], paths: dict[str, Path], seed: int, shard_nbytes: float, label: str
+) -> None:
     writers: list[HuggingFaceFolder | GgufFile] = []
     total, done, started = sum(t.rows * t.cols for t in tensors), 0, time.monotonic()
     try:
@@ -406,8 +439,13 @@ def progress(label: str, done: int, total: int, started: float) -> None:
     if sys.stderr.isatty():
         elapsed = time.monotonic() - started
         left = elapsed / done * (total - done)
-        print(f"\r{label}{done / total:4.0%} of {total / 1e9:.2f}G weights, {done / elapsed / 1e6:.0f}M/s, "
-              f"{left:.0f} s left ", end="", file=sys.stderr, flush=True)
+        print(
+            f"\r{label}{done / total:4.0%} of {total / 1e9:.2f}G weights, {done / elapsed / 1e6:.0f}M/s, "
+            f"{left:.0f} s left ",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ Tokens between two reads that differ by more than a tenth are left out. For each
 were, the median rate, weights' bytes a second as kept, their ratio to the reads beside them, and how many times as fast
 as llama.cpp: by the median rates, by their ratios to the reads, and turn by turn.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -35,7 +36,7 @@ from pyllama.measure.csv_file import rounded
 ENGINES = ("pyllama", "plain", "llama.cpp")
 THEIRS = "llama.cpp"
 READ_NBYTES = 256 << 20  # several times a last-level cache; two models may leave no more
-REST_S = 0.03            # for another engine's threads to stop spinning
+REST_S = 0.03  # for another engine's threads to stop spinning
 BANDS_GB_S = tuple(range(0, 500, 10))
 STEADY = 0.1
 
@@ -68,8 +69,9 @@ class Engine:
     def __init__(self, name: str, model: Path, threads: int):
         self.name = name
         command = [sys.executable, Path(__file__).with_name("one_token.py"), name, model, threads]
-        self._process = subprocess.Popen([str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         text=True)
+        self._process = subprocess.Popen(
+            [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         first = json.loads(self._answer())
         self.nbytes, self.build = first["nbytes"], first["build"]
 
@@ -134,13 +136,17 @@ def summarize(tokens: list[Token], bands: tuple[int, ...], together: bool) -> li
         theirs = [token for token in here if token.engine == THEIRS]
         for engine in dict.fromkeys(token.engine for token in here):
             own = [token for token in here if token.engine == engine]
-            rows.append({
-                "reads_gb_s": f"{low} to {high}", "engine": engine, "turns": len(own),
-                "tok_s": median(1 / token.seconds for token in own),
-                "gb_s": median(token.nbytes / token.seconds / 1e9 for token in own),
-                "of_read": median(token.of_read for token in own),
-                "against": against(own, theirs, together) if theirs and engine != THEIRS else {},
-            })
+            rows.append(
+                {
+                    "reads_gb_s": f"{low} to {high}",
+                    "engine": engine,
+                    "turns": len(own),
+                    "tok_s": median(1 / token.seconds for token in own),
+                    "gb_s": median(token.nbytes / token.seconds / 1e9 for token in own),
+                    "of_read": median(token.of_read for token in own),
+                    "against": against(own, theirs, together) if theirs and engine != THEIRS else {},
+                }
+            )
     return rows
 
 
@@ -151,8 +157,10 @@ def table(rows: list[dict]) -> str:
         shown = f"{ratios['by_rate']:.2f}x by rate, {ratios['by_reads']:.2f}x by reads" if ratios else ""
         if "by_turn" in ratios:
             shown += f", {ratios['by_turn']:.2f}x in {ratios['turns']} turns"
-        lines.append(f"{row['reads_gb_s']:<12} {row['engine']:<10} {row['turns']:>6} {row['tok_s']:>7.2f} "
-                     f"{row['gb_s']:>6.1f} {row['of_read']:>7.2f}  {shown}".rstrip())
+        lines.append(
+            f"{row['reads_gb_s']:<12} {row['engine']:<10} {row['turns']:>6} {row['tok_s']:>7.2f} "
+            f"{row['gb_s']:>6.1f} {row['of_read']:>7.2f}  {shown}".rstrip()
+        )
     return "\n".join(lines)
 
 
@@ -175,8 +183,12 @@ def main() -> None:
     parser.add_argument("--burst", type=int, default=1)
     parser.add_argument("--apart", action="store_true")
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--bands", type=lambda text: tuple(map(int, text.split(","))), default=BANDS_GB_S,
-                        help="GB/s where one ends and the next begins")
+    parser.add_argument(
+        "--bands",
+        type=lambda text: tuple(map(int, text.split(","))),
+        default=BANDS_GB_S,
+        help="GB/s where one ends and the next begins",
+    )
     parser.add_argument("--json", type=Path, help="write every token there")
     args = parser.parse_args()
     if all(path.suffix == ".json" for path in args.paths):
@@ -194,9 +206,15 @@ def main() -> None:
     print(table(rows))
     if args.json:
         report = {
-            "date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()), "machine": machine.describe(), "builds": builds,
-            "model": args.paths[0].name, "threads": args.threads, "burst": args.burst, "apart": args.apart,
-            "rows": rows, "columns": [field.name for field in fields(Token)],
+            "date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
+            "machine": machine.describe(),
+            "builds": builds,
+            "model": args.paths[0].name,
+            "threads": args.threads,
+            "burst": args.burst,
+            "apart": args.apart,
+            "rows": rows,
+            "columns": [field.name for field in fields(Token)],
             "tokens": [list(astuple(token)) for token in tokens],
         }
         args.json.write_text(json.dumps(rounded(report)) + "\n")

@@ -115,9 +115,7 @@ class Model:
         """
         token_ids = self._checked(token_ids)
         if len(token_ids) > self.context_length:
-            raise ContextOverflowError(
-                f"token_ids: {len(token_ids)} tokens, the context holds {self.context_length}"
-            )
+            raise ContextOverflowError(f"token_ids: {len(token_ids)} tokens, the context holds {self.context_length}")
         out = np.empty((len(token_ids), self.config.vocab_size), np.float32)  # (T, vocab_size)
         sequence = self.new_sequence()
         try:

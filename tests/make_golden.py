@@ -34,18 +34,46 @@ SMALLEST_GAP = 1e-3
 FEWEST_DISTINCT = 24
 
 
-def case(model_type: str, heads: int, kv_heads: int | None, head_dim: int, *, hidden: int | None = None,
-         inner: int = 77, layers: int = 2, vocab: int = 307, theta: float = 10000.0, eps: float = 1e-5,
-         tied: bool = False, explicit_head_dim: bool = False, **more: Any) -> dict[str, Any]:
+def case(
+    model_type: str,
+    heads: int,
+    kv_heads: int | None,
+    head_dim: int,
+    *,
+    hidden: int | None = None,
+    inner: int = 77,
+    layers: int = 2,
+    vocab: int = 307,
+    theta: float = 10000.0,
+    eps: float = 1e-5,
+    tied: bool = False,
+    explicit_head_dim: bool = False,
+    **more: Any,
+) -> dict[str, Any]:
     """A config.json in transformers 4's words; head_dim if hidden_size does not imply it, or on request."""
-    architecture = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-                    "qwen3": "Qwen3ForCausalLM"}[model_type]
+    architecture = {
+        "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+    }[model_type]
     config: dict[str, Any] = {
-        "architectures": [architecture], "model_type": model_type, "hidden_act": "silu",
-        "hidden_size": hidden or heads * head_dim, "intermediate_size": inner, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab,
-        "rms_norm_eps": eps, "rope_theta": theta, "max_position_embeddings": 128,
-        "tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16",
+        "architectures": [architecture],
+        "model_type": model_type,
+        "hidden_act": "silu",
+        "hidden_size": hidden or heads * head_dim,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "rms_norm_eps": eps,
+        "rope_theta": theta,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": "bfloat16",
     }
     if kv_heads is None:
         del config["num_key_value_heads"]
@@ -54,8 +82,13 @@ def case(model_type: str, heads: int, kv_heads: int | None, head_dim: int, *, hi
     return config | more
 
 
-LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-           "original_max_position_embeddings": 32}
+LLAMA31 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
 
 CASES = {
@@ -63,30 +96,80 @@ CASES = {
     "llama1": case("llama", 7, None, 6, layers=3, inner=50, eps=1e-6),
     "llama2": case("llama", 5, 1, 10, inner=83, rope_scaling=None),
     "llama_bias": case("llama", 3, 3, 16, hidden=45, attention_bias=True, mlp_bias=True),
-    "llama31": case("llama", 15, 5, 16, hidden=60, theta=500000.0, rope_scaling=LLAMA31,
-                    eos_token_id=[2, 3, 4]),
-    "llama32": case("llama", 3, 1, 24, tied=True, theta=500000.0, explicit_head_dim=True,
-                    rope_scaling=LLAMA31 | {"factor": 32.0, "original_max_position_embeddings": 16}),
+    "llama31": case("llama", 15, 5, 16, hidden=60, theta=500000.0, rope_scaling=LLAMA31, eos_token_id=[2, 3, 4]),
+    "llama32": case(
+        "llama",
+        3,
+        1,
+        24,
+        tied=True,
+        theta=500000.0,
+        explicit_head_dim=True,
+        rope_scaling=LLAMA31 | {"factor": 32.0, "original_max_position_embeddings": 16},
+    ),
     "llama_linear": case("llama", 7, 7, 10, rope_scaling={"type": "linear", "factor": 2.5}),
-    "llama_yarn_factor": case("llama", 5, 5, 24, hidden=65, rope_scaling={
-        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 0.8,
-        "beta_fast": 16, "beta_slow": 2}),
+    "llama_yarn_factor": case(
+        "llama",
+        5,
+        5,
+        24,
+        hidden=65,
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "attention_factor": 0.8,
+            "beta_fast": 16,
+            "beta_slow": 2,
+        },
+    ),
     # No original_max_position_embeddings: max_position_embeddings stands in.
-    "llama_yarn_mscale": case("llama", 3, 1, 40, hidden=51, rope_scaling={
-        "rope_type": "yarn", "factor": 8.0, "mscale": 1.3, "mscale_all_dim": 0.7}),
-    "llama_yarn_exact": case("llama", 7, 1, 16, hidden=84, rope_scaling={
-        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False}),
+    "llama_yarn_mscale": case(
+        "llama",
+        3,
+        1,
+        40,
+        hidden=51,
+        rope_scaling={"rope_type": "yarn", "factor": 8.0, "mscale": 1.3, "mscale_all_dim": 0.7},
+    ),
+    "llama_yarn_exact": case(
+        "llama",
+        7,
+        1,
+        16,
+        hidden=84,
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False},
+    ),
     "mistral_window": case("mistral", 10, 5, 16, hidden=70, layers=3, sliding_window=11, inner=100),
     "mistral_full": case("mistral", 5, 1, 40, hidden=90, sliding_window=None, theta=1000000.0),
-    "qwen2": case("qwen2", 7, 1, 16, tied=True, eps=1e-6, theta=1000000.0, use_sliding_window=False,
-                  sliding_window=8, max_window_layers=1, layers=3),
+    "qwen2": case(
+        "qwen2",
+        7,
+        1,
+        16,
+        tied=True,
+        eps=1e-6,
+        theta=1000000.0,
+        use_sliding_window=False,
+        sliding_window=8,
+        max_window_layers=1,
+        layers=3,
+    ),
     "qwen2_window": case("qwen2", 5, 5, 10, layers=3, eps=1e-6, **QWEN_WINDOW),
     # Qwen2.5 beyond 32k: YaRN as its model card says to write it.
-    "qwen25_yarn": case("qwen2", 3, 1, 24, eps=1e-6, theta=1000000.0, rope_scaling={
-        "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}),
+    "qwen25_yarn": case(
+        "qwen2",
+        3,
+        1,
+        24,
+        eps=1e-6,
+        theta=1000000.0,
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    ),
     "qwen3": case("qwen3", 5, 1, 64, hidden=70, eps=1e-6, theta=1000000.0, attention_bias=False, vocab=131),
-    "qwen3_window": case("qwen3", 7, 7, 10, hidden=49, layers=3, eps=1e-6, tied=True, attention_bias=True,
-                         **QWEN_WINDOW),
+    "qwen3_window": case(
+        "qwen3", 7, 7, 10, hidden=49, layers=3, eps=1e-6, tied=True, attention_bias=True, **QWEN_WINDOW
+    ),
     "smollm2": case("llama", 9, 3, 10, layers=3, theta=100000.0, tied=True, attention_bias=False),
     "tinyllama": case("llama", 12, 3, 6, inner=100, pretraining_tp=1, rope_scaling=None, vocab=259),
 }
@@ -132,9 +215,15 @@ def oracle_greedy(model: Any, token_ids: list[int], count: int) -> tuple[list[in
     model.generation_config.eos_token_id = None
     with torch.no_grad():
         ids = torch.tensor([token_ids])
-        result = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                                max_new_tokens=count, output_logits=True, return_dict_in_generate=True)
-    greedy = result.sequences[0, len(token_ids):].tolist()
+        result = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=count,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    greedy = result.sequences[0, len(token_ids) :].tolist()
     return greedy, torch.cat(result.logits).numpy()
 
 
@@ -160,23 +249,31 @@ def capture(name: str, config: dict[str, Any]) -> str:
         raise SystemExit(f"{name}: no seed below 200 gives a clear and lively continuation")
 
     logits = oracle_logits(model, prompt + greedy[:-1])
-    if logits[len(prompt) - 1:].argmax(axis=-1).tolist() != greedy:
+    if logits[len(prompt) - 1 :].argmax(axis=-1).tolist() != greedy:
         raise SystemExit(f"{name}: transformers disagrees with itself with and without its cache")
     whole = [len(prompt) - 1, len(logits) - 1]
     np.savez_compressed(
         FOLDER / f"{name}.npz",
         sampled=np.stack([row[sampled_columns(t, vocab_size)] for t, row in enumerate(logits)]),
-        largest=np.abs(logits).max(axis=-1), whole_rows=np.array(whole), whole=logits[whole])
+        largest=np.abs(logits).max(axis=-1),
+        whole_rows=np.array(whole),
+        whole=logits[whole],
+    )
     version5 = json.loads(model.config.to_json_string())
     version5 |= {"architectures": config["architectures"], "dtype": config["torch_dtype"]}
     record = {
-        "made_with": f"transformers {transformers.__version__}", "seed": seed,
-        "prompt": prompt, "greedy": greedy,
-        "smallest_gap": float(f"{clear.min():.3e}"), "config_v4": config, "config": version5,
+        "made_with": f"transformers {transformers.__version__}",
+        "seed": seed,
+        "prompt": prompt,
+        "greedy": greedy,
+        "smallest_gap": float(f"{clear.min():.3e}"),
+        "config_v4": config,
+        "config": version5,
     }
     write_json(FOLDER / f"{name}.json", record)
-    return (f"{name}: seed {seed}, {len(set(greedy))} different tokens, "
-            f"smallest gap {clear.min():.1e} of the largest logit")
+    return (
+        f"{name}: seed {seed}, {len(set(greedy))} different tokens, smallest gap {clear.min():.1e} of the largest logit"
+    )
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -190,7 +287,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 SMOLLM2_PROMPTS = (
     ("raw", "Once upon a time"),
     ("raw", "The three laws of thermodynamics are:\n1."),
-    ("raw", "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n"),
+    ("raw", 'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n'),
     ("chat", "What is the capital of France, and what is it famous for?"),
     ("chat", "Explain in two sentences why the sky is blue."),
     ("chat", "Écris une phrase en français sur la mer, puis « 1 + 1 = ? » 🙂"),
@@ -204,20 +301,31 @@ def gguf_tensors(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     reader = GGUFReader(path)
     meta = {key: field.contents() for key, field in reader.fields.items()}
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-        "hidden_size": meta["llama.embedding_length"], "intermediate_size": meta["llama.feed_forward_length"],
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": meta["llama.embedding_length"],
+        "intermediate_size": meta["llama.feed_forward_length"],
         "num_hidden_layers": meta["llama.block_count"],
         "num_attention_heads": meta["llama.attention.head_count"],
         "num_key_value_heads": meta["llama.attention.head_count_kv"],
-        "vocab_size": len(meta["tokenizer.ggml.tokens"]), "rope_theta": meta["llama.rope.freq_base"],
+        "vocab_size": len(meta["tokenizer.ggml.tokens"]),
+        "rope_theta": meta["llama.rope.freq_base"],
         "rms_norm_eps": meta["llama.attention.layer_norm_rms_epsilon"],
         "max_position_embeddings": meta["llama.context_length"],
     }
     names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-    parts = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-             "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-             "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-             "ffn_down": "mlp.down_proj"}
+    parts = {
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
     heads_of = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     tensors = {}
     for tensor in reader.tensors:
@@ -251,19 +359,27 @@ def capture_smollm2(path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     record: dict[str, Any] = {
         "made_with": f"transformers {transformers.__version__}",
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "prompts": [],
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "prompts": [],
     }
     for kind, text in SMOLLM2_PROMPTS:
         if kind == "chat":
-            text = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                                 add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         greedy, chosen_from = oracle_greedy(model, ids, GREEDY_TOKENS)
         step_gaps = [float(f"{gap:.4g}") for gap in gaps(chosen_from)]
-        record["prompts"].append({"prompt": text, "prompt_ids": ids, "greedy": greedy, "gaps": step_gaps,
-                                  "continuation": tokenizer.decode(greedy)})
-        print(f"{text[-50:]!r}: {len(ids)} tokens, smallest gap {min(step_gaps):.2g}\n"
-              f"    {tokenizer.decode(greedy)!r}")
+        record["prompts"].append(
+            {
+                "prompt": text,
+                "prompt_ids": ids,
+                "greedy": greedy,
+                "gaps": step_gaps,
+                "continuation": tokenizer.decode(greedy),
+            }
+        )
+        print(f"{text[-50:]!r}: {len(ids)} tokens, smallest gap {min(step_gaps):.2g}\n    {tokenizer.decode(greedy)!r}")
     prompts = record.pop("prompts")
     head = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in record.items())
     body = ",\n".join("    " + json.dumps(prompt, ensure_ascii=False) for prompt in prompts)

@@ -40,9 +40,7 @@ def test_text_token_ids_and_arrays_are_the_same_prompt(model):
 def test_messages_go_through_the_template(model):
     messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
     text = "<|im_start|>system\na<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
-    assert model.encode_prompt(messages) == model.tokenizer.encode(
-        text, add_special_tokens=False, parse_special=True
-    )
+    assert model.encode_prompt(messages) == model.tokenizer.encode(text, add_special_tokens=False, parse_special=True)
     generation = model.generate(messages, max_tokens=3)
     assert generation.prompt_ids == model.encode_prompt(messages)
     assert generation.prompt_ids[0] == 257

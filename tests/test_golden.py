@@ -32,14 +32,30 @@ TOLERANCE = 1e-4  # of the largest logit of a row
 UNDECIDED = 1e-3  # a gap between the two best logits that another order of sums may turn around
 
 # What the writers of the other forms can say: no biases in llama, no windows in qwen, yarn by factor alone.
-AS_GGUF = ["llama2", "llama31", "llama32", "llama_linear", "mistral_full", "mistral_window", "qwen2", "qwen25_yarn",
-           "qwen3", "smollm2", "tinyllama"]
+AS_GGUF = [
+    "llama2",
+    "llama31",
+    "llama32",
+    "llama_linear",
+    "mistral_full",
+    "mistral_window",
+    "qwen2",
+    "qwen25_yarn",
+    "qwen3",
+    "smollm2",
+    "tinyllama",
+]
 AS_META = ["llama2", "tinyllama"]
 
 
 def decoder_of(checkpoint: Checkpoint, context_length: int = 128) -> Decoder:
-    return Decoder(checkpoint.config, StreamedWeights(checkpoint), context_length=context_length,
-                   kv_dtype="f32", rope_interleaved=checkpoint.rope_interleaved)
+    return Decoder(
+        checkpoint.config,
+        StreamedWeights(checkpoint),
+        context_length=context_length,
+        kv_dtype="f32",
+        rope_interleaved=checkpoint.rope_interleaved,
+    )
 
 
 def all_logits(decoder: Decoder, token_ids: list[int]) -> np.ndarray:
@@ -89,7 +105,8 @@ def test_yarn_attention_factor_is_resolved(name: str) -> None:
         assert reference.attention_factor(golden.config.rope_scaling) == 1.0
         return
     wanted = given.get("attention_factor") or reference.yarn_attention_factor(
-        given["factor"], given.get("mscale"), given.get("mscale_all_dim"))
+        given["factor"], given.get("mscale"), given.get("mscale_all_dim")
+    )
     assert golden.config.rope_scaling.attention_factor == wanted != 1.0
 
 
@@ -98,8 +115,10 @@ def test_yarn_attention_factor_is_resolved(name: str) -> None:
 def test_scaling_that_depends_on_the_length_is_refused(name: str, kind: str) -> None:
     golden = load_case(name)
     scaling = {"rope_type": kind, "factor": 2.0}
-    for config in (golden.huggingface_v4 | {"rope_scaling": scaling},
-                   golden.huggingface | {"rope_parameters": scaling | {"rope_theta": 10000.0}}):
+    for config in (
+        golden.huggingface_v4 | {"rope_scaling": scaling},
+        golden.huggingface | {"rope_parameters": scaling | {"rope_theta": 10000.0}},
+    ):
         with pytest.raises(UnsupportedError, match=kind):
             huggingface_config(config)
 

@@ -30,8 +30,13 @@ TOLERANCE = 1e-4  # of the largest logit of a row
 
 def decoder_of(folder: Path) -> Decoder:
     checkpoint = open_checkpoint(folder)
-    return Decoder(checkpoint.config, StreamedWeights(checkpoint), context_length=128, kv_dtype="f32",
-                   rope_interleaved=checkpoint.rope_interleaved)
+    return Decoder(
+        checkpoint.config,
+        StreamedWeights(checkpoint),
+        context_length=128,
+        kv_dtype="f32",
+        rope_interleaved=checkpoint.rope_interleaved,
+    )
 
 
 def assert_same_answers(decoder: Decoder, model: Any, prompt: list[int]) -> None:
@@ -45,7 +50,7 @@ def assert_same_answers(decoder: Decoder, model: Any, prompt: list[int]) -> None
     assert (np.abs(logits - wanted).max(axis=-1) <= TOLERANCE * largest).all()
     decided = make_golden.gaps(chosen_from) > 2 * TOLERANCE * np.abs(chosen_from).max(axis=-1)
     assert decided.mean() > 0.9
-    chosen = logits[len(prompt) - 1:].argmax(axis=-1)
+    chosen = logits[len(prompt) - 1 :].argmax(axis=-1)
     assert (chosen[decided] == np.array(greedy)[decided]).all()
 
 

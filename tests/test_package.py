@@ -27,7 +27,16 @@ EXPECTED_FEATURES = os.environ.get("PYLLAMA_EXPECT_FEATURES", "")
 
 # Imports go down only: nothing imports what stands to its right, directly or through others.
 CHAIN = (
-    "errors", "architecture", "checkpoint", "decoder", "streaming", "planning", "generation", "model", "loading", "cli",
+    "errors",
+    "architecture",
+    "checkpoint",
+    "decoder",
+    "streaming",
+    "planning",
+    "generation",
+    "model",
+    "loading",
+    "cli",
     "__main__",
 )
 
@@ -88,15 +97,22 @@ def test_stub_names_what_the_extension_offers():
     declared = {}
     for node in stub.body:
         if isinstance(node, ast.ClassDef):
-            declared[node.name] = {getattr(part, "name", None) or getattr(part, "target", part).id
-                                   for part in node.body if not isinstance(part, (ast.Expr, ast.Pass))}
+            declared[node.name] = {
+                getattr(part, "name", None) or getattr(part, "target", part).id
+                for part in node.body
+                if not isinstance(part, (ast.Expr, ast.Pass))
+            }
         elif isinstance(node, ast.FunctionDef):
             declared[node.name] = {argument.arg for argument in node.args.args + node.args.kwonlyargs}
         elif isinstance(node, ast.AnnAssign):
             declared[node.target.id] = set()
-    offered = {name for name, value in vars(_kernels).items() if not name.startswith("_")
-               and not inspect.ismodule(value)
-               and getattr(value, "__module__", _kernels.__name__) == _kernels.__name__}
+    offered = {
+        name
+        for name, value in vars(_kernels).items()
+        if not name.startswith("_")
+        and not inspect.ismodule(value)
+        and getattr(value, "__module__", _kernels.__name__) == _kernels.__name__
+    }
     assert {name for name in declared if not name.startswith("_")} == offered
     for name in offered:
         value = getattr(_kernels, name)
@@ -115,8 +131,7 @@ def test_console_script_is_the_command_line():
 
 
 def test_runtime_dependencies_are_the_light_ones():
-    required = {re.match(r"[\w.-]+", line).group() for line in distribution().requires or ()
-                if "extra ==" not in line}
+    required = {re.match(r"[\w.-]+", line).group() for line in distribution().requires or () if "extra ==" not in line}
     assert required == {"numpy", "jinja2", "sentencepiece"}
 
 
@@ -157,7 +172,7 @@ def test_imports_go_down_only(name: str):
         for other in imports[ahead.pop()] - reached:
             reached.add(other)
             ahead.append(other)
-    above = CHAIN[CHAIN.index(name) + 1:]
+    above = CHAIN[CHAIN.index(name) + 1 :]
     assert [module for module in reached if any(within(module, wing) for wing in above)] == []
 
 
@@ -167,8 +182,11 @@ def within(module: str, wing: str) -> bool:
 
 
 def test_import_loads_nothing_heavy():
-    names = set(run_python("import sys, numpy; before = set(sys.modules); import pyllama; "
-                           "print('\\n'.join(set(sys.modules) - before))").split())
+    names = set(
+        run_python(
+            "import sys, numpy; before = set(sys.modules); import pyllama; print('\\n'.join(set(sys.modules) - before))"
+        ).split()
+    )
     assert "pyllama" in names
     assert names & LOADED_LATE == set()
 
@@ -205,7 +223,11 @@ def test_isa_can_be_chosen_by_the_environment():
     for isa in _kernels.supported_isas():
         done = subprocess.run(
             [sys.executable, "-c", "from pyllama import _kernels; print(_kernels.isa())"],
-            env=os.environ | {"PYLLAMA_ISA": isa}, capture_output=True, text=True, check=True)
+            env=os.environ | {"PYLLAMA_ISA": isa},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert done.stdout.strip() == isa
 
 

@@ -38,7 +38,7 @@ def test_reference_reproduces_transformers(golden: Golden) -> None:
 def test_greedy_path_is_clear_and_lively(golden: Golden) -> None:
     assert len(golden.greedy) == 64 and len(golden.prompt) >= 20
     assert golden.smallest_gap > 1e-3 and len(set(golden.greedy)) >= 24
-    logits = logits_of(golden, golden.config)[len(golden.prompt) - 1:]
+    logits = logits_of(golden, golden.config)[len(golden.prompt) - 1 :]
     best = np.sort(logits, axis=-1)
     assert ((best[:, -1] - best[:, -2]) / np.abs(logits).max(axis=-1)).min() > 0.9e-3
 
@@ -96,14 +96,16 @@ def test_rope_rotates_the_stated_pairs() -> None:
 def test_rope_scores_depend_on_distance_alone() -> None:
     q, k = reference.random_tensor("q.bias", (2, 1, 3, 16), 1)
     frequencies = reference.inv_freq(16, 10000.0)
-    scores = [np.sum(reference.rope(q, [p + 5], frequencies) * reference.rope(k, [p], frequencies))
-              for p in (0, 7, 1000)]
+    scores = [
+        np.sum(reference.rope(q, [p + 5], frequencies) * reference.rope(k, [p], frequencies)) for p in (0, 7, 1000)
+    ]
     assert scores[1:] == pytest.approx([scores[0]] * 2)
 
 
 def test_llama3_keeps_short_waves_and_slows_long_ones() -> None:
-    scaling = RopeScaling("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                          original_max_position_embeddings=8192)
+    scaling = RopeScaling(
+        "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
+    )
     plain, scaled = reference.inv_freq(128, 5e5), reference.inv_freq(128, 5e5, scaling)
     wavelength = 2 * math.pi / plain
     short, long = wavelength < 8192 / 4, wavelength > 8192
@@ -115,8 +117,9 @@ def test_llama3_keeps_short_waves_and_slows_long_ones() -> None:
 
 
 def test_llama3_as_gguf_factors() -> None:
-    scaling = RopeScaling("llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                          original_max_position_embeddings=8192)
+    scaling = RopeScaling(
+        "llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
+    )
     wanted = reference.inv_freq(64, 5e5, scaling)
     factors = RopeScaling("factors", factors=tuple(reference.inv_freq(64, 5e5) / wanted))
     assert reference.inv_freq(64, 5e5, factors) == pytest.approx(wanted, rel=1e-15)
@@ -133,7 +136,7 @@ def test_attention_sees_only_the_window() -> None:
         out = reference.attention(q, k, v, range(9), window)
         for position in range(9):
             seen = slice(max(0, position - window + 1), position + 1)
-            last = reference.attention(q[position:position + 1], k[seen], v[seen], [position - seen.start])
+            last = reference.attention(q[position : position + 1], k[seen], v[seen], [position - seen.start])
             assert out[position] == pytest.approx(last[0], rel=1e-12)
     assert (reference.attention(q, k, v, range(9), 100) == reference.attention(q, k, v, range(9))).all()
     assert reference.attention(q, k, v, range(9), 1) == pytest.approx(v, rel=1e-12)
@@ -144,8 +147,9 @@ def test_query_heads_share_neighbouring_key_heads() -> None:
     k, v = reference.random_tensor("kv.bias", (2, 4, 2, 8), 3)
     grouped = reference.attention(q, k, v, range(4))
     for head in range(6):
-        alone = reference.attention(q[:, head:head + 1], k[:, head // 3:head // 3 + 1],
-                                    v[:, head // 3:head // 3 + 1], range(4))
+        alone = reference.attention(
+            q[:, head : head + 1], k[:, head // 3 : head // 3 + 1], v[:, head // 3 : head // 3 + 1], range(4)
+        )
         assert grouped[:, head] == pytest.approx(alone[:, 0], rel=1e-12)
 
 
@@ -153,7 +157,8 @@ def test_extremes_stay_finite() -> None:
     assert reference.silu(np.array([-1e4, -800.0, 0.0, 800.0])) == pytest.approx([0.0, 0.0, 0.0, 800.0])
     assert reference.softmax(np.array([1e5, 1e5, -np.inf])) == pytest.approx([0.5, 0.5, 0.0])
     assert reference.rmsnorm(np.array([3.0, 4.0]), np.array([1.0, 2.0]), 0.0) == pytest.approx(
-        [3 / math.sqrt(12.5), 8 / math.sqrt(12.5)])
+        [3 / math.sqrt(12.5), 8 / math.sqrt(12.5)]
+    )
 
 
 def test_seeded_weights_never_change() -> None:
@@ -161,7 +166,19 @@ def test_seeded_weights_never_change() -> None:
     weights = reference.random_tensor("model.layers.0.self_attn.q_proj.weight", (3, 4), 7)
     assert weights.dtype == np.float32
     assert (weights.view(np.uint32) >> 16).ravel().tolist() == [
-        48982, 16144, 48924, 16132, 48849, 15999, 49027, 48290, 15942, 48934, 15815, 48944]
+        48982,
+        16144,
+        48924,
+        16132,
+        48849,
+        15999,
+        49027,
+        48290,
+        15942,
+        48934,
+        15815,
+        48944,
+    ]
     assert not (weights.view(np.uint32) & 0xFFFF).any(), "not exact in bfloat16"
     many = reference.random_tensor("x.bias", (100000,), 0) / np.float32(0.25)
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02

@@ -35,11 +35,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from conftest import write_model  # noqa: E402
-from test_stalls import HOSTILE as SCHEMAS  # noqa: E402
-from test_template_process import HOSTILE as TEMPLATES  # noqa: E402
+from conftest import write_model
+from test_stalls import HOSTILE as SCHEMAS
+from test_template_process import HOSTILE as TEMPLATES
 
-import pyllama  # noqa: E402
+import pyllama
 
 JSON = {"Content-Type": "application/json"}
 CHAT, TOKENIZE = "/v1/chat/completions", "/tokenize"

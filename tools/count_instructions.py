@@ -21,10 +21,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "bench" / "neon_instructions.csv"
 CC = os.environ.get("CC", "aarch64-linux-gnu-gcc").split()
-KERNELS = [(f"matmul_{dtype}", tokens)
-           for dtype in ("bf12", "BF16", "F16", "F32", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K",
-                         "IQ4_NL", "IQ4_XS")
-           for tokens in (1, 6)]
+KERNELS = [
+    (f"matmul_{dtype}", tokens)
+    for dtype in ("bf12", "BF16", "F16", "F32", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+    for tokens in (1, 6)
+]
 KERNELS += [("rmsnorm", 1), ("swiglu", 1), ("rope", 1)]
 KERNELS += [("attention_f16", 1), ("attention_f16", 6), ("attention_f32", 1)]
 
@@ -111,8 +112,11 @@ def spills(neon: Path) -> dict[str, list[str]]:
     for name, body in inner_loops(neon):
         if name == "k_spin":  # measures the machine's peak, computes nothing
             continue
-        spilled = [f"{operation} {operands}" for _, operation, operands in body
-                   if operation in ("str", "stp", "ldr", "ldp") and SPILL.search(operands)]
+        spilled = [
+            f"{operation} {operands}"
+            for _, operation, operands in body
+            if operation in ("str", "stp", "ldr", "ldp") and SPILL.search(operands)
+        ]
         if spilled:
             multiplied = sum(operation == "fmla" for _, operation, _ in body)
             found[f"{name}+{body[0][0]:#x} ({len(body)} instructions, {multiplied} fmla)"] = spilled
@@ -148,8 +152,10 @@ def main() -> int:
         ceiling = ceilings.get(kernel, 0.0)
         over = instructions > ceiling
         failed += over
-        print(f"{kernel[0]:14} T = {kernel[1]}: {instructions:.4f} instructions, ceiling {ceiling:.4f}",
-              "EXCEEDED" if over else "")
+        print(
+            f"{kernel[0]:14} T = {kernel[1]}: {instructions:.4f} instructions, ceiling {ceiling:.4f}",
+            "EXCEEDED" if over else "",
+        )
     for loop, operations in spilled.items():
         print(f"spilled in the inner loop {loop}: {len(operations)} times, {operations[0]} ...")
     return 1 if failed else 0

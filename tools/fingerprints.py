@@ -38,8 +38,9 @@ def tiny_models(folder: Path) -> Iterator[tuple[str, Path, list[int]]]:
         case = golden.load_case(name)
         path = tiny.write_huggingface(folder / name, case.huggingface, case.tensors)
         yield name, path, case.prompt
-    config = tiny.tiny_config(hidden_size=256, intermediate_size=256, num_attention_heads=4, head_dim=64,
-                              num_key_value_heads=2, vocab_size=96)
+    config = tiny.tiny_config(
+        hidden_size=256, intermediate_size=256, num_attention_heads=4, head_dim=64, num_key_value_heads=2, vocab_size=96
+    )
     tensors = tiny.random_tensors(config)
     for dtype in tiny.GGML_NUMBERS:
         path = tiny.write_gguf(folder / f"{dtype}.gguf", config, tensors, dtype)

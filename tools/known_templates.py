@@ -53,7 +53,7 @@ def chats():
     yield turn * 2000, {}
     yield [*turn, {"role": "user", "content": "<think>é</think> \n" * 20_000}], {}
     yield [{"role": "system", "content": " \n" * 100_000}, {"role": "user", "content": "</think>" * 40_000}, *turn], {}
-    properties = {f"p<{i}>": {"type": ["string", "null"], "description": "\"\\<é>" * 20} for i in range(500)}
+    properties = {f"p<{i}>": {"type": ["string", "null"], "description": '"\\<é>' * 20} for i in range(500)}
     function = {"name": "f", "description": "<" * 10_000, "parameters": {"type": "object", "properties": properties}}
     deep: object = "x"
     for _ in range(40):

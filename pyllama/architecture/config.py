@@ -94,9 +94,7 @@ def _check_ranges(c: Config) -> None:
             f"{c.num_key_value_heads}"
         )
     if c.num_attention_heads * c.head_dim > MAX_SIZE:
-        raise CheckpointError(
-            f"head_dim: got {c.head_dim}, expected at most {MAX_SIZE // c.num_attention_heads} here"
-        )
+        raise CheckpointError(f"head_dim: got {c.head_dim}, expected at most {MAX_SIZE // c.num_attention_heads} here")
     if len(c.layer_windows) != c.num_hidden_layers:
         raise CheckpointError(
             f"layer_types: got {len(c.layer_windows)}, expected num_hidden_layers {c.num_hidden_layers}"

@@ -147,9 +147,7 @@ def _checkpoint(
 def rope_factors(file: InputFile, tensor: Tensor) -> tuple[float, ...]:
     """The divisors of the rotary frequencies, which Llama 3.1 files carry instead of parameters."""
     if tensor.dtype != "F32" or len(tensor.shape) != 1 or not 1 <= tensor.cols <= MAX_ROPE_FACTORS:
-        raise CheckpointError(
-            f"rope_freqs.weight: {tensor.dtype} {tensor.shape}, expected F32 (head_dim / 2,)"
-        )
+        raise CheckpointError(f"rope_freqs.weight: {tensor.dtype} {tensor.shape}, expected F32 (head_dim / 2,)")
     values = np.frombuffer(file.read(tensor.parts[0].offset, tensor.nbytes), "<f4")
     # Comparisons with NaN are false.
     if not np.all((values > 0) & (values < 1e9)):
@@ -181,9 +179,7 @@ def _check_split(path: Path, metadata: dict[str, Any]) -> None:
     number, count = int(match[2]) - 1, int(match[3])
     got = _count(path, metadata, "split.no", -1), _count(path, metadata, "split.count", 0)
     if got != (number, count):
-        raise CheckpointError(
-            f"{path.name}: part {got[0]} of {got[1]}, expected {number} of {count} from its name"
-        )
+        raise CheckpointError(f"{path.name}: part {got[0]} of {got[1]}, expected {number} of {count} from its name")
 
 
 def _count(path: Path, metadata: dict[str, Any], key: str, default: int) -> int:
@@ -335,8 +331,7 @@ def read_header(file: InputFile) -> Header:
     tensor_count, key_count = cursor.unpack("Q"), cursor.unpack("Q")
     if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
         raise CheckpointError(
-            f"{where}: {tensor_count} tensors and {key_count} keys, expected at most {MAX_TENSORS} "
-            f"and {MAX_KEYS}"
+            f"{where}: {tensor_count} tensors and {key_count} keys, expected at most {MAX_TENSORS} and {MAX_KEYS}"
         )
     metadata: dict[str, Any] = {}
     for _ in range(key_count):
@@ -361,8 +356,7 @@ def read_header(file: InputFile) -> Header:
         end = base + offset + rows * row_nbytes(dtype, shape[-1])
         if end > file.nbytes:
             raise CheckpointError(
-                f"{shown(name)}: ends at byte {end}, expected within {file.nbytes} of file {where} "
-                f"(truncated?)"
+                f"{shown(name)}: ends at byte {end}, expected within {file.nbytes} of file {where} (truncated?)"
             )
         tensors[name] = Tensor(name, dtype, shape, (Part(file.path, base + offset, 0, rows, 0, shape[-1]),))
     return Header(metadata, metadata_end, tensors)
@@ -389,8 +383,7 @@ def _tensor_info(cursor: _Cursor, alignment: int) -> tuple[str, str, tuple[int, 
         raise UnsupportedError(f"{shown(name)}: a tensor of shape {shape} is not supported {where}")
     if shape[-1] % DTYPES[dtype][0]:
         raise CheckpointError(
-            f"{shown(name)}: {shape[-1]} columns, expected a multiple of {DTYPES[dtype][0]} for {dtype} "
-            f"{where}"
+            f"{shown(name)}: {shape[-1]} columns, expected a multiple of {DTYPES[dtype][0]} for {dtype} {where}"
         )
     if offset % alignment or offset >= 2**62:
         raise CheckpointError(f"{shown(name)}: offset {offset}, expected a multiple of {alignment} {where}")

@@ -197,9 +197,7 @@ def _file(tensor: Tensor) -> str:
 def _check_format(tensor: Tensor) -> None:
     # Before the shape: packed formats have shapes of their own, and the format is what to name.
     if tensor.dtype not in DTYPES:
-        raise UnsupportedError(
-            f"{tensor.name}: storage format {tensor.dtype} is not supported (file {_file(tensor)})"
-        )
+        raise UnsupportedError(f"{tensor.name}: storage format {tensor.dtype} is not supported (file {_file(tensor)})")
 
 
 def _check_blocks(tensor: Tensor) -> None:
@@ -225,9 +223,7 @@ def _check_parts(tensor: Tensor, sizes: Mapping[Path, int]) -> None:
             and part.row + part.rows <= tensor.rows and part.col + part.cols <= tensor.cols
         )  # fmt: skip
         if not inside or part.cols % block_cols or part.col % block_cols:
-            raise CheckpointError(
-                f"{tensor.name}: a shard does not fit shape {tensor.shape} (file {part.file.name})"
-            )
+            raise CheckpointError(f"{tensor.name}: a shard does not fit shape {tensor.shape} (file {part.file.name})")
         end = part.offset + part.rows * row_nbytes(tensor.dtype, part.cols)
         if part.offset < 0 or end > sizes[part.file]:
             raise CheckpointError(
@@ -237,9 +233,7 @@ def _check_parts(tensor: Tensor, sizes: Mapping[Path, int]) -> None:
         area += part.rows * part.cols
     # Readers build either one part or a row of equal cuts, so equal area means each weight exactly once.
     if area != tensor.rows * tensor.cols:
-        raise CheckpointError(
-            f"{tensor.name}: shards hold {area} weights, expected {tensor.rows * tensor.cols}"
-        )
+        raise CheckpointError(f"{tensor.name}: shards hold {area} weights, expected {tensor.rows * tensor.cols}")
 
 
 def check_overlaps(tensors: Iterable[Tensor]) -> None:

@@ -117,9 +117,7 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
         raise UnsupportedError(f"{where}: big-endian tensors are not supported")
     program = entries[pickles[0]]
     if program.nbytes > MAX_PICKLE_NBYTES:
-        raise CheckpointError(
-            f"{where}: data.pkl of {program.nbytes} bytes, expected at most {MAX_PICKLE_NBYTES}"
-        )
+        raise CheckpointError(f"{where}: data.pkl of {program.nbytes} bytes, expected at most {MAX_PICKLE_NBYTES}")
     records = read_records(file.read(data_offset(file, program), program.nbytes), where)
     if len(records) > MAX_TENSORS:
         raise CheckpointError(f"{where}: {len(records)} tensors, expected at most {MAX_TENSORS}")
@@ -172,9 +170,7 @@ def _join(shards: list[dict[str, Tensor]], dim: int) -> dict[str, Tensor]:
     for number, shard in enumerate(shards):
         if shard.keys() != shards[0].keys():
             name = min(shard.keys() ^ shards[0].keys())
-            raise CheckpointError(
-                f"{name}: in one only of the shards 0 and {number}, expected in all {len(shards)}"
-            )
+            raise CheckpointError(f"{name}: in one only of the shards 0 and {number}, expected in all {len(shards)}")
     return {name: _joined(name, [shard[name] for shard in shards], dim) for name in shards[0]}
 
 

@@ -20,9 +20,7 @@ _TABLE = 64  # bytes before the panels of a packed block (csrc/packed.h)
 _PAIR = 96
 
 
-def read_rows(
-    tensor: Tensor, row: int, count: int, read_into: Callable[[Path, int, np.ndarray], None]
-) -> np.ndarray:
+def read_rows(tensor: Tensor, row: int, count: int, read_into: Callable[[Path, int, np.ndarray], None]) -> np.ndarray:
     """Rows [row, row + count) as they were before packing: uint8 (count, tensor.row_nbytes).
 
     Of a packed block only the panels of 32 rows that hold them are read. A block read as a whole is checked

@@ -56,8 +56,7 @@ def read_header(file: InputFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
         dtype, shape, begin, end = _entry(name, entry, where)
         if base + end > file.nbytes:
             raise CheckpointError(
-                f"{shown(name)}: ends at byte {base + end}, expected within {file.nbytes} of file {where} "
-                f"(truncated?)"
+                f"{shown(name)}: ends at byte {base + end}, expected within {file.nbytes} of file {where} (truncated?)"
             )
         ranges.append((begin, end, name))
         rows, cols = (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0] if shape else 1)
@@ -66,9 +65,7 @@ def read_header(file: InputFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for begin, end, name in sorted(ranges):
         if begin != position:
             what = "overlaps another tensor" if begin < position else "leaves a hole before it"
-            raise CheckpointError(
-                f"{shown(name)}: starts at {begin} and {what}, expected {position} (file {where})"
-            )
+            raise CheckpointError(f"{shown(name)}: starts at {begin} and {what}, expected {position} (file {where})")
         position = end
     if base + position != file.nbytes:
         raise CheckpointError(f"{where}: {file.nbytes} bytes, expected {base + position} from its header")

@@ -131,8 +131,7 @@ def _lines(d: dict[str, Any]):
     yield line("dtypes", ", ".join(f"{name} {_size(nbytes)}" for name, nbytes in d["dtypes"].items()))
     yield line(
         "layers",
-        f"{d['num_hidden_layers']}, hidden_size {d['hidden_size']},"
-        f" intermediate_size {d['intermediate_size']}",
+        f"{d['num_hidden_layers']}, hidden_size {d['hidden_size']}, intermediate_size {d['intermediate_size']}",
     )
     yield line(
         "attention",
@@ -142,8 +141,7 @@ def _lines(d: dict[str, Any]):
     yield line("rope", f"theta {d['rope_theta']:g}{_scaling_text(d['rope_scaling'])}")
     yield line(
         "context",
-        f"{d['max_position_embeddings']} positions,"
-        f" cache {_size(d['kv_cache_nbytes_per_token'])} a token (f16)",
+        f"{d['max_position_embeddings']} positions, cache {_size(d['kv_cache_nbytes_per_token'])} a token (f16)",
     )
     yield from _tokenizer_lines(d["tokenizer"], line)
     for index, file in enumerate(d["files"]):

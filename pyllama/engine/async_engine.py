@@ -1,10 +1,10 @@
 """The engine for asyncio programs: prompts in, streams of steps out, and nothing ever blocks the loop.
 
-    engine = AsyncEngine(pyllama.load("smollm2"))
-    async with engine:
-        async with await engine.submit("Once upon a time", max_tokens=40) as stream:
-            async for step in stream:
-                print(step.text, end="")
+engine = AsyncEngine(pyllama.load("smollm2"))
+async with engine:
+    async with await engine.submit("Once upon a time", max_tokens=40) as stream:
+        async for step in stream:
+            print(step.text, end="")
 """
 
 import asyncio

@@ -103,8 +103,12 @@ class SamplingParams:
         given = self.logit_bias
         pairs = tuple(given.items()) if isinstance(given, Mapping) else given
         if not isinstance(pairs, (list, tuple)) or not all(
-            isinstance(pair, (list, tuple)) and len(pair) == 2 and _is_integer(pair[0]) and pair[0] >= 0
-            and isinstance(pair[1], (int, float)) and -100 <= pair[1] <= 100
+            isinstance(pair, (list, tuple))
+            and len(pair) == 2
+            and _is_integer(pair[0])
+            and pair[0] >= 0
+            and isinstance(pair[1], (int, float))
+            and -100 <= pair[1] <= 100
             for pair in pairs
         ):
             raise RequestError(f"logit_bias: {given!r}, expected token ids with numbers from -100 to 100")

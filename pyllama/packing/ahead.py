@@ -12,9 +12,7 @@ SLOTS = 5  # three reads in flight, one item in use, one ready
 Item = TypeVar("Item")
 
 
-def read_ahead(
-    items: Iterable[Item], room: int, fill: Callable[[Item, np.ndarray], Any]
-) -> Iterator[tuple[Item, Any]]:
+def read_ahead(items: Iterable[Item], room: int, fill: Callable[[Item, np.ndarray], Any]) -> Iterator[tuple[Item, Any]]:
     """Yield (item, fill(item, memory)) for each item; what fill returned is valid until the next is asked for.
 
     room  bytes of memory each fill gets, from a page boundary. fill runs on several threads at once; its errors

@@ -127,6 +127,4 @@ def _to_list(tensor: Tensor, number: dict[Path, int]) -> list[Any]:
 
 def _from_list(item: Any, files: Sequence[Path]) -> Tensor:
     name, dtype, shape, parts = item
-    return Tensor(
-        name, dtype, tuple(shape), tuple(Part(files[number], *numbers) for number, *numbers in parts)
-    )
+    return Tensor(name, dtype, tuple(shape), tuple(Part(files[number], *numbers) for number, *numbers in parts))

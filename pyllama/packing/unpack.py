@@ -145,4 +145,3 @@ def _write_all(out: io.RawIOBase, data: memoryview) -> None:
     done = 0
     while done < len(data):
         done += out.write(data[done:]) or 0
-

@@ -128,7 +128,7 @@ def make_plan(
         smallest,
         f"memory: {_mb(budget)} MB, this model needs at least {_mb(smallest)} MB with a context of {context_length}"
         f" (process {_mb(least.interpreter)}, cache {_mb(least_cache)}, activations {_mb(least.activations)},"
-        f" ring {_mb(least.ring)}); a shorter context needs less"
+        f" ring {_mb(least.ring)}); a shorter context needs less",
     )
 
 

@@ -147,9 +147,7 @@ def what_if(model: Described, budget: int, rates: Rates, *, disks=DISKS, **optio
     rows = []
     for _, disk_gb_s in disks:
         faster = dataclasses.replace(rates, disk_gb_s=disk_gb_s)
-        rows.append(
-            tuple(None if p is None else forecast(model, p, faster, kv_dtype=kv_dtype).token_s for p in plans)
-        )
+        rows.append(tuple(None if p is None else forecast(model, p, faster, kv_dtype=kv_dtype).token_s for p in plans))
     return WhatIf(budgets, disks, tuple(rows))
 
 

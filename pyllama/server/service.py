@@ -34,6 +34,7 @@ BODY_NBYTES_A_TOKEN = 64
 LARGE_BODY_NBYTES = 64 << 10
 LARGE_BODIES = 4
 
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a server behaves. Sizes in bytes, times in seconds.

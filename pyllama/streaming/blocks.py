@@ -81,8 +81,7 @@ def cut(tensor: Tensor, room: int) -> list[Block]:
     """The tensor in blocks that fit slots of `room` bytes (smallest_room at least)."""
     if tensor.blocks:
         return [
-            Block(tensor, b.row, b.rows, (Span(b.file, b.offset, b.nbytes),), b.stored, b.crc32)
-            for b in tensor.blocks
+            Block(tensor, b.row, b.rows, (Span(b.file, b.offset, b.nbytes),), b.stored, b.crc32) for b in tensor.blocks
         ]
     bands: dict[tuple[int, int], list[Part]] = {}
     for part in tensor.parts:

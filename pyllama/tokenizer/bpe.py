@@ -69,9 +69,7 @@ class ByteLevelModel:
             data = piece.encode()
         except UnicodeEncodeError as error:
             code = ord(piece[error.start])
-            raise TokenizerError(
-                f"text holds the lone surrogate U+{code:04X}, expected Unicode text"
-            ) from None
+            raise TokenizerError(f"text holds the lone surrogate U+{code:04X}, expected Unicode text") from None
         if self._ignore_merges:
             whole = self._vocabulary.find(data)
             if whole >= 0 and whole not in self._forbidden:

@@ -186,9 +186,7 @@ class ChatTemplate:
 
     def _rendered(self, given: dict[str, Any], marks: Marks, seconds: float) -> tuple[str, str]:
         if len(self.source) > MAX_TEMPLATE:
-            raise TokenizerError(
-                f"chat template of {len(self.source)} characters, expected at most {MAX_TEMPLATE}"
-            )
+            raise TokenizerError(f"chat template of {len(self.source)} characters, expected at most {MAX_TEMPLATE}")
         with self._lock:
             if self._renderer is None:
                 if is_known(self.source):
@@ -209,9 +207,7 @@ def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     chat = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise RequestError(
-                f"messages[{index}]: {type(message).__name__}, expected an object with role and content"
-            )
+            raise RequestError(f"messages[{index}]: {type(message).__name__}, expected an object with role and content")
         plain = {key: value for key, value in _plain(message).items() if value is not None}
         if not isinstance(plain.get("role"), str):
             raise RequestError(f"messages[{index}]: no role, expected system, user, assistant or tool")

@@ -263,9 +263,7 @@ def _set_ends(parts: Parts, names: Mapping[str, str], path: Path, config: Any) -
     generation = _json(path / "generation_config.json").get("eos_token_id")
     for token_id in generation if isinstance(generation, list) else [generation]:
         if token_id is not None and type(token_id) is not int:
-            raise TokenizerError(
-                f"generation_config.json: eos_token_id {str(generation)[:40]}, expected token ids"
-            )
+            raise TokenizerError(f"generation_config.json: eos_token_id {str(generation)[:40]}, expected token ids")
         ends.append(token_id)
     ends += parts.eos_token_ids
     parts.eos_token_ids = tuple(dict.fromkeys(end for end in ends if end is not None))

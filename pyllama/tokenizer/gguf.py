@@ -49,9 +49,7 @@ class _Reader:
 
     def _get(self, key: str, kind: type, default: Any = None) -> Any:
         value = self._metadata.get(f"tokenizer.{key}", default)
-        if value is not None and (
-            not isinstance(value, kind) or isinstance(value, bool) and kind is not bool
-        ):
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool) and kind is not bool):
             raise TokenizerError(
                 f"tokenizer.{key}: {type(value).__name__}, expected {kind.__name__} (file {self._where})"
             )
@@ -62,9 +60,7 @@ class _Reader:
         if value is None:
             raise TokenizerError(f"tokenizer.{key}: missing, expected a list (file {self._where})")
         if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
-            raise TokenizerError(
-                f"tokenizer.{key}: {type(value).__name__}, expected a list (file {self._where})"
-            )
+            raise TokenizerError(f"tokenizer.{key}: {type(value).__name__}, expected a list (file {self._where})")
         return value
 
     def _numbers(self, key: str, size: int, kinds: str) -> np.ndarray | None:
@@ -149,9 +145,7 @@ class _Reader:
         for chunk in token_bytes.packed(map(_text, self._list("ggml.merges")), token_bytes.MAX_MERGES, where):
             reader.add_spaced(chunk)
         special = frozenset(token.id for token in added if token.special)
-        model = ByteLevelModel(
-            vocabulary, reader.table(special), ignore_merges=pre.ignore_merges, forbidden=special
-        )
+        model = ByteLevelModel(vocabulary, reader.table(special), ignore_merges=pre.ignore_merges, forbidden=special)
         return Parts("bpe", vocabulary, model, added, decoded, normalizer, pre_tokenizer)
 
     def _sentencepiece(self, tokens: Sequence[str], types: np.ndarray) -> Parts:

@@ -127,9 +127,7 @@ class TokenizerFile:
             more = chunk.endswith(b",")
             yield (chunk[:-1] if more else chunk), pattern
 
-    def _object(
-        self, at: int, handlers: dict[str, Callable[[int], tuple[Any, int]]]
-    ) -> tuple[dict[str, Any], int]:
+    def _object(self, at: int, handlers: dict[str, Callable[[int], tuple[Any, int]]]) -> tuple[dict[str, Any], int]:
         """The object at `at`, some of its members read by handlers, and where it ends."""
         at = self._skip_space(self._open(at, b"{", "the file"))
         found: dict[str, Any] = {}
@@ -149,9 +147,7 @@ class TokenizerFile:
                 end = self._skip_value(at, limit=_MAX_REST)
                 self._rest_nbytes += end - at
                 if self._rest_nbytes > _MAX_REST:
-                    raise TokenizerError(
-                        f"{self._where}: more than {_MAX_REST} bytes besides vocabulary and merges"
-                    )
+                    raise TokenizerError(f"{self._where}: more than {_MAX_REST} bytes besides vocabulary and merges")
                 found[key] = self._loads(self._data[at:end])
                 at = end
             at = self._skip_space(at)
@@ -206,9 +202,7 @@ class TokenizerFile:
         except UnicodeDecodeError as error:
             raise TokenizerError(f"{self._where}: no UTF-8: {error.reason}") from None
         except (ValueError, RecursionError) as error:
-            raise TokenizerError(
-                f"{self._where}: bad JSON: {str(error)[:100] or 'nested too deeply'}"
-            ) from None
+            raise TokenizerError(f"{self._where}: bad JSON: {str(error)[:100] or 'nested too deeply'}") from None
 
     def _error(self, at: int, expected: str) -> TokenizerError:
         got = bytes(self._data[at : at + 20])

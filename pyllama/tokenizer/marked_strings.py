@@ -108,9 +108,7 @@ def json_unescaped(marks: Marks, text: str) -> str:
     if not escapes:
         return text
     written = "|".join(map(re.escape, escapes))
-    return re.sub(
-        rf"((?<!\\)(?:\\\\)*)({written})", lambda match: match[1] + escapes[match[2]], text
-    )
+    return re.sub(rf"((?<!\\)(?:\\\\)*)({written})", lambda match: match[1] + escapes[match[2]], text)
 
 
 def chosen(marks: Marks, value: Any, function: Callable[[Any], Any]) -> Any:

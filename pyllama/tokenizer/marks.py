@@ -139,8 +139,7 @@ class Marker:
 
         def message(value: dict[str, Any]) -> dict[str, Any]:
             return {
-                marked(key): item if key == "role" and item in _ROLES else copied(item)
-                for key, item in value.items()
+                marked(key): item if key == "role" and item in _ROLES else copied(item) for key, item in value.items()
             }
 
         result = {  # the names of the variables stay

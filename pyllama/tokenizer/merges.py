@@ -23,9 +23,7 @@ class MergeTable:
     symbols                    number of symbol ids
     """
 
-    def __init__(
-        self, left: np.ndarray, right: np.ndarray, merged: np.ndarray, rank: np.ndarray, symbols: int
-    ) -> None:
+    def __init__(self, left: np.ndarray, right: np.ndarray, merged: np.ndarray, rank: np.ndarray, symbols: int) -> None:
         keys = left.astype(np.int64) * symbols + right
         order = np.argsort(keys, kind="stable")
         keys = keys[order]

@@ -34,9 +34,7 @@ Pattern = re.Pattern[str] | LinearPattern
 def class_body(names: tuple[str, ...]) -> str:
     """The inside of a character class: the union of stored classes, neighbouring ranges joined."""
     joined = syntax.union([span for name in names for span in syntax.spans_of_class(name)])
-    return "".join(
-        f"\\U{start:08x}" + (f"-\\U{end - 1:08x}" if end - start > 1 else "") for start, end in joined
-    )
+    return "".join(f"\\U{start:08x}" + (f"-\\U{end - 1:08x}" if end - start > 1 else "") for start, end in joined)
 
 
 @lru_cache(maxsize=32)

@@ -33,9 +33,7 @@ def from_pieces(
     byte_ids = byte_pieces(vocabulary)
     if byte_ids is not None and not (types[byte_ids] == BYTE).all():
         byte_ids = None
-    model = ScoredPieces(
-        vocabulary, types, scores, algorithm=algorithm, byte_ids=byte_ids, unk_id=unk_id, where=where
-    )
+    model = ScoredPieces(vocabulary, types, scores, algorithm=algorithm, byte_ids=byte_ids, unk_id=unk_id, where=where)
     added = tuple(
         AddedToken(
             token_id,

@@ -30,9 +30,7 @@ from pyllama.tokenizer.marks import NO_MARKS, Marks
 
 MAX_TEXT = 8 << 20  # characters of any one value, and of the result
 MAX_WEIGHT = 500_000  # values in a list or object, those inside it and every 64 characters of text counted
-MAX_STEPS = (
-    1_000_000  # a chat of a thousand messages takes about 30,000; making 64 characters is a step as well
-)
+MAX_STEPS = 1_000_000  # a chat of a thousand messages takes about 30,000; making 64 characters is a step as well
 MAX_SECONDS = 10.0
 MAX_NUMBER = 100_000  # widths, counts and ranges
 _MAX_COMPILED = 4
@@ -514,9 +512,7 @@ def _to_json(
     if isinstance(indent, int) and indent > 64 or isinstance(indent, str) and len(indent) > 64:
         raise TemplateLimit("tojson: an indent above 64")
     pieces, total = [], 0
-    encoder = json.JSONEncoder(
-        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     for piece in encoder.iterencode(value):
         total += len(piece)
         _check_length(total)

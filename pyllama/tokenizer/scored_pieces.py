@@ -84,7 +84,7 @@ class ScoredPieces:
             processor.LoadFromSerializedProto(self._model())
         except MemoryError:
             raise
-        except Exception as error:  # which classes it raises differs from version to version
+        except Exception as error:  # noqa: BLE001 - which classes it raises differs from version to version
             reason = " ".join(str(error).split())
             raise TokenizerError(f"{self._where}: sentencepiece does not take these pieces: {reason[:120]}") from None
         _give_back()

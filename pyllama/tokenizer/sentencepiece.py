@@ -52,9 +52,7 @@ class SentencePieceModel:
         self._ignore_merges = ignore_merges
         self._symbols: dict[str, int | None] = {}
         self._words = (
-            None
-            if self._piece_crosses_words()
-            else re.compile(f"{SPACE_MARK}*[^{SPACE_MARK}]+|{SPACE_MARK}+")
+            None if self._piece_crosses_words() else re.compile(f"{SPACE_MARK}*[^{SPACE_MARK}]+|{SPACE_MARK}+")
         )
         self._cache: dict[str, list[int]] = {}
 

@@ -157,9 +157,7 @@ def metaspace(mark: str, scheme: str, split: bool) -> PreTokenizer:
         out: list[str] = []
         for index, piece in enumerate(pieces):
             piece = piece.replace(" ", mark)
-            if not piece.startswith(mark) and (
-                scheme == "always" or scheme == "first" and first and index == 0
-            ):
+            if not piece.startswith(mark) and (scheme == "always" or scheme == "first" and first and index == 0):
                 piece = mark + piece
             if split:
                 out += words.findall(piece)

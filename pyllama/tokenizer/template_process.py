@@ -52,9 +52,7 @@ class TemplateProcess:
         self._lock = threading.Lock()
         self._running: _Running | None = None
 
-    def render(
-        self, source: str, variables: dict[str, Any], marks: Marks, seconds: float
-    ) -> tuple[str, str]:
+    def render(self, source: str, variables: dict[str, Any], marks: Marks, seconds: float) -> tuple[str, str]:
         """As Renderer.render of sandbox.py. TokenizerError: there is no process, or it was ended."""
         if self._owner != os.getpid():  # forked: the lock and the pipes were the parent's
             TemplateProcess.__init__(self)

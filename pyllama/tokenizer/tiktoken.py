@@ -80,9 +80,7 @@ def read_ranks(path: Path) -> Vocabulary:
         try:
             token = base64.b64decode(encoded, validate=True)
         except binascii.Error as error:
-            raise TokenizerError(
-                f"{where}: line {number + 1}: bad base64 {encoded[:60]!r}: {error}"
-            ) from None
+            raise TokenizerError(f"{where}: line {number + 1}: bad base64 {encoded[:60]!r}: {error}") from None
         if int(rank) != len(lengths) or not token:
             raise TokenizerError(f"{where}: line {number + 1} has rank {int(rank)}, expected {len(lengths)}")
         blob += token

@@ -59,9 +59,7 @@ class TokenizerJson:
         self.before, self.after = self._read_post_processor(rest.get("post_processor"))
 
     def _error(self, name: str, got: Any, expected: str) -> TokenizerError:
-        return TokenizerError(
-            f"{self._where}: {name}: {str(got)[:80]!r} is not supported, expected {expected}"
-        )
+        return TokenizerError(f"{self._where}: {name}: {str(got)[:80]!r} is not supported, expected {expected}")
 
     def _section(self, parent: Mapping[str, Any], name: str) -> dict[str, Any]:
         value = parent.get(name)
@@ -98,11 +96,7 @@ class TokenizerJson:
             raise self._error(f"{name} Sequence", inner, "a list")
         flat: list[Any] = []
         for item in inner:
-            if (
-                not isinstance(item, dict)
-                or not isinstance(item.get("type"), str)
-                or item["type"] == "Sequence"
-            ):
+            if not isinstance(item, dict) or not isinstance(item.get("type"), str) or item["type"] == "Sequence":
                 raise self._error(f"{name} Sequence", item, "steps that are no sequences")
             flat.append(item)
         return flat
@@ -197,9 +191,7 @@ class TokenizerJson:
                 raise self._error("decoder", ", ".join(kinds), "ByteLevel")
             return False
         if kinds == ["Metaspace"]:
-            self._known(
-                found[0], "Metaspace", "type replacement prepend_scheme split add_prefix_space str_rep"
-            )
+            self._known(found[0], "Metaspace", "type replacement prepend_scheme split add_prefix_space str_rep")
             never = found[0].get("prepend_scheme", "always") == "never"
             return not (never or found[0].get("add_prefix_space") is False)
         if kinds[:3] != ["Replace", "ByteFallback", "Fuse"] or kinds[3:] not in ([], ["Strip"]):
@@ -245,16 +237,9 @@ class TokenizerJson:
         return tuple(before), tuple(after)
 
     def _template_ids(self, part: Any, special: Mapping[str, Any]) -> list[int]:
-        token = (
-            special.get(part["id"]) if isinstance(part, dict) and isinstance(part.get("id"), str) else None
-        )
+        token = special.get(part["id"]) if isinstance(part, dict) and isinstance(part.get("id"), str) else None
         ids = token.get("ids") if isinstance(token, dict) else None
-        if (
-            not isinstance(ids, list)
-            or not ids
-            or len(ids) > 16
-            or any(type(i) is not int or i < 0 for i in ids)
-        ):
+        if not isinstance(ids, list) or not ids or len(ids) > 16 or any(type(i) is not int or i < 0 for i in ids):
             raise self._error("TemplateProcessing.special_tokens", part, "a token with its ids")
         return ids
 
@@ -348,9 +333,7 @@ class TokenizerJson:
             sizes = np.maximum(lengths, 0)
             ends = np.cumsum(sizes)
             order = np.argsort(ids, kind="stable")
-            blob = b"".join(
-                blob[end - size : end] for end, size in zip(ends[order].tolist(), sizes[order].tolist())
-            )
+            blob = b"".join(blob[end - size : end] for end, size in zip(ends[order].tolist(), sizes[order].tolist()))
             by_id = np.full(size, -1, np.int64)
             by_id[ids] = lengths
             lengths = by_id
@@ -380,9 +363,7 @@ class TokenizerJson:
         seen: set[int] = set()
         for token in self.added:
             expected = names.get(token.content, self._find(vocabulary, token.content))
-            if (
-                expected < 0
-            ):  # new tokens get the next number, whatever the file says: then it may say no other
+            if expected < 0:  # new tokens get the next number, whatever the file says: then it may say no other
                 expected = free
                 free += 1
             if token.id != expected or token.id in seen:
@@ -396,12 +377,7 @@ class TokenizerJson:
 def added_token(token_id: Any, entry: Mapping[str, Any], where: str) -> AddedToken:
     """An AddedToken from its JSON object. Raises TokenizerError."""
     content = entry.get("content")
-    if (
-        type(token_id) is not int
-        or not 0 <= token_id < MAX_TOKENS
-        or not isinstance(content, str)
-        or not content
-    ):
+    if type(token_id) is not int or not 0 <= token_id < MAX_TOKENS or not isinstance(content, str) or not content:
         raise TokenizerError(f"{where}: {str(entry)[:80]}, expected an id and a content")
     if len(content) > token_bytes.MAX_TOKEN_LENGTH or any(0xD800 <= ord(c) < 0xE000 for c in content):
         raise TokenizerError(f"{where}: id {token_id}: content is too long or no Unicode text")
@@ -409,8 +385,6 @@ def added_token(token_id: Any, entry: Mapping[str, Any], where: str) -> AddedTok
     for flag in _FLAGS:
         value = entry.get(flag, flag == "normalized" and not entry.get("special", False))
         if not isinstance(value, bool):
-            raise TokenizerError(
-                f"{where}: id {token_id}: {flag} is {str(value)[:40]!r}, expected true or false"
-            )
+            raise TokenizerError(f"{where}: id {token_id}: {flag} is {str(value)[:40]!r}, expected true or false")
         flags[flag] = value
     return AddedToken(token_id, content, **flags)

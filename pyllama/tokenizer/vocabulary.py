@@ -78,9 +78,7 @@ class Vocabulary:
         offsets = np.zeros(len(sizes) + 1, np.int64)
         np.cumsum(sizes, out=offsets[1:])
         if offsets[-1] != len(blob):
-            raise TokenizerError(
-                f"vocabulary: {len(blob)} bytes, expected {offsets[-1]} from the token lengths"
-            )
+            raise TokenizerError(f"vocabulary: {len(blob)} bytes, expected {offsets[-1]} from the token lengths")
         self.size = len(sizes)
         self._blob = blob
         ids = np.flatnonzero(present)
@@ -95,16 +93,12 @@ class Vocabulary:
         self._ids = self._id_array.data
         if len(same):
             first, second = int(self._ids[same[0]]), int(self._ids[same[0] + 1])
-            raise TokenizerError(
-                f"vocabulary: ids {first} and {second} are both {self.bytes_of(first)[:40]!r}"
-            )
+            raise TokenizerError(f"vocabulary: ids {first} and {second} are both {self.bytes_of(first)[:40]!r}")
 
     @classmethod
     def from_tokens(cls, tokens: Sequence[bytes | None]) -> Vocabulary:
         """Ids in the order given; None leaves an id empty."""
-        lengths = np.fromiter(
-            (-1 if token is None else len(token) for token in tokens), np.int64, len(tokens)
-        )
+        lengths = np.fromiter((-1 if token is None else len(token) for token in tokens), np.int64, len(tokens))
         return cls(b"".join(token for token in tokens if token is not None), lengths)
 
     def bytes_of(self, token_id: int) -> bytes:

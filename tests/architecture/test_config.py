@@ -220,9 +220,7 @@ def test_unknown_rope_types_are_refused_by_name(kind):
         huggingface(rope_scaling={"rope_type": kind, "factor": 2.0})
 
 
-@pytest.mark.parametrize(
-    "name", ["gemma", "gemma2", "phi3", "mixtral", "qwen3_moe", "deepseek_v3", "gpt2", "llama4"]
-)
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "phi3", "mixtral", "qwen3_moe", "deepseek_v3", "gpt2", "llama4"])
 def test_other_models_are_refused_by_name(name):
     with pytest.raises(UnsupportedError, match=f"'{name}'"):
         huggingface_config(tiny.tiny_config() | {"model_type": name, "architectures": ["X"]})
@@ -389,9 +387,7 @@ def test_gguf_end_ids():
 
 def meta(vocab_size=32000, **changes):
     params = {"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-5, "vocab_size": -1} | changes
-    return meta_config(
-        params, vocab_size=vocab_size, intermediate_size=172, tie_word_embeddings=False
-    )
+    return meta_config(params, vocab_size=vocab_size, intermediate_size=172, tie_word_embeddings=False)
 
 
 def test_meta_families():

@@ -41,9 +41,10 @@ def test_every_storage_format_is_read_as_stored(tmp_path, dtype):
             stored = tiny.quantize(tensor.dtype, in_file_order(config, name, tensors[name]))
             assert checkpoint.read_rows(tensor, 0, tensor.rows).tobytes() == stored
             if tensor.rows > 9:
-                assert checkpoint.read_rows(tensor, 7, 2).tobytes() == stored[7 * tensor.row_nbytes :][
-                    : 2 * tensor.row_nbytes
-                ]
+                assert (
+                    checkpoint.read_rows(tensor, 7, 2).tobytes()
+                    == stored[7 * tensor.row_nbytes :][: 2 * tensor.row_nbytes]
+                )
 
 
 @pytest.mark.parametrize("model_type", sorted(tiny.ARCHITECTURES))

@@ -20,9 +20,7 @@ def assert_same_weights(checkpoint, tensors, dtype):
     assert checkpoint.tensors.keys() == tensors.keys()
     for name, tensor in checkpoint.tensors.items():
         rows = checkpoint.read_rows(tensor, 0, tensor.rows)
-        np.testing.assert_array_equal(
-            tiny.decode_plain(dtype, rows.tobytes()).reshape(tensor.shape), tensors[name]
-        )
+        np.testing.assert_array_equal(tiny.decode_plain(dtype, rows.tobytes()).reshape(tensor.shape), tensors[name])
 
 
 @pytest.mark.parametrize("model_type", sorted(tiny.ARCHITECTURES))

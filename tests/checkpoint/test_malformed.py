@@ -129,9 +129,7 @@ def test_config_json(tmp_path, model_type):
     config, tensors = model(model_type=model_type, rope_scaling=scaling, eos_token_id=[2, 3], **more)
     folder = tiny.write_huggingface(tmp_path, config, tensors)
     mutate(folder / "config.json", lambda d, r: damaged(d, r, len(d)), folder, 3)
-    mutate(
-        folder / "config.json", lambda d, r: json.dumps(damaged_json(json.loads(d), r)).encode(), folder, 4
-    )
+    mutate(folder / "config.json", lambda d, r: json.dumps(damaged_json(json.loads(d), r)).encode(), folder, 4)
 
 
 def test_index_json(tmp_path):

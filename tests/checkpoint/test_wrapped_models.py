@@ -30,8 +30,19 @@ def write(folder, rename=lambda name: name, shards=1, drop=(), **changes):
 
 
 @pytest.mark.parametrize("model_type", sorted(tiny.ARCHITECTURES))
-@pytest.mark.parametrize("names", ["FSDP{}ForCausalLM", "DDP{}ForCausalLM", "FSDPFSDP{}ForCausalLM", "{}Model",
-                                   "FSDP{}Model", "Unsloth{}ForCausalLM", "PeftModelForCausalLM", "OptimizedModule"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        "FSDP{}ForCausalLM",
+        "DDP{}ForCausalLM",
+        "FSDPFSDP{}ForCausalLM",
+        "{}Model",
+        "FSDP{}Model",
+        "Unsloth{}ForCausalLM",
+        "PeftModelForCausalLM",
+        "OptimizedModule",
+    ],
+)
 def test_class_names_that_change_nothing(tmp_path, model_type, names):
     family = tiny.ARCHITECTURES[model_type].removesuffix("ForCausalLM")
     expected = logits(write(tmp_path / "plain", model_type=model_type))

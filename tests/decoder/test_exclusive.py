@@ -430,8 +430,10 @@ def test_a_forked_child_is_right_or_refused_and_the_parent_unharmed(wide_folder,
 @pytest.fixture(scope="module")
 def least(wide_folder):
     """A budget in which the weights do not stay."""
-    code = "import pyllama, sys; m = pyllama.load(sys.argv[1], context_length=256); p = m.plan; m.forward([1] * 40);" \
-           "print(p.interpreter + p.cache + p.activations + p.ring + p.weights // 4)"
+    code = (
+        "import pyllama, sys; m = pyllama.load(sys.argv[1], context_length=256); p = m.plan; m.forward([1] * 40);"
+        "print(p.interpreter + p.cache + p.activations + p.ring + p.weights // 4)"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(wide_folder)], capture_output=True, text=True, check=True)
     return str(int(done.stdout))
 

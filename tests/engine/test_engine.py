@@ -47,9 +47,7 @@ def submit(engine, prompt_ids, max_tokens=8, **options):
         name: options.pop(name) for name in ("temperature", "seed", "stop", "logprobs") if name in options
     }
     listener = Listener()
-    request = engine.submit(
-        prompt_ids, SamplingParams(**sampling), listener.append, fingerprint=True, **options
-    )
+    request = engine.submit(prompt_ids, SamplingParams(**sampling), listener.append, fingerprint=True, **options)
     return request, listener
 
 

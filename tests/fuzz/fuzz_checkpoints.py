@@ -113,9 +113,7 @@ def config(data: bytes) -> None:
 
 def params(data: bytes) -> None:
     def read() -> None:
-        meta_config(
-            parse_object(data, "params.json"), vocab_size=8, intermediate_size=8, tie_word_embeddings=True
-        )
+        meta_config(parse_object(data, "params.json"), vocab_size=8, intermediate_size=8, tie_word_embeddings=True)
 
     check_error(read)
 

@@ -33,17 +33,17 @@ class Golden:
     """One case. Row t of its logits follows token t of `tokens`; T = prompt + greedy - 1 rows."""
 
     name: str
-    huggingface: dict[str, Any]       # config.json as transformers 5 writes it
-    huggingface_v4: dict[str, Any]    # and as transformers 4 did
+    huggingface: dict[str, Any]  # config.json as transformers 5 writes it
+    huggingface_v4: dict[str, Any]  # and as transformers 4 did
     config: Config
-    tensors: dict[str, np.ndarray]    # Hugging Face name -> float32, exact in bfloat16
+    tensors: dict[str, np.ndarray]  # Hugging Face name -> float32, exact in bfloat16
     prompt: list[int]
     greedy: list[int]
-    smallest_gap: float               # between the two best logits of a greedy step, relative to the largest
-    sampled: np.ndarray               # (T, SAMPLED_COLUMNS)
-    largest: np.ndarray               # (T,) largest magnitude of each row
-    whole_rows: np.ndarray            # row numbers kept in full
-    whole: np.ndarray                 # (len(whole_rows), vocab_size)
+    smallest_gap: float  # between the two best logits of a greedy step, relative to the largest
+    sampled: np.ndarray  # (T, SAMPLED_COLUMNS)
+    largest: np.ndarray  # (T,) largest magnitude of each row
+    whole_rows: np.ndarray  # row numbers kept in full
+    whole: np.ndarray  # (len(whole_rows), vocab_size)
 
     @property
     def tokens(self) -> list[int]:
@@ -62,7 +62,7 @@ class Golden:
 
     def greedy_of(self, logits: np.ndarray) -> list[int]:
         """The token each row from the prompt's last on would choose."""
-        return logits[len(self.prompt) - 1:].argmax(axis=-1).tolist()
+        return logits[len(self.prompt) - 1 :].argmax(axis=-1).tolist()
 
 
 @cache
@@ -74,7 +74,13 @@ def load_case(name: str) -> Golden:
     config = huggingface_config(record["config"])
     with np.load(FOLDER / f"{name}.npz") as arrays:
         return Golden(
-            name=name, huggingface=record["config"], huggingface_v4=record["config_v4"], config=config,
-            tensors=reference.random_weights(config, record["seed"]), prompt=record["prompt"],
-            greedy=record["greedy"], smallest_gap=record["smallest_gap"],
-            **{key: arrays[key] for key in arrays})
+            name=name,
+            huggingface=record["config"],
+            huggingface_v4=record["config_v4"],
+            config=config,
+            tensors=reference.random_weights(config, record["seed"]),
+            prompt=record["prompt"],
+            greedy=record["greedy"],
+            smallest_gap=record["smallest_gap"],
+            **{key: arrays[key] for key in arrays},
+        )

@@ -82,9 +82,7 @@ def cache(home):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def partial_of(cache: Path, content: bytes) -> Path:
@@ -267,9 +265,7 @@ def test_dropped_connections_are_resumed(hub):
 
 def test_a_connection_that_never_brings_anything_is_given_up(hub, cache):
     hub.faults.drop_after, hub.faults.only = 10, "model.safetensors"
-    with pytest.raises(
-        HubError, match=r"connection broke, 6 times in a row, at 60 of 700001 bytes; give the same"
-    ):
+    with pytest.raises(HubError, match=r"connection broke, 6 times in a row, at 60 of 700001 bytes; give the same"):
         pyllama_hub.pull("acme/tiny")
     assert_sound(cache, SINGLE)
     hub.faults.drop_after = None
@@ -430,9 +426,7 @@ def test_a_full_disk_keeps_the_partial_file(hub, cache, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(download, "_open_partial", open_full)
-        with pytest.raises(
-            HubError, match=r"the disk is full, \d+ KB of this file are missing; free some space"
-        ):
+        with pytest.raises(HubError, match=r"the disk is full, \d+ KB of this file are missing; free some space"):
             pyllama_hub.pull("acme/tiny")
     kept = partial_of(cache, SINGLE["model.safetensors"]).stat().st_size
     assert 0 < kept <= 200_000
@@ -492,9 +486,7 @@ def test_gated(hub, monkeypatch, token):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     page = f"{hub.endpoint}/acme/tiny"
-    with pytest.raises(
-        HubError, match=rf"gated \(HTTP 40[13]\): accept its licence at {page}, then set HF_TOKEN"
-    ):
+    with pytest.raises(HubError, match=rf"gated \(HTTP 40[13]\): accept its licence at {page}, then set HF_TOKEN"):
         pyllama_hub.pull("acme/tiny")
 
 
@@ -1052,9 +1044,7 @@ def wheel(home, monkeypatch):
     path = folder / "tiny_demo-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("tiny_demo/model.gguf", model)
-        archive.writestr(
-            "tiny_demo-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-demo\nVersion: 1.0\n"
-        )
+        archive.writestr("tiny_demo-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-demo\nVersion: 1.0\n")
         archive.writestr(
             "tiny_demo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )

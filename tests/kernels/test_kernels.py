@@ -16,8 +16,7 @@ from pyllama.errors import PyllamaError
 
 ISAS = kernels.supported_isas()
 THREADS = (1, 3)
-BLOCK = {"F32": 1, "F16": 1, "BF16": 1, "Q2_K": 256, "Q3_K": 256, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256,
-         "IQ4_XS": 256}
+BLOCK = {"F32": 1, "F16": 1, "BF16": 1, "Q2_K": 256, "Q3_K": 256, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256, "IQ4_XS": 256}
 # Odd sizes: one row, a panel less one, more than a panel; columns around the segment and the pair.
 SHAPES = [(1, 1), (31, 7), (33, 129), (75, 256), (96, 300)]
 TOKENS = (1, 2, 3, 5, 6, 7, 13)
@@ -128,8 +127,10 @@ def test_widen_is_what_ggml_makes_of_the_same_blocks(run, dtype):
 
 def test_widen_of_all_16_bit_patterns(run):
     patterns = np.arange(65536, dtype=np.uint16)
-    for dtype, expected in (("F16", patterns.view(np.float16).astype(np.float32)),
-                            ("BF16", (patterns.astype(np.uint32) << 16).view(np.float32))):
+    for dtype, expected in (
+        ("F16", patterns.view(np.float16).astype(np.float32)),
+        ("BF16", (patterns.astype(np.uint32) << 16).view(np.float32)),
+    ):
         out = nans(64, 1024)
         kernels.widen(kernels.Matrix(dtype, 64, 1024, patterns.view(np.uint8)), out)
         out, number = out.reshape(-1), ~np.isnan(expected)
@@ -196,8 +197,10 @@ def test_blocks_are_cut_over_threads_wherever_they_end():
     x = rng.standard_normal((7, w.cols)).astype(np.float32)
     expected = product(w, x)
     for way in every_way():
-        cut = (kernels.Matrix("BF16", end - row, w.cols, w.data[row * 2 * w.cols : end * 2 * w.cols].copy())
-               for row, end in itertools.pairwise((0, *ends)))
+        cut = (
+            kernels.Matrix("BF16", end - row, w.cols, w.data[row * 2 * w.cols : end * 2 * w.cols].copy())
+            for row, end in itertools.pairwise((0, *ends))
+        )
         blocks = kernels.Blocks(cut)  # it alone holds the matrices and their bytes
         gc.collect()
         assert (blocks.rows, blocks.cols) == ((12800,), w.cols)
@@ -217,8 +220,10 @@ def test_stacks_have_the_bits_of_their_matrices_one_by_one():
     for way in every_way():
         for stacks in ([[made[0]]], [[made[0]], [made[1]]], [[made[0], made[3]], [panels(made[2])], [made[1]], made]):
             blocks = kernels.Blocks(*stacks)
-            wanted = [np.concatenate([expected[made.index(w)] if w in made else expected[2] for w in stack], axis=1)
-                      for stack in stacks]
+            wanted = [
+                np.concatenate([expected[made.index(w)] if w in made else expected[2] for w in stack], axis=1)
+                for stack in stacks
+            ]
             assert blocks.rows == tuple(want.shape[1] for want in wanted)
             for t in TOKENS:
                 outs = tuple(nans(t, 400 + i) for i in range(len(stacks)))
@@ -317,49 +322,51 @@ def test_what_does_not_fit_is_refused():
     w, _ = matrix_of("BF16", 33, 64)
     x = np.ones((2, 64), np.float32)
     batch()
-    for bad in (lambda: kernels.matmul(w, x[:, :63].copy(), nans(2, 33)),
-                lambda: kernels.matmul(w, x, nans(3, 33)),
-                lambda: kernels.matmul(w, x, nans(2, 33), 1),
-                lambda: kernels.matmul(w, x, nans(2, 33), -1),
-                lambda: kernels.matmul(w, x, nans(2, 33), 2**63 - 1),
-                lambda: kernels.Matrix("BF16", 33, 64, w.data[:-1]),
-                lambda: kernels.Matrix("BF16", 0, 64, w.data),
-                lambda: kernels.Matrix("Q4_0", 1, 33, w.data[:18]),
-                lambda: kernels.Matrix("IQ1_S", 1, 32, w.data[:18]),
-                lambda: kernels.Blocks([]),
-                lambda: kernels.Blocks([w, kernels.Matrix("BF16", 1, 63, w.data[:126])]),
-                lambda: kernels.Blocks(),
-                lambda: kernels.Blocks([w], []),
-                lambda: kernels.Blocks([w], [w], [w], [w], [w]),
-                lambda: kernels.Blocks([w], [kernels.Matrix("BF16", 1, 63, w.data[:126])]),
-                lambda: kernels.matmul(kernels.Blocks([w, w]), x, nans(2, 65)),
-                lambda: kernels.matmul(kernels.Blocks([w], [w]), x, nans(2, 66)),
-                lambda: kernels.matmul(kernels.Blocks([w], [w]), x, (nans(2, 33),)),
-                lambda: kernels.matmul(kernels.Blocks([w], [w]), x, (nans(2, 33), nans(2, 32))),
-                lambda: kernels.matmul(kernels.Blocks([w], [w]), x, (nans(2, 33), nans(3, 33))),
-                lambda: kernels.matmul(w, x, (nans(2, 33), nans(2, 33))),
-                lambda: kernels.set_num_threads(0),
-                lambda: kernels.set_isa("mmx"),
-                lambda: kernels.rmsnorm(x, np.ones(63, np.float32), 1e-5, nans(2, 64)),
-                lambda: kernels.swiglu(x, x, nans(1, 64)),
-                lambda: kernels.rope(x, nans(2, 4), nans(2, 4), 7),
-                lambda: kernels.Input(2, 63).take(x),
-                lambda: kernels.Input(1, 64).take(x),
-                lambda: kernels.Input(2, 0),
-                lambda: kernels.matmul(w, kernels.Input(2, 64), nans(2, 33)),
-                lambda: kernels.matmul(w, kernels.Input(2, 64).take(x[:, :63].copy()), nans(2, 33)),
-                lambda: batch(positions=[32]),
-                lambda: batch(positions=[-1]),
-                lambda: batch(positions=[0, 1]),
-                lambda: batch(sequences=[1]),
-                lambda: batch(pages=[[1]]),
-                lambda: batch(pages=[[-1]]),
-                lambda: batch(pages=[[-1, 0]], positions=[32]),
-                lambda: batch(writes=[[1, 0]]),
-                lambda: batch(writes=[[-1, 0]]),
-                lambda: batch(writes=[[0, 1]]),
-                lambda: batch(writes=[[0, -1]]),
-                lambda: batch(writes=[[0, 0, 0]])):
+    for bad in (
+        lambda: kernels.matmul(w, x[:, :63].copy(), nans(2, 33)),
+        lambda: kernels.matmul(w, x, nans(3, 33)),
+        lambda: kernels.matmul(w, x, nans(2, 33), 1),
+        lambda: kernels.matmul(w, x, nans(2, 33), -1),
+        lambda: kernels.matmul(w, x, nans(2, 33), 2**63 - 1),
+        lambda: kernels.Matrix("BF16", 33, 64, w.data[:-1]),
+        lambda: kernels.Matrix("BF16", 0, 64, w.data),
+        lambda: kernels.Matrix("Q4_0", 1, 33, w.data[:18]),
+        lambda: kernels.Matrix("IQ1_S", 1, 32, w.data[:18]),
+        lambda: kernels.Blocks([]),
+        lambda: kernels.Blocks([w, kernels.Matrix("BF16", 1, 63, w.data[:126])]),
+        lambda: kernels.Blocks(),
+        lambda: kernels.Blocks([w], []),
+        lambda: kernels.Blocks([w], [w], [w], [w], [w]),
+        lambda: kernels.Blocks([w], [kernels.Matrix("BF16", 1, 63, w.data[:126])]),
+        lambda: kernels.matmul(kernels.Blocks([w, w]), x, nans(2, 65)),
+        lambda: kernels.matmul(kernels.Blocks([w], [w]), x, nans(2, 66)),
+        lambda: kernels.matmul(kernels.Blocks([w], [w]), x, (nans(2, 33),)),
+        lambda: kernels.matmul(kernels.Blocks([w], [w]), x, (nans(2, 33), nans(2, 32))),
+        lambda: kernels.matmul(kernels.Blocks([w], [w]), x, (nans(2, 33), nans(3, 33))),
+        lambda: kernels.matmul(w, x, (nans(2, 33), nans(2, 33))),
+        lambda: kernels.set_num_threads(0),
+        lambda: kernels.set_isa("mmx"),
+        lambda: kernels.rmsnorm(x, np.ones(63, np.float32), 1e-5, nans(2, 64)),
+        lambda: kernels.swiglu(x, x, nans(1, 64)),
+        lambda: kernels.rope(x, nans(2, 4), nans(2, 4), 7),
+        lambda: kernels.Input(2, 63).take(x),
+        lambda: kernels.Input(1, 64).take(x),
+        lambda: kernels.Input(2, 0),
+        lambda: kernels.matmul(w, kernels.Input(2, 64), nans(2, 33)),
+        lambda: kernels.matmul(w, kernels.Input(2, 64).take(x[:, :63].copy()), nans(2, 33)),
+        lambda: batch(positions=[32]),
+        lambda: batch(positions=[-1]),
+        lambda: batch(positions=[0, 1]),
+        lambda: batch(sequences=[1]),
+        lambda: batch(pages=[[1]]),
+        lambda: batch(pages=[[-1]]),
+        lambda: batch(pages=[[-1, 0]], positions=[32]),
+        lambda: batch(writes=[[1, 0]]),
+        lambda: batch(writes=[[-1, 0]]),
+        lambda: batch(writes=[[0, 1]]),
+        lambda: batch(writes=[[0, -1]]),
+        lambda: batch(writes=[[0, 0, 0]]),
+    ):
         with pytest.raises(PyllamaError):
             bad()
 
@@ -548,10 +555,24 @@ def test_what_a_truncated_sequence_left_behind_is_not_seen(run):
 
 def test_float16_cache_rounds_to_nearest_even_and_saturates(run):
     """One position: attention gives its value back, as the cache holds it."""
-    values = np.concatenate([
-        np.random.default_rng(12).standard_normal(900).astype(np.float32) * 10.0 ** np.linspace(-9, 5, 900),
-        [1e30, -np.inf, 65519, 65520, 65535, 2**-24, 2**-25, 3 * 2**-25, 2**-14 * 0.9999, 1 + 2**-11, 1 + 3 * 2**-11],
-    ]).astype(np.float32)
+    values = np.concatenate(
+        [
+            np.random.default_rng(12).standard_normal(900).astype(np.float32) * 10.0 ** np.linspace(-9, 5, 900),
+            [
+                1e30,
+                -np.inf,
+                65519,
+                65520,
+                65535,
+                2**-24,
+                2**-25,
+                3 * 2**-25,
+                2**-14 * 0.9999,
+                1 + 2**-11,
+                1 + 3 * 2**-11,
+            ],
+        ]
+    ).astype(np.float32)
     for at in range(0, len(values) - len(values) % 16, 16):
         v = values[at : at + 16].reshape(1, 1, 16)
         got = Cache(1, 1, 16, f16=True)(np.zeros_like(v), np.zeros_like(v), v, [0])
@@ -678,8 +699,17 @@ def test_a_damaged_packed_block_is_refused_or_harmless():
     escapes = int(good[16:20].view(np.uint32)[0])
     assert escapes >= 40
     words = np.frombuffer(good[body : body + 4 * (4 + escapes)].tobytes(), np.uint32)
-    for word, value in ((0, 1), (1, 2**31), (1, words[2] + 1), (3, escapes - 1), (3, 0), (4, 65 << 6), (5, 0xFFFFFFFF),
-                        (5, words[4]), (4 + int(words[1]) - 1, 0)):
+    for word, value in (
+        (0, 1),
+        (1, 2**31),
+        (1, words[2] + 1),
+        (3, escapes - 1),
+        (3, 0),
+        (4, 65 << 6),
+        (5, 0xFFFFFFFF),
+        (5, words[4]),
+        (4 + int(words[1]) - 1, 0),
+    ):
         bad = good.copy()
         bad[body + 4 * word : body + 4 * word + 4] = np.array([value], np.uint32).view(np.uint8)
         with pytest.raises(PyllamaError, match="damaged"):

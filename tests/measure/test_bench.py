@@ -181,8 +181,9 @@ def test_a_virtual_machine_has_nothing_to_set(tmp_path):
     made.write("proc/cpuinfo", "processor : 0\nmodel name : AMD EPYC\nflags : fpu hypervisor\n")
     made.block("254:0", "vda", "pci0000:00/0000:00:02.0/virtio1/block/vda")
     made.write("sys/devices/pci0000:00/0000:00:02.0/virtio1/block/vda/queue/rotational", "1\n")
-    made.mounts(("254:0", "/", "ext4", "/dev/vda"),
-                ("0:30", "/mnt/a\\040b", "nfs4", "host:/x"), ("0:5", "/tmp", "tmpfs", "t"))
+    made.mounts(
+        ("254:0", "/", "ext4", "/dev/vda"), ("0:30", "/mnt/a\\040b", "nfs4", "host:/x"), ("0:5", "/tmp", "tmpfs", "t")
+    )
     assert machine.cpu(made.tree) == "AMD EPYC" and machine.board(made.tree) == ""
     assert storage("/models", made.tree).kind == "virtual disk"
     assert storage("/mnt/a b/model", made.tree).kind == "network" and storage("/tmp/x", made.tree).kind == "memory"
@@ -370,8 +371,11 @@ def test_advice_and_what_was_not_measured_are_in_the_report(measured):
         "models": [{"kind": "resident", "skipped": "needs 14.00 GB, 2.00 available"}],
         "condition": {
             "before": {"temperature_c": {"cpu": 50.0}, "clock_mhz": {}, "throttled": None},
-            "after": {"temperature_c": {"cpu": 61.0}, "clock_mhz": {},
-                      "throttled": {"now": [], "since_boot": ["throttled"]}},
+            "after": {
+                "temperature_c": {"cpu": 61.0},
+                "clock_mhz": {},
+                "throttled": {"now": [], "since_boot": ["throttled"]},
+            },
         },
     }
     text = list(report_lines.lines(made))

@@ -110,8 +110,10 @@ def test_every_format_keeps_its_bits_packed(tmp_path, form):
         assert (new.format, new.config, new.rope_interleaved) == (old.format, old.config, old.rope_interleaved)
         assert new.metadata.keys() == old.metadata.keys()
         for name, value in old.metadata.items():
-            assert np.array_equal(np.asarray(list(value) if hasattr(value, "raw") else value), np.asarray(
-                list(new.metadata[name]) if hasattr(value, "raw") else new.metadata[name])), name
+            assert np.array_equal(
+                np.asarray(list(value) if hasattr(value, "raw") else value),
+                np.asarray(list(new.metadata[name]) if hasattr(value, "raw") else new.metadata[name]),
+            ), name
         assert list(new.tensors) == list(old.tensors)
         for name, tensor in old.tensors.items():
             assert (new.tensors[name].dtype, new.tensors[name].shape) == (tensor.dtype, tensor.shape)

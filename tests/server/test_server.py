@@ -266,7 +266,6 @@ def test_messages_forge_no_roles(server, reference):
     assert kwargs["usage"]["prompt_tokens"] == plain
 
 
-
 def test_what_the_server_says_of_itself(server):
     status, models, _ = server.request("GET", "/v1/models")
     assert [model["id"] for model in models["data"]] == ["tiny"]

@@ -15,9 +15,7 @@ PRE = {"llama3.json": "llama-bpe", "qwen2.json": "qwen2", "smollm.json": "smollm
 
 
 def checkpoint(path, form="huggingface", metadata=None, vocab_size=None, model_type="llama"):
-    config = SimpleNamespace(
-        vocab_size=vocab_size, model_type=model_type, bos_token_id=None, eos_token_ids=()
-    )
+    config = SimpleNamespace(vocab_size=vocab_size, model_type=model_type, bos_token_id=None, eos_token_ids=())
     return SimpleNamespace(path=path, format=form, metadata=metadata or {}, config=config)
 
 

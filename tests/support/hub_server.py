@@ -35,9 +35,7 @@ class Repo:
 
     @property
     def commit(self) -> str:
-        everything = [
-            (name, hashlib.sha1(content).hexdigest()) for name, content in sorted(self.files.items())
-        ]
+        everything = [(name, hashlib.sha1(content).hexdigest()) for name, content in sorted(self.files.items())]
         return hashlib.sha1(repr(everything).encode()).hexdigest()
 
     def digest(self, name: str) -> str:
@@ -102,9 +100,7 @@ class Hub:
         return [
             request
             for request in self.requests
-            if request.method == "GET"
-            and not request.path.startswith("/api/")
-            and host in (None, request.host)
+            if request.method == "GET" and not request.path.startswith("/api/") and host in (None, request.host)
         ]
 
     def close(self) -> None:
@@ -168,9 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.status(hub.faults.api_statuses.pop(0))
         repo = hub.repos.get(repo_id)
         if repo is None or (repo.token and not repo.gated and not self._authorized(repo)):
-            return self.status(
-                401, {"X-Error-Code": "RepoNotFound"}
-            )  # as the real hub, which tells nobody more
+            return self.status(401, {"X-Error-Code": "RepoNotFound"})  # as the real hub, which tells nobody more
         revision = rest[1] if len(rest) > 1 else "main"
         if revision not in (repo.revision, repo.commit):
             return self.status(404, {"X-Error-Code": "RevisionNotFound"})

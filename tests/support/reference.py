@@ -68,7 +68,7 @@ def inv_freq(head_dim: int, rope_theta: float, scaling: Any = None) -> Array:
 
     scaling  None, or an object with RopeScaling's fields: `kind` and those that kind needs
     """
-    pair = np.arange(head_dim // 2, dtype=np.float64)                               # (D/2,)
+    pair = np.arange(head_dim // 2, dtype=np.float64)  # (D/2,)
     plain = float(rope_theta) ** (-2.0 * pair / head_dim)
     if scaling is None:
         return plain
@@ -85,7 +85,7 @@ def inv_freq(head_dim: int, rope_theta: float, scaling: Any = None) -> Array:
 
 def _llama3(plain: Array, scaling: Any) -> Array:
     """Llama 3.1: long waves slowed by `factor`, short ones left alone, a linear blend between."""
-    turns = scaling.original_max_position_embeddings * plain / (2.0 * math.pi)      # in the original context
+    turns = scaling.original_max_position_embeddings * plain / (2.0 * math.pi)  # in the original context
     keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     keep = np.clip(keep, 0.0, 1.0)
     return keep * plain + (1.0 - keep) * plain / scaling.factor
@@ -106,7 +106,7 @@ def _yarn(plain: Array, head_dim: int, rope_theta: float, scaling: Any) -> Array
     if low == high:
         high += 0.001
     pair = np.arange(head_dim // 2, dtype=np.float64)
-    slow = np.clip((pair - low) / (high - low), 0.0, 1.0)                           # 0 keep, 1 interpolate
+    slow = np.clip((pair - low) / (high - low), 0.0, 1.0)  # 0 keep, 1 interpolate
     return (1.0 - slow) * plain + slow * plain / scaling.factor
 
 
@@ -126,8 +126,9 @@ def yarn_attention_factor(factor: float, mscale: float | None, mscale_all_dim: f
     return magnitude(1.0)
 
 
-def rope(x: Array, positions: Sequence[int] | Array, frequencies: Array, factor: float = 1.0,
-         interleaved: bool = False) -> Array:
+def rope(
+    x: Array, positions: Sequence[int] | Array, frequencies: Array, factor: float = 1.0, interleaved: bool = False
+) -> Array:
     """Rotates each head's pairs by position * frequency, and scales them by factor.
 
     x            (T, heads, D)
@@ -136,7 +137,7 @@ def rope(x: Array, positions: Sequence[int] | Array, frequencies: Array, factor:
     interleaved  pairs are elements (2i, 2i+1), as Meta and GGUF llama files hold them; else (i, i + D/2)
     """
     x = float64(x)
-    angle = float64(positions)[:, None, None] * float64(frequencies)                # (T, 1, D/2)
+    angle = float64(positions)[:, None, None] * float64(frequencies)  # (T, 1, D/2)
     cos, sin = np.cos(angle) * factor, np.sin(angle) * factor
     half = x.shape[-1] // 2
     first = np.s_[..., 0::2] if interleaved else np.s_[..., :half]
@@ -156,8 +157,7 @@ def interleave_rows(weight: Array, heads: int) -> Array:
 # ----------------------------------------------------------------------------------------------- attention
 
 
-def attention(q: Array, k: Array, v: Array, positions: Sequence[int] | Array,
-              window: int | None = None) -> Array:
+def attention(q: Array, k: Array, v: Array, positions: Sequence[int] | Array, window: int | None = None) -> Array:
     """softmax(q k^T / sqrt(D)) v over the positions a token may see; query head h reads head h // (H/K).
 
     q          (T, H, D)
@@ -167,10 +167,10 @@ def attention(q: Array, k: Array, v: Array, positions: Sequence[int] | Array,
     """
     q, k, v = float64(q), float64(k), float64(v)
     group = q.shape[1] // k.shape[1]
-    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)                 # (S, H, D)
-    scores = np.einsum("thd,shd->ths", q, k) / math.sqrt(q.shape[-1])               # (T, H, S)
-    query = np.asarray(positions)[:, None]                                          # (T, 1)
-    key = np.arange(k.shape[0])[None, :]                                            # (1, S)
+    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)  # (S, H, D)
+    scores = np.einsum("thd,shd->ths", q, k) / math.sqrt(q.shape[-1])  # (T, H, S)
+    query = np.asarray(positions)[:, None]  # (T, 1)
+    key = np.arange(k.shape[0])[None, :]  # (1, S)
     visible = key <= query if window is None else (key <= query) & (key > query - window)
     scores = np.where(visible[:, None, :], scores, -np.inf)
     return np.einsum("ths,shd->thd", softmax(scores), v)
@@ -179,8 +179,7 @@ def attention(q: Array, k: Array, v: Array, positions: Sequence[int] | Array,
 # ------------------------------------------------------------------------------------------------ the model
 
 
-def forward(config: Any, tensors: Mapping[str, Array], token_ids: Sequence[int],
-            interleaved: bool = False) -> Array:
+def forward(config: Any, tensors: Mapping[str, Array], token_ids: Sequence[int], interleaved: bool = False) -> Array:
     """Logits (T, V) of every token of one sequence that starts at position 0.
 
     config       a Config, or anything with its fields
@@ -192,8 +191,8 @@ def forward(config: Any, tensors: Mapping[str, Array], token_ids: Sequence[int],
     positions = np.arange(len(token_ids))
     frequencies = inv_freq(head_dim, config.rope_theta, config.rope_scaling)
     factor = attention_factor(config.rope_scaling)
-    embedding = tensors["model.embed_tokens.weight"]                                # (V, hidden)
-    hidden = float64(embedding[np.asarray(token_ids)])                              # (T, hidden)
+    embedding = tensors["model.embed_tokens.weight"]  # (V, hidden)
+    hidden = float64(embedding[np.asarray(token_ids)])  # (T, hidden)
 
     for layer, window in enumerate(config.layer_windows):
         prefix = f"model.layers.{layer}."
@@ -202,9 +201,9 @@ def forward(config: Any, tensors: Mapping[str, Array], token_ids: Sequence[int],
             return linear(x, tensors[f"{prefix}{name}.weight"], tensors.get(f"{prefix}{name}.bias"))
 
         x = rmsnorm(hidden, tensors[prefix + "input_layernorm.weight"], eps)
-        q = project("self_attn.q_proj", x).reshape(-1, heads, head_dim)             # (T, H, D)
-        k = project("self_attn.k_proj", x).reshape(-1, kv_heads, head_dim)          # (T, K, D)
-        v = project("self_attn.v_proj", x).reshape(-1, kv_heads, head_dim)          # (T, K, D)
+        q = project("self_attn.q_proj", x).reshape(-1, heads, head_dim)  # (T, H, D)
+        k = project("self_attn.k_proj", x).reshape(-1, kv_heads, head_dim)  # (T, K, D)
+        v = project("self_attn.v_proj", x).reshape(-1, kv_heads, head_dim)  # (T, K, D)
         if config.model_type == "qwen3":
             q = rmsnorm(q, tensors[prefix + "self_attn.q_norm.weight"], eps)
             k = rmsnorm(k, tensors[prefix + "self_attn.k_norm.weight"], eps)
@@ -214,11 +213,11 @@ def forward(config: Any, tensors: Mapping[str, Array], token_ids: Sequence[int],
         hidden = hidden + project("self_attn.o_proj", mixed)
 
         x = rmsnorm(hidden, tensors[prefix + "post_attention_layernorm.weight"], eps)
-        inner = swiglu(project("mlp.gate_proj", x), project("mlp.up_proj", x))      # (T, intermediate)
+        inner = swiglu(project("mlp.gate_proj", x), project("mlp.up_proj", x))  # (T, intermediate)
         hidden = hidden + project("mlp.down_proj", inner)
 
     hidden = rmsnorm(hidden, tensors["model.norm.weight"], eps)
-    head = embedding if config.tie_word_embeddings else tensors["lm_head.weight"]   # (V, hidden)
+    head = embedding if config.tie_word_embeddings else tensors["lm_head.weight"]  # (V, hidden)
     return linear(hidden, head)
 
 
@@ -267,7 +266,7 @@ def random_weights(config: Any, seed: int) -> dict[str, Array]:
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
     """One tensor of random_weights: near-normal values, scaled by what the name is."""
-    noise = _noise(f"{seed}/{name}", math.prod(shape)).reshape(shape)               # mean 0, deviation 1
+    noise = _noise(f"{seed}/{name}", math.prod(shape)).reshape(shape)  # mean 0, deviation 1
     sharpness = 1.5 if any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm")) else 1.0
     if name.endswith("norm.weight"):
         return round_to_bfloat16(np.float32(sharpness) + np.float32(0.25) * noise)

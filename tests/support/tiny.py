@@ -529,10 +529,12 @@ def _de_iq4_xs(b: np.ndarray) -> np.ndarray:
 _DEQUANTIZE = {
     "Q4_0": lambda b: _f16(b[:, :2]) * (_nibbles(b[:, 2:]).astype(np.float32) - np.float32(8)),
     "Q4_1": lambda b: _f16(b[:, :2]) * _nibbles(b[:, 4:]).astype(np.float32) + _f16(b[:, 2:4]),
-    "Q5_0": lambda b: _f16(b[:, :2])
-    * ((_nibbles(b[:, 6:]) | (_bits32(b[:, 2:6]) << 4)).astype(np.float32) - np.float32(16)),
-    "Q5_1": lambda b: _f16(b[:, :2]) * (_nibbles(b[:, 8:]) | (_bits32(b[:, 4:8]) << 4)).astype(np.float32)
-    + _f16(b[:, 2:4]),
+    "Q5_0": lambda b: (
+        _f16(b[:, :2]) * ((_nibbles(b[:, 6:]) | (_bits32(b[:, 2:6]) << 4)).astype(np.float32) - np.float32(16))
+    ),
+    "Q5_1": lambda b: (
+        _f16(b[:, :2]) * (_nibbles(b[:, 8:]) | (_bits32(b[:, 4:8]) << 4)).astype(np.float32) + _f16(b[:, 2:4])
+    ),
     "Q8_0": lambda b: _f16(b[:, :2]) * np.ascontiguousarray(b[:, 2:]).view(np.int8).astype(np.float32),
     "Q2_K": _de_q2_k,
     "Q3_K": _de_q3_k,
@@ -645,9 +647,7 @@ def _qu_q3_k(x: np.ndarray) -> np.ndarray:
 
 def _qu_q4_k(x: np.ndarray) -> np.ndarray:
     d, dmin, scale, minimum, q = _qu_groups(x, 8, 4, 6)
-    return np.concatenate(
-        [_bytes16(d), _bytes16(dmin), _pack_scales4(scale, minimum), _pack_halves(q)], axis=1
-    )
+    return np.concatenate([_bytes16(d), _bytes16(dmin), _pack_scales4(scale, minimum), _pack_halves(q)], axis=1)
 
 
 def _qu_q5_k(x: np.ndarray) -> np.ndarray:

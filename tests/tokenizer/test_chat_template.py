@@ -21,9 +21,7 @@ CHAT = [
     {"role": "assistant", "content": "Hello"},
     {"role": "user", "content": "é漢\n\nBye"},
 ]
-TOOLS = [
-    {"type": "function", "function": {"name": "f", "description": "<é>", "parameters": {"type": "object"}}}
-]
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "<é>", "parameters": {"type": "object"}}}]
 
 CHATML = (
     "{% for message in messages %}\n"
@@ -66,9 +64,7 @@ TEMPLATES = {"chatml": CHATML, "mistral": MISTRAL, "qwen": QWEN, "headers": HEAD
 
 
 def load(folder, form="huggingface", metadata=None, vocab_size=None, model_type="llama"):
-    config = SimpleNamespace(
-        vocab_size=vocab_size, model_type=model_type, bos_token_id=None, eos_token_ids=()
-    )
+    config = SimpleNamespace(vocab_size=vocab_size, model_type=model_type, bos_token_id=None, eos_token_ids=())
     return load_tokenizer(SimpleNamespace(path=folder, format=form, metadata=metadata or {}, config=config))
 
 
@@ -80,9 +76,7 @@ def test_chatml():
     assert render(CHATML, CHAT[1:2]) == (
         "<|im_start|>system\nYou help<|im_end|>\n<|im_start|>user\nHi <b>&</b><|im_end|>\n<|im_start|>assistant\n"
     )
-    assert (
-        render(CHATML, CHAT[:1], add_generation_prompt=False) == "<|im_start|>system\n Be brief. <|im_end|>\n"
-    )
+    assert render(CHATML, CHAT[:1], add_generation_prompt=False) == "<|im_start|>system\n Be brief. <|im_end|>\n"
 
 
 def test_tools_and_variables():
@@ -212,8 +206,7 @@ HOSTILE = {
     "doubled by +": GROW.replace("START", "'aaaa'").replace("STEP", "ns.v + ns.v"),
     "doubled lists": GROW.replace("START", "[1]").replace("STEP", "ns.v + ns.v"),
     "doubled by nesting": GROW.replace("START", "[1]").replace("STEP", "[ns.v, ns.v]") + "{{ ns.v }}",
-    "doubled objects": GROW.replace("START", "{}").replace("STEP", "{'a': ns.v, 'b': ns.v}")
-    + "{{ ns.v|tojson }}",
+    "doubled objects": GROW.replace("START", "{}").replace("STEP", "{'a': ns.v, 'b': ns.v}") + "{{ ns.v|tojson }}",
     "doubled by dict": GROW.replace("START", "1").replace("STEP", "dict(a=ns.v, b=ns.v)") + "{{ ns.v ~ '' }}",
     "doubled by block": "{% set ns = namespace(v='aaaa') %}{% for i in range(60) %}{% set x %}{{ ns.v }}{{ ns.v }}"
     "{% endset %}{% set ns.v = x %}{% endfor %}",

@@ -25,9 +25,8 @@ PUBLISHED = {
     "tekken": TEKKEN,
     "cl100k": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+",
-    "cl100k, possessive":
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$"
-    r"|\s*[\r\n]|\s+(?!\S)|\s",
+    "cl100k, possessive": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
     "o200k": rf"[^\r\n\p{{L}}\p{{N}}]?[{_CASED}]*[{_SMALL}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     rf"|[^\r\n\p{{L}}\p{{N}}]?[{_CASED}]+[{_SMALL}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{{N}}{{1,3}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -57,8 +56,9 @@ def texts(number, seed):
     chooser = random.Random(seed)
     for _ in range(number):
         yield "".join(
-            chooser.choice(WORDS) if chooser.random() < 0.2 else chooser.choice(LETTERS) * chooser.choice([1,
-            1, 1, 2, 7])
+            chooser.choice(WORDS)
+            if chooser.random() < 0.2
+            else chooser.choice(LETTERS) * chooser.choice([1, 1, 1, 2, 7])
             for _ in range(chooser.randrange(40))
         )
 
@@ -148,8 +148,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("pattern", HOSTILE)
-@pytest.mark.parametrize("text", ["a" * 40 + "x", "a" * 20_000 + "x", " " * 20_000 + "y", "ab" * 9000,
-"1" * 20_000 + "a"])
+@pytest.mark.parametrize(
+    "text", ["a" * 40 + "x", "a" * 20_000 + "x", " " * 20_000 + "y", "ab" * 9000, "1" * 20_000 + "a"]
+)
 def test_hostile_patterns_take_no_time(pattern, text):
     """Or are refused: by a count of steps, not by a clock."""
     started = time.process_time()

@@ -113,9 +113,7 @@ def test_user_text_never_becomes_a_special_token(tmp_path, name):
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert not tokenizer.special_ids & set(ids) - {tokenizer.id_of("<unk>")}, repr(text)
     for token in tokens:
-        assert tokenizer.encode(token, add_special_tokens=False, parse_special=True) == [
-            tokenizer.id_of(token)
-        ]
+        assert tokenizer.encode(token, add_special_tokens=False, parse_special=True) == [tokenizer.id_of(token)]
 
 
 def test_a_merge_into_a_special_token_is_never_used(tmp_path):
@@ -195,9 +193,7 @@ def test_class_llama_replaces_the_steps_of_a_sentencepiece_file(tmp_path):
     legacy = load_tokenizer(checkpoint(write(tmp_path, "spm-old.json", llama | {"legacy": True})))
     mistral = load_tokenizer(checkpoint(write(tmp_path, "spm-old.json", llama), model_type="mistral"))
     text = " a</s>a"
-    encoded = [
-        t.encode(text, add_special_tokens=False, parse_special=True) for t in (old, new, legacy, mistral)
-    ]
+    encoded = [t.encode(text, add_special_tokens=False, parse_special=True) for t in (old, new, legacy, mistral)]
     mark_a, a, mark = old.id_of(" a"), old.id_of("a"), old.id_of(" ")
     assert encoded[1] == [mark_a, 2, a]
     assert encoded[2] == [mark_a, 2, mark_a]

@@ -67,8 +67,7 @@ def test_long_and_short_words_merge_alike(tmp_path):
     table = tokenizer._model._merges
     for _ in range(400):
         symbols = [
-            tokenizer.id_of(chr(chooser.choice(b"etainors thd")))
-            for _ in range(chooser.randint(2, merges._SHORT))
+            tokenizer.id_of(chr(chooser.choice(b"etainors thd"))) for _ in range(chooser.randint(2, merges._SHORT))
         ]
         assert table._merge_long(symbols) == table._merge_short(symbols)
 
@@ -86,19 +85,13 @@ def mutate(content, chooser):
     elif kind == 2:
         model["merges"].append(["no such token", "x"])
     elif kind == 3:
-        model["merges"][3] = chooser.choice(
-            [["a"], ["a", "b", "c"], [], "a", "a b c", 5, None, {"a": 1}, ["a", 5]]
-        )
+        model["merges"][3] = chooser.choice([["a"], ["a", "b", "c"], [], "a", "a b c", 5, None, {"a": 1}, ["a", 5]])
     elif kind == 4:
         model["type"] = chooser.choice(["Unigram", "WordPiece", "WordLevel", 5, None])
     elif kind == 5:
-        content["normalizer"] = {
-            "type": chooser.choice(["Lowercase", "Strip", "Precompiled", "Nmt", "BertNormalizer"])
-        }
+        content["normalizer"] = {"type": chooser.choice(["Lowercase", "Strip", "Precompiled", "Nmt", "BertNormalizer"])}
     elif kind == 6:
-        content["pre_tokenizer"] = {
-            "type": chooser.choice(["Whitespace", "Punctuation", "BertPreTokenizer", 7])
-        }
+        content["pre_tokenizer"] = {"type": chooser.choice(["Whitespace", "Punctuation", "BertPreTokenizer", 7])}
     elif kind == 7:
         content["decoder"] = {"type": chooser.choice(["WordPiece", "CTC", "BPEDecoder"])}
     elif kind == 8:
@@ -119,9 +112,7 @@ def mutate(content, chooser):
     elif kind == 13:
         model["unk_token"] = chooser.choice(["nowhere", 5, []])
     elif kind == 14:
-        model[chooser.choice(["dropout", "continuing_subword_prefix", "end_of_word_suffix", "invented"])] = (
-            "##"
-        )
+        model[chooser.choice(["dropout", "continuing_subword_prefix", "end_of_word_suffix", "invented"])] = "##"
     elif kind == 15:
         content["invented"] = {}
     elif kind == 16:
@@ -287,9 +278,7 @@ def test_missing_files_and_folders(tmp_path):
         load(tmp_path).encode("a")
 
 
-@pytest.mark.parametrize(
-    "name", ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]
-)
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json"])
 @pytest.mark.parametrize("data", [b"[", b"[]", b"\xff", b"[" * 100000])
 def test_damaged_side_files(tmp_path, name, data):
     copy(tmp_path, "llama3.json")

@@ -44,9 +44,7 @@ def random_texts(count):
         )
         letters = [chr(low + chooser.randrange(96)) for _ in range(6)]
         size = chooser.randint(1, 40)
-        yield "".join(
-            chooser.choice([*letters, chooser.choice(parts), chooser.choice(parts)]) for _ in range(size)
-        )
+        yield "".join(chooser.choice([*letters, chooser.choice(parts), chooser.choice(parts)]) for _ in range(size))
 
 
 def every_character():
@@ -55,8 +53,7 @@ def every_character():
     codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     for start in range(0, len(codes), 2003):
         yield "".join(
-            chr(code) + chooser.choice(["", "", "a", "1", " ", "'s"])
-            for code in codes[start : start + 2003 : 7]
+            chr(code) + chooser.choice(["", "", "a", "1", " ", "'s"]) for code in codes[start : start + 2003 : 7]
         )
 
 

@@ -49,9 +49,7 @@ def test_text_is_shown_as_soon_as_it_is_certain(tokenizer):
         for token_id in tokenizer.encode(encoded, add_special_tokens=False):
             data += tokenizer.token_bytes(token_id)
             shown += stream.push(token_id)
-            certain = data.decode("utf-8", "ignore").removeprefix(
-                " "
-            )  # "ignore" drops the unfinished character
+            certain = data.decode("utf-8", "ignore").removeprefix(" ")  # "ignore" drops the unfinished character
             assert shown == certain
         assert shown == encoded
         assert stream.finish() == ""

@@ -89,9 +89,7 @@ def test_arguments_may_be_given_as_an_object(name):
 def test_calls_one_by_one_keep_their_results():
     for ids in (True, False):
         text = rendered(TEMPLATES["one call a message"], conversation("Well.", ("f", "{}"), ("g", "{}"), ids=ids))
-        assert text == (
-            "<user>go</><assistant>Well.[f {}]</><tool>result 0</><assistant>[g {}]</><tool>result 1</>"
-        )
+        assert text == ("<user>go</><assistant>Well.[f {}]</><tool>result 0</><assistant>[g {}]</><tool>result 1</>")
 
 
 def test_a_template_without_calls_gets_them_as_text():

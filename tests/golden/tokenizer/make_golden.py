@@ -48,9 +48,7 @@ def split(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level])
 
 
-def train(
-    pre_tokenizer: pre_tokenizers.PreTokenizer, *, whole_alphabet: bool = True, **model: bool
-) -> Tokenizer:
+def train(pre_tokenizer: pre_tokenizers.PreTokenizer, *, whole_alphabet: bool = True, **model: bool) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(**model))
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
@@ -122,18 +120,14 @@ def sentencepiece_json(model: bytes, modern: bool) -> Tokenizer:
             if text[:cut] in known and text[cut:] in known:
                 ranked.append((-processor.get_score(index), index, text[:cut], text[cut:]))
     merges = [(left, right) for _, _, left, right in sorted(ranked)]
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     if modern:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(steps)
-    control = [
-        texts[index] for index in range(size) if processor.is_control(index) or processor.is_unknown(index)
-    ]
+    control = [texts[index] for index in range(size) if processor.is_control(index) or processor.is_unknown(index)]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in control])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
