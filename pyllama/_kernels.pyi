@@ -5,6 +5,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PANEL: int
+PACKED_TABLE: int
+PACKED_PAIR: int
 MAX_HEAD_DIM: int
 DTYPES: tuple[str, ...]
 

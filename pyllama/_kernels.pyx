@@ -15,7 +15,7 @@ from .errors import PyllamaError
 
 cdef extern from "kernels.h" nogil:
     enum:
-        PANEL_ROWS
+        PANEL_ROWS, PACKED_HEADER, PAIR_NBYTES
         DT_COUNT
         LAYOUT_ROWS
         LAYOUT_PANELS
@@ -96,6 +96,8 @@ cdef extern from "stdlib.h" nogil:
 
 
 PANEL = PANEL_ROWS
+PACKED_TABLE = PACKED_HEADER  # bytes before the panels of a packed block
+PACKED_PAIR = PAIR_NBYTES  # of two packed columns of a panel
 MAX_HEAD_DIM = 1024
 DTYPES = tuple((<bytes>pl_formats[i].name).decode() for i in range(DT_COUNT))
 
@@ -465,7 +467,7 @@ def pack_panels(Matrix w not None, uint8_t[::1] out):
 
 def packed_nbytes(int64_t rows, int64_t cols):
     """Bytes of a packed matrix without escapes: what pack needs at least (5 more for each escape)."""
-    return 64 + pl_packed_panels_nbytes(rows, cols) + ((rows + PANEL_ROWS - 1) // PANEL_ROWS + 1) * 4
+    return PACKED_HEADER + pl_packed_panels_nbytes(rows, cols) + ((rows + PANEL_ROWS - 1) // PANEL_ROWS + 1) * 4
 
 
 def pack(Matrix w not None, uint8_t[::1] out):

@@ -47,7 +47,11 @@ class RequestError(PyllamaError):
 
 
 class BusyError(PyllamaError):
-    """The queue is full, or the engine is stopping: the same request may succeed later, or elsewhere."""
+    """The queue is full, or somebody else computes: the same request may succeed later, or elsewhere."""
+
+
+class StoppingError(BusyError):
+    """The engine is stopping: the same request may succeed elsewhere."""
 
 
 def reason_of(error: Exception) -> str:

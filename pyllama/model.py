@@ -4,7 +4,7 @@ Owns checkpoint, tokenizer, weights and decoder until it is closed. It computes 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import numpy as np
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message] | np.ndarray
+
+
+def is_chat(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
+    """Whether a prompt is messages, for the chat template."""
+    return isinstance(prompt, (list, tuple)) and bool(prompt) and all(isinstance(item, Mapping) for item in prompt)
 
 
 class Model:
@@ -82,7 +87,6 @@ class Model:
         if params.stop and self.tokenizer.kind == "none":
             self.tokenizer.refuse()  # a stop string is text, and would never be found
         prompt_ids = self.encode_prompt(prompt, parse_special=parse_special)
-        is_chat = isinstance(prompt, (list, tuple)) and any(isinstance(item, Mapping) for item in prompt[:1])
         sequence = self.new_sequence()
         try:
             return Generation(
@@ -91,7 +95,7 @@ class Model:
                 sequence,
                 prompt_ids,
                 params,
-                continuation=not is_chat,
+                continuation=not is_chat(prompt),
                 fingerprint=fingerprint,
                 on_close=sequence.close,
             )
@@ -135,7 +139,7 @@ class Model:
         """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, parse_special=parse_special is not False)
-        if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(item, Mapping) for item in prompt):
+        if is_chat(prompt):
             if self.tokenizer.chat_template is None:
                 raise RequestError("messages: this model has no chat template, give it text to continue")
             messages = [dict(message) for message in prompt]

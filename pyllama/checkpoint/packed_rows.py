@@ -16,9 +16,6 @@ from pyllama import _kernels
 from pyllama.checkpoint.index import StoredBlock, Tensor
 from pyllama.errors import CheckpointError, PyllamaError
 
-_TABLE = 64  # bytes before the panels of a packed block (csrc/packed.h)
-_PAIR = 96
-
 
 def read_rows(tensor: Tensor, row: int, count: int, read_into: Callable[[Path, int, np.ndarray], None]) -> np.ndarray:
     """Rows [row, row + count) as they were before packing: uint8 (count, tensor.row_nbytes).
@@ -61,17 +58,17 @@ def _read_panels(tensor: Tensor, block: StoredBlock, first: int, rows: np.ndarra
 
     panel = _kernels.PANEL
     low, high, panels = first // panel, -(-(first + len(rows)) // panel), -(-block.rows // panel)
-    width = (tensor.cols + 1) // 2 * _PAIR
-    starts_at = _TABLE + panels * width
+    width = (tensor.cols + 1) // 2 * _kernels.PACKED_PAIR
+    starts_at = _kernels.PACKED_TABLE + panels * width
     keys_at = starts_at + (panels + 1) * 4
     escapes = (block.nbytes - keys_at) // 5
-    head = read(0, _TABLE)
+    head = read(0, _kernels.PACKED_TABLE)
     starts = read(starts_at + low * 4, high - low + 1, "<u4").astype(np.int64)
     begin, end = int(starts[0]), int(starts[-1])
     if not 0 <= begin <= end <= escapes:
         raise damaged(tensor, block)
     head[16:20] = np.array([end - begin], "<u4").view(np.uint8)
-    pieces = [head, read(_TABLE + low * width, (high - low) * width), (starts - begin).astype("<u4")]
+    pieces = [head, read(_kernels.PACKED_TABLE + low * width, (high - low) * width), (starts - begin).astype("<u4")]
     if end > begin:
         pieces += [read(keys_at + begin * 4, end - begin, "<u4"), read(keys_at + escapes * 4 + begin, end - begin)]
     data = np.concatenate([piece.view(np.uint8) for piece in pieces])

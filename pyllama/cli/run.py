@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pyllama.cli import streams
 from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling
 from pyllama.errors import RequestError, reason_of
+from pyllama.machine.memory import peak_resident_nbytes
 from pyllama.terminal.status_line import SignsOfLife
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _as_json(model: "Model", generation: "Generation") -> str:
         "decode_s": generation.decode_s,
         "prefill_tok_s": _rate(generation.prompt_tokens, generation.prefill_s),
         "decode_tok_s": _rate(decoded, generation.decode_s),
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak_resident_nbytes(),
         "bytes_read": model.bytes_read,
         "passes": model.passes,
         "fingerprint": generation.fingerprint.hexdigest() if generation.fingerprint else None,
@@ -127,21 +128,5 @@ def _timings(generation: "Generation") -> str:
         f"prefill {generation.prompt_tokens} tokens in {generation.prefill_s:.2f} s"
         f" ({_rate(generation.prompt_tokens, generation.prefill_s) or 0:.2f} tok/s), "
         f"decode {decoded} tokens in {generation.decode_s:.2f} s"
-        f" ({_rate(decoded, generation.decode_s) or 0:.2f} tok/s), peak {peak_rss_bytes() / 1e6:.0f} MB"
+        f" ({_rate(decoded, generation.decode_s) or 0:.2f} tok/s), peak {peak_resident_nbytes() / 1e6:.0f} MB"
     )
-
-
-def peak_rss_bytes() -> int:
-    """Peak resident set of this process so far."""
-    try:
-        # getrusage() also counts what the process was before exec: its parent's pages, after a vfork.
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -137,10 +137,11 @@ class AsyncEngine:
         Raises BusyError if the queue is full, and RequestError, TokenizerError or ContextOverflowError.
         """
         params = SamplingParams.from_options(**options)
-        is_chat = isinstance(prompt, (list, tuple)) and bool(prompt) and isinstance(prompt[0], dict)
-        nbytes = sum(len(str(message)) for message in prompt) if is_chat else len(prompt)
+        from pyllama.model import is_chat
+
+        nbytes = sum(len(str(message)) for message in prompt) if is_chat(prompt) else len(prompt)
         prompt_ids = await self.in_text_thread(self.model.encode_prompt, prompt, nbytes=nbytes)
-        return self.submit_ids(prompt_ids, params, continuation=not is_chat)
+        return self.submit_ids(prompt_ids, params, continuation=not is_chat(prompt))
 
     def submit_ids(
         self,

@@ -20,7 +20,7 @@ from pyllama.engine.page_store import PageStore, pages_name
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Deliver, Request
 from pyllama.engine.scheduler import Part, Scheduler
-from pyllama.errors import BudgetError, BusyError, PyllamaError, RequestError
+from pyllama.errors import BudgetError, BusyError, PyllamaError, RequestError, StoppingError
 from pyllama.generation import Answer, AnswerOptions, Step, compute
 from pyllama.generation.sampler import SamplingParams
 
@@ -168,7 +168,7 @@ class Engine:
         request = Request(answer, deliver, client, leader)
         with self._wake:
             if self._stopping:
-                raise BusyError("the engine is stopping")
+                raise StoppingError("the engine is stopping")
             free = self.max_running - len(self._scheduler.running)
             waiting = len(self._inbox) + len(self._scheduler.waiting)
             if waiting >= self.max_waiting + max(0, free):
@@ -263,7 +263,7 @@ class Engine:
 
     def _shut_down(self) -> None:
         self._take_in()
-        self._fail_all(BusyError("the engine is stopping"))
+        self._fail_all(StoppingError("the engine is stopping"))
         while self._prefix_cache.save_one():
             self._progress_at = time.monotonic()
         self._prefix_cache.close()
@@ -306,7 +306,7 @@ class Engine:
                 self._end(request, "cancelled")
         if self._stopping:
             for request in list(self._scheduler.waiting):
-                self._end(request, "error", BusyError("the engine is stopping"))
+                self._end(request, "error", StoppingError("the engine is stopping"))
 
     def _hand_out(self, request: Request, count: int, rows: np.ndarray) -> None:
         """What the pass means for one of its requests: tokens of its answer, or one more piece of its prompt."""

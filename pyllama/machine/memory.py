@@ -47,10 +47,14 @@ def interpreter_nbytes(tokenizer: Any) -> int:
 
 def peak_resident_nbytes() -> int:
     """The largest resident set this process has had (VmHWM: not inherited from what started it)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
-    return 0
+    try:
+        # getrusage() also counts what the process was before exec: its parent's pages, after a vfork.
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def default_budget(proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:

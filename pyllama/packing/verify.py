@@ -10,6 +10,7 @@ import numpy as np
 from pyllama import _kernels
 from pyllama.checkpoint import Tensor, open_checkpoint
 from pyllama.checkpoint.files import InputFile
+from pyllama.checkpoint.huggingface import INDEX
 from pyllama.checkpoint.index import StoredBlock
 from pyllama.checkpoint.packed import Shard, first_shard, padded, read_shards
 from pyllama.checkpoint.packed_rows import damaged
@@ -19,8 +20,6 @@ from pyllama.packing.shard import compact
 from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
 from pyllama.terminal.progress import Progress
-
-INDEX = "model.safetensors.index.json"
 
 
 class Report(NamedTuple):

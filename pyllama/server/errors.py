@@ -5,7 +5,7 @@ import logging
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.errors import BusyError, ContextOverflowError, PyllamaError, RequestError, TokenizerError
+from pyllama.errors import BusyError, ContextOverflowError, PyllamaError, RequestError, StoppingError, TokenizerError
 from pyllama.printable import one_line
 
 _log = logging.getLogger("pyllama")
@@ -47,7 +47,8 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, BusyError):
-        status, headers = (503, None) if "stopping" in str(error) else (429, {"retry-after": str(retry_after_s)})
+        stopping = isinstance(error, StoppingError)
+        status, headers = (503, None) if stopping else (429, {"retry-after": str(retry_after_s)})
         return ApiError(status, str(error), code="busy", headers=headers)
     if isinstance(error, ContextOverflowError):
         return ApiError(400, str(error), "messages", "context_length_exceeded")

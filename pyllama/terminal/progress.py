@@ -4,13 +4,13 @@ Knows nothing of what the work is; whoever does it says how much there is and
 how much was done. Writes nothing when the stream is no terminal.
 """
 
-import os
 import sys
 import time
 from collections import deque
 from typing import Self, TextIO
 
 from pyllama.printable import one_line
+from pyllama.terminal.line import Line
 
 REDRAW_S = 0.2
 RATE_WINDOW_S = 10.0  # long enough to be calm on a stuttering link, short enough to follow it
@@ -34,7 +34,7 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-class Progress:
+class Progress(Line):
     """One line, redrawn in place, for one piece of work; a context manager.
 
     label   what is going on, free to change while it goes on
@@ -60,8 +60,7 @@ class Progress:
         self.unit = unit
         self.done = 0
         self._note = ""
-        self._stream = sys.stderr if stream is None else stream
-        self.enabled = not quiet and self._stream is not None and self._stream.isatty()
+        super().__init__(sys.stderr if stream is None else stream, quiet=quiet)
         self._started_s = time.monotonic()
         self._worked = 0  # done, less what was there before: only that says how fast it goes
         self._samples: deque[tuple[float, int]] = deque([(self._started_s, 0)])
@@ -143,20 +142,10 @@ class Progress:
         self._write("\r\x1b[K" + self._fit(one_line(self.line())))
 
     def _fit(self, line: str) -> str:
-        try:
-            columns = os.get_terminal_size(self._stream.fileno()).columns or 80  # a serial line says 0
-        except (OSError, ValueError):
-            columns = 80
+        columns = self._columns()
         # A line that wraps cannot be redrawn in place, so the label gives way to the figures.
         over = len(line) - max(columns - 1, 20)
         if over <= 0:
             return line
         kept = len(self.label) - over - 2
         return self.label[:kept] + ".." + line[len(self.label) :] if kept > 0 else line[over:]
-
-    def _write(self, text: str) -> None:
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except OSError:
-            self.enabled = False  # the terminal went away; the work goes on

@@ -5,7 +5,6 @@ terminal the line stands below the text and leaves the cursor where it was: an a
 Nothing is drawn, and no thread started, where standard error is no terminal.
 """
 
-import os
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from pyllama.printable import one_line
+from pyllama.terminal.line import Line
 from pyllama.terminal.progress import format_nbytes, format_seconds
 
 PATIENCE_S = 1.0  # what is over sooner is not mentioned
@@ -26,7 +26,7 @@ _BELOW = "\x1bD\x1b[A\x1b7\x1b[B\r\x1b[K"
 _BACK = "\x1b8"
 
 
-class SignsOfLife:
+class SignsOfLife(Line):
     """A context manager.
 
     quiet   True shows nothing
@@ -35,8 +35,7 @@ class SignsOfLife:
     """
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None, below: bool | None = None):
-        self._stream = sys.stderr if stream is None else stream
-        self.enabled = not quiet and self._stream is not None and self._stream.isatty()
+        super().__init__(sys.stderr if stream is None else stream, quiet=quiet)
         self._below = below if below is not None else sys.stdout is not None and sys.stdout.isatty()
         self._lock = threading.Lock()
         self._text: Callable[[], str] | None = None
@@ -140,18 +139,8 @@ class SignsOfLife:
             self._drawn = False
 
     def _fit(self, line: str) -> str:
-        try:
-            columns = os.get_terminal_size(self._stream.fileno()).columns or 80  # a serial line says 0
-        except (OSError, ValueError):
-            columns = 80
+        columns = self._columns()
         return line[: max(columns - 1, 1)]
-
-    def _write(self, text: str) -> None:
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except (OSError, ValueError):
-            self.enabled = False  # the terminal went away; the work goes on
 
 
 class _Pass:

@@ -16,7 +16,7 @@ import pytest
 
 import pyllama
 from pyllama.cli import main
-from pyllama.cli.run import peak_rss_bytes
+from pyllama.machine.memory import peak_resident_nbytes
 from pyllama.printable import visible
 
 JSON_KEYS = [
@@ -310,9 +310,9 @@ def test_version(capsys):
 def test_peak_rss_is_of_this_process_alone():
     """A child of a large parent must not report its parent's memory (it would, by getrusage)."""
     ballast = np.ones(200_000_000, np.uint8)
-    code = "from pyllama.cli.run import peak_rss_bytes; print(peak_rss_bytes())"
+    code = "from pyllama.machine.memory import peak_resident_nbytes; print(peak_resident_nbytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S)
-    assert peak_rss_bytes() > ballast.nbytes
+    assert peak_resident_nbytes() > ballast.nbytes
     assert 0 < int(done.stdout) < ballast.nbytes
 
 

@@ -186,7 +186,7 @@ def test_a_terminal_that_goes_away_does_not_stop_the_work(at_once):
 
 
 def test_a_narrow_terminal_gets_a_line_that_fits(at_once, monkeypatch):
-    monkeypatch.setattr(signs_of_life.os, "get_terminal_size", lambda fd: os.terminal_size((20, 5)))
+    monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((20, 5)))
     stream = Terminal()
     stream.fileno = lambda: 2
     with SignsOfLife(stream=stream, below=False) as signs:

@@ -1,0 +1,25 @@
+"""One line of a terminal that is drawn again and again, and what a terminal that goes away means: nothing."""
+
+import os
+from typing import TextIO
+
+
+class Line:
+    """What progress and the status line have in common: a stream that may be no terminal, or cease to be one."""
+
+    def __init__(self, stream: TextIO, *, quiet: bool):
+        self._stream = stream
+        self.enabled = not quiet and stream is not None and stream.isatty()
+
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80  # a serial line says 0
+        except (OSError, ValueError):
+            return 80
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self.enabled = False  # the terminal went away; the work goes on
