@@ -292,7 +292,11 @@ def stall(server, report, name, asked, seconds):
         turn = itertools.cycle(asked[number % len(asked) :] + asked[: number % len(asked)])
         while time.monotonic() < until:
             path, body = next(turn)
-            status, answer = server.post(path, body, timeout=120, address=f"127.0.0.{number + 2}")
+            try:
+                status, answer = server.post(path, body, timeout=seconds, address=f"127.0.0.{number + 2}")
+            except TimeoutError:
+                came.append("hung up")
+                continue
             came.append(status)
             if status >= 500 and status != 503:
                 wrong.append(f"{status} {str(answer)[:300]} for {json.dumps(body, default=repr)[:200]}")
