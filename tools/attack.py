@@ -274,10 +274,11 @@ COSTLY = {
         "Some words, and 12345 more.\n" * 9000, "a" * 250_000, " " * 250_000 + "x", "\u0301\u0316" * 15_000,
         "<|im_start|>" * 20_000, "é漢👩\u200d👧" * 20_000)] + [said("<|im_end|>" * 20_000), said(*["x"] * 6000)],
     "large bodies": [(CHAT, b"[" * 250_000), (CHAT, b'{"a":' * 40_000), (CHAT, b'{"seed": ' + b"9" * 250_000 + b"}"),
-                     said("hi", tools=[], user="x" * 250_000), ("/v1/completions", {"prompt": [[1] * 900] * 64}),
+                     said("hi", tools=[], user="x" * 250_000),
                      (CHAT, {"messages": [], **{f"k{i}": i for i in range(15_000)}}),
                      (CHAT, b'"' + b"\\u0000" * 40_000),
                      (CHAT, SHORT | {"logit_bias": {str(i): -1 for i in range(15_000)}})],
+    "64 prompts of 900 tokens": [("/v1/completions", {"prompt": [[1] * 900] * 64})],
     "many choices": [said("go on", n=16, max_tokens=100, logprobs=True, top_logprobs=20, ignore_eos=True,
                           stop=["x" * 5000 + str(i) for i in range(16)])],
 }  # fmt: skip
@@ -291,7 +292,11 @@ def stall(server, report, name, asked, seconds):
         turn = itertools.cycle(asked[number % len(asked) :] + asked[: number % len(asked)])
         while time.monotonic() < until:
             path, body = next(turn)
-            status, answer = server.post(path, body, timeout=120, address=f"127.0.0.{number + 2}")
+            try:
+                status, answer = server.post(path, body, timeout=seconds, address=f"127.0.0.{number + 2}")
+            except TimeoutError:
+                came.append("hung up")
+                continue
             came.append(status)
             if status >= 500 and status != 503:
                 wrong.append(f"{status} {str(answer)[:300]} for {json.dumps(body, default=repr)[:200]}")
