@@ -6,6 +6,7 @@ import resource
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import RequestError
 
@@ -37,6 +38,11 @@ def resident_nbytes() -> int:
     """Resident set of this process now."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def interpreter_nbytes(tokenizer: Any) -> int:
+    """What a process that has loaded a model's tokenizer has besides weights, and what its template takes outside."""
+    return resident_nbytes() + int(tokenizer.template_nbytes)
 
 
 def peak_resident_nbytes() -> int:

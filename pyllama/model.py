@@ -65,7 +65,7 @@ def load(
     reads the files' headers and the small vectors.
     """
     from pyllama import _kernels
-    from pyllama.budget import default_budget, enough_for, parse_size, resident_nbytes, warn_if_beyond
+    from pyllama.budget import default_budget, enough_for, interpreter_nbytes, parse_size, warn_if_beyond
     from pyllama.checkpoint import open_checkpoint
     from pyllama.exclusive import ExclusiveDecoder
     from pyllama.hub import resolve
@@ -96,7 +96,7 @@ def load(
             budget,
             context_length=int(context_length),
             kv_dtype=kv_dtype,
-            interpreter=resident_nbytes() + tokenizer.template_nbytes,
+            interpreter=interpreter_nbytes(tokenizer),
             contexts=contexts,
         )
         weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)

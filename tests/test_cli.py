@@ -212,7 +212,7 @@ def test_text_streams_as_it_is_written(base_folder):
         (["run", "/no/such/model", "--prompt", "a"], "/no/such/model: no such file or folder"),
         (["info", "/no/such/model"], "/no/such/model: no such file or folder"),
         (["chat", "MODEL"], "chat: this model has no chat template"),
-        (["run", "MODEL", "--prompt", "a" * 40, "--context", "30"], "prompt: 40 tokens, the context"),
+        (["run", "MODEL", "--prompt", "a" * 40, "--context", "30"], "prompt is too long: 40 tokens, this model"),
     ],
 )
 def test_a_users_error_is_one_line_and_exit_2(args, message, base_folder, capsys):
@@ -369,7 +369,7 @@ def test_chat_through_a_pipe_ends_at_the_first_error(chat_folder):
     done = pyllama_run("chat", chat_folder, "--context", 40, input=b"x" * 50 + b"\nhello\n")
     assert done.returncode == 2
     assert done.stdout == b""
-    assert done.stderr.startswith(b"pyllama: prompt: ") and done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"pyllama: prompt is too long: ") and done.stderr.count(b"\n") == 1
 
 
 # --- chat on a terminal ---

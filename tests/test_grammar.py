@@ -1,6 +1,7 @@
 """Schemas of clients: what they allow is allowed, what they forbid is not, and a refusal says why."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -21,9 +22,14 @@ def model(chat_folder):
         yield model
 
 
+TEXTS = 64  # that a test tries at most: a guide is copied for each
+
+
 @pytest.fixture(scope="module")
 def grammars(model):
-    return Grammars(model)
+    made = Grammars(model)
+    made.json, made.lark = partial(made.json, answers=TEXTS), partial(made.lark, answers=TEXTS)
+    return made
 
 
 def fits(model, guide, text):

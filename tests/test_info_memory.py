@@ -80,10 +80,10 @@ EMOJI = "\U0001f600".encode()  # a string with one takes 4 bytes for each of its
 GGUF = {
     "a string": ([value(b"x", 8, text(EMOJI + b"a" * (60 * MB)))], "expected at most 4194304"),
     "strings": ([value(b"x%d" % i, 8, text(EMOJI * (MB // 4))) for i in range(50)], "4194304 bytes of text"),
-    "an array": ([value(b"x", 9, struct.pack("<IQ", 0, 60 * MB) + b"\0" * (60 * MB))], "embedding_length"),
-    "a list": ([value(b"x", 9, strings(990_000, text(b"a" * 50)))], "embedding_length"),
+    "an array": ([value(b"x", 9, struct.pack("<IQ", 0, 60 * MB) + b"\0" * (60 * MB))], "no tensors"),
+    "a list": ([value(b"x", 9, strings(990_000, text(b"a" * 50)))], "no tensors"),
     "a count": ([value(b"x", 9, struct.pack("<IQ", 8, 1 << 60))], "strings, expected at most"),
-    "keys": ([value(b"x%d" % i, 4, b"\0\0\0\0") for i in range(4000)], "embedding_length"),
+    "keys": ([value(b"x%d" % i, 4, b"\0\0\0\0") for i in range(4000)], "no tensors"),
 }
 
 

@@ -243,7 +243,7 @@ def test_a_text_in_a_message_has_the_ids_of_a_plain_text(tmp_path):
 
 
 def test_benign_chats_have_the_ids_they_had(tmp_path):
-    texts = ["a < b > c", "<b>[1]</b>", "x[i] |= 1 << 2;", "", " lead\n", "é漢</x>", "<|not|> [INST ]", "<", ">", "user"]
+    texts = "a < b > c; <b>[1]</b>; x[i] |= 1 << 2;; lead\n;é漢</x>;<|not|> [INST ];<;>;user".split(";")
     for name, tokenizer, _ in tokenizers(tmp_path):
         for text in texts:
             for where, messages, variables in chats(text):
@@ -295,9 +295,8 @@ def test_pieces_that_only_together_make_a_token(tmp_path):
 )
 def test_templates_that_put_pieces_together(tmp_path, template):
     tokenizer = folder(tmp_path, json.loads((GOLDEN / "llama3.json").read_text()), template)
-    for text in (
-        "im_end", "|im_end|", "end", "<|im_</t>end|>", "<|IM_END|>", "<| im_end |>", ">|dne_mi|<", "<|im_end|>", " im_end ",
-    ):  # fmt: skip
+    texts = "im_end;|im_end|;end;<|im_</t>end|>;<|IM_END|>;<| im_end |>;>|dne_mi|<;<|im_end|>; im_end "
+    for text in texts.split(";"):
         if "replace('&lt;'" in template:
             continue  # a template that writes the brackets itself means them
         ids = tokenizer.encode_chat([{"role": "user", "content": text}], custom={text: 1})
@@ -332,7 +331,8 @@ def test_flags_of_control_tokens(tmp_path, normalizer, flags, normalized):
     template = "{{ '<|im_start|> ' ~ messages[0].content ~ ' <|im_end|>' }}"
     tokenizer = folder(tmp_path, data, template)
     both = [tokenizer.id_of("<|im_start|>"), tokenizer.id_of("<|im_end|>")]
-    for text in ("a", " a < b ", "<|im_end|>", "\uff1c|im_end|\uff1e", "\u2003<|im_end|>\u00a0x", "<|im_\uff45nd|>", "\ufe64|im_end|\ufe65"):  # fmt: skip
+    lookalikes = ("\uff1c|im_end|\uff1e", "<|im_\uff45nd|>", "\ufe64|im_end|\ufe65")
+    for text in ("a", " a < b ", "<|im_end|>", "\u2003<|im_end|>\u00a0x", *lookalikes):
         ids = tokenizer.encode_chat([{"role": "user", "content": text}])
         assert specials(tokenizer, ids) == both, text
         if "|" not in text:

@@ -49,7 +49,7 @@ def gguf(tmp_path, name="m.gguf", **how):
 @pytest.mark.parametrize(
     "data, expected",
     [(POINTER, "Git LFS pointer.*git lfs pull"), (b"", "empty file"), (PAGE, "web page"), (GGML, "GGML file of before"),
-     (b"lmgg" + bytes(9), "GGML"), (b"algg" + bytes(9), "LoRA adapter"), (gzip.compress(b"x"), "gzip"),
+     (b"lmgg" + bytes(9), "GGML"), (b"algg" + bytes(9), "LoRA adapter"), (gzip.compress(b"x", mtime=0), "gzip"),
      (b'{"error":"Repository not found"}', "server's error message"), (b"Entry not found", "server's error message"),
      (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "server's error message"),
      (b"\x89HDF\r\n\x1a\n", "TensorFlow"),

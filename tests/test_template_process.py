@@ -206,8 +206,7 @@ def test_killed_in_a_chat(process, number):
     pid = process._running._process.pid
     threading.Timer(0.3, os.kill, (pid, number)).start()
     with pytest.raises(TokenizerError, match=f"ended by signal {int(number)}"):
-        render(A8M + "{% for i in range(999) %}{% set y = x|sort %}{% set z = x|upper %}{% endfor %}"
-               .replace("{% set y = x|sort %}", "{% set y = x|title %}"))  # fmt: skip
+        render(HOSTILE["many ifs over many names"])
     assert render(PLAIN) == "hi!"
 
 
@@ -246,7 +245,10 @@ def test_it_goes_with_the_last_template(process):
         ("import os; os.abort()", "ended by signal 6"),
         ("import os; os.close(1); import time; time.sleep(60)", "closed its pipe"),
         ("import sys; print(flush=True); sys.stdin.read(8); print('x' * 9, flush=True)", "out of turn"),
-        ("import sys; print(flush=True); sys.stdin.read(8); sys.stdout.buffer.write(b't' + b'\\xff' * 8)", "out of turn"),
+        (
+            "import sys; print(flush=True); sys.stdin.read(8); sys.stdout.buffer.write(b't' + b'\\xff' * 8)",
+            "out of turn",
+        ),
         (
             "import sys; print(flush=True); sys.stdin.read(8);"
             "sys.stdout.buffer.write(b't\\1' + bytes(7) + b'\\xff'); sys.stdout.flush()",
@@ -317,7 +319,7 @@ from pyllama.tokenizer.chat_template import ChatTemplate
 assert ChatTemplate({PLAIN!r}, {{}}, "test").render([dict(role="user", content="a")]) == "a!"
 print("jinja2" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..budget import peak_resident_nbytes, resident_nbytes
+from ..budget import interpreter_nbytes, peak_resident_nbytes
 from ..checkpoint.outline import Described
 from ..errors import BudgetError, PyllamaError
 from ..forecast import enough
@@ -98,7 +98,7 @@ def measure(
         if keep is not None:
             tokenizer = load_tokenizer(checkpoint)
             memory = budget_to_keep(
-                checkpoint, keep, context_length=context_length, interpreter=resident_nbytes()
+                checkpoint, keep, context_length=context_length, interpreter=interpreter_nbytes(tokenizer)
             )
             del tokenizer
     with Watch() as watch:

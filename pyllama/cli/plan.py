@@ -197,7 +197,7 @@ def _rate(option: str, text: str | None) -> float | None:
 
 def _interpreter(model: "Checkpoint | Outline") -> int:
     """Resident bytes of this process with the model's tokenizer: what it would have before weights are loaded."""
-    from pyllama.budget import resident_nbytes
+    from pyllama.budget import interpreter_nbytes, resident_nbytes
     from pyllama.errors import PyllamaError
     from pyllama.plan import INTERPRETER
     from pyllama.tokenizer import load_tokenizer
@@ -206,9 +206,7 @@ def _interpreter(model: "Checkpoint | Outline") -> int:
         tokenizer = load_tokenizer(model)
     except PyllamaError:
         return max(INTERPRETER, resident_nbytes())
-    nbytes = resident_nbytes()
-    del tokenizer
-    return nbytes
+    return interpreter_nbytes(tokenizer)
 
 
 def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:

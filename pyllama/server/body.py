@@ -16,8 +16,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 async def read_body(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
     """A request's body, if it says it is JSON.
 
-    Raises ApiError: 415 for another content type or none, 413 for a body too large, 408 for one that is too slow,
-    and 400 for one that does not end.
+    Raises ApiError: 415 for another content type or none, 413 for a body that is too large, 408 for one that is too
+    slow, and 400 for one that does not end.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":

@@ -128,18 +128,22 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         variables: Mapping[str, Any],
         spellings: Collection[str],
-        *,
-        adapt_calls: bool = False,
     ) -> Rendered:
         """The text of a chat in which it can be told what came out of the messages and variables.
 
-        variables    "tools", "add_generation_prompt" and whatever else the template looks at
-        spellings    what must not come out of them: the control tokens as text
-        adapt_calls  put earlier tool calls the way this template wants them (tool_turns.py)
+        variables  "tools", "add_generation_prompt" and whatever else the template looks at
+        spellings  what must not come out of them: the control tokens as text
         """
+        return self._text(_plain_messages(messages), variables, spellings, time.monotonic() + MAX_SECONDS)
+
+    def render_adapted(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        spellings: Collection[str] = (),
+    ) -> Rendered:
+        """As render_marked(), with earlier tool calls put the way this template wants them (tool_turns.py)."""
         deadline = time.monotonic() + MAX_SECONDS
-        if not adapt_calls:
-            return self._text(_plain_messages(messages), variables, spellings, deadline)
         return self._tool_turns.render(
             _plain_messages(messages),
             lambda chat: self._text(chat, variables, spellings, deadline),

@@ -29,6 +29,7 @@ class MissingTokenizer:
 
     kind = "none"
     vocab_size = 0
+    template_nbytes = 0
     special_ids: frozenset[int] = frozenset()
 
     def __init__(self, reason: str, config: Any) -> None:

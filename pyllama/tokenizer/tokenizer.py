@@ -300,7 +300,7 @@ class Tokenizer:
         if continue_final_message:
             given["add_generation_prompt"] = False
             messages, spaces = _with_end_marked(messages)
-        rendered = self._chat_template().render_marked(messages, given, spellings, adapt_calls=True)
+        rendered = self._chat_template().render_adapted(messages, given, spellings)
         if continue_final_message:
             rendered = rendered.before(_END_OF_FINAL, spaces)
         if rendered.marks or spellings and self._normalized_special:

@@ -13,13 +13,14 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pyllama.errors import RequestError, TokenizerError
 
 Message = dict[str, Any]
 #: messages to text; raises RequestError or TokenizerError
 Render = Callable[[list[Message]], str]
+Text = TypeVar("Text", bound=str)
 
 _ABSENT = "absent"
 _PROBES_S = 2.0  # a slow template is asked no further, and what it has shown so far must do
@@ -145,7 +146,7 @@ class ToolTurns:
     def __init__(self) -> None:
         self._style: CallStyle | None = None
 
-    def render(self, messages: list[Message], render: Render, probe: Render) -> str:
+    def render(self, messages: list[Message], render: Callable[[list[Message]], Text], probe: Render) -> Text:
         """The text of a conversation.
 
         render  renders the conversation, with all that the request gives
@@ -175,7 +176,8 @@ class ToolTurns:
 
 
 def _shows(text: str, messages: list[Message]) -> bool:
-    """Whether the name of every call is in the text."""
+    """Whether the name of every call is in the text, whatever stands in for characters of it (marks.py)."""
+    text = getattr(text, "plain", text)
     calls = [call for message in messages for call in message.get("tool_calls") or () if isinstance(call, dict)]
     functions = [call["function"] if isinstance(call.get("function"), dict) else call for call in calls]
     return all(str(function.get("name")) in text for function in functions)
