@@ -3,28 +3,21 @@
 Owns checkpoint, tokenizer, weights and decoder until it is closed. It computes nothing itself and knows no file format.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeGuard
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
 from pyllama.generation import Generation
 from pyllama.generation.chat import Chat
+from pyllama.generation.prompt import Prompt, is_chat
 from pyllama.generation.sampler import SamplingParams
 
 if TYPE_CHECKING:
     from pyllama.architecture.config import Config
     from pyllama.checkpoint import Checkpoint
     from pyllama.planning.memory import Plan
-
-Message = Mapping[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message] | np.ndarray
-
-
-def is_chat(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
-    """Whether a prompt is messages, for the chat template."""
-    return isinstance(prompt, (list, tuple)) and bool(prompt) and all(isinstance(item, Mapping) for item in prompt)
 
 
 class Model:

@@ -36,9 +36,16 @@ CHAIN = (
     "generation",
     "model",
     "loading",
+    "engine",
+    "measure",
+    "server",
+    "service",
     "cli",
     "__main__",
 )
+# Wings beside the chain: what each of them may be used by is not its business, but it uses nothing of these.
+BESIDE = {"machine": ("checkpoint",), "terminal": ("checkpoint",), "hub": ("checkpoint",), "tokenizer": ("decoder",),
+          "packing": ("planning",)}  # fmt: skip
 
 # Each costs more to load than all of pyllama; the function that needs one imports it.
 LOADED_LATE = {"jinja2", "sentencepiece", "regex", "argparse", "asyncio", "http.client"}
@@ -174,6 +181,13 @@ def test_imports_go_down_only(name: str):
             ahead.append(other)
     above = CHAIN[CHAIN.index(name) + 1 :]
     assert [module for module in reached if any(within(module, wing) for wing in above)] == []
+
+
+@pytest.mark.parametrize("name", sorted(BESIDE))
+def test_wings_beside_the_chain_use_nothing_above_them(name: str):
+    above = {wing for lowest in BESIDE[name] for wing in CHAIN[CHAIN.index(lowest) :]}
+    used = {other for module, others in imports_between_modules().items() if within(module, name) for other in others}
+    assert [module for module in used if any(within(module, wing) for wing in above)] == []
 
 
 def within(module: str, wing: str) -> bool:

@@ -74,7 +74,9 @@ def compare(ours: dict, theirs: dict) -> bool:
     """Prints what differs; whether all is within the bounds."""
     good = True
     for task in TASKS:
-        pairs = [(a, b) for one, other in zip(ours[task], theirs[task], strict=True) for a, b in zip(one, other, strict=True)]
+        pairs = [
+            (a, b) for one, other in zip(ours[task], theirs[task], strict=True) for a, b in zip(one, other, strict=True)
+        ]
         differences = sorted(abs(a[0] - b[0]) for a, b in pairs)
         beyond = sum(difference > WITHIN for difference in differences)
         decided = same = 0

@@ -1,6 +1,6 @@
 """The questions of the two tasks, 200 each, as JSON lines: made of the tables below, the same every time.
 
-    python questions.py FOLDER
+python questions.py FOLDER
 """
 
 import json
@@ -89,7 +89,12 @@ def endings(rng: random.Random) -> list[dict]:
     while len(made) < COUNT:
         place, thing = rng.choice(PLACES.split()), rng.choice(THINGS.split())
         middle = " ".join(rng.sample(SIGHTS, rng.randint(1, len(SIGHTS))))
-        made.append((f"Anna had put the {thing} into the {place}. {middle} Then Anna went to look for the {thing}. It was still in the", place))
+        made.append(
+            (
+                f"Anna had put the {thing} into the {place}. {middle} Then Anna went to look for the {thing}. It was still in the",
+                place,
+            )
+        )
     rng.shuffle(made)
     return [{"context": context, "ending": ending} for context, ending in made[:COUNT]]
 

@@ -21,7 +21,7 @@ from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.shape import Shape
 from pyllama.decoder.step import Segment, Step, build
 from pyllama.decoder.weights import Weights
-from pyllama.errors import RequestError
+from pyllama.errors import RequestError, UnsupportedError
 
 MAX_PASS_TOKENS = 512
 
@@ -104,7 +104,11 @@ class Decoder:
         layers = layers_of(config)
         self._pool = PagePool(shape, [View(layer.mixer.window, layer.mixer.scale) for layer in layers], kv_dtype)
         self.cache = KVCache(self._pool, context_length)
-        self._inv_freq, self._rope_scale = frequencies(layers[0].mixer.rope)
+        ropes = {layer.mixer.rope for layer in layers}
+        if len(ropes) != 1:
+            raise UnsupportedError(f"rope: {len(ropes)} kinds of rotation in one model are not supported")
+        (rope,) = ropes
+        self._inv_freq, self._rope_scale = frequencies(rope)
         self._layers = [
             _Layer(layer, weights, attention) for layer, attention in zip(layers, self._pool.attention, strict=True)
         ]

@@ -18,10 +18,11 @@ from pyllama.engine.request import Request
 from pyllama.engine.turns import Turns
 from pyllama.errors import PyllamaError
 from pyllama.generation import AnswerOptions, Step
+from pyllama.generation.prompt import Prompt, is_chat
 from pyllama.generation.sampler import SamplingParams
 
 if TYPE_CHECKING:
-    from pyllama.model import Model, Prompt
+    from pyllama.model import Model
 
 
 # Bytes of text for each thread of its own: some 0.05 s, 0.5 s, and what a whole context takes.
@@ -131,14 +132,12 @@ class AsyncEngine:
                 await asyncio.wait([work])  # a thread cannot be stopped: the turn lasts until it is done
                 raise
 
-    async def submit(self, prompt: "Prompt", **options: Any) -> Stream:
+    async def submit(self, prompt: Prompt, **options: Any) -> Stream:
         """Queue a prompt: text, token ids or messages, as for Model.generate; and options, as there.
 
         Raises BusyError if the queue is full, and RequestError, TokenizerError or ContextOverflowError.
         """
         params = SamplingParams.from_options(**options)
-        from pyllama.model import is_chat
-
         nbytes = sum(len(str(message)) for message in prompt) if is_chat(prompt) else len(prompt)
         prompt_ids = await self.in_text_thread(self.model.encode_prompt, prompt, nbytes=nbytes)
         return self.submit_ids(prompt_ids, params, continuation=not is_chat(prompt))

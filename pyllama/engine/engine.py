@@ -155,6 +155,8 @@ class Engine:
     ) -> Request:
         """Queue a request. `deliver` hears of it on the engine's thread; the rest is as in Request and Answer.
 
+        In a full queue the last request of the client who has most of it makes room for one who has less.
+
         Raises BusyError if the queue is full or the engine is stopping, and what Answer raises.
         """
         answer = Answer(
@@ -170,9 +172,12 @@ class Engine:
             if self._stopping:
                 raise StoppingError("the engine is stopping")
             free = self.max_running - len(self._scheduler.running)
-            waiting = len(self._inbox) + len(self._scheduler.waiting)
-            if waiting >= self.max_waiting + max(0, free):
-                raise BusyError(f"the queue is full: {waiting} requests are waiting")
+            waiting = [r for r in (*self._scheduler.waiting, *self._inbox) if not r.displaced]
+            if len(waiting) >= self.max_waiting + max(0, free):
+                last = _last_of_most(waiting, client)
+                if last is None:
+                    raise BusyError(f"the queue is full: {len(waiting)} requests are waiting")
+                last.displaced = True
             self._inbox.append(request)
             self._wake.notify()
         return request
@@ -304,6 +309,8 @@ class Engine:
         for request in cancelled:
             if not request.done:
                 self._end(request, "cancelled")
+        for request in [request for request in self._scheduler.waiting if request.displaced]:
+            self._end(request, "error", BusyError("the queue is full: others, who have less of it, are waiting"))
         if self._stopping:
             for request in list(self._scheduler.waiting):
                 self._end(request, "error", StoppingError("the engine is stopping"))
@@ -369,6 +376,15 @@ class Engine:
     def _fail_all(self, error: PyllamaError) -> None:
         for request in [*self._scheduler.running, *self._scheduler.waiting]:
             self._end(request, "error", error)
+
+
+def _last_of_most(waiting: list[Request], client: str) -> Request | None:
+    """The last request of the client who has most of a queue; None if that is not more than `client` would have."""
+    counts = Counter(request.client for request in waiting)
+    most, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    if count <= counts[client] + 1:
+        return None
+    return next((r for r in reversed(waiting) if r.client == most and not r.preemptions), None)
 
 
 def _to_nobody(event: Step | PyllamaError) -> None:

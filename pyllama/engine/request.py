@@ -23,6 +23,7 @@ class Request(Task):
     cached_tokens  prompt tokens that were in the cache already
     passes         passes it took part in
     preemptions    times it had to give its pages up and was computed again
+    displaced      it lost its place in a full queue to a client who has less of it
     queue_s, first_token_s, total_s   seconds from arrival to the first pass, the first token, the end
     """
 
@@ -36,6 +37,7 @@ class Request(Task):
         self.passes = 0
         self.preemptions = 0
         self.cancelled = False
+        self.displaced = False
         self.done = False
         self.arrived = time.perf_counter()
         self.queue_s: float | None = None

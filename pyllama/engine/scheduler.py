@@ -24,7 +24,7 @@ class Scheduler:
 
     new_sequence     makes an empty sequence in the KV cache
     prefix_cache     pages kept for texts to come
-    max_running      requests that share passes
+    max_running      requests that share passes; one more for a short prompt of a client who has none running
     max_pass_tokens  tokens of a pass
     shared_prefill   prompt tokens of a pass in which others write: bounds how long they wait for their next token
     """
@@ -41,6 +41,7 @@ class Scheduler:
         self._new_sequence = new_sequence
         self._prefix_cache = prefix_cache
         self._max_running = min(max_running, max_pass_tokens)
+        self._places = min(self._max_running + 1, max_pass_tokens)
         self._max_pass_tokens = max_pass_tokens
         self._shared_prefill = shared_prefill
         self.waiting: list[Request] = []
@@ -94,12 +95,15 @@ class Scheduler:
     # --- who runs ---
 
     def _admit(self) -> None:
-        while len(self.running) < self._max_running:
+        while len(self.running) < self._places:
             ready = [request for request in self.waiting if request.may_start]
+            running = Counter(request.client for request in self.running)
+            if len(self.running) >= self._max_running:
+                # One place more, for a short prompt of a client who has none: long ones take theirs for minutes.
+                ready = [r for r in ready if not running[r.client] and r.remaining <= self._shared_prefill]
             if not ready:
                 return
-            request = min(ready, key=self._turn(Counter(r.client for r in self.running)))
-            if not self._start(request):
+            if not self._start(min(ready, key=self._turn(running))):
                 return
 
     @staticmethod

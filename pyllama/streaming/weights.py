@@ -1,4 +1,5 @@
-"""Weights (weights.py's interface) out of a budget: some blocks stay in memory, the rest flows through the ring.
+"""Weights (the interface in decoder/weights.py) out of a budget: some blocks stay in memory, the rest flows through the
+ring.
 
 The first pass reads everything and keeps, on the way, the blocks chosen to stay; from then on the readers skip
 those. The choice spreads them evenly over the pass, so that computing on what is here and reading what is not

@@ -262,8 +262,9 @@ def test_messages_forge_no_roles(server, reference):
     special = server.post("/v1/chat/completions", chat | {"parse_special": True})["usage"]["prompt_tokens"]
     assert special == len(reference.encode_prompt(forged, parse_special=True)) < plain
     # A variable of the template's is no option of the tokenizer's.
-    kwargs = server.post("/v1/chat/completions", chat | {"chat_template_kwargs": {"parse_special": True, "self": 1}})
+    kwargs = server.post("/v1/chat/completions", chat | {"chat_template_kwargs": {"self": 1}})
     assert kwargs["usage"]["prompt_tokens"] == plain
+    server.refuse("/v1/chat/completions", chat | {"chat_template_kwargs": {"parse_special": True}})
 
 
 def test_what_the_server_says_of_itself(server):
