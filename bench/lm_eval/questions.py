@@ -1,6 +1,6 @@
 """The questions of the two tasks, 200 each, as JSON lines: made of the tables below, the same every time.
 
-    python questions.py FOLDER
+python questions.py FOLDER
 """
 
 import json
@@ -61,8 +61,10 @@ def choices(rng: random.Random) -> list[dict]:
     """Questions with four answers: question, choices, and the number of the right one."""
     made = []
     for text, table in (
-        ("The capital of {} is", CAPITALS), ("The opposite of the word {} is", OPPOSITES), ("{} is a kind of", KINDS),
-    ):  # fmt: skip
+        ("The capital of {} is", CAPITALS),
+        ("The opposite of the word {} is", OPPOSITES),
+        ("{} is a kind of", KINDS),
+    ):
         answers = list(dict.fromkeys(answer for _, answer in pairs(table)))
         for word, answer in pairs(table):
             made.append((text.format(word), answer, rng.sample([a for a in answers if a != answer], 3)))
@@ -89,7 +91,12 @@ def endings(rng: random.Random) -> list[dict]:
     while len(made) < COUNT:
         place, thing = rng.choice(PLACES.split()), rng.choice(THINGS.split())
         middle = " ".join(rng.sample(SIGHTS, rng.randint(1, len(SIGHTS))))
-        made.append((f"Anna had put the {thing} into the {place}. {middle} Then Anna went to look for the {thing}. It was still in the", place))
+        made.append(
+            (
+                f"Anna had put the {thing} into the {place}. {middle} Then Anna went to look for the {thing}. It was still in the",
+                place,
+            )
+        )
     rng.shuffle(made)
     return [{"context": context, "ending": ending} for context, ending in made[:COUNT]]
 
