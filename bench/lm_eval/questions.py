@@ -61,8 +61,10 @@ def choices(rng: random.Random) -> list[dict]:
     """Questions with four answers: question, choices, and the number of the right one."""
     made = []
     for text, table in (
-        ("The capital of {} is", CAPITALS), ("The opposite of the word {} is", OPPOSITES), ("{} is a kind of", KINDS),
-    ):  # fmt: skip
+        ("The capital of {} is", CAPITALS),
+        ("The opposite of the word {} is", OPPOSITES),
+        ("{} is a kind of", KINDS),
+    ):
         answers = list(dict.fromkeys(answer for _, answer in pairs(table)))
         for word, answer in pairs(table):
             made.append((text.format(word), answer, rng.sample([a for a in answers if a != answer], 3)))

@@ -78,7 +78,12 @@ def of_completion(reported: list[Reported], tokenizer: "Tokenizer", top: int) ->
         return _text(tokenizer.token_bytes(token_id))
 
     def alternatives(one: Reported) -> dict[str, float] | None:
-        return None if one.logprob is None else {text(i): logprob for i, logprob in one.top[:top]}
+        if one.logprob is None:
+            return None
+        found: dict[str, float] = {}
+        for token_id, logprob in one.top[:top]:
+            found.setdefault(text(token_id), logprob)  # of tokens that look alike the most probable
+        return found
 
     return {
         "tokens": [text(one.token_id) for one in reported],
