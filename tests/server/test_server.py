@@ -20,25 +20,12 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-from running_server import JSON, MESSAGES, TOOL_TEMPLATE, running, wait_until
+from running_server import JSON, MESSAGES, TOOL_TEMPLATE, WEATHER, running, wait_until
 
 from pyllama.server import tools
 from pyllama.server.hooks import Hooks
 from pyllama.server.schemas import openapi
 from pyllama.server.service import Settings
-
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"enum": ["Rome", "Oslo"]}},
-            "required": ["city"],
-            "additionalProperties": False,
-        },
-    },
-}
 
 
 @pytest.fixture(scope="module")

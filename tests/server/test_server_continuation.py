@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import write_model
-from test_server import TOOL_TEMPLATE, WEATHER, running
+from running_server import TOOL_TEMPLATE, WEATHER, running
 
 pytest.importorskip("starlette")
 

@@ -6,13 +6,13 @@ import threading
 import numpy as np
 import pytest
 from conftest import END, TURN
-from test_server import running
+from running_server import running
 
 import pyllama
 
 pytest.importorskip("starlette")
 
-from pyllama.generation import answer as answer_module  # noqa: E402
+from pyllama.generation import answer as answer_module
 
 SCORE = {"echo": True, "logprobs": 2, "max_tokens": 1, "temperature": 0}
 PROMPTS = [
