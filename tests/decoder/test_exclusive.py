@@ -438,7 +438,7 @@ def least(wide_folder):
     return str(int(done.stdout))
 
 
-def test_nothing_is_read_while_a_process_forks_not_even_by_a_ring_made_meanwhile(wide_folder, least, monkeypatch):
+def test_nothing_is_read_while_a_process_forks_not_even_by_a_ring_made_meanwhile(wide_folder, monkeypatch):
     from pyllama.streaming.direct import DirectFile
 
     read, under_way, seen = DirectFile.read, [], []
@@ -452,7 +452,10 @@ def test_nothing_is_read_while_a_process_forks_not_even_by_a_ring_made_meanwhile
             under_way.pop()
 
     monkeypatch.setattr(DirectFile, "read", slow)
-    with pyllama.load(wide_folder, memory=int(least) + (150 << 20), context_length=256) as model:
+    with pyllama.load(wide_folder, context_length=256) as model:
+        plan = model.plan
+    memory = plan.interpreter + plan.cache + plan.activations + plan.ring + plan.weights // 4 + (8 << 20)
+    with pyllama.load(wide_folder, memory=memory, context_length=256) as model:
         done = threading.Event()
 
         def fork():

@@ -124,7 +124,7 @@ def test_names_end_in_folders_of_older_files(tmp_path):
 
 def test_tokens_of_added_tokens_json(tmp_path):
     """As fine-tunes of Llama 2 came: two markers after 32,000 pieces, in a file of their own."""
-    from tests.test_tokenizer_ids import GOLDEN
+    from golden_tokenizers import GOLDEN
 
     (tmp_path / "tokenizer.model").write_bytes((GOLDEN / "pieces.model").read_bytes())
     size = load("huggingface", path=tmp_path).vocab_size

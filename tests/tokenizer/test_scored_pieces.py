@@ -16,7 +16,7 @@ import sentencepiece
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer import load_tokenizer
 
-GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 WORDS = "the model reads token after token and one word of it or another of them ends a line of text".split()
 BYTES = [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
