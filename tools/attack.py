@@ -33,7 +33,8 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+sys.path[:0] = [str(TESTS / folder) for folder in (".", "support", "server", "tokenizer")]
 
 from conftest import write_model
 from test_stalls import HOSTILE as SCHEMAS
