@@ -52,9 +52,14 @@ def scores(folder: Path, model: str, arguments: dict, batch_size: int) -> dict[s
     os.chdir(folder)  # the tasks' files are named from here
     start = time.time()
     results = simple_evaluate(
-        model, model_args=arguments, tasks=list(TASKS), batch_size=batch_size, log_samples=True, bootstrap_iters=0,
+        model,
+        model_args=arguments,
+        tasks=list(TASKS),
+        batch_size=batch_size,
+        log_samples=True,
+        bootstrap_iters=0,
         task_manager=TaskManager(include_path=str(HERE), include_defaults=False),
-    )  # fmt: skip
+    )
     print(f"{model}: {time.time() - start:.0f} s", flush=True)
     for task in TASKS:
         measured = {name: value for name, value in results["results"][task].items() if isinstance(value, float)}
@@ -74,7 +79,9 @@ def compare(ours: dict, theirs: dict) -> bool:
     """Prints what differs; whether all is within the bounds."""
     good = True
     for task in TASKS:
-        pairs = [(a, b) for one, other in zip(ours[task], theirs[task], strict=True) for a, b in zip(one, other, strict=True)]
+        pairs = [
+            (a, b) for one, other in zip(ours[task], theirs[task], strict=True) for a, b in zip(one, other, strict=True)
+        ]
         differences = sorted(abs(a[0] - b[0]) for a, b in pairs)
         beyond = sum(difference > WITHIN for difference in differences)
         decided = same = 0
@@ -86,7 +93,8 @@ def compare(ours: dict, theirs: dict) -> bool:
         greedy = sum(a[1] == b[1] for a, b in pairs)
         print(
             f"{task}: {len(ours[task])} questions, {len(pairs)} log-likelihoods, "
-            f"median difference {differences[len(differences) // 2]:.1e}, largest {differences[-1]:.1e}, {beyond} beyond {WITHIN:g}; "
+            f"median difference {differences[len(differences) // 2]:.1e}, largest {differences[-1]:.1e}, "
+            f"{beyond} beyond {WITHIN:g}; "
             f"{same} of {decided} decided choices the same; greedy or not: {greedy} of {len(pairs)} the same"
         )
         good = good and not beyond and same == decided and len(ours[task]) == questions.COUNT
@@ -116,20 +124,31 @@ def main() -> int:
             ours = scores(
                 folder,
                 "local-completions",
-                {"base_url": url + "/v1/completions", "model": "scored", "tokenizer": str(folder / "tokenizer"),
-                 "tokenizer_backend": "huggingface", "num_concurrent": 2, "max_length": 1024},
+                {
+                    "base_url": url + "/v1/completions",
+                    "model": "scored",
+                    "tokenizer": str(folder / "tokenizer"),
+                    "tokenizer_backend": "huggingface",
+                    "num_concurrent": 2,
+                    "max_length": 1024,
+                },
                 4,
-            )  # fmt: skip
+            )
         finally:
             process.terminate()
             process.wait()
         theirs = scores(
             folder,
             "hf",
-            {"pretrained": str(model.parent), "gguf_file": model.name, "tokenizer": str(folder / "tokenizer"),
-             "dtype": "float32", "device": "cpu"},
+            {
+                "pretrained": str(model.parent),
+                "gguf_file": model.name,
+                "tokenizer": str(folder / "tokenizer"),
+                "dtype": "float32",
+                "device": "cpu",
+            },
             16,
-        )  # fmt: skip
+        )
         os.chdir("/")
     return 0 if compare(ours, theirs) else 1
 
