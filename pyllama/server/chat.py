@@ -12,7 +12,7 @@ from pyllama.engine import Stream
 from pyllama.generation import AnswerOptions, Step
 from pyllama.server import foreign_fields, logprobs, tools
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
-from pyllama.server.continuation import FLAGS, Beginning, beginning_of
+from pyllama.server.continuation import Beginning, beginning_of
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import json_grammar, lark_grammar
 from pyllama.server.grammar_process import Grammar
@@ -66,11 +66,8 @@ def _encode(
         "continue_final_message": beginning.continue_final_message,
         "add_generation_prompt": beginning.add_generation_prompt,
     }
-    variables = dict(body.get("chat_template_kwargs") or {})
-    for name in (*options, "messages"):
-        if variables.pop(name, None) is not None and name not in FLAGS:
-            at = f"chat_template_kwargs.{name}"
-            raise ApiError(400, f"{at}: the server's own, expected another name", at, "invalid_value")
+    given = body.get("chat_template_kwargs") or {}
+    variables = {name: value for name, value in given.items() if name not in (*options, "messages")}
     return service.tokenizer.encode_chat(messages, **options, **variables)
 
 
