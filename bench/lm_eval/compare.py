@@ -93,7 +93,8 @@ def compare(ours: dict, theirs: dict) -> bool:
         greedy = sum(a[1] == b[1] for a, b in pairs)
         print(
             f"{task}: {len(ours[task])} questions, {len(pairs)} log-likelihoods, "
-            f"median difference {differences[len(differences) // 2]:.1e}, largest {differences[-1]:.1e}, {beyond} beyond {WITHIN:g}; "  # noqa: E501
+            f"median difference {differences[len(differences) // 2]:.1e}, largest {differences[-1]:.1e}, "
+            f"{beyond} beyond {WITHIN:g}; "
             f"{same} of {decided} decided choices the same; greedy or not: {greedy} of {len(pairs)} the same"
         )
         good = good and not beyond and same == decided and len(ours[task]) == questions.COUNT

@@ -9,34 +9,40 @@ import sys
 from pathlib import Path
 
 COUNT = 200
-CAPITALS = """France Paris|Germany Berlin|Italy Rome|Spain Madrid|Portugal Lisbon|Norway Oslo|Sweden Stockholm|Finland Helsinki|
-Denmark Copenhagen|Poland Warsaw|Austria Vienna|Hungary Budapest|Greece Athens|Turkey Ankara|Egypt Cairo|Kenya Nairobi|
-Ghana Accra|Nigeria Abuja|Morocco Rabat|Algeria Algiers|Tunisia Tunis|Ethiopia Addis Ababa|Japan Tokyo|China Beijing|
-India New Delhi|Nepal Kathmandu|Thailand Bangkok|Vietnam Hanoi|Indonesia Jakarta|Mongolia Ulaanbaatar|Iran Tehran|Iraq Baghdad|
-Jordan Amman|Lebanon Beirut|Russia Moscow|Ukraine Kyiv|Romania Bucharest|Bulgaria Sofia|Serbia Belgrade|Croatia Zagreb|
-Ireland Dublin|Iceland Reykjavik|Belgium Brussels|Canada Ottawa|Mexico Mexico City|Cuba Havana|Peru Lima|Chile Santiago|
-Argentina Buenos Aires|Brazil Brasilia|Colombia Bogota|Ecuador Quito|Uruguay Montevideo|Bolivia Sucre|Australia Canberra|
+CAPITALS = """France Paris|Germany Berlin|Italy Rome|Spain Madrid|Portugal Lisbon|Norway Oslo|Sweden Stockholm|
+Finland Helsinki|Denmark Copenhagen|Poland Warsaw|Austria Vienna|Hungary Budapest|Greece Athens|Turkey Ankara|
+Egypt Cairo|Kenya Nairobi|Ghana Accra|Nigeria Abuja|Morocco Rabat|Algeria Algiers|Tunisia Tunis|
+Ethiopia Addis Ababa|Japan Tokyo|China Beijing|India New Delhi|Nepal Kathmandu|Thailand Bangkok|Vietnam Hanoi|
+Indonesia Jakarta|Mongolia Ulaanbaatar|Iran Tehran|Iraq Baghdad|Jordan Amman|Lebanon Beirut|Russia Moscow|
+Ukraine Kyiv|Romania Bucharest|Bulgaria Sofia|Serbia Belgrade|Croatia Zagreb|Ireland Dublin|Iceland Reykjavik|
+Belgium Brussels|Canada Ottawa|Mexico Mexico City|Cuba Havana|Peru Lima|Chile Santiago|Argentina Buenos Aires|
+Brazil Brasilia|Colombia Bogota|Ecuador Quito|Uruguay Montevideo|Bolivia Sucre|Australia Canberra|
 Switzerland Bern|Latvia Riga|Estonia Tallinn|Lithuania Vilnius|Slovakia Bratislava"""
-OPPOSITES = """hot cold|big small|high low|fast slow|light dark|early late|full empty|open closed|rich poor|young old|hard soft|wet dry|
-loud quiet|strong weak|near far|left right|up down|day night|good bad|true false|begin end|win lose|buy sell|push pull|
-give take|love hate|war peace|happy sad|clean dirty|deep shallow|wide narrow|thick thin|sharp blunt|sweet sour|alive dead|
-always never|inside outside|above below|first last|friend enemy"""
-KINDS = """robin bird|oak tree|salmon fish|rose flower|hammer tool|violin instrument|apple fruit|carrot vegetable|beetle insect|
-gold metal|shirt garment|sofa piece of furniture|Mars planet|Spanish language|tennis sport|ruby gem|cobra snake|sparrow bird|
-pine tree|trout fish|tulip flower|saw tool|flute instrument|pear fruit|onion vegetable|ant insect|iron metal|coat garment|
-table piece of furniture|Venus planet|Russian language|football sport|emerald gem|python snake|eagle bird|maple tree|
-herring fish|daisy flower|wrench tool|cello instrument|cherry fruit|cabbage vegetable|wasp insect|copper metal|
-skirt garment|chair piece of furniture|Saturn planet|Italian language|hockey sport|diamond gem"""
+OPPOSITES = """hot cold|big small|high low|fast slow|light dark|early late|full empty|open closed|rich poor|
+young old|hard soft|wet dry|loud quiet|strong weak|near far|left right|up down|day night|good bad|true false|
+begin end|win lose|buy sell|push pull|give take|love hate|war peace|happy sad|clean dirty|deep shallow|
+wide narrow|thick thin|sharp blunt|sweet sour|alive dead|always never|inside outside|above below|first last|
+friend enemy"""
+KINDS = """robin bird|oak tree|salmon fish|rose flower|hammer tool|violin instrument|apple fruit|
+carrot vegetable|beetle insect|gold metal|shirt garment|sofa piece of furniture|Mars planet|Spanish language|
+tennis sport|ruby gem|cobra snake|sparrow bird|pine tree|trout fish|tulip flower|saw tool|flute instrument|
+pear fruit|onion vegetable|ant insect|iron metal|coat garment|table piece of furniture|Venus planet|
+Russian language|football sport|emerald gem|python snake|eagle bird|maple tree|herring fish|daisy flower|
+wrench tool|cello instrument|cherry fruit|cabbage vegetable|wasp insect|copper metal|skirt garment|
+chair piece of furniture|Saturn planet|Italian language|hockey sport|diamond gem"""
 SERIES = """Monday Tuesday Wednesday Thursday Friday Saturday Sunday|
 January February March April May June July August September October November December|
 one two three four five six seven eight nine ten eleven twelve|A B C D E F G H I J K L M N O P|
-Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune|first second third fourth fifth sixth seventh eighth ninth tenth"""
-PAST = """go went|see saw|eat ate|write wrote|take took|give gave|come came|run ran|sing sang|drink drank|think thought|bring brought|
-buy bought|teach taught|find found|keep kept|sleep slept|speak spoke|drive drove|fly flew|know knew|grow grew|begin began|
-swim swam|ring rang|break broke|choose chose|forget forgot|wear wore|hear heard|feel felt|leave left|lose lost|meet met|
-pay paid|sell sold|send sent|sit sat|stand stood|tell told|win won|build built|catch caught|draw drew|fall fell"""
-MANY = """mouse mice|goose geese|foot feet|tooth teeth|child children|man men|woman women|ox oxen|knife knives|leaf leaves|wolf wolves|
-city cities|box boxes|sheep sheep|fish fish|baby babies|party parties|church churches|potato potatoes|hero heroes|life lives"""
+Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune|
+first second third fourth fifth sixth seventh eighth ninth tenth"""
+PAST = """go went|see saw|eat ate|write wrote|take took|give gave|come came|run ran|sing sang|drink drank|
+think thought|bring brought|buy bought|teach taught|find found|keep kept|sleep slept|speak spoke|drive drove|
+fly flew|know knew|grow grew|begin began|swim swam|ring rang|break broke|choose chose|forget forgot|wear wore|
+hear heard|feel felt|leave left|lose lost|meet met|pay paid|sell sold|send sent|sit sat|stand stood|tell told|
+win won|build built|catch caught|draw drew|fall fell"""
+MANY = """mouse mice|goose geese|foot feet|tooth teeth|child children|man men|woman women|ox oxen|knife knives|
+leaf leaves|wolf wolves|city cities|box boxes|sheep sheep|fish fish|baby babies|party parties|church churches|
+potato potatoes|hero heroes|life lives"""
 PLACES = "drawer cupboard garden kitchen basket cellar attic pocket suitcase garage bottle envelope"
 THINGS = "key letter coin photograph ring notebook map ticket lamp watch"
 SIGHTS = (
@@ -93,7 +99,8 @@ def endings(rng: random.Random) -> list[dict]:
         middle = " ".join(rng.sample(SIGHTS, rng.randint(1, len(SIGHTS))))
         made.append(
             (
-                f"Anna had put the {thing} into the {place}. {middle} Then Anna went to look for the {thing}. It was still in the",
+                f"Anna had put the {thing} into the {place}. {middle} Then Anna went to look for the {thing}."
+                " It was still in the",
                 place,
             )
         )
