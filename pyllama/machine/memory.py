@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllama.errors import RequestError
+from pyllama.machine.control_groups import control_groups, read
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -88,14 +89,12 @@ class Limit:
 def limits(proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")) -> list[Limit]:
     """All there are; the machine comes first."""
     found = [_machine(proc)]
-    for line in _read(proc / "self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
+    for version, folder in control_groups("memory", proc, cgroup_root):
+        if version == 1:
+            found += _group(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
             for name in ("memory.max", "memory.high"):  # beyond the latter, a process is slowed down to a crawl
-                found += _groups(cgroup_root, path, name, "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root = cgroup_root / "memory"
-            found += _groups(root, path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                found += _group(folder, name, "memory.current", "inactive_file")
     return found + _own_limits(proc)
 
 
@@ -136,7 +135,7 @@ class BudgetWarning(UserWarning):
 
 
 def _machine(proc: Path) -> Limit:
-    amounts = dict(line.split(":", 1) for line in _read(proc / "meminfo").splitlines() if ":" in line)
+    amounts = dict(line.split(":", 1) for line in read(proc / "meminfo").splitlines() if ":" in line)
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     total, room = (
         int(amounts[name].split()[0]) << 10 if name in amounts else pages for name in ("MemTotal", "MemAvailable")
@@ -144,23 +143,18 @@ def _machine(proc: Path) -> Limit:
     return Limit(MACHINE, total, room)
 
 
-def _groups(root: Path, path: str, limit_name: str, usage_name: str, cache_name: str) -> list[Limit]:
-    """A group's limit and that of each group around it. In a container the group may be mounted as the root itself."""
-    found = []
-    parts = path.strip("/").split("/") if path.strip("/") else []
-    for n in range(len(parts), -1, -1):
-        folder = root.joinpath(*parts[:n])
-        limit, usage = _read(folder / limit_name).strip(), _read(folder / usage_name).strip()
-        if not limit.isdigit() or not usage.isdigit() or int(limit) >= 1 << 60:  # "max", or v1's no limit
-            continue
-        stat = dict(line.split(" ", 1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
-        found.append(Limit(GROUP, int(limit), max(0, int(limit) - int(usage) + int(stat.get(cache_name, 0)))))
-    return found
+def _group(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> list[Limit]:
+    """One limit of a group, if it has it."""
+    limit, usage = read(folder / limit_name), read(folder / usage_name)
+    if not limit.isdigit() or not usage.isdigit() or int(limit) >= 1 << 60:  # "max", or v1's no limit
+        return []
+    stat = dict(line.split(" ", 1) for line in read(folder / "memory.stat").splitlines() if " " in line)
+    return [Limit(GROUP, int(limit), max(0, int(limit) - int(usage) + int(stat.get(cache_name, 0))))]
 
 
 def _own_limits(proc: Path) -> list[Limit]:
     """Limits on mappings, which count what is reserved and not only what is resident."""
-    status = dict(line.split(":", 1) for line in _read(proc / "self/status").splitlines() if ":" in line)
+    status = dict(line.split(":", 1) for line in read(proc / "self/status").splitlines() if ":" in line)
     found = []
     for name, number, field in (
         ("the limit of the address space (ulimit -v)", resource.RLIMIT_AS, "VmSize"),
@@ -174,10 +168,3 @@ def _own_limits(proc: Path) -> list[Limit]:
 
 def _mb(nbytes: int) -> int:
     return -(-nbytes // 1_000_000)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -9,6 +9,8 @@ import math
 import os
 from pathlib import Path
 
+from pyllama.machine.control_groups import control_groups, read
+
 
 def default_threads(
     cpus: set[int] | None = None,
@@ -29,7 +31,7 @@ def default_threads(
 def _core(topology: Path, cpu: int) -> tuple[str, ...]:
     """What hardware threads of one core have in common; a processor alone where the kernel does not tell."""
     for name in ("core_cpus_list", "thread_siblings_list"):
-        siblings = _read(topology / name)
+        siblings = read(topology / name)
         if siblings:
             return (siblings,)
     return ("cpu", str(cpu))
@@ -38,25 +40,11 @@ def _core(topology: Path, cpu: int) -> tuple[str, ...]:
 def _quota(cgroup_root: Path, proc: Path) -> float | None:
     """Processors' worth of time that the tightest control group allows; None where none does."""
     quotas = []
-    for line in _read(proc / "self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = cgroup_root / "cpu" if controllers else cgroup_root
-        parts = [part for part in path.split("/") if part]
-        for n in range(len(parts), -1, -1):
-            folder = root.joinpath(*parts[:n])
-            if controllers:
-                fields = [_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")]
-            else:
-                fields = _read(folder / "cpu.max").split()
-            if len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit() and int(fields[1]):
-                quotas.append(int(fields[0]) / int(fields[1]))
+    for version, folder in control_groups("cpu", proc, cgroup_root):
+        if version == 1:
+            fields = [read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us")]
+        else:
+            fields = read(folder / "cpu.max").split()
+        if len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit() and int(fields[1]):
+            quotas.append(int(fields[0]) / int(fields[1]))
     return min(quotas, default=None)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
