@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hub_server import Hub, Repo, git_sha1, serving
+from hub_server import Hub, Repo, git_sha1, own_caches, serving
 
 from pyllama import hub as pyllama_hub
 from pyllama.errors import HubError
@@ -55,14 +55,8 @@ GGUF = {
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """Caches of our own, and no waiting between tries."""
-    for name in list(os.environ):
-        if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    own_caches(tmp_path, monkeypatch)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(http, "RETRY_DELAYS_S", (0.0,) * 5)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from hub_server import Repo, serving
+from hub_server import Repo, own_caches, serving
 
 import pyllama
 from pyllama.checkpoint import open_checkpoint
@@ -431,13 +431,7 @@ def test_a_source_that_fails_under_way_is_told(tmp_path, source, monkeypatch):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    for name in list(os.environ):
-        if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    own_caches(tmp_path, monkeypatch)
     monkeypatch.setattr(http, "RETRY_DELAYS_S", (0.0,) * 5)
     with serving() as served:
         folder = write_source(tmp_path / "served")

@@ -273,15 +273,9 @@ def test_what_is_asked_wrongly_is_one_line(folder, capsys, args, message):
 
 
 def test_a_model_that_was_not_pulled_costs_config_and_index(tmp_path, monkeypatch, capsys):
-    from hub_server import Repo, serving
+    from hub_server import Repo, own_caches, serving
 
-    for name in list(os.environ):
-        if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    own_caches(tmp_path, monkeypatch)
     (tmp_path / "hf").mkdir()
     config = tiny.tiny_config(hidden_size=96, intermediate_size=640, vocab_size=1000, torch_dtype="bfloat16")
     shapes = tiny.tensor_shapes(config)

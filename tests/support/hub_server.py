@@ -2,21 +2,36 @@
 
 Speaks what huggingface_hub and pyllama ask of a hub: the listing of a model
 with hashes, its tree, and `resolve` with HEAD, ranges and a redirect to a
-storage host (a second port: another origin). Standard library only.
+storage host (a second port: another origin).
 """
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
 LARGE = (".safetensors", ".gguf", ".pth", ".bin")  # what git LFS keeps, as on the real hub
+
+
+def own_caches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's caches below a folder, and none of what the user has set for it."""
+    for name in list(os.environ):
+        if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "xdg"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 def git_sha1(content: bytes) -> str:
