@@ -11,7 +11,6 @@ from pyllama.model import Model
 
 #: Positions of a context nobody asked a length for, where the model allows as many.
 DEFAULT_CONTEXT_LENGTH = 4096
-KV_DTYPES = ("f16", "f32")
 
 
 def load(
@@ -53,6 +52,7 @@ def load(
     from pyllama import _kernels
     from pyllama.checkpoint import open_checkpoint
     from pyllama.decoder.exclusive import ExclusiveDecoder
+    from pyllama.decoder.page_pool import KV_DTYPES
     from pyllama.hub import resolve
     from pyllama.machine.memory import default_budget, enough_for, interpreter_nbytes, parse_size, warn_if_beyond
     from pyllama.machine.threads import default_threads

@@ -25,14 +25,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# Of add_loading()'s options, what load() takes.
-LOADING = ("memory", "context_length", "kv_dtype", "threads", "pre_tokenizer")
-
-
-def add_loading(parser: argparse.ArgumentParser) -> None:
-    """MODEL and how to load it."""
-    add_model(parser)
-    group = parser.add_argument_group("the model")
+def add_budget(group: argparse._ActionsContainer) -> None:
+    """What the memory plan is made of."""
     group.add_argument(
         "--memory",
         metavar="SIZE",
@@ -52,6 +46,17 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         default="f16",
         help="how the cache keeps keys and values; default: f16",
     )
+
+
+# Of add_loading()'s options, what load() takes.
+LOADING = ("memory", "context_length", "kv_dtype", "threads", "pre_tokenizer")
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """MODEL and how to load it."""
+    add_model(parser)
+    group = parser.add_argument_group("the model")
+    add_budget(group)
     group.add_argument(
         "--threads",
         metavar="N",

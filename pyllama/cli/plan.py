@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyllama.cli.options import add_budget
 from pyllama.errors import BudgetError, HubError, RequestError
 
 if TYPE_CHECKING:
@@ -28,24 +29,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="MODEL",
         help="as for run; also org/name of a model that was not pulled",
     )
-    parser.add_argument(
-        "--memory",
-        metavar="SIZE",
-        help="what the whole process may take, such as 250M or 1.5G; default: what is available, less a margin",
-    )
-    parser.add_argument(
-        "--context",
-        metavar="N",
-        type=int,
-        dest="context_length",
-        help="positions of the context; default: the model's own, at most 4096 and an eighth of the memory",
-    )
-    parser.add_argument(
-        "--kv-dtype",
-        choices=("f16", "f32"),
-        default="f16",
-        help="how the cache keeps keys and values; default: f16",
-    )
+    add_budget(parser)
     parser.add_argument("--disk", metavar="RATE", help="bytes a second from disk, such as 90M or 0.85G, not measured")
     parser.add_argument("--dram", metavar="RATE", help="bytes a second from memory, such as 10.5G, not measured")
     parser.add_argument(

@@ -20,6 +20,7 @@ from pyllama.decoder.shape import Shape
 from pyllama.errors import PyllamaError, RequestError
 
 POSITIONS = kernels.PANEL
+KV_DTYPES = ("f16", "f32")
 _ALIGN = 64
 
 
@@ -58,7 +59,7 @@ class PagePool:
     """
 
     def __init__(self, shape: Shape, views: Views[View], dtype: str = "f16"):
-        if dtype not in ("f16", "f32"):
+        if dtype not in KV_DTYPES:
             raise RequestError(f"kv_dtype: got {dtype!r}, expected 'f16' or 'f32'")
         self.dtype = dtype
         keys, values = _layer_nbytes(shape, dtype)

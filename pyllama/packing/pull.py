@@ -29,13 +29,12 @@ from pyllama.hub.names import DEMO, ModelName, parse_name
 from pyllama.packing.carry import folder_files
 from pyllama.packing.pack import delete, describe, header_of, pack, write_checked
 from pyllama.packing.rows import SourceFiles, state_of
-from pyllama.packing.shard import compact
+from pyllama.packing.shard import SHARE, compact
 from pyllama.packing.verify import check_blocks, index_bytes
 from pyllama.packing.workplace import JOURNAL, Workplace, disk_errors
 from pyllama.terminal.progress import Progress, format_nbytes
 
 PASSES = 3  # over the bytes of a file: fetched, packed, compared
-SHARE = 0.76  # of bfloat16 bytes, packed
 
 
 def pull_packed(

@@ -29,6 +29,7 @@ from pyllama.terminal.progress import Progress
 
 BLOCK_NBYTES = 4 << 20  # a block with its padding fits the slot of a ring, where 32 rows do
 BUFFERS = 4
+SHARE = 0.76  # of bfloat16 bytes, packed
 
 
 class Entry(NamedTuple):
@@ -68,7 +69,7 @@ def estimated_nbytes(tensor: Tensor, tied: bool) -> int:
     """Bytes the tensor will probably take in a packed file."""
     if not packs(tensor, tied):
         return tensor.nbytes + PAGE * (1 + tensor.nbytes // BLOCK_NBYTES)
-    return int(tensor.nbytes * 0.76) + PAGE * (1 + tensor.nbytes // BLOCK_NBYTES)
+    return int(tensor.nbytes * SHARE) + PAGE * (1 + tensor.nbytes // BLOCK_NBYTES)
 
 
 def write_shard(

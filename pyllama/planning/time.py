@@ -16,6 +16,7 @@ from pyllama.decoder import Shape
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import BudgetError
 from pyllama.planning.memory import Plan, make_plan
+from pyllama.streaming.pinned import packed_nbytes
 
 #: What streaming reaches of the rate of plain direct reads, and a product of one token of the rate memory is read at.
 OF_DISK = 0.95
@@ -175,6 +176,6 @@ def _packed_blocks(tensor: Tensor) -> tuple[StoredBlock, ...]:
     blocks = []
     for row in range(0, tensor.rows, step):
         rows = min(step, tensor.rows - row)
-        nbytes = int(_kernels.packed_nbytes(rows, tensor.cols) * 1.001)
+        nbytes = packed_nbytes(rows, tensor.cols)
         blocks.append(StoredBlock(NOWHERE, 0, nbytes, row, rows, "packed", 0))
     return tuple(blocks)

@@ -45,12 +45,17 @@ class Arena:
 
 
 def kept_nbytes(block: Block) -> int:
-    """An estimate of the memory a block takes when it stays: bfloat16 in 12 bits and a thousandth for escapes."""
+    """An estimate of the memory a block takes when it stays."""
     dtype, rows, cols = block.tensor.dtype, block.rows, block.tensor.cols
     if block.stored == "packed":
         need = block.nbytes
     elif dtype == "BF16":
-        need = int(_kernels.packed_nbytes(rows, cols) * 1.001)
+        need = packed_nbytes(rows, cols)
     else:
         need = _kernels.panels_nbytes(dtype, rows, cols)
     return -(-need // _ALIGN) * _ALIGN
+
+
+def packed_nbytes(rows: int, cols: int) -> int:
+    """An estimate of bfloat16 rows, packed: 12 bits a weight and a thousandth for escapes."""
+    return int(_kernels.packed_nbytes(rows, cols) * 1.001)

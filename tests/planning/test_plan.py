@@ -206,6 +206,12 @@ def test_boards_are_said_to_be_a_model_of_one():
 # --- the command ---
 
 
+def test_every_board_can_be_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    assert "--board {" + ",".join(BOARDS) + "}" in " ".join(capsys.readouterr().out.split())
+
+
 def plan_json(capsys, *args) -> dict:
     assert main(["plan", *map(str, args), "--json"]) == 0
     captured = capsys.readouterr()
