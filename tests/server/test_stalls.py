@@ -135,8 +135,8 @@ def test_who_leaves_the_queue_or_fails_keeps_no_turn():
 # --- grammars ---
 
 
-def in_process(model, text, kind):
-    """llguidance as it is, in this process: the reference."""
+def in_process(model, source):
+    """llguidance as it is, in this process: the reference, for a schema or a grammar in Lark."""
 
     tokenizer = model.tokenizer
 
@@ -155,24 +155,26 @@ def in_process(model, text, kind):
     )  # fmt: skip
     make = llguidance.LLMatcher
     style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    given = make.grammar_from_json_schema(text, overrides=style) if kind == "json" else make.grammar_from_lark(text)
-    return make(prepared, given, log_level=0)
+    if isinstance(source, str):
+        return make(prepared, make.grammar_from_lark(source), log_level=0)
+    return make(prepared, make.grammar_from_json_schema(json.dumps(source), overrides=style), log_level=0)
 
 
 @pytest.mark.parametrize(
-    "given",
+    "source",
     [
-        json_grammar({"type": "object"}, "x"),
-        json_grammar({"type": "object", "properties": {"name": {"const": "hello there"}, "n": {"type": "integer"}},
-                      "required": ["name", "n"], "additionalProperties": False}, "x"),
-        json_grammar({"enum": ["hello", "help", "é漢", "\U0001f600"]}, "x"),
-        json_grammar({"type": "array", "items": {"type": "string", "format": "date"}, "minItems": 2}, "x"),
-        lark_grammar('start: "hello" " "* /[0-9]+/ | <|im_start|> "x"', "x"),
+        {"type": "object"},
+        {"type": "object", "properties": {"name": {"const": "hello there"}, "n": {"type": "integer"}},
+         "required": ["name", "n"], "additionalProperties": False},
+        {"enum": ["hello", "help", "é漢", "\U0001f600"]},
+        {"type": "array", "items": {"type": "string", "format": "date"}, "minItems": 2},
+        'start: "hello" " "* /[0-9]+/ | <|im_start|> "x"',
     ],
 )  # fmt: skip
-def test_masks_are_those_of_the_library_in_this_process(model, grammars, given):
-    reference = in_process(model, given.text, given.kind)
+def test_masks_are_those_of_the_library_in_this_process(model, grammars, source):
+    reference = in_process(model, source)
     assert not reference.is_error(), reference.get_error()
+    given = lark_grammar(source, "x") if isinstance(source, str) else json_grammar(source, "x")
     guide = asyncio.run(grammars.guide(given))
     chooser = np.random.default_rng(1)
     for _ in range(40):
