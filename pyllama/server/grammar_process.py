@@ -66,8 +66,7 @@ class GrammarProcess:
         self._encode = encode
         self.param = param
         self._masks: dict[int, bytes] = {}
-        self._due: set[int] = set()  # answers whose mask is on its way, or an error in its place
-        self._order: list[int] = []
+        self._coming: int | None = None  # the answer whose mask is on its way, or an error in its place
         self._waited_s = 0.0
         self._close = weakref.finalize(self, connection.close)
 
@@ -80,13 +79,13 @@ class GrammarProcess:
 
     def mask(self, answer: int) -> bytes:
         """A bit for each token: whether it may come next. Raises RequestError for a grammar that takes too long."""
-        while answer in self._due:
+        if answer == self._coming:
             self._take_mask()
         return self._masks[answer]
 
     def accept(self, answer: int, token_id: int) -> bool:
         """The token was taken; whether nothing may follow. Raises RequestError."""
-        while self._order:  # what it sends comes in order
+        if self._coming is not None:  # what it sends comes in order
             self._take_mask()
         self._send(b"t", worker.TOKEN.pack(answer, token_id))
         self._masks.pop(answer, None)
@@ -95,16 +94,15 @@ class GrammarProcess:
             raise self._failed(rest)
         if kind == worker.DONE:
             return True
-        self._due.add(answer)
-        self._order.append(answer)
+        self._coming = answer
         return False
 
     def _take_mask(self) -> None:
         kind, rest = self._receive()
-        answer = self._order.pop(0)
-        self._due.discard(answer)
+        answer, self._coming = self._coming, None
         if kind == worker.REFUSED:
             raise self._failed(rest)
+        assert answer is not None
         self._masks[answer] = rest
 
     def _failed(self, reason: bytes) -> RequestError:
@@ -121,8 +119,6 @@ class GrammarProcess:
         try:
             while (message := worker.receive(self._connection))[:1] == worker.TOKENS:
                 worker.send(self._connection, self._encode(message[1:]))
-        except TimeoutError:
-            raise self._gone() from None
         except (EOFError, OSError):
             raise self._gone() from None
         self._waited_s += max(0.0, time.monotonic() - started - _USUAL_S)
