@@ -13,10 +13,13 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
 from conftest import write_model
-from running_server import MESSAGES, running, wait_until
+from running_server import JSON, MESSAGES, running, wait_until
 
 from pyllama.server import answers, protocol
 from pyllama.server.service import Settings
+
+#: Of a request that is not refused for its head.
+HALF = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\n" + JSON
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": MESSAGES, "temperature": 0, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
@@ -131,6 +134,10 @@ def test_what_a_client_is_behind_is_bounded(folder, monkeypatch):
         b"HEAD /health HTTP/1.1\r\nhost: localhost\r\n\r\nGET / HTTP/1.1\r\nx: ",
         b"HEAD /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n",
         b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 50\r\n\r\n",
+        # Without a content type, as above, they are refused before their bodies are waited for.
+        HALF + b"content-length: 50\r\n\r\n{",
+        HALF + b"transfer-encoding: chunked\r\n\r\n2\r\n{",
+        HALF + b"expect: 100-continue\r\ncontent-length: 50\r\n\r\n",
     ],
 )
 @pytest.mark.parametrize("drip", [False, True])
@@ -211,7 +218,7 @@ def test_a_hundred_of_all_kinds_leave_nothing(folder, monkeypatch):
             post(CHAT, BODY | {"stream": True, "max_tokens": 100}),
             post(CHAT, BODY | {"max_tokens": 100, "n": 2}),
             b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n" * 100,
-            b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n{",
+            HALF + b"content-length: 50\r\n\r\n{",
             b"GET / HTTP/1.1\r\nx",
         ]
         sockets = []

@@ -17,7 +17,7 @@ pytest.importorskip("prometheus_client")
 llguidance = pytest.importorskip("llguidance")
 
 from conftest import write_model
-from running_server import MESSAGES, running, wait_until
+from running_server import JSON, MESSAGES, running, wait_until
 
 import pyllama
 from pyllama.engine.turns import Turns
@@ -357,7 +357,7 @@ def test_large_bodies_take_turns_and_slow_senders_hold_up_large_ones_alone(folde
         slow = [server.open("/tokenize", {"prompt": "x" * 100_000}) for _ in range(3)]
         for connection in slow:
             connection.close()
-        raw = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 200000\r\n\r\n{"
+        raw = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\n" + JSON + b"content-length: 200000\r\n\r\n{"
         import socket
 
         slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
