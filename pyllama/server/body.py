@@ -13,12 +13,8 @@ MAX_DEPTH = 64
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-async def read_body(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
-    """A request's body, if it says it is JSON.
-
-    Raises ApiError: 415 for another content type or none, 413 for a body that is too large, 408 for one that is too
-    slow, and 400 for one that does not end.
-    """
+def check_head(request: Request, max_nbytes: int) -> None:
+    """Refuse what its head tells. Raises ApiError: 415 for no JSON, 413 for a body that will be too large."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
         # Also what keeps other web pages out: a browser sends JSON for them only after it has asked, but without a
@@ -28,6 +24,10 @@ async def read_body(request: Request, max_nbytes: int, timeout_s: float) -> byte
     announced = announced_nbytes(request)
     if announced is not None and announced > max_nbytes:
         raise _too_large(max_nbytes)
+
+
+async def read_body(request: Request, max_nbytes: int, timeout_s: float) -> bytes:
+    """A request's body. Raises ApiError: 413 for one that is too large, 408 too slow, 400 for one that does not end."""
     chunks, size = [], 0
     try:
         async with asyncio.timeout(timeout_s):

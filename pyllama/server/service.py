@@ -12,7 +12,7 @@ from pyllama.engine import AsyncEngine, Stream
 from pyllama.engine.turns import Turns
 from pyllama.errors import BusyError, ContextOverflowError
 from pyllama.server.answers import unless_hung_up
-from pyllama.server.body import announced_nbytes, parse, read_body
+from pyllama.server.body import announced_nbytes, check_head, parse, read_body
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import GrammarGuide, Grammars
 from pyllama.server.grammar_process import Grammar
@@ -102,6 +102,7 @@ class Service:
         A large one is a turn, which ends when the request is queued (submit) or answered (access.py).
         """
         client = f"address {request.client.host if request.client else ''}"
+        check_head(request, self._max_body_nbytes)  # before anything is waited for
         announced = announced_nbytes(request)
         if announced is None or announced > LARGE_BODY_NBYTES:
             await self._take_large_turn(request, client)
