@@ -20,7 +20,9 @@ from pyllama.checkpoint.gguf import MAX_STRINGS
 from pyllama.checkpoint.torch_records import MAX_PICKLE_NBYTES
 from pyllama.errors import CheckpointError, PyllamaError
 
-SECONDS = 1.0  # of processor time: other work on the machine does not count
+# Of processor time. What is bounded takes a second at most; work that grows faster than its file takes minutes, and a
+# busy machine's caches only twice as long.
+SECONDS = 10.0
 NBYTES = 16 << 20
 ROUNDS = 300
 
@@ -287,7 +289,7 @@ def test_gguf_counts_of_terabytes(tmp_path, head):
 
 @pytest.mark.parametrize("kind, count", [(8, MAX_STRINGS), (0, 60_000_000)])
 def test_the_largest_gguf_arrays_allowed(tmp_path, kind, count):
-    """The limits themselves hold to a second, and to a small multiple of what they allow in memory."""
+    """The limits themselves hold to seconds, and to a small multiple of what they allow in memory."""
     head = GGUF_HEAD + struct.pack("<QQ", 0, 1) + KEY + struct.pack("<IIQ", 9, kind, count)
     sparse(tmp_path / "m.gguf", head, 1 << 42)
     start = time.process_time()
