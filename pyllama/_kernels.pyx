@@ -91,6 +91,10 @@ cdef extern from "kernels.h" nogil:
     void pl_rope_table(const int64_t *positions, int64_t tokens, const double *inv_freq, int64_t half, double scale,
                        float *cos, float *sin)
 
+cdef extern from "quantize.h" nogil:
+    int pl_quantize(int threads, pl_dtype dtype, const float *x, const float *importance, int64_t rows, int64_t cols,
+                    uint8_t *out)
+
 cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t nbytes)
 
@@ -704,3 +708,34 @@ def spin(int64_t rounds):
     with nogil:
         rate = pl_spin(_kernels, _threads, rounds)
     return rate
+
+
+def quantize(str dtype, const float[:, ::1] x, const float[::1] importance, uint8_t[::1] out):
+    """out = the blocks of `dtype` nearest to x: least sum of importance * (x - what out widens to)^2.
+
+    dtype       one of DTYPES, F32 aside; F16 and BF16 are rounded to nearest even
+    x           (rows, cols) float32, finite; cols a multiple of the format's block
+    importance  (cols,) float32, finite, >= 0: what a column's squared error counts; None: alike. Only what it is to
+                the others of its block (32 or 256 columns) matters.
+    out         rows * row_nbytes(dtype, cols) bytes, uint8, as they lie in a GGUF file
+
+    A float16 that x is too large for becomes the largest there is. The bytes do not depend on threads or isa.
+    """
+    cdef int64_t rows = x.shape[0], cols = x.shape[1], expected = rows * row_nbytes(dtype, cols)
+    cdef pl_dtype number = _dtype_index[dtype]
+    cdef const float *columns = NULL
+    cdef int failed
+    if dtype == "F32":
+        raise PyllamaError("quantize: F32 is not quantized")
+    if importance is not None:
+        if importance.shape[0] != cols:
+            raise PyllamaError(f"quantize: importance of {importance.shape[0]} columns, expected {cols}")
+        columns = &importance[0] if cols else NULL
+    if out.shape[0] != expected:
+        raise PyllamaError(f"quantize: {dtype} of {rows} x {cols} into {out.shape[0]} bytes, expected {expected}")
+    if not expected:
+        return
+    with nogil:
+        failed = pl_quantize(_threads, number, &x[0, 0], columns, rows, cols, &out[0])
+    if failed:
+        raise MemoryError("quantize: no memory for the weights of columns")

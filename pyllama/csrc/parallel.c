@@ -1,6 +1,7 @@
 /* Cuts each kernel's work over threads: rows of weights, tokens, heads. No arithmetic here. */
 #include "kernels.h"
 #include "parallel.h"
+#include "quantize.h"
 
 #ifdef _OPENMP
 #include <pthread.h>
@@ -277,6 +278,25 @@ int pl_packed_valid(const pl_matrix *w, size_t nbytes)
 void pl_widen(const pl_kernels *k, int threads, const pl_matrix *rows, float *out)
 {
     SHARE(rows->rows * rows->cols, dynamic, first, last, rows->rows, PANEL_ROWS, k->widen(rows, out, first, last))
+}
+
+int pl_quantize(int threads, pl_dtype dtype, const float *x, const float *importance, int64_t rows, int64_t cols,
+                uint8_t *out)
+{
+    const pl_format *f = &pl_formats[dtype];
+    pl_quantizer q = {.dtype = dtype, .cols = cols, .x = x, .out = out};
+    float *weights = NULL;
+    pl_quantize_levels(&q.uneven);
+    q.row_nbytes = f->nbytes == 4 ? 2 * (size_t)cols : (size_t)(cols / f->cols) * (size_t)f->nbytes;
+    if (importance && f->nbytes != 4) {
+        weights = malloc((size_t)cols * sizeof *weights);
+        if (!weights) return -1;
+        pl_quantize_weights(importance, cols, f->cols, weights);
+    }
+    q.weights = weights;
+    SHARE(rows * cols * 64, dynamic, first, last, rows, 1, pl_quantize_rows_portable(&q, first, last))
+    free(weights);
+    return 0;
 }
 
 void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *weight, float eps, int64_t rows,
