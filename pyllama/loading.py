@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyllama.errors import BudgetError, RequestError
 from pyllama.model import Model
+
+if TYPE_CHECKING:
+    from pyllama.checkpoint import Checkpoint
 
 #: Positions of a context nobody asked a length for, where the model allows as many.
 DEFAULT_CONTEXT_LENGTH = 4096
@@ -49,22 +52,15 @@ def load(
     is not there, CheckpointError for damaged files and UnsupportedError for a model pyllama does not run. Cost:
     reads the files' headers and the small vectors.
     """
-    from pyllama import _kernels
     from pyllama.checkpoint import open_checkpoint
-    from pyllama.decoder.exclusive import ExclusiveDecoder
-    from pyllama.decoder.page_pool import KV_DTYPES
     from pyllama.hub import resolve
     from pyllama.machine.memory import default_budget, enough_for, interpreter_nbytes, parse_size, warn_if_beyond
-    from pyllama.machine.threads import default_threads
-    from pyllama.planning.memory import TooSmallError, default_context, make_plan
-    from pyllama.streaming import StreamedWeights
+    from pyllama.planning.memory import TooSmallError, default_context
     from pyllama.tokenizer import load_tokenizer
 
     if unknown:
         raise _unknown_argument(next(iter(unknown)), load)
-    if kv_dtype not in KV_DTYPES:
-        raise RequestError(f"kv_dtype: {kv_dtype!r}, expected {' or '.join(KV_DTYPES)}")
-    _check_integer("threads", threads, 1, 1024)
+    check_computing(kv_dtype, threads)
     _check_integer("contexts", contexts, 1, 4096)
     budget = default_budget() if memory is None else parse_size(memory)
     if memory is not None:
@@ -75,26 +71,18 @@ def load(
         _check_integer("context_length", context_length, 1, config.max_position_embeddings)
         if context_length is None:
             context_length = default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
-        _kernels.set_num_threads(default_threads() if threads is None else threads)
+        set_threads(threads)
         tokenizer = load_tokenizer(checkpoint, pre_tokenizer)
-        plan = make_plan(
+        return assemble(
             checkpoint,
+            tokenizer,
             budget,
+            interpreter=interpreter_nbytes(tokenizer),
             context_length=int(context_length),
             kv_dtype=kv_dtype,
-            interpreter=interpreter_nbytes(tokenizer),
+            on_layer=on_layer,
             contexts=contexts,
         )
-        weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
-        decoder = ExclusiveDecoder(
-            config,
-            weights,
-            context_length=plan.context_length,
-            kv_dtype=kv_dtype,
-            max_pass_tokens=plan.max_pass_tokens,
-            rope_interleaved=checkpoint.rope_interleaved,
-        )
-        decoder.on_layer = on_layer
     except TooSmallError as error:
         checkpoint.close()
         if memory is None:
@@ -103,7 +91,65 @@ def load(
     except BaseException:
         checkpoint.close()
         raise
+
+
+def assemble(
+    checkpoint: "Checkpoint",
+    tokenizer: Any,
+    budget: int,
+    *,
+    interpreter: int,
+    context_length: int,
+    kv_dtype: str = "f16",
+    on_layer: Callable[[int], None] | None = None,
+    contexts: int = 1,
+) -> "Model":
+    """A Model of parts that are open, which belong to it from then on: what load() does last.
+
+    budget       bytes for it and for what is there already
+    interpreter  bytes of what is there already
+    the others   as of load()
+    """
+    from pyllama.decoder.exclusive import ExclusiveDecoder
+    from pyllama.planning.memory import make_plan
+    from pyllama.streaming import StreamedWeights
+
+    plan = make_plan(
+        checkpoint,
+        budget,
+        context_length=context_length,
+        kv_dtype=kv_dtype,
+        interpreter=interpreter,
+        contexts=contexts,
+    )
+    weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
+    decoder = ExclusiveDecoder(
+        checkpoint.config,
+        weights,
+        context_length=plan.context_length,
+        kv_dtype=kv_dtype,
+        max_pass_tokens=plan.max_pass_tokens,
+        rope_interleaved=checkpoint.rope_interleaved,
+    )
+    decoder.on_layer = on_layer
     return Model(checkpoint, tokenizer, decoder, plan)
+
+
+def check_computing(kv_dtype: str, threads: int | None) -> None:
+    """Raises RequestError for what load() does not take."""
+    from pyllama.decoder.page_pool import KV_DTYPES
+
+    if kv_dtype not in KV_DTYPES:
+        raise RequestError(f"kv_dtype: {kv_dtype!r}, expected {' or '.join(KV_DTYPES)}")
+    _check_integer("threads", threads, 1, 1024)
+
+
+def set_threads(threads: int | None) -> None:
+    """Threads to compute with, for the whole process; None: the physical cores this process may use."""
+    from pyllama import _kernels
+    from pyllama.machine.threads import default_threads
+
+    _kernels.set_num_threads(default_threads() if threads is None else threads)
 
 
 def _unknown_argument(name: str, function: Callable[..., Any]) -> RequestError:

@@ -14,6 +14,7 @@ _COMMANDS = {
     "pull": "download get fetch install add",
     "info": "show inspect describe list ls ps",
     "bench": "benchmark speed perf llama-bench",
+    "perplexity": "ppl score evaluate eval kl kld llama-perplexity",
     "pack": "convert quantize compress import create",
     "verify": "check checksum test",
 }

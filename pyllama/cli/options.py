@@ -25,20 +25,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_budget(group: argparse._ActionsContainer) -> None:
-    """What the memory plan is made of."""
+def add_budget(
+    group: argparse._ActionsContainer,
+    context: str = "positions of the context; default: the model's own, at most 4096 and an eighth of the memory",
+    promise: str = "the text does not depend on it",
+) -> None:
+    """What the memory plan is made of; context: what --context says of itself."""
     group.add_argument(
         "--memory",
         metavar="SIZE",
         help="what the whole process may take, such as 250M or 1.5G; default: what is available, less a margin;"
-        " the text does not depend on it",
+        f" {promise}",
     )
     group.add_argument(
         "--context",
         metavar="N",
         type=int,
         dest="context_length",
-        help="positions of the context; default: the model's own, at most 4096 and an eighth of the memory",
+        help=context,
     )
     group.add_argument(
         "--kv-dtype",
@@ -46,6 +50,10 @@ def add_budget(group: argparse._ActionsContainer) -> None:
         default="f16",
         help="how the cache keeps keys and values; default: f16",
     )
+
+
+def add_threads(group: argparse._ActionsContainer, promise: str = "the text does not depend on it") -> None:
+    group.add_argument("--threads", metavar="N", type=int, help=f"default: the physical cores; {promise}")
 
 
 # Of add_loading()'s options, what load() takes.
@@ -57,12 +65,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     group = parser.add_argument_group("the model")
     add_budget(group)
-    group.add_argument(
-        "--threads",
-        metavar="N",
-        type=int,
-        help="default: the physical cores; the text does not depend on it",
-    )
+    add_threads(group)
     group.add_argument("--quiet", action="store_true", help="show no progress of what takes more than a second")
 
 

@@ -23,6 +23,7 @@ class MissingTokenizer:
     kind           "none"
     vocab_size     0: no token has a text
     eos_token_ids  from the model's config
+    adds_bos       False: there is no text to put it before
     special_ids    none
     reason         why there is no tokenizer, and what to do
     """
@@ -30,6 +31,7 @@ class MissingTokenizer:
     kind = "none"
     vocab_size = 0
     template_nbytes = 0
+    adds_bos = False
     special_ids: frozenset[int] = frozenset()
 
     def __init__(self, reason: str, config: Any) -> None:

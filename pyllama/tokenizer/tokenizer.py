@@ -109,6 +109,7 @@ class Tokenizer:
     kind           "bpe", "sentencepiece" or "tiktoken"
     vocab_size     one more than the largest id
     bos_token_id   beginning of text, or None
+    adds_bos       whether encode() puts it before a text
     eos_token_ids  ids that end an answer
     special_ids    control tokens: never made from user text, shown as nothing
     """
@@ -132,6 +133,7 @@ class Tokenizer:
         self._ids_of_added = {token.content: token.id for token in parts.added}
         self.special_ids = frozenset(token.id for token in parts.added if token.special and not token.shown)
         self.bos_token_id = parts.bos_token_id
+        self.adds_bos = self.bos_token_id is not None and self.bos_token_id in self._before
         self.eos_token_ids = parts.eos_token_ids
         self._raw_added = AddedTokens(token for token in parts.added if not token.normalized)
         normalized = [token for token in parts.added if token.normalized]
