@@ -22,9 +22,7 @@ def widths(shape: Shape) -> dict[str, int]:
         "v": shape.kv_size,
         "gate": shape.intermediate_size,
         "up": shape.intermediate_size,
-        "cos": shape.head_dim // 2,
-        "sin": shape.head_dim // 2,
-    }
+    } | {f"{name}{rope}": shape.head_dim // 2 for rope in range(shape.ropes) for name in ("cos", "sin")}
 
 
 def _widest_input(shape: Shape) -> int:
@@ -42,8 +40,9 @@ def buffers_nbytes(shape: Shape, tokens: int) -> int:
 class Buffers:
     """The activations of a pass, float32 (T, width) each, reused by every layer and every pass.
 
-    input     what products multiply, in the forms that the weights' formats take
-    capacity  the largest T
+    rotations  cos and sin of the positions' angles, (T, head_dim / 2) each, for each kind of rotation
+    input      what products multiply, in the forms that the weights' formats take
+    capacity   the largest T
     """
 
     x: kernels.Floats
@@ -54,8 +53,6 @@ class Buffers:
     v: kernels.Floats
     gate: kernels.Floats
     up: kernels.Floats
-    cos: kernels.Floats
-    sin: kernels.Floats
 
     def __init__(self, shape: Shape, tokens: int):
         self._all = {
@@ -63,6 +60,7 @@ class Buffers:
         }
         for name, buffer in self._all.items():
             setattr(self, name, buffer)
+        self.rotations = [(self._all[f"cos{rope}"], self._all[f"sin{rope}"]) for rope in range(shape.ropes)]
         self.input = kernels.Input(tokens, _widest_input(shape))
         self.capacity = tokens
 

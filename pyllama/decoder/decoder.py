@@ -1,4 +1,4 @@
-"""The transformer: a step in, rows of logits out, one pass over the weights.
+"""The transformer: a Pass of integers in, rows of logits out, once over the weights.
 
 Thin on purpose: every line of arithmetic is a kernel's, every weight comes from `Weights`, in row blocks while it
 streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
@@ -18,10 +18,10 @@ from pyllama.architecture.tensors import FINAL_NORM, HEAD
 from pyllama.decoder.buffers import Buffers
 from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import PagePool, View
+from pyllama.decoder.passes import Pass, Segment, build
 from pyllama.decoder.shape import Shape
-from pyllama.decoder.step import Segment, Step, build
 from pyllama.decoder.weights import Weights
-from pyllama.errors import RequestError, UnsupportedError
+from pyllama.errors import RequestError
 
 MAX_PASS_TOKENS = 512
 
@@ -41,7 +41,7 @@ _HEAD = _Linear((HEAD,), (None,))
 class _Layer:
     """Names and small vectors of one layer, looked up once."""
 
-    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention"):
+    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention", rope: int):
         def norm(of: Norm) -> kernels.Floats:
             return kernels.Floats(weights.vector(f"{layer.name}{of.name}.weight"))
 
@@ -56,7 +56,7 @@ class _Layer:
             )
 
         mixer, mlp = layer.mixer, layer.mlp
-        self.attention = attention
+        self.attention, self.rope = attention, rope
         self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
         self.q_norm = norm(mixer.q_norm) if mixer.q_norm else None
         self.k_norm = norm(mixer.k_norm) if mixer.k_norm else None
@@ -104,13 +104,11 @@ class Decoder:
         layers = layers_of(config)
         self._pool = PagePool(shape, [View(layer.mixer.window, layer.mixer.scale) for layer in layers], kv_dtype)
         self.cache = KVCache(self._pool, context_length)
-        ropes = {layer.mixer.rope for layer in layers}
-        if len(ropes) != 1:
-            raise UnsupportedError(f"rope: {len(ropes)} kinds of rotation in one model are not supported")
-        (rope,) = ropes
-        self._inv_freq, self._rope_scale = frequencies(rope)
+        kinds = {rope: number for number, rope in enumerate(dict.fromkeys(layer.mixer.rope for layer in layers))}
+        self._ropes = [frequencies(rope) for rope in kinds]
         self._layers = [
-            _Layer(layer, weights, attention) for layer, attention in zip(layers, self._pool.attention, strict=True)
+            _Layer(layer, weights, attention, kinds[layer.mixer.rope])
+            for layer, attention in zip(layers, self._pool.attention, strict=True)
         ]
         self._norm = kernels.Floats(weights.vector(FINAL_NORM))
         self._buffers = Buffers(shape, 1)
@@ -159,9 +157,9 @@ class Decoder:
         segment the indices of its rows.
         """
         self._check(batch)
-        step, rows = build(self.cache, batch, wanted, self.max_pass_tokens)
+        planned, rows = build(self.cache, batch, wanted, self.max_pass_tokens)
         try:
-            out = self.run(step, on_layer)
+            out = self.run(planned, on_layer)
         except BaseException:
             for sequence, _ in batch:
                 sequence.release_unused()
@@ -181,25 +179,26 @@ class Decoder:
                 bad = low if low < 0 else high
                 raise RequestError(f"token id {bad}, expected 0 to {self.config.vocab_size - 1}")
 
-    def run(self, step: Step, on_layer: Callable[[int], None] | None = None) -> np.ndarray:
-        """One pass: logits of the rows that the step asks for, float32 (R, vocab_size), the caller's to keep.
+    def run(self, planned: Pass, on_layer: Callable[[int], None] | None = None) -> np.ndarray:
+        """Logits of the rows that the pass asks for, float32 (R, vocab_size), the caller's to keep.
 
-        Needs nothing but the step and those before it: the sequences they were built from may live elsewhere.
+        Needs nothing but the pass and those before it: the sequences they were built from may live elsewhere.
 
         on_layer  for this pass, besides the decoder's own
         """
-        self._pool.grow(step.page_count)
-        for source, target in step.copies:  # first: whatever fails later, they have been made
+        self._pool.grow(planned.page_count)
+        for source, target in planned.copies:  # first: whatever fails later, they have been made
             self._pool.copy(source, target)
-        tokens = len(step.token_ids)
+        tokens = len(planned.token_ids)
         if tokens > self._buffers.capacity:
             self._buffers = Buffers(self.shape, tokens)
         a = self._buffers
         a.resize(tokens)
-        where = kernels.Batch(self._pool.addresses, step.pages, step.positions, step.sequences, step.writes)
+        where = kernels.Batch(self._pool.addresses, planned.pages, planned.positions, planned.sequences, planned.writes)
 
-        self.weights.embedding(step.token_ids, a.x.array)
-        kernels.rope_table(step.positions, self._inv_freq, self._rope_scale, a.cos, a.sin)
+        self.weights.embedding(planned.token_ids, a.x.array)
+        for (inv_freq, scale), (cos, sin) in zip(self._ropes, a.rotations, strict=True):
+            kernels.rope_table(planned.positions, inv_freq, scale, cos, sin)
         for i, layer in enumerate(self._layers):
             for told in (self.on_layer, on_layer):
                 if told:
@@ -207,7 +206,7 @@ class Decoder:
             self._attention_block(layer, a, where)
             self._mlp_block(layer, a)
 
-        x = a.x.array[step.rows]
+        x = a.x.array[planned.rows]
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
         out = np.empty((len(x), self.shape.vocab_size), np.float32)
         self._linear(_HEAD, x, (out,))
@@ -222,8 +221,9 @@ class Decoder:
         if layer.q_norm is not None and layer.k_norm is not None:
             kernels.rmsnorm(a.q, layer.q_norm, eps, a.q, shape.head_dim)
             kernels.rmsnorm(a.k, layer.k_norm, eps, a.k, shape.head_dim)
-        kernels.rope(a.q, a.cos, a.sin, shape.heads, self.rope_interleaved)
-        kernels.rope(a.k, a.cos, a.sin, shape.kv_heads, self.rope_interleaved)
+        cos, sin = a.rotations[layer.rope]
+        kernels.rope(a.q, cos, sin, shape.heads, self.rope_interleaved)
+        kernels.rope(a.k, cos, sin, shape.kv_heads, self.rope_interleaved)
         layer.attention.append(where, a.k, a.v)
         layer.attention.attend(where, a.q, a.attended)
         self._linear(layer.o, a.attended, (a.normed,))

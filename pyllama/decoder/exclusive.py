@@ -14,7 +14,7 @@ import numpy as np
 
 from pyllama.decoder.decoder import Decoder
 from pyllama.decoder.kv_cache import Sequence
-from pyllama.decoder.step import Segment
+from pyllama.decoder.passes import Segment
 from pyllama.errors import BusyError, PyllamaError, RequestError
 from pyllama.machine import forked
 

@@ -7,7 +7,7 @@ A page holds 32 positions of every layer:
     layer 1: ...
 
 in float16 (saturated at 65504) or float32. Whose pages they are is the KV cache's business: a process that only runs
-steps needs no more than this.
+passes needs no more than this.
 """
 
 from collections.abc import Sequence as Views

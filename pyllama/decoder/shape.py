@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pyllama.architecture import Config
+from pyllama.architecture import Config, layers_of
 
 
 class Shape(NamedTuple):
@@ -14,6 +14,7 @@ class Shape(NamedTuple):
     head_dim
     intermediate_size  rows of gate_proj and up_proj computed here
     vocab_size         rows of lm_head computed here
+    ropes              kinds of rotation among the layers
     """
 
     layers: int
@@ -23,6 +24,7 @@ class Shape(NamedTuple):
     head_dim: int
     intermediate_size: int
     vocab_size: int
+    ropes: int = 1
 
     @classmethod
     def whole(cls, config: Config) -> "Shape":
@@ -35,6 +37,7 @@ class Shape(NamedTuple):
             head_dim=config.head_dim,
             intermediate_size=config.intermediate_size,
             vocab_size=config.vocab_size,
+            ropes=len({layer.mixer.rope for layer in layers_of(config)}),
         )
 
     @property

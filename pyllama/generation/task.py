@@ -13,7 +13,7 @@ from pyllama.generation.answer import Answer, Step
 if TYPE_CHECKING:
     from pyllama.architecture import Config
     from pyllama.decoder.kv_cache import Sequence as CachedSequence
-    from pyllama.decoder.step import Segment
+    from pyllama.decoder.passes import Segment
 
 
 class Runner(Protocol):

@@ -1,11 +1,16 @@
 """The decoder: the same bits for any cut into passes, any company, any storage; and its errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
 import tiny
 
 from pyllama import _kernels as kernels
+from pyllama.architecture import FAMILIES, layers_of
+from pyllama.architecture.config import RopeScaling
+from pyllama.architecture.layer import Rope, llama_layers
 from pyllama.checkpoint import open_checkpoint
 from pyllama.decoder import Decoder
 from pyllama.errors import ContextOverflowError, RequestError
@@ -25,6 +30,15 @@ def decoder_of(path, **options):
 def all_logits(decoder, ids=IDS):
     with decoder.new_sequence() as sequence:
         return decoder.forward([(sequence, ids)], "all")
+
+
+def plain_tensors(checkpoint):
+    """Name -> float64, as the reference takes them."""
+    tensors = {}
+    for name, tensor in checkpoint.tensors.items():
+        raw = checkpoint.read_rows(tensor, 0, tensor.rows)
+        tensors[name] = np.asarray(tiny.decode_plain(tensor.dtype, raw.tobytes()), np.float64).reshape(tensor.shape)
+    return tensors
 
 
 def same_bits(a, b):
@@ -160,12 +174,38 @@ def test_quantized_weights_are_widened_exactly(tmp_path, dtype):
     assert same_bits(all_logits(decoder_of(tmp_path / "q.gguf")), all_logits(decoder_of(tmp_path / "hf")))
 
 
+def test_layers_may_rotate_each_in_its_own_way(tmp_path, monkeypatch):
+    """No family here has two kinds of rotation yet: one is made up of a family that has one."""
+    config = tiny.tiny_config(num_hidden_layers=3)
+    tiny.write_huggingface(tmp_path, config, tiny.random_tensors(config, seed=1), dtype="F32")
+    local = Rope(500.0, 8, RopeScaling("linear", factor=4.0))
+
+    def layers(family, config):
+        first, second, third = llama_layers(config)
+        return first, replace(second, mixer=replace(second.mixer, rope=replace(local, dim=config.head_dim))), third
+
+    monkeypatch.setattr(type(FAMILIES["llama"]), "layers", layers)
+    layers_of.cache_clear()
+    try:
+        decoder = decoder_of(tmp_path, kv_dtype="f32")
+    finally:
+        monkeypatch.undo()
+        layers_of.cache_clear()
+    assert decoder.shape.ropes == 2
+    with open_checkpoint(tmp_path) as checkpoint:
+        tensors = plain_tensors(checkpoint)
+        plainly = (checkpoint.config.rope_theta, checkpoint.config.rope_scaling)
+        ropes = [plainly, (local.theta, local.scaling), plainly]
+        expected = reference.forward(checkpoint.config, tensors, IDS, ropes=ropes)
+        otherwise = reference.forward(checkpoint.config, tensors, IDS)
+    scale = np.abs(expected).max()
+    assert np.abs(all_logits(decoder, IDS) - expected).max() <= 1e-5 * scale
+    assert np.abs(otherwise - expected).max() > 1e-2 * scale
+
+
 def test_near_the_float64_reference(folder):
     checkpoint = open_checkpoint(folder)
-    tensors = {}
-    for name, tensor in checkpoint.tensors.items():
-        raw = checkpoint.read_rows(tensor, 0, tensor.rows)
-        tensors[name] = np.asarray(tiny.decode_plain(tensor.dtype, raw.tobytes()), np.float64).reshape(tensor.shape)
+    tensors = plain_tensors(checkpoint)
     expected = reference.forward(checkpoint.config, tensors, IDS)
     got = all_logits(decoder_of(folder, kv_dtype="f32"))
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()

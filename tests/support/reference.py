@@ -179,18 +179,23 @@ def attention(q: Array, k: Array, v: Array, positions: Sequence[int] | Array, wi
 # ------------------------------------------------------------------------------------------------ the model
 
 
-def forward(config: Any, tensors: Mapping[str, Array], token_ids: Sequence[int], interleaved: bool = False) -> Array:
+def forward(
+    config: Any,
+    tensors: Mapping[str, Array],
+    token_ids: Sequence[int],
+    interleaved: bool = False,
+    ropes: Sequence[tuple[float, Any]] | None = None,
+) -> Array:
     """Logits (T, V) of every token of one sequence that starts at position 0.
 
     config       a Config, or anything with its fields
     tensors      Hugging Face name -> array, any real dtype
     interleaved  the rows of q_proj and k_proj (and their biases) are in interleaved RoPE order
+    ropes        each layer's own theta and scaling, where they are not the config's
     """
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     eps = config.rms_norm_eps
     positions = np.arange(len(token_ids))
-    frequencies = inv_freq(head_dim, config.rope_theta, config.rope_scaling)
-    factor = attention_factor(config.rope_scaling)
     embedding = tensors["model.embed_tokens.weight"]  # (V, hidden)
     hidden = float64(embedding[np.asarray(token_ids)])  # (T, hidden)
 
@@ -207,6 +212,8 @@ def forward(config: Any, tensors: Mapping[str, Array], token_ids: Sequence[int],
         if config.model_type == "qwen3":
             q = rmsnorm(q, tensors[prefix + "self_attn.q_norm.weight"], eps)
             k = rmsnorm(k, tensors[prefix + "self_attn.k_norm.weight"], eps)
+        theta, scaling = ropes[layer] if ropes else (config.rope_theta, config.rope_scaling)
+        frequencies, factor = inv_freq(head_dim, theta, scaling), attention_factor(scaling)
         q = rope(q, positions, frequencies, factor, interleaved)
         k = rope(k, positions, frequencies, factor, interleaved)
         mixed = attention(q, k, v, positions, window).reshape(-1, heads * head_dim)

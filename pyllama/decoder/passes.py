@@ -1,6 +1,6 @@
 """One pass as plain data: which tokens stand where, which pages are read and written, which rows of logits are wanted.
 
-A Step is integers only, so it can be kept, compared, and sent to whoever holds a share of the model. build() makes it
+A Pass is integers only, so it can be kept, compared, and sent to whoever holds a share of the model. build() makes it
 from sequences and the tokens they go on with. Several branches of one text share a pass: a node of their tree is
 computed once, reads through the pages of one branch it is part of, and is written into the page of each. So attention
 meets every branch as it meets a sequence of its own, and the bits are those of one.
@@ -21,8 +21,8 @@ _NONE = np.zeros((0, 2), np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """A pass over T tokens of S sequences.
+class Pass:
+    """One over T tokens of S sequences.
 
     token_ids  (T,) int64
     positions  (T,) int64, each token's in its sequence
@@ -31,7 +31,7 @@ class Step:
     writes     (W, 2) int32, a token and a page into which its keys and values go, at its position's place
     copies     (C, 2) int32, pages to be copied before anything else, from and to, in order
     rows       (R,) int64, tokens whose logits are wanted, ascending
-    page_count pages that there must be: whoever runs the step adds what is missing
+    page_count pages that there must be: whoever runs the pass adds what is missing
     """
 
     token_ids: np.ndarray
@@ -46,14 +46,14 @@ class Step:
 
 def build(
     cache: KVCache, segments: Tokens[Segment], wanted: Tokens[int], max_tokens: int
-) -> tuple[Step, list[np.ndarray]]:
-    """The step that appends each segment's tokens to its sequence, with pages reserved for them.
+) -> tuple[Pass, list[np.ndarray]]:
+    """The pass that appends each segment's tokens to its sequence, with pages reserved for them.
 
     segments    (sequence, token ids), no sequence twice; forks of one text have common beginnings computed once
     wanted      how many of each segment's last tokens get a row of logits
-    max_tokens  that a pass takes
+    max_tokens  that one takes
 
-    Returns the step and, for each segment, the indices of its rows among the step's: forks may have rows in common.
+    Returns the pass and, for each segment, the indices of its rows among the pass's: forks may have rows in common.
     It is to be run next. Raises RequestError for too many tokens and ContextOverflowError for a sequence that cannot
     hold its own; then no sequence has changed.
     """
@@ -73,7 +73,7 @@ def build(
     if shared:
         rows = np.unique(rows)
     copies = cache.take_copies()
-    step = Step(
+    planned = Pass(
         token_ids=token_ids,
         positions=positions,
         sequences=owners,
@@ -83,7 +83,7 @@ def build(
         rows=rows,
         page_count=len(cache.pool),
     )
-    return step, [np.searchsorted(rows, end) for end in ends] if shared else _counted(ends)
+    return planned, [np.searchsorted(rows, end) for end in ends] if shared else _counted(ends)
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

@@ -12,7 +12,7 @@ from pyllama.checkpoint import open_checkpoint
 from pyllama.decoder import Decoder, Shape
 from pyllama.decoder.buffers import Buffers, buffers_nbytes, widths
 from pyllama.decoder.page_pool import POSITIONS, PagePool, View, cache_nbytes
-from pyllama.decoder.step import build
+from pyllama.decoder.passes import build
 from pyllama.errors import BudgetError, ContextOverflowError, PyllamaError, RequestError
 from pyllama.streaming import StreamedWeights
 
@@ -98,7 +98,7 @@ def computed(decoder, monkeypatch):
     """The tokens of each pass from now on."""
     tokens, run = [], decoder.run
     monkeypatch.setattr(
-        decoder, "run", lambda step, on_layer=None: tokens.append(len(step.token_ids)) or run(step, on_layer)
+        decoder, "run", lambda planned, on_layer=None: tokens.append(len(planned.token_ids)) or run(planned, on_layer)
     )
     return tokens
 
@@ -220,39 +220,41 @@ def test_rows_that_nobody_wants_are_not_computed(decoder, alone):
         assert same(out, alone([*ids, 1, 2, 3], 2))
 
 
-def test_a_step_is_integers_that_can_be_run_twice(decoder, alone):
+def test_a_pass_is_integers_that_can_be_run_twice(decoder, alone):
     ids = text(33)
     with decoder.new_sequence() as trunk:
         decoder.forward([(trunk, ids)])
         with trunk.fork() as a, trunk.fork() as b:
-            step, rows = build(decoder.cache, [(a, [1, 2]), (b, [1, 3])], [2, 2], 512)
-            assert step.token_ids.tolist() == [1, 2, 3]
-            assert step.positions.tolist() == [33, 34, 34]
-            assert step.sequences.tolist() == [0, 0, 1]
+            planned, rows = build(decoder.cache, [(a, [1, 2]), (b, [1, 3])], [2, 2], 512)
+            assert planned.token_ids.tolist() == [1, 2, 3]
+            assert planned.positions.tolist() == [33, 34, 34]
+            assert planned.sequences.tolist() == [0, 0, 1]
             first, tail = trunk.pages
-            assert step.pages[:, 0].tolist() == [first, first], "a full page is not copied"
-            assert sorted(step.pages[:, 1].tolist()) == sorted({a.pages[1], b.pages[1]}) and tail not in step.pages
-            assert step.copies.tolist() == [[tail, a.pages[1]], [tail, b.pages[1]]]
-            assert (step.pages[:, 2:] == -1).all()
-            assert step.writes.tolist() == [[0, a.pages[1]], [1, a.pages[1]], [0, b.pages[1]], [2, b.pages[1]]]
-            assert step.rows.tolist() == [0, 1, 2]
+            assert planned.pages[:, 0].tolist() == [first, first], "a full page is not copied"
+            assert (
+                sorted(planned.pages[:, 1].tolist()) == sorted({a.pages[1], b.pages[1]}) and tail not in planned.pages
+            )
+            assert planned.copies.tolist() == [[tail, a.pages[1]], [tail, b.pages[1]]]
+            assert (planned.pages[:, 2:] == -1).all()
+            assert planned.writes.tolist() == [[0, a.pages[1]], [1, a.pages[1]], [0, b.pages[1]], [2, b.pages[1]]]
+            assert planned.rows.tolist() == [0, 1, 2]
             assert [list(indices) for indices in rows] == [[0, 1], [0, 2]]
-            *arrays, page_count = (getattr(step, name) for name in step.__slots__)
+            *arrays, page_count = (getattr(planned, name) for name in planned.__slots__)
             assert all(array.dtype.kind == "i" for array in arrays) and page_count == len(decoder.cache.pool)
-            out = decoder.run(step)
-            assert same(out, decoder.run(step))
+            out = decoder.run(planned)
+            assert same(out, decoder.run(planned))
             assert same(out[rows[0]], alone([*ids, 1, 2], 2)) and same(out[rows[1]], alone([*ids, 1, 3], 2))
 
 
-def test_steps_are_all_that_another_process_needs(decoder, monkeypatch):
-    """A second decoder that is told the steps of the first, as bytes, and never sees a sequence."""
+def test_passes_are_all_that_another_process_needs(decoder, monkeypatch):
+    """A second decoder that is told the passes of the first, as bytes, and never sees a sequence."""
     other = Decoder(decoder.config, decoder.weights, context_length=CONTEXT, kv_dtype=decoder.cache.dtype)
     run = decoder.run
     draw = random.Random(3)
 
-    def twice(step, on_layer=None):
-        told = pickle.loads(pickle.dumps(step))
-        first, second = run(step), other.run(told)
+    def twice(planned, on_layer=None):
+        told = pickle.loads(pickle.dumps(planned))
+        first, second = run(planned), other.run(told)
         assert same(first, second)
         return first
 
@@ -360,7 +362,9 @@ def test_more_tokens_than_a_pass_takes_are_counted_as_nodes(decoder):
 
 @pytest.mark.parametrize("tokens", [1, 2, 512])
 def test_the_planner_counts_the_bytes_that_buffers_have(tokens):
-    shape = Shape(layers=2, hidden_size=48, heads=6, kv_heads=3, head_dim=10, intermediate_size=90, vocab_size=101)
+    shape = Shape(
+        layers=2, hidden_size=48, heads=6, kv_heads=3, head_dim=10, intermediate_size=90, vocab_size=101, ropes=2
+    )
     buffers = Buffers(shape, tokens)
     made = {name: getattr(buffers, name).base for name in widths(shape)}
     assert {name: array.shape for name, array in made.items()} == {n: (tokens, w) for n, w in widths(shape).items()}
@@ -432,7 +436,9 @@ def test_prefill_asks_for_the_last_row_alone(decoder, alone, monkeypatch):
     ids = text(50)
     expected = alone(ids, 1)
     rows, run = [], decoder.run
-    monkeypatch.setattr(decoder, "run", lambda step, on_layer=None: rows.append(len(step.rows)) or run(step, on_layer))
+    monkeypatch.setattr(
+        decoder, "run", lambda planned, on_layer=None: rows.append(len(planned.rows)) or run(planned, on_layer)
+    )
     monkeypatch.setattr(decoder, "max_pass_tokens", 20)
     with decoder.new_sequence() as sequence:
         last = decoder.prefill(sequence, ids)
