@@ -21,7 +21,7 @@ boards=$(realpath "$(dirname "$0")")/boards
 # board's own (namespaces, seccomp).
 emulable="not (malformed or faults or limits or info_memory or stalls or linear_pattern or exclusive or fork or wrapped\
  or oracle or server or service or cli or hub or page or connections or grammar or template_process or progress\
- or signs_of_life or bench)"
+ or status_line or measure)"
 mkdir -p "$work" && cd "$work"
 step() { echo "## ${SECONDS}s aarch64: $*"; }
 

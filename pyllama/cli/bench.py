@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from pyllama.measure import csv_file, plot
     from pyllama.measure.report import measure
     from pyllama.measure.report_lines import lines
-    from pyllama.terminal.status_line import SignsOfLife
+    from pyllama.terminal.status_line import StatusLine
 
     if args.plot and not args.model:
         raise RequestError("--plot: needs MODEL, there is nothing to draw without one")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if memory is not None:
         warn_if_beyond(memory)
     file = None if args.file is None else Path(args.file)
-    with SignsOfLife(quiet=args.quiet) as signs:
+    with StatusLine(quiet=args.quiet) as signs:
         report = measure(args.model, memory=memory, file=file, threads=args.threads, say=signs.show)
     if args.csv:
         csv_file.append(Path(args.csv), csv_file.rows_of(report))

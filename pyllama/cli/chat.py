@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pyllama.cli import streams
 from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling
+from pyllama.cli.pass_line import PassLine
 from pyllama.errors import ContextOverflowError, PyllamaError, RequestError, reason_of
-from pyllama.terminal.status_line import SignsOfLife
 
 if TYPE_CHECKING:
     from pyllama.generation.chat import Chat
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     options = sampling(args)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with (
-        SignsOfLife(quiet=args.quiet) as signs,
+        PassLine(quiet=args.quiet) as signs,
         load_watched(args, signs) as model,
         model.chat(args.system, **options) as chat,
     ):
@@ -60,7 +60,7 @@ def _import_readline() -> None:
         pass
 
 
-def _converse(chat: "Chat", signs: SignsOfLife) -> None:
+def _converse(chat: "Chat", signs: PassLine) -> None:
     """Turns on a terminal, until Ctrl-D or /exit. Neither Ctrl-C nor an error ends it."""
     going_on = True
     while going_on:
@@ -79,7 +79,7 @@ def _converse(chat: "Chat", signs: SignsOfLife) -> None:
             streams.tell("what was typed is not in the encoding of this terminal")
 
 
-def _answer_lines(chat: "Chat", signs: SignsOfLife) -> None:
+def _answer_lines(chat: "Chat", signs: PassLine) -> None:
     """One turn for every line of standard input. The first error ends it, and so does Ctrl-C."""
     if hasattr(sys.stdin, "reconfigure") and not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # text in files and pipes has no locale
@@ -102,7 +102,7 @@ def _read_line() -> str:
     return line
 
 
-def _turn(chat: "Chat", message: str, signs: SignsOfLife) -> bool:
+def _turn(chat: "Chat", message: str, signs: PassLine) -> bool:
     """Answers a message, or does what a /command says; whether to go on."""
     message = streams.utf8(message)
     if message.startswith("/"):
@@ -122,7 +122,7 @@ def _read_message() -> str:
     return "\n".join(lines)
 
 
-def _answer(chat: "Chat", message: str, signs: SignsOfLife) -> None:
+def _answer(chat: "Chat", message: str, signs: PassLine) -> None:
     """Shows the answer as it comes. An interrupted one counts as far as it was shown."""
     with chat.send(message) as generation:
         try:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from pyllama.cli import streams
 
 if TYPE_CHECKING:
+    from pyllama.cli.pass_line import PassLine
     from pyllama.model import Model
-    from pyllama.terminal.status_line import SignsOfLife
+    from pyllama.terminal.status_line import StatusLine
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -124,16 +125,16 @@ def sampling(args: argparse.Namespace) -> dict:
     return given
 
 
-def load_model(args: argparse.Namespace, signs: "SignsOfLife", **more: Any) -> "Model":
-    """The model of add_loading()'s options, and more of load()'s; loading it shows as a sign of life."""
+def load_model(args: argparse.Namespace, signs: "StatusLine", **more: Any) -> "Model":
+    """The model of add_loading()'s options, and more of load()'s; loading it shows on the status line."""
     from pyllama.loading import load
 
     signs.show("loading")
     return load(args.model, **{name: getattr(args, name) for name in LOADING}, **more)
 
 
-def load_watched(args: argparse.Namespace, signs: "SignsOfLife") -> "Model":
-    """The same for one whose passes show as signs of life, too."""
+def load_watched(args: argparse.Namespace, signs: "PassLine") -> "Model":
+    """The same for one whose passes show there, too."""
     model = load_model(args, signs, on_layer=signs.on_layer)
     signs.watch(model)
     return model

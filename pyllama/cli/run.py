@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from pyllama.cli import streams
 from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling
+from pyllama.cli.pass_line import PassLine
 from pyllama.errors import RequestError, reason_of
 from pyllama.machine.memory import peak_resident_nbytes
-from pyllama.terminal.status_line import SignsOfLife
 
 if TYPE_CHECKING:
     from pyllama.generation import Generation
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("--system: needs the chat template, and --raw is without it")
     options = sampling(args)
     prompt = _read_prompt(args)
-    with SignsOfLife(quiet=args.quiet) as signs, load_watched(args, signs) as model:
+    with PassLine(quiet=args.quiet) as signs, load_watched(args, signs) as model:
         request = _as_request(model, prompt, args)
         with model.generate(request, fingerprint=args.json, **options) as generation:
             if args.json:
@@ -87,7 +87,7 @@ def _as_request(model: "Model", prompt: str, args: argparse.Namespace) -> str | 
     return [*system, {"role": "user", "content": prompt}]
 
 
-def _stream(generation: "Generation", signs: SignsOfLife) -> None:
+def _stream(generation: "Generation", signs: PassLine) -> None:
     for step in generation:
         signs.clear()
         sys.stdout.write(step.text)

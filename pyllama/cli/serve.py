@@ -88,7 +88,7 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
     from pyllama.machine.malloc import return_freed_memory
     from pyllama.machine.memory import parse_size
     from pyllama.server.run import bind, serve
-    from pyllama.terminal.status_line import SignsOfLife
+    from pyllama.terminal.status_line import StatusLine
     from pyllama.tokenizer.missing import MissingTokenizer
 
     handler = logging.StreamHandler()
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
     return_freed_memory()
     session_nbytes = parse_size(args.session_size)
     bound = bind(args.host, args.port)
-    with SignsOfLife(quiet=args.quiet) as signs:
+    with StatusLine(quiet=args.quiet) as signs:
         model = load_model(args, signs, contexts=max(2, args.max_running))
     with model:
         if isinstance(model.tokenizer, MissingTokenizer):

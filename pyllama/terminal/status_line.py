@@ -10,15 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Self, TextIO
 
 from pyllama.printable import one_line
 from pyllama.terminal.line import Line
-from pyllama.terminal.progress import format_nbytes, format_seconds
 
 PATIENCE_S = 1.0  # what is over sooner is not mentioned
 REDRAW_S = 0.25
-RATE_S = 3.0  # the disk's rate is that of the last few seconds
 
 _ERASE_LINE = "\r\x1b[K"
 # Index (down, scrolling if need be, same column), up again, save the cursor, down to the line's start.
@@ -26,7 +24,7 @@ _BELOW = "\x1bD\x1b[A\x1b7\x1b[B\r\x1b[K"
 _BACK = "\x1b8"
 
 
-class SignsOfLife(Line):
+class StatusLine(Line):
     """A context manager.
 
     quiet   True shows nothing
@@ -41,13 +39,8 @@ class SignsOfLife(Line):
         self._text: Callable[[], str] | None = None
         self._since = 0.0
         self._drawn = False
-        self._model: Any = None
-        self._pass: _Pass | None = None
-        self._last_pass_s: float | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-
-    # ------------------------------------------------------------------------------------- what is going on
 
     def show(self, text: str | Callable[[], str]) -> None:
         """This is going on from now on; a callable is asked every time the line is drawn."""
@@ -66,27 +59,6 @@ class SignsOfLife(Line):
         with self._lock:
             self._erase()
             self._text = None
-            self._end_pass()
-
-    def watch(self, model: Any) -> None:
-        """From here on, passes of this model are shown: on_layer must be its decoder's."""
-        self._model = model
-        self.clear()
-
-    def on_layer(self, layer: int) -> None:
-        """A pass has come to this layer; the first one begins a pass."""
-        if not self.enabled or self._model is None:
-            return
-        if layer == 0 or self._pass is None:
-            with self._lock:
-                self._end_pass()
-                going_on = self._text is not None  # the passes of one long prompt are one piece of work
-                self._pass = _Pass(self._model, layer)
-                if not going_on:
-                    self._text, self._since = self._pass_line, time.monotonic()
-            self._start()
-        else:
-            self._pass.layer = layer
 
     def close(self) -> None:
         """Take the line away, for good."""
@@ -104,16 +76,6 @@ class SignsOfLife(Line):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    # ------------------------------------------------------------------------------------- the line
-
-    def _pass_line(self) -> str:
-        return self._pass.line(self._last_pass_s) if self._pass else ""
-
-    def _end_pass(self) -> None:
-        if self._pass is not None:
-            self._last_pass_s = time.monotonic() - self._pass.started_s
-            self._pass = None
 
     def _start(self) -> None:
         if self._thread is None and not self._stopping.is_set():
@@ -141,40 +103,3 @@ class SignsOfLife(Line):
     def _fit(self, line: str) -> str:
         columns = self._columns()
         return line[: max(columns - 1, 1)]
-
-
-class _Pass:
-    """A pass over the weights that is under way."""
-
-    def __init__(self, model: Any, layer: int):
-        self.model = model
-        self.layer = layer
-        self.layers = model.config.num_hidden_layers
-        self.started_s = time.monotonic()
-        self.first = model.passes == 0
-        self._samples = [(self.started_s, model.bytes_read)]
-
-    def line(self, last_pass_s: float | None) -> str:
-        now = time.monotonic()
-        self._samples.append((now, self.model.bytes_read))
-        while len(self._samples) > 2 and self._samples[0][0] < now - RATE_S:
-            del self._samples[0]
-        (then, before), (_, read) = self._samples[0], self._samples[-1]
-        parts = ["first pass"] if self.first else []
-        parts.append(f"layer {self.layer + 1} of {self.layers}")
-        if now > then and read > before:
-            parts.append(f"{format_nbytes((read - before) / (now - then))}/s from disk")
-        left = self._left(now - self.started_s, last_pass_s)
-        if left is not None:
-            parts.append(f"{format_seconds(left)} left")
-        return "  ".join(parts)
-
-    def _left(self, elapsed: float, last_pass_s: float | None) -> float | None:
-        """By the last pass, as long as this one has not outlived it; else by the layers done, the head as one more."""
-        if last_pass_s is not None and last_pass_s > elapsed and not self.first:
-            by_last = last_pass_s - elapsed
-            if self.layer < self.layers // 4:
-                return by_last
-        if self.layer == 0:
-            return None
-        return elapsed / self.layer * (self.layers + 1 - self.layer)

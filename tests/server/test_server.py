@@ -29,19 +29,6 @@ from pyllama.server.service import Settings
 
 
 @pytest.fixture(scope="module")
-def server(chat_folder):
-    with running(chat_folder) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def reference(chat_folder):
-    """The same model, run alone."""
-    with pyllama.load(chat_folder, context_length=512) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
 def tool_server(tmp_path_factory):
     folder = write_model(tmp_path_factory.mktemp("models") / "tiny-tools", template=TOOL_TEMPLATE)
     with running(folder) as server:

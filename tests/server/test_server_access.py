@@ -39,12 +39,6 @@ STAINLESS = [
 
 
 @pytest.fixture(scope="module")
-def server(chat_folder):
-    with running(chat_folder) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def open_server(chat_folder):
     """Some pages may use it."""
     allowed = ("http://page.example", "HTTPS://Shop.example:443/", "app://obsidian.md", "null")

@@ -8,8 +8,6 @@ import pytest
 from conftest import END, TURN
 from running_server import running
 
-import pyllama
-
 pytest.importorskip("starlette")
 
 from pyllama.generation import answer as answer_module
@@ -24,18 +22,6 @@ PROMPTS = [
     "hello and " * 20,
     "\u0301a\u200d",
 ]
-
-
-@pytest.fixture(scope="module")
-def server(chat_folder):
-    with running(chat_folder) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def reference(chat_folder):
-    with pyllama.load(chat_folder, context_length=512) as model:
-        yield model
 
 
 def logprobs_of(model, ids):

@@ -1,4 +1,4 @@
-"""Signs of life on a terminal: what is shown, that it is gone before text comes, and that elsewhere nothing is."""
+"""The status line of a terminal: what is shown, that it is gone before text comes, and that elsewhere nothing is."""
 
 import io
 import os
@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from pyllama.terminal import status_line as signs_of_life
-from pyllama.terminal.status_line import SignsOfLife, _Pass
+from pyllama.cli.pass_line import PassLine, _Pass
+from pyllama.terminal import status_line
 
 DEADLINE_S = 120  # on an emulator everything takes its time
 
@@ -82,15 +82,15 @@ class Model:
 @pytest.fixture
 def at_once(monkeypatch):
     """No patience, and redrawn by hand only."""
-    monkeypatch.setattr(signs_of_life, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(signs_of_life, "REDRAW_S", 1000.0)
+    monkeypatch.setattr(status_line, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(status_line, "REDRAW_S", 1000.0)
 
 
 def test_a_pass_shows_layer_rate_and_time_left(at_once, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(signs_of_life.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(status_line.time, "monotonic", lambda: now[0])
     model, stream = Model(), Terminal()
-    with SignsOfLife(stream=stream, below=False) as signs:
+    with PassLine(stream=stream, below=False) as signs:
         signs.watch(model)
         signs.on_layer(0)
         now[0] += 2.0
@@ -119,7 +119,7 @@ def test_before_there_is_anything_to_go_by_no_time_is_told():
 
 def test_a_line_below_leaves_half_a_line_of_text_and_the_cursor_alone(at_once):
     stream = Terminal()
-    with SignsOfLife(stream=stream, below=True) as signs:
+    with PassLine(stream=stream, below=True) as signs:
         stream.write("Once upon")
         signs.show("layer 3 of 32")
         signs.redraw()
@@ -136,9 +136,9 @@ def test_a_line_below_leaves_half_a_line_of_text_and_the_cursor_alone(at_once):
 
 def test_what_is_over_within_a_second_is_not_mentioned(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(signs_of_life.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(status_line.time, "monotonic", lambda: now[0])
     stream = Terminal()
-    with SignsOfLife(stream=stream, below=False) as signs:
+    with PassLine(stream=stream, below=False) as signs:
         signs.show("loading")
         now[0] = 0.99
         signs.redraw()
@@ -150,10 +150,10 @@ def test_what_is_over_within_a_second_is_not_mentioned(monkeypatch):
 
 
 def test_a_thread_draws_while_a_layer_takes_its_time(monkeypatch):
-    monkeypatch.setattr(signs_of_life, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(signs_of_life, "REDRAW_S", 0.001)
+    monkeypatch.setattr(status_line, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(status_line, "REDRAW_S", 0.001)
     stream = Terminal()
-    with SignsOfLife(stream=stream, below=False) as signs:
+    with PassLine(stream=stream, below=False) as signs:
         signs.watch(Model())
         signs.on_layer(0)
         while "layer 1 of 4" not in stream.getvalue():
@@ -163,7 +163,7 @@ def test_a_thread_draws_while_a_layer_takes_its_time(monkeypatch):
 
 @pytest.mark.parametrize("quiet, stream", [(True, Terminal()), (False, io.StringIO())])
 def test_quiet_or_without_a_terminal_nothing_is_written_and_no_thread_started(quiet, stream, at_once):
-    with SignsOfLife(quiet=quiet, stream=stream) as signs:
+    with PassLine(quiet=quiet, stream=stream) as signs:
         signs.show("loading")
         signs.watch(Model())
         signs.on_layer(0)
@@ -177,7 +177,7 @@ def test_a_terminal_that_goes_away_does_not_stop_the_work(at_once):
         def write(self, text):
             raise OSError(5, os.strerror(5))
 
-    with SignsOfLife(stream=Gone(), below=False) as signs:
+    with PassLine(stream=Gone(), below=False) as signs:
         signs.show("loading")
         signs.redraw()
         assert not signs.enabled
@@ -189,7 +189,7 @@ def test_a_narrow_terminal_gets_a_line_that_fits(at_once, monkeypatch):
     monkeypatch.setattr(os, "get_terminal_size", lambda fd: os.terminal_size((20, 5)))
     stream = Terminal()
     stream.fileno = lambda: 2
-    with SignsOfLife(stream=stream, below=False) as signs:
+    with PassLine(stream=stream, below=False) as signs:
         signs.show("x" * 50)
         signs.redraw()
         assert Screen().write(stream.getvalue()).text == "x" * 19
@@ -200,9 +200,9 @@ def test_a_narrow_terminal_gets_a_line_that_fits(at_once, monkeypatch):
 # Layers that take their time; the line is drawn from the first moment on.
 SLOW = """
 import sys, time
-from pyllama.terminal import status_line as signs_of_life
+from pyllama.terminal import status_line
 from pyllama.decoder import Decoder
-signs_of_life.PATIENCE_S, signs_of_life.REDRAW_S = 0.0, 0.002
+status_line.PATIENCE_S, status_line.REDRAW_S = 0.0, 0.002
 good = Decoder._mlp_block
 def slow(self, layer, a):
     time.sleep(0.05)
