@@ -8,7 +8,7 @@ PANEL: int
 PACKED_TABLE: int
 PACKED_PAIR: int
 MAX_HEAD_DIM: int
-DTYPES: tuple[str, ...]
+DTYPES: dict[str, tuple[int, int]]
 
 def supported_isas() -> tuple[str, ...]: ...
 def isa() -> str: ...

@@ -103,7 +103,7 @@ PANEL = PANEL_ROWS
 PACKED_TABLE = PACKED_HEADER  # bytes before the panels of a packed block
 PACKED_PAIR = PAIR_NBYTES  # of two packed columns of a panel
 MAX_HEAD_DIM = 1024
-DTYPES = tuple((<bytes>pl_formats[i].name).decode() for i in range(DT_COUNT))
+DTYPES = {(<bytes>pl_formats[i].name).decode(): (pl_formats[i].cols, pl_formats[i].nbytes) for i in range(DT_COUNT)}
 
 cdef dict _layout_index = {"rows": LAYOUT_ROWS, "panels": LAYOUT_PANELS, "packed": LAYOUT_PACKED}
 cdef dict _dtype_index = {name: i for i, name in enumerate(DTYPES)}

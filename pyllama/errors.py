@@ -43,7 +43,19 @@ class PackError(PyllamaError):
 
 
 class RequestError(PyllamaError):
-    """An argument or option is out of range; the message names it."""
+    """An argument or option is out of range; the message names it.
+
+    param  its name where a request may hold it, else None
+    """
+
+    param: str | None = None
+
+    @classmethod
+    def about(cls, param: str, what: str) -> "RequestError":
+        """The error that says this of an argument, option or field."""
+        error = cls(f"{param}: {what}")
+        error.param = param
+        return error
 
 
 class BusyError(PyllamaError):

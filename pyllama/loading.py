@@ -130,8 +130,8 @@ def assemble(
         kv_dtype=kv_dtype,
         max_pass_tokens=plan.max_pass_tokens,
         rope_interleaved=checkpoint.rope_interleaved,
+        on_layer=on_layer,
     )
-    decoder.on_layer = on_layer
     return Model(checkpoint, tokenizer, decoder, plan)
 
 

@@ -134,7 +134,7 @@ class Model:
             return self.tokenizer.encode(prompt, parse_special=parse_special is not False)
         if is_chat(prompt):
             if self.tokenizer.chat_template is None:
-                raise RequestError("messages: this model has no chat template, give it text to continue")
+                raise RequestError.about("messages", "this model has no chat template, give it text to continue")
             messages = [dict(message) for message in prompt]
             return self.tokenizer.encode_chat(messages, parse_special=bool(parse_special))
         return self._checked(prompt)
@@ -169,7 +169,7 @@ class Model:
         except ValueError:  # lists of different lengths
             ids = np.empty(1, object)
         if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
-            raise RequestError("prompt: expected text, a list of token ids or a list of messages")
+            raise RequestError.about("prompt", "expected text, a list of token ids or a list of messages")
         wrong = ids[(ids < 0) | (ids >= vocab_size)] if len(ids) else ids
         if len(wrong):
             raise RequestError(f"token id: {wrong[0]}, expected 0 to {vocab_size - 1}")

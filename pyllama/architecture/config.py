@@ -9,11 +9,19 @@ from dataclasses import dataclass
 
 from pyllama.errors import CheckpointError, shown
 
-MAX_LAYERS = 1024
-MAX_HEADS = 4096
-MAX_HEAD_DIM = 1024
 MAX_SIZE = 2**24  # hidden, intermediate, vocabulary: far beyond any model, far below 2**31
 MAX_POSITIONS = 2**31 - 1
+#: Field -> the least and the most that a Config holds of it.
+LIMITS = {
+    "hidden_size": (1, MAX_SIZE),
+    "intermediate_size": (1, MAX_SIZE),
+    "vocab_size": (1, MAX_SIZE),
+    "num_hidden_layers": (1, 1024),
+    "num_attention_heads": (1, 4096),
+    "num_key_value_heads": (1, 4096),
+    "head_dim": (2, 1024),
+    "max_position_embeddings": (1, MAX_POSITIONS),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +84,10 @@ class Config:
 
 def _check_ranges(c: Config) -> None:
     """The invariants every reader relies on, whatever form the numbers came in."""
-    limits = (
-        ("hidden_size", MAX_SIZE), ("intermediate_size", MAX_SIZE), ("vocab_size", MAX_SIZE),
-        ("num_hidden_layers", MAX_LAYERS), ("num_attention_heads", MAX_HEADS),
-        ("num_key_value_heads", MAX_HEADS), ("head_dim", MAX_HEAD_DIM),
-        ("max_position_embeddings", MAX_POSITIONS),
-    )  # fmt: skip
-    for key, high in limits:
+    for key, (low, high) in LIMITS.items():
         value = getattr(c, key)
-        if not 1 <= value <= high:
-            raise CheckpointError(f"{key}: got {shown(value)}, expected an integer from 1 to {high}")
+        if not low <= value <= high:
+            raise CheckpointError(f"{key}: got {shown(value)}, expected an integer from {low} to {high}")
     if c.head_dim % 2:
         raise CheckpointError(f"head_dim: got {c.head_dim}, expected an even number (rotary pairs)")
     if c.num_attention_heads % c.num_key_value_heads:

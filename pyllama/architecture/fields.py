@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyllama.architecture.config import MAX_SIZE
+from pyllama.architecture.config import LIMITS, MAX_SIZE
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 
@@ -52,6 +52,10 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.fail(key, f"an integer from {low} to {high}")
         return int(value)
+
+    def size(self, field: str, key: str | None = None, default: int | None = None) -> int:
+        """An integer that a Config may hold in this field, under a key of its name or another."""
+        return self.integer(key or field, *LIMITS[field], default)
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         value = self.get(key)

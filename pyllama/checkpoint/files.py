@@ -11,6 +11,25 @@ from pathlib import Path
 
 from pyllama.errors import CheckpointError, reason_of
 
+SECTOR = 4096  # direct reads begin and end on such a boundary, and so do blocks of packed files
+
+
+def read_at(fd: int, offset: int, buffer: memoryview, nbytes: int, multiple: int = 1) -> int:
+    """Read `nbytes` bytes into the buffer, going on where a read was short; how many came before the file's end.
+
+    multiple  where reads begin and, unless the file ends, end: what came beyond it is read again
+
+    Raises OSError.
+    """
+    done = 0
+    while done < nbytes:
+        start = done - done % multiple
+        count = os.preadv(fd, [buffer[start:]], offset + start)
+        if start + count <= done:
+            break
+        done = start + count
+    return done
+
 
 class InputFile:
     """An open file: `path`, `nbytes`, and reads that give all the bytes asked for or raise.
@@ -34,19 +53,15 @@ class InputFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` (bytes, writable) from `offset`."""
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(self.fd, [buffer[done:]], offset + done)
-            except OSError as error:
-                raise CheckpointError(
-                    f"cannot read {len(buffer)} bytes at {offset} of {self.path}: {reason_of(error)}"
-                ) from None
-            if count == 0:
-                raise CheckpointError(
-                    f"{self.path}: nothing at byte {offset + done}, expected {self.nbytes} (did the file shrink?)"
-                )
-            done += count
+        try:
+            done = read_at(self.fd, offset, buffer, len(buffer))
+        except OSError as error:
+            what = f"cannot read {len(buffer)} bytes at {offset} of {self.path}"
+            raise CheckpointError(f"{what}: {reason_of(error)}") from None
+        if done < len(buffer):
+            raise CheckpointError(
+                f"{self.path}: nothing at byte {offset + done}, expected {self.nbytes} (did the file shrink?)"
+            )
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes from `offset`. The range is checked against the size before memory is taken."""

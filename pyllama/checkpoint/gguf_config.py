@@ -11,15 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyllama.architecture import FAMILIES
-from pyllama.architecture.config import (
-    MAX_HEAD_DIM,
-    MAX_HEADS,
-    MAX_LAYERS,
-    MAX_POSITIONS,
-    MAX_SIZE,
-    Config,
-    RopeScaling,
-)
+from pyllama.architecture.config import LIMITS, MAX_POSITIONS, Config, RopeScaling
 from pyllama.architecture.family import Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import layer_name
@@ -63,16 +55,16 @@ def gguf_config(
     prefix = f"{family.gguf_architecture}."
     f = Fields({k: _plain(v) for k, v in metadata.items() if k.startswith(prefix)}, _WHERE, prefix)
     family.refuse_gguf(f)
-    hidden_size = f.integer("embedding_length", 1, MAX_SIZE)
-    layers = f.integer("block_count", 1, MAX_LAYERS)
-    heads = f.integer("attention.head_count", 1, MAX_HEADS)
+    hidden_size = f.size("hidden_size", "embedding_length")
+    layers = f.size("num_hidden_layers", "block_count")
+    heads = f.size("num_attention_heads", "attention.head_count")
     if not f.has("attention.key_length") and hidden_size % heads:
         raise f.fail("embedding_length", f"a multiple of head_count {heads}, or attention.key_length")
-    head_dim = f.integer("attention.key_length", 2, MAX_HEAD_DIM, hidden_size // heads)
+    head_dim = f.size("head_dim", "attention.key_length", hidden_size // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if f.integer(key, 1, MAX_HEAD_DIM, head_dim) != head_dim:
+        if f.size("head_dim", key, head_dim) != head_dim:
             raise f.unsupported(key, f"{f.get(key)} with heads of {head_dim}")
-    positions = f.integer("context_length", 1, MAX_POSITIONS)
+    positions = f.size("max_position_embeddings", "context_length")
     window = None
     if f.has("attention.sliding_window"):
         window = f.integer("attention.sliding_window", 0, MAX_POSITIONS) or None
@@ -84,10 +76,10 @@ def gguf_config(
         model_type=family.model_type,
         architecture=family.architecture,
         hidden_size=hidden_size,
-        intermediate_size=f.integer("feed_forward_length", 1, MAX_SIZE),
+        intermediate_size=f.size("intermediate_size", "feed_forward_length"),
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=f.integer("attention.head_count_kv", 1, MAX_HEADS, heads),
+        num_key_value_heads=f.size("num_key_value_heads", "attention.head_count_kv", heads),
         head_dim=head_dim,
         vocab_size=vocab_size,
         rms_norm_eps=f.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
@@ -115,7 +107,7 @@ def _plain(value: Any) -> Any:
         return float(str(np.float32(value))) if abs(value) < 1e30 else value
     if isinstance(value, np.ndarray):
         # A tuple and not the array: that has no truth value to compare by.
-        values = value[: MAX_LAYERS + 1].tolist()
+        values = value[: LIMITS["num_hidden_layers"][1] + 1].tolist()
         return values[0] if values and all(v == values[0] for v in values) else tuple(values)
     return value
 
@@ -136,7 +128,7 @@ def _rope(f: Fields, positions: int, factors: tuple[float, ...]) -> RopeScaling 
         return RopeScaling("factors", factors=factors)
     if kind == "linear":
         return RopeScaling("linear", factor=factor) if factor != 1.0 else None
-    original = f.integer("rope.scaling.original_context_length", 1, MAX_POSITIONS, positions)
+    original = f.size("max_position_embeddings", "rope.scaling.original_context_length", positions)
     for key in ("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"):
         if f.get(key) not in (None, 1.0, -1.0):  # -1 stands for the default, which is 1
             raise f.unsupported(key, shown(f.get(key)))

@@ -10,15 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyllama.architecture import FAMILIES, class_names
-from pyllama.architecture.config import (
-    MAX_HEAD_DIM,
-    MAX_HEADS,
-    MAX_LAYERS,
-    MAX_POSITIONS,
-    MAX_SIZE,
-    Config,
-    RopeScaling,
-)
+from pyllama.architecture.config import Config, RopeScaling
 from pyllama.architecture.family import Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.rope import yarn_magnitude
@@ -39,15 +31,15 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
     family.refuse(f)
     defaults = family.defaults
 
-    hidden_size = f.integer("hidden_size", 1, MAX_SIZE)
-    layers = f.integer("num_hidden_layers", 1, MAX_LAYERS)
-    heads = f.integer("num_attention_heads", 1, MAX_HEADS)
+    hidden_size = f.size("hidden_size")
+    layers = f.size("num_hidden_layers")
+    heads = f.size("num_attention_heads")
     # A key that is there and null means "as many as heads"; one that is not there means the class default.
     kv_default = defaults.num_key_value_heads if f.absent("num_key_value_heads") else None
     dim_default = defaults.head_dim if f.absent("head_dim") else None
     if not f.has("head_dim") and dim_default is None and hidden_size % heads:
         raise f.fail("hidden_size", f"a multiple of num_attention_heads {heads}, or an explicit head_dim")
-    positions = f.integer("max_position_embeddings", 1, MAX_POSITIONS, defaults.max_position_embeddings)
+    positions = f.size("max_position_embeddings", default=defaults.max_position_embeddings)
     kinds = _layer_types(f, layers)
     theta, scaling = _rope(f, positions, set(kinds or ["full_attention"]))
     biases = family.biases(f)
@@ -56,12 +48,12 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
         model_type=family.model_type,
         architecture=family.architecture,
         hidden_size=hidden_size,
-        intermediate_size=f.integer("intermediate_size", 1, MAX_SIZE),
+        intermediate_size=f.size("intermediate_size"),
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=f.integer("num_key_value_heads", 1, MAX_HEADS, kv_default or heads),
-        head_dim=f.integer("head_dim", 2, MAX_HEAD_DIM, dim_default or hidden_size // heads),
-        vocab_size=f.integer("vocab_size", 1, MAX_SIZE),
+        num_key_value_heads=f.size("num_key_value_heads", default=kv_default or heads),
+        head_dim=f.size("head_dim", default=dim_default or hidden_size // heads),
+        vocab_size=f.size("vocab_size"),
         rms_norm_eps=f.number("rms_norm_eps", 0.0, 1.0, 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
@@ -162,9 +154,9 @@ def _rope(f: Fields, positions: int, kinds: set[str]) -> tuple[float, RopeScalin
     if kind == "linear":
         return theta, RopeScaling("linear", factor=r.number("factor", 1e-3, 1e6))
     if kind == "llama3":
-        original = outer.integer("original_max_position_embeddings", 1, MAX_POSITIONS, positions)
+        original = outer.size("max_position_embeddings", "original_max_position_embeddings", positions)
         return theta, _llama3(r, original, r.number("factor", 1e-3, 1e6))
-    original = outer.integer("original_max_position_embeddings", 1, MAX_POSITIONS, positions)
+    original = outer.size("max_position_embeddings", "original_max_position_embeddings", positions)
     return theta, _yarn(r, original, r.number("factor", 1e-3, 1e6, positions / original))
 
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyllama.architecture.config import (
-    MAX_HEAD_DIM,
-    MAX_HEADS,
-    MAX_LAYERS,
-    MAX_POSITIONS,
-    MAX_SIZE,
-    Config,
-    RopeScaling,
-)
+from pyllama.architecture.config import MAX_POSITIONS, Config, RopeScaling
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.llama import Llama
 from pyllama.errors import shown
@@ -36,11 +28,11 @@ def meta_config(
         # Whatever it is (moe_args, quantization_args, vision_chunk_size), it is not in the mathematics here.
         if key not in _META_KEYS and f.get(key):
             raise f.unsupported(shown(key), "a model with it")
-    if f.integer("hidden_dim", 1, MAX_SIZE, intermediate_size) != intermediate_size:
+    if f.size("intermediate_size", "hidden_dim", intermediate_size) != intermediate_size:
         raise f.fail("hidden_dim", f"{intermediate_size}, the rows of layers.0.feed_forward.w1")
-    dim = f.integer("dim", 1, MAX_SIZE)
-    heads = f.integer("n_heads", 1, MAX_HEADS)
-    layers = f.integer("n_layers", 1, MAX_LAYERS)
+    dim = f.size("hidden_size", "dim")
+    heads = f.size("num_attention_heads", "n_heads")
+    layers = f.size("num_hidden_layers", "n_layers")
     if not f.has("head_dim") and dim % heads:
         raise f.fail("dim", f"a multiple of n_heads {heads}")
     llama3 = vocab_size >= _LLAMA3_VOCAB
@@ -57,6 +49,7 @@ def meta_config(
     window = f.integer("sliding_window", 1, MAX_POSITIONS) if f.has("sliding_window") else None
     eps = f.number("norm_eps", 0.0, 1.0, 1e-5)
     theta = f.number("rope_theta", 1.0001, 1e12, 10000.0)
+    positions = 32768 if window else _meta_positions(llama3, scaled, theta, eps)
     return Config(
         model_type=Llama.model_type,
         architecture=Llama.architecture,
@@ -64,15 +57,13 @@ def meta_config(
         intermediate_size=intermediate_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=f.integer("n_kv_heads", 1, MAX_HEADS, heads),
-        head_dim=f.integer("head_dim", 2, MAX_HEAD_DIM, dim // heads),
+        num_key_value_heads=f.size("num_key_value_heads", "n_kv_heads", heads),
+        head_dim=f.size("head_dim", default=dim // heads),
         vocab_size=vocab_size,
         rms_norm_eps=eps,
         rope_theta=theta,
         rope_scaling=scaling,
-        max_position_embeddings=f.integer(
-            "max_seq_len", 1, MAX_POSITIONS, 32768 if window else _meta_positions(llama3, scaled, theta, eps)
-        ),
+        max_position_embeddings=f.size("max_position_embeddings", "max_seq_len", positions),
         tie_word_embeddings=tie_word_embeddings,
         qkv_bias=False,
         o_bias=False,

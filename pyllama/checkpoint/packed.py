@@ -21,14 +21,13 @@ from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import EMBEDDING
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
-from pyllama.checkpoint.files import InputFile, read_small
+from pyllama.checkpoint.files import SECTOR, InputFile, read_small
 from pyllama.checkpoint.huggingface import read_config
 from pyllama.checkpoint.index import StoredBlock, Tensor, check_index
 from pyllama.checkpoint.safetensors import read_header
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 from pyllama.strict_json import MAX_NBYTES, parse_object
 
-PAGE = 4096
 FORMAT = "pyllama-packed"
 VERSION = "1"
 GGUF_HEAD = "tokenizer.gguf"  # the key/values of a GGUF source
@@ -147,8 +146,8 @@ def read_shard(file: InputFile) -> Shard:
     """The header of one file, checked against itself, its checksum and the file's size."""
     where = file.path.name
     length = int.from_bytes(file.read(0, 8), "little")
-    if not CRC_AT <= length <= MAX_NBYTES or (8 + length) % PAGE:
-        raise CheckpointError(f"{where}: a header of {shown(length)} bytes, expected whole pages of {PAGE}: damaged")
+    if not CRC_AT <= length <= MAX_NBYTES or (8 + length) % SECTOR:
+        raise CheckpointError(f"{where}: a header of {shown(length)} bytes, expected whole pages of {SECTOR}: damaged")
     head = file.read(0, 8 + length)
     digits = head[CRC_AT : CRC_AT + 8].decode("latin-1")
     crc32 = header_crc32(head)
@@ -222,11 +221,11 @@ def _tensor(name: str, entry: Any, stored: Tensor, path: Path) -> Tensor:
     if not sound:
         raise CheckpointError(f"{shown(name)}: not a description of a tensor {where}")
     matrix, part = len(shape) == 2, stored.parts[0]
-    expected = ("U8", (stored.rows, PAGE)) if matrix else (dtype, tuple(shape))
-    if (stored.dtype, stored.shape) != expected or (matrix and part.offset % PAGE):
+    expected = ("U8", (stored.rows, SECTOR)) if matrix else (dtype, tuple(shape))
+    if (stored.dtype, stored.shape) != expected or (matrix and part.offset % SECTOR):
         raise CheckpointError(f"{shown(name)}: stored as {stored.dtype} {stored.shape}, expected {expected} {where}")
     rows = shape[0] if matrix else 1
-    end = part.offset + (stored.rows * PAGE if matrix else row_nbytes(dtype, shape[0]))
+    end = part.offset + (stored.rows * SECTOR if matrix else row_nbytes(dtype, shape[0]))
     blocks, row, offset = [], 0, part.offset
     for piece in described:
         block = _block(piece, dtype, shape[-1], row, offset, path)
@@ -260,7 +259,7 @@ def _block(piece: Any, dtype: str, cols: int, row: int, offset: int, path: Path)
 
 def padded(nbytes: int) -> int:
     """Bytes of whole pages."""
-    return -(-nbytes // PAGE) * PAGE
+    return -(-nbytes // SECTOR) * SECTOR
 
 
 # --- the config ---------------------------------------------------------------------------------------

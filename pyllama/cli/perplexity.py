@@ -47,10 +47,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     from pyllama.cli.report import print_report
     from pyllama.measure.scoring import Scoring
-    from pyllama.terminal.status_line import SignsOfLife
+    from pyllama.terminal.status_line import StatusLine
 
     text = _read_text(args.file)
-    with SignsOfLife(quiet=args.quiet) as signs:
+    with StatusLine(quiet=args.quiet) as signs:
         signs.show("loading")
         status = _Status()
         with Scoring(

@@ -88,6 +88,7 @@ class Decoder:
         kv_dtype: str = "f16",
         max_pass_tokens: int = MAX_PASS_TOKENS,
         rope_interleaved: bool = False,
+        on_layer: Callable[[int], None] | None = None,
     ):
         if context_length < 1:
             raise RequestError(f"context_length: got {context_length}, expected at least 1")
@@ -100,7 +101,7 @@ class Decoder:
         self.max_pass_tokens = min(max_pass_tokens, context_length)
         self.rope_interleaved = rope_interleaved
         self.passes = 0
-        self.on_layer: Callable[[int], None] | None = None
+        self.on_layer = on_layer
         layers = layers_of(config)
         self._pool = PagePool(shape, [View(layer.mixer.window, layer.mixer.scale) for layer in layers], kv_dtype)
         self.cache = KVCache(self._pool, context_length)

@@ -80,6 +80,7 @@ class PrefixCache:
         # Nodes with a page, least recently used first, and of those used at the same time the end of the text first:
         # so nothing stands before what goes on from it.
         self._kept: OrderedDict[_Node, None] = OrderedDict()
+        self._unsaved: set[_Node] = set()  # those of them that have no file
         if store:
             for stored in store.scan():  # least recently used first
                 self._add_stored(stored)
@@ -159,12 +160,15 @@ class PrefixCache:
         node.page = page
         self._cache.hold(page)
         self._kept[node] = None
+        if node.stored is None:
+            self._unsaved.add(node)
 
     def _let_go(self, node: _Node) -> None:
         page, node.page = node.page, None
         if page is not None:
             self._cache.give_back(page)
             del self._kept[node]
+            self._unsaved.discard(node)
 
     def has_room(self, pages: int = 1) -> bool:
         """Whether the KV cache can hand out this many pages without evicting any."""
@@ -215,6 +219,8 @@ class PrefixCache:
         if self._store is not None and node.stored is not None:
             self._store.delete(node.stored)
             node.stored = None
+            if node.page is not None:
+                self._unsaved.add(node)
 
     # --- on disk ---
 
@@ -232,19 +238,19 @@ class PrefixCache:
 
         A file makes room only for a page used later than it: else two pages could displace each other for ever.
         """
-        if self._store is None:
+        if self._store is None or not self._unsaved:
             return False
-        unsaved = [node for node in self._root if node.page is not None and node.stored is None]
-        if not unsaved:
-            return False
-        newest = max(unsaved, key=lambda node: node.last_used)  # of equals the first: nearest to the beginning
+        newest = max(self._unsaved, key=lambda node: (node.last_used, -len(node.path())))  # of a text, its beginning
         page = newest.page
         assert page is not None
         while not self._store.has_room():
             if not self._forget_file(newest.last_used):
                 return False
         newest.stored = self._store.save(newest.path(), self._cache.memory(page))
-        return newest.stored is not None
+        if newest.stored is None:
+            return False
+        self._unsaved.discard(newest)
+        return True
 
     def _forget_file(self, before: int) -> bool:
         """Delete the file used longest ago, from the ends of texts, if that was before a time."""

@@ -156,7 +156,7 @@ class Answer:
         Raises RequestError for an empty prompt and ContextOverflowError for one the context cannot hold.
         """
         if not len(prompt_ids):
-            raise RequestError("prompt: no tokens, expected at least one")
+            raise RequestError.about("prompt", "no tokens, expected at least one")
         if len(prompt_ids) > context_length:
             raise ContextOverflowError(
                 # In words that litellm and langchain know: their programs shorten the conversation then.

@@ -82,20 +82,20 @@ class SamplingParams:
         self._integer("logprobs", 0, 1000, "0 to 1000")
         self._bias()
         if not isinstance(self.ignore_eos, bool):
-            raise RequestError(f"ignore_eos: {self.ignore_eos!r}, expected true or false")
+            raise RequestError.about("ignore_eos", f"{self.ignore_eos!r}, expected true or false")
         self._stops()
 
     def _number(self, name: str, low: float, high: float, expected: str, open_low: bool = False) -> None:
         value = getattr(self, name)
         number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
         if not number or not low <= value <= high or (open_low and value == low):
-            raise RequestError(f"{name}: {value!r}, expected {expected}")
+            raise RequestError.about(name, f"{value!r}, expected {expected}")
         object.__setattr__(self, name, float(value))
 
     def _integer(self, name: str, low: int, high: int, expected: str) -> None:
         value = getattr(self, name)
         if not _is_integer(value) or not low <= value <= high:
-            raise RequestError(f"{name}: {value!r}, expected {expected}")
+            raise RequestError.about(name, f"{value!r}, expected {expected}")
         object.__setattr__(self, name, int(value))
 
     def _bias(self) -> None:
@@ -111,16 +111,16 @@ class SamplingParams:
             and -100 <= pair[1] <= 100
             for pair in pairs
         ):
-            raise RequestError(f"logit_bias: {given!r}, expected token ids with numbers from -100 to 100")
+            raise RequestError.about("logit_bias", f"{given!r}, expected token ids with numbers from -100 to 100")
         object.__setattr__(self, "logit_bias", tuple((int(i), float(bias)) for i, bias in pairs))
 
     def _stops(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, (list, tuple)) or not all(isinstance(text, str) and text for text in stop):
-            raise RequestError(f"stop: {self.stop!r}, expected a string or a list of strings, none empty")
+            raise RequestError.about("stop", f"{self.stop!r}, expected a string or a list of strings, none empty")
         ids = self.stop_token_ids
         if not isinstance(ids, (list, tuple)) or not all(_is_integer(i) and i >= 0 for i in ids):
-            raise RequestError(f"stop_token_ids: {ids!r}, expected a list of token ids")
+            raise RequestError.about("stop_token_ids", f"{ids!r}, expected a list of token ids")
         object.__setattr__(self, "stop", tuple(stop))
         object.__setattr__(self, "stop_token_ids", tuple(int(i) for i in ids))
 
@@ -137,7 +137,7 @@ class SamplingParams:
             if name not in known:
                 ours = meant(name, known)
                 hint = f", did you mean {ours}?" if ours else f", expected one of {', '.join(known)}"
-                raise RequestError(f"{name}: no such sampling option{hint}")
+                raise RequestError.about(name, f"no such sampling option{hint}")
         return cls(**{name: value for name, value in options.items() if value is not None})
 
 
@@ -180,7 +180,7 @@ class Sampler:
         self._ids = np.arange(vocab_size, dtype=np.int64)
         for token_id, _ in params.biases:
             if token_id >= vocab_size:
-                raise RequestError(f"logit_bias: token id {token_id}, expected 0 to {vocab_size - 1}")
+                raise RequestError.about("logit_bias", f"token id {token_id}, expected 0 to {vocab_size - 1}")
         self._chain = list(_chain(params))
 
     def __call__(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pyllama.checkpoint.files import SECTOR
 from pyllama.errors import PyllamaError, RequestError, reason_of
-from pyllama.streaming.blocks import SECTOR, Span
+from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.memory import huge_empty
 

@@ -20,7 +20,8 @@ import numpy as np
 from pyllama import _kernels
 from pyllama.architecture.tensors import EMBEDDING
 from pyllama.checkpoint import Tensor
-from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, PAGE, VERSION, header_crc32, padded
+from pyllama.checkpoint.files import SECTOR
+from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, VERSION, header_crc32, padded
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.rows import Rows, SourceFiles
 from pyllama.streaming.memory import huge_empty
@@ -58,7 +59,7 @@ def cut(tensor: Tensor, packed: bool) -> list[Rows]:
         each += each // 200
     else:
         each = panel * tensor.row_nbytes
-    most = max(1, (BLOCK_NBYTES - PAGE) // each)
+    most = max(1, (BLOCK_NBYTES - SECTOR) // each)
     panels = -(-tensor.rows // panel)
     count = -(-panels // most)
     ends = [min(panels * i // count * panel, tensor.rows) for i in range(count + 1)]
@@ -68,8 +69,8 @@ def cut(tensor: Tensor, packed: bool) -> list[Rows]:
 def estimated_nbytes(tensor: Tensor, tied: bool) -> int:
     """Bytes the tensor will probably take in a packed file."""
     if not packs(tensor, tied):
-        return tensor.nbytes + PAGE * (1 + tensor.nbytes // BLOCK_NBYTES)
-    return int(tensor.nbytes * SHARE) + PAGE * (1 + tensor.nbytes // BLOCK_NBYTES)
+        return tensor.nbytes + SECTOR * (1 + tensor.nbytes // BLOCK_NBYTES)
+    return int(tensor.nbytes * SHARE) + SECTOR * (1 + tensor.nbytes // BLOCK_NBYTES)
 
 
 def write_shard(
@@ -90,13 +91,13 @@ def write_shard(
     vectors = sorted((t for t in tensors if len(t.shape) == 1), key=lambda t: -t.row_nbytes // t.cols)
     source.open(tensors)
     pieces = [piece for tensor in matrices for piece in cut(tensor, packs(tensor, tied))]
-    room = max((piece.room for piece in (*pieces, *(Rows(tensor, 0, 1) for tensor in vectors))), default=PAGE)
+    room = max((piece.room for piece in (*pieces, *(Rows(tensor, 0, 1) for tensor in vectors))), default=SECTOR)
     worst = {tensor.name: [LARGEST] for tensor in tensors}
     for piece in pieces:
         worst[piece.tensor.name] += [LARGEST] * 2
     reserved = padded(len(_header(fields, matrices, vectors, worst)))
     entries: dict[str, list[Entry]] = {tensor.name: [] for tensor in tensors}
-    with _Writer(path, reserved, max((padded(piece.nbytes) for piece in pieces), default=PAGE)) as writer:
+    with _Writer(path, reserved, max((padded(piece.nbytes) for piece in pieces), default=SECTOR)) as writer:
         for piece, rows in read_ahead(pieces, room, source.read):
             _pack_rows(piece.tensor, piece.rows, rows, packs(piece.tensor, tied), writer, entries[piece.tensor.name])
             progress.advance(piece.nbytes)
@@ -161,7 +162,7 @@ def _header(
         nbytes = sum(padded(block.nbytes) if matrix else block.nbytes for block in blocks)
         stored[tensor.name] = {
             "dtype": "U8" if matrix else tensor.dtype,
-            "shape": [nbytes // PAGE, PAGE] if matrix else tensor.shape,
+            "shape": [nbytes // SECTOR, SECTOR] if matrix else tensor.shape,
             "data_offsets": [offset, offset + nbytes],
         }
         offset += nbytes
@@ -233,14 +234,14 @@ class _Writer:
         """All of it at the file's end so far. direct: from a page boundary in memory and in the file."""
         done = 0
         while done < len(data):
-            direct = direct and done % PAGE == 0  # a short write ends anywhere
+            direct = direct and done % SECTOR == 0  # a short write ends anywhere
             try:
                 done += os.pwrite(self._direct if direct else self._fd, data[done:], self._end + done)
             except OSError as error:
                 if not direct or error.errno != errno.EINVAL:
                     raise
                 direct = False  # accepted at opening, refused now
-        if not direct and len(data) > PAGE:
+        if not direct and len(data) > SECTOR:
             # Waits until these pages are on the disk: before, there is nothing to drop.
             os.fdatasync(self._fd)
             os.posix_fadvise(self._fd, self._end, len(data), os.POSIX_FADV_DONTNEED)

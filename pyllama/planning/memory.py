@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import model_tensors
+from pyllama.checkpoint.files import SECTOR
 from pyllama.checkpoint.outline import Described
 from pyllama.decoder import MAX_PASS_TOKENS, Shape
 from pyllama.decoder.buffers import buffers_nbytes
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import BudgetError
-from pyllama.streaming.blocks import SECTOR, cut, matrices, smallest_room
+from pyllama.streaming.blocks import cut, matrices, smallest_room
 from pyllama.streaming.pinned import kept_nbytes
 from pyllama.streaming.weights import ROOM, SLOTS
 

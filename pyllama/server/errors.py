@@ -53,8 +53,7 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
     if isinstance(error, ContextOverflowError):
         return ApiError(400, str(error), "messages", "context_length_exceeded")
     if isinstance(error, RequestError):
-        name, _, rest = str(error).partition(":")
-        return ApiError(400, str(error), name if rest and name.isidentifier() else None, "invalid_value")
+        return ApiError(400, str(error), error.param, "invalid_value")
     if isinstance(error, TokenizerError):  # its message may name a file of ours
         _log.warning("chat template or tokenizer: %s", error)
         return ApiError(400, "messages: the model's chat template cannot take them", "messages", "invalid_value")

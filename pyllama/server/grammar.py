@@ -124,7 +124,7 @@ class GrammarGuide:
         mask = np.frombuffer(self._process.mask(self._answer), np.uint8)
         ids = np.flatnonzero(np.unpackbits(mask, bitorder="little")[: self._vocab_size])
         if not len(ids):
-            raise RequestError(f"{self._process.param}: nothing fits the schema: no token may follow")
+            raise RequestError.about(self._process.param, "nothing fits the schema: no token may follow")
         return ids
 
     def accept(self, token_id: int) -> bool:

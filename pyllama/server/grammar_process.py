@@ -106,7 +106,7 @@ class GrammarProcess:
         self._masks[answer] = rest
 
     def _failed(self, reason: bytes) -> RequestError:
-        return RequestError(f"{self.param}: {reason_for_client(reason.decode('utf-8', 'replace'))}")
+        return RequestError.about(self.param, reason_for_client(reason.decode("utf-8", "replace")))
 
     def _send(self, *parts: bytes) -> None:
         try:
@@ -128,10 +128,8 @@ class GrammarProcess:
 
     def _gone(self) -> RequestError:
         self._close()
-        return RequestError(
-            f"{self.param}: it takes more than {STEP_S:g} s or {NBYTES >> 20} MB to find the next token; make it"
-            " smaller"
-        )
+        too_much = f"it takes more than {STEP_S:g} s or {NBYTES >> 20} MB to find the next token; make it smaller"
+        return RequestError.about(self.param, too_much)
 
 
 class GrammarProcesses:

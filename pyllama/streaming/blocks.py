@@ -12,9 +12,8 @@ from pyllama import _kernels
 from pyllama.architecture.tensors import EMBEDDING, HEAD
 from pyllama.checkpoint import Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
+from pyllama.checkpoint.files import SECTOR
 from pyllama.checkpoint.outline import Described
-
-SECTOR = 4096  # direct reads begin and end on such a boundary
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pyllama.checkpoint.files import SECTOR, read_at
 from pyllama.errors import CheckpointError, reason_of
-from pyllama.streaming.blocks import SECTOR, Span
+from pyllama.streaming.blocks import Span
 
 
 class DirectFile:
@@ -43,26 +44,16 @@ class DirectFile:
         """
         skip = span.offset % SECTOR
         start, want = span.offset - skip, skip + span.nbytes
-        buffer = memory[: span.room].data
-        done = 0
-        while done < want:
-            direct = self.direct
-            try:
-                count = os.preadv(self._fd, [buffer[done:]], start + done)
-            except OSError as error:
-                if direct and error.errno == errno.EINVAL:  # accepted at opening, refused at reading (some FUSE)
-                    self._give_up_direct()
-                    continue
-                raise CheckpointError(
-                    f"cannot read {span.nbytes} bytes at {span.offset} of {self.path}: {reason_of(error)}"
-                ) from None
-            if count == 0:
-                break
-            done += count
-            if done < want and done % SECTOR:  # a short direct read ends the file, or must go on from a sector
-                if start + done >= self._state[0]:
-                    break
-                done -= done % SECTOR
+        direct = self.direct
+        try:
+            done = read_at(self._fd, start, memory[: span.room].data, want, SECTOR)
+        except OSError as error:
+            if direct and error.errno == errno.EINVAL:  # accepted at opening, refused at reading (some FUSE)
+                self._give_up_direct()
+                return self.read(span, memory)
+            raise CheckpointError(
+                f"cannot read {span.nbytes} bytes at {span.offset} of {self.path}: {reason_of(error)}"
+            ) from None
         if not self.direct:
             os.posix_fadvise(self._fd, start, done, os.POSIX_FADV_DONTNEED)
         if done < want or self._status() != self._state:

@@ -15,9 +15,10 @@ import numpy as np
 from pyllama import _kernels
 from pyllama.architecture.tensors import EMBEDDING
 from pyllama.checkpoint import Checkpoint
+from pyllama.checkpoint.files import SECTOR
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.machine import forked
-from pyllama.streaming.blocks import SECTOR, Block, cut, matrices, smallest_room
+from pyllama.streaming.blocks import Block, cut, matrices, smallest_room
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.pinned import Arena, kept_nbytes
 from pyllama.streaming.ring import PENDING, Ring

@@ -73,7 +73,7 @@ class Rendered(str):
         """
         text, found, after = self.rpartition(end)
         if not found:
-            raise RequestError("continue_final_message: this model's chat template changes or drops the last message")
+            raise RequestError.about("continue_final_message", "the chat template changes or drops the last message")
         kept = after[: len(spaces)]
         begun = Rendered(text.replace(end, "") + (kept if self.marks.plain(kept) == spaces else ""))
         begun.marks = self.marks
@@ -181,7 +181,7 @@ class ChatTemplate:
             rendered.marks = marks
             return rendered
         if kind == "refused":
-            raise RequestError(f"messages: the chat template refuses them: {text}")
+            raise RequestError.about("messages", f"the chat template refuses them: {text}")
         raise TokenizerError(f"{self._where}: chat template: {text}")
 
     def _rendered(self, given: dict[str, Any], marks: Marks, seconds: float) -> tuple[str, str]:
@@ -201,9 +201,9 @@ class ChatTemplate:
 def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages as dicts of plain values. As in transformers, None values go, and reasoning has two names."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise RequestError(f"messages: {type(messages).__name__}, expected a list of messages")
+        raise RequestError.about("messages", f"{type(messages).__name__}, expected a list of messages")
     if not messages:
-        raise RequestError("messages: none, expected at least one")
+        raise RequestError.about("messages", "none, expected at least one")
     chat = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
@@ -221,7 +221,7 @@ def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 def _plain(value: Any, depth: int = 0) -> Any:
     """A copy made of JSON's own types: a template must not meet an object with methods."""
     if depth > _MAX_DEPTH:
-        raise RequestError(f"messages: nested more than {_MAX_DEPTH} deep")
+        raise RequestError.about("messages", f"nested more than {_MAX_DEPTH} deep")
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, str):
@@ -234,4 +234,4 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return {str(key): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, depth + 1) for item in value]
-    raise RequestError(f"messages: a {type(value).__name__}, expected text, numbers, lists and objects")
+    raise RequestError.about("messages", f"a {type(value).__name__}, expected text, numbers, lists and objects")

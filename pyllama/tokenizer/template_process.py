@@ -61,7 +61,7 @@ class TemplateProcess:
         try:
             text = json.dumps(request, ensure_ascii=False, check_circular=False)
         except ValueError as error:  # an integer of thousands of digits
-            raise RequestError(f"messages: {str(error)[:100].lower()}") from None
+            raise RequestError.about("messages", f"{str(error)[:100].lower()}") from None
         data = text.encode("utf-8", "surrogatepass")
         with self._lock:
             running, self._running = self._running, None  # whatever goes wrong below, it is not used again

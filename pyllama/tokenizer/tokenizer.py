@@ -94,9 +94,11 @@ def _with_end_marked(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Mappin
     last = messages[-1] if isinstance(messages, Sequence) and messages else None
     content = last.get("content") if isinstance(last, Mapping) else None
     if not isinstance(last, Mapping) or last.get("role") != "assistant" or last.get("tool_calls"):
-        raise RequestError("continue_final_message: the last message is not an assistant's text, expected one to go on")
+        raise RequestError.about(
+            "continue_final_message", "the last message is not an assistant's text, expected one to go on"
+        )
     if not isinstance(content, str) or not content:
-        raise RequestError("continue_final_message: the last message has no text, expected some to go on from")
+        raise RequestError.about("continue_final_message", "the last message has no text, expected some to go on from")
     content = content.replace(_END_OF_FINAL, "")
     words = content.rstrip()
     spaces = content[len(words) :]

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from pyllama.architecture import layers_of
-from pyllama.architecture.config import MAX_LAYERS, RopeScaling
+from pyllama.architecture.config import LIMITS, RopeScaling
 from pyllama.architecture.layer import Norm
 from pyllama.architecture.tensors import HEAD
 from pyllama.checkpoint.gguf_config import gguf_config
@@ -264,7 +264,7 @@ def test_features_are_refused_by_name(change, named):
         {"num_attention_heads": 7},
         {"num_key_value_heads": 4},
         {"num_key_value_heads": 0},
-        {"num_hidden_layers": MAX_LAYERS + 1},
+        {"num_hidden_layers": LIMITS["num_hidden_layers"][1] + 1},
         {"num_hidden_layers": [2]},
         {"vocab_size": {}},
         {"vocab_size": 2**40},

@@ -64,7 +64,7 @@ def check_open(path: Path, *, sound_blocks: bool = True) -> None:
 
 def packed(data: bytes) -> None:
     """A header alone: length, checksum and blocks are put right, so that mutation gets past them."""
-    text = data + b" " * (-(8 + len(data)) % packed_files.PAGE)
+    text = data + b" " * (-(8 + len(data)) % packed_files.SECTOR)
     head = bytearray(len(text).to_bytes(8, "little") + text)
     head[packed_files.CRC_AT : packed_files.CRC_AT + 8] = b"%08x" % packed_files.header_crc32(head)
     (SCRATCH / "model.safetensors").write_bytes(head + PACKED_BLOCKS)

@@ -12,7 +12,7 @@ import tiny
 
 from pyllama import _kernels as kernels
 from pyllama.checkpoint import open_checkpoint
-from pyllama.checkpoint.packed import CRC_AT, PAGE, header_crc32, read_shard
+from pyllama.checkpoint.packed import CRC_AT, SECTOR, header_crc32, read_shard
 from pyllama.checkpoint.safetensors import read_header
 from pyllama.decoder import Decoder
 from pyllama.errors import CheckpointError, PyllamaError, RequestError, UnsupportedError
@@ -35,7 +35,7 @@ LLAMA3 = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of two or three panels, so that tiny matrices have several."""
-    monkeypatch.setattr(shard, "BLOCK_NBYTES", 3 * PAGE)
+    monkeypatch.setattr(shard, "BLOCK_NBYTES", 3 * SECTOR)
 
 
 def write_source(root: Path, form: str) -> Path:
@@ -178,7 +178,7 @@ def test_escapes_of_any_number_come_back(tmp_path, share):
         if share == 1.0:
             assert full == {"rows"}
         for block in blocks:
-            assert block.offset % PAGE == 0
+            assert block.offset % SECTOR == 0
             assert block.rows <= kernels.PANEL or block.nbytes <= shard.BLOCK_NBYTES
     assert verify(packed).damage == []
 
@@ -232,14 +232,14 @@ def test_the_container_is_safetensors_in_execution_order(tmp_path):
     with safetensors.safe_open(packed / "model.safetensors", "numpy") as file, open_checkpoint(packed) as checkpoint:
         assert file.metadata()["format"] == "pyllama-packed"
         assert set(file.keys()) == set(checkpoint.tensors)
-        assert file.get_tensor("model.layers.0.mlp.up_proj.weight").shape[1] == PAGE
+        assert file.get_tensor("model.layers.0.mlp.up_proj.weight").shape[1] == SECTOR
         assert file.get_slice("model.norm.weight").get_dtype() == "BF16"
 
 
 def test_blocks_lie_in_execution_order(tmp_path):
     with open_checkpoint(pack(write_source(tmp_path, "BF16"), tmp_path / "packed")) as packed:
         offsets = [block.offset for t in packed.tensors.values() if len(t.shape) == 2 for block in t.blocks]
-        assert offsets == sorted(offsets) and all(offset % PAGE == 0 for offset in offsets)
+        assert offsets == sorted(offsets) and all(offset % SECTOR == 0 for offset in offsets)
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path):
@@ -342,7 +342,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path):
     path = packed / "model.safetensors"
     random = np.random.default_rng(2)
     with open_checkpoint(packed) as checkpoint:
-        edges = {0, 1, 7, 8, CRC_AT - 1, CRC_AT, CRC_AT + 7, CRC_AT + 8, PAGE - 1, path.stat().st_size - 1}
+        edges = {0, 1, 7, 8, CRC_AT - 1, CRC_AT, CRC_AT + 7, CRC_AT + 8, SECTOR - 1, path.stat().st_size - 1}
         for tensor in checkpoint.tensors.values():
             for block in tensor.blocks:
                 edges |= {block.offset - 1, block.offset, block.offset + block.nbytes - 1}
@@ -417,7 +417,7 @@ def rewritten(path: Path, change) -> bytes:
     header = json.loads(data[8 : 8 + length])
     change(header)
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % PAGE)
+    text += b" " * (-(8 + len(text)) % SECTOR)
     head = bytearray(len(text).to_bytes(8, "little") + text)
     head[CRC_AT : CRC_AT + 8] = b"%08x" % header_crc32(head)
     return bytes(head) + data[8 + length :]
