@@ -274,7 +274,7 @@ def _penalize(
     return logits
 
 
-def _chain(params: SamplingParams) -> "Iterator[Step]":
+def _chain(params: SamplingParams) -> "Iterator[Link]":
     """The steps these parameters need, in order."""
     yield _temperature(np.float32(params.temperature))
     if params.top_k:
@@ -285,10 +285,10 @@ def _chain(params: SamplingParams) -> "Iterator[Step]":
         yield _min_p(np.float32(params.min_p))
 
 
-Step = Callable[[Candidates], Candidates]
+Link = Callable[[Candidates], Candidates]
 
 
-def _temperature(temperature: np.float32) -> Step:
+def _temperature(temperature: np.float32) -> Link:
     """logits = (logits - max) / temperature. The shift comes first, so that no temperature can overflow."""
 
     def step(candidates: Candidates) -> Candidates:
@@ -302,7 +302,7 @@ def _temperature(temperature: np.float32) -> Step:
     return step
 
 
-def _top_k(count: int) -> Step:
+def _top_k(count: int) -> Link:
     """The `count` largest logits, largest first."""
 
     def step(candidates: Candidates) -> Candidates:
@@ -311,7 +311,7 @@ def _top_k(count: int) -> Step:
     return step
 
 
-def _top_p(mass: float) -> Step:
+def _top_p(mass: float) -> Link:
     """The shortest run of the largest probabilities whose sum reaches `mass` of the whole, largest first."""
 
     def step(candidates: Candidates) -> Candidates:
@@ -328,7 +328,7 @@ def _top_p(mass: float) -> Step:
     return step
 
 
-def _min_p(ratio: np.float32) -> Step:
+def _min_p(ratio: np.float32) -> Link:
     """Probabilities of at least `ratio` times the largest."""
 
     def step(candidates: Candidates) -> Candidates:
