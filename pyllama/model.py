@@ -4,10 +4,11 @@ Owns checkpoint, tokenizer, weights and decoder until it is closed. It computes 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyllama.closing import Closing
 from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
 from pyllama.generation import Generation
 from pyllama.generation.chat import Chat
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pyllama.planning.memory import Plan
 
 
-class Model:
+class Model(Closing):
     """A loaded model; a context manager. Made by load().
 
     checkpoint      the files: path, format, config, tensors
@@ -151,12 +152,6 @@ class Model:
             self._closed = True
             self.decoder.weights.close()
             self.checkpoint.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
 
     def _check_open(self) -> None:
         if self._closed:

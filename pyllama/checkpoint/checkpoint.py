@@ -8,8 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +17,12 @@ from pyllama.checkpoint import packed_rows
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.index import Tensor, stored_dtype
+from pyllama.closing import Closing
 from pyllama.errors import CheckpointError
 from pyllama.machine import forked
 
 
-class Checkpoint(forked.ForkAware):
+class Checkpoint(forked.ForkAware, Closing):
     """A model's files, open for reading; a context manager.
 
     path              what was opened
@@ -108,11 +108,3 @@ class Checkpoint(forked.ForkAware):
         files, self._open = self._open, {}
         for file in files.values():
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyllama.errors import CheckpointError, reason_of
@@ -77,6 +79,18 @@ class InputFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+@contextmanager
+def opening() -> Iterator[dict[Path, InputFile]]:
+    """A place for the files that something opens: closed again should it fail."""
+    files: dict[Path, InputFile] = {}
+    try:
+        yield files
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
 
 
 def read_small(path: Path, limit: int) -> bytes:

@@ -23,7 +23,7 @@ import numpy as np
 from pyllama.architecture.tensors import EMBEDDING, tensor_shapes
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
-from pyllama.checkpoint.files import InputFile
+from pyllama.checkpoint.files import InputFile, opening
 from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
 from pyllama.checkpoint.gguf_config import gguf_config, gguf_family
 from pyllama.checkpoint.index import Part, Tensor, check_index, deal
@@ -85,8 +85,7 @@ class Header(NamedTuple):
 
 def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file, and the rest of its split if it is the first of one."""
-    files: dict[Path, InputFile] = {}
-    try:
+    with opening() as files:
         file = files[path] = InputFile(path)
         metadata, _, tensors = read_header(file)
         for other in _other_parts(path, metadata):
@@ -103,10 +102,6 @@ def open_gguf(path: Path) -> Checkpoint:
         if total != len(tensors):
             raise CheckpointError(f"{path.name}: {len(tensors)} tensors, expected {shown(total)} in all")
         return _checkpoint(path, metadata, tensors, files)
-    except BaseException:
-        for file in files.values():
-            file.close()
-        raise
 
 
 def first_of_one(paths: Sequence[Path]) -> Path:

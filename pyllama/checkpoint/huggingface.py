@@ -15,7 +15,7 @@ from pyllama.architecture.config import MAX_SIZE, Config
 from pyllama.architecture.tensors import EMBEDDING, HEAD, tensor_shapes
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import PLAIN
-from pyllama.checkpoint.files import InputFile, read_small
+from pyllama.checkpoint.files import InputFile, opening, read_small
 from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
 from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.checkpoint.index import Tensor, check_index, deal
@@ -33,8 +33,7 @@ INDEX = "model.safetensors.index.json"
 def open_huggingface(folder: Path) -> Checkpoint:
     """Open a folder with config.json and *.safetensors; every tensor is checked, none is read."""
     config = read_config(folder)
-    files: dict[Path, InputFile] = {}
-    try:
+    with opening() as files:
         weight_map = read_weight_map(folder)
         names = sorted(set(weight_map.values())) if weight_map else _weight_files(folder)
         missing = [name for name in names if not (folder / name).exists()] or missing_shards(names)
@@ -62,10 +61,6 @@ def open_huggingface(folder: Path) -> Checkpoint:
         stored_as = FAMILIES[config.model_type].huggingface
         index = check_index(deal(tensors, stored_as, tensor_shapes(config)), config, sizes, "config.json")
         return Checkpoint(folder, "huggingface", config, index, files)
-    except BaseException:
-        for file in files.values():
-            file.close()
-        raise
 
 
 def read_config(folder: Path) -> Config:

@@ -21,7 +21,7 @@ from pyllama.architecture.llama import Llama
 from pyllama.architecture.tensors import EMBEDDING, HEAD
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES
-from pyllama.checkpoint.files import InputFile, read_small
+from pyllama.checkpoint.files import InputFile, opening, read_small
 from pyllama.checkpoint.index import Part, Tensor, check_index
 from pyllama.checkpoint.meta_config import meta_assumptions, meta_config
 from pyllama.checkpoint.stored_zip import Entry, data_offset, read_directory
@@ -44,8 +44,7 @@ def open_meta(folder: Path) -> Checkpoint:
     dim = params.get("dim")
     if type(dim) is not int:
         raise CheckpointError(f"dim: got {shown(dim)}, expected an integer (in params.json)")
-    files: dict[Path, InputFile] = {}
-    try:
+    with opening() as files:
         shards = []
         for path in _shard_paths(folder):
             file = files[path] = InputFile(path)
@@ -56,10 +55,6 @@ def open_meta(folder: Path) -> Checkpoint:
         index = check_index(tensors, config, sizes, "params.json")
         assumed = {"assumed": meta_assumptions(config)}
         return Checkpoint(folder, "meta", config, index, files, rope_interleaved=True, metadata=assumed)
-    except BaseException:
-        for file in files.values():
-            file.close()
-        raise
 
 
 def _shard_paths(folder: Path) -> list[Path]:

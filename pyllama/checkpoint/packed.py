@@ -21,7 +21,7 @@ from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import EMBEDDING
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
-from pyllama.checkpoint.files import SECTOR, InputFile, read_small
+from pyllama.checkpoint.files import SECTOR, InputFile, opening, read_small
 from pyllama.checkpoint.huggingface import read_config
 from pyllama.checkpoint.index import StoredBlock, Tensor, check_index
 from pyllama.checkpoint.safetensors import read_header
@@ -87,8 +87,7 @@ def first_shard(folder: Path) -> Path | None:
 def open_packed(first: Path) -> Checkpoint:
     """Open the packed model whose first file this is; headers are checked, no block is read."""
     folder = first.parent
-    files: dict[Path, InputFile] = {}
-    try:
+    with opening() as files:
         shards = []
         tensors: dict[str, Tensor] = {}
         for path, shard in read_shards(first, files):
@@ -109,10 +108,6 @@ def open_packed(first: Path) -> Checkpoint:
             metadata=metadata,
             packed=True,
         )
-    except BaseException:
-        for file in files.values():
-            file.close()
-        raise
 
 
 def read_shards(first: Path, files: dict[Path, InputFile]) -> Iterable[tuple[Path, Shard]]:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from pyllama.cli.options import add_json, add_quiet
 from pyllama.errors import RequestError
 
 
@@ -31,10 +32,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="FILE",
         help="an existing large file to measure the disk with; default: the model's, or one of 512 MB made for it",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     parser.add_argument("--csv", metavar="FILE", help="add a line a run to this file, in the format of bench/results/")
     parser.add_argument("--plot", metavar="FILE", help="draw memory and disk over time, as SVG; needs MODEL")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_quiet(parser)
     parser.set_defaults(run=run)
 
 

@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from pyllama.cli.options import add_model
+from pyllama.cli.options import add_json, add_model
 from pyllama.errors import PyllamaError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "files. Reads headers, no weights.",
     )
     add_model(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     parser.add_argument("--template", action="store_true", help="print the chat template and nothing else")
     parser.set_defaults(run=run)
 

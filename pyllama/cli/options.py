@@ -26,6 +26,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_quiet(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def add_json(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def add_budget(
     group: argparse._ActionsContainer,
     context: str = "positions of the context; default: the model's own, at most 4096 and an eighth of the memory",

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from pyllama.cli.options import add_quiet
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
@@ -22,7 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="delete each weight file of SRC once its packed form was read back and is equal, "
         "so that the disk need not hold both",
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_quiet(parser)
     parser.set_defaults(run=run)
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyllama.cli.options import add_budget
+from pyllama.cli.options import add_budget, add_json, add_quiet
 from pyllama.errors import BudgetError, HubError, RequestError
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         choices=("pi5", "pi4", "rk3588", "orion-o6"),
         help="predict for this board, by rates of a model of it; needs --memory",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_json(parser)
+    add_quiet(parser)
     parser.set_defaults(run=run)
 
 

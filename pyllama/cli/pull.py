@@ -2,6 +2,8 @@
 
 import argparse
 
+from pyllama.cli.options import add_quiet
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
@@ -30,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="DST",
         help="pack the model into this folder, file by file as they come, and keep no other copy",
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_quiet(parser)
     parser.set_defaults(run=run)
 
 

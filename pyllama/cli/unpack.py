@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from pyllama.cli.options import add_quiet
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
@@ -13,7 +15,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("source", metavar="SRC", help="a folder that pyllama pack made")
     parser.add_argument("destination", metavar="DST", help="the folder to make")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_quiet(parser)
     parser.set_defaults(run=run)
 
 

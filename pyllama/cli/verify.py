@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from pyllama.cli.options import add_quiet
 from pyllama.errors import CheckpointError
 
 
@@ -14,7 +15,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "that every tensor is there and lies within its file. Damage is told by tensor and rows, a line each.",
     )
     parser.add_argument("model", metavar="PATH", help="a model's path, or the name of a pulled one")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_quiet(parser)
     parser.set_defaults(run=run)
 
 

@@ -7,10 +7,10 @@ memory may lie elsewhere as well. Knows nothing of tokens or weights.
 """
 
 from collections.abc import Sequence as Pages
-from typing import Self
 
 import numpy as np
 
+from pyllama.closing import Closing
 from pyllama.decoder.page_pool import POSITIONS, PagePool
 from pyllama.errors import BudgetError, ContextOverflowError, RequestError
 
@@ -103,7 +103,7 @@ class _Text:
         self.length = length
 
 
-class Sequence:
+class Sequence(Closing):
     """The positions of one text. `length` of them are filled; `table` (1, max_pages) int32 has the pages' numbers."""
 
     def __init__(self, cache: KVCache):
@@ -210,9 +210,3 @@ class Sequence:
     def close(self) -> None:
         """Give all pages back; the sequence is empty then and may be used anew."""
         self.truncate(0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

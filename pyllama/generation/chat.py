@@ -5,8 +5,8 @@ computes the rest. What the template makes of the messages is the tokenizer's bu
 """
 
 import threading
-from typing import Self
 
+from pyllama.closing import Closing
 from pyllama.decoder import Decoder
 from pyllama.errors import BusyError, RequestError
 from pyllama.generation import Generation
@@ -14,7 +14,7 @@ from pyllama.generation.sampler import SamplingParams
 from pyllama.tokenizer import Tokenizer
 
 
-class Chat:
+class Chat(Closing):
     """The turns of one conversation with a model; a context manager. Made by Model.chat().
 
     system    the system prompt, or None
@@ -74,12 +74,6 @@ class Chat:
         with self._changing:
             self._end_answer()
             self._sequence.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _refuse_another(self) -> None:
         if self._changing.locked():

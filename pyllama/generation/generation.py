@@ -4,8 +4,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from pyllama.closing import Closing
 from pyllama.errors import BusyError
 from pyllama.generation.answer import Answer, AnswerOptions, Fingerprint, Step
 from pyllama.generation.sampler import SamplingParams
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pyllama.decoder.kv_cache import Sequence as CachedSequence
 
 
-class Generation:
+class Generation(Closing):
     """One answer to a prompt: an iterator of Step, closed by its end, by close() and by an error.
 
     While a step is computed, next() on another thread, or in a signal handler, raises BusyError and changes nothing;
@@ -163,12 +164,6 @@ class Generation:
                 on_close, self._on_close = self._on_close, None
                 if on_close is not None:
                     on_close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _run(self) -> None:
         """One pass over the model."""

@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
 from pyllama.checkpoint import Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
+from pyllama.closing import Closing
 from pyllama.errors import CheckpointError
 from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
@@ -54,7 +54,7 @@ class Rows:
         return found
 
 
-class SourceFiles:
+class SourceFiles(Closing):
     """Open source files; a context manager. states: size and time of change that the files must still have."""
 
     def __init__(self, states: Mapping[Path, tuple[int, int]]):
@@ -83,10 +83,7 @@ class SourceFiles:
             memory = memory[span.room :]
         return out.reshape(-1)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
         for file in self._files.values():
             file.close()
         self._files = {}

@@ -1,25 +1,21 @@
 """POST /v1/chat/completions: a conversation in, its next message out."""
 
-import secrets
-import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from pyllama.engine import Stream
 from pyllama.generation import AnswerOptions, Step
 from pyllama.server import foreign_fields, logprobs, tools
-from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
 from pyllama.server.continuation import FLAGS, Beginning, beginning_of
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import json_grammar, lark_grammar
 from pyllama.server.grammar_process import Grammar
+from pyllama.server.reply import Part, Reply
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.schemas import CHAT
 from pyllama.server.service import Service
-from pyllama.server.usage import details, progress, usage
 
 
 async def create(request: Request) -> Response:
@@ -43,9 +39,7 @@ async def create(request: Request) -> Response:
     streams = service.submit([prompt_ids], want, request, body.get("user"), "messages", **options)
     answer = _Chat(service, streams, want, choice)
     del body, messages, choice, grammar  # an answer may take long
-    if want.stream:
-        return EventStream(answer.events(), streams, service.settings.timeout_s)
-    return JSONResponse(await unless_hung_up(request, answer.whole(), service.settings.timeout_s))
+    return await answer.response(request)
 
 
 def _top_logprobs(body: dict[str, Any]) -> int | None:
@@ -131,18 +125,29 @@ class _Choice:
         return content, calls
 
 
-class _Chat:
+class _Chat(Reply):
     def __init__(self, service: Service, streams: list[Stream], want: Wanted, choice: tools.ToolChoice):
-        self._service, self._streams, self._want = service, streams, want
+        kind = "chat.completion.chunk" if want.stream else "chat.completion"
+        super().__init__(service, streams, want, "chatcmpl", kind)
         form = service.tool_format if choice.tools else None
         self._choices = [_Choice(form, choice) for _ in streams]
-        self._head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": "chat.completion.chunk" if want.stream else "chat.completion",
-            "created": int(time.time()),
-            "model": service.name,
-            "system_fingerprint": service.fingerprint,
-        }
+
+    def opening(self) -> list[Part]:
+        return [_delta(index, {"role": "assistant", "content": ""}) for index in range(len(self._streams))]
+
+    def take(self, index: int, step: Step) -> list[Part]:
+        choice, told = self._choices[index], len(self._choices[index].calls)
+        content, new = choice.take(step)
+        reported = self._logprobs(step)
+        if reported and not self._want.stream:
+            choice.logprobs += reported["content"]
+        parts = []
+        if content or (reported and reported["content"]):
+            parts.append(_delta(index, {"content": content}, reported))
+        parts += [_delta(index, {"tool_calls": [call.as_openai(told + i)]}) for i, call in enumerate(new)]
+        if choice.finish_reason:
+            parts.append(_delta(index, {}, finish_reason=choice.finish_reason))
+        return parts
 
     def _logprobs(self, step: Step) -> dict[str, Any] | None:
         top, tokenizer = self._want.top_logprobs, self._service.tokenizer
@@ -151,23 +156,10 @@ class _Chat:
         content = [] if logprobs.is_ending(step, tokenizer) else [logprobs.of_chat(step, tokenizer, top)]
         return {"content": content, "refusal": None}
 
-    async def whole(self) -> dict[str, Any]:
-        async for arrived in merged(self._streams, None):
-            if arrived is None:
-                continue
-            index, step = arrived
-            choice = self._choices[index]
-            choice.take(step)
-            reported = self._logprobs(step)
-            choice.logprobs += reported["content"] if reported else []
-        return {
-            **self._head,
-            "choices": [self._choice(index, choice) for index, choice in enumerate(self._choices)],
-            "usage": usage(self._streams, self._want.n),
-            "pyllama": details(self._streams),
-        }
+    def choices(self) -> list[Part]:
+        return [self._choice(index, choice) for index, choice in enumerate(self._choices)]
 
-    def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+    def _choice(self, index: int, choice: _Choice) -> Part:
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
         if choice.calls:
             message["content"] = choice.content or None
@@ -175,41 +167,8 @@ class _Chat:
         reported = None if self._want.top_logprobs is None else {"content": choice.logprobs, "refusal": None}
         return {"index": index, "message": message, "logprobs": reported, "finish_reason": choice.finish_reason}
 
-    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        nothing = {"usage": None} if self._want.include_usage else {}
-        return event({**self._head, "choices": choices, **nothing, **more})
-
-    async def events(self) -> AsyncIterator[bytes]:
-        for index in range(len(self._streams)):
-            yield self._chunk([_delta(index, {"role": "assistant", "content": ""})])
-        quiet_s = PROGRESS_S if self._want.include_progress else self._service.settings.ping_s
-        calls = [0] * len(self._streams)
-        async for arrived in merged(self._streams, quiet_s):
-            if arrived is None:
-                yield self._progress() if self._want.include_progress else PING
-                continue
-            index, step = arrived
-            choice = self._choices[index]
-            content, new = choice.take(step)
-            reported = self._logprobs(step)
-            if content or (reported and reported["content"]):
-                yield self._chunk([_delta(index, {"content": content}, reported)])
-            for call in new:
-                yield self._chunk([_delta(index, {"tool_calls": [call.as_openai(calls[index])]})])
-                calls[index] += 1
-            if choice.finish_reason:
-                yield self._chunk([_delta(index, {}, finish_reason=choice.finish_reason)])
-        if self._want.include_usage:
-            cost = {"usage": usage(self._streams, self._want.n), "pyllama": details(self._streams)}
-            yield self._chunk([], **cost)
-        yield DONE
-
-    def _progress(self) -> bytes:
-        stats = self._service.engine.stats()
-        return self._chunk([], progress=[progress(stream, stats.layer, stats.layers) for stream in self._streams])
-
 
 def _delta(
     index: int, delta: dict[str, Any], reported: dict[str, Any] | None = None, finish_reason: str | None = None
-) -> dict[str, Any]:
+) -> Part:
     return {"index": index, "delta": delta, "logprobs": reported, "finish_reason": finish_reason}

@@ -3,8 +3,10 @@
 import os
 from typing import TextIO
 
+from pyllama.closing import Closing
 
-class Line:
+
+class Line(Closing):
     """What progress and the status line have in common: a stream that may be no terminal, or cease to be one."""
 
     def __init__(self, stream: TextIO, *, quiet: bool):

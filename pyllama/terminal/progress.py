@@ -7,7 +7,7 @@ how much was done. Writes nothing when the stream is no terminal.
 import sys
 import time
 from collections import deque
-from typing import Self, TextIO
+from typing import TextIO
 
 from pyllama.printable import one_line
 from pyllama.terminal.line import Line
@@ -66,12 +66,6 @@ class Progress(Line):
         self._samples: deque[tuple[float, int]] = deque([(self._started_s, 0)])
         self._drawn_s = 0.0
         self._drawn = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def advance(self, count: int) -> None:
         """`count` more are done."""

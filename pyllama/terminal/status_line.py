@@ -9,8 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self, TextIO
+from typing import TextIO
 
 from pyllama.printable import one_line
 from pyllama.terminal.line import Line
@@ -68,14 +67,6 @@ class StatusLine(Line):
             self._thread.join()
             self._thread = None
         self.enabled = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _start(self) -> None:
         if self._thread is None and not self._stopping.is_set():

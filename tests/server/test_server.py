@@ -486,9 +486,9 @@ def test_a_slow_stream_is_kept_alive(chat_folder):
 
 
 def test_how_far_a_request_is(chat_folder, monkeypatch):
-    from pyllama.server import completions
+    from pyllama.server import reply
 
-    monkeypatch.setattr(completions, "PROGRESS_S", 0.02)
+    monkeypatch.setattr(reply, "PROGRESS_S", 0.02)
     with running(chat_folder, slow_s=0.2) as server:
         body = {"prompt": "hello", "max_tokens": 2, "stream_options": {"include_progress": True}}
         told = [event["progress"][0] for event in server.events("/v1/completions", body) if "progress" in event]
