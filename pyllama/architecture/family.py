@@ -97,7 +97,9 @@ class Family:
     defaults          what the class fills in for a key that config.json leaves out
     huggingface       the names of tensors that are stored otherwise than one by one under ours
     gguf_architecture general.architecture of its GGUF files; None: they bear another family's
+    gguf_as           model_type of the family whose form its GGUF files have; None: its own
     gguf              the names of its tensors there
+    gguf_factors      whether llama.cpp divides rotary frequencies by a rope_freqs.weight there
     gguf_interleaved  whether q and k rows lie in interleaved rotary order there
     meta              the names of its tensors in Meta's form, or None
     """
@@ -107,6 +109,8 @@ class Family:
     defaults: ClassVar[Defaults]
     huggingface: ClassVar[Names] = Names("model.layers.")
     gguf_architecture: ClassVar[str | None] = None
+    gguf_as: ClassVar[str | None] = None
+    gguf_factors: ClassVar[bool] = False
     gguf: ClassVar[Names] = GGUF_NAMES
     gguf_interleaved: ClassVar[bool] = False
     meta: ClassVar[Names | None] = None

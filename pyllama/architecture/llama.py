@@ -13,6 +13,7 @@ class Llama(Family):
     defaults = Defaults(max_position_embeddings=2048, num_key_value_heads=None, head_dim=None)
     gguf_architecture = "llama"
     gguf_interleaved = True  # llama.cpp's converter permutes the rows of q and k
+    gguf_factors = True
     meta = Names(
         "layers.",
         {

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pyllama.architecture.layer import layer_name
 
+_OURS = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.([a-z0-9_.]+)\.(weight|bias)")
 _IN_LAYER = re.compile(r"(0|[1-9][0-9]{0,3})\.([A-Za-z0-9_.]+)\.(weight|bias)")
 
 
@@ -41,3 +42,12 @@ class Names:
             return ()
         inner = (found,) if isinstance(found, str) else found
         return tuple(f"{layer_name(int(match[1]))}{name}.{match[3]}" for name in inner)
+
+    def stored(self, ours: str) -> str | None:
+        """The name that one of our tensors is stored under, whole and by itself; None where there is none."""
+        for stored, name in self.outer.items():
+            if name == ours:
+                return stored
+        match = _OURS.fullmatch(ours)
+        inner = next((stored for stored, name in self.inner.items() if match and name == match[2]), None)
+        return f"{self.layers}{match[1]}.{inner}.{match[3]}" if match and inner else None

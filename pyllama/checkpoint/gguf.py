@@ -41,7 +41,7 @@ MAX_ROPE_FACTORS = 512
 CHUNK_NBYTES = 1 << 20
 
 # ggml's numbers of the formats we store, and the names of the others for the refusal.
-_FORMATS = {
+FORMATS = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K",
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 30: "BF16",
     4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
@@ -76,18 +76,21 @@ _SPLIT = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
 
 
 class Header(NamedTuple):
-    """What stands before the data: key/values, the byte at which they end, tensors under GGUF names."""
+    """What stands before the data: key/values, the byte at which they end, tensors under GGUF names, and for each key
+    the first byte of its value's type and the one behind its value."""
 
     metadata: dict[str, Any]
     metadata_end: int
     tensors: dict[str, Tensor]
+    values: dict[str, tuple[int, int]]
 
 
 def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file, and the rest of its split if it is the first of one."""
     with opening() as files:
         file = files[path] = InputFile(path)
-        metadata, _, tensors = read_header(file)
+        header = read_header(file)
+        metadata, tensors = header.metadata, header.tensors
         for other in _other_parts(path, metadata):
             if not other.exists():
                 raise CheckpointError(f"{other}: missing, expected beside {path.name}; fetch all parts of the model")
@@ -329,11 +332,14 @@ def read_header(file: InputFile) -> Header:
             f"{where}: {tensor_count} tensors and {key_count} keys, expected at most {MAX_TENSORS} and {MAX_KEYS}"
         )
     metadata: dict[str, Any] = {}
+    values: dict[str, tuple[int, int]] = {}
     for _ in range(key_count):
         key = cursor.name("a key")
         if key in metadata:
             raise CheckpointError(f"{where}: key {shown(key)} appears twice")
+        begin = cursor.base + cursor.position
         metadata[key] = cursor.value(key)
+        values[key] = (begin, cursor.base + cursor.position)
         cursor.release()
     metadata_end = cursor.base + cursor.position
     alignment = metadata.get("general.alignment", 32)
@@ -354,7 +360,7 @@ def read_header(file: InputFile) -> Header:
                 f"{shown(name)}: ends at byte {end}, expected within {file.nbytes} of file {where} (truncated?)"
             )
         tensors[name] = Tensor(name, dtype, shape, (Part(file.path, base + offset, 0, rows, 0, shape[-1]),))
-    return Header(metadata, metadata_end, tensors)
+    return Header(metadata, metadata_end, tensors, values)
 
 
 def _tensor_info(cursor: _Cursor, alignment: int) -> tuple[str, str, tuple[int, ...], int]:
@@ -366,7 +372,7 @@ def _tensor_info(cursor: _Cursor, alignment: int) -> tuple[str, str, tuple[int, 
         raise CheckpointError(f"{shown(name)}: {count} dimensions, expected 1 to 4 {where}")
     shape = tuple(cursor.unpack("Q") for _ in range(count))[::-1]
     number, offset = cursor.unpack("I"), cursor.unpack("Q")
-    dtype = _FORMATS.get(number, f"number {number}")
+    dtype = FORMATS.get(number, f"number {number}")
     if dtype not in DTYPES:
         raise UnsupportedError(
             f"{shown(name)}: storage format {dtype} is not supported {where}; get a file of Q2_K to Q8_0, IQ4_NL, "

@@ -11,12 +11,27 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from pyllama.cli import bench, chat, info, pack, perplexity, plan, pull, run, serve, service, streams, unpack, verify
+from pyllama.cli import (
+    bench,
+    chat,
+    info,
+    pack,
+    perplexity,
+    plan,
+    pull,
+    quantize,
+    run,
+    serve,
+    service,
+    streams,
+    unpack,
+    verify,
+)
 from pyllama.cli.hints import check_command, unknown
 from pyllama.errors import PyllamaError, RequestError, reason_of
 from pyllama.version import __version__
 
-COMMANDS = (run, chat, serve, service, info, pull, plan, bench, perplexity, pack, unpack, verify)
+COMMANDS = (run, chat, serve, service, info, pull, plan, bench, perplexity, quantize, pack, unpack, verify)
 
 
 class Parser(argparse.ArgumentParser):

@@ -78,6 +78,11 @@ def read_meta(path: Path, config: Any) -> Parts:
     return parts
 
 
+def special_names(path: Path) -> dict[str, str]:
+    """What a Hugging Face folder calls its bos_token, eos_token, pad_token and so on. Raises TokenizerError."""
+    return _special_names(path, _json(path / "tokenizer_config.json"))
+
+
 def _check_fetched(folder: Path) -> None:
     """Raise TokenizerError for a file that is not itself: a pointer to it, a web page, nothing."""
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"):

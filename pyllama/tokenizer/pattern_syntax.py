@@ -151,7 +151,9 @@ _ESCAPES = {"r": 13, "n": 10, "t": 9}
 
 
 def _code(escape: str) -> int:
-    return int(escape, 0) if escape[1] in "ux" else _ESCAPES.get(escape[1], ord(escape[1]))
+    if escape[1] in "ux":
+        return int("0x" + escape[2:], 0)
+    return _ESCAPES.get(escape[1], ord(escape[1]))
 
 
 def parse(pattern: str, where: str) -> Node:

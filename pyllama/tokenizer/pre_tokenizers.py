@@ -8,11 +8,12 @@ are those of Hugging Face's tokenizers (classes of letters as it has them, its n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer import pattern as patterns
-from pyllama.tokenizer import steps
+from pyllama.tokenizer import pattern_syntax, steps
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -78,7 +79,7 @@ class PreTokenizer:
         return normalizer, found[0] if len(found) == 1 else steps.one_after_another(found)
 
 
-def _digits(pieces: list[str], first: bool) -> list[str]:
+def digits(pieces: list[str], first: bool) -> list[str]:
     """Each digit by itself, by the table of the step of that name in tokenizers."""
     return steps.split_isolated(patterns.compile_class("NUMERIC"))(pieces, first)
 
@@ -87,8 +88,8 @@ _ALL = (
     PreTokenizer("gpt-2 gpt2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe gigachat "
                  "a.x-4.0 mellum modern-bert jais trillion granite-docling exaone4", (patterns.GPT2,)),
     PreTokenizer("mpt olmo", (patterns.GPT2,), nfc=True),  # the tokenizer of GPT-NeoX
-    PreTokenizer("smollm starcoder refact codeshell exaone minerva-7b mellum2", (_digits, patterns.GPT2)),
-    PreTokenizer("command-r", (_digits, patterns.GPT2), nfc=True),
+    PreTokenizer("smollm starcoder refact codeshell exaone minerva-7b mellum2", (digits, patterns.GPT2)),
+    PreTokenizer("command-r", (digits, patterns.GPT2), nfc=True),
     PreTokenizer("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano", (patterns.LLAMA3,),
                  ignore_merges=True, add_bos=True),
     PreTokenizer("smaug-bpe dbrx glm4 chatglm-bpe", (patterns.LLAMA3,)),
@@ -115,7 +116,7 @@ _ALL = (
     PreTokenizer("granite-embed-multi-97m", (_GPT4O,), ignore_merges=True),
     PreTokenizer("deepseek-llm", (r"[\r\n]", rf"\s?[{_CASED}]+", _DEEPSEEK_SIGNS, steps.spaces_at_end_apart,
                                   _IDEOGRAPHS, r"\p{N}+")),
-    PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _IDEOGRAPHS, _digits)),
+    PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _IDEOGRAPHS, digits)),
     PreTokenizer("deepseek-v3 hunyuan-dense joyai-llm hy_v4", (
         _THREE_DIGITS, _CJK, rf"{_DEEPSEEK_WORDS}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_LINES}")),
     PreTokenizer("spark2_5", (_THREE_DIGITS, _CJK, rf"{_DEEPSEEK_WORDS}| ?[\p{{P}}\p{{S}}]+|[\r\n]|{_SPACES}",
@@ -144,3 +145,25 @@ def pre_tokenizer(name: str, where: str) -> PreTokenizer:
             f"--pre-tokenizer (file {where})"
         )
     return found
+
+
+def name_of(found: Sequence[str | steps.PreTokenizer], *, nfc: bool, ignore_merges: bool) -> str | None:
+    """The name of the pre-tokenizer that is made of these steps, of those that share them the best known; or None.
+
+    found  patterns, or steps that are none, as PreTokenizer has them
+    """
+    for entry in _ALL:
+        same = (entry.nfc, entry.ignore_merges, len(entry.patterns)) == (nfc, ignore_merges, len(found))
+        if same and all(map(_same_step, entry.patterns, found)):
+            return entry.names.split()[0]
+    return None
+
+
+def _same_step(one: str | steps.PreTokenizer, other: str | steps.PreTokenizer) -> bool:
+    """Whether two steps are one; of patterns, whether they mean the same however they are written."""
+    if not isinstance(one, str) or not isinstance(other, str):
+        return one is other
+    try:
+        return one == other or pattern_syntax.parse(one, "") == pattern_syntax.parse(other, "")
+    except TokenizerError:
+        return False

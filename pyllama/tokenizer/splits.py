@@ -23,9 +23,18 @@ def merge_every_split(vocabulary: Vocabulary, tokens: np.ndarray, rank: np.ndarr
     tokens  (m,) ids that take part, ascending
     rank    (size,) rank of each id as the result of a merge
     """
+    left, right, merged = every_split(vocabulary, tokens, where)
+    return MergeTable(left, right, merged, rank[merged], vocabulary.size)
+
+
+def every_split(vocabulary: Vocabulary, tokens: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """left, right, merged, (m,) each: the ids of every two tokens that make a third.
+
+    tokens  (m,) ids that take part, ascending
+    """
     takes_part = np.zeros(vocabulary.size, bool)
     takes_part[tokens] = True
-    parts = [np.zeros((4, 0), np.int64)]
+    parts = [np.zeros((3, 0), np.int64)]
     tried = 0
     for first in range(0, len(tokens), _CHUNK):
         chunk = tokens[first : first + _CHUNK]
@@ -53,6 +62,6 @@ def merge_every_split(vocabulary: Vocabulary, tokens: np.ndarray, rank: np.ndarr
                 halves.append(found)
             keep = (halves[0] >= 0) & (halves[1] >= 0)
             merged = chunk[index[keep]]
-            parts.append(np.stack([halves[0][keep], halves[1][keep], merged, rank[merged]]))
-    left, right, merged, ranks = np.concatenate(parts, axis=1)
-    return MergeTable(left, right, merged, ranks, vocabulary.size)
+            parts.append(np.stack([halves[0][keep], halves[1][keep], merged]))
+    left, right, merged = np.concatenate(parts, axis=1)
+    return left, right, merged

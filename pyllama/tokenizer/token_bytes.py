@@ -75,8 +75,14 @@ def _byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)]
 
 
+_CHARACTER_OF = dict(enumerate(_byte_characters()))
 _BYTE_OF = np.full(0x100 + 68 + 1, -1, np.int16)  # the last entry stands for all characters beyond
-_BYTE_OF[list(map(ord, _byte_characters()))] = np.arange(256)
+_BYTE_OF[list(map(ord, _CHARACTER_OF.values()))] = np.arange(256)
+
+
+def in_byte_alphabet(token: bytes) -> str:
+    """A token's bytes as a byte-level file writes them."""
+    return token.decode("latin-1").translate(_CHARACTER_OF)
 
 
 def _byte_level(codes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

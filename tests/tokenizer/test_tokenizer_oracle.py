@@ -116,7 +116,7 @@ def test_pre_tokenizers_of_gguf(name):
     entry = pre_tokenizers.pre_tokenizer(name, "test")
 
     def theirs(step):
-        if step is pre_tokenizers._digits:
+        if step is pre_tokenizers.digits:
             return tokenizers.pre_tokenizers.Digits(individual_digits=True)
         if step is steps.spaces_at_end_apart:
             step = r"\s+$"

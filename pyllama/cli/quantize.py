@@ -1,0 +1,63 @@
+"""`pyllama quantize`: a model from the command line becomes a GGUF file of fewer bits."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "quantize",
+        help="write a model as a GGUF file of fewer bits a weight, which llama.cpp reads as well",
+        description="Write a model as a GGUF file of fewer bits a weight, with its tokenizer and chat template, for "
+        "pyllama, llama.cpp and whatever reads its files. After a kill the same command goes on; DST comes to exist "
+        "when all of it is whole.",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a Hugging Face folder, a GGUF file, Meta's original folder, one that `pyllama pack` wrote, or a pulled "
+        "model",
+    )
+    parser.add_argument("destination", metavar="DST", help="the file to make")
+    parser.add_argument(
+        "--type",
+        metavar="TYPE",
+        required=True,
+        help="what to make of the weights: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, "
+        "q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, iq4_nl or iq4_xs; q3_k, q4_k and q5_k mean their _m",
+    )
+    parser.add_argument(
+        "--pre-tokenizer",
+        metavar="NAME",
+        help="how the model splits text (llama-bpe, qwen2, ...), in place of what its files say",
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="what the whole process may take, such as 250M or 1.5G; default: what is available, less a margin; the "
+        "file does not depend on it",
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=int, help="default: the physical cores; the file does not depend on it"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the file's path on standard output."""
+    from pyllama.quantizing import quantize
+    from pyllama.terminal.progress import Progress
+
+    with Progress(f"quantizing {Path(args.source).name}", quiet=args.quiet) as progress:
+        path = quantize(
+            args.source,
+            args.destination,
+            args.type,
+            pre_tokenizer=args.pre_tokenizer,
+            memory=args.memory,
+            threads=args.threads,
+            progress=progress,
+        )
+    print(path)
+    return 0

@@ -1,0 +1,155 @@
+"""A checkpoint's hyperparameters -> GGUF's key/values, under the names that gguf_config.py reads.
+
+Whether a file says all that the model is, is asked of the reader: `check_config` compares what it makes of the
+key/values with the model they were made of. What has no name in GGUF is found there, by the name it has in
+config.json.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyllama.architecture import FAMILIES, layers_of
+from pyllama.architecture.config import Config
+from pyllama.architecture.family import Family
+from pyllama.architecture.layer import Rope
+from pyllama.architecture.rope import frequencies, yarn_magnitude
+from pyllama.checkpoint import Checkpoint
+from pyllama.checkpoint.files import InputFile
+from pyllama.checkpoint.gguf import read_header
+from pyllama.checkpoint.gguf_config import gguf_config
+from pyllama.checkpoint.packed import GGUF_HEAD
+from pyllama.errors import UnsupportedError
+from pyllama.quantizing.gguf_writer import Value, plain
+
+QUANTIZATION_VERSION = 2  # of ggml's blocks, since they have their present form
+# Of one file of a split: the whole has none of them.
+_SPLIT = ("split.no", "split.count", "split.tensors.count")
+# What the tokenizer is asked for, or what differs in name only.
+_NOT_COMPARED = ("model_type", "architecture", "rope_scaling", "bos_token_id", "eos_token_ids")
+_FREQUENCY_ERROR = 2.0**-22  # of the float32 that rope_freqs.weight is kept in
+
+
+def written_family(config: Config) -> Family:
+    """The family whose form a model's GGUF file has."""
+    family = FAMILIES[config.model_type]
+    return FAMILIES[family.gguf_as] if family.gguf_as else family
+
+
+def copied(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The key/values of a GGUF source as they stand there, encoded; those of a split are left out."""
+    file = InputFile(checkpoint.path / GGUF_HEAD if checkpoint.packed else checkpoint.files[0])
+    try:
+        header = read_header(file)
+        values = {key: file.read(begin, end - begin) for key, (begin, end) in header.values.items()}
+    finally:
+        file.close()
+    return {key: value for key, value in values.items() if key not in _SPLIT}
+
+
+def of_config(config: Config, name: str) -> dict[str, Value]:
+    """The key/values that make a Config.
+
+    name: general.name, for people
+
+    Raises UnsupportedError for a rotary scaling that GGUF has no words for.
+    """
+    family = written_family(config)
+    prefix = f"{family.gguf_architecture}."
+    found: dict[str, Value] = {
+        "block_count": np.uint32(config.num_hidden_layers),
+        "context_length": np.uint32(config.max_position_embeddings),
+        "embedding_length": np.uint32(config.hidden_size),
+        "feed_forward_length": np.uint32(config.intermediate_size),
+        "attention.head_count": np.uint32(config.num_attention_heads),
+        "attention.head_count_kv": np.uint32(config.num_key_value_heads),
+        "attention.key_length": np.uint32(config.head_dim),
+        "attention.value_length": np.uint32(config.head_dim),
+        "attention.layer_norm_rms_epsilon": np.float32(config.rms_norm_eps),
+        "rope.dimension_count": np.uint32(config.head_dim),
+        "rope.freq_base": np.float32(config.rope_theta),
+        "vocab_size": np.uint32(config.vocab_size),
+    }
+    window = config.layer_windows[0]
+    if window is not None:
+        found["attention.sliding_window"] = np.uint32(window)
+    found |= {f"rope.scaling.{key}": value for key, value in _scaling(config).items()}
+    general = {"general.architecture": str(family.gguf_architecture), "general.type": "model", "general.name": name}
+    return {**general, **{prefix + key: value for key, value in found.items()}}
+
+
+def _scaling(config: Config) -> dict[str, Value]:
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind in ("llama3", "factors"):
+        return {}  # a tensor says it: rope_factors()
+    found: dict[str, Value] = {"type": scaling.kind, "factor": np.float32(scaling.factor)}
+    if scaling.kind == "yarn":
+        found["original_context_length"] = np.uint32(scaling.original_max_position_embeddings)
+        found["yarn_beta_fast"] = np.float32(scaling.beta_fast)
+        found["yarn_beta_slow"] = np.float32(scaling.beta_slow)
+        extra = scaling.attention_factor / yarn_magnitude(scaling.factor)
+        if extra != 1.0:
+            found["attn_factor"] = np.float32(extra)
+    return found
+
+
+def rope_factors(config: Config) -> np.ndarray:
+    """The values of rope_freqs.weight, float32 (head_dim / 2,); (0,) where the model has none.
+
+    Raises UnsupportedError where llama.cpp would not look at it.
+    """
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind not in ("llama3", "factors"):
+        return np.zeros(0, np.float32)
+    family = written_family(config)
+    if not family.gguf_factors:
+        raise UnsupportedError(
+            f"rope_scaling: {scaling.kind!r} has no name in a GGUF file of the architecture {family.gguf_architecture}"
+        )
+    if scaling.kind == "factors":
+        return np.array(scaling.factors, np.float32)
+    rope = layers_of(config)[0].mixer.rope
+    return (frequencies(Rope(rope.theta, rope.dim))[0] / frequencies(rope)[0]).astype(np.float32)
+
+
+def model_name(path: Path) -> str:
+    """What to call a model that lies at `path`. In the Hub's cache its folder is a commit; two above is the name."""
+    path = path.absolute()
+    if re.fullmatch("[0-9a-f]{40}", path.name) and path.parent.name == "snapshots":
+        return path.parent.parent.name.rpartition("--")[2]
+    return path.name.removesuffix(".gguf")
+
+
+def check_config(source: Config, values: Mapping[str, Value], names: Container[str]) -> None:
+    """Raise UnsupportedError for the first thing that the reader of a GGUF file would take otherwise, or not at all.
+
+    names: ours, of the tensors in it
+    """
+    factors = tuple(rope_factors(source).tolist())
+    written = gguf_config(plain(values), names, vocab_size=source.vocab_size, rope_factors=factors)
+    for field in fields(Config):
+        ours, theirs = getattr(source, field.name), getattr(written, field.name)
+        if field.name not in _NOT_COMPARED and ours != theirs and not _same_float(ours, theirs):
+            raise UnsupportedError(f"{field.name}: {_short(ours)} would be {_short(theirs)} in a GGUF file")
+    if (source.rope_scaling is None) != (written.rope_scaling is None) or source.rope_scaling != written.rope_scaling:
+        (ours, our_scale), (theirs, their_scale) = (frequencies(layers_of(c)[0].mixer.rope) for c in (source, written))
+        near = np.abs(ours - theirs) <= _FREQUENCY_ERROR * np.abs(ours)
+        if not near.all() or abs(our_scale - their_scale) > _FREQUENCY_ERROR * abs(our_scale):
+            kind = source.rope_scaling.kind if source.rope_scaling else "default"
+            raise UnsupportedError(f"rope_scaling: these parameters of {kind!r} have no name in a GGUF file")
+
+
+def _same_float(one: Any, other: Any) -> bool:
+    """Whether two numbers are one as GGUF has it, in float32."""
+    return isinstance(one, float) and isinstance(other, float) and np.float32(one) == np.float32(other)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

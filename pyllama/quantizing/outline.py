@@ -1,0 +1,150 @@
+"""A checkpoint and a type -> the GGUF file it becomes: its head, and where the rows of each tensor come from.
+
+Reads no weights. What GGUF has no name for is refused here, before anything is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pyllama.architecture import layers_of
+from pyllama.checkpoint import Checkpoint, Tensor
+from pyllama.checkpoint.dtypes import row_nbytes
+from pyllama.checkpoint.gguf import ROPE_FREQS
+from pyllama.errors import RequestError, UnsupportedError
+from pyllama.quantizing import gguf_metadata
+from pyllama.quantizing.gguf_tokenizer import tokenizer_values
+from pyllama.quantizing.gguf_writer import ALIGNMENT, Info, encoded, head, laid_out
+from pyllama.quantizing.types import FileType, tensor_types
+from pyllama.tokenizer import pre_tokenizers
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor of the file.
+
+    tensor       where its weights are
+    interleaved  rows of a head, if they have to be brought into interleaved rotary order; else 0
+    """
+
+    info: Info
+    tensor: Tensor
+    interleaved: int = 0
+
+    @property
+    def row_nbytes(self) -> int:
+        """In the file."""
+        return row_nbytes(self.info.dtype, self.info.shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The file to be made.
+
+    head     all that stands before the data, and the tensor that is part of the config, if there is one: the others
+             follow it
+    tensors  in the order in which they stand
+    nbytes   of the whole file
+    """
+
+    head: bytes
+    tensors: tuple[Stored, ...]
+    nbytes: int
+    alignment: int
+
+    def start(self, stored: Stored, row: int = 0) -> int:
+        """The byte of the file at which a row of a tensor begins."""
+        return self.nbytes - self.data_nbytes + stored.info.offset + row * stored.row_nbytes
+
+    @property
+    def data_nbytes(self) -> int:
+        last = self.tensors[-1].info
+        return -(-(last.offset + last.nbytes) // self.alignment) * self.alignment
+
+
+def outline(checkpoint: Checkpoint, wanted: FileType, *, calibrated: bool, pre_tokenizer: str | None) -> Outline:
+    """The GGUF file of a checkpoint.
+
+    calibrated     importance weights will be used
+    pre_tokenizer  in place of the name that the source's files give
+
+    Raises UnsupportedError or TokenizerError for what GGUF has no name for.
+    """
+    config = checkpoint.config
+    names = stored_names(checkpoint)
+    metadata = _metadata(checkpoint, wanted, pre_tokenizer)
+    alignment = ALIGNMENT
+    if "general.alignment" in metadata:
+        alignment = int(np.frombuffer(metadata["general.alignment"][4:], "<u4")[0])
+    factors = gguf_metadata.rope_factors(config)
+    dtypes = tensor_types(
+        wanted,
+        {names[ours]: tensor.shape for ours, tensor in checkpoint.tensors.items()},
+        architecture=str(gguf_metadata.written_family(config).gguf_architecture),
+        layers=config.num_hidden_layers,
+        groups=config.num_attention_heads // config.num_key_value_heads,
+        calibrated=calibrated,
+    )
+    listed = [(ROPE_FREQS, "F32", factors.shape)] if len(factors) else []
+    listed += [(names[ours], dtypes[names[ours]], tensor.shape) for ours, tensor in checkpoint.tensors.items()]
+    infos = laid_out(listed, alignment)
+    begin = head(metadata, infos, alignment)
+    if len(factors):
+        data = factors.astype("<f4").tobytes()
+        begin += data + bytes(-len(data) % alignment)
+    heads = _interleaved(checkpoint)
+    stored = tuple(
+        Stored(info, tensor, heads.get(ours.rpartition(".")[0], 0))
+        for info, (ours, tensor) in zip(infos[len(factors) > 0 :], checkpoint.tensors.items(), strict=True)
+    )
+    first, last = stored[0].info, stored[-1].info
+    nbytes = len(begin) - first.offset + -(-(last.offset + last.nbytes) // alignment) * alignment
+    return Outline(begin, stored, nbytes, alignment)
+
+
+def stored_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """Our name -> GGUF's, of every tensor. Raises UnsupportedError for one that has none."""
+    family = gguf_metadata.written_family(checkpoint.config)
+    found = {}
+    for ours in checkpoint.tensors:
+        stored = family.gguf.stored(ours)
+        if stored is None:
+            raise UnsupportedError(f"{ours}: has no name in a GGUF file of the architecture {family.gguf_architecture}")
+        found[ours] = stored
+    return found
+
+
+def _metadata(checkpoint: Checkpoint, wanted: FileType, pre_tokenizer: str | None) -> dict[str, bytes]:
+    config = checkpoint.config
+    changes = {
+        "general.file_type": encoded(np.uint32(wanted.number)),
+        "general.quantization_version": encoded(np.uint32(gguf_metadata.QUANTIZATION_VERSION)),
+    }
+    if pre_tokenizer is not None and pre_tokenizer not in pre_tokenizers.NAMES:
+        raise RequestError(
+            f"pre_tokenizer: {pre_tokenizer[:40]!r}, expected one of docs/tokenizers.md (llama-bpe, qwen2, ...)"
+        )
+    if checkpoint.format == "gguf":
+        if pre_tokenizer is not None:
+            changes["tokenizer.ggml.pre"] = encoded(pre_tokenizer)
+        return gguf_metadata.copied(checkpoint) | changes
+    values = gguf_metadata.of_config(config, gguf_metadata.model_name(checkpoint.path))
+    gguf_metadata.check_config(config, values, checkpoint.tensors)
+    values |= tokenizer_values(checkpoint, pre_tokenizer)
+    return {key: encoded(value) for key, value in values.items()} | changes
+
+
+def _interleaved(checkpoint: Checkpoint) -> dict[str, int]:
+    """Our name (without .weight, .bias) -> rows of a head, of what changes its order."""
+    wanted = gguf_metadata.written_family(checkpoint.config).gguf_interleaved
+    if wanted == checkpoint.rope_interleaved:
+        return {}
+    if not wanted:
+        raise UnsupportedError(f"{checkpoint.path}: rows in interleaved rotary order, expected the half-split one")
+    found = {}
+    for layer in layers_of(checkpoint.config):
+        for linear in (layer.mixer.q, layer.mixer.k):
+            found[f"{layer.name}{linear.name}"] = layer.mixer.head_dim
+    return found

@@ -1,0 +1,219 @@
+"""Rows of a checkpoint's tensors -> the bytes that a GGUF file has of them.
+
+A piece is some consecutive rows of one tensor, whole heads where rows change their order. Pieces are read ahead past
+the page cache, widened to float32, and narrowed to the wanted format; what is in that format is taken as it is.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from pyllama import _kernels
+from pyllama.checkpoint import Checkpoint, Tensor
+from pyllama.checkpoint.index import StoredBlock
+from pyllama.checkpoint.packed_rows import damaged, unpack
+from pyllama.errors import CheckpointError
+from pyllama.packing.ahead import SLOTS, read_ahead
+from pyllama.packing.rows import Rows, SourceFiles
+from pyllama.quantizing.outline import Stored
+from pyllama.streaming.blocks import Span
+from pyllama.streaming.direct import DirectFile
+from pyllama.streaming.memory import HUGE_PAGE
+
+_F16_LARGEST = 65504.0
+_FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows [row, row + rows) of the tensor in the file; in its source, the same rows or those of the same heads.
+
+    block  what holds exactly these rows in one of pyllama's own files, if something does
+    """
+
+    stored: Stored
+    row: int
+    rows: int
+    block: StoredBlock | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.stored.tensor
+
+    @property
+    def nbytes(self) -> int:
+        """In the source."""
+        return self.rows * self.tensor.row_nbytes
+
+    @property
+    def room(self) -> int:
+        """Bytes of memory that reading it takes in its slot; what is packed comes out elsewhere."""
+        if self.tensor.blocks:
+            return _span(self.block).room if self.block else HUGE_PAGE // 2
+        return Rows(self.tensor, self.row, self.rows).room
+
+    @property
+    def floats(self) -> int:
+        """Bytes of it as float32."""
+        return self.rows * self.tensor.cols * _FLOAT
+
+
+def pieces(tensors: Sequence[Stored], most: int, first: int = 0, row: int = 0) -> Iterator[Piece]:
+    """The pieces of the tensors from row `row` of tensor `first` on, of `most` bytes of float32 each if rows allow."""
+    for stored in tensors[first:]:
+        tensor = stored.tensor
+        if tensor.blocks and not stored.interleaved and len(tensor.shape) > 1:
+            for block in tensor.blocks:
+                if block.row >= row:
+                    yield Piece(stored, block.row, block.rows, block)
+        else:
+            least = stored.interleaved if stored.interleaved and tensor.rows > 1 else 1
+            each = max(most // (tensor.cols * _FLOAT * least), 1) * least
+            while row < tensor.rows:
+                count = min(each, tensor.rows - row)
+                yield Piece(stored, row, count)
+                row += count
+        row = 0
+
+
+def memory_nbytes(work: Sequence[Piece]) -> int:
+    """Bytes of memory that quantizing the pieces takes at most."""
+    slot = max(piece.room for piece in work)
+    packed = max((piece.nbytes for piece in work if piece.tensor.blocks), default=0)
+    largest = max(piece.floats for piece in work)
+    in_order = max((piece.nbytes for piece in work if piece.stored.interleaved), default=0)
+    out = max(piece.rows * piece.stored.row_nbytes for piece in work)
+    # The weights, and whether each is a number; what was read; what comes out, once more where it is copied.
+    return SLOTS * (slot + packed) + 2 * HUGE_PAGE + in_order + largest + largest // _FLOAT + 2 * out
+
+
+class Source:
+    """The open files of a checkpoint; a context manager.
+
+    states  size and time of change that its files must still have
+    """
+
+    def __init__(self, checkpoint: Checkpoint, states: Mapping[Path, tuple[int, int]]):
+        self._checkpoint = checkpoint
+        self._packed = {path: DirectFile(path) for path in states} if checkpoint.packed else {}
+        self._files = SourceFiles(states)
+        if not checkpoint.packed:
+            self._files.open(checkpoint.tensors.values())
+
+    def read(self, piece: Piece, memory: np.ndarray) -> np.ndarray:
+        """The piece's bytes as the source stores them, in its own order; uint8, 1-D. Called on several threads."""
+        tensor = piece.tensor
+        if not tensor.blocks:
+            return self._files.read(Rows(tensor, piece.row, piece.rows), memory)
+        if piece.block is not None:
+            data = self._checked(tensor, piece.block, memory)
+            if piece.block.stored == "rows":
+                return data
+            plain = np.empty(piece.nbytes, np.uint8)
+            unpack(tensor, piece.block, piece.rows, data, plain)
+            return plain
+        if piece.row == 0:  # parts of blocks have no checksum of their own
+            for block in tensor.blocks:
+                self._checked(tensor, block, np.empty(0, np.uint8))
+        return self._checkpoint.read_rows(tensor, piece.row, piece.rows).reshape(-1)
+
+    def _checked(self, tensor: Tensor, block: StoredBlock, memory: np.ndarray) -> np.ndarray:
+        span = _span(block)
+        if len(memory) < span.room:
+            memory = _page_aligned(span.room)
+        data = self._packed[block.file].read(span, memory)
+        if zlib.crc32(data.data) != block.crc32:
+            raise damaged(tensor, block)
+        return data
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._files.__exit__(*exception)
+        for file in self._packed.values():
+            file.close()
+
+
+def _span(block: StoredBlock) -> Span:
+    return Span(block.file, block.offset, block.nbytes)
+
+
+def _page_aligned(nbytes: int) -> np.ndarray:
+    memory = np.empty(nbytes + 4096, np.uint8)
+    skip = -memory.ctypes.data % 4096
+    return memory[skip : skip + nbytes]
+
+
+def converted(
+    source: Source, work: Sequence[Piece], importance: Mapping[str, np.ndarray]
+) -> Iterator[tuple[Piece, memoryview]]:
+    """(piece, its bytes in the file), in order; the bytes are valid until the next are asked for.
+
+    importance  GGUF's name -> importance of each column, float32 (cols,)
+
+    Raises CheckpointError for a weight that is no number, by tensor and row.
+    """
+    if not work:
+        return
+    floats = np.empty(max(piece.floats for piece in work) // _FLOAT, np.float32)
+    out = np.empty(max(piece.rows * piece.stored.row_nbytes for piece in work), np.uint8)
+    for piece, data in read_ahead(work, max(piece.room for piece in work), source.read):
+        tensor = piece.tensor
+        weights = floats[: piece.rows * tensor.cols].reshape(piece.rows, tensor.cols)
+        data = _in_order(data, piece)
+        _kernels.widen(_kernels.Matrix(tensor.dtype, piece.rows, tensor.cols, data), weights)
+        _check(weights, piece)
+        name, dtype = piece.stored.info.name, piece.stored.info.dtype
+        if len(tensor.shape) == 1 and piece.stored.interleaved:
+            weights = _halves_together(weights.reshape(-1, 1), piece.stored.interleaved).reshape(1, -1)
+            data = weights.view(np.uint8).reshape(-1)
+        elif tensor.dtype != dtype:
+            data = out[: piece.rows * piece.stored.row_nbytes]
+            if dtype == "F32":
+                data = weights.view(np.uint8).reshape(-1)
+            else:
+                _kernels.quantize(dtype, weights, importance.get(name), data)
+        yield piece, memoryview(data)
+
+
+def _in_order(data: np.ndarray, piece: Piece) -> np.ndarray:
+    """Rows of whole heads, brought into interleaved rotary order where they have to be."""
+    if not piece.stored.interleaved or len(piece.tensor.shape) == 1:
+        return data
+    return _halves_together(data.reshape(piece.rows, -1), piece.stored.interleaved).reshape(-1)
+
+
+def _halves_together(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows i and i + head_dim / 2 of each head become its rows 2 i and 2 i + 1."""
+    halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[1])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _check(weights: np.ndarray, piece: Piece) -> None:
+    """Raise CheckpointError for what the file could not hold."""
+    name = piece.tensor.name
+    largest = _F16_LARGEST if piece.stored.info.dtype == "F16" else np.finfo(np.float32).max
+    low, high = float(weights.min()), float(weights.max())
+    if -largest <= low and high <= largest:  # false for NaN
+        return
+    sound = np.isfinite(weights).all(axis=1)
+    row = piece.row + _source_row(int(np.argmin(sound)), piece)
+    if not sound.all():
+        raise CheckpointError(f"{name}: row {row} holds what is no finite number; nothing sound comes of quantizing it")
+    raise CheckpointError(f"{name}: a weight of {max(high, -low):g} is beyond float16's {_F16_LARGEST:g}; take bf16")
+
+
+def _source_row(row: int, piece: Piece) -> int:
+    """The row that came to be row `row` of the piece."""
+    head_dim = piece.stored.interleaved
+    if not head_dim or len(piece.tensor.shape) == 1:
+        return row
+    within = row % head_dim
+    return row - within + within // 2 + within % 2 * (head_dim // 2)
