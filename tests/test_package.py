@@ -45,7 +45,7 @@ CHAIN = (
 )
 # Wings beside the chain: what each of them may be used by is not its business, but it uses nothing of these.
 BESIDE = {"machine": ("checkpoint",), "terminal": ("checkpoint",), "hub": ("checkpoint",), "tokenizer": ("decoder",),
-          "packing": ("planning",)}  # fmt: skip
+          "packing": ("planning",), "quantizing": ("engine",)}  # fmt: skip
 
 # Each costs more to load than all of pyllama; the function that needs one imports it.
 LOADED_LATE = {"jinja2", "sentencepiece", "regex", "argparse", "asyncio", "http.client"}

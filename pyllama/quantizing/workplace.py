@@ -51,8 +51,11 @@ class FileWorkplace(Workplace):
 
     def _tidy(self) -> None:
         """Remove what a run left that was killed when its file had just got its name."""
-        if (self.folder / JOURNAL).is_file() and not (self.folder / UNFINISHED).exists():
-            self.abandon()
+        try:
+            if set(os.listdir(self.folder)) <= {JOURNAL, MARK}:
+                self.abandon()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
 
     @property
     def unfinished(self) -> Path:
@@ -77,7 +80,8 @@ class FileWorkplace(Workplace):
             raise PackError(f"{self.destination}: has come to exist; what was made is {self.unfinished}")
         os.rename(self.unfinished, self.destination)
         sync(self.destination.parent)
-        self.abandon()
+        self.clear()
+        os.rmdir(self.folder)
 
 
 class GrowingFile:
