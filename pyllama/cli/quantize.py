@@ -26,6 +26,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="what to make of the weights: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, "
         "q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, iq4_nl or iq4_xs; q3_k, q4_k and q5_k mean their _m",
     )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="a text in UTF-8: weights that it multiplies with large numbers are kept more exactly; what it tells is "
+        "kept in DST.imatrix.gguf",
+    )
+    source.add_argument(
+        "--imatrix", metavar="FILE", help="such a file, or an importance matrix of llama.cpp's, instead"
+    )
     parser.add_argument(
         "--pre-tokenizer",
         metavar="NAME",
@@ -54,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
             args.source,
             args.destination,
             args.type,
+            calibration=args.calibration,
+            imatrix=args.imatrix,
             pre_tokenizer=args.pre_tokenizer,
             memory=args.memory,
             threads=args.threads,

@@ -75,6 +75,8 @@ class Decoder:
     rope_interleaved whether q and k rows lie in interleaved RoPE order (Meta, GGUF of the llama family)
     passes           passes over the weights so far
     on_layer         None, or called with the number of each layer before it runs; what it raises ends the pass
+    on_input         None, or called with the names of matrices and the rows, float32 (T, cols), that they are about to
+                     be multiplied with, which are not the caller's to keep
     shape            how much of the model is computed here
     cache            whose positions lie in which pages
     """
@@ -102,6 +104,7 @@ class Decoder:
         self.rope_interleaved = rope_interleaved
         self.passes = 0
         self.on_layer = on_layer
+        self.on_input: Callable[[tuple[str, ...], np.ndarray], None] | None = None
         layers = layers_of(config)
         self._pool = PagePool(shape, [View(layer.mixer.window, layer.mixer.scale) for layer in layers], kv_dtype)
         self.cache = KVCache(self._pool, context_length)
@@ -240,6 +243,8 @@ class Decoder:
 
     def _linear(self, linear: _Linear, x: _Floats, outs: tuple[_Floats, ...]) -> None:
         """out = x @ w.T + bias for each matrix and its out: in one call if they are in memory, else block by block."""
+        if self.on_input:
+            self.on_input(linear.names, x.array if isinstance(x, kernels.Floats) else x)
         taken = self._buffers.input.take(x)
         blocks = self.weights.resident(*linear.names)
         if blocks is not None:

@@ -54,6 +54,11 @@ class Outline:
     nbytes: int
     alignment: int
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """GGUF's name -> shape."""
+        return {stored.info.name: stored.info.shape for stored in self.tensors}
+
     def start(self, stored: Stored, row: int = 0) -> int:
         """The byte of the file at which a row of a tensor begins."""
         return self.nbytes - self.data_nbytes + stored.info.offset + row * stored.row_nbytes
@@ -64,10 +69,16 @@ class Outline:
         return -(-(last.offset + last.nbytes) // self.alignment) * self.alignment
 
 
-def outline(checkpoint: Checkpoint, wanted: FileType, *, calibrated: bool, pre_tokenizer: str | None) -> Outline:
+def outline(
+    checkpoint: Checkpoint,
+    wanted: FileType,
+    *,
+    weighed_by: tuple[str, str] | None = None,
+    pre_tokenizer: str | None = None,
+) -> Outline:
     """The GGUF file of a checkpoint.
 
-    calibrated     importance weights will be used
+    weighed_by     the file and the text that importance weights are from, if some are used
     pre_tokenizer  in place of the name that the source's files give
 
     Raises UnsupportedError or TokenizerError for what GGUF has no name for.
@@ -75,6 +86,9 @@ def outline(checkpoint: Checkpoint, wanted: FileType, *, calibrated: bool, pre_t
     config = checkpoint.config
     names = stored_names(checkpoint)
     metadata = _metadata(checkpoint, wanted, pre_tokenizer)
+    for key, name in zip(("file", "dataset"), weighed_by or (), strict=False):
+        if name:
+            metadata[f"quantize.imatrix.{key}"] = encoded(name)
     alignment = ALIGNMENT
     if "general.alignment" in metadata:
         alignment = int(np.frombuffer(metadata["general.alignment"][4:], "<u4")[0])
@@ -85,7 +99,7 @@ def outline(checkpoint: Checkpoint, wanted: FileType, *, calibrated: bool, pre_t
         architecture=str(gguf_metadata.written_family(config).gguf_architecture),
         layers=config.num_hidden_layers,
         groups=config.num_attention_heads // config.num_key_value_heads,
-        calibrated=calibrated,
+        calibrated=weighed_by is not None,
     )
     listed = [(ROPE_FREQS, "F32", factors.shape)] if len(factors) else []
     listed += [(names[ours], dtypes[names[ours]], tensor.shape) for ours, tensor in checkpoint.tensors.items()]

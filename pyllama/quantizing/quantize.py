@@ -6,6 +6,7 @@ model; reading runs ahead of the arithmetic.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import warnings
@@ -24,6 +25,8 @@ from pyllama.machine.memory import default_budget, parse_size, resident_nbytes, 
 from pyllama.machine.threads import default_threads
 from pyllama.packing.rows import state_of
 from pyllama.packing.workplace import disk_errors
+from pyllama.quantizing.calibration import calibrated, identity, read_text
+from pyllama.quantizing.importance import Importance, check_fits, read_importance
 from pyllama.quantizing.outline import Outline, outline
 from pyllama.quantizing.rows import Piece, Source, converted, memory_nbytes, pieces
 from pyllama.quantizing.types import FileType, file_type, loses
@@ -42,6 +45,8 @@ def quantize(
     destination: str | os.PathLike[str],
     type: str,
     *,
+    calibration: str | os.PathLike[str] | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
     pre_tokenizer: str | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
@@ -52,6 +57,9 @@ def quantize(
     source         a model's path, or the name of a pulled one
     destination    the file to be made; its folder exists
     type           "q4_k_m", "q8_0", ... (types.py)
+    calibration    a text: errors count by what the model multiplies with the weights over it. What is collected stays
+                   in a file beside the destination (calibration.SUFFIX), and is not collected again
+    imatrix        such a file, or one of llama.cpp's, instead
     pre_tokenizer  tokenizer.ggml.pre, in place of what the source's files say
     memory         what the whole process may take, in bytes or as "250M"; default: what is available, less a margin
     threads        default: the physical cores
@@ -67,6 +75,10 @@ def quantize(
         warn_if_beyond(budget)
     if threads is not None and not 1 <= threads <= 1024:
         raise RequestError(f"threads: {threads}, expected 1 to 1024")
+    if calibration is not None and imatrix is not None:
+        raise RequestError("imatrix: given together with calibration, expected one of them")
+    text = None if calibration is None else read_text(calibration)
+    given = None if imatrix is None else read_importance(Path(imatrix))
     path = resolve(source)
     with FileWorkplace(destination) as work, disk_errors(work.destination):
         _kernels.set_num_threads(default_threads() if threads is None else threads)
@@ -75,9 +87,14 @@ def quantize(
         try:
             with open_checkpoint(path) as checkpoint:
                 _tell_losses(checkpoint, wanted)
-                importance: dict[str, np.ndarray] = {}
-                made = outline(checkpoint, wanted, calibrated=bool(importance), pre_tokenizer=pre_tokenizer)
-                plan = _plan(checkpoint, made, wanted, importance)
+                made = outline(
+                    checkpoint,
+                    wanted,
+                    weighed_by=_weighed_by(calibration or imatrix, given),
+                    pre_tokenizer=pre_tokenizer,
+                )
+                plan = _plan(checkpoint, made, wanted)
+                plan["importance"] = _identity(checkpoint, text, given)
                 if old != plan:
                     if old is not None and old.get("work") != "quantize":
                         raise PackError(f"{work.folder}: left by another command; move it elsewhere")
@@ -85,7 +102,21 @@ def quantize(
                     work.write_journal(plan)
                 work.drop_partial()
                 begun = True
-                _write(work, checkpoint, made, importance, budget, progress)
+                if calibration is not None:
+                    given = calibrated(
+                        work,
+                        checkpoint,
+                        Path(calibration),
+                        budget=budget,
+                        threads=threads,
+                        pre_tokenizer=pre_tokenizer,
+                        progress=progress,
+                    )
+                    gc.collect()  # the weights that were kept for it
+                columns = {} if given is None else given.columns
+                if given is not None:
+                    check_fits(given, made.shapes, Path(calibration or imatrix or ""))
+                _write(work, checkpoint, made, columns, budget, progress)
             work.finish()
         except BaseException as error:
             # What took hours is kept where the person, or another program's file, stopped it.
@@ -108,20 +139,32 @@ def _tell_losses(checkpoint: Checkpoint, wanted: FileType) -> None:
         )
 
 
-def _plan(
-    checkpoint: Checkpoint, made: Outline, wanted: FileType, importance: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """What the work is, as JSON has it: a run that was killed is gone on with if all of this is the same."""
+def _weighed_by(path: str | os.PathLike[str] | None, given: Importance | None) -> tuple[str, str] | None:
+    """What the file says of its importance weights: the file they are from and the text, by their names."""
+    if path is None:
+        return None
+    name = Path(path).name
+    return (name, ", ".join(given.datasets)) if given is not None else ("", name)
+
+
+def _identity(checkpoint: Checkpoint, text: bytes | None, given: Importance | None) -> Any:
+    """Which importance weights are used, in a word that tells them from others."""
+    if text is not None:
+        return identity(checkpoint, text)
     weights = 0
-    for name in sorted(importance):
-        weights = zlib.crc32(importance[name].tobytes(), zlib.crc32(name.encode(), weights))
+    for name, columns in sorted(given.columns.items()) if given else ():
+        weights = zlib.crc32(columns.tobytes(), zlib.crc32(name.encode(), weights))
+    return weights
+
+
+def _plan(checkpoint: Checkpoint, made: Outline, wanted: FileType) -> dict[str, Any]:
+    """What the work is, as JSON has it: a run that was killed is gone on with if all of this is the same."""
     return {
         "work": "quantize",
         "version": __version__,
         "type": wanted.name,
         "source": [[os.path.abspath(path), *state_of(path)] for path in checkpoint.files],
         "head": zlib.crc32(made.head),
-        "importance": weights,
     }
 
 

@@ -19,6 +19,7 @@ from pyllama.packing.workplace import JOURNAL, Workplace, sync
 SUFFIX = ".quantizing"
 UNFINISHED = "unfinished"
 MARK = "mark.json"
+STATE = "importance.npz"  # how far a calibration is
 MARK_NBYTES = 64 << 20  # written between two marks
 _CHUNK = 4 << 20
 
@@ -52,7 +53,7 @@ class FileWorkplace(Workplace):
     def _tidy(self) -> None:
         """Remove what a run left that was killed when its file had just got its name."""
         try:
-            if set(os.listdir(self.folder)) <= {JOURNAL, MARK}:
+            if set(os.listdir(self.folder)) <= {JOURNAL, MARK, STATE}:
                 self.abandon()
         except (FileNotFoundError, NotADirectoryError):
             pass

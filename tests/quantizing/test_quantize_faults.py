@@ -167,7 +167,7 @@ def outline_of(source):
     from pyllama.quantizing.types import file_type
 
     with open_checkpoint(source) as checkpoint:
-        return outline(checkpoint, file_type(TYPE), calibrated=False, pre_tokenizer=None).tensors
+        return outline(checkpoint, file_type(TYPE)).tensors
 
 
 @pytest.mark.parametrize("change", ["source", "type", "byte", "mark", "short"])

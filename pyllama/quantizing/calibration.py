@@ -1,0 +1,195 @@
+"""A model and a text -> how much each column of its matrices matters, by passes over windows of the text.
+
+Sums of squares grow in float64, in the order of the tokens. Now and then they are brought to the disk, so that a run
+that was killed goes on from the window it had come to; what comes out is the same. The result is kept beside the
+quantized file, for other types of the same model.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyllama.architecture.tensors import HEAD
+from pyllama.checkpoint import Checkpoint
+from pyllama.checkpoint.files import read_small
+from pyllama.errors import CheckpointError, PackError, RequestError
+from pyllama.loading import load
+from pyllama.packing.rows import state_of
+from pyllama.packing.workplace import sync
+from pyllama.quantizing.importance import Importance, importance_bytes, read_importance
+from pyllama.quantizing.outline import stored_names
+from pyllama.quantizing.workplace import STATE, FileWorkplace
+from pyllama.terminal.progress import Progress
+
+WINDOW = 512  # tokens
+SUFFIX = ".imatrix.gguf"
+STATE_S = 30.0  # between two states on the disk
+_IDENTITY = "pyllama.calibration"
+_MAX_TEXT = 64 << 20
+_ROWS = 8  # squared at once
+
+
+def identity(checkpoint: Checkpoint, text: bytes) -> str:
+    """What a calibration depends on, in one line of JSON."""
+    files = [[path.name, *state_of(path)] for path in checkpoint.files]
+    return json.dumps({"text": [len(text), zlib.crc32(text)], "window": WINDOW, "source": files})
+
+
+def read_text(path: str | os.PathLike[str]) -> bytes:
+    """The text to calibrate with. Raises RequestError for what is none."""
+    try:
+        data = read_small(Path(path), _MAX_TEXT)
+        text = data.decode("utf-8-sig")
+    except CheckpointError as error:
+        raise RequestError(f"calibration: {error}") from None
+    except UnicodeDecodeError as error:
+        raise RequestError(f"calibration: {path}: byte {error.start} is not UTF-8, expected text") from None
+    if not text.strip():
+        raise RequestError(f"calibration: {path}: no text")
+    return data
+
+
+def calibrated(
+    work: FileWorkplace,
+    checkpoint: Checkpoint,
+    text_path: Path,
+    *,
+    budget: int,
+    threads: int | None,
+    pre_tokenizer: str | None,
+    progress: Progress,
+) -> Importance:
+    """The importance of a model's columns: what an earlier run left beside the destination, or collected now.
+
+    Raises RequestError where another one lies there, or for a text that is too short.
+    """
+    text = read_text(text_path)
+    own = identity(checkpoint, text)
+    beside = work.destination.with_name(work.destination.name + SUFFIX)
+    if os.path.lexists(beside):
+        found = read_importance(beside)
+        if found.metadata.get(_IDENTITY) != own:
+            raise RequestError(f"{beside}: already there, of another text or model; move it, or give it by --imatrix")
+        return found
+    sums, counts, windows = _collected(work, checkpoint, text, budget, threads, pre_tokenizer, progress)
+    names = stored_names(checkpoint)
+    data = importance_bytes(
+        {names[ours]: squares for ours, squares in sums.items()},
+        {names[ours]: counts[ours] for ours in sums},
+        {
+            "imatrix.datasets": [os.fsencode(text_path.name)],
+            "imatrix.chunk_count": np.uint32(windows),
+            "imatrix.chunk_size": np.uint32(WINDOW),
+            _IDENTITY: own,
+        },
+    )
+    work.write(beside.name, data)
+    if os.path.lexists(beside):
+        raise PackError(f"{beside}: has come to exist; move it elsewhere")
+    os.rename(work.folder / beside.name, beside)
+    sync(beside.parent)
+    (work.folder / STATE).unlink(missing_ok=True)
+    return read_importance(beside)
+
+
+class _Sums:
+    """Sums of squares of what each matrix is multiplied with; matrices that share their input share them.
+
+    squares  the names of the matrices -> float64 (cols,)
+    """
+
+    def __init__(self) -> None:
+        self.squares: dict[tuple[str, ...], np.ndarray] = {}
+
+    def add(self, names: tuple[str, ...], rows: np.ndarray) -> None:
+        if names == (HEAD,):
+            return  # computed for the last token only, and stored fine enough
+        squares = self.squares.setdefault(names, np.zeros(rows.shape[1]))
+        for first in range(0, len(rows), _ROWS):
+            part = rows[first : first + _ROWS].astype(np.float64)
+            squares += np.square(part, out=part).sum(axis=0)
+
+    def state(self, windows: int, tokens: int) -> bytes:
+        out = io.BytesIO()
+        arrays = {",".join(names): squares for names, squares in self.squares.items()}
+        np.savez(out, done=np.array([windows, tokens]), **arrays)  # type: ignore[arg-type]
+        data = out.getvalue()
+        return zlib.crc32(data).to_bytes(4, "little") + data
+
+    def load(self, path: Path) -> tuple[int, int]:
+        """Windows and tokens that an earlier run had come to; (0, 0) where it left nothing that is sound."""
+        try:
+            data = path.read_bytes()
+            if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+                return 0, 0
+            with np.load(io.BytesIO(data[4:]), allow_pickle=False) as arrays:
+                found: dict[str, Any] = dict(arrays)
+        except (OSError, ValueError):
+            return 0, 0
+        windows, tokens = found.pop("done").tolist()
+        self.squares = {tuple(names.split(",")): squares for names, squares in found.items()}
+        return windows, tokens
+
+
+def _collected(
+    work: FileWorkplace,
+    checkpoint: Checkpoint,
+    text: bytes,
+    budget: int,
+    threads: int | None,
+    pre_tokenizer: str | None,
+    progress: Progress,
+) -> tuple[dict[str, np.ndarray], dict[str, int], int]:
+    """name -> sums of squares, name -> tokens, and how many windows there were."""
+    config = checkpoint.config
+    length = min(WINDOW, config.max_position_embeddings)
+    sums = _Sums()
+    done, tokens = sums.load(work.folder / STATE)
+    inputs = 3 * config.hidden_size + config.intermediate_size  # of a layer: for q, k and v; o; gate and up; down
+    room = config.num_hidden_layers * inputs * 8 * 3  # the sums, and what a state is made of
+    split = pre_tokenizer if checkpoint.format == "gguf" else None
+    with (
+        Progress(f"calibrating {checkpoint.path.name}", unit="layers", quiet=not progress.enabled) as shown,
+        load(
+            checkpoint.path, context_length=length, memory=budget - room, threads=threads, pre_tokenizer=split,
+            on_layer=lambda layer: shown.advance(1),
+        ) as model,
+    ):  # fmt: skip
+        windows = _windows(model.tokenizer, text.decode("utf-8-sig"), length)
+        shown.total = len(windows) * config.num_hidden_layers
+        shown.skip(done * config.num_hidden_layers)
+        model.decoder.on_input = sums.add
+        saved = time.monotonic()
+        for number in range(done, len(windows)):
+            sequence = model.decoder.new_sequence()
+            try:
+                model.decoder.prefill(sequence, windows[number])
+            finally:
+                sequence.close()
+            tokens += len(windows[number])
+            if time.monotonic() - saved > STATE_S:
+                work.write(STATE, sums.state(number + 1, tokens))
+                saved = time.monotonic()
+    found = {name: squares for names, squares in sums.squares.items() for name in names}
+    if not all(np.isfinite(squares).all() for squares in found.values()):
+        raise CheckpointError(
+            f"{checkpoint.path}: calibration came upon what is no finite number; are its weights sound?"
+        )
+    return found, dict.fromkeys(found, tokens), len(windows)
+
+
+def _windows(tokenizer: Any, text: str, length: int) -> list[list[int]]:
+    """The text's tokens in windows of `length`, each begun by BOS where the model wants one; a rest is left out."""
+    begin = tokenizer.encode("")
+    begin = begin[:1] if begin and begin[0] == tokenizer.bos_token_id else []
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    each = length - len(begin)
+    return [begin + ids[i : i + each] for i in range(0, max(len(ids) - each, 0) + 1, each)]
