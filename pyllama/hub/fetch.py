@@ -51,13 +51,16 @@ def pull(name: str, progress: Progress | None = None, *, patterns: Sequence[str]
 
 
 class Fetcher:
-    """Brings files of one listing into the cache, one after the other."""
+    """Brings files of one listing into the cache, one after the other.
 
-    def __init__(self, listing: Listing, progress: Progress) -> None:
+    part  whether that is only part of what the progress line is about: then its total is somebody else's
+    """
+
+    def __init__(self, listing: Listing, progress: Progress, *, part: bool = False) -> None:
         self.listing = listing
         self.repository = Repository(listing.model.repository)
         self.snapshot = self.repository.snapshot(listing.commit)
-        self._progress = progress
+        self._progress, self._part = progress, part
 
     def fetch(self, names: Iterable[str]) -> None:
         """Every named file that is missing, in the order given; after a HubError the next call goes on."""
@@ -66,8 +69,9 @@ class Fetcher:
             check(file, self.listing)
         missing = [file for file in files if not self._holds(file)]
         self._check_space(missing)
-        # What earlier calls brought is on the line already, so that it never runs backwards.
-        self._progress.total = self._progress.done + sum(file.nbytes for file in files)
+        if not self._part:
+            # What earlier calls brought is on the line already, so that it never runs backwards.
+            self._progress.total = self._progress.done + sum(file.nbytes for file in files)
         self._progress.skip(sum(file.nbytes for file in files) - sum(file.nbytes for file in missing))
         for file in missing:
             self._fetch(file)

@@ -83,26 +83,6 @@ def _packing_of(name: str, work: Workplace) -> dict[str, Any] | None:
     return journal
 
 
-class _Fetching(Progress):
-    """The whole progress line as the fetcher sees it: the total stays ours."""
-
-    def __init__(self, line: Progress):
-        self._line = line
-        self.total = 0
-
-    label = property(lambda self: self._line.label, lambda self, text: setattr(self._line, "label", text))
-    done = property(lambda self: self._line.done)
-
-    def advance(self, count: int) -> None:
-        self._line.advance(count)
-
-    def skip(self, count: int) -> None:
-        self._line.skip(count)
-
-    def note(self, text: str) -> None:
-        self._line.note(text)
-
-
 def _by_file(model: ModelName, destination: str | os.PathLike[str], progress: Progress) -> Path | None:
     """Fetch, pack and delete file by file; None where the model's files do not allow it."""
     from pyllama.hub.fetch import Fetcher
@@ -118,7 +98,7 @@ def _by_file(model: ModelName, destination: str | os.PathLike[str], progress: Pr
             pinned = ModelName(model.repository, old["commit"]) if old else model
             listing = list_files(pinned, progress.note)
             progress.note("")
-            fetcher = Fetcher(listing, _Fetching(progress))
+            fetcher = Fetcher(listing, progress, part=True)
             job = _Job.prepare(fetcher, old, work) if INDEX in listing.files else None
             if job is None:
                 work.abandon()
