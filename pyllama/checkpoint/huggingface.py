@@ -23,11 +23,11 @@ from pyllama.checkpoint.other_folders import missing_shards, refusal
 from pyllama.checkpoint.safetensors import read_safetensors
 from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.errors import CheckpointError, shown
+from pyllama.hub.choose import INDEX
 from pyllama.strict_json import MAX_NBYTES, parse_object
 
 MAX_FILES = 1024
 TIED_ROWS = 16  # rows compared of a matrix stored under both names
-INDEX = "model.safetensors.index.json"
 
 
 def open_huggingface(folder: Path) -> Checkpoint:
