@@ -7,6 +7,7 @@ Environment switches:
     PYLLAMA_OPENMP=0                    build without OpenMP (default: use it if the compiler has it)
     PYLLAMA_WERROR=1                    warnings in csrc/ are errors
     PYLLAMA_DEBUG=1                     -O0 -g and assertions
+    PYLLAMA_VNNI_IN_AVX2=1              the kernels for AVX512-VNNI with its one instruction spelled out in AVX2, for tests
     PYLLAMA_SANITIZE=address,undefined  sanitizers; the interpreter then needs LD_PRELOAD of their runtimes
 """
 
@@ -32,6 +33,8 @@ LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 # -fno-math-errno: sqrtf and fmaf become one instruction; no bit of a result changes.
 FLAGS = ["-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
 RELEASE_FLAGS = ["-O3", "-g0", "-DNDEBUG"]
+if os.environ.get("PYLLAMA_VNNI_IN_AVX2", "0") not in ("", "0"):
+    FLAGS += ["-DPL_VNNI_IN_AVX2"]
 FLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else RELEASE_FLAGS
 # GCC's first scheduling pass keeps more values alive than NEON has registers: it spilled accumulators of the
 # products and of attention (tools/count_instructions.py looks for that).

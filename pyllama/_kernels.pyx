@@ -356,10 +356,11 @@ cdef str _shape(Floats x):
     return f"({x.n}, {x.cols})"
 
 
-def input_nbytes(int64_t tokens, int64_t cols):
-    """Bytes that an Input with room for x (tokens, cols) takes."""
+def input_nbytes(int64_t tokens, int64_t cols, dtypes):
+    """Bytes that an Input with room for x (tokens, cols) takes once weights of these dtypes have multiplied it."""
     cdef int form
-    return sum([pl_input_nbytes(form, tokens, cols) for form in range(FORM_COUNT)])
+    forms = {pl_form_of(<pl_dtype>_dtype_index[dtype]) for dtype in dtypes}
+    return sum([pl_input_nbytes(form, tokens, cols) for form in forms])
 
 
 cdef class Input:

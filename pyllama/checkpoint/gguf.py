@@ -376,7 +376,7 @@ def _tensor_info(cursor: _Cursor, alignment: int) -> tuple[str, str, tuple[int, 
     if dtype not in DTYPES:
         raise UnsupportedError(
             f"{shown(name)}: storage format {dtype} is not supported {where}; get a file of Q2_K to Q8_0, IQ4_NL, "
-            "IQ4_XS, BF16 or F16"
+            "IQ4_XS, MXFP4, BF16 or F16"
         )
     if any(not 1 <= dim < 2**31 for dim in shape):
         raise CheckpointError(f"{shown(name)}: shape {shape}, expected sizes from 1 to {2**31 - 1} {where}")

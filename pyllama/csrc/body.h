@@ -1,10 +1,18 @@
 /* Every kernel, over whichever vector vocabulary was included before; one object file per instruction set. */
 #include "kernels.h"
 
+#include <math.h>
+
 #define MAX_HEAD_DIM 1024
 
+#define NG (GROUP_ROWS / VL) /* vectors in a group of rows */
+#define EACH for (int v = 0; v < NG; v++)
+
+#include "activations.h"
 #include "widen.h"
 #include "panels.h"
+#include "codes.h"
+#include "integer.h"
 #include "product.h"
 #include "packed.h"
 #include "matmul.h"
@@ -23,6 +31,6 @@ static int64_t k_spin(int64_t rounds, float *sink)
 }
 
 static const pl_kernels table = {
-    ISA_NAME, k_matmul, k_pack_tokens, k_pack_panels, k_unpack, k_count_exponents, k_count_escapes, k_pack_panel, k_widen, k_rmsnorm, k_rope,
+    ISA_NAME, k_matmul, k_pack_tokens, k_make_d16, k_pack_panels, k_unpack, k_count_exponents, k_count_escapes, k_pack_panel, k_widen, k_rmsnorm, k_rope,
     k_swiglu, k_exp, k_cache_append, k_attend, k_spin,
 };

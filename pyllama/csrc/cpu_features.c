@@ -35,6 +35,8 @@ const char *pl_cpu_feature(int index)
     FEATURE("fma", __builtin_cpu_supports("fma"))
     FEATURE("f16c", cpu_has_f16c())
     FEATURE("avx512f", __builtin_cpu_supports("avx512f"))
+    FEATURE("avx512vl", __builtin_cpu_supports("avx512vl"))
+    FEATURE("avx512vnni", __builtin_cpu_supports("avx512vnni"))
     return NULL;
 }
 #else

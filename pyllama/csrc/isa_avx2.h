@@ -2,7 +2,11 @@
 #include <immintrin.h>
 #include <string.h>
 
+#ifdef PL_VNNI
+#define ISA_NAME "vnni"
+#else
 #define ISA_NAME "avx2"
+#endif
 #define VL 8
 #define INLINE static inline __attribute__((always_inline))
 
@@ -28,6 +32,8 @@ INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 #define vi_shl(a, n) _mm256_slli_epi32(a, n)
 #define vi_shr(a, n) _mm256_srli_epi32(a, n)
+INLINE vi vi_shr_by(vi a, int n) { return _mm256_srli_epi32(a, n); }
+INLINE vi vi_load(const uint8_t *p) { return _mm256_loadu_si256((const vi *)p); }
 INLINE vf vi_float(vi a) { return _mm256_cvtepi32_ps(a); }
 INLINE vf vi_as_float(vi a) { return _mm256_castsi256_ps(a); }
 INLINE vi v_as_int(vf a) { return _mm256_castps_si256(a); }
@@ -55,14 +61,6 @@ INLINE void load16_f16(const uint16_t *p, vf *w)
 {
     for (int v = 0; v < 2; v++) w[v] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8 * v)));
 }
-INLINE void load16_u8(const uint8_t *p, vi *w)
-{
-    for (int v = 0; v < 2; v++) w[v] = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8 * v)));
-}
-INLINE void load16_i8(const uint8_t *p, vi *w)
-{
-    for (int v = 0; v < 2; v++) w[v] = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8 * v)));
-}
 INLINE void v_store_f16(uint16_t *p, vf a)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -71,14 +69,6 @@ typedef __m256i packed_table;
 INLINE packed_table load_packed_table(const uint8_t *p)
 {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
-}
-INLINE void load16_levels(const uint8_t *p, const int upper, packed_table table, vi *w)
-{
-    __m128i code = _mm_loadu_si128((const __m128i *)p);
-    code = _mm_and_si128(upper ? _mm_srli_epi16(code, 4) : code, _mm_set1_epi8(15));
-    code = _mm_shuffle_epi8(_mm256_castsi256_si128(table), code);
-    w[0] = _mm256_cvtepi8_epi32(code);
-    w[1] = _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(code, code));
 }
 /* Interleaving bytes works within 128-bit halves, and a shift and a mask part 16-bit words on more ports than an
  * unpack would: vectors 0 and 1 hold the even and the odd rows of 0..7 and 16..23, 2 and 3 those of the others. */
@@ -147,3 +137,120 @@ INLINE void transpose_u32(const uint8_t *rows, size_t stride, int64_t units, uin
     for (; u < units; u++)
         for (int r = 0; r < PANEL_ROWS; r++) memcpy(&out[u * PANEL_ROWS + r], rows + (size_t)r * stride + 4 * u, 4);
 }
+
+typedef __m256i vb;
+INLINE vb vb_load(const uint8_t *p) { return _mm256_loadu_si256((const vb *)p); }
+INLINE void vb_store(uint8_t *p, vb a) { _mm256_storeu_si256((vb *)p, a); }
+INLINE vb vb_set1(int a) { return _mm256_set1_epi8((char)a); }
+INLINE vb vb_and(vb a, vb b) { return _mm256_and_si256(a, b); }
+INLINE vb vb_or(vb a, vb b) { return _mm256_or_si256(a, b); }
+#define vb_shl(a, n) _mm256_slli_epi16(a, n)
+#define vb_shr(a, n) _mm256_srli_epi16(a, n)
+INLINE vb vb_shr_by(vb a, int n) { return _mm256_srli_epi16(a, n); }
+INLINE vb vb_low4(vb a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
+INLINE vb vb_high4(vb a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
+enum { SIGNED_BIAS = 128 };
+INLINE vb vb_signed(vb a) { return _mm256_xor_si256(a, _mm256_set1_epi8((char)128)); }
+typedef vb vb_table;
+INLINE vb_table vb_load_table(const uint8_t *p)
+{
+    return vb_signed(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)));
+}
+INLINE vb vb_lookup(vb_table table, vb codes) { return _mm256_shuffle_epi8(table, codes); }
+INLINE vb vb_bits(vb a, int u)
+{
+    const vb byte = _mm256_add_epi8(_mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4,
+                                                     4, 4, 8, 8, 8, 8, 12, 12, 12, 12), _mm256_set1_epi8((char)(u >> 1)));
+    const vb bit = _mm256_set1_epi32(u & 1 ? (int)0x80402010 : 0x08040201);
+    return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(a, byte), bit), bit);
+}
+INLINE vi broadcast4(const uint8_t *p)
+{
+    int32_t four;
+    memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+}
+
+/* A sum stays one chain in one register: GCC would add all products of a loop in a tree, and keep them in memory. */
+#define KEEP(sum) __asm__("" : "+x"(sum))
+
+#ifdef PL_VNNI
+/* d += the products of four unsigned codes and four signed bytes a lane. PL_VNNI_IN_AVX2 spells the instruction out in
+ * those that every CPU with AVX2 has: a build for tests, on machines without it. */
+#ifdef PL_VNNI_IN_AVX2
+INLINE vi dot4(vi d, vb codes, vi x)
+{
+    const vi low = _mm256_set1_epi16(255);
+    vi even = _mm256_madd_epi16(_mm256_and_si256(codes, low), _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
+    vi odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(x, 8));
+    return _mm256_add_epi32(d, _mm256_add_epi32(even, odd));
+}
+#else
+INLINE vi dot4(vi d, vb codes, vi x) { return _mm256_dpbusd_epi32(d, codes, x); }
+#endif
+/* Activations in two planes of signed bytes, X = 256 * high + low: 16 columns' low bytes, then their high ones. */
+typedef struct {
+    vi low, high;
+} dot;
+INLINE dot dot_zero(void) { return (dot){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int wide)
+{
+    (void)wide;
+    d.low = dot4(d.low, codes, broadcast4(x + 4 * u));
+    d.high = dot4(d.high, codes, broadcast4(x + 16 + 4 * u));
+    return d;
+}
+INLINE vi dot_sum(dot d, const int wide) { (void)wide; return _mm256_add_epi32(d.low, _mm256_slli_epi32(d.high, 8)); }
+INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x)
+{
+    (void)tokens;
+    for (int i = 0; i < 16; i++) {
+        x[i] = (uint8_t)whole[i];
+        x[16 + i] = (uint8_t)((whole[i] + 128) >> 8);
+    }
+}
+enum { TILE_UNIT = 32, LARGE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
+#define TILE_BIAS(bias) (bias)
+INLINE void tile_put(uint8_t *tile, vb codes, int bias) { (void)bias; vb_store(tile, codes); }
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, 0); }
+INLINE vi tile_sum(dot d) { return dot_sum(d, 0); }
+#else
+/* Activations as 16-bit numbers, in pairs of the columns that a mask or a shift of a lane's codes leaves side by side:
+ * the first and third of four, then the second and fourth. Sums of bytes would saturate. */
+typedef vi dot;
+INLINE dot dot_zero(void) { return _mm256_setzero_si256(); }
+INLINE dot dot_pairs(dot d, vi even, vi odd, const uint8_t *x)
+{
+    vi products = _mm256_add_epi32(_mm256_madd_epi16(even, broadcast4(x)), _mm256_madd_epi16(odd, broadcast4(x + 4)));
+    d = _mm256_add_epi32(d, products);
+    KEEP(d);
+    return d;
+}
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int wide)
+{
+    (void)wide;
+    return dot_pairs(d, _mm256_and_si256(codes, _mm256_set1_epi16(255)), _mm256_srli_epi16(codes, 8), x + 8 * u);
+}
+INLINE vi dot_sum(dot d, const int wide) { (void)wide; return d; }
+INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x)
+{
+    (void)tokens;
+    for (int i = 0; i < 16; i += 4) {
+        const int16_t four[4] = {(int16_t)whole[i], (int16_t)whole[i + 2], (int16_t)whole[i + 1], (int16_t)whole[i + 3]};
+        memcpy(x + 2 * i, four, sizeof four);
+    }
+}
+enum { TILE_UNIT = 64, LARGE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 3 };
+#define TILE_BIAS(bias) 0
+INLINE void tile_put(uint8_t *tile, vb codes, int bias)
+{
+    const vi less = _mm256_set1_epi16((short)bias);
+    vb_store(tile, _mm256_sub_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(255)), less));
+    vb_store(tile + 32, _mm256_sub_epi16(_mm256_srli_epi16(codes, 8), less));
+}
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u)
+{
+    return dot_pairs(d, vb_load(tile), vb_load(tile + 32), x + 8 * u);
+}
+INLINE vi tile_sum(dot d) { return d; }
+#endif

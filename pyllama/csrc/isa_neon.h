@@ -1,8 +1,12 @@
-/* The vector vocabulary on ARMv8.0 NEON: four lanes, nothing beyond the baseline. */
+/* The vector vocabulary on NEON: four lanes, nothing beyond ARMv8.0 but, where PL_DOTPROD is defined, products of bytes. */
 #include <arm_neon.h>
 #include <string.h>
 
+#ifdef PL_DOTPROD
+#define ISA_NAME "dotprod"
+#else
 #define ISA_NAME "neon"
+#endif
 #define VL 4
 #define INLINE static inline __attribute__((always_inline))
 
@@ -33,6 +37,8 @@ INLINE vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
 /* USHR takes 1 to 32; the formats also ask for 0. */
 #define vi_shr(a, n) \
     ((n) == 0 ? (a) : vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), (n) == 0 ? 1 : (n))))
+INLINE vi vi_shr_by(vi a, int n) { return (vi)((uint32x4_t)a >> n); }
+INLINE vi vi_load(const uint8_t *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
 INLINE vf vi_float(vi a) { return vcvtq_f32_s32(a); }
 INLINE vf vi_as_float(vi a) { return vreinterpretq_f32_s32(a); }
 INLINE vi v_as_int(vf a) { return vreinterpretq_s32_f32(a); }
@@ -66,33 +72,9 @@ INLINE void load16_f16(const uint16_t *p, vf *w)
         w[v + 1] = vcvt_high_f32_f16(h);
     }
 }
-INLINE void load16_u8(const uint8_t *p, vi *w)
-{
-    uint8x16_t b = vld1q_u8(p);
-    uint16x8_t low = vmovl_u8(vget_low_u8(b)), high = vmovl_high_u8(b);
-    w[0] = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low)));
-    w[1] = vreinterpretq_s32_u32(vmovl_high_u16(low));
-    w[2] = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high)));
-    w[3] = vreinterpretq_s32_u32(vmovl_high_u16(high));
-}
-INLINE void spread16_i8(int8x16_t b, vi *w)
-{
-    int16x8_t low = vmovl_s8(vget_low_s8(b)), high = vmovl_high_s8(b);
-    w[0] = vmovl_s16(vget_low_s16(low));
-    w[1] = vmovl_high_s16(low);
-    w[2] = vmovl_s16(vget_low_s16(high));
-    w[3] = vmovl_high_s16(high);
-}
-INLINE void load16_i8(const uint8_t *p, vi *w) { spread16_i8(vreinterpretq_s8_u8(vld1q_u8(p)), w); }
 INLINE void v_store_f16(uint16_t *p, vf a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
 typedef uint8x16_t packed_table;
 INLINE packed_table load_packed_table(const uint8_t *p) { return vld1q_u8(p); }
-INLINE void load16_levels(const uint8_t *p, const int upper, packed_table table, vi *w)
-{
-    uint8x16_t code = vld1q_u8(p);
-    code = upper ? vshrq_n_u8(code, 4) : vandq_u8(code, vdupq_n_u8(15));
-    spread16_i8(vreinterpretq_s8_u8(vqtbl1q_u8(table, code)), w);
-}
 /* Low and high bytes are interleaved to bfloat16, and those with zeros to float32: six ZIPs for 16 weights. Moving
  * bytes up by shifts takes 14, which one of the A76's two vector pipes would do alone; the A72, where a ZIP is three
  * operations, has the time (docs/arm.md). */
@@ -151,3 +133,145 @@ INLINE void transpose_u32(const uint8_t *rows, size_t stride, int64_t units, uin
     for (; u < units; u++)
         for (int r = 0; r < PANEL_ROWS; r++) memcpy(&out[u * PANEL_ROWS + r], rows + (size_t)r * stride + 4 * u, 4);
 }
+
+typedef uint8x16_t vb;
+INLINE vb vb_load(const uint8_t *p) { return vld1q_u8(p); }
+INLINE void vb_store(uint8_t *p, vb a) { vst1q_u8(p, a); }
+INLINE vb vb_set1(int a) { return vdupq_n_u8((uint8_t)a); }
+INLINE vb vb_and(vb a, vb b) { return vandq_u8(a, b); }
+INLINE vb vb_or(vb a, vb b) { return vorrq_u8(a, b); }
+#define vb_shl(a, n) vshlq_n_u8(a, n)
+#define vb_shr(a, n) vshrq_n_u8(a, n)
+INLINE vb vb_shr_by(vb a, int n) { return a >> (uint8_t)n; }
+INLINE vb vb_low4(vb a) { return vandq_u8(a, vdupq_n_u8(15)); }
+INLINE vb vb_high4(vb a) { return vshrq_n_u8(a, 4); }
+enum { SIGNED_BIAS = 0 };
+INLINE vb vb_signed(vb a) { return a; }
+typedef uint8x16_t vb_table;
+INLINE vb_table vb_load_table(const uint8_t *p) { return vld1q_u8(p); }
+INLINE vb vb_lookup(vb_table table, vb codes) { return vqtbl1q_u8(table, codes); }
+INLINE vb vb_bits(vb a, int u)
+{
+    const vb lanes = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
+    const vb bit = vreinterpretq_u8_u32(vdupq_n_u32(u & 1 ? 0x80402010u : 0x08040201u));
+    return vtstq_u8(vqtbl1q_u8(a, vaddq_u8(lanes, vdupq_n_u8((uint8_t)(u >> 1)))), bit);
+}
+
+/* A sum stays one chain in one register: GCC would add all products of a loop in a tree, and keep them in memory. */
+#define KEEP(sum) __asm__("" : "+w"(sum))
+
+/* Two planes of signed bytes, X = 256 * high + low: 16 columns' low bytes, then their high ones. */
+INLINE void put_planes(const int32_t *whole, uint8_t *x)
+{
+    for (int i = 0; i < 16; i++) {
+        x[i] = (uint8_t)whole[i];
+        x[16 + i] = (uint8_t)((whole[i] + 128) >> 8);
+    }
+}
+
+#ifdef PL_DOTPROD
+typedef struct {
+    int32x4_t low, high;
+} dot;
+INLINE dot dot_zero(void) { return (dot){vdupq_n_s32(0), vdupq_n_s32(0)}; }
+INLINE int32x4_t dot4(int32x4_t d, int8x16_t codes, int8x16_t x, const int u)
+{
+    switch (u) {
+    case 0: return vdotq_laneq_s32(d, codes, x, 0);
+    case 1: return vdotq_laneq_s32(d, codes, x, 1);
+    case 2: return vdotq_laneq_s32(d, codes, x, 2);
+    default: return vdotq_laneq_s32(d, codes, x, 3);
+    }
+}
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const int wide)
+{
+    (void)wide;
+    d.low = dot4(d.low, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(vld1q_u8(x)), u);
+    d.high = dot4(d.high, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(vld1q_u8(x + 16)), u);
+    return d;
+}
+INLINE vi dot_sum(dot d, const int wide) { (void)wide; return vaddq_s32(d.low, vshlq_n_s32(d.high, 8)); }
+INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x) { (void)tokens, put_planes(whole, x); }
+enum { TILE_UNIT = 16, LARGE_VECTORS = 4, MANY_VECTORS = 2, MANY_TOKENS = 3 };
+#define TILE_BIAS(bias) 0
+INLINE void tile_put(uint8_t *tile, vb codes, int bias) { vb_store(tile, vsubq_u8(codes, vdupq_n_u8((uint8_t)bias))); }
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, const int u) { return dot_add(d, vb_load(tile), x, u, 0); }
+INLINE vi tile_sum(dot d) { return dot_sum(d, 0); }
+#else
+/* One token: products of bytes in 16-bit sums, which hold 8 of codes up to 31 and 4 up to 63: those of rows 0, 1 and of
+ * rows 2, 3 with the low plane, then with the high one. Of codes of eight bits they could not hold two, so these are
+ * widened: a row's four columns a vector. */
+typedef struct {
+    int32x4_t r[4];
+} dot;
+INLINE dot dot_zero(void) { return (dot){{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}}; }
+INLINE int32x4_t add_products(int32x4_t sums, int8x8_t a, int8x8_t b)
+{
+    return vreinterpretq_s32_s16(vmlal_s8(vreinterpretq_s16_s32(sums), a, b));
+}
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const int wide)
+{
+    int32_t low4, high4;
+    memcpy(&low4, x + 4 * u, 4);
+    memcpy(&high4, x + 16 + 4 * u, 4);
+    const int8x8_t low = vreinterpret_s8_s32(vdup_n_s32(low4)), high = vreinterpret_s8_s32(vdup_n_s32(high4));
+    const int8x16_t w = vreinterpretq_s8_u8(codes);
+    if (wide) {
+        const int16x8_t whole = vaddw_s8(vshll_n_s8(high, 8), low), a = vmovl_s8(vget_low_s8(w)), b = vmovl_high_s8(w);
+        d.r[0] = vmlal_s16(d.r[0], vget_low_s16(a), vget_low_s16(whole));
+        d.r[1] = vmlal_high_s16(d.r[1], a, whole);
+        d.r[2] = vmlal_s16(d.r[2], vget_low_s16(b), vget_low_s16(whole));
+        d.r[3] = vmlal_high_s16(d.r[3], b, whole);
+    } else {
+        d.r[0] = add_products(d.r[0], vget_low_s8(w), low);
+        d.r[1] = add_products(d.r[1], vget_high_s8(w), low);
+        d.r[2] = add_products(d.r[2], vget_low_s8(w), high);
+        d.r[3] = add_products(d.r[3], vget_high_s8(w), high);
+    }
+    for (int i = 0; i < 4; i++) KEEP(d.r[i]);
+    return d;
+}
+INLINE int32x4_t pair_up(int32x4_t a, int32x4_t b)
+{
+    return vpaddq_s32(vpaddlq_s16(vreinterpretq_s16_s32(a)), vpaddlq_s16(vreinterpretq_s16_s32(b)));
+}
+INLINE vi dot_sum(dot d, const int wide)
+{
+    if (wide) return vpaddq_s32(vpaddq_s32(d.r[0], d.r[1]), vpaddq_s32(d.r[2], d.r[3]));
+    return vaddq_s32(pair_up(d.r[0], d.r[1]), vshlq_n_s32(pair_up(d.r[2], d.r[3]), 8));
+}
+/* Several tokens: columns of 16-bit codes, four rows a vector, times one of 16 columns of 16-bit activations. */
+INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x)
+{
+    if (tokens == 1) {
+        put_planes(whole, x);
+        return;
+    }
+    for (int i = 0; i < 16; i++) {
+        const int16_t narrow = (int16_t)whole[i];
+        memcpy(x + 2 * i, &narrow, 2);
+    }
+}
+enum { TILE_UNIT = 32, LARGE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
+#define TILE_BIAS(bias) 0
+INLINE void tile_put(uint8_t *tile, vb codes, int bias)
+{
+    const uint8x16_t turned = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    const int8x16_t w = vreinterpretq_s8_u8(vsubq_u8(vqtbl1q_u8(codes, turned), vdupq_n_u8((uint8_t)bias)));
+    vst1q_s16((int16_t *)tile, vmovl_s8(vget_low_s8(w)));
+    vst1q_s16((int16_t *)(tile + 16), vmovl_high_s8(w));
+}
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, const int u)
+{
+    const int16x8_t a = vld1q_s16((const int16_t *)tile), b = vld1q_s16((const int16_t *)(tile + 16));
+    const int16x8_t eight = vld1q_s16((const int16_t *)(x + u / 2 * 16));
+    const int16x4_t four = u & 1 ? vget_high_s16(eight) : vget_low_s16(eight);
+    d.r[0] = vmlal_lane_s16(d.r[0], vget_low_s16(a), four, 0);
+    d.r[0] = vmlal_high_lane_s16(d.r[0], a, four, 1);
+    d.r[0] = vmlal_lane_s16(d.r[0], vget_low_s16(b), four, 2);
+    d.r[0] = vmlal_high_lane_s16(d.r[0], b, four, 3);
+    KEEP(d.r[0]);
+    return d;
+}
+INLINE vi tile_sum(dot d) { return d.r[0]; }
+#endif

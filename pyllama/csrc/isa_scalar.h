@@ -30,6 +30,8 @@ INLINE vi vi_add(vi a, vi b) { return (vi)((uint32_t)a + (uint32_t)b); }
 INLINE vi vi_sub(vi a, vi b) { return (vi)((uint32_t)a - (uint32_t)b); }
 #define vi_shl(a, n) ((vi)((uint32_t)(a) << (n)))
 #define vi_shr(a, n) ((vi)((uint32_t)(a) >> (n)))
+INLINE vi vi_shr_by(vi a, int n) { return (vi)((uint32_t)a >> n); }
+INLINE vi vi_load(const uint8_t *p) { vi a; memcpy(&a, p, 4); return a; }
 INLINE vf vi_float(vi a) { return (float)a; }
 INLINE vf vi_as_float(vi a) { vf f; memcpy(&f, &a, 4); return f; }
 INLINE vi v_as_int(vf a) { vi i; memcpy(&i, &a, 4); return i; }
@@ -85,23 +87,10 @@ INLINE void load16_f16(const uint16_t *p, vf *w)
 {
     for (int r = 0; r < 16; r++) w[r] = f16_to_float(p[r]);
 }
-INLINE void load16_u8(const uint8_t *p, vi *w)
-{
-    for (int r = 0; r < 16; r++) w[r] = p[r];
-}
-INLINE void load16_i8(const uint8_t *p, vi *w)
-{
-    for (int r = 0; r < 16; r++) w[r] = (int8_t)p[r];
-}
 INLINE void v_store_f16(uint16_t *p, vf a) { *p = float_to_f16(a); }
 /* A table of 16 bytes, looked up by 4-bit codes. */
 typedef const uint8_t *packed_table;
 INLINE packed_table load_packed_table(const uint8_t *p) { return p; }
-/* The table's bytes, signed, for the lower or the upper codes of 16 bytes; `upper` is a constant. */
-INLINE void load16_levels(const uint8_t *p, const int upper, packed_table table, vi *w)
-{
-    for (int r = 0; r < 16; r++) w[r] = (int8_t)table[upper ? p[r] >> 4 : p[r] & 15];
-}
 /* Packed bfloat16 (packed.h): low bytes and codes of 32 rows, upper codes for `upper`. */
 INLINE void load32_packed(const uint8_t *low, const uint8_t *codes, const int upper, packed_table table, vf *w)
 {
@@ -126,3 +115,69 @@ INLINE void transpose_u32(const uint8_t *rows, size_t stride, int64_t units, uin
     for (int r = 0; r < PANEL_ROWS; r++)
         for (int64_t u = 0; u < units; u++) memcpy(&out[u * PANEL_ROWS + r], rows + (size_t)r * stride + 4 * u, 4);
 }
+
+/* Four bytes of each lane: the codes of four columns. Shifts may carry bits into the next byte; masks follow. */
+typedef uint32_t vb;
+INLINE vb vb_load(const uint8_t *p) { vb a; memcpy(&a, p, 4); return a; }
+INLINE void vb_store(uint8_t *p, vb a) { memcpy(p, &a, 4); }
+INLINE vb vb_set1(int a) { return 0x01010101u * (uint32_t)a; }
+INLINE vb vb_and(vb a, vb b) { return a & b; }
+INLINE vb vb_or(vb a, vb b) { return a | b; }
+#define vb_shl(a, n) ((vb)((a) << (n)))
+#define vb_shr(a, n) ((vb)((a) >> (n)))
+INLINE vb vb_shr_by(vb a, int n) { return a >> n; }
+INLINE vb vb_low4(vb a) { return a & 0x0f0f0f0fu; }
+INLINE vb vb_high4(vb a) { return a >> 4 & 0x0f0f0f0fu; }
+/* Signed codes as products take them, and what they then have to lose. */
+enum { SIGNED_BIAS = 0 };
+INLINE vb vb_signed(vb a) { return a; }
+typedef const uint8_t *vb_table;
+INLINE vb_table vb_load_table(const uint8_t *p) { return p; }
+INLINE vb vb_lookup(vb_table table, vb codes)
+{
+    vb out = 0;
+    for (int i = 0; i < 32; i += 8) out |= (vb)table[codes >> i & 15] << i;
+    return out;
+}
+/* Byte i all ones where bit 4 * u + i of the lane is set. */
+INLINE vb vb_bits(vb a, int u)
+{
+    vb out = 0;
+    for (int i = 0; i < 4; i++) out |= (a >> (4 * u + i) & 1) * 0xffu << 8 * i;
+    return out;
+}
+
+/* Sums of products of codes and activations, a row a lane: of 16 columns at x, unit u has the four from 4 * u on. `wide`
+ * says that codes have eight bits. */
+typedef vi dot;
+INLINE dot dot_zero(void) { return 0; }
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int wide)
+{
+    (void)wide;
+    for (int i = 0; i < 4; i++) {
+        int16_t whole;
+        memcpy(&whole, x + 2 * (4 * u + i), 2);
+        d += (int8_t)(codes >> 8 * i) * whole;
+    }
+    return d;
+}
+INLINE vi dot_sum(dot d, const int wide) { (void)wide; return d; }
+/* Whole numbers X of 16 columns, of a pass of so many tokens, to where products find them. */
+INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x)
+{
+    (void)tokens;
+    for (int i = 0; i < 16; i++) {
+        int16_t narrow = (int16_t)whole[i];
+        memcpy(x + 2 * i, &narrow, 2);
+    }
+}
+
+/* The same out of a tile of unpacked codes, TILE_UNIT bytes a vector; what bias they still have. */
+enum { TILE_UNIT = 4, LARGE_VECTORS = 16, MANY_VECTORS = 4, MANY_TOKENS = 2 };
+#define TILE_BIAS(bias) 0
+INLINE void tile_put(uint8_t *tile, vb codes, int bias)
+{
+    for (int i = 0; i < 4; i++) tile[i] = (uint8_t)((codes >> 8 * i) - (uint32_t)bias);
+}
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, 1); }
+INLINE vi tile_sum(dot d) { return d; }

@@ -32,16 +32,17 @@ typedef enum {
     DT_F32, DT_F16, DT_BF16,
     DT_Q4_0, DT_Q4_1, DT_Q5_0, DT_Q5_1, DT_Q8_0,
     DT_Q2_K, DT_Q3_K, DT_Q4_K, DT_Q5_K, DT_Q6_K,
-    DT_IQ4_NL, DT_IQ4_XS,
+    DT_IQ4_NL, DT_IQ4_XS, DT_MXFP4,
     DT_COUNT
 } pl_dtype;
 
-/* A block of a row: `cols` weights in `nbytes` bytes, made of runs of 4-, 2- or 1-byte fields.
- * In a panel each field is stored for 32 rows side by side, so that a row is a vector lane. */
+/* A block of a row: `cols` weights in `nbytes` bytes, made of runs of 4-, 2- or 1-byte fields, each from byte `at` on.
+ * In a panel each field is stored for 32 rows side by side, so that a row is a vector lane, and runs come in the order
+ * in which a product uses them: read in the file's order, Q6_K stayed at half the rate of memory. */
 typedef struct {
     const char *name;
     int cols, nbytes;
-    struct { uint8_t width, count; } runs[4];
+    struct { uint8_t at, width, count; } runs[6];
 } pl_format;
 
 extern const pl_format pl_formats[DT_COUNT];
@@ -50,22 +51,29 @@ extern const pl_format pl_formats[DT_COUNT];
  * instruction set or the number of threads. */
 typedef enum {
     FORM_F32, /* float32 as they come */
+    FORM_D16, /* 16-bit integers, scaled by the largest of 32 columns: pl_d16 */
     FORM_COUNT
 } pl_form;
 
-static inline pl_form pl_form_of(pl_dtype dtype)
-{
-    (void)dtype;
-    return FORM_F32;
-}
+static inline pl_form pl_form_of(pl_dtype dtype) { return dtype < DT_Q4_0 ? FORM_F32 : FORM_D16; }
+
+/* 32 columns of a token: x = scale * X, X whole and at most D16_TOP (MODEL.md, "Numerics"). */
+typedef struct {
+    uint8_t codes[2][32];  /* X of 16 columns each, laid out as an instruction set's products want it */
+    float scale, sum;      /* sum: that of X, times scale */
+    float half_sums[2];    /* the same for 16 columns each */
+    int32_t total, totals[2]; /* sums of X: of all, of 16 columns each */
+    int32_t unused;
+} pl_d16;
+
+enum { D16_COLS = 32, D16_TOP = 32639 };
 
 /* Activations x (T, C) in one form, made once for all the matrices that multiply them. */
 typedef struct {
     pl_form form;
     int64_t tokens, cols;
-    const void *data;    /* FORM_F32: x itself for T == 1, else tiles of TOKEN_TILE tokens, (tile, c, t) */
-    const float *scales; /* what a unit of each block of columns stands for; NULL: data are values themselves */
-    const float *sums;   /* each block's sum, scaled; NULL like scales */
+    const void *data; /* FORM_F32: x itself for T == 1, else tiles of TOKEN_TILE tokens, (tile, c, t);
+                       * FORM_D16: pl_d16 (T, C / 32) */
 } pl_input;
 
 typedef enum {
@@ -129,6 +137,8 @@ typedef struct {
                    int64_t last);
     /* packed[(tile, c, t)] = x[t, c], tiles of TOKEN_TILE tokens, [first, last) of them. */
     void (*pack_tokens)(const float *x, int64_t tokens, int64_t cols, float *packed, int64_t first, int64_t last);
+    /* The blocks [first, last) of 32 columns, counted through all of x (T, C), as D16; T is `tokens`. */
+    void (*make_d16)(const float *x, int64_t tokens, pl_d16 *out, int64_t first, int64_t last);
     /* Row-major rows -> panels [first, last) of out: the same bytes, transposed. */
     void (*pack_panels)(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last);
     /* Packed panels [first, last) -> row-major bfloat16 rows: what they were packed from. */
@@ -162,9 +172,16 @@ typedef struct {
 } pl_kernels;
 
 /* The one list of instruction sets, best first: ISA(name, what the CPU must say it has). kernels_<name>.c has each. */
-#define PL_ISAS(ISA)              \
+#ifdef PL_VNNI_IN_AVX2 /* a build for tests on CPUs without it: isa_avx2.h */
+#define PL_VNNI_NEEDS "avx2", "fma", "f16c"
+#else
+#define PL_VNNI_NEEDS "avx2", "fma", "f16c", "avx512vl", "avx512vnni"
+#endif
+#define PL_ISAS(ISA)                 \
+    ISA(vnni, PL_VNNI_NEEDS)         \
     ISA(avx2, "avx2", "fma", "f16c") \
-    ISA(neon, NULL)               \
+    ISA(dotprod, "dotprod")          \
+    ISA(neon, NULL)                  \
     ISA(scalar, NULL)
 
 /* The table of each, NULL where it is of another architecture. Whether this CPU can run it is isas.c's question. */

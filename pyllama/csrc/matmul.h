@@ -1,4 +1,4 @@
-/* out = x @ w.T in the canonical order: one chain of fused multiply-adds per element over ascending columns.
+/* out = x @ w.T for floating-point weights: one chain of fused multiply-adds per element over ascending columns.
  *
  * Rows of w lie across the lanes. For one token, 16-bit panels are widened in registers; everything else is
  * widened a segment of columns at a time into a tile that stays in the first-level cache and is multiplied
@@ -16,7 +16,7 @@ static void product_columns(const pl_matrix *w, const uint8_t *blocks, int64_t c
         float scratch[SEGMENT_COLS * PANEL_ROWS] __attribute__((aligned(64)));
         int64_t c = col + done, n = cols - done < SEGMENT_COLS ? cols - done : SEGMENT_COLS;
         const uint8_t *p = blocks + (size_t)(done / f->cols) * (size_t)f->nbytes * PANEL_ROWS;
-        const float *tile = widen_segment(w->dtype, p, (int)(c / SEGMENT_COLS & 1), n, scratch);
+        const float *tile = widen_segment(w->dtype, p, n, scratch);
         for (int64_t t = 0; t < tokens; t += TOKEN_TILE) {
             int m = tokens - t < TOKEN_TILE ? (int)(tokens - t) : TOKEN_TILE;
             product(tile, n, x + t * w->cols + c * m, m, acc + (size_t)t * lda, lda, c == 0);
@@ -43,22 +43,30 @@ static void product_panel(const pl_matrix *w, int64_t panel, const float *x, int
     }
 }
 
+/* The same in the form that w's format takes, from token `t` on. */
+static void input_panel(const pl_matrix *w, int64_t panel, const pl_input *input, int64_t t, int64_t tokens, float *acc,
+                        size_t lda)
+{
+    if (input->form == FORM_D16)
+        integer_panel(w, panel, (const pl_d16 *)input->data + t * (w->cols / D16_COLS), tokens, acc, lda);
+    else product_panel(w, panel, (const float *)input->data + t * w->cols, tokens, acc, lda);
+}
+
 static void k_matmul(const pl_matrix *w, const pl_input *input, float *out, size_t ldo, int64_t row, int64_t first,
                      int64_t last)
 {
-    const float *x = input->data;
     int64_t tokens = input->tokens;
     for (int64_t p = first; p < last; p++) {
         int64_t rows = w->rows - p * PANEL_ROWS;
         float *o = out + row + p * PANEL_ROWS;
         if (rows >= PANEL_ROWS) {
-            product_panel(w, p, x, tokens, o, ldo);
+            input_panel(w, p, input, 0, tokens, o, ldo);
             continue;
         }
         for (int64_t t = 0; t < tokens; t += TOKEN_TILE) { /* the last panel has fewer rows than the registers */
             float acc[TOKEN_TILE * PANEL_ROWS];
             int64_t n = tokens - t < TOKEN_TILE ? tokens - t : TOKEN_TILE;
-            product_panel(w, p, x + t * w->cols, n, acc, PANEL_ROWS);
+            input_panel(w, p, input, t, n, acc, PANEL_ROWS);
             for (int64_t i = 0; i < n; i++)
                 memcpy(o + (size_t)(t + i) * ldo, acc + i * PANEL_ROWS, (size_t)rows * sizeof(float));
         }
@@ -78,9 +86,12 @@ static void k_pack_tokens(const float *x, int64_t tokens, int64_t cols, float *p
 /* Rows -> panel -> tile -> rows: the one widening there is, also for the few rows of an embedding. */
 static void k_widen(const pl_matrix *rows, float *out, int64_t first, int64_t last)
 {
-    uint8_t blocks[BLOCK_COLS * PANEL_ROWS * 4] __attribute__((aligned(64)));
+    if (pl_form_of(rows->dtype) == FORM_D16) {
+        widen_quantized(rows, out, first, last);
+        return;
+    }
+    uint8_t blocks[SEGMENT_COLS * PANEL_ROWS * 4] __attribute__((aligned(64)));
     float scratch[SEGMENT_COLS * PANEL_ROWS] __attribute__((aligned(64)));
-    const pl_format *f = &pl_formats[rows->dtype];
     for (int64_t row = first; row < last; row += PANEL_ROWS) {
         pl_matrix part = *rows;
         int64_t n = last - row < PANEL_ROWS ? last - row : PANEL_ROWS;
@@ -88,10 +99,8 @@ static void k_widen(const pl_matrix *rows, float *out, int64_t first, int64_t la
         part.rows = n;
         for (int64_t c = 0; c < rows->cols; c += SEGMENT_COLS) {
             int64_t m = rows->cols - c < SEGMENT_COLS ? rows->cols - c : SEGMENT_COLS;
-            int half = (int)(c / SEGMENT_COLS & 1);
-            const uint8_t *p = blocks;
-            if (f->cols < BLOCK_COLS || !half) transpose_blocks(&part, 0, c, f->cols < BLOCK_COLS ? m : BLOCK_COLS, blocks);
-            const float *tile = widen_segment(rows->dtype, p, half, m, scratch);
+            transpose_blocks(&part, 0, c, m, blocks);
+            const float *tile = widen_segment(rows->dtype, blocks, m, scratch);
             for (int64_t r = 0; r < n; r++)
                 for (int64_t i = 0; i < m; i++) out[(row + r) * rows->cols + c + i] = tile[i * PANEL_ROWS + r];
         }

@@ -7,6 +7,13 @@ INLINE size_t panel_stride(const pl_matrix *w)
     return (size_t)((w->cols + f->cols - 1) / f->cols) * (size_t)f->nbytes * PANEL_ROWS;
 }
 
+INLINE void copy_field(uint8_t *out, const uint8_t *in, size_t width)
+{
+    if (width == 4) memcpy(out, in, 4);
+    else if (width == 2) memcpy(out, in, 2);
+    else *out = *in;
+}
+
 /* The blocks that hold the columns [col, col + cols) of one panel's rows, transposed into out. */
 static void transpose_blocks(const pl_matrix *w, int64_t panel, int64_t col, int64_t cols, uint8_t *out)
 {
@@ -33,19 +40,16 @@ static void transpose_blocks(const pl_matrix *w, int64_t panel, int64_t col, int
         return;
     }
     for (int64_t b = 0; b < blocks; b++, in += f->nbytes)
-        for (int r = 0; r < rows; r++) {
-            const uint8_t *field = in + (size_t)r * w->row_nbytes;
-            uint8_t *place = out;
-            for (int i = 0; i < 4 && f->runs[i].count; i++) {
-                size_t width = f->runs[i].width, count = f->runs[i].count;
-                if (width == 1)
-                    for (size_t e = 0; e < count; e++) place[e * PANEL_ROWS + (size_t)r] = field[e];
-                else
-                    for (size_t e = 0; e < count; e++) memcpy(place + (e * PANEL_ROWS + (size_t)r) * 2, field + 2 * e, 2);
-                field += width * count;
-                place += width * count * PANEL_ROWS;
-            }
-            if (r == rows - 1) out = place;
+        for (int i = 0; i < 6 && f->runs[i].count; i++) {
+            const size_t at = f->runs[i].at, width = f->runs[i].width, count = f->runs[i].count;
+            if (width == 4 && rows == PANEL_ROWS) transpose_u32(in + at, w->row_nbytes, (int64_t)count, (uint32_t *)out);
+            else
+                for (int r = 0; r < rows; r++) {
+                    const uint8_t *field = in + (size_t)r * w->row_nbytes + at;
+                    for (size_t e = 0; e < count; e++)
+                        copy_field(out + (e * PANEL_ROWS + (size_t)r) * width, field + e * width, width);
+                }
+            out += width * count * PANEL_ROWS;
         }
 }
 

@@ -11,21 +11,22 @@
 #include <time.h>
 
 const pl_format pl_formats[DT_COUNT] = {
-    [DT_F32] = {"F32", 1, 4, {{4, 1}}},
-    [DT_F16] = {"F16", 2, 4, {{4, 1}}},
-    [DT_BF16] = {"BF16", 2, 4, {{4, 1}}},
-    [DT_Q4_0] = {"Q4_0", 32, 18, {{2, 1}, {1, 16}}},
-    [DT_Q4_1] = {"Q4_1", 32, 20, {{2, 2}, {1, 16}}},
-    [DT_Q5_0] = {"Q5_0", 32, 22, {{2, 1}, {1, 20}}},
-    [DT_Q5_1] = {"Q5_1", 32, 24, {{2, 2}, {1, 20}}},
-    [DT_Q8_0] = {"Q8_0", 32, 34, {{2, 1}, {1, 32}}},
-    [DT_Q2_K] = {"Q2_K", 256, 84, {{1, 80}, {2, 2}}},
-    [DT_Q3_K] = {"Q3_K", 256, 110, {{1, 108}, {2, 1}}},
-    [DT_Q4_K] = {"Q4_K", 256, 144, {{2, 2}, {1, 140}}},
-    [DT_Q5_K] = {"Q5_K", 256, 176, {{2, 2}, {1, 172}}},
-    [DT_Q6_K] = {"Q6_K", 256, 210, {{1, 208}, {2, 1}}},
-    [DT_IQ4_NL] = {"IQ4_NL", 32, 18, {{2, 1}, {1, 16}}},
-    [DT_IQ4_XS] = {"IQ4_XS", 256, 136, {{2, 1}, {1, 134}}},
+    [DT_F32] = {"F32", 1, 4, {{0, 4, 1}}},
+    [DT_F16] = {"F16", 2, 4, {{0, 4, 1}}},
+    [DT_BF16] = {"BF16", 2, 4, {{0, 4, 1}}},
+    [DT_Q4_0] = {"Q4_0", 32, 18, {{0, 2, 1}, {2, 4, 4}}},
+    [DT_Q4_1] = {"Q4_1", 32, 20, {{0, 2, 2}, {4, 4, 4}}},
+    [DT_Q5_0] = {"Q5_0", 32, 22, {{0, 2, 1}, {2, 4, 5}}},
+    [DT_Q5_1] = {"Q5_1", 32, 24, {{0, 2, 2}, {4, 4, 5}}},
+    [DT_Q8_0] = {"Q8_0", 32, 34, {{0, 2, 1}, {2, 4, 8}}},
+    [DT_Q2_K] = {"Q2_K", 256, 84, {{80, 2, 2}, {0, 4, 20}}},
+    [DT_Q3_K] = {"Q3_K", 256, 110, {{108, 2, 1}, {96, 4, 3}, {0, 4, 24}}},
+    [DT_Q4_K] = {"Q4_K", 256, 144, {{0, 2, 2}, {4, 4, 35}}},
+    [DT_Q5_K] = {"Q5_K", 256, 176, {{0, 2, 2}, {4, 4, 43}}},
+    [DT_Q6_K] = {"Q6_K", 256, 210, {{208, 2, 1}, {192, 4, 4}, {0, 4, 16}, {128, 4, 8}, {64, 4, 16}, {160, 4, 8}}},
+    [DT_IQ4_NL] = {"IQ4_NL", 32, 18, {{0, 2, 1}, {2, 4, 4}}},
+    [DT_IQ4_XS] = {"IQ4_XS", 256, 136, {{0, 2, 2}, {4, 4, 33}}},
+    [DT_MXFP4] = {"MXFP4", 32, 17, {{0, 1, 1}, {1, 4, 4}}},
 };
 
 /* Below this many multiply-adds, waking the threads costs more than they save. */
@@ -143,13 +144,19 @@ static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const pl_
 
 size_t pl_input_nbytes(pl_form form, int64_t tokens, int64_t cols)
 {
-    (void)form;
+    if (form == FORM_D16) return (size_t)tokens * (size_t)((cols + D16_COLS - 1) / D16_COLS) * sizeof(pl_d16);
     return tokens > 1 ? (size_t)tokens * (size_t)cols * sizeof(float) : 0;
 }
 
 void pl_make_input(const pl_kernels *k, int threads, pl_form form, const float *x, int64_t tokens, int64_t cols,
                    void *memory, pl_input *out)
 {
+    if (form == FORM_D16) {
+        int64_t blocks = tokens * cols / D16_COLS;
+        *out = (pl_input){.form = form, .tokens = tokens, .cols = cols, .data = memory};
+        SHARE(tokens * cols, static, first, last, blocks, 64, k->make_d16(x, tokens, memory, first, last))
+        return;
+    }
     int64_t tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
     *out = (pl_input){.form = form, .tokens = tokens, .cols = cols, .data = tokens > 1 ? memory : x};
     if (tokens > 1) {

@@ -3,6 +3,8 @@
 The planner asks for the bytes before anything is loaded; the decoder makes the buffers. Knows sizes, no arithmetic.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 from pyllama import _kernels as kernels
@@ -31,10 +33,10 @@ def _widest_input(shape: Shape) -> int:
     return max(columns[name] for name in ("normed", "attended", "gate"))
 
 
-def buffers_nbytes(shape: Shape, tokens: int) -> int:
-    """Bytes of Buffers for a pass of so many tokens, and of a row of logits."""
+def buffers_nbytes(shape: Shape, tokens: int, dtypes: Collection[str]) -> int:
+    """Bytes of Buffers for a pass of so many tokens through weights of these dtypes, and of a row of logits."""
     columns = tokens * sum(widths(shape).values()) + shape.vocab_size
-    return _FLOAT_NBYTES * columns + kernels.input_nbytes(tokens, _widest_input(shape))
+    return _FLOAT_NBYTES * columns + kernels.input_nbytes(tokens, _widest_input(shape), dtypes)
 
 
 class Buffers:

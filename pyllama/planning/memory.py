@@ -95,6 +95,7 @@ def make_plan(
         least_cache += cache_nbytes(shape, 1, kv_dtype)
         cache = least_cache + max(0, min(contexts * cache, budget // 4) - cache)
     order = matrices(model)
+    dtypes = {tensor.dtype for _, tensor in order}
     least_room = smallest_room(tensor for _, tensor in order)
     layer = _largest_layer(model)
     room = max(least_room, min(ROOM, layer // LEAST_SLOTS // SECTOR * SECTOR))
@@ -103,7 +104,7 @@ def make_plan(
 
     def plan(tokens: int, slots: int, room: int, cache: int) -> Plan:
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
-        activations = buffers_nbytes(shape, tokens)
+        activations = buffers_nbytes(shape, tokens, dtypes)
         process = interpreter + (stored // room + len(order)) * BLOCK_OBJECTS
         pinned = min(weights, budget - process - cache - activations - slots * room)
         return Plan(budget, context_length, tokens, slots, room, process, cache, activations, pinned, weights, stored)

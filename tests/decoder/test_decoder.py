@@ -152,8 +152,9 @@ def test_float16_cache_is_near_float32_and_not_it(folder):
 
 
 @pytest.mark.parametrize("dtype", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
-def test_quantized_weights_are_widened_exactly(tmp_path, dtype):
-    """A quantized file gives the bits of a float32 file that holds what the blocks stand for."""
+def test_quantized_weights_are_what_their_blocks_stand_for(tmp_path, dtype):
+    """A quantized file's logits are those of a float32 file that holds what the blocks stand for, but for what 16 bits
+    leave of activations: half of 1/32639 of the largest of 32. Random weights make much of little, so: on average."""
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = tiny.tiny_config(**sizes, head_dim=16)
     tensors = tiny.random_tensors(config, seed=3)
@@ -171,7 +172,9 @@ def test_quantized_weights_are_widened_exactly(tmp_path, dtype):
         widened[name] = values
     assert {t.dtype for t in checkpoint.tensors.values()} == {dtype, "F32"}
     tiny.write_huggingface(tmp_path / "hf", config, widened, dtype="F32")
-    assert same_bits(all_logits(decoder_of(tmp_path / "q.gguf")), all_logits(decoder_of(tmp_path / "hf")))
+    got, expected = all_logits(decoder_of(tmp_path / "q.gguf")), all_logits(decoder_of(tmp_path / "hf"))
+    assert np.abs(got - expected).mean() < 2 / 32639 * np.abs(expected).max()
+    assert (got.argmax(1) == expected.argmax(1)).all()
 
 
 def test_layers_may_rotate_each_in_its_own_way(tmp_path, monkeypatch):

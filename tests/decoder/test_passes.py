@@ -368,10 +368,13 @@ def test_the_planner_counts_the_bytes_that_buffers_have(tokens):
     buffers = Buffers(shape, tokens)
     made = {name: getattr(buffers, name).base for name in widths(shape)}
     assert {name: array.shape for name, array in made.items()} == {n: (tokens, w) for n, w in widths(shape).items()}
-    packed = kernels.input_nbytes(tokens, 90)
+    packed, whole = (kernels.input_nbytes(tokens, 90, [dtype]) for dtype in ("BF16", "Q8_0"))
     assert packed == (0 if tokens == 1 else 4 * tokens * 90)
+    assert whole == tokens * 3 * 96  # blocks of 32 columns: 64 bytes, their scale and sums
     assert (buffers.input.tokens, buffers.input.cols) == (tokens, 90)
-    assert buffers_nbytes(shape, tokens) == sum(array.nbytes for array in made.values()) + packed + 4 * 101
+    for dtypes, forms in ((["BF16", "F32"], packed), (["Q4_K", "Q8_0"], whole), (["F16", "Q6_K"], packed + whole)):
+        made_nbytes = sum(array.nbytes for array in made.values())
+        assert buffers_nbytes(shape, tokens, dtypes) == made_nbytes + forms + 4 * 101
 
 
 def test_a_rank_with_fewer_heads_has_smaller_pages_and_buffers(decoder):

@@ -200,7 +200,7 @@ def write_huggingface(
 
 GGML_NUMBERS = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11,
-    "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "BF16": 30,
+    "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "MXFP4": 39, "BF16": 30,
 }  # fmt: skip
 GGUF_NAMES = {
     "model.embed_tokens.": "token_embd.", "model.norm.": "output_norm.", "lm_head.": "output.",
@@ -388,7 +388,7 @@ def write_gguf(
 BLOCKS = {
     "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),
     "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
-    "IQ4_NL": (32, 18), "IQ4_XS": (256, 136),
+    "IQ4_NL": (32, 18), "IQ4_XS": (256, 136), "MXFP4": (32, 17),
 }  # fmt: skip
 
 
@@ -515,6 +515,8 @@ def _de_q6_k(b: np.ndarray) -> np.ndarray:
     return (_f16(b[:, 208:210]) * scale)[:, :, None] * q
 
 
+#: The values of OCP's E2M1, doubled, as ggml counts them.
+E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 LEVELS4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
@@ -543,6 +545,7 @@ _DEQUANTIZE = {
     "Q6_K": _de_q6_k,
     "IQ4_NL": lambda b: _f16(b[:, :2]) * LEVELS4[_nibbles(b[:, 2:])],
     "IQ4_XS": _de_iq4_xs,
+    "MXFP4": lambda b: np.ldexp(np.float32(1), b[:, :1].astype(int) - 128) * E2M1[_nibbles(b[:, 1:])],
 }
 
 
@@ -692,10 +695,18 @@ def _qu_iq4_xs(x: np.ndarray) -> np.ndarray:
     return np.concatenate([_bytes16(d), high.astype("<u2").reshape(-1, 1).view(np.uint8), low, packed], axis=1)
 
 
+def _qu_mxfp4(x: np.ndarray) -> np.ndarray:
+    largest = np.abs(x).max(axis=1)
+    exponent = np.where(largest > 0, np.floor(np.log2(np.maximum(largest, 1e-30))) - 2 + 127, 0).astype(np.int64)
+    scaled = x / np.ldexp(np.float64(1), exponent - 128)[:, None]
+    codes = np.abs(scaled[..., None] - E2M1.astype(np.float64)).argmin(axis=-1).astype(np.uint8)
+    return np.concatenate([exponent.astype(np.uint8)[:, None], _pack_nibbles(codes)], axis=1)
+
+
 _QUANTIZE = {
     "Q4_0": _qu_q4_0, "Q4_1": _qu_q4_1, "Q5_0": _qu_q5_0, "Q5_1": _qu_q5_1, "Q8_0": _qu_q8_0,
     "Q2_K": _qu_q2_k, "Q3_K": _qu_q3_k, "Q4_K": _qu_q4_k, "Q5_K": _qu_q5_k, "Q6_K": _qu_q6_k,
-    "IQ4_NL": _qu_iq4_nl, "IQ4_XS": _qu_iq4_xs,
+    "IQ4_NL": _qu_iq4_nl, "IQ4_XS": _qu_iq4_xs, "MXFP4": _qu_mxfp4,
 }  # fmt: skip
 
 

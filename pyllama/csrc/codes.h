@@ -1,0 +1,247 @@
+/* Quantized blocks as whole numbers: the codes of four columns in a row's four bytes, and float32 scales and minima.
+ * Included by body.h.
+ *
+ * Everything reads panels. A 4-byte field of VL rows is one vector, and what nibbles or bits it holds are codes of
+ * columns that lie a fixed distance apart: so a vector gives one of two runs of columns, A and B, at once. A `pair` is
+ * such two runs of 16 or 32 columns; a unit is four columns of each.
+ *
+ * Codes are unsigned, the format's bias still in them; those of signed formats as vb_signed() makes them.
+ */
+
+/* A block's pairs: so many parts of it have `pairs_of` each, alike but for where they lie. Loops over parts run, loops
+ * over pairs and units are unrolled. */
+INLINE int block_cols(const pl_dtype t)
+{
+    return t == DT_Q2_K || t == DT_Q3_K || t == DT_Q4_K || t == DT_Q5_K || t == DT_Q6_K || t == DT_IQ4_XS ? 256 : 32;
+}
+INLINE int parts_of(const pl_dtype t)
+{
+    if (block_cols(t) == 32) return 1;
+    return t == DT_IQ4_XS ? 8 : t == DT_Q4_K || t == DT_Q5_K ? 4 : 2;
+}
+INLINE int pairs_of(const pl_dtype t) { return t == DT_Q2_K || t == DT_Q3_K || t == DT_Q6_K ? 4 : 1; }
+INLINE int units_of(const pl_dtype t) { return t == DT_Q4_K || t == DT_Q5_K ? 8 : 4; }
+
+/* Columns that have one scale. */
+INLINE int scale_cols(const pl_dtype t) { return t == DT_Q2_K || t == DT_Q3_K || t == DT_Q6_K ? 16 : 32; }
+INLINE int has_minima(const pl_dtype t)
+{
+    return t == DT_Q4_1 || t == DT_Q5_1 || t == DT_Q2_K || t == DT_Q4_K || t == DT_Q5_K;
+}
+/* Codes that take all eight bits. */
+INLINE int is_wide(const pl_dtype t) { return t == DT_Q8_0 || t == DT_IQ4_NL || t == DT_IQ4_XS; }
+INLINE int bias_of(const pl_dtype t)
+{
+    switch (t) {
+    case DT_Q3_K: return 4;
+    case DT_Q4_0: return 8;
+    case DT_Q5_0: return 16;
+    case DT_Q6_K: return 32;
+    case DT_Q8_0: case DT_IQ4_NL: case DT_IQ4_XS: case DT_MXFP4: return SIGNED_BIAS;
+    default: return 0;
+    }
+}
+
+/* Where the runs of a pair begin, in 16 columns. */
+INLINE int run_a(const pl_dtype t, int part, const int pair)
+{
+    switch (t) {
+    case DT_Q4_K: case DT_Q5_K: return 4 * part;
+    case DT_Q6_K: return 8 * part + pair;                                    /* quarters 0 and 1 of a half */
+    case DT_Q2_K: case DT_Q3_K: return 8 * part + 4 * (pair >> 1) + (pair & 1); /* quarters 0 or 2 */
+    default: return 2 * part;
+    }
+}
+INLINE int run_b(const pl_dtype t, int part, const int pair)
+{
+    switch (t) {
+    case DT_Q6_K: return run_a(t, part, pair) + 4;
+    case DT_Q2_K: case DT_Q3_K: case DT_Q4_K: case DT_Q5_K: return run_a(t, part, pair) + 2;
+    default: return run_a(t, part, pair) + 1;
+    }
+}
+
+/* Four-bit codes of unevenly spaced levels: ggml's kvalues_iq4nl, and the values of OCP's E2M1 doubled; each as a byte in
+ * two's complement. */
+static const uint8_t iq4_levels[16] = {129, 152, 173, 191, 207, 221, 234, 246, 1, 13, 25, 38, 53, 69, 89, 113};
+static const uint8_t mxfp4_levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, 255, 254, 253, 252, 250, 248, 244};
+
+INLINE vb_table levels_of(const pl_dtype t)
+{
+    return vb_load_table(t == DT_MXFP4 ? mxfp4_levels : iq4_levels);
+}
+
+/* The 4-byte field number n of the run that begins at byte `at` of a block, for the rows from p on. */
+#define FIELD(at, n) (p + (size_t)(at) * PANEL_ROWS + (size_t)(n) * 4 * PANEL_ROWS)
+
+/* Unit u of a pair's two runs; p is the block, 4 bytes on for each row that is left out. */
+INLINE void pair_codes(const pl_dtype t, const uint8_t *p, int part, const int pair, const int u, vb_table levels, vb *a,
+                       vb *b)
+{
+    vb q, h;
+    (void)levels;
+    switch (t) {
+    case DT_Q4_0: case DT_Q4_1: case DT_Q4_K:
+        q = vb_load(t == DT_Q4_0 ? FIELD(2, u) : t == DT_Q4_1 ? FIELD(4, u) : FIELD(16, 8 * part + u));
+        *a = vb_low4(q);
+        *b = vb_high4(q);
+        return;
+    case DT_Q5_0: case DT_Q5_1:
+        q = vb_load(t == DT_Q5_0 ? FIELD(6, u) : FIELD(8, u));
+        h = vb_load(t == DT_Q5_0 ? FIELD(2, 0) : FIELD(4, 0));
+        *a = vb_or(vb_low4(q), vb_and(vb_bits(h, u), vb_set1(16)));
+        *b = vb_or(vb_high4(q), vb_and(vb_bits(h, 4 + u), vb_set1(16)));
+        return;
+    case DT_Q5_K:
+        q = vb_load(FIELD(48, 8 * part + u));
+        h = vb_shr_by(vb_load(FIELD(16, u)), 2 * part); /* bit 2 * part + i of a byte is now its bit i */
+        *a = vb_or(vb_low4(q), vb_and(vb_shl(h, 4), vb_set1(16)));
+        *b = vb_or(vb_high4(q), vb_and(vb_shl(h, 3), vb_set1(16)));
+        return;
+    case DT_Q8_0:
+        *a = vb_signed(vb_load(FIELD(2, u)));
+        *b = vb_signed(vb_load(FIELD(2, 4 + u)));
+        return;
+    case DT_Q6_K: /* a half: 16 fields of ql, then 8 of qh */
+        q = vb_load(FIELD(18 + 96 * part, 4 * pair + u));
+        h = vb_load(FIELD(18 + 96 * part + 64, 4 * (pair & 1) + u));
+        if (pair & 2) { /* quarters 1 and 3 */
+            *a = vb_or(vb_low4(q), vb_and(vb_shl(h, 2), vb_set1(48)));
+            *b = vb_or(vb_high4(q), vb_and(vb_shr(h, 2), vb_set1(48)));
+        } else {
+            *a = vb_or(vb_low4(q), vb_and(vb_shl(h, 4), vb_set1(48)));
+            *b = vb_or(vb_high4(q), vb_and(h, vb_set1(48)));
+        }
+        return;
+    case DT_Q2_K:
+        q = vb_load(FIELD(20, 8 * part + 4 * (pair & 1) + u));
+        if (pair & 2) q = vb_shr(q, 4); /* quarters 2 and 3 */
+        *a = vb_and(q, vb_set1(3));
+        *b = vb_and(vb_shr(q, 2), vb_set1(3));
+        return;
+    case DT_Q3_K:
+        q = vb_load(FIELD(46, 8 * part + 4 * (pair & 1) + u));
+        if (pair & 2) q = vb_shr(q, 4);
+        h = vb_shr_by(vb_load(FIELD(14, 4 * (pair & 1) + u)), 4 * part + (pair & 2));
+        *a = vb_or(vb_and(q, vb_set1(3)), vb_and(vb_shl(h, 2), vb_set1(4)));
+        *b = vb_or(vb_and(vb_shr(q, 2), vb_set1(3)), vb_and(vb_shl(h, 1), vb_set1(4)));
+        return;
+    case DT_IQ4_NL: case DT_IQ4_XS: case DT_MXFP4:
+        q = vb_load(t == DT_IQ4_NL ? FIELD(2, u) : t == DT_IQ4_XS ? FIELD(8, 4 * part + u) : FIELD(1, u));
+        *a = vb_lookup(levels, vb_low4(q));
+        *b = vb_lookup(levels, vb_high4(q));
+        return;
+    default: return;
+    }
+}
+
+/* Scales and minima of a panel's rows over up to 256 columns. */
+typedef struct {
+    float d[PANEL_ROWS], dmin[PANEL_ROWS]; /* of a block of 256; dmin negated */
+    float scale[16][PANEL_ROWS], min[16][PANEL_ROWS];
+} block_scales;
+
+#define HALF_FIELD(at) ((const uint16_t *)(p + (size_t)(at) * PANEL_ROWS))
+INLINE void halves(const uint16_t *p, float *out)
+{
+    for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) {
+        vf d[NG];
+        load16_f16(p + g, d);
+        EACH v_store(out + g + v * VL, d[v]);
+    }
+}
+/* Byte i of each row's four bytes, less `bias`. */
+INLINE void bytes_to_floats(const vi *fields, int i, int bias, float *out)
+{
+    for (int v = 0; v < PANEL_ROWS / VL; v++) {
+        vi byte = i == 3 ? vi_shr(fields[v], 24) : vi_and(vi_shr_by(fields[v], 8 * i), vi_set1(255));
+        v_store(out + v * VL, vi_float(bias ? vi_sub(byte, vi_set1(bias)) : byte));
+    }
+}
+INLINE void signed_bytes_to_floats(const vi *fields, int i, float *out)
+{
+    for (int v = 0; v < PANEL_ROWS / VL; v++) {
+        vi byte = vi_shr_by(fields[v], 8 * i);
+        v_store(out + v * VL, vi_float(vi_sub(vi_and(vi_add(byte, vi_set1(128)), vi_set1(255)), vi_set1(128))));
+    }
+}
+
+/* Of one block: number j of several of 32 columns, or the one of 256. */
+INLINE void scales_of(const pl_dtype t, const uint8_t *p, int j, block_scales *s)
+{
+    enum { N = PANEL_ROWS / VL };
+    vi f[4][N], g[N];
+#define LOAD(at, count) \
+    for (int n = 0; n < (count); n++) \
+        for (int v = 0; v < N; v++) f[n][v] = vi_load(FIELD(at, n) + 4 * v * VL)
+    switch (t) {
+    case DT_Q4_0: case DT_Q5_0: case DT_Q8_0: case DT_IQ4_NL: halves(HALF_FIELD(0), s->scale[j]); return;
+    case DT_Q4_1: case DT_Q5_1:
+        halves(HALF_FIELD(0), s->scale[j]);
+        halves(HALF_FIELD(2), s->min[j]);
+        return;
+    case DT_MXFP4: /* 2^(e - 128), for the levels are doubled; that of 0 and 1 is subnormal */
+        for (int r = 0; r < PANEL_ROWS; r++) {
+            uint32_t bits = p[r] < 2 ? 0x00200000u << p[r] : (uint32_t)(p[r] - 1) << 23;
+            memcpy(&s->scale[j][r], &bits, sizeof bits);
+        }
+        return;
+    case DT_Q2_K: /* four bits of scale, four of minimum */
+        halves(HALF_FIELD(0), s->d);
+        halves(HALF_FIELD(2), s->dmin);
+        LOAD(4, 4);
+        for (int n = 0; n < 4; n++)
+            for (int i = 0; i < 4; i++)
+                for (int v = 0; v < N; v++) {
+                    vi byte = vi_shr_by(f[n][v], 8 * i);
+                    v_store(s->scale[4 * n + i] + v * VL, vi_float(vi_and(byte, vi_set1(15))));
+                    v_store(s->min[4 * n + i] + v * VL, vi_float(vi_and(vi_shr(byte, 4), vi_set1(15))));
+                }
+        break;
+    case DT_Q3_K: /* 16 scales of 6 bits: the low 4 in 8 bytes' nibbles, the high 2 in the fours of 4 bytes, biased by 32 */
+        halves(HALF_FIELD(0), s->d);
+        LOAD(2, 3);
+        for (int n = 0; n < 4; n++) {
+            for (int v = 0; v < N; v++) {
+                vi low = vi_and(n < 2 ? f[n][v] : vi_shr(f[n - 2][v], 4), vi_set1(0x0f0f0f0f));
+                g[v] = vi_or(low, vi_shl(vi_and(vi_shr_by(f[2][v], 2 * n), vi_set1(0x03030303)), 4));
+            }
+            for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 32, s->scale[4 * n + i]);
+        }
+        return;
+    case DT_Q4_K: case DT_Q5_K: /* 8 scales and 8 minima of 6 bits in 12 bytes */
+        halves(HALF_FIELD(0), s->d);
+        halves(HALF_FIELD(2), s->dmin);
+        LOAD(4, 3);
+        for (int v = 0; v < N; v++) g[v] = vi_and(f[0][v], vi_set1(0x3f3f3f3f));
+        for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 0, s->scale[i]);
+        for (int v = 0; v < N; v++) g[v] = vi_and(f[1][v], vi_set1(0x3f3f3f3f));
+        for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 0, s->min[i]);
+        for (int v = 0; v < N; v++)
+            g[v] = vi_or(vi_and(f[2][v], vi_set1(0x0f0f0f0f)), vi_and(vi_shr(f[0][v], 2), vi_set1(0x30303030)));
+        for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 0, s->scale[4 + i]);
+        for (int v = 0; v < N; v++)
+            g[v] = vi_or(vi_and(vi_shr(f[2][v], 4), vi_set1(0x0f0f0f0f)), vi_and(vi_shr(f[1][v], 2), vi_set1(0x30303030)));
+        for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 0, s->min[4 + i]);
+        break;
+    case DT_Q6_K: /* 16 signed bytes */
+        halves(HALF_FIELD(0), s->d);
+        LOAD(2, 4);
+        for (int n = 0; n < 4; n++)
+            for (int i = 0; i < 4; i++) signed_bytes_to_floats(f[n], i, s->scale[4 * n + i]);
+        return;
+    case DT_IQ4_XS: /* 8 scales of 6 bits, biased by 32: the low 4 in nibbles, the high 2 in a 16-bit field */
+        halves(HALF_FIELD(0), s->d);
+        LOAD(4, 1);
+        for (int n = 0; n < 8; n++)
+            for (int r = 0; r < PANEL_ROWS; r++) {
+                const uint8_t nibbles = FIELD(4, 0)[4 * r + n / 2];
+                const int low = n & 1 ? nibbles >> 4 : nibbles & 15;
+                s->scale[n][r] = (float)((low | (HALF_FIELD(2)[r] >> 2 * n & 3) << 4) - 32);
+            }
+        return;
+    default: return;
+    }
+    for (int v = 0; v < N; v++) v_store(s->dmin + v * VL, v_sub(v_set1(0.0f), v_load(s->dmin + v * VL)));
+#undef LOAD
+}
