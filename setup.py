@@ -7,7 +7,7 @@ Environment switches:
     PYLLAMA_OPENMP=0                    build without OpenMP (default: use it if the compiler has it)
     PYLLAMA_WERROR=1                    warnings in csrc/ are errors
     PYLLAMA_DEBUG=1                     -O0 -g and assertions
-    PYLLAMA_VNNI_IN_AVX2=1              the kernels for AVX512-VNNI with its one instruction spelled out in AVX2, for tests
+    PYLLAMA_VNNI_IN_AVX2=1              kernels for AVX512-VNNI, its one instruction spelled out in AVX2, for tests
     PYLLAMA_SANITIZE=address,undefined  sanitizers; the interpreter then needs LD_PRELOAD of their runtimes
 """
 

@@ -55,31 +55,28 @@ static pl_matrix weights(const pl_kernels *k, const char *name, pl_layout layout
     return out;
 }
 
-static int64_t matmul(const pl_kernels *k, const pl_matrix *w, int64_t tokens, const float *x, float *packed, float *out)
-{
-    pl_input inputs[FORM_COUNT];
-    pl_form form = pl_form_of(w->dtype);
-    pl_make_input(k, 1, form, x, tokens, COLS, packed, &inputs[form]);
-    pl_matmul(k, 1, w, &(pl_out){1, out, ROWS}, 1, inputs);
-    return ROWS * COLS * tokens;
-}
-
 int main(int argc, char **argv)
 {
     if (argc != 4) return 2;
     const char *what = argv[1];
     int64_t tokens = atoll(argv[2]), repeats = atoll(argv[3]), units = 0;
     const pl_kernels *k = pl_isa(0);
-    if (k == NULL || strcmp(k->isa, "neon")) return 2;
+    if (k == NULL || (strcmp(k->isa, "neon") && strcmp(k->isa, "dotprod"))) return 2;
     float *x = floats((size_t)tokens * COLS), *y = floats((size_t)tokens * COLS), *out = floats((size_t)tokens * COLS);
-    float *packed = floats((size_t)tokens * COLS);
+    float *packed = allocate(pl_input_nbytes(FORM_F32, tokens, COLS) + pl_input_nbytes(FORM_D16, tokens, COLS));
 
     if (!strncmp(what, "matmul_", 7)) { /* units: weights times tokens */
         pl_layout layout = strcmp(what, "matmul_bf12") ? LAYOUT_PANELS : LAYOUT_PACKED;
         char name[16];
         snprintf(name, sizeof name, "%s", layout == LAYOUT_PACKED ? "BF16" : what + 7);
         pl_matrix w = weights(k, name, layout);
-        while (repeats--) units = matmul(k, &w, tokens, x, packed, out);
+        pl_input inputs[FORM_COUNT];
+        const pl_form form = pl_form_of(w.dtype);
+        pl_make_input(k, 1, form, x, tokens, COLS, packed, &inputs[form]);
+        while (repeats--) pl_matmul(k, 1, &w, &(pl_out){1, out, ROWS}, 1, inputs), units = ROWS * COLS * tokens;
+    } else if (!strcmp(what, "make_d16")) { /* elements */
+        pl_input input;
+        while (repeats--) pl_make_input(k, 1, FORM_D16, x, tokens, COLS, packed, &input), units = tokens * COLS;
     } else if (!strcmp(what, "rmsnorm")) { /* the following: elements */
         while (repeats--) pl_rmsnorm(k, 1, x, y, 1e-5f, tokens, COLS, out), units = tokens * COLS;
     } else if (!strcmp(what, "swiglu")) {

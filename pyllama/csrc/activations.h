@@ -4,36 +4,38 @@
  * all numbers: converted to an integer it would be another on each machine. */
 INLINE void d16_of(const float *x, int32_t *whole, pl_d16 *out)
 {
-    int32_t bits[D16_COLS], top = 0;
-    memcpy(bits, x, sizeof bits);
-    for (int c = 0; c < D16_COLS; c++) {
-        int32_t magnitude = bits[c] & 0x7fffffff;
-        top = magnitude > top ? magnitude : top;
+    enum { N = D16_COLS / VL };
+    int32_t largest[VL], top = 0;
+    vi most = vi_set1(0);
+    for (int v = 0; v < N; v++) most = vi_max(most, vi_and(v_as_int(v_load(x + v * VL)), vi_set1(0x7fffffff)));
+    vi_store(largest, most);
+    for (int i = 0; i < VL; i++) top = largest[i] > top ? largest[i] : top;
+    float a, scale = 0.0f;
+    memcpy(&a, &top, sizeof a);
+    if (top >= 0x7f800000 || a < 0x1p-90f) { /* infinity times 0 would be a NaN */
+        if (top >= 0x7f800000) scale = __builtin_nanf("");
+        memset(whole, 0, D16_COLS * sizeof *whole);
+        *out = (pl_d16){.scale = scale, .sum = scale, .half_sums = {scale, scale}};
+        return;
     }
-    float largest, scale = 0.0f, inverse = 0.0f;
-    memcpy(&largest, &top, sizeof largest);
-    const int number = top < 0x7f800000, counts = number && largest >= 0x1p-90f;
-    if (counts) {
-        scale = largest / (float)D16_TOP;
-        inverse = (float)D16_TOP / largest;
+    scale = a / (float)D16_TOP;
+    const vf inverse = v_set1((float)D16_TOP / a);
+    vi sums[2] = {vi_set1(0), vi_set1(0)};
+    for (int v = 0; v < N; v++) {
+        vi rounded = v_round(v_mul(v_load(x + v * VL), inverse));
+        vi_store(whole + v * VL, rounded);
+        sums[v * VL / 16] = vi_add(sums[v * VL / 16], rounded);
     }
-    for (int c = 0; c < D16_COLS; c++) {
-        float kept = counts ? x[c] : 0.0f; /* infinity times 0 would be a NaN */
-        whole[c] = (int32_t)rintf(kept * inverse);
-    }
-    int32_t totals[2] = {0, 0};
-    for (int c = 0; c < 16; c++) {
-        totals[0] += whole[c];
-        totals[1] += whole[16 + c];
-    }
-    if (!number) scale = __builtin_nanf("");
-    out->scale = scale;
-    out->total = totals[0] + totals[1];
-    out->sum = (float)out->total * scale;
     for (int h = 0; h < 2; h++) {
-        out->totals[h] = totals[h];
-        out->half_sums[h] = (float)totals[h] * scale;
+        int32_t each[VL];
+        vi_store(each, sums[h]);
+        out->totals[h] = 0;
+        for (int i = 0; i < VL; i++) out->totals[h] += each[i];
+        out->half_sums[h] = (float)out->totals[h] * scale;
     }
+    out->scale = scale;
+    out->total = out->totals[0] + out->totals[1];
+    out->sum = (float)out->total * scale;
     out->unused = 0;
 }
 

@@ -8,11 +8,27 @@
  * Codes are unsigned, the format's bias still in them; those of signed formats as vb_signed() makes them.
  */
 
+/* Loops of units, pairs and vectors, whose arrays are meant for registers: but for scalar code, which has too few. */
+#if VL > 1
+#define UNROLL _Pragma("GCC unroll 8")
+#else
+#define UNROLL
+#endif
+
 /* A block's pairs: so many parts of it have `pairs_of` each, alike but for where they lie. Loops over parts run, loops
  * over pairs and units are unrolled. */
 INLINE int block_cols(const pl_dtype t)
 {
     return t == DT_Q2_K || t == DT_Q3_K || t == DT_Q4_K || t == DT_Q5_K || t == DT_Q6_K || t == DT_IQ4_XS ? 256 : 32;
+}
+/* Of pl_formats, where the compiler sees them. */
+INLINE int block_nbytes(const pl_dtype t)
+{
+    static const int nbytes[DT_COUNT] = {
+        [DT_Q4_0] = 18, [DT_Q4_1] = 20, [DT_Q5_0] = 22, [DT_Q5_1] = 24, [DT_Q8_0] = 34, [DT_Q2_K] = 84, [DT_Q3_K] = 110,
+        [DT_Q4_K] = 144, [DT_Q5_K] = 176, [DT_Q6_K] = 210, [DT_IQ4_NL] = 18, [DT_IQ4_XS] = 136, [DT_MXFP4] = 17,
+    };
+    return nbytes[t];
 }
 INLINE int parts_of(const pl_dtype t)
 {
@@ -151,23 +167,32 @@ INLINE void halves(const uint16_t *p, float *out)
     }
 }
 /* Byte i of each row's four bytes, less `bias`. */
-INLINE void bytes_to_floats(const vi *fields, int i, int bias, float *out)
+INLINE void bytes_to_floats(const vi *fields, const int i, const int bias, float *out)
 {
     for (int v = 0; v < PANEL_ROWS / VL; v++) {
-        vi byte = i == 3 ? vi_shr(fields[v], 24) : vi_and(vi_shr_by(fields[v], 8 * i), vi_set1(255));
+        vi byte = vi_byte(fields[v], i);
         v_store(out + v * VL, vi_float(bias ? vi_sub(byte, vi_set1(bias)) : byte));
     }
 }
-INLINE void signed_bytes_to_floats(const vi *fields, int i, float *out)
+INLINE void signed_bytes_to_floats(const vi *fields, const int i, float *out)
 {
-    for (int v = 0; v < PANEL_ROWS / VL; v++) {
-        vi byte = vi_shr_by(fields[v], 8 * i);
-        v_store(out + v * VL, vi_float(vi_sub(vi_and(vi_add(byte, vi_set1(128)), vi_set1(255)), vi_set1(128))));
-    }
+    for (int v = 0; v < PANEL_ROWS / VL; v++)
+        v_store(out + v * VL, vi_float(vi_sub(vi_byte(vi_xor(fields[v], vi_set1((int32_t)0x80808080)), i), vi_set1(128))));
 }
 
-/* Of one block: number j of several of 32 columns, or the one of 256. */
-INLINE void scales_of(const pl_dtype t, const uint8_t *p, int j, block_scales *s)
+/* Sum j of x's block, as what it stands for. */
+INLINE float sum_of(const pl_d16 *x, const int narrow, int j) { return narrow ? x[j >> 1].half_sums[j & 1] : x[j].sum; }
+
+/* Minimum number j of a block of 256: kept, or with one token multiplied and added at once. */
+INLINE void take_min(vi value, int v, const int narrow, int j, block_scales *s, const int one, const pl_d16 *x, vf *mb)
+{
+    if (!one) v_store(s->min[j] + v * VL, vi_float(value));
+    else mb[v] = v_fma(vi_float(value), v_set1(sum_of(x, narrow, j)), j ? mb[v] : v_set1(0.0f));
+}
+
+/* Of one block: number j of several of 32 columns, or the one of 256. For `one` token minima of the latter are not kept
+ * but, times x, summed up in mb. */
+INLINE void scales_of(const pl_dtype t, const uint8_t *p, int j, block_scales *s, const int one, const pl_d16 *x, vf *mb)
 {
     enum { N = PANEL_ROWS / VL };
     vi f[4][N], g[N];
@@ -190,12 +215,14 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, int j, block_scales *s
         halves(HALF_FIELD(0), s->d);
         halves(HALF_FIELD(2), s->dmin);
         LOAD(4, 4);
+        UNROLL
         for (int n = 0; n < 4; n++)
+            UNROLL
             for (int i = 0; i < 4; i++)
                 for (int v = 0; v < N; v++) {
-                    vi byte = vi_shr_by(f[n][v], 8 * i);
+                    vi byte = vi_byte(f[n][v], i);
                     v_store(s->scale[4 * n + i] + v * VL, vi_float(vi_and(byte, vi_set1(15))));
-                    v_store(s->min[4 * n + i] + v * VL, vi_float(vi_and(vi_shr(byte, 4), vi_set1(15))));
+                    take_min(vi_shr(byte, 4), v, 1, 4 * n + i, s, one, x, mb);
                 }
         break;
     case DT_Q3_K: /* 16 scales of 6 bits: the low 4 in 8 bytes' nibbles, the high 2 in the fours of 4 bytes, biased by 32 */
@@ -206,6 +233,7 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, int j, block_scales *s
                 vi low = vi_and(n < 2 ? f[n][v] : vi_shr(f[n - 2][v], 4), vi_set1(0x0f0f0f0f));
                 g[v] = vi_or(low, vi_shl(vi_and(vi_shr_by(f[2][v], 2 * n), vi_set1(0x03030303)), 4));
             }
+            UNROLL
             for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 32, s->scale[4 * n + i]);
         }
         return;
@@ -213,32 +241,35 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, int j, block_scales *s
         halves(HALF_FIELD(0), s->d);
         halves(HALF_FIELD(2), s->dmin);
         LOAD(4, 3);
-        for (int v = 0; v < N; v++) g[v] = vi_and(f[0][v], vi_set1(0x3f3f3f3f));
-        for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 0, s->scale[i]);
-        for (int v = 0; v < N; v++) g[v] = vi_and(f[1][v], vi_set1(0x3f3f3f3f));
-        for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 0, s->min[i]);
-        for (int v = 0; v < N; v++)
-            g[v] = vi_or(vi_and(f[2][v], vi_set1(0x0f0f0f0f)), vi_and(vi_shr(f[0][v], 2), vi_set1(0x30303030)));
-        for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 0, s->scale[4 + i]);
-        for (int v = 0; v < N; v++)
-            g[v] = vi_or(vi_and(vi_shr(f[2][v], 4), vi_set1(0x0f0f0f0f)), vi_and(vi_shr(f[1][v], 2), vi_set1(0x30303030)));
-        for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 0, s->min[4 + i]);
+        for (int v = 0; v < N; v++) {
+            const vi low[2] = {vi_and(f[0][v], vi_set1(0x3f3f3f3f)), vi_and(f[1][v], vi_set1(0x3f3f3f3f))};
+            const vi top[2] = {vi_and(vi_shr(f[0][v], 2), vi_set1(0x30303030)), vi_and(vi_shr(f[1][v], 2), vi_set1(0x30303030))};
+            const vi high[2] = {vi_or(vi_and(f[2][v], vi_set1(0x0f0f0f0f)), top[0]),
+                                vi_or(vi_and(vi_shr(f[2][v], 4), vi_set1(0x0f0f0f0f)), top[1])};
+            UNROLL
+            for (int i = 0; i < 8; i++) {
+                v_store(s->scale[i] + v * VL, vi_float(vi_byte(i < 4 ? low[0] : high[0], i & 3)));
+                take_min(vi_byte(i < 4 ? low[1] : high[1], i & 3), v, 0, i, s, one, x, mb);
+            }
+        }
         break;
     case DT_Q6_K: /* 16 signed bytes */
         halves(HALF_FIELD(0), s->d);
         LOAD(2, 4);
         for (int n = 0; n < 4; n++)
+            UNROLL
             for (int i = 0; i < 4; i++) signed_bytes_to_floats(f[n], i, s->scale[4 * n + i]);
         return;
     case DT_IQ4_XS: /* 8 scales of 6 bits, biased by 32: the low 4 in nibbles, the high 2 in a 16-bit field */
         halves(HALF_FIELD(0), s->d);
         LOAD(4, 1);
+        for (int half = 0; half < 2; half++) { /* scales 0, 2, 4, 6 in the low nibbles, the others in the high ones */
+            for (int v = 0; v < N; v++) g[v] = vi_and(vi_shr_by(f[0][v], 4 * half), vi_set1(0x0f0f0f0f));
+            UNROLL
+            for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 32, s->scale[2 * i + half]);
+        }
         for (int n = 0; n < 8; n++)
-            for (int r = 0; r < PANEL_ROWS; r++) {
-                const uint8_t nibbles = FIELD(4, 0)[4 * r + n / 2];
-                const int low = n & 1 ? nibbles >> 4 : nibbles & 15;
-                s->scale[n][r] = (float)((low | (HALF_FIELD(2)[r] >> 2 * n & 3) << 4) - 32);
-            }
+            for (int r = 0; r < PANEL_ROWS; r++) s->scale[n][r] += (float)((HALF_FIELD(2)[r] >> 2 * n & 3) << 4);
         return;
     default: return;
     }

@@ -5,13 +5,6 @@
  * that stays in the first-level cache, and multiplied with all tokens before the next ones.
  */
 
-/* Loops of units, pairs and vectors, whose arrays are meant for registers: but for scalar code, which has too few. */
-#if VL > 1
-#define UNROLL _Pragma("GCC unroll 8")
-#else
-#define UNROLL
-#endif
-
 enum {
     PANEL_VECTORS = PANEL_ROWS / VL,
     TILE_NBYTES = BLOCK_COLS / 4 * PANEL_VECTORS * TILE_UNIT /* codes of a panel, BLOCK_COLS wide, unpacked */
@@ -19,7 +12,6 @@ enum {
 
 INLINE const uint8_t *codes_of(const pl_d16 *x, int run) { return x[run >> 1].codes[run & 1]; }
 INLINE int32_t total_of(const pl_d16 *x, const int narrow, int j) { return narrow ? x[j >> 1].totals[j & 1] : x[j].total; }
-INLINE float sum_of(const pl_d16 *x, const int narrow, int j) { return narrow ? x[j >> 1].half_sums[j & 1] : x[j].sum; }
 
 /* Sum j of a block, without its codes' bias, as what it stands for but for the weights' scales. */
 INLINE vf unscaled(vi sum, const pl_d16 *x, const int narrow, int j, const int bias)
@@ -38,10 +30,11 @@ INLINE vf add_minima(const block_scales *s, int r, const pl_d16 *x, const int na
 
 /* One token. */
 
-/* Ask for part i of n of what a group of rows has of the block that lies AHEAD. */
-INLINE void prefetch_part(const uint8_t *p, int64_t nbytes, int i, const int n)
+/* Ask for `nbytes` of what lies AHEAD of p. */
+INLINE void prefetch_ahead(const uint8_t *p, const int nbytes)
 {
-    for (int64_t at = nbytes * i / n & ~63ll; at < nbytes * (i + 1) / n; at += 64) prefetch(p + at, AHEAD);
+    UNROLL
+    for (int at = 0; at < nbytes; at += 64) prefetch(p + at, AHEAD);
 }
 
 /* Sums of one pair for `nv` vectors of rows: of run A in sa and of run B in sb, or of both in sa. */
@@ -71,12 +64,12 @@ INLINE void pair_sums(const pl_dtype t, const uint8_t *p, int part, const int pa
 /* acc[r] += what one block of 32 columns adds. */
 INLINE void one_small(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_table levels, float *acc)
 {
-    const int64_t nbytes = pl_formats[t].nbytes * PANEL_ROWS;
+    const int nbytes = block_nbytes(t) * GROUP_ROWS;
     block_scales s;
-    scales_of(t, p, 0, &s);
+    scales_of(t, p, 0, &s, 0, NULL, NULL);
     for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) {
         vi sum[NG];
-        prefetch_part(p, nbytes, g / GROUP_ROWS, PANEL_ROWS / GROUP_ROWS);
+        prefetch_ahead(p + g / GROUP_ROWS * nbytes, nbytes);
         pair_sums(t, p + 4 * g, 0, 0, x, levels, NG, 1, sum, sum);
         EACH {
             const int r = g + v * VL;
@@ -94,14 +87,16 @@ INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
     enum { NV = LARGE_VECTORS };
     const int narrow = scale_cols(t) == 16, per = narrow ? 1 : 2, merged = t == DT_IQ4_XS;
     const int pairs = pairs_of(t), waiting = t == DT_Q6_K ? 4 : pairs == 4 ? 2 : 1;
-    const int64_t nbytes = pl_formats[t].nbytes * PANEL_ROWS;
+    const int nbytes = block_nbytes(t) * NV * VL / parts_of(t);
     block_scales s;
-    scales_of(t, p, 0, &s);
+    vf mb[PANEL_VECTORS];
+    scales_of(t, p, 0, &s, 1, x, mb);
     for (int g = 0; g < PANEL_ROWS; g += NV * VL) {
         vf blk[NV];
         for (int v = 0; v < NV; v++) blk[v] = v_set1(0.0f);
+        UNROLL
         for (int part = 0; part < parts_of(t); part++) {
-            prefetch_part(p, nbytes, g / (NV * VL) * parts_of(t) + part, parts_of(t) * (PANEL_VECTORS / NV));
+            prefetch_ahead(p + (g / (NV * VL) * parts_of(t) + part) * nbytes, nbytes);
             UNROLL
             for (int first = 0; first < pairs; first += waiting) {
                 vi sa[NV], sb[4][NV];
@@ -125,7 +120,7 @@ INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
         for (int v = 0; v < NV; v++) {
             const int r = g + v * VL;
             vf a = v_fma(blk[v], v_load(s.d + r), v_load(acc + r));
-            if (has_minima(t)) a = add_minima(&s, r, x, narrow, a);
+            if (has_minima(t)) a = v_fma(mb[g / VL + v], v_load(s.dmin + r), a);
             v_store(acc + r, a);
         }
     }
@@ -138,7 +133,7 @@ INLINE void unpack_codes(const pl_dtype t, const uint8_t *p, int64_t cols, uint8
 {
     const vb_table levels = levels_of(t);
     for (int j = 0; j < cols / block_cols(t); j++, p += pl_formats[t].nbytes * PANEL_ROWS) {
-        scales_of(t, p, j, s);
+        scales_of(t, p, j, s, 0, NULL, NULL);
         for (int part = 0; part < parts_of(t); part++)
             UNROLL
             for (int pair = 0; pair < pairs_of(t); pair++) {
@@ -311,7 +306,7 @@ INLINE void widen_block(const pl_dtype t, const uint8_t *p, int64_t rows, float 
     const vb_table levels = levels_of(t);
     const int narrow = scale_cols(t) == 16;
     block_scales s;
-    scales_of(t, p, 0, &s);
+    scales_of(t, p, 0, &s, 0, NULL, NULL);
     for (int part = 0; part < parts_of(t); part++)
       UNROLL
       for (int pair = 0; pair < pairs_of(t); pair++)

@@ -33,6 +33,16 @@ INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 #define vi_shl(a, n) _mm256_slli_epi32(a, n)
 #define vi_shr(a, n) _mm256_srli_epi32(a, n)
 INLINE vi vi_shr_by(vi a, int n) { return _mm256_srli_epi32(a, n); }
+INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
+INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((vi *)p, a); }
+INLINE vi v_round(vf a) { return _mm256_cvtps_epi32(a); }
+INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+INLINE vi vi_byte(vi a, const int i)
+{
+    const __m128i lanes = _mm_setr_epi8((char)i, -1, -1, -1, (char)(4 + i), -1, -1, -1, (char)(8 + i), -1, -1, -1,
+                                        (char)(12 + i), -1, -1, -1);
+    return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(lanes));
+}
 INLINE vi vi_load(const uint8_t *p) { return _mm256_loadu_si256((const vi *)p); }
 INLINE vf vi_float(vi a) { return _mm256_cvtepi32_ps(a); }
 INLINE vf vi_as_float(vi a) { return _mm256_castsi256_ps(a); }

@@ -38,6 +38,18 @@ INLINE vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
 #define vi_shr(a, n) \
     ((n) == 0 ? (a) : vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), (n) == 0 ? 1 : (n))))
 INLINE vi vi_shr_by(vi a, int n) { return (vi)((uint32x4_t)a >> n); }
+INLINE vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
+INLINE void vi_store(int32_t *p, vi a) { vst1q_s32(p, a); }
+INLINE vi v_round(vf a) { return vcvtnq_s32_f32(a); }
+INLINE vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
+INLINE vi vi_byte(vi a, const int i)
+{
+    if (i == 3) return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), 24));
+    const uint8_t b = (uint8_t)i;
+    const uint8x16_t lanes = {b, 255, 255, 255, (uint8_t)(4 + b), 255, 255, 255, (uint8_t)(8 + b), 255, 255, 255,
+                              (uint8_t)(12 + b), 255, 255, 255};
+    return vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s32(a), lanes));
+}
 INLINE vi vi_load(const uint8_t *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
 INLINE vf vi_float(vi a) { return vcvtq_f32_s32(a); }
 INLINE vf vi_as_float(vi a) { return vreinterpretq_f32_s32(a); }
@@ -190,7 +202,7 @@ INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const int wid
     d.high = dot4(d.high, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(vld1q_u8(x + 16)), u);
     return d;
 }
-INLINE vi dot_sum(dot d, const int wide) { (void)wide; return vaddq_s32(d.low, vshlq_n_s32(d.high, 8)); }
+INLINE vi dot_sum(dot d, const int wide) { (void)wide; return vmlaq_n_s32(d.low, d.high, 256); }
 INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x) { (void)tokens, put_planes(whole, x); }
 enum { TILE_UNIT = 16, LARGE_VECTORS = 4, MANY_VECTORS = 2, MANY_TOKENS = 3 };
 #define TILE_BIAS(bias) 0
@@ -211,10 +223,8 @@ INLINE int32x4_t add_products(int32x4_t sums, int8x8_t a, int8x8_t b)
 }
 INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const int wide)
 {
-    int32_t low4, high4;
-    memcpy(&low4, x + 4 * u, 4);
-    memcpy(&high4, x + 16 + 4 * u, 4);
-    const int8x8_t low = vreinterpret_s8_s32(vdup_n_s32(low4)), high = vreinterpret_s8_s32(vdup_n_s32(high4));
+    const int8x8_t low = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(x + 4 * u)));
+    const int8x8_t high = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(x + 16 + 4 * u)));
     const int8x16_t w = vreinterpretq_s8_u8(codes);
     if (wide) {
         const int16x8_t whole = vaddw_s8(vshll_n_s8(high, 8), low), a = vmovl_s8(vget_low_s8(w)), b = vmovl_high_s8(w);
@@ -238,7 +248,7 @@ INLINE int32x4_t pair_up(int32x4_t a, int32x4_t b)
 INLINE vi dot_sum(dot d, const int wide)
 {
     if (wide) return vpaddq_s32(vpaddq_s32(d.r[0], d.r[1]), vpaddq_s32(d.r[2], d.r[3]));
-    return vaddq_s32(pair_up(d.r[0], d.r[1]), vshlq_n_s32(pair_up(d.r[2], d.r[3]), 8));
+    return vmlaq_n_s32(pair_up(d.r[0], d.r[1]), pair_up(d.r[2], d.r[3]), 256);
 }
 /* Several tokens: columns of 16-bit codes, four rows a vector, times one of 16 columns of 16-bit activations. */
 INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x)

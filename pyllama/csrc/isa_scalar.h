@@ -31,6 +31,11 @@ INLINE vi vi_sub(vi a, vi b) { return (vi)((uint32_t)a - (uint32_t)b); }
 #define vi_shl(a, n) ((vi)((uint32_t)(a) << (n)))
 #define vi_shr(a, n) ((vi)((uint32_t)(a) >> (n)))
 INLINE vi vi_shr_by(vi a, int n) { return (vi)((uint32_t)a >> n); }
+INLINE vi vi_max(vi a, vi b) { return a > b ? a : b; }
+INLINE void vi_store(int32_t *p, vi a) { *p = a; }
+INLINE vi v_round(vf a) { return (vi)rintf(a); } /* to the nearest, even; of numbers that fit */
+INLINE vi vi_xor(vi a, vi b) { return a ^ b; }
+INLINE vi vi_byte(vi a, int i) { return (vi)((uint32_t)a >> 8 * i & 255); } /* byte i of each lane */
 INLINE vi vi_load(const uint8_t *p) { vi a; memcpy(&a, p, 4); return a; }
 INLINE vf vi_float(vi a) { return (float)a; }
 INLINE vf vi_as_float(vi a) { vf f; memcpy(&f, &a, 4); return f; }

@@ -52,8 +52,12 @@ def random_blocks(dtype, rows, cols, rng, finite=True):
 
 def hostile(tokens, cols, rng):
     """A block of each kind that could go wrong."""
-    x = (rng.standard_normal((tokens, cols)) * np.exp2(rng.integers(-20, 20, (tokens, cols // 32)).repeat(32, 1))).astype(np.float32)
-    for block, value in enumerate((np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 2.0**-90, 2.0**-91, -(2.0**-90), 3.4e38, 1e38)):
+    x = (
+        rng.standard_normal((tokens, cols)) * np.exp2(rng.integers(-20, 20, (tokens, cols // 32)).repeat(32, 1))
+    ).astype(np.float32)
+    for block, value in enumerate(
+        (np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 2.0**-90, 2.0**-91, -(2.0**-90), 3.4e38, 1e38)
+    ):
         t, b = block % tokens, block * 7 % (cols // 32)
         x[t, 32 * b : 32 * b + 32] *= 0 if abs(value) < 1e-20 else 1
         x[t, 32 * b + block % 32] = value
@@ -86,7 +90,9 @@ def test_the_largest_codes_times_the_largest_activations(dtype):
         raw[:] = fill
         width = 32 if dtype in integer_products.SMALL else 256
         blocks, kept = (r.reshape(-1, kernels.row_nbytes(dtype, width)) for r in (raw, template))
-        for at in {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "MXFP4": ()}.get(dtype, (0, 2) if dtype[-1] in "1K" else (0,)):
+        for at in {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "MXFP4": ()}.get(
+            dtype, (0, 2) if dtype[-1] in "1K" else (0,)
+        ):
             blocks[:, at : at + 2] = kept[:, at : at + 2]
         x = np.ones((3, cols), np.float32)
         x[1] = -1

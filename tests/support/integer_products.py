@@ -20,14 +20,16 @@ class Parts:
     """What blocks (n,) of one format hold: whole codes (n, cols), without bias; scales and minima as float32."""
 
     codes: np.ndarray
-    scale: np.ndarray  # (n, subs): of each run of columns, whole numbers in float32; (n, 1): d itself where a block is 32
+    scale: (
+        np.ndarray
+    )  # (n, subs): of each run of columns, whole numbers in float32; (n, 1): d itself where a block is 32
     min: np.ndarray | None
     d: np.ndarray | None = None  # (n,) of blocks of 256
     dmin: np.ndarray | None = None
 
 
 def fma(a, b, c):
-    """a * b + c, rounded once to float32: the sum to odd in float64, which leaves the second rounding nothing to spoil."""
+    """a * b + c, rounded once to float32: to odd in float64 first, so that the second rounding spoils nothing."""
     a, b, c = (np.asarray(v, np.float32).astype(np.float64) for v in (a, b, c))
     with np.errstate(all="ignore"):
         p = a * b
