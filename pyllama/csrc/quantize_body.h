@@ -7,8 +7,8 @@
 static const float ones[BLOCK_COLS] = {[0 ... BLOCK_COLS - 1] = 1.0f};
 
 /* Blocks of 32 columns with a scale each, LANES at a time. */
-INLINE void symmetric_blocks(pl_dtype dtype, const float *x, const float *weights, int blocks, lattice l, int steps, float from,
-                             float to, uint8_t *out)
+INLINE void symmetric_blocks(pl_dtype dtype, const float *x, const float *weights, int blocks, lattice l, scale_grid grid,
+                             uint8_t *out)
 {
     const int nbytes = pl_formats[dtype].nbytes;
     int exponent[LANES];
@@ -19,8 +19,8 @@ INLINE void symmetric_blocks(pl_dtype dtype, const float *x, const float *weight
         factor[lane] = power_of_two(-exponent[lane]);
     }
     load_runs(x, 32, blocks, factor, v);
-    load_runs(weights, 32, blocks, NULL, w);
-    vf scale = free_scale(v, w, 32, l, steps, from, to, 2);
+    load_runs(weights ? weights : ones, 32, blocks, NULL, w);
+    vf scale = free_scale(v, w, 32, l, grid, weights != NULL);
     uint16_t bits[LANES];
     for (int lane = 0; lane < LANES; lane++) scale[lane] = stored(scale[lane], exponent[lane], &bits[lane]);
     const vf inverse = v_inverse(scale);
@@ -38,18 +38,15 @@ INLINE void affine_blocks(pl_dtype dtype, const float *x, const float *weights, 
     const int nbytes = pl_formats[dtype].nbytes;
     int exponent[LANES];
     float factor[LANES];
-    vf v[MAX_RUN], w[MAX_RUN], sum_w = v_set1(0.0f), sum_x = sum_w, scale, least;
+    vf v[MAX_RUN], w[MAX_RUN], scale, least;
     for (int lane = 0; lane < LANES; lane++) {
         exponent[lane] = exponent_of(x + 32 * (lane < blocks ? lane : 0), 32);
         factor[lane] = power_of_two(-exponent[lane]);
     }
     load_runs(x, 32, blocks, factor, v);
-    load_runs(weights, 32, blocks, NULL, w);
-    for (int j = 0; j < 32; j++) {
-        sum_w += w[j];
-        sum_x += w[j] * v[j];
-    }
-    free_affine(v, w, 32, top, 0, 4, 0.6f, 2, sum_w, sum_x, &scale, &least);
+    load_runs(weights ? weights : ones, 32, blocks, NULL, w);
+    const affine_run run = run_of(v, w, 32, top, 0);
+    free_affine(&run, weights != NULL, &scale, &least);
     uint16_t bits[LANES][2];
     for (int lane = 0; lane < LANES; lane++) {
         scale[lane] = stored(scale[lane], exponent[lane], &bits[lane][0]);
@@ -72,7 +69,7 @@ INLINE int load_block(const float *x, const float *weights, int n, vf (*v)[MAX_R
     for (int lane = 0; lane < LANES; lane++) factor[lane] = power_of_two(-exponent);
     for (int g = 0; g < BLOCK_COLS / n / LANES; g++) {
         load_runs(x + g * n * LANES, n, LANES, factor, v[g]);
-        load_runs(weights + g * n * LANES, n, LANES, NULL, w[g]);
+        load_runs(weights ? weights + g * n * LANES : ones, n, LANES, NULL, w[g]);
     }
     return exponent;
 }
@@ -84,7 +81,7 @@ INLINE void symmetric_super(pl_dtype dtype, const float *x, const float *weights
     int8_t scale[16];
     uint8_t code[BLOCK_COLS];
     const int exponent = load_block(x, weights, f.n, v, w);
-    const float d = symmetric_block(v, w, &f, exponent, scales, &bits);
+    const float d = symmetric_block(v, w, &f, weights != NULL, exponent, scales, &bits);
     for (int g = 0; g < f.groups; g++) {
         const vf inverse = v_inverse(scales[g] * d);
         for (int lane = 0; lane < LANES; lane++) scale[g * LANES + lane] = (int8_t)scales[g][lane];
@@ -104,7 +101,7 @@ INLINE void affine_super(pl_dtype dtype, const float *x, const float *weights, a
     float units[2];
     uint8_t scale[16], minimum[16], code[BLOCK_COLS];
     const int exponent = load_block(x, weights, f.n, v, w);
-    affine_block(v, w, &f, exponent, pairs, bits, units);
+    affine_block(v, w, &f, weights != NULL, exponent, pairs, bits, units);
     for (int g = 0; g < f.groups; g++) {
         const vf inverse = v_inverse(pairs[g].scale * units[0]), offset = pairs[g].minimum * units[1];
         for (int lane = 0; lane < LANES; lane++) {
@@ -121,27 +118,33 @@ INLINE void affine_super(pl_dtype dtype, const float *x, const float *weights, a
 
 #define WHOLE(lo, hi) ((lattice){lo, hi, NULL})
 #define UNEVEN ((lattice){-127.0f, 113.0f, uneven})
+#define GRID(steps, span) ((scale_grid){steps, span})
 
-static void quantize_run(pl_dtype dtype, const float *x, const float *weights, int blocks, const pl_levels *uneven, uint8_t *out)
+/* `blocks` neighbouring blocks (one of 256 columns, up to LANES of 32); weights NULL: all count alike. */
+static void quantize_run(pl_dtype dtype, const float *x, const float *weights, int blocks, const pl_levels *uneven,
+                         uint8_t *out)
 {
     switch (dtype) {
-    case DT_Q4_0: symmetric_blocks(dtype, x, weights, blocks, WHOLE(-8.0f, 7.0f), 12, 0.75f, 1.15f, out); break;
-    case DT_Q5_0: symmetric_blocks(dtype, x, weights, blocks, WHOLE(-16.0f, 15.0f), 12, 0.85f, 1.08f, out); break;
-    case DT_Q8_0: symmetric_blocks(dtype, x, weights, blocks, WHOLE(-127.0f, 127.0f), 4, 0.97f, 1.0f, out); break;
-    case DT_IQ4_NL: symmetric_blocks(dtype, x, weights, blocks, UNEVEN, 12, 0.75f, 1.15f, out); break;
+    case DT_Q4_0: symmetric_blocks(dtype, x, weights, blocks, WHOLE(-8.0f, 7.0f), GRID(9, 0.2f), out); break;
+    case DT_Q5_0: symmetric_blocks(dtype, x, weights, blocks, WHOLE(-16.0f, 15.0f), GRID(9, 0.13f), out); break;
+    case DT_Q8_0: symmetric_blocks(dtype, x, weights, blocks, WHOLE(-127.0f, 127.0f), GRID(5, 0.02f), out); break;
+    case DT_IQ4_NL: symmetric_blocks(dtype, x, weights, blocks, UNEVEN, GRID(9, 0.2f), out); break;
     case DT_Q4_1: affine_blocks(dtype, x, weights, blocks, 15.0f, out); break;
     case DT_Q5_1: affine_blocks(dtype, x, weights, blocks, 31.0f, out); break;
-    case DT_Q2_K: affine_super(dtype, x, weights, (affine_format){16, 16 / LANES, 15.0f, 3.0f}, out); break;
-    case DT_Q4_K: affine_super(dtype, x, weights, (affine_format){32, 8 / LANES, 63.0f, 15.0f}, out); break;
-    case DT_Q5_K: affine_super(dtype, x, weights, (affine_format){32, 8 / LANES, 63.0f, 31.0f}, out); break;
+    case DT_Q2_K: affine_super(dtype, x, weights, (affine_format){16, 16 / LANES, 15.0f, 3.0f, 4}, out); break;
+    case DT_Q4_K: affine_super(dtype, x, weights, (affine_format){32, 8 / LANES, 63.0f, 15.0f, 1}, out); break;
+    case DT_Q5_K: affine_super(dtype, x, weights, (affine_format){32, 8 / LANES, 63.0f, 31.0f, 1}, out); break;
+#define SIXTEENS(lo, hi, levels, grid) ((symmetric_format){16, 16 / LANES, lo, hi, levels, grid})
     case DT_Q3_K:
-        symmetric_super(dtype, x, weights, (symmetric_format){16, 16 / LANES, -32.0f, 31.0f, WHOLE(-4.0f, 3.0f)}, out);
+        symmetric_super(dtype, x, weights, SIXTEENS(-32.0f, 31.0f, WHOLE(-4.0f, 3.0f), GRID(9, 0.2f)), out);
         break;
     case DT_Q6_K:
-        symmetric_super(dtype, x, weights, (symmetric_format){16, 16 / LANES, -128.0f, 127.0f, WHOLE(-32.0f, 31.0f)}, out);
+        symmetric_super(dtype, x, weights, SIXTEENS(-128.0f, 127.0f, WHOLE(-32.0f, 31.0f), GRID(9, 0.15f)), out);
         break;
+#undef SIXTEENS
     case DT_IQ4_XS:
-        symmetric_super(dtype, x, weights, (symmetric_format){32, 8 / LANES, -32.0f, 31.0f, UNEVEN}, out);
+        symmetric_super(dtype, x, weights,
+                        (symmetric_format){32, 8 / LANES, -32.0f, 31.0f, UNEVEN, GRID(7, 0.15f)}, out);
         break;
     default: break;
     }
@@ -155,7 +158,7 @@ static void quantize_rows(const pl_quantizer *q, int64_t first, int64_t last)
         const int64_t blocks = q->cols / f->cols;
         for (int64_t b = 0; b < blocks; b += together) {
             const int n = blocks - b < together ? (int)(blocks - b) : together;
-            quantize_run(q->dtype, q->x + r * q->cols + b * f->cols, q->weights ? q->weights + b * f->cols : ones, n,
+            quantize_run(q->dtype, q->x + r * q->cols + b * f->cols, q->weights ? q->weights + b * f->cols : NULL, n,
                          &q->uneven, q->out + (size_t)r * q->row_nbytes + (size_t)b * (size_t)f->nbytes);
         }
     }

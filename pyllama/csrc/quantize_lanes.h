@@ -2,6 +2,7 @@
  * lane is rounded for itself, so the number of lanes changes no bit. */
 #include "quantize.h"
 
+#include <math.h>
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -46,6 +47,11 @@ INLINE vf v_inverse(vf a)
 {
     vf inverse = 1.0f / a;
     return v_select(v_abs(inverse) < 3e38f, inverse, v_set1(0.0f));
+}
+INLINE vf v_sqrt(vf a)
+{
+    for (int lane = 0; lane < LANES; lane++) a[lane] = sqrtf(a[lane]);
+    return a;
 }
 INLINE vi v_int(vf a) { return __builtin_convertvector(a, vi); }
 

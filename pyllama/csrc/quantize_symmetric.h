@@ -39,30 +39,56 @@ INLINE void level_sums(const vf *x, const vf *w, int n, vf inverse, lattice l, v
     }
 }
 
-/* The scale of one run: inverse scales on a grid for either sign, the best of them refined: with the levels fixed the best
- * scale is xl / ll and takes xl^2 / ll off the error; with that scale the levels are chosen anew. */
-INLINE vf free_scale(const vf *x, const vf *w, int n, lattice l, int steps, float from, float to, int refinements)
+/* The best scale so far and what it takes off the error. */
+typedef struct {
+    vf scale, gain;
+} found_scale;
+
+/* With the levels fixed the best scale is xl / ll, and takes xl^2 / ll off. */
+INLINE void try_scale(const vf *x, const vf *w, int n, vf inverse, lattice l, found_scale *best)
 {
-    vf most = x[0], gain = v_set1(0.0f), scale = gain, xl, ll;
+    vf xl, ll;
+    level_sums(x, w, n, inverse, l, &xl, &ll);
+    const vf fit = xl * v_inverse(ll), taken = fit * xl;
+    const vi better = taken > best->gain;
+    best->gain = v_select(better, taken, best->gain);
+    best->scale = v_select(better, fit, best->scale);
+}
+
+/* How far to either side of "the largest weight is the last level" free_scale looks, in how many steps. An odd number has
+ * that scale itself among them, which finds weights that were quantized before as they were. */
+typedef struct {
+    int steps;
+    float span;
+} scale_grid;
+
+/* The scale of one run: inverse scales on a grid, for either sign (the two ends of the levels are not alike), then the
+ * levels chosen anew with the best of them, twice. Where columns count differently, the largest weight may be in one that
+ * does not matter: then scales for some multiples of the weighted root mean square are tried too. */
+INLINE vf free_scale(const vf *x, const vf *w, int n, lattice l, scale_grid grid, int weighted)
+{
+    vf most = x[0];
+    found_scale best = {v_set1(0.0f), v_set1(0.0f)};
     for (int j = 1; j < n; j++) most = v_select(v_abs(x[j]) > v_abs(most), x[j], most);
     const vf unit = v_inverse(most);
     for (int side = 0; side < 2; side++)
-        for (int i = 0; i < steps; i++) {
-            const float reach = (side ? l.hi : l.lo) * (from + (to - from) * (float)i / (float)(steps - 1));
-            level_sums(x, w, n, unit * reach, l, &xl, &ll);
-            vf fit = xl * v_inverse(ll), taken = fit * xl;
-            vi better = taken > gain;
-            gain = v_select(better, taken, gain);
-            scale = v_select(better, fit, scale);
+        for (int i = 0; i < grid.steps; i++) {
+            const float reach = 1.0f + grid.span * (float)(2 * i - grid.steps + 1) / (float)(grid.steps - 1);
+            try_scale(x, w, n, unit * ((side ? l.hi : l.lo) * reach), l, &best);
         }
-    for (int i = 0; i < refinements; i++) {
-        level_sums(x, w, n, v_inverse(scale), l, &xl, &ll);
-        vf fit = xl * v_inverse(ll);
-        vi better = fit * xl > gain;
-        gain = v_select(better, fit * xl, gain);
-        scale = v_select(better, fit, scale);
+    if (weighted) {
+        vf sum_w = v_set1(0.0f), squares = sum_w;
+        for (int j = 0; j < n; j++) {
+            sum_w += w[j];
+            squares += w[j] * x[j] * x[j];
+        }
+        const vf per_rms = v_inverse(v_sqrt(squares * v_inverse(sum_w)));
+        for (int side = 0; side < 2; side++)
+            for (int i = 0; i < 6; i++)
+                try_scale(x, w, n, per_rms * ((side ? l.hi : l.lo) / (1.5f + 0.3f * (float)i)), l, &best);
     }
-    return scale;
+    for (int i = 0; i < 2; i++) try_scale(x, w, n, v_inverse(best.scale), l, &best);
+    return best.scale;
 }
 
 /* A block of runs, each with a whole scale in [scale_lo, scale_hi] of a common unit. */
@@ -71,19 +97,20 @@ typedef struct {
     int n, groups; /* columns of a run; runs / LANES */
     float scale_lo, scale_hi;
     lattice l;
+    scale_grid grid;
 } symmetric_format;
 
-/* For the unit d: whole scales near the best ones, `reach` to both sides of the nearest, and what they take off the error;
- * best[] becomes the runs' own best scales for the levels chosen, *refit the unit that is best for all levels and scales. */
-INLINE double fit_scales(const vf (*x)[MAX_RUN], const vf (*w)[MAX_RUN], const symmetric_format *f, float d, int reach,
-                         vf *best, vf *scales, float *refit)
+/* For the unit d: the whole scales best for each run out of those near best[], and what they take off the error. best[]
+ * becomes the runs' own best scales for the levels chosen, *refit the unit that is best for all levels and scales. */
+INLINE double fit_scales(const vf (*x)[MAX_RUN], const vf (*w)[MAX_RUN], const symmetric_format *f, float d, vf *best,
+                         vf *scales, float *refit)
 {
     double up = 0, down = 0;
     const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
     for (int g = 0; g < f->groups; g++) {
-        const vf centre = v_round(best[g] * inverse);
+        const vf centre = v_round(v_clamp(best[g] * inverse, f->scale_lo, f->scale_hi));
         vf gain = v_set1(0.0f), scale = gain, xl = gain, ll = gain;
-        for (int i = -reach; i <= reach; i++) {
+        for (int i = -2; i <= 2; i++) {
             vf tried = v_clamp(centre + (float)i, f->scale_lo, f->scale_hi), t = tried * d, a, b;
             level_sums(x[g], w[g], f->n, v_inverse(t), f->l, &a, &b);
             vf taken = t * (a + a - t * b);
@@ -104,31 +131,32 @@ INLINE double fit_scales(const vf (*x)[MAX_RUN], const vf (*w)[MAX_RUN], const s
     return d * (2 * up - d * down);
 }
 
-/* Scales of a whole block and its unit's bits. */
-INLINE float symmetric_block(const vf (*x)[MAX_RUN], const vf (*w)[MAX_RUN], const symmetric_format *f, int exponent,
-                             vf *scales, uint16_t *bits)
+/* Scales of a whole block; the bits of its unit, and what these stand for. First each run's scale alone; then, in turns,
+ * whole scales for a unit and the unit for these. */
+INLINE float symmetric_block(const vf (*x)[MAX_RUN], const vf (*w)[MAX_RUN], const symmetric_format *f, int weighted,
+                             int exponent, vf *scales, uint16_t *bits)
 {
     vf own[MAX_GROUPS], tried[MAX_GROUPS];
-    float most = 0.0f, d, best_d = 0.0f, next;
+    float most = 0.0f, best = 0.0f, next;
     double gain = 0;
     *bits = 0;
     for (int g = 0; g < f->groups; g++) {
         scales[g] = v_set1(0.0f);
-        own[g] = free_scale(x[g], w[g], f->n, f->l, 10, 0.8f, 1.1f, 1);
+        own[g] = free_scale(x[g], w[g], f->n, f->l, f->grid, weighted);
         for (int lane = 0; lane < LANES; lane++)
             if (own[g][lane] * own[g][lane] > most * most) most = own[g][lane];
     }
     next = first_unit(most / f->scale_lo, exponent);
-    for (int round = 0; round < 3; round++) {
+    for (int turn = 0; turn < 3; turn++) {
         uint16_t h;
-        d = stored(next, exponent, &h);
-        double taken = fit_scales(x, w, f, d, 2, own, tried, &next);
+        const float d = stored(next, exponent, &h);
+        const double taken = fit_scales(x, w, f, d, own, tried, &next);
         if (taken > gain) {
             gain = taken;
-            best_d = d;
+            best = d;
             *bits = h;
             memcpy(scales, tried, (size_t)f->groups * sizeof *scales);
         }
     }
-    return best_d;
+    return best;
 }
