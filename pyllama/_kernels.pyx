@@ -712,7 +712,9 @@ def spin(int64_t rounds):
 
 
 def quantize(str dtype, const float[:, ::1] x, const float[::1] importance, uint8_t[::1] out):
-    """out = the blocks of `dtype` nearest to x: least sum of importance * (x - what out widens to)^2.
+    """out = the blocks of `dtype` nearest to x: least sum of importance * size * (x - what out widens to)^2.
+
+    size is sqrt(mean of x^2 + x^2), the mean over the block (csrc/quantize.h says why).
 
     dtype       one of DTYPES, F32 aside; F16 and BF16 are rounded to nearest even
     x           (rows, cols) float32, finite; cols a multiple of the format's block

@@ -1,9 +1,9 @@
 /* float32 rows -> the block formats of GGUF files: which scales, minimums and quants stand for a row best.
  *
- * "Best" is the least sum of w (x - x')^2 over a block, x' being what its stored form widens to (widen.h) and w the
- * column's importance, or 1: no more of a weight's size than its square goes in. What a quantizer may choose is found by
- * search (quantize_symmetric.h, quantize_affine.h), with the scales as they will be stored, so rounding them to float16
- * or to six bits is part of what is searched.
+ * "Best" is the least sum of w s (x - x')^2 over a block, x' being what its stored form widens to (widen.h), w the column's
+ * importance, or 1, and s = sqrt(mean of x^2 + x^2): what a large weight loses a model feels more than the square of it
+ * says (weigh_by_size). What a quantizer may choose is found by search (quantize_symmetric.h, quantize_affine.h), with the
+ * scales as they will be stored, so rounding them to float16 or to six bits is part of what is searched.
  *
  * Lanes are blocks side by side (quantize_lanes.h) and every lane is computed as if it were alone, without fused
  * multiply-adds: the bytes depend neither on the instruction set nor on threads.

@@ -6,6 +6,20 @@
 
 static const float ones[BLOCK_COLS] = {[0 ... BLOCK_COLS - 1] = 1.0f};
 
+/* w times sqrt(mean square + x^2): larger weights count more than their error does. Measured on Qwen2.5 0.5B in Q4_0 with
+ * importance: w alone left 0.8 to 0.9 of the weighted error that ggml's quantizer, which weighs so, does, and yet 1.08 of
+ * its divergence from the source (KL). */
+INLINE void weigh_by_size(const vf *x, vf *w, int n, vf mean_square)
+{
+    for (int j = 0; j < n; j++) w[j] *= v_sqrt(mean_square + x[j] * x[j]);
+}
+INLINE vf squares_of(const vf *x, int n)
+{
+    vf s = v_set1(0.0f);
+    for (int j = 0; j < n; j++) s += x[j] * x[j];
+    return s;
+}
+
 /* Blocks of 32 columns with a scale each, LANES at a time. */
 INLINE void symmetric_blocks(pl_dtype dtype, const float *x, const float *weights, int blocks, lattice l, scale_grid grid,
                              uint8_t *out)
@@ -20,6 +34,7 @@ INLINE void symmetric_blocks(pl_dtype dtype, const float *x, const float *weight
     }
     load_runs(x, 32, blocks, factor, v);
     load_runs(weights ? weights : ones, 32, blocks, NULL, w);
+    weigh_by_size(v, w, 32, squares_of(v, 32) * (1.0f / 32.0f));
     vf scale = free_scale(v, w, 32, l, grid, weights != NULL);
     uint16_t bits[LANES];
     for (int lane = 0; lane < LANES; lane++) scale[lane] = stored(scale[lane], exponent[lane], &bits[lane]);
@@ -45,6 +60,7 @@ INLINE void affine_blocks(pl_dtype dtype, const float *x, const float *weights, 
     }
     load_runs(x, 32, blocks, factor, v);
     load_runs(weights ? weights : ones, 32, blocks, NULL, w);
+    weigh_by_size(v, w, 32, squares_of(v, 32) * (1.0f / 32.0f));
     const affine_run run = run_of(v, w, 32, top, 0);
     free_affine(&run, weights != NULL, &scale, &least);
     uint16_t bits[LANES][2];
@@ -65,12 +81,15 @@ INLINE void affine_blocks(pl_dtype dtype, const float *x, const float *weights, 
 INLINE int load_block(const float *x, const float *weights, int n, vf (*v)[MAX_RUN], vf (*w)[MAX_RUN])
 {
     const int exponent = exponent_of(x, BLOCK_COLS);
-    float factor[LANES];
+    float factor[LANES], squares = 0.0f;
     for (int lane = 0; lane < LANES; lane++) factor[lane] = power_of_two(-exponent);
     for (int g = 0; g < BLOCK_COLS / n / LANES; g++) {
         load_runs(x + g * n * LANES, n, LANES, factor, v[g]);
         load_runs(weights ? weights + g * n * LANES : ones, n, LANES, NULL, w[g]);
+        const vf s = squares_of(v[g], n);
+        for (int lane = 0; lane < LANES; lane++) squares += s[lane];
     }
+    for (int g = 0; g < BLOCK_COLS / n / LANES; g++) weigh_by_size(v[g], w[g], n, v_set1(squares * (1.0f / BLOCK_COLS)));
     return exponent;
 }
 
