@@ -8,7 +8,6 @@ from pyllama.cli import streams
 from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling
 from pyllama.cli.pass_line import PassLine
 from pyllama.errors import RequestError, reason_of
-from pyllama.machine.memory import peak_resident_nbytes
 
 if TYPE_CHECKING:
     from pyllama.generation import Generation
@@ -103,6 +102,8 @@ def _rate(tokens: int, seconds: float) -> float | None:
 def _as_json(model: "Model", generation: "Generation") -> str:
     import json
 
+    from pyllama.machine.memory import peak_resident_nbytes
+
     decoded = generation.completion_tokens - 1  # the first one came out of the prefill
     result = {
         "text": generation.text,
@@ -123,6 +124,8 @@ def _as_json(model: "Model", generation: "Generation") -> str:
 
 
 def _timings(generation: "Generation") -> str:
+    from pyllama.machine.memory import peak_resident_nbytes
+
     decoded = generation.completion_tokens - 1
     return (
         f"prefill {generation.prompt_tokens} tokens in {generation.prefill_s:.2f} s"

@@ -5,13 +5,16 @@ computes the rest. What the template makes of the messages is the tokenizer's bu
 """
 
 import threading
+from typing import TYPE_CHECKING
 
 from pyllama.closing import Closing
-from pyllama.decoder import Decoder
 from pyllama.errors import BusyError, RequestError
 from pyllama.generation import Generation
 from pyllama.generation.sampler import SamplingParams
-from pyllama.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pyllama.decoder import Decoder
+    from pyllama.tokenizer import Tokenizer
 
 
 class Chat(Closing):
@@ -22,7 +25,7 @@ class Chat(Closing):
     messages  [{"role": ..., "content": ...}, ...]: the system prompt, if any, and every finished turn
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, system: str | None, params: SamplingParams):
+    def __init__(self, decoder: "Decoder", tokenizer: "Tokenizer", system: str | None, params: SamplingParams):
         if tokenizer.chat_template is None:
             raise RequestError("chat: this model has no chat template, it can only continue text")
         self._decoder = decoder

@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pyllama.errors import RequestError, TokenizerError
-from pyllama.tokenizer import template_process
 from pyllama.tokenizer.known_templates import is_known
 from pyllama.tokenizer.marks import NO_MARKS, Marker, Marks, texts_of
 from pyllama.tokenizer.tool_turns import PROBE_TOOL, ToolTurns
@@ -108,7 +107,11 @@ class ChatTemplate:
     @property
     def process_nbytes(self) -> int:
         """Memory that rendering takes in a process of its own."""
-        return 0 if is_known(self.source) else template_process.NBYTES
+        if is_known(self.source):
+            return 0
+        from pyllama.tokenizer.template_process import NBYTES
+
+        return NBYTES
 
     def render(
         self,
@@ -194,7 +197,9 @@ class ChatTemplate:
 
                     self._renderer = Renderer()
                 else:
-                    self._renderer = template_process.shared()
+                    from pyllama.tokenizer.template_process import shared  # subprocess: only a chat pays for it
+
+                    self._renderer = shared()
             return self._renderer.render(self.source, given, marks, seconds)
 
 
