@@ -166,18 +166,14 @@ INLINE void halves(const uint16_t *p, float *out)
         EACH v_store(out + g + v * VL, d[v]);
     }
 }
-/* Byte i of each row's four bytes, less `bias`. */
-INLINE void bytes_to_floats(const vi *fields, const int i, const int bias, float *out)
+/* Bytes 0 to 3 of VL rows' four bytes, less `bias`, as scales `first`, `first + step`, ... */
+INLINE void put_scales(vi fields, const int bias, block_scales *s, int first, const int step, int v)
 {
-    for (int v = 0; v < PANEL_ROWS / VL; v++) {
-        vi byte = vi_byte(fields[v], i);
-        v_store(out + v * VL, vi_float(bias ? vi_sub(byte, vi_set1(bias)) : byte));
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        vi byte = vi_byte(fields, i);
+        v_store(s->scale[first + i * step] + v * VL, vi_float(bias ? vi_sub(byte, vi_set1(bias)) : byte));
     }
-}
-INLINE void signed_bytes_to_floats(const vi *fields, const int i, float *out)
-{
-    for (int v = 0; v < PANEL_ROWS / VL; v++)
-        v_store(out + v * VL, vi_float(vi_sub(vi_byte(vi_xor(fields[v], vi_set1((int32_t)0x80808080)), i), vi_set1(128))));
 }
 
 /* Sum j of x's block, as what it stands for. */
@@ -194,11 +190,9 @@ INLINE void take_min(vi value, int v, const int narrow, int j, block_scales *s, 
  * but, times x, summed up in mb. */
 INLINE void scales_of(const pl_dtype t, const uint8_t *p, int j, block_scales *s, const int one, const pl_d16 *x, vf *mb)
 {
-    enum { N = PANEL_ROWS / VL };
-    vi f[4][N], g[N];
-#define LOAD(at, count) \
-    for (int n = 0; n < (count); n++) \
-        for (int v = 0; v < N; v++) f[n][v] = vi_load(FIELD(at, n) + 4 * v * VL)
+    const vi fours = vi_set1(0x0f0f0f0f);
+#define FOUR_BYTES(at, n) vi_load(FIELD(at, n) + 4 * v * VL)
+#define EACH_VECTOR for (int v = 0; v < PANEL_ROWS / VL; v++)
     switch (t) {
     case DT_Q4_0: case DT_Q5_0: case DT_Q8_0: case DT_IQ4_NL: halves(HALF_FIELD(0), s->scale[j]); return;
     case DT_Q4_1: case DT_Q5_1:
@@ -214,65 +208,62 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, int j, block_scales *s
     case DT_Q2_K: /* four bits of scale, four of minimum */
         halves(HALF_FIELD(0), s->d);
         halves(HALF_FIELD(2), s->dmin);
-        LOAD(4, 4);
-        UNROLL
-        for (int n = 0; n < 4; n++)
+        EACH_VECTOR {
             UNROLL
-            for (int i = 0; i < 4; i++)
-                for (int v = 0; v < N; v++) {
-                    vi byte = vi_byte(f[n][v], i);
-                    v_store(s->scale[4 * n + i] + v * VL, vi_float(vi_and(byte, vi_set1(15))));
-                    take_min(vi_shr(byte, 4), v, 1, 4 * n + i, s, one, x, mb);
-                }
+            for (int n = 0; n < 4; n++) {
+                const vi bytes = FOUR_BYTES(4, n), low = vi_and(bytes, fours), high = vi_and(vi_shr(bytes, 4), fours);
+                put_scales(low, 0, s, 4 * n, 1, v);
+                UNROLL
+                for (int i = 0; i < 4; i++) take_min(vi_byte(high, i), v, 1, 4 * n + i, s, one, x, mb);
+            }
+        }
         break;
     case DT_Q3_K: /* 16 scales of 6 bits: the low 4 in 8 bytes' nibbles, the high 2 in the fours of 4 bytes, biased by 32 */
         halves(HALF_FIELD(0), s->d);
-        LOAD(2, 3);
-        for (int n = 0; n < 4; n++) {
-            for (int v = 0; v < N; v++) {
-                vi low = vi_and(n < 2 ? f[n][v] : vi_shr(f[n - 2][v], 4), vi_set1(0x0f0f0f0f));
-                g[v] = vi_or(low, vi_shl(vi_and(vi_shr_by(f[2][v], 2 * n), vi_set1(0x03030303)), 4));
-            }
+        EACH_VECTOR {
+            const vi bytes[2] = {FOUR_BYTES(2, 0), FOUR_BYTES(2, 1)}, top = FOUR_BYTES(2, 2);
             UNROLL
-            for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 32, s->scale[4 * n + i]);
+            for (int n = 0; n < 4; n++) {
+                const vi low = vi_and(n < 2 ? bytes[n & 1] : vi_shr(bytes[n & 1], 4), fours);
+                const vi high = vi_shl(vi_and(vi_shr_by(top, 2 * n), vi_set1(0x03030303)), 4);
+                put_scales(vi_or(low, high), 32, s, 4 * n, 1, v);
+            }
         }
         return;
     case DT_Q4_K: case DT_Q5_K: /* 8 scales and 8 minima of 6 bits in 12 bytes */
         halves(HALF_FIELD(0), s->d);
         halves(HALF_FIELD(2), s->dmin);
-        LOAD(4, 3);
-        for (int v = 0; v < N; v++) {
-            const vi low[2] = {vi_and(f[0][v], vi_set1(0x3f3f3f3f)), vi_and(f[1][v], vi_set1(0x3f3f3f3f))};
-            const vi top[2] = {vi_and(vi_shr(f[0][v], 2), vi_set1(0x30303030)), vi_and(vi_shr(f[1][v], 2), vi_set1(0x30303030))};
-            const vi high[2] = {vi_or(vi_and(f[2][v], vi_set1(0x0f0f0f0f)), top[0]),
-                                vi_or(vi_and(vi_shr(f[2][v], 4), vi_set1(0x0f0f0f0f)), top[1])};
+        EACH_VECTOR {
+            const vi six = vi_set1(0x3f3f3f3f), two = vi_set1(0x30303030);
+            const vi a = FOUR_BYTES(4, 0), b = FOUR_BYTES(4, 1), c = FOUR_BYTES(4, 2);
+            const vi low = vi_and(b, six), high = vi_or(vi_and(vi_shr(c, 4), fours), vi_and(vi_shr(b, 2), two));
+            put_scales(vi_and(a, six), 0, s, 0, 1, v);
+            put_scales(vi_or(vi_and(c, fours), vi_and(vi_shr(a, 2), two)), 0, s, 4, 1, v);
             UNROLL
-            for (int i = 0; i < 8; i++) {
-                v_store(s->scale[i] + v * VL, vi_float(vi_byte(i < 4 ? low[0] : high[0], i & 3)));
-                take_min(vi_byte(i < 4 ? low[1] : high[1], i & 3), v, 0, i, s, one, x, mb);
-            }
+            for (int i = 0; i < 8; i++) take_min(vi_byte(i < 4 ? low : high, i & 3), v, 0, i, s, one, x, mb);
         }
         break;
     case DT_Q6_K: /* 16 signed bytes */
         halves(HALF_FIELD(0), s->d);
-        LOAD(2, 4);
-        for (int n = 0; n < 4; n++)
+        EACH_VECTOR {
             UNROLL
-            for (int i = 0; i < 4; i++) signed_bytes_to_floats(f[n], i, s->scale[4 * n + i]);
+            for (int n = 0; n < 4; n++)
+                put_scales(vi_xor(FOUR_BYTES(2, n), vi_set1((int32_t)0x80808080)), 128, s, 4 * n, 1, v);
+        }
         return;
     case DT_IQ4_XS: /* 8 scales of 6 bits, biased by 32: the low 4 in nibbles, the high 2 in a 16-bit field */
         halves(HALF_FIELD(0), s->d);
-        LOAD(4, 1);
-        for (int half = 0; half < 2; half++) { /* scales 0, 2, 4, 6 in the low nibbles, the others in the high ones */
-            for (int v = 0; v < N; v++) g[v] = vi_and(vi_shr_by(f[0][v], 4 * half), vi_set1(0x0f0f0f0f));
-            UNROLL
-            for (int i = 0; i < 4; i++) bytes_to_floats(g, i, 32, s->scale[2 * i + half]);
+        EACH_VECTOR {
+            const vi bytes = FOUR_BYTES(4, 0);
+            put_scales(vi_and(bytes, fours), 32, s, 0, 2, v);
+            put_scales(vi_and(vi_shr(bytes, 4), fours), 32, s, 1, 2, v);
         }
         for (int n = 0; n < 8; n++)
             for (int r = 0; r < PANEL_ROWS; r++) s->scale[n][r] += (float)((HALF_FIELD(2)[r] >> 2 * n & 3) << 4);
         return;
     default: return;
     }
-    for (int v = 0; v < N; v++) v_store(s->dmin + v * VL, v_sub(v_set1(0.0f), v_load(s->dmin + v * VL)));
-#undef LOAD
+    EACH_VECTOR v_store(s->dmin + v * VL, v_sub(v_set1(0.0f), v_load(s->dmin + v * VL)));
+#undef EACH_VECTOR
+#undef FOUR_BYTES
 }

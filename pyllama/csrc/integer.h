@@ -84,40 +84,43 @@ INLINE void one_small(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
 /* The same for one of 256. Its sums are scaled in ascending order, so those of run B wait for the A of `waiting` pairs. */
 INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_table levels, float *acc)
 {
-    enum { NV = LARGE_VECTORS };
+    enum { MOST = LARGE_VECTORS };
+    const int nv = pairs_of(t) == 4 && MOST > 2 && VL > 1 ? 2 : MOST; /* runs B that wait take registers */
     const int narrow = scale_cols(t) == 16, per = narrow ? 1 : 2, merged = t == DT_IQ4_XS;
     const int pairs = pairs_of(t), waiting = t == DT_Q6_K ? 4 : pairs == 4 ? 2 : 1;
-    const int nbytes = block_nbytes(t) * NV * VL / parts_of(t);
+    const int nbytes = block_nbytes(t) * nv * VL / parts_of(t);
     block_scales s;
     vf mb[PANEL_VECTORS];
     scales_of(t, p, 0, &s, 1, x, mb);
-    for (int g = 0; g < PANEL_ROWS; g += NV * VL) {
-        vf blk[NV];
-        for (int v = 0; v < NV; v++) blk[v] = v_set1(0.0f);
+    for (int g = 0; g < PANEL_ROWS; g += nv * VL) {
+        vf blk[MOST];
+        for (int v = 0; v < nv; v++) blk[v] = v_set1(0.0f);
         UNROLL
         for (int part = 0; part < parts_of(t); part++) {
-            prefetch_ahead(p + (g / (NV * VL) * parts_of(t) + part) * nbytes, nbytes);
+            prefetch_ahead(p + (g / (nv * VL) * parts_of(t) + part) * nbytes, nbytes);
             UNROLL
             for (int first = 0; first < pairs; first += waiting) {
-                vi sa[NV], sb[4][NV];
+                vi sa[MOST], sb[4][MOST];
+                /* What two pairs read alike is read twice: GCC would keep all of it in registers, and then on the stack. */
+                __asm__ volatile("" ::: "memory");
                 UNROLL
                 for (int w = 0; w < waiting; w++) {
                     const int j = run_a(t, part, first + w) / per;
-                    pair_sums(t, p + 4 * g, part, first + w, x, levels, NV, merged, sa, sb[w]);
+                    pair_sums(t, p + 4 * g, part, first + w, x, levels, nv, merged, sa, sb[w]);
                     UNROLL
-                    for (int v = 0; v < NV; v++)
+                    for (int v = 0; v < nv; v++)
                         blk[v] = v_fma(unscaled(sa[v], x, narrow, j, bias_of(t)), v_load(s.scale[j] + g + v * VL), blk[v]);
                 }
                 UNROLL
                 for (int w = 0; w < waiting && !merged; w++) {
                     const int j = run_b(t, part, first + w) / per;
                     UNROLL
-                    for (int v = 0; v < NV; v++)
+                    for (int v = 0; v < nv; v++)
                         blk[v] = v_fma(unscaled(sb[w][v], x, narrow, j, bias_of(t)), v_load(s.scale[j] + g + v * VL), blk[v]);
                 }
             }
         }
-        for (int v = 0; v < NV; v++) {
+        for (int v = 0; v < nv; v++) {
             const int r = g + v * VL;
             vf a = v_fma(blk[v], v_load(s.d + r), v_load(acc + r));
             if (has_minima(t)) a = v_fma(mb[g / VL + v], v_load(s.dmin + r), a);
