@@ -126,8 +126,8 @@ def spills(neon: Path) -> dict[str, list[str]]:
     for name, body in inner_loops(neon):
         if name == "k_spin":  # measures the machine's peak, computes nothing
             continue
-        # A block's scales lie on the stack by design and are loaded from there, and between sub-blocks a sum or two may wait
-        # beside them: integer loops may store once for 16 products.
+        # A block's scales lie on the stack by design and are loaded from there, and between sub-blocks a sum or two may
+        # wait beside them: integer loops may store once for 16 products.
         multiplied = sum(operation in MULTIPLY for _, operation, _ in body)
         integer = name.startswith(("integer_", "tile_"))
         moves = ("str", "stp") if integer else ("str", "stp", "ldr", "ldp")
