@@ -36,7 +36,8 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     source = rates["source"]
     yield line("disk", f"{format_rate(rates['disk_gb_s'])}, {source['disk']}")
     yield line("memory reads", f"{format_rate(rates['dram_gb_s'])}, {source['dram']}")
-    yield line("products", f"{rates['gflop_s']:.0f} GFLOP/s, {source['compute']}")
+    whole = f" ({rates['quantized_gflop_s']:.0f} of quantized weights)" if rates["quantized_gflop_s"] else ""
+    yield line("products", f"{rates['gflop_s']:.0f} GFLOP/s{whole}, {source['compute']}")
     yield ""
     yield from _times(predicted, report["packed"])
     if plan["streamed"]:

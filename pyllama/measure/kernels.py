@@ -15,6 +15,7 @@ from pyllama.streaming.memory import huge_empty
 COLS = 4096
 TOKENS = 64
 HEADS, HEAD_DIM = 32, 128
+QUANTIZED = ("Q4_0", "Q8_0", "Q4_K", "Q6_K")  # what most files hold
 
 
 def bfloat16_rows(rows: int, cols: int) -> np.ndarray:
@@ -40,6 +41,14 @@ def matrices(nbytes: int, cols: int = COLS) -> dict[str, "_kernels.Matrix"]:
     if size := _kernels.pack(plain, packed):
         made["packed"] = _kernels.Matrix("BF16", rows, cols, packed[:size], "packed")
     return made
+
+
+def quantized(plain: "_kernels.Matrix", dtype: str) -> "_kernels.Matrix":
+    """The weights of a matrix in another format, in panels; of their bytes a pattern, which no rate depends on."""
+    rows, cols = plain.rows, plain.cols
+    data = huge_empty(_kernels.panels_nbytes(dtype, rows, cols))
+    data[:] = np.resize(np.arange(1, 120, dtype=np.uint8), len(data))
+    return _kernels.Matrix(dtype, rows, cols, data, "panels")
 
 
 def product_s(matrix: "_kernels.Matrix", tokens: int, seconds: float = 0.3) -> float:
@@ -76,6 +85,13 @@ def measure(threads: int, nbytes: int, *, positions: int = 2048, seconds: float 
     for layout, matrix in made.items():
         rate = matrix.nbytes / 1e9 / product_s(matrix, 1, seconds)
         found.append({"name": f"product of 1 token, bf16 {layout}", "value": rate, "unit": "GB/s", "beside": "read"})
+    for dtype in QUANTIZED:
+        matrix = quantized(made["rows"], dtype)
+        rate = matrix.nbytes / 1e9 / product_s(matrix, 1, seconds)
+        found.append({"name": f"product of 1 token, {dtype}", "value": rate, "unit": "GB/s", "beside": "read"})
+        rate = 2e-9 * matrix.rows * matrix.cols * TOKENS / product_s(matrix, TOKENS, seconds)
+        name = f"product of {TOKENS} tokens, {dtype}"
+        found.append({"name": name, "value": rate, "unit": "GFLOP/s", "beside": "peak"})
     for layout in ("panels", "packed"):
         if layout in made:
             matrix = made[layout]
@@ -89,14 +105,16 @@ def measure(threads: int, nbytes: int, *, positions: int = 2048, seconds: float 
     return found
 
 
-def quick(threads: int, nbytes: int = 32 << 20, seconds: float = 0.2) -> tuple[float, float]:
-    """GFLOP/s of products of 64 tokens, and GB/s of packing bfloat16."""
+def quick(threads: int, nbytes: int = 32 << 20, seconds: float = 0.2) -> tuple[float, float, float]:
+    """GFLOP/s of products of 64 tokens, bfloat16 and Q4_K, and GB/s of packing bfloat16."""
     _kernels.set_num_threads(threads)
     made = matrices(nbytes)
     matrix, plain = made["panels"], made["rows"]
-    rate = 2e-9 * matrix.rows * matrix.cols * TOKENS / product_s(matrix, TOKENS, seconds)
+    flop = 2e-9 * matrix.rows * matrix.cols * TOKENS
+    rate = flop / product_s(matrix, TOKENS, seconds)
+    whole = flop / product_s(quantized(plain, "Q4_K"), TOKENS, seconds)
     packed = huge_empty(int(_kernels.packed_nbytes(plain.rows, plain.cols) * 1.05) + 4096)
-    return rate, plain.nbytes / 1e9 / _median_s(lambda: _kernels.pack(plain, packed), seconds / 2)
+    return rate, whole, plain.nbytes / 1e9 / _median_s(lambda: _kernels.pack(plain, packed), seconds / 2)
 
 
 def _median_s(call: Callable[[], object], seconds: float) -> float:

@@ -48,9 +48,9 @@ def measure(
         del ceilings
     else:
         source["dram"] = "as given"
-    compute, pack = quick(threads, min(nbytes, 32 << 20, max(1 << 20, available_nbytes() // 8)), seconds / 8)
+    compute, whole, pack = quick(threads, min(nbytes, 32 << 20, max(1 << 20, available_nbytes() // 8)), seconds / 8)
     source["compute"] = f"measured, {_threads(threads)}, products of 64 tokens; packing {pack:.1f} GB/s"
-    return Rates(disk_gb_s, dram_gb_s, compute, pack, source)
+    return Rates(disk_gb_s, dram_gb_s, compute, pack, source, whole)
 
 
 def _disk(model_files: list[Path], seconds: float, nbytes: int) -> tuple[float, str]:

@@ -5,11 +5,12 @@ decides. Measures nothing.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from pyllama import _kernels
 from pyllama.architecture.tensors import flop
-from pyllama.checkpoint.dtypes import row_nbytes
+from pyllama.checkpoint.dtypes import PLAIN, row_nbytes
 from pyllama.checkpoint.index import StoredBlock, Tensor
 from pyllama.checkpoint.outline import NOWHERE, Described, Outline
 from pyllama.decoder import Shape
@@ -34,6 +35,7 @@ class Rates:
     gflop_s: float
     pack_gb_s: float  # bfloat16 into 12 bits, when weights come to stay
     source: dict[str, str] = dataclasses.field(default_factory=dict)
+    quantized_gflop_s: float | None = None  # products of quantized weights, as whole numbers; None: as gflop_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +46,22 @@ class Board:
     rates: Rates
 
 
-def _board(name: str, disk: str, disk_gb_s: float, dram_gb_s: float, gflop_s: float, pack_gb_s: float) -> Board:
+def _board(
+    name: str, disk: str, disk_gb_s: float, dram_gb_s: float, gflop_s: float, pack_gb_s: float, quantized: float
+) -> Board:
     figure = f"the design's figure for a {name}, not measured"
     source = {"disk": f"{disk}, {figure}", "dram": figure, "compute": figure}
-    return Board(name, Rates(disk_gb_s, dram_gb_s, gflop_s, pack_gb_s, source))
+    return Board(name, Rates(disk_gb_s, dram_gb_s, gflop_s, pack_gb_s, source, quantized * gflop_s))
 
 
-#: GFLOP/s are about half of cores * clock * operations a cycle: what float32 products of 64 tokens get.
+#: GFLOP/s are about half of cores * clock * operations a cycle: what float32 products of 64 tokens get. The last figure
+#: is how those of quantized weights compare: as the counted instructions do (docs/arm.md, six tokens), 0.55 of BF16 to
+#: 0.32 of Q4_K with SDOT; without it, 0.50, but multiplied in one pipe of a Cortex-A72 where float32 has two.
 BOARDS = {
-    "pi5": _board("Raspberry Pi 5", "NVMe Gen3 x1", 0.85, 10.5, 75, 2),
-    "pi4": _board("Raspberry Pi 4", "USB3 SSD", 0.35, 4.4, 25, 1),
-    "rk3588": _board("board with RK3588", "NVMe Gen3 x4", 2.6, 20, 80, 2.5),
-    "orion-o6": _board("Orion O6", "NVMe Gen4 x4", 5, 39, 160, 5),
+    "pi5": _board("Raspberry Pi 5", "NVMe Gen3 x1", 0.85, 10.5, 75, 2, 1.7),
+    "pi4": _board("Raspberry Pi 4", "USB3 SSD", 0.35, 4.4, 25, 1, 0.6),
+    "rk3588": _board("board with RK3588", "NVMe Gen3 x4", 2.6, 20, 80, 2.5, 1.7),
+    "orion-o6": _board("Orion O6", "NVMe Gen4 x4", 5, 39, 160, 5, 1.7),
 }
 DISKS = (("SD card", 0.09), ("USB3 SSD", 0.40), ("NVMe Gen2 x1", 0.45), ("NVMe Gen3 x1", 0.85))
 
@@ -102,10 +108,22 @@ def _pass(
         "disk": read / (rates.disk_gb_s * 1e9 * OF_DISK),
         # What comes from disk crosses the memory bus twice: once in, once to the cores.
         "memory": (plan.pinned + 2 * read + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
-        "compute": flop(model.config, tokens, positions) / (rates.gflop_s * 1e9),
+        "compute": flop(model.config, tokens, positions) / (_gflop_s(model, rates) * 1e9),
     }
     bound = max(times, key=lambda name: times[name])
     return times[bound], bound
+
+
+def _gflop_s(model: Described, rates: Rates) -> float:
+    """Of products of this model's weights: by the share of them that is quantized."""
+    if rates.quantized_gflop_s is None:
+        return rates.gflop_s
+    weights = {True: 0, False: 0}
+    for tensor in model.tensors.values():
+        if len(tensor.shape) > 1:
+            weights[tensor.dtype not in PLAIN] += math.prod(tensor.shape)
+    share = weights[True] / max(1, sum(weights.values()))
+    return 1 / (share / rates.quantized_gflop_s + (1 - share) / rates.gflop_s)
 
 
 def _first_pass(model: Described, plan: Plan, rates: Rates) -> tuple[float, str]:

@@ -342,7 +342,7 @@ def test_a_whole_run_puts_each_figure_beside_its_ceiling(measured):
     for kernel in made["kernels"]:
         beside = rates["read_gb_s" if kernel["beside"] == "read" else "peak_gflop_s"]
         assert kernel["ceiling"] == beside and kernel["of_ceiling"] == pytest.approx(kernel["value"] / beside)
-    assert len(made["kernels"]) == 6
+    assert len(made["kernels"]) == 6 + 2 * 4  # two of each quantized format that is measured
     resident, streamed = made["models"]
     assert (resident["kind"], streamed["kind"]) == ("resident", "streamed")
     assert resident["streamed_nbytes"] == 0 and resident["decode"]["bytes_read"] < resident["bytes_read"]

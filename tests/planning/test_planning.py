@@ -333,3 +333,21 @@ def test_the_smallest_budget_of_an_engine_works_too(budget):
         assert plan.interpreter + plan.cache + plan.activations + plan.ring + plan.pinned <= smallest + more
     with pytest.raises(TooSmallError):
         make_plan(model, smallest - 1, **options)
+
+
+def test_products_of_quantized_weights_have_a_rate_of_their_own(tmp_path):
+    """A prompt that arithmetic bounds takes as long as the share of weights in each form says."""
+    config = tiny.tiny_config(
+        hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16
+    )
+    tensors = tiny.random_tensors(config)
+    rates = Rates(disk_gb_s=1e6, dram_gb_s=1e6, gflop_s=1, pack_gb_s=1e6)
+    seconds = {}
+    for dtype in ("BF16", "Q8_0"):
+        model = open_checkpoint(tiny.write_gguf(tmp_path / f"{dtype}.gguf", config, tensors, dtype=dtype))
+        plan = make_plan(model, 1 << 30, context_length=64)
+        for whole in (None, 4):
+            predicted = forecast(model, plan, dataclasses.replace(rates, quantized_gflop_s=whole))
+            seconds[dtype, whole] = predicted.prompt_s[64]
+    assert seconds["BF16", None] == seconds["BF16", 4] == seconds["Q8_0", None]
+    assert seconds["Q8_0", 4] == pytest.approx(seconds["Q8_0", None] / 4)
