@@ -7,6 +7,7 @@ quantized file, for other types of the same model.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -156,13 +157,22 @@ def _collected(
     inputs = 3 * config.hidden_size + config.intermediate_size  # of a layer: for q, k and v; o; gate and up; down
     room = config.num_hidden_layers * inputs * 8 * 3  # the sums, and what a state is made of
     split = pre_tokenizer if checkpoint.format == "gguf" else None
-    with (
-        Progress(f"calibrating {checkpoint.path.name}", unit="layers", quiet=not progress.enabled) as shown,
-        load(
-            checkpoint.path, context_length=length, memory=budget - room, threads=threads, pre_tokenizer=split,
-            on_layer=lambda layer: shown.advance(1),
-        ) as model,
-    ):  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        shown = stack.enter_context(
+            Progress(f"calibrating {checkpoint.path.name}", unit="layers", quiet=not progress.enabled)
+        )
+        shown.note("loading")
+        model = stack.enter_context(
+            load(
+                checkpoint.path,
+                context_length=length,
+                memory=budget - room,
+                threads=threads,
+                pre_tokenizer=split,
+                on_layer=lambda layer: shown.advance(1),
+            )
+        )
+        shown.note("")
         windows = _windows(model.tokenizer, text.decode("utf-8-sig"), length)
         shown.total = len(windows) * config.num_hidden_layers
         shown.skip(done * config.num_hidden_layers)

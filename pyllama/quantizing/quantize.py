@@ -87,6 +87,7 @@ def quantize(
         try:
             with open_checkpoint(path) as checkpoint:
                 _tell_losses(checkpoint, wanted)
+                progress.note("comparing tokenizers" if checkpoint.format != "gguf" else "")
                 made = outline(
                     checkpoint,
                     wanted,
@@ -177,7 +178,9 @@ def _write(
     progress: Progress,
 ) -> None:
     progress.total = sum(stored.tensor.nbytes for stored in made.tensors)
+    progress.note("checking what is there" if work.unfinished.exists() else "")
     mark = _sound(work.mark(), made)
+    progress.note("")
     _check_space(work, made, mark)
     done = 0 if mark is None else _source_nbytes(made, mark)
     progress.skip(done)

@@ -1,6 +1,7 @@
 """Importance of columns: collected by passes over a text, kept beside the file, read in llama.cpp's forms."""
 
 import importlib
+import io
 import os
 import struct
 
@@ -16,6 +17,7 @@ from pyllama.cli import main
 from pyllama.errors import CheckpointError, RequestError, TokenizerError
 from pyllama.quantizing import calibration, quantize
 from pyllama.quantizing.importance import importance_bytes, read_importance
+from pyllama.terminal.progress import Progress
 
 CONFIG = {
     "hidden_size": 64,
@@ -237,6 +239,25 @@ def test_texts_that_are_none(tmp_path, source, text):
     os.unlink(source / "tokenizer.json")
     with pytest.warns(UserWarning, match="no tokenizer"):
         refused("no tokenizer, so no text", error=TokenizerError)
+
+
+def test_what_takes_long_is_shown(tmp_path, source, text, small_windows):
+    """On a terminal: a line for the calibration, and one for the blocks."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+        def fileno(self):
+            raise OSError
+
+    stream = Terminal()
+    with Progress("quantizing", stream=stream) as progress, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr", stream)
+        collected(tmp_path, source, text, progress=progress)
+    shown = stream.getvalue()
+    for part in ("comparing tokenizers", "loading", "calibrating model", "layers", "100%"):
+        assert part in shown, part
 
 
 def test_a_short_text_is_one_window_and_the_command_takes_it(tmp_path, source, text, capsys):
