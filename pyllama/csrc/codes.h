@@ -88,9 +88,9 @@ INLINE vb_table levels_of(const pl_dtype t)
 }
 
 /* The 4-byte field number n of the run that begins at byte `at` of a block, for the rows from p on. */
-#define FIELD(at, n) (p + (size_t)(at) * PANEL_ROWS + (size_t)(n) * 4 * PANEL_ROWS)
+#define FIELD(at, n) (p + (size_t)(at) * GROUP_ROWS + (size_t)(n) * 4 * GROUP_ROWS)
 
-/* Unit u of a pair's two runs; p is the block, 4 bytes on for each row that is left out. */
+/* Unit u of a pair's two runs; p is the block of a group of rows, 4 bytes on for each row that is left out. */
 INLINE void pair_codes(const pl_dtype t, const uint8_t *p, int part, const int pair, const int u, vb_table levels, vb *a,
                        vb *b)
 {
@@ -157,22 +157,20 @@ typedef struct {
     float scale[16][PANEL_ROWS], min[16][PANEL_ROWS];
 } block_scales;
 
-#define HALF_FIELD(at) ((const uint16_t *)(p + (size_t)(at) * PANEL_ROWS))
+#define HALF_FIELD(at) ((const uint16_t *)(p + (size_t)(at) * GROUP_ROWS))
 INLINE void halves(const uint16_t *p, float *out)
 {
-    for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) {
-        vf d[NG];
-        load16_f16(p + g, d);
-        EACH v_store(out + g + v * VL, d[v]);
-    }
+    vf d[NG];
+    load16_f16(p, d);
+    EACH v_store(out + v * VL, d[v]);
 }
 /* Bytes 0 to 3 of VL rows' four bytes, less `bias`, as scales `first`, `first + step`, ... */
-INLINE void put_scales(vi fields, const int bias, block_scales *s, int first, const int step, int v)
+INLINE void put_scales(vi fields, const int bias, block_scales *s, int first, const int step, int r)
 {
     UNROLL
     for (int i = 0; i < 4; i++) {
         vi byte = vi_byte(fields, i);
-        v_store(s->scale[first + i * step] + v * VL, vi_float(bias ? vi_sub(byte, vi_set1(bias)) : byte));
+        v_store(s->scale[first + i * step] + r, vi_float(bias ? vi_sub(byte, vi_set1(bias)) : byte));
     }
 }
 
@@ -180,90 +178,91 @@ INLINE void put_scales(vi fields, const int bias, block_scales *s, int first, co
 INLINE float sum_of(const pl_d16 *x, const int narrow, int j) { return narrow ? x[j >> 1].half_sums[j & 1] : x[j].sum; }
 
 /* Minimum number j of a block of 256: kept, or with one token multiplied and added at once. */
-INLINE void take_min(vi value, int v, const int narrow, int j, block_scales *s, const int one, const pl_d16 *x, vf *mb)
+INLINE void take_min(vi value, int r, const int narrow, int j, block_scales *s, const int one, const pl_d16 *x, vf *mb)
 {
-    if (!one) v_store(s->min[j] + v * VL, vi_float(value));
-    else mb[v] = v_fma(vi_float(value), v_set1(sum_of(x, narrow, j)), j ? mb[v] : v_set1(0.0f));
+    if (!one) v_store(s->min[j] + r, vi_float(value));
+    else mb[r / VL] = v_fma(vi_float(value), v_set1(sum_of(x, narrow, j)), j ? mb[r / VL] : v_set1(0.0f));
 }
 
-/* Of one block: number j of several of 32 columns, or the one of 256. For `one` token minima of the latter are not kept
+/* Of a group of rows of one block, those from g on: number j of several of 32 columns, or the one of 256. For `one` token minima of the latter are not kept
  * but, times x, summed up in mb. */
-INLINE void scales_of(const pl_dtype t, const uint8_t *p, int j, block_scales *s, const int one, const pl_d16 *x, vf *mb)
+INLINE void scales_of(const pl_dtype t, const uint8_t *p, const int g, int j, block_scales *s, const int one,
+                      const pl_d16 *x, vf *mb)
 {
     const vi fours = vi_set1(0x0f0f0f0f);
 #define FOUR_BYTES(at, n) vi_load(FIELD(at, n) + 4 * v * VL)
-#define EACH_VECTOR for (int v = 0; v < PANEL_ROWS / VL; v++)
+#define EACH_VECTOR for (int v = 0; v < NG; v++)
     switch (t) {
-    case DT_Q4_0: case DT_Q5_0: case DT_Q8_0: case DT_IQ4_NL: halves(HALF_FIELD(0), s->scale[j]); return;
+    case DT_Q4_0: case DT_Q5_0: case DT_Q8_0: case DT_IQ4_NL: halves(HALF_FIELD(0), s->scale[j] + g); return;
     case DT_Q4_1: case DT_Q5_1:
-        halves(HALF_FIELD(0), s->scale[j]);
-        halves(HALF_FIELD(2), s->min[j]);
+        halves(HALF_FIELD(0), s->scale[j] + g);
+        halves(HALF_FIELD(2), s->min[j] + g);
         return;
     case DT_MXFP4: /* 2^(e - 128), for the levels are doubled; that of 0 and 1 is subnormal */
-        for (int r = 0; r < PANEL_ROWS; r++) {
+        for (int r = 0; r < GROUP_ROWS; r++) {
             uint32_t bits = p[r] < 2 ? 0x00200000u << p[r] : (uint32_t)(p[r] - 1) << 23;
-            memcpy(&s->scale[j][r], &bits, sizeof bits);
+            memcpy(&s->scale[j][g + r], &bits, sizeof bits);
         }
         return;
     case DT_Q2_K: /* four bits of scale, four of minimum */
-        halves(HALF_FIELD(0), s->d);
-        halves(HALF_FIELD(2), s->dmin);
+        halves(HALF_FIELD(0), s->d + g);
+        halves(HALF_FIELD(2), s->dmin + g);
         EACH_VECTOR {
             UNROLL
             for (int n = 0; n < 4; n++) {
                 const vi bytes = FOUR_BYTES(4, n), low = vi_and(bytes, fours), high = vi_and(vi_shr(bytes, 4), fours);
-                put_scales(low, 0, s, 4 * n, 1, v);
+                put_scales(low, 0, s, 4 * n, 1, g + v * VL);
                 UNROLL
-                for (int i = 0; i < 4; i++) take_min(vi_byte(high, i), v, 1, 4 * n + i, s, one, x, mb);
+                for (int i = 0; i < 4; i++) take_min(vi_byte(high, i), g + v * VL, 1, 4 * n + i, s, one, x, mb);
             }
         }
         break;
     case DT_Q3_K: /* 16 scales of 6 bits: the low 4 in 8 bytes' nibbles, the high 2 in the fours of 4 bytes, biased by 32 */
-        halves(HALF_FIELD(0), s->d);
+        halves(HALF_FIELD(0), s->d + g);
         EACH_VECTOR {
             const vi bytes[2] = {FOUR_BYTES(2, 0), FOUR_BYTES(2, 1)}, top = FOUR_BYTES(2, 2);
             UNROLL
             for (int n = 0; n < 4; n++) {
                 const vi low = vi_and(n < 2 ? bytes[n & 1] : vi_shr(bytes[n & 1], 4), fours);
                 const vi high = vi_shl(vi_and(vi_shr_by(top, 2 * n), vi_set1(0x03030303)), 4);
-                put_scales(vi_or(low, high), 32, s, 4 * n, 1, v);
+                put_scales(vi_or(low, high), 32, s, 4 * n, 1, g + v * VL);
             }
         }
         return;
     case DT_Q4_K: case DT_Q5_K: /* 8 scales and 8 minima of 6 bits in 12 bytes */
-        halves(HALF_FIELD(0), s->d);
-        halves(HALF_FIELD(2), s->dmin);
+        halves(HALF_FIELD(0), s->d + g);
+        halves(HALF_FIELD(2), s->dmin + g);
         EACH_VECTOR {
             const vi six = vi_set1(0x3f3f3f3f), two = vi_set1(0x30303030);
             const vi a = FOUR_BYTES(4, 0), b = FOUR_BYTES(4, 1), c = FOUR_BYTES(4, 2);
             const vi low = vi_and(b, six), high = vi_or(vi_and(vi_shr(c, 4), fours), vi_and(vi_shr(b, 2), two));
-            put_scales(vi_and(a, six), 0, s, 0, 1, v);
-            put_scales(vi_or(vi_and(c, fours), vi_and(vi_shr(a, 2), two)), 0, s, 4, 1, v);
+            put_scales(vi_and(a, six), 0, s, 0, 1, g + v * VL);
+            put_scales(vi_or(vi_and(c, fours), vi_and(vi_shr(a, 2), two)), 0, s, 4, 1, g + v * VL);
             UNROLL
-            for (int i = 0; i < 8; i++) take_min(vi_byte(i < 4 ? low : high, i & 3), v, 0, i, s, one, x, mb);
+            for (int i = 0; i < 8; i++) take_min(vi_byte(i < 4 ? low : high, i & 3), g + v * VL, 0, i, s, one, x, mb);
         }
         break;
     case DT_Q6_K: /* 16 signed bytes */
-        halves(HALF_FIELD(0), s->d);
+        halves(HALF_FIELD(0), s->d + g);
         EACH_VECTOR {
             UNROLL
             for (int n = 0; n < 4; n++)
-                put_scales(vi_xor(FOUR_BYTES(2, n), vi_set1((int32_t)0x80808080)), 128, s, 4 * n, 1, v);
+                put_scales(vi_xor(FOUR_BYTES(2, n), vi_set1((int32_t)0x80808080)), 128, s, 4 * n, 1, g + v * VL);
         }
         return;
     case DT_IQ4_XS: /* 8 scales of 6 bits, biased by 32: the low 4 in nibbles, the high 2 in a 16-bit field */
-        halves(HALF_FIELD(0), s->d);
+        halves(HALF_FIELD(0), s->d + g);
         EACH_VECTOR {
             const vi bytes = FOUR_BYTES(4, 0);
-            put_scales(vi_and(bytes, fours), 32, s, 0, 2, v);
-            put_scales(vi_and(vi_shr(bytes, 4), fours), 32, s, 1, 2, v);
+            put_scales(vi_and(bytes, fours), 32, s, 0, 2, g + v * VL);
+            put_scales(vi_and(vi_shr(bytes, 4), fours), 32, s, 1, 2, g + v * VL);
         }
         for (int n = 0; n < 8; n++)
-            for (int r = 0; r < PANEL_ROWS; r++) s->scale[n][r] += (float)((HALF_FIELD(2)[r] >> 2 * n & 3) << 4);
+            for (int r = 0; r < GROUP_ROWS; r++) s->scale[n][g + r] += (float)((HALF_FIELD(2)[r] >> 2 * n & 3) << 4);
         return;
     default: return;
     }
-    EACH_VECTOR v_store(s->dmin + v * VL, v_sub(v_set1(0.0f), v_load(s->dmin + v * VL)));
+    EACH_VECTOR v_store(s->dmin + g + v * VL, v_sub(v_set1(0.0f), v_load(s->dmin + g + v * VL)));
 #undef EACH_VECTOR
 #undef FOUR_BYTES
 }

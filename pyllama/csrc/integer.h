@@ -66,11 +66,11 @@ INLINE void one_small(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
 {
     const int nbytes = block_nbytes(t) * GROUP_ROWS;
     block_scales s;
-    scales_of(t, p, 0, &s, 0, NULL, NULL);
-    for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) {
+    for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS, p += nbytes) {
         vi sum[NG];
-        prefetch_ahead(p + g / GROUP_ROWS * nbytes, nbytes);
-        pair_sums(t, p + 4 * g, 0, 0, x, levels, NG, 1, sum, sum);
+        scales_of(t, p, g, 0, &s, 0, NULL, NULL);
+        prefetch_ahead(p, nbytes);
+        pair_sums(t, p, 0, 0, x, levels, NG, 1, sum, sum);
         EACH {
             const int r = g + v * VL;
             if (bias_of(t)) sum[v] = vi_sub(sum[v], vi_set1(x->total * bias_of(t)));
@@ -88,16 +88,16 @@ INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
     const int nv = pairs_of(t) == 4 && MOST > 2 && VL > 1 ? 2 : MOST; /* runs B that wait take registers */
     const int narrow = scale_cols(t) == 16, per = narrow ? 1 : 2, merged = t == DT_IQ4_XS;
     const int pairs = pairs_of(t), waiting = t == DT_Q6_K ? 4 : pairs == 4 ? 2 : 1;
-    const int nbytes = block_nbytes(t) * nv * VL / parts_of(t);
+    const int nbytes = block_nbytes(t) * nv * VL / (parts_of(t) * pairs);
     block_scales s;
     vf mb[PANEL_VECTORS];
-    scales_of(t, p, 0, &s, 1, x, mb);
     for (int g = 0; g < PANEL_ROWS; g += nv * VL) {
+        const uint8_t *q = p + g / GROUP_ROWS * GROUP_ROWS * block_nbytes(t), *rows = q + 4 * (g % GROUP_ROWS);
         vf blk[MOST];
+        if (g % GROUP_ROWS == 0) scales_of(t, q, g, 0, &s, 1, x, mb);
         for (int v = 0; v < nv; v++) blk[v] = v_set1(0.0f);
         UNROLL
         for (int part = 0; part < parts_of(t); part++) {
-            prefetch_ahead(p + (g / (nv * VL) * parts_of(t) + part) * nbytes, nbytes);
             UNROLL
             for (int first = 0; first < pairs; first += waiting) {
                 vi sa[MOST], sb[4][MOST];
@@ -105,8 +105,9 @@ INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
                 __asm__ volatile("" ::: "memory");
                 UNROLL
                 for (int w = 0; w < waiting; w++) {
+                    prefetch_ahead(p + ((g / (nv * VL) * parts_of(t) + part) * pairs + first + w) * nbytes, nbytes);
                     const int j = run_a(t, part, first + w) / per;
-                    pair_sums(t, p + 4 * g, part, first + w, x, levels, nv, merged, sa, sb[w]);
+                    pair_sums(t, rows, part, first + w, x, levels, nv, merged, sa, sb[w]);
                     UNROLL
                     for (int v = 0; v < nv; v++)
                         blk[v] = v_fma(unscaled(sa[v], x, narrow, j, bias_of(t)), v_load(s.scale[j] + g + v * VL), blk[v]);
@@ -136,7 +137,8 @@ INLINE void unpack_codes(const pl_dtype t, const uint8_t *p, int64_t cols, uint8
 {
     const vb_table levels = levels_of(t);
     for (int j = 0; j < cols / block_cols(t); j++, p += pl_formats[t].nbytes * PANEL_ROWS) {
-        scales_of(t, p, j, s, 0, NULL, NULL);
+        const int group = block_nbytes(t) * GROUP_ROWS;
+        for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) scales_of(t, p + g / GROUP_ROWS * group, g, j, s, 0, NULL, NULL);
         for (int part = 0; part < parts_of(t); part++)
             UNROLL
             for (int pair = 0; pair < pairs_of(t); pair++) {
@@ -146,7 +148,7 @@ INLINE void unpack_codes(const pl_dtype t, const uint8_t *p, int64_t cols, uint8
                 for (int u = 0; u < units_of(t); u++)
                     for (int v = 0; v < PANEL_VECTORS; v++) {
                         vb a, b;
-                        pair_codes(t, p + 4 * v * VL, part, pair, u, levels, &a, &b);
+                        pair_codes(t, p + v / NG * group + v % NG * 4 * VL, part, pair, u, levels, &a, &b);
                         tile_put(to_a + (u * PANEL_VECTORS + v) * TILE_UNIT, a, bias_of(t));
                         tile_put(to_b + (u * PANEL_VECTORS + v) * TILE_UNIT, b, bias_of(t));
                     }
@@ -308,8 +310,9 @@ INLINE void widen_block(const pl_dtype t, const uint8_t *p, int64_t rows, float 
 {
     const vb_table levels = levels_of(t);
     const int narrow = scale_cols(t) == 16;
+    const int group = block_nbytes(t) * GROUP_ROWS;
     block_scales s;
-    scales_of(t, p, 0, &s, 0, NULL, NULL);
+    for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) scales_of(t, p + g / GROUP_ROWS * group, g, 0, &s, 0, NULL, NULL);
     for (int part = 0; part < parts_of(t); part++)
       UNROLL
       for (int pair = 0; pair < pairs_of(t); pair++)
@@ -318,7 +321,7 @@ INLINE void widen_block(const pl_dtype t, const uint8_t *p, int64_t rows, float 
             for (int v = 0; v < PANEL_VECTORS; v++) {
                 uint8_t codes[2][4 * VL];
                 vb a, b;
-                pair_codes(t, p + 4 * v * VL, part, pair, u, levels, &a, &b);
+                pair_codes(t, p + v / NG * group + v % NG * 4 * VL, part, pair, u, levels, &a, &b);
                 vb_store(codes[0], a);
                 vb_store(codes[1], b);
                 for (int k = 0; k < 2; k++)

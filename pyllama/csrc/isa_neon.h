@@ -122,7 +122,7 @@ INLINE void prefetch_l2(const void *p) { __builtin_prefetch(p, 0, 2); }
 /* Ask for the cache line `ahead` bytes on; as an integer, since no object need be there. */
 INLINE void prefetch(const void *p, int ahead) { __builtin_prefetch((const void *)((uintptr_t)p + (uintptr_t)ahead)); }
 
-INLINE void transpose_4x4(const uint8_t *rows, size_t stride, uint32_t *out)
+INLINE void transpose_4x4(const uint8_t *rows, size_t stride, uint32_t *out, const int width)
 {
     uint32x4_t r[4];
     for (int i = 0; i < 4; i++) r[i] = vreinterpretq_u32_u8(vld1q_u8(rows + (size_t)i * stride));
@@ -131,19 +131,19 @@ INLINE void transpose_4x4(const uint8_t *rows, size_t stride, uint32_t *out)
 #define LOW(x, y) vcombine_u32(vget_low_u32(x), vget_low_u32(y))
 #define HIGH(x, y) vcombine_u32(vget_high_u32(x), vget_high_u32(y))
     vst1q_u32(out, LOW(a, c));
-    vst1q_u32(out + PANEL_ROWS, LOW(b, d));
-    vst1q_u32(out + 2 * PANEL_ROWS, HIGH(a, c));
-    vst1q_u32(out + 3 * PANEL_ROWS, HIGH(b, d));
+    vst1q_u32(out + width, LOW(b, d));
+    vst1q_u32(out + 2 * width, HIGH(a, c));
+    vst1q_u32(out + 3 * width, HIGH(b, d));
 #undef LOW
 #undef HIGH
 }
-INLINE void transpose_u32(const uint8_t *rows, size_t stride, int64_t units, uint32_t *out)
+INLINE void transpose_u32(const uint8_t *rows, size_t stride, int64_t units, uint32_t *out, const int width)
 {
     int64_t u = 0;
     for (; u + 4 <= units; u += 4)
-        for (int r = 0; r < PANEL_ROWS; r += 4) transpose_4x4(rows + (size_t)r * stride + 4 * u, stride, out + u * PANEL_ROWS + r);
+        for (int r = 0; r < width; r += 4) transpose_4x4(rows + (size_t)r * stride + 4 * u, stride, out + u * width + r, width);
     for (; u < units; u++)
-        for (int r = 0; r < PANEL_ROWS; r++) memcpy(&out[u * PANEL_ROWS + r], rows + (size_t)r * stride + 4 * u, 4);
+        for (int r = 0; r < width; r++) memcpy(&out[u * width + r], rows + (size_t)r * stride + 4 * u, 4);
 }
 
 typedef uint8x16_t vb;

@@ -114,11 +114,11 @@ INLINE void prefetch_l2(const void *p) { (void)p; }
 /* Ask for the cache line `ahead` bytes on; as an integer, since no object need be there. */
 INLINE void prefetch(const void *p, int ahead) { (void)p, (void)ahead; }
 
-/* out[u * 32 + r] = row r's 32-bit unit u, for one row block of PANEL_ROWS rows */
-INLINE void transpose_u32(const uint8_t *rows, size_t stride, int64_t units, uint32_t *out)
+/* out[u * width + r] = row r's 32-bit unit u, for `width` rows */
+INLINE void transpose_u32(const uint8_t *rows, size_t stride, int64_t units, uint32_t *out, const int width)
 {
-    for (int r = 0; r < PANEL_ROWS; r++)
-        for (int64_t u = 0; u < units; u++) memcpy(&out[u * PANEL_ROWS + r], rows + (size_t)r * stride + 4 * u, 4);
+    for (int r = 0; r < width; r++)
+        for (int64_t u = 0; u < units; u++) memcpy(&out[u * width + r], rows + (size_t)r * stride + 4 * u, 4);
 }
 
 /* Four bytes of each lane: the codes of four columns. Shifts may carry bits into the next byte; masks follow. */

@@ -37,8 +37,8 @@ typedef enum {
 } pl_dtype;
 
 /* A block of a row: `cols` weights in `nbytes` bytes, made of runs of 4-, 2- or 1-byte fields, each from byte `at` on.
- * In a panel each field is stored for 32 rows side by side, so that a row is a vector lane, and runs come in the order
- * in which a product uses them: read in the file's order, Q6_K stayed at half the rate of memory. */
+ * In a panel each field is stored for 32 rows side by side, or for 16 where blocks are quantized, so that a row is a vector
+ * lane, and runs come in the order in which a product uses them. */
 typedef struct {
     const char *name;
     int cols, nbytes;

@@ -1,4 +1,5 @@
-/* Row-major rows -> 32-row panels: the same bytes, each field of 32 rows side by side. Included by body.h. */
+/* Row-major rows -> 32-row panels: the same bytes, each field of 32 rows side by side; of quantized formats, of 16 rows and
+ * then of the other 16, so that one token reads them in the order in which they lie. Included by body.h. */
 
 /* Bytes from one panel to the next. */
 INLINE size_t panel_stride(const pl_matrix *w)
@@ -14,6 +15,22 @@ INLINE void copy_field(uint8_t *out, const uint8_t *in, size_t width)
     else *out = *in;
 }
 
+/* One quantized block of `rows` rows, at most GROUP_ROWS, `stride` bytes apart: the fields of each run side by side. */
+static void transpose_fields(const pl_format *f, const uint8_t *in, size_t stride, int rows, uint8_t *out)
+{
+    for (int i = 0; i < 6 && f->runs[i].count; i++) {
+        const size_t at = f->runs[i].at, width = f->runs[i].width, count = f->runs[i].count;
+        if (width == 4 && rows == GROUP_ROWS) transpose_u32(in + at, stride, (int64_t)count, (uint32_t *)out, GROUP_ROWS);
+        else
+            for (int r = 0; r < rows; r++) {
+                const uint8_t *field = in + (size_t)r * stride + at;
+                for (size_t e = 0; e < count; e++)
+                    copy_field(out + (e * GROUP_ROWS + (size_t)r) * width, field + e * width, width);
+            }
+        out += width * count * GROUP_ROWS;
+    }
+}
+
 /* The blocks that hold the columns [col, col + cols) of one panel's rows, transposed into out. */
 static void transpose_blocks(const pl_matrix *w, int64_t panel, int64_t col, int64_t cols, uint8_t *out)
 {
@@ -26,7 +43,7 @@ static void transpose_blocks(const pl_matrix *w, int64_t panel, int64_t col, int
     if (f->nbytes == 4) { /* one 32-bit field: a float32 or a pair of 16-bit floats */
         uint32_t *units = (uint32_t *)out;
         int64_t whole = sixteen_bit ? cols / 2 : cols;
-        if (rows == PANEL_ROWS) transpose_u32(in, w->row_nbytes, whole, units);
+        if (rows == PANEL_ROWS) transpose_u32(in, w->row_nbytes, whole, units, PANEL_ROWS);
         else
             for (int r = 0; r < rows; r++)
                 for (int64_t u = 0; u < whole; u++)
@@ -40,16 +57,10 @@ static void transpose_blocks(const pl_matrix *w, int64_t panel, int64_t col, int
         return;
     }
     for (int64_t b = 0; b < blocks; b++, in += f->nbytes)
-        for (int i = 0; i < 6 && f->runs[i].count; i++) {
-            const size_t at = f->runs[i].at, width = f->runs[i].width, count = f->runs[i].count;
-            if (width == 4 && rows == PANEL_ROWS) transpose_u32(in + at, w->row_nbytes, (int64_t)count, (uint32_t *)out);
-            else
-                for (int r = 0; r < rows; r++) {
-                    const uint8_t *field = in + (size_t)r * w->row_nbytes + at;
-                    for (size_t e = 0; e < count; e++)
-                        copy_field(out + (e * PANEL_ROWS + (size_t)r) * width, field + e * width, width);
-                }
-            out += width * count * PANEL_ROWS;
+        for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) {
+            int here = rows - g < GROUP_ROWS ? rows - g : GROUP_ROWS;
+            transpose_fields(f, in + (size_t)g * w->row_nbytes, w->row_nbytes, here, out);
+            out += f->nbytes * GROUP_ROWS;
         }
 }
 
