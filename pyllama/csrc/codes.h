@@ -44,8 +44,6 @@ INLINE int has_minima(const pl_dtype t)
 {
     return t == DT_Q4_1 || t == DT_Q5_1 || t == DT_Q2_K || t == DT_Q4_K || t == DT_Q5_K;
 }
-/* Codes that take all eight bits. */
-INLINE int is_wide(const pl_dtype t) { return t == DT_Q8_0 || t == DT_IQ4_NL || t == DT_IQ4_XS; }
 INLINE int bias_of(const pl_dtype t)
 {
     switch (t) {

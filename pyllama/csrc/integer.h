@@ -50,14 +50,14 @@ INLINE void pair_sums(const pl_dtype t, const uint8_t *p, int part, const int pa
         for (int v = 0; v < nv; v++) {
             vb ca, cb;
             pair_codes(t, p + 4 * v * VL, part, pair, u, levels, &ca, &cb);
-            da[v] = dot_add(da[v], ca, xa + u / 4 * 32, u & 3, is_wide(t));
-            if (merged) da[v] = dot_add(da[v], cb, xb + u / 4 * 32, u & 3, is_wide(t));
-            else db[v] = dot_add(db[v], cb, xb + u / 4 * 32, u & 3, is_wide(t));
+            da[v] = dot_add(da[v], ca, xa + u / 4 * 32, u & 3, pl_form_of(t));
+            if (merged) da[v] = dot_add(da[v], cb, xb + u / 4 * 32, u & 3, pl_form_of(t));
+            else db[v] = dot_add(db[v], cb, xb + u / 4 * 32, u & 3, pl_form_of(t));
         }
     UNROLL
     for (int v = 0; v < nv; v++) {
-        sa[v] = dot_sum(da[v], is_wide(t));
-        if (!merged) sb[v] = dot_sum(db[v], is_wide(t));
+        sa[v] = dot_sum(da[v], pl_form_of(t));
+        if (!merged) sb[v] = dot_sum(db[v], pl_form_of(t));
     }
 }
 
@@ -241,16 +241,17 @@ TILE_PRODUCT(tile_large_narrow_minima, 1, 1, 1)
 
 /* Formats, one function each. */
 
-/* acc[t][r] += panel blocks at p, `cols` columns, times x; blocks: those of x from one token to the next. */
-typedef void integer_product(const uint8_t *p, int64_t cols, const pl_d16 *x, int64_t blocks, int64_t tokens, float *acc,
-                             size_t lda);
+/* acc[t][r] += panel blocks at p, `cols` columns, times x; blocks: those of x from one token to the next; one: x was made
+ * of one token, and is laid out for that. */
+typedef void integer_product(const uint8_t *p, int64_t cols, const pl_d16 *x, int one, int64_t blocks, int64_t tokens,
+                             float *acc, size_t lda);
 
 #define FORMAT(t, one, many)                                                                                      \
-    static void integer_##t(const uint8_t *p, int64_t cols, const pl_d16 *x, int64_t blocks, int64_t tokens, float *acc, \
-                            size_t lda)                                                                           \
+    static void integer_##t(const uint8_t *p, int64_t cols, const pl_d16 *x, int alone, int64_t blocks, int64_t tokens,  \
+                            float *acc, size_t lda)                                                               \
     {                                                                                                             \
         const int64_t step = pl_formats[t].nbytes * PANEL_ROWS;                                                   \
-        if (tokens == 1) {                                                                                        \
+        if (alone) {                                                                                              \
             const vb_table levels = levels_of(t);                                                                 \
             for (int64_t c = 0; c < cols; c += block_cols(t), p += step) one(t, p, x + c / D16_COLS, levels, acc); \
             return;                                                                                               \
@@ -286,20 +287,21 @@ static integer_product *const integer_products[DT_COUNT] = {
 };
 
 /* One panel of w times `tokens` tokens; acc has room for PANEL_ROWS floats per token. */
-static void integer_panel(const pl_matrix *w, int64_t panel, const pl_d16 *x, int64_t tokens, float *acc, size_t lda)
+static void integer_panel(const pl_matrix *w, int64_t panel, const pl_d16 *x, int one, int64_t tokens, float *acc,
+                          size_t lda)
 {
     integer_product *product = integer_products[w->dtype];
     const int64_t blocks = w->cols / D16_COLS;
     for (int64_t t = 0; t < tokens; t++) memset(acc + (size_t)t * lda, 0, PANEL_ROWS * sizeof(float));
     if (w->layout == LAYOUT_PANELS) {
-        product(w->data + (size_t)panel * panel_stride(w), w->cols, x, blocks, tokens, acc, lda);
+        product(w->data + (size_t)panel * panel_stride(w), w->cols, x, one, blocks, tokens, acc, lda);
         return;
     }
     uint8_t rows[BLOCK_COLS * PANEL_ROWS * 2] __attribute__((aligned(64)));
     for (int64_t c = 0; c < w->cols; c += BLOCK_COLS) {
         int64_t n = w->cols - c < BLOCK_COLS ? w->cols - c : BLOCK_COLS;
         transpose_blocks(w, panel, c, n, rows);
-        product(rows, n, x + c / D16_COLS, blocks, tokens, acc, lda);
+        product(rows, n, x + c / D16_COLS, one, blocks, tokens, acc, lda);
     }
 }
 

@@ -198,53 +198,73 @@ INLINE vi dot4(vi d, vb codes, vi x)
 #else
 INLINE vi dot4(vi d, vb codes, vi x) { return _mm256_dpbusd_epi32(d, codes, x); }
 #endif
+#endif
+
 /* Activations in two planes of signed bytes, X = 256 * high + low: 16 columns' low bytes, then their high ones. */
-typedef struct {
-    vi low, high;
-} dot;
-INLINE dot dot_zero(void) { return (dot){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int wide)
+INLINE void put_planes(const int32_t *whole, uint8_t *x)
 {
-    (void)wide;
-    d.low = dot4(d.low, codes, broadcast4(x + 4 * u));
-    d.high = dot4(d.high, codes, broadcast4(x + 16 + 4 * u));
-    return d;
-}
-INLINE vi dot_sum(dot d, const int wide) { (void)wide; return _mm256_add_epi32(d.low, _mm256_slli_epi32(d.high, 8)); }
-INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x)
-{
-    (void)tokens;
     for (int i = 0; i < 16; i++) {
         x[i] = (uint8_t)whole[i];
         x[16 + i] = (uint8_t)((whole[i] + 128) >> 8);
     }
 }
+typedef struct {
+    vi low, high;
+} dot;
+INLINE dot dot_zero(void) { return (dot){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+
+#ifdef PL_VNNI
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const pl_form form)
+{
+    (void)form;
+    d.low = dot4(d.low, codes, broadcast4(x + 4 * u));
+    d.high = dot4(d.high, codes, broadcast4(x + 16 + 4 * u));
+    return d;
+}
+INLINE vi dot_sum(dot d, const pl_form form)
+{
+    (void)form;
+    return _mm256_add_epi32(d.low, _mm256_slli_epi32(d.high, 8));
+}
+INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x) { (void)form, (void)one, put_planes(whole, x); }
 enum { TILE_UNIT = 32, LARGE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
 #define TILE_BIAS(bias) (bias)
 INLINE void tile_put(uint8_t *tile, vb codes, int bias) { (void)bias; vb_store(tile, codes); }
-INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, 0); }
-INLINE vi tile_sum(dot d) { return dot_sum(d, 0); }
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, FORM_D16_8); }
+INLINE vi tile_sum(dot d) { return dot_sum(d, FORM_D16_8); }
 #else
-/* Activations as 16-bit numbers, in pairs of the columns that a mask or a shift of a lane's codes leaves side by side:
- * the first and third of four, then the second and fourth. Sums of bytes would saturate. */
-typedef vi dot;
-INLINE dot dot_zero(void) { return _mm256_setzero_si256(); }
+/* Where more than bytes are needed, activations are 16-bit numbers, in pairs of the columns that a mask or a shift of a
+ * lane's codes leaves side by side: the first and third of four, then the second and fourth. The sum is d.low. */
 INLINE dot dot_pairs(dot d, vi even, vi odd, const uint8_t *x)
 {
     vi products = _mm256_add_epi32(_mm256_madd_epi16(even, broadcast4(x)), _mm256_madd_epi16(odd, broadcast4(x + 4)));
-    d = _mm256_add_epi32(d, products);
-    KEEP(d);
+    d.low = _mm256_add_epi32(d.low, products);
+    KEEP(d.low);
     return d;
 }
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int wide)
+/* One token, codes of four bits: products of bytes in 16-bit sums of two columns each, which hold 8 units: 15 * 128 * 16.
+ * Of five bits they would hold 4, of six 2; adding up so often costs what bytes save. */
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const pl_form form)
 {
-    (void)wide;
-    return dot_pairs(d, _mm256_and_si256(codes, _mm256_set1_epi16(255)), _mm256_srli_epi16(codes, 8), x + 8 * u);
+    if (form != FORM_D16_4)
+        return dot_pairs(d, _mm256_and_si256(codes, _mm256_set1_epi16(255)), _mm256_srli_epi16(codes, 8), x + 8 * u);
+    d.low = _mm256_add_epi16(d.low, _mm256_maddubs_epi16(codes, broadcast4(x + 4 * u)));
+    d.high = _mm256_add_epi16(d.high, _mm256_maddubs_epi16(codes, broadcast4(x + 16 + 4 * u)));
+    KEEP(d.low);
+    KEEP(d.high);
+    return d;
 }
-INLINE vi dot_sum(dot d, const int wide) { (void)wide; return d; }
-INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x)
+INLINE vi dot_sum(dot d, const pl_form form)
 {
-    (void)tokens;
+    if (form != FORM_D16_4) return d.low;
+    return _mm256_add_epi32(_mm256_madd_epi16(d.low, _mm256_set1_epi16(1)), _mm256_madd_epi16(d.high, _mm256_set1_epi16(256)));
+}
+INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
+{
+    if (one && form == FORM_D16_4) {
+        put_planes(whole, x);
+        return;
+    }
     for (int i = 0; i < 16; i += 4) {
         const int16_t four[4] = {(int16_t)whole[i], (int16_t)whole[i + 2], (int16_t)whole[i + 1], (int16_t)whole[i + 3]};
         memcpy(x + 2 * i, four, sizeof four);
@@ -262,5 +282,5 @@ INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u)
 {
     return dot_pairs(d, vb_load(tile), vb_load(tile + 32), x + 8 * u);
 }
-INLINE vi tile_sum(dot d) { return d; }
+INLINE vi tile_sum(dot d) { return d.low; }
 #endif

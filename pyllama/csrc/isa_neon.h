@@ -195,20 +195,20 @@ INLINE int32x4_t dot4(int32x4_t d, int8x16_t codes, int8x16_t x, const int u)
     default: return vdotq_laneq_s32(d, codes, x, 3);
     }
 }
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const int wide)
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const pl_form form)
 {
-    (void)wide;
+    (void)form;
     d.low = dot4(d.low, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(vld1q_u8(x)), u);
     d.high = dot4(d.high, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(vld1q_u8(x + 16)), u);
     return d;
 }
-INLINE vi dot_sum(dot d, const int wide) { (void)wide; return vmlaq_n_s32(d.low, d.high, 256); }
-INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x) { (void)tokens, put_planes(whole, x); }
+INLINE vi dot_sum(dot d, const pl_form form) { (void)form; return vmlaq_n_s32(d.low, d.high, 256); }
+INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x) { (void)form, (void)one, put_planes(whole, x); }
 enum { TILE_UNIT = 16, LARGE_VECTORS = 4, MANY_VECTORS = 2, MANY_TOKENS = 3 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias) { vb_store(tile, vsubq_u8(codes, vdupq_n_u8((uint8_t)bias))); }
-INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, const int u) { return dot_add(d, vb_load(tile), x, u, 0); }
-INLINE vi tile_sum(dot d) { return dot_sum(d, 0); }
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, const int u) { return dot_add(d, vb_load(tile), x, u, FORM_D16_8); }
+INLINE vi tile_sum(dot d) { return dot_sum(d, FORM_D16_8); }
 #else
 /* One token: products of bytes in 16-bit sums, which hold 8 of codes up to 31 and 4 up to 63: those of rows 0, 1 and of
  * rows 2, 3 with the low plane, then with the high one. Of codes of eight bits they could not hold two, so these are
@@ -221,18 +221,19 @@ INLINE int32x4_t add_products(int32x4_t sums, int8x8_t a, int8x8_t b)
 {
     return vreinterpretq_s32_s16(vmlal_s8(vreinterpretq_s16_s32(sums), a, b));
 }
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const int wide)
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const pl_form form)
 {
-    const int8x8_t low = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(x + 4 * u)));
-    const int8x8_t high = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(x + 16 + 4 * u)));
     const int8x16_t w = vreinterpretq_s8_u8(codes);
-    if (wide) {
-        const int16x8_t whole = vaddw_s8(vshll_n_s8(high, 8), low), a = vmovl_s8(vget_low_s8(w)), b = vmovl_high_s8(w);
+    if (form == FORM_D16_8) {
+        const int16x8_t whole = vreinterpretq_s16_s64(vld1q_dup_s64((const int64_t *)(x + 8 * u)));
+        const int16x8_t a = vmovl_s8(vget_low_s8(w)), b = vmovl_high_s8(w);
         d.r[0] = vmlal_s16(d.r[0], vget_low_s16(a), vget_low_s16(whole));
         d.r[1] = vmlal_high_s16(d.r[1], a, whole);
         d.r[2] = vmlal_s16(d.r[2], vget_low_s16(b), vget_low_s16(whole));
         d.r[3] = vmlal_high_s16(d.r[3], b, whole);
     } else {
+        const int8x8_t low = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(x + 4 * u)));
+        const int8x8_t high = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(x + 16 + 4 * u)));
         d.r[0] = add_products(d.r[0], vget_low_s8(w), low);
         d.r[1] = add_products(d.r[1], vget_high_s8(w), low);
         d.r[2] = add_products(d.r[2], vget_low_s8(w), high);
@@ -245,15 +246,15 @@ INLINE int32x4_t pair_up(int32x4_t a, int32x4_t b)
 {
     return vpaddq_s32(vpaddlq_s16(vreinterpretq_s16_s32(a)), vpaddlq_s16(vreinterpretq_s16_s32(b)));
 }
-INLINE vi dot_sum(dot d, const int wide)
+INLINE vi dot_sum(dot d, const pl_form form)
 {
-    if (wide) return vpaddq_s32(vpaddq_s32(d.r[0], d.r[1]), vpaddq_s32(d.r[2], d.r[3]));
+    if (form == FORM_D16_8) return vpaddq_s32(vpaddq_s32(d.r[0], d.r[1]), vpaddq_s32(d.r[2], d.r[3]));
     return vmlaq_n_s32(pair_up(d.r[0], d.r[1]), pair_up(d.r[2], d.r[3]), 256);
 }
 /* Several tokens: columns of 16-bit codes, four rows a vector, times one of 16 columns of 16-bit activations. */
-INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x)
+INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
 {
-    if (tokens == 1) {
+    if (one && form != FORM_D16_8) {
         put_planes(whole, x);
         return;
     }

@@ -152,13 +152,13 @@ INLINE vb vb_bits(vb a, int u)
     return out;
 }
 
-/* Sums of products of codes and activations, a row a lane: of 16 columns at x, unit u has the four from 4 * u on. `wide`
- * says that codes have eight bits. */
+/* Sums of products of codes and activations, a row a lane: of 16 columns at x, unit u has the four from 4 * u on. `form`
+ * says how many bits codes have at most. */
 typedef vi dot;
 INLINE dot dot_zero(void) { return 0; }
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int wide)
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const pl_form form)
 {
-    (void)wide;
+    (void)form;
     for (int i = 0; i < 4; i++) {
         int16_t whole;
         memcpy(&whole, x + 2 * (4 * u + i), 2);
@@ -166,11 +166,11 @@ INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int wide)
     }
     return d;
 }
-INLINE vi dot_sum(dot d, const int wide) { (void)wide; return d; }
-/* Whole numbers X of 16 columns, of a pass of so many tokens, to where products find them. */
-INLINE void put_x(const int32_t *whole, int64_t tokens, uint8_t *x)
+INLINE vi dot_sum(dot d, const pl_form form) { (void)form; return d; }
+/* Whole numbers X of 16 columns to where products of that form find them. */
+INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
 {
-    (void)tokens;
+    (void)form, (void)one;
     for (int i = 0; i < 16; i++) {
         int16_t narrow = (int16_t)whole[i];
         memcpy(x + 2 * i, &narrow, 2);
@@ -184,5 +184,5 @@ INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {
     for (int i = 0; i < 4; i++) tile[i] = (uint8_t)((codes >> 8 * i) - (uint32_t)bias);
 }
-INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, 1); }
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, FORM_D16_8); }
 INLINE vi tile_sum(dot d) { return d; }

@@ -51,11 +51,20 @@ extern const pl_format pl_formats[DT_COUNT];
  * instruction set or the number of threads. */
 typedef enum {
     FORM_F32, /* float32 as they come */
-    FORM_D16, /* 16-bit integers, scaled by the largest of 32 columns: pl_d16 */
+    FORM_D16_4, FORM_D16_6, FORM_D16_8, /* 16-bit integers, scaled by the largest of 32 columns: pl_d16. They are the same
+                                         * numbers, for codes of at most so many bits */
     FORM_COUNT
 } pl_form;
 
-static inline pl_form pl_form_of(pl_dtype dtype) { return dtype < DT_Q4_0 ? FORM_F32 : FORM_D16; }
+static inline pl_form pl_form_of(pl_dtype dtype)
+{
+    switch (dtype) {
+    case DT_Q4_0: case DT_Q4_1: case DT_Q2_K: case DT_Q3_K: case DT_Q4_K: return FORM_D16_4;
+    case DT_Q5_0: case DT_Q5_1: case DT_Q5_K: case DT_Q6_K: return FORM_D16_6;
+    case DT_Q8_0: case DT_IQ4_NL: case DT_IQ4_XS: case DT_MXFP4: return FORM_D16_8;
+    default: return FORM_F32;
+    }
+}
 
 /* 32 columns of a token: x = scale * X, X whole and at most D16_TOP (MODEL.md, "Numerics"). */
 typedef struct {
@@ -73,7 +82,7 @@ typedef struct {
     pl_form form;
     int64_t tokens, cols;
     const void *data; /* FORM_F32: x itself for T == 1, else tiles of TOKEN_TILE tokens, (tile, c, t);
-                       * FORM_D16: pl_d16 (T, C / 32) */
+                       * others: pl_d16 (T, C / 32) */
 } pl_input;
 
 typedef enum {
@@ -137,8 +146,8 @@ typedef struct {
                    int64_t last);
     /* packed[(tile, c, t)] = x[t, c], tiles of TOKEN_TILE tokens, [first, last) of them. */
     void (*pack_tokens)(const float *x, int64_t tokens, int64_t cols, float *packed, int64_t first, int64_t last);
-    /* The blocks [first, last) of 32 columns, counted through all of x (T, C), as D16; T is `tokens`. */
-    void (*make_d16)(const float *x, int64_t tokens, pl_d16 *out, int64_t first, int64_t last);
+    /* The blocks [first, last) of 32 columns, counted through all of x (T, C), in one of the D16 forms; `one` token or not. */
+    void (*make_d16)(const float *x, pl_form form, int one, pl_d16 *out, int64_t first, int64_t last);
     /* Row-major rows -> panels [first, last) of out: the same bytes, transposed. */
     void (*pack_panels)(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last);
     /* Packed panels [first, last) -> row-major bfloat16 rows: what they were packed from. */

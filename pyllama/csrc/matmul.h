@@ -47,8 +47,8 @@ static void product_panel(const pl_matrix *w, int64_t panel, const float *x, int
 static void input_panel(const pl_matrix *w, int64_t panel, const pl_input *input, int64_t t, int64_t tokens, float *acc,
                         size_t lda)
 {
-    if (input->form == FORM_D16)
-        integer_panel(w, panel, (const pl_d16 *)input->data + t * (w->cols / D16_COLS), tokens, acc, lda);
+    if (input->form != FORM_F32)
+        integer_panel(w, panel, (const pl_d16 *)input->data + t * (w->cols / D16_COLS), input->tokens == 1, tokens, acc, lda);
     else product_panel(w, panel, (const float *)input->data + t * w->cols, tokens, acc, lda);
 }
 
@@ -86,7 +86,7 @@ static void k_pack_tokens(const float *x, int64_t tokens, int64_t cols, float *p
 /* Rows -> panel -> tile -> rows: the one widening there is, also for the few rows of an embedding. */
 static void k_widen(const pl_matrix *rows, float *out, int64_t first, int64_t last)
 {
-    if (pl_form_of(rows->dtype) == FORM_D16) {
+    if (pl_form_of(rows->dtype) != FORM_F32) {
         widen_quantized(rows, out, first, last);
         return;
     }

@@ -144,17 +144,17 @@ static void matmul_blocks(const pl_kernels *k, const pl_matrix *block, const pl_
 
 size_t pl_input_nbytes(pl_form form, int64_t tokens, int64_t cols)
 {
-    if (form == FORM_D16) return (size_t)tokens * (size_t)((cols + D16_COLS - 1) / D16_COLS) * sizeof(pl_d16);
+    if (form != FORM_F32) return (size_t)tokens * (size_t)((cols + D16_COLS - 1) / D16_COLS) * sizeof(pl_d16);
     return tokens > 1 ? (size_t)tokens * (size_t)cols * sizeof(float) : 0;
 }
 
 void pl_make_input(const pl_kernels *k, int threads, pl_form form, const float *x, int64_t tokens, int64_t cols,
                    void *memory, pl_input *out)
 {
-    if (form == FORM_D16) {
+    if (form != FORM_F32) {
         int64_t blocks = tokens * cols / D16_COLS;
         *out = (pl_input){.form = form, .tokens = tokens, .cols = cols, .data = memory};
-        SHARE(tokens * cols, static, first, last, blocks, 64, k->make_d16(x, tokens, memory, first, last))
+        SHARE(tokens * cols, static, first, last, blocks, 64, k->make_d16(x, form, tokens == 1, memory, first, last))
         return;
     }
     int64_t tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
