@@ -225,7 +225,7 @@ def test_isa_is_one_of_those_supported():
 
 @pytest.mark.skipif(not EXPECTED_ISA, reason="PYLLAMA_EXPECT_ISA does not say what this CPU is")
 def test_the_expected_isa_was_chosen():
-    assert _kernels.isa() == EXPECTED_ISA
+    assert _kernels.isa() in EXPECTED_ISA.split(",")
 
 
 @pytest.mark.skipif(not EXPECTED_FEATURES, reason="PYLLAMA_EXPECT_FEATURES does not say what this CPU has")

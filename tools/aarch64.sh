@@ -98,7 +98,9 @@ test_on() {
     local cpu=$1 features=$2 selection=$3 log=$work/tests-${1%%,*}.log status=0
     (
         cd tested
-        export ARM_CPU=$cpu PYLLAMA_EXPECT_ISA=neon PYLLAMA_EXPECT_FEATURES=$features
+        isa=neon
+        [[ ,$features, == *,dotprod,* ]] && isa=dotprod
+        export ARM_CPU=$cpu PYLLAMA_EXPECT_ISA=$isa PYLLAMA_EXPECT_FEATURES=$features
         "$work/armpython" -P -m pytest -q -p no:cacheprovider --durations=15 -k "$selection" tests
     ) >"$log" 2>&1 || status=$?
     [ "$status" -eq 0 ] || sed -n '/^=* \(FAILURES\|ERRORS\)/,$p' "$log" | tail -n 100 | sed '$d'

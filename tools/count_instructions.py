@@ -126,8 +126,8 @@ def spills(neon: Path) -> dict[str, list[str]]:
     for name, body in inner_loops(neon):
         if name == "k_spin":  # measures the machine's peak, computes nothing
             continue
-        # A block's scales lie on the stack by design and are loaded from there, and between sub-blocks a sum or two may
-        # wait beside them: integer loops may store once for 16 products.
+        # A block's scales are put on the stack by design and loaded from there, and between sub-blocks a sum or two may
+        # wait beside them: integer loops may store once for 8 products.
         multiplied = sum(operation in MULTIPLY for _, operation, _ in body)
         integer = name.startswith(("integer_", "tile_"))
         moves = ("str", "stp") if integer else ("str", "stp", "ldr", "ldp")
@@ -136,7 +136,7 @@ def spills(neon: Path) -> dict[str, list[str]]:
             for _, operation, operands in body
             if operation in moves and SPILL.search(operands)
         ]
-        if len(spilled) > (multiplied // 16 if integer else 0):
+        if len(spilled) > (multiplied // 8 if integer else 0):
             found[f"{name}+{body[0][0]:#x} ({len(body)} instructions, {multiplied} multiply)"] = spilled
     return found
 

@@ -67,16 +67,19 @@ INLINE void one_small(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
     const int nbytes = block_nbytes(t) * GROUP_ROWS;
     block_scales s;
     for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS, p += nbytes) {
-        vi sum[NG];
         scales_of(t, p, g, 0, &s, 0, NULL, NULL);
         prefetch_ahead(p, nbytes);
-        pair_sums(t, p, 0, 0, x, levels, NG, 1, sum, sum);
-        EACH {
-            const int r = g + v * VL;
-            if (bias_of(t)) sum[v] = vi_sub(sum[v], vi_set1(x->total * bias_of(t)));
-            vf a = v_fma(vi_float(sum[v]), v_mul(v_load(s.scale[0] + r), v_set1(x->scale)), v_load(acc + r));
-            if (has_minima(t)) a = v_fma(v_load(s.min[0] + r), v_set1(x->sum), a);
-            v_store(acc + r, a);
+        UNROLL
+        for (int h = 0; h < NG; h += ONE_VECTORS) {
+            vi sum[ONE_VECTORS];
+            pair_sums(t, p + 4 * h * VL, 0, 0, x, levels, ONE_VECTORS, 1, sum, sum);
+            for (int v = 0; v < ONE_VECTORS; v++) {
+                const int r = g + (h + v) * VL;
+                if (bias_of(t)) sum[v] = vi_sub(sum[v], vi_set1(x->total * bias_of(t)));
+                vf a = v_fma(vi_float(sum[v]), v_mul(v_load(s.scale[0] + r), v_set1(x->scale)), v_load(acc + r));
+                if (has_minima(t)) a = v_fma(v_load(s.min[0] + r), v_set1(x->sum), a);
+                v_store(acc + r, a);
+            }
         }
     }
 }
@@ -84,7 +87,7 @@ INLINE void one_small(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
 /* The same for one of 256. Its sums are scaled in ascending order, so those of run B wait for the A of `waiting` pairs. */
 INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_table levels, float *acc)
 {
-    enum { MOST = LARGE_VECTORS };
+    enum { MOST = ONE_VECTORS };
     const int nv = pairs_of(t) == 4 && MOST > 2 && VL > 1 ? 2 : MOST; /* runs B that wait take registers */
     const int narrow = scale_cols(t) == 16, per = narrow ? 1 : 2, merged = t == DT_IQ4_XS;
     const int pairs = pairs_of(t), waiting = t == DT_Q6_K ? 4 : pairs == 4 ? 2 : 1;

@@ -204,7 +204,7 @@ INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const pl_form
 }
 INLINE vi dot_sum(dot d, const pl_form form) { (void)form; return vmlaq_n_s32(d.low, d.high, 256); }
 INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x) { (void)form, (void)one, put_planes(whole, x); }
-enum { TILE_UNIT = 16, LARGE_VECTORS = 4, MANY_VECTORS = 2, MANY_TOKENS = 3 };
+enum { TILE_UNIT = 16, ONE_VECTORS = 4, MANY_VECTORS = 2, MANY_TOKENS = 3 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias) { vb_store(tile, vsubq_u8(codes, vdupq_n_u8((uint8_t)bias))); }
 INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, const int u) { return dot_add(d, vb_load(tile), x, u, FORM_D16_8); }
@@ -263,7 +263,7 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
         memcpy(x + 2 * i, &narrow, 2);
     }
 }
-enum { TILE_UNIT = 32, LARGE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
+enum { TILE_UNIT = 32, ONE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {

@@ -178,7 +178,7 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
 }
 
 /* The same out of a tile of unpacked codes, TILE_UNIT bytes a vector; what bias they still have. */
-enum { TILE_UNIT = 4, LARGE_VECTORS = 16, MANY_VECTORS = 4, MANY_TOKENS = 2 };
+enum { TILE_UNIT = 4, ONE_VECTORS = 16, MANY_VECTORS = 4, MANY_TOKENS = 2 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {
