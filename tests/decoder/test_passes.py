@@ -372,7 +372,8 @@ def test_the_planner_counts_the_bytes_that_buffers_have(tokens):
     assert packed == (0 if tokens == 1 else 4 * tokens * 90)
     assert whole == tokens * 3 * 96  # blocks of 32 columns: 64 bytes, their scale and sums
     assert (buffers.input.tokens, buffers.input.cols) == (tokens, 90)
-    for dtypes, forms in ((["BF16", "F32"], packed), (["Q4_K", "Q8_0"], whole), (["F16", "Q6_K"], packed + whole)):
+    plain, few, many = ["BF16", "F32"], ["Q4_K", "Q4_0"], ["F16", "Q4_K", "Q6_K", "Q8_0"]
+    for dtypes, forms in ((plain, packed), (few, whole), (many, packed + 3 * whole)):
         made_nbytes = sum(array.nbytes for array in made.values())
         assert buffers_nbytes(shape, tokens, dtypes) == made_nbytes + forms + 4 * 101
 
