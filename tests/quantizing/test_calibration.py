@@ -61,7 +61,7 @@ def test_importance_is_the_mean_of_squares_of_what_is_multiplied(tmp_path, sourc
     assert set(found.columns) == {f"blk.{i}.{name}.weight" for i in range(LAYERS) for name in MATRICES}
     assert found.datasets == ("text.txt",)
     seen: dict[str, list[np.ndarray]] = {}
-    with load(source, memory="400M", context_length=64) as model:
+    with load(source, memory="4G", context_length=64) as model:
         ids = model.tokenizer.encode(TEXT, add_special_tokens=False)
         whole = len(ids) // 64
         model.decoder.on_input = lambda names, rows: seen.setdefault(names[0], []).append(rows.astype(np.float64))
@@ -114,7 +114,7 @@ def test_neither_threads_nor_memory_change_it(tmp_path, source, text, small_wind
     with open_checkpoint(source) as checkpoint:
         nbytes = checkpoint.nbytes
     assert nbytes
-    other = collected(tmp_path, source, text, "other.gguf", threads=3, memory="1G")
+    other = collected(tmp_path, source, text, "other.gguf", threads=3, memory="2G")
     assert first.read_bytes() == other.read_bytes()
     assert (tmp_path / "made.gguf").read_bytes() == (tmp_path / "other.gguf").read_bytes()
 

@@ -31,7 +31,7 @@ IDS = [3, 17, 8, 99, 42, 5, 61, 30, 7, 7, 12]
 
 
 def logits(path):
-    with load(path, memory="400M", kv_dtype="f32") as model:
+    with load(path, memory="4G", kv_dtype="f32") as model:
         sequence = model.decoder.new_sequence()
         return model.decoder.forward([(sequence, IDS)], logits="all")
 
