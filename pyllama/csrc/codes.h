@@ -189,7 +189,6 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, const int g, int j, bl
 {
     const vi fours = vi_set1(0x0f0f0f0f);
 #define FOUR_BYTES(at, n) vi_load(FIELD(at, n) + 4 * v * VL)
-#define EACH_VECTOR for (int v = 0; v < NG; v++)
     switch (t) {
     case DT_Q4_0: case DT_Q5_0: case DT_Q8_0: case DT_IQ4_NL: halves(HALF_FIELD(0), s->scale[j] + g); return;
     case DT_Q4_1: case DT_Q5_1:
@@ -205,7 +204,7 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, const int g, int j, bl
     case DT_Q2_K: /* four bits of scale, four of minimum */
         halves(HALF_FIELD(0), s->d + g);
         halves(HALF_FIELD(2), s->dmin + g);
-        EACH_VECTOR {
+        EACH {
             UNROLL
             for (int n = 0; n < 4; n++) {
                 const vi bytes = FOUR_BYTES(4, n), low = vi_and(bytes, fours), high = vi_and(vi_shr(bytes, 4), fours);
@@ -217,7 +216,7 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, const int g, int j, bl
         break;
     case DT_Q3_K: /* 16 scales of 6 bits: the low 4 in 8 bytes' nibbles, the high 2 in the fours of 4 bytes, biased by 32 */
         halves(HALF_FIELD(0), s->d + g);
-        EACH_VECTOR {
+        EACH {
             const vi bytes[2] = {FOUR_BYTES(2, 0), FOUR_BYTES(2, 1)}, top = FOUR_BYTES(2, 2);
             UNROLL
             for (int n = 0; n < 4; n++) {
@@ -230,7 +229,7 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, const int g, int j, bl
     case DT_Q4_K: case DT_Q5_K: /* 8 scales and 8 minima of 6 bits in 12 bytes */
         halves(HALF_FIELD(0), s->d + g);
         halves(HALF_FIELD(2), s->dmin + g);
-        EACH_VECTOR {
+        EACH {
             const vi six = vi_set1(0x3f3f3f3f), two = vi_set1(0x30303030);
             const vi a = FOUR_BYTES(4, 0), b = FOUR_BYTES(4, 1), c = FOUR_BYTES(4, 2);
             const vi low = vi_and(b, six), high = vi_or(vi_and(vi_shr(c, 4), fours), vi_and(vi_shr(b, 2), two));
@@ -242,7 +241,7 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, const int g, int j, bl
         break;
     case DT_Q6_K: /* 16 signed bytes */
         halves(HALF_FIELD(0), s->d + g);
-        EACH_VECTOR {
+        EACH {
             UNROLL
             for (int n = 0; n < 4; n++)
                 put_scales(vi_xor(FOUR_BYTES(2, n), vi_set1((int32_t)0x80808080)), 128, s, 4 * n, 1, g + v * VL);
@@ -250,7 +249,7 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, const int g, int j, bl
         return;
     case DT_IQ4_XS: /* 8 scales of 6 bits, biased by 32: the low 4 in nibbles, the high 2 in a 16-bit field */
         halves(HALF_FIELD(0), s->d + g);
-        EACH_VECTOR {
+        EACH {
             const vi bytes = FOUR_BYTES(4, 0);
             put_scales(vi_and(bytes, fours), 32, s, 0, 2, g + v * VL);
             put_scales(vi_and(vi_shr(bytes, 4), fours), 32, s, 1, 2, g + v * VL);
@@ -260,7 +259,6 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, const int g, int j, bl
         return;
     default: return;
     }
-    EACH_VECTOR v_store(s->dmin + g + v * VL, v_sub(v_set1(0.0f), v_load(s->dmin + g + v * VL)));
-#undef EACH_VECTOR
+    EACH v_store(s->dmin + g + v * VL, v_sub(v_set1(0.0f), v_load(s->dmin + g + v * VL)));
 #undef FOUR_BYTES
 }
