@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from hub_server import Repo, own_caches, serving
+from killing import run_killed
 
 import pyllama
 from pyllama.checkpoint import open_checkpoint
@@ -85,33 +85,11 @@ def partly(packed: Path) -> Path:
 # Kills
 
 KILLED = """
-import os, signal, sys
 from pyllama.packing import pack, journal, pull_packed, shard
-left = int(sys.argv[1])
-def counted(call):
-    def wrapped(*args, **options):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **options)
-    return wrapped
-for name in ("pwrite", "replace", "rename", "unlink", "fsync", "fdatasync", "mkdir", "open", "listdir"):
-    setattr(os, name, counted(getattr(os, name)))
+count("pwrite", "replace", "rename", "unlink", "fsync", "fdatasync", "mkdir", "open", "listdir")
 shard.BLOCK_NBYTES = 8192
-pack(sys.argv[2], sys.argv[3], replace=sys.argv[4] == "replace")
-print(-left)
+pack(sys.argv[1], sys.argv[2], replace=sys.argv[3] == "replace")
 """
-
-
-def run_killed(step: int, source: Path, packed: Path, mode: str) -> bool:
-    """Pack, and be killed just before the step-th change to the disk; whether it lived to the end."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(pyllama.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(step), source, packed, mode], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode == 0
 
 
 STEPS = (3, 11, 24, 40, 57, 75, 96, 120)
@@ -123,7 +101,7 @@ def test_a_killed_pack_leaves_nothing_or_a_whole_model(tmp_path, source):
     lived = False
     for step in STEPS:
         packed = tmp_path / f"packed-{step}"
-        lived = run_killed(step, source, packed, "keep")
+        lived = run_killed(KILLED, step, source, packed, "keep")
         assert {path.name: path.read_bytes() for path in source.iterdir()} == before
         if packed.exists():
             (packed / JOURNAL).unlink(missing_ok=True)
@@ -141,7 +119,7 @@ def test_a_killed_replace_loses_no_weight_and_goes_on(tmp_path):
     for every in (11, 31):
         source, packed = write_source(tmp_path / f"source-{every}"), tmp_path / f"packed-{every}"
         for attempt in range(100):
-            lived = run_killed(every * (attempt + 1), source, packed, "replace")
+            lived = run_killed(KILLED, every * (attempt + 1), source, packed, "replace")
             assert found_somewhere(source, packed).items() >= EXPECTED.items()
             if lived:
                 break

@@ -4,13 +4,13 @@ import importlib
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
+from killing import run_killed
 
 import pyllama
 from pyllama.errors import CheckpointError, PackError, RequestError
@@ -57,39 +57,19 @@ def left(folder: Path) -> list[str]:
 # Kills
 
 KILLED = """
-import importlib, os, signal, sys
+import importlib
 from pyllama.quantizing import quantize, workplace
 module = importlib.import_module("pyllama.quantizing.quantize")
-left = int(sys.argv[1])
-def counted(call):
-    def wrapped(*args, **options):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **options)
-    return wrapped
-for name in ("pwrite", "replace", "rename", "unlink", "rmdir", "fsync", "mkdir", "open", "ftruncate", "listdir"):
-    setattr(os, name, counted(getattr(os, name)))
+count("pwrite", "replace", "rename", "unlink", "rmdir", "fsync", "mkdir", "open", "ftruncate", "listdir")
 workplace.MARK_NBYTES = 20_000
 module._PIECES = (8192, 1)
-quantize(sys.argv[2], sys.argv[3], sys.argv[4])
-print(-left)
+quantize(sys.argv[1], sys.argv[2], sys.argv[3])
 """
-
-
-def run_killed(step: int, source: Path, made: Path, type: str = TYPE) -> int:
-    """Quantize, and be killed just before the step-th change to the disk; 0, or the steps a whole life has."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(pyllama.__file__).parents[1])}
-    command = [sys.executable, "-c", KILLED, str(step), source, made, type]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return step + int(done.stdout) if done.returncode == 0 else 0
 
 
 def test_a_killed_run_leaves_nothing_or_a_whole_file_and_goes_on(tmp_path, source, expected):
     """At a few steps here; it was held once for all of them."""
-    life = run_killed(10**6, source, tmp_path / "whole.gguf")
+    life = run_killed(KILLED, 10**6, source, tmp_path / "whole.gguf", TYPE)
     before = source.read_bytes()
     for step in (
         1,
@@ -108,7 +88,7 @@ def test_a_killed_run_leaves_nothing_or_a_whole_file_and_goes_on(tmp_path, sourc
         life,
     ):
         made = tmp_path / f"made-{step}.gguf"
-        assert run_killed(step, source, made) == 0
+        assert run_killed(KILLED, step, source, made, TYPE) == 0
         assert source.read_bytes() == before
         if made.exists():  # killed when all was done but for the tidying up
             assert made.read_bytes() == expected
@@ -122,7 +102,7 @@ def test_a_killed_run_leaves_nothing_or_a_whole_file_and_goes_on(tmp_path, sourc
 def test_killed_again_and_again_it_comes_to_an_end(tmp_path, source, expected):
     made = tmp_path / "made.gguf"
     for attempt in range(60):
-        if run_killed(40 + attempt, source, made):
+        if run_killed(KILLED, 40 + attempt, source, made, TYPE):
             break
     assert made.read_bytes() == expected and left(tmp_path) == ["made.gguf", "source.gguf"]
 
