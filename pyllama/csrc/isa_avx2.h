@@ -30,9 +30,8 @@ INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
-#define vi_shl(a, n) _mm256_slli_epi32(a, n)
-#define vi_shr(a, n) _mm256_srli_epi32(a, n)
-INLINE vi vi_shr_by(vi a, int n) { return _mm256_srli_epi32(a, n); }
+INLINE vi vi_shl(vi a, int n) { return _mm256_slli_epi32(a, n); }
+INLINE vi vi_shr(vi a, int n) { return _mm256_srli_epi32(a, n); }
 INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
 INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((vi *)p, a); }
 INLINE vi v_round(vf a) { return _mm256_cvtps_epi32(a); }
@@ -44,6 +43,7 @@ INLINE vi vi_byte(vi a, const int i)
     return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(lanes));
 }
 INLINE vi vi_load(const uint8_t *p) { return _mm256_loadu_si256((const vi *)p); }
+INLINE vi vi_load_u16(const uint16_t *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vf vi_float(vi a) { return _mm256_cvtepi32_ps(a); }
 INLINE vf vi_as_float(vi a) { return _mm256_castsi256_ps(a); }
 INLINE vi v_as_int(vf a) { return _mm256_castps_si256(a); }
@@ -67,9 +67,10 @@ INLINE void load16_f16_pairs(const uint32_t *p, vf *even, vf *odd)
         odd[v] = _mm256_cvtph_ps(_mm256_extracti128_si256(packed, 1));
     }
 }
+INLINE vf v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 INLINE void load16_f16(const uint16_t *p, vf *w)
 {
-    for (int v = 0; v < 2; v++) w[v] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8 * v)));
+    for (int v = 0; v < 2; v++) w[v] = v_load_f16(p + 8 * v);
 }
 INLINE void v_store_f16(uint16_t *p, vf a)
 {
@@ -154,9 +155,8 @@ INLINE void vb_store(uint8_t *p, vb a) { _mm256_storeu_si256((vb *)p, a); }
 INLINE vb vb_set1(int a) { return _mm256_set1_epi8((char)a); }
 INLINE vb vb_and(vb a, vb b) { return _mm256_and_si256(a, b); }
 INLINE vb vb_or(vb a, vb b) { return _mm256_or_si256(a, b); }
-#define vb_shl(a, n) _mm256_slli_epi16(a, n)
-#define vb_shr(a, n) _mm256_srli_epi16(a, n)
-INLINE vb vb_shr_by(vb a, int n) { return _mm256_srli_epi16(a, n); }
+INLINE vb vb_shl(vb a, int n) { return _mm256_slli_epi16(a, n); }
+INLINE vb vb_shr(vb a, int n) { return _mm256_srli_epi16(a, n); }
 INLINE vb vb_low4(vb a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 INLINE vb vb_high4(vb a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
 enum { SIGNED_BIAS = 128 };

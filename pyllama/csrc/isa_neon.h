@@ -33,11 +33,8 @@ INLINE vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
 INLINE vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
 INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
-#define vi_shl(a, n) vshlq_n_s32(a, n)
-/* USHR takes 1 to 32; the formats also ask for 0. */
-#define vi_shr(a, n) \
-    ((n) == 0 ? (a) : vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), (n) == 0 ? 1 : (n))))
-INLINE vi vi_shr_by(vi a, int n) { return (vi)((uint32x4_t)a >> n); }
+INLINE vi vi_shl(vi a, int n) { return (vi)((uint32x4_t)a << n); }
+INLINE vi vi_shr(vi a, int n) { return (vi)((uint32x4_t)a >> n); }
 INLINE vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
 INLINE void vi_store(int32_t *p, vi a) { vst1q_s32(p, a); }
 INLINE vi v_round(vf a) { return vcvtnq_s32_f32(a); }
@@ -51,6 +48,7 @@ INLINE vi vi_byte(vi a, const int i)
     return vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s32(a), lanes));
 }
 INLINE vi vi_load(const uint8_t *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
+INLINE vi vi_load_u16(const uint16_t *p) { return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p))); }
 INLINE vf vi_float(vi a) { return vcvtq_f32_s32(a); }
 INLINE vf vi_as_float(vi a) { return vreinterpretq_f32_s32(a); }
 INLINE vi v_as_int(vf a) { return vreinterpretq_s32_f32(a); }
@@ -76,6 +74,7 @@ INLINE void load16_f16_pairs(const uint32_t *p, vf *even, vf *odd)
         odd[v + 1] = vcvt_high_f32_f16(o);
     }
 }
+INLINE vf v_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 INLINE void load16_f16(const uint16_t *p, vf *w)
 {
     for (int v = 0; v < 4; v += 2) {
@@ -152,9 +151,8 @@ INLINE void vb_store(uint8_t *p, vb a) { vst1q_u8(p, a); }
 INLINE vb vb_set1(int a) { return vdupq_n_u8((uint8_t)a); }
 INLINE vb vb_and(vb a, vb b) { return vandq_u8(a, b); }
 INLINE vb vb_or(vb a, vb b) { return vorrq_u8(a, b); }
-#define vb_shl(a, n) vshlq_n_u8(a, n)
-#define vb_shr(a, n) vshrq_n_u8(a, n)
-INLINE vb vb_shr_by(vb a, int n) { return a >> (uint8_t)n; }
+INLINE vb vb_shl(vb a, int n) { return a << (uint8_t)n; }
+INLINE vb vb_shr(vb a, int n) { return a >> (uint8_t)n; }
 INLINE vb vb_low4(vb a) { return vandq_u8(a, vdupq_n_u8(15)); }
 INLINE vb vb_high4(vb a) { return vshrq_n_u8(a, 4); }
 enum { SIGNED_BIAS = 0 };

@@ -28,15 +28,15 @@ INLINE vi vi_and(vi a, vi b) { return a & b; }
 INLINE vi vi_or(vi a, vi b) { return a | b; }
 INLINE vi vi_add(vi a, vi b) { return (vi)((uint32_t)a + (uint32_t)b); }
 INLINE vi vi_sub(vi a, vi b) { return (vi)((uint32_t)a - (uint32_t)b); }
-#define vi_shl(a, n) ((vi)((uint32_t)(a) << (n)))
-#define vi_shr(a, n) ((vi)((uint32_t)(a) >> (n)))
-INLINE vi vi_shr_by(vi a, int n) { return (vi)((uint32_t)a >> n); }
+INLINE vi vi_shl(vi a, int n) { return (vi)((uint32_t)a << n); }
+INLINE vi vi_shr(vi a, int n) { return (vi)((uint32_t)a >> n); }
 INLINE vi vi_max(vi a, vi b) { return a > b ? a : b; }
 INLINE void vi_store(int32_t *p, vi a) { *p = a; }
 INLINE vi v_round(vf a) { return (vi)rintf(a); } /* to the nearest, even; of numbers that fit */
 INLINE vi vi_xor(vi a, vi b) { return a ^ b; }
 INLINE vi vi_byte(vi a, int i) { return (vi)((uint32_t)a >> 8 * i & 255); } /* byte i of each lane */
 INLINE vi vi_load(const uint8_t *p) { vi a; memcpy(&a, p, 4); return a; }
+INLINE vi vi_load_u16(const uint16_t *p) { return *p; }
 INLINE vf vi_float(vi a) { return (float)a; }
 INLINE vf vi_as_float(vi a) { vf f; memcpy(&f, &a, 4); return f; }
 INLINE vi v_as_int(vf a) { vi i; memcpy(&i, &a, 4); return i; }
@@ -88,9 +88,10 @@ INLINE void load16_f16_pairs(const uint32_t *p, vf *even, vf *odd)
         odd[r] = f16_to_float((uint16_t)(p[r] >> 16));
     }
 }
+INLINE vf v_load_f16(const uint16_t *p) { return f16_to_float(*p); }
 INLINE void load16_f16(const uint16_t *p, vf *w)
 {
-    for (int r = 0; r < 16; r++) w[r] = f16_to_float(p[r]);
+    for (int r = 0; r < 16; r++) w[r] = v_load_f16(p + r);
 }
 INLINE void v_store_f16(uint16_t *p, vf a) { *p = float_to_f16(a); }
 /* A table of 16 bytes, looked up by 4-bit codes. */
@@ -128,9 +129,8 @@ INLINE void vb_store(uint8_t *p, vb a) { memcpy(p, &a, 4); }
 INLINE vb vb_set1(int a) { return 0x01010101u * (uint32_t)a; }
 INLINE vb vb_and(vb a, vb b) { return a & b; }
 INLINE vb vb_or(vb a, vb b) { return a | b; }
-#define vb_shl(a, n) ((vb)((a) << (n)))
-#define vb_shr(a, n) ((vb)((a) >> (n)))
-INLINE vb vb_shr_by(vb a, int n) { return a >> n; }
+INLINE vb vb_shl(vb a, int n) { return a << n; }
+INLINE vb vb_shr(vb a, int n) { return a >> n; }
 INLINE vb vb_low4(vb a) { return a & 0x0f0f0f0fu; }
 INLINE vb vb_high4(vb a) { return a >> 4 & 0x0f0f0f0fu; }
 /* Signed codes as products take them, and what they then have to lose. */
