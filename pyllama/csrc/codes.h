@@ -27,6 +27,16 @@ INLINE int block_nbytes(const pl_dtype t)
     };
     return nbytes[t];
 }
+/* Bits of a code. */
+INLINE int code_bits(const pl_dtype t)
+{
+    switch (t) {
+    case DT_Q5_0: case DT_Q5_1: case DT_Q5_K: return 5;
+    case DT_Q6_K: return 6;
+    default: return pl_form_of(t) == FORM_D16_8 ? 8 : 4;
+    }
+}
+
 /* Columns that have one scale. */
 INLINE int scale_cols(const pl_dtype t) { return t == DT_Q2_K || t == DT_Q3_K || t == DT_Q6_K ? 16 : 32; }
 INLINE int has_minima(const pl_dtype t)
@@ -66,34 +76,57 @@ INLINE vb bits_to(vb a, const int from, const int width, const int to)
     return vb_and(from < to ? vb_shl(a, to - from) : vb_shr(a, from - to), vb_set1(((1 << width) - 1) << to));
 }
 
-/* Codes of unit u of columns [32 * b, 32 * b + 32). */
-INLINE vb unit_codes(const pl_dtype t, const uint8_t *p, int r, const int b, const int u, vb_table levels)
-{
-    const int half = b >> 2, quarter = b & 3; /* of a block of 256: 128 and 32 columns */
+/* The fields that codes of one unit are made of: q has most of their bits, h the highest. */
+typedef struct {
     vb q, h;
+} unit_fields;
+
+/* Those of unit u of columns [32 * b, 32 * b + 32). */
+INLINE unit_fields load_unit(const pl_dtype t, const uint8_t *p, int r, const int b, const int u)
+{
+    const int half = b >> 2; /* of a block of 256 */
+    unit_fields f = {vb_set1(0), vb_set1(0)};
+    switch (t) {
+    case DT_Q4_0: case DT_Q4_1: case DT_IQ4_NL: case DT_MXFP4: f.q = vb_load(FIELD(block_nbytes(t) - 16, u & 3)); break;
+    case DT_Q5_0: case DT_Q5_1: /* bit u of h's bytes is unit u's: recode_block() */
+        f.q = vb_load(FIELD(block_nbytes(t) - 16, u & 3));
+        f.h = vb_load(FIELD(block_nbytes(t) - 20, 0));
+        break;
+    case DT_Q8_0: f.q = vb_load(FIELD(2, u)); break;
+    case DT_Q4_K: f.q = vb_load(FIELD(16, 8 * (b >> 1) + u)); break;
+    case DT_Q5_K:
+        f.q = vb_load(FIELD(48, 8 * (b >> 1) + u));
+        f.h = vb_load(FIELD(16, u));
+        break;
+    case DT_Q6_K: /* three of four codes have bytes of their own, in whose top bits the fourth is: recode_block() */
+        f.q = vb_load(FIELD(18 + 96 * half, 8 * (b & 3) % 24 + u));
+        if ((b & 3) == 3) f.q = vb_tops(f.q, vb_load(FIELD(18 + 96 * half, 8 + u)), vb_load(FIELD(18 + 96 * half, 16 + u)));
+        break;
+    case DT_Q2_K: f.q = vb_load(FIELD(20, 8 * half + u)); break;
+    case DT_Q3_K:
+        f.q = vb_load(FIELD(46, 8 * half + u));
+        f.h = vb_load(FIELD(14, u));
+        break;
+    case DT_IQ4_XS: f.q = vb_load(FIELD(8, 4 * b + (u & 3))); break;
+    default: break;
+    }
+    return f;
+}
+INLINE vb unit_codes(const pl_dtype t, unit_fields f, const int b, const int u, vb_table levels)
+{
+    const int quarter = b & 3; /* of 128 columns */
     (void)levels;
     switch (t) {
-    case DT_Q4_0: case DT_Q4_1: case DT_Q5_0: case DT_Q5_1: case DT_IQ4_NL: case DT_IQ4_XS: case DT_MXFP4:
-        q = vb_load(t == DT_IQ4_XS ? FIELD(8, 4 * b + (u & 3)) : FIELD(block_nbytes(t) - 16, u & 3));
-        q = u & 4 ? vb_high4(q) : vb_low4(q);
-        if (t == DT_Q4_0 || t == DT_Q4_1) return q;
-        if (t == DT_Q5_0 || t == DT_Q5_1)
-            return vb_or(q, vb_and(vb_bits(vb_load(FIELD(block_nbytes(t) - 20, 0)), u), vb_set1(16)));
-        return vb_lookup(levels, q);
-    case DT_Q8_0: return vb_signed(vb_load(FIELD(2, u)));
-    case DT_Q4_K: case DT_Q5_K:
-        q = vb_load(FIELD(block_nbytes(t) - 128, 8 * (b >> 1) + u));
-        q = b & 1 ? vb_high4(q) : vb_low4(q);
-        return t == DT_Q4_K ? q : vb_or(q, bits_to(vb_load(FIELD(16, u)), b, 1, 4));
-    case DT_Q6_K: /* a half: 16 fields of ql, then 8 of qh */
-        q = vb_load(FIELD(18 + 96 * half, 8 * (b & 1) + u));
-        h = vb_load(FIELD(18 + 96 * half + 64, u));
-        return vb_or(quarter & 2 ? vb_high4(q) : vb_low4(q), bits_to(h, 2 * quarter, 2, 4));
-    case DT_Q2_K: return bits_to(vb_load(FIELD(20, 8 * half + u)), 2 * quarter, 2, 0);
-    case DT_Q3_K:
-        q = vb_load(FIELD(46, 8 * half + u));
-        return vb_or(bits_to(q, 2 * quarter, 2, 0), bits_to(vb_load(FIELD(14, u)), b, 1, 2));
-    default: return vb_set1(0);
+    case DT_Q4_0: case DT_Q4_1: return u & 4 ? vb_high4(f.q) : vb_low4(f.q);
+    case DT_Q5_0: case DT_Q5_1: return vb_or(u & 4 ? vb_high4(f.q) : vb_low4(f.q), bits_to(f.h, u, 1, 4));
+    case DT_IQ4_NL: case DT_IQ4_XS: case DT_MXFP4: return vb_lookup(levels, u & 4 ? vb_high4(f.q) : vb_low4(f.q));
+    case DT_Q8_0: return vb_signed(f.q);
+    case DT_Q4_K: return b & 1 ? vb_high4(f.q) : vb_low4(f.q);
+    case DT_Q5_K: return vb_or(b & 1 ? vb_high4(f.q) : vb_low4(f.q), bits_to(f.h, b, 1, 4));
+    case DT_Q6_K: return quarter == 3 ? f.q : vb_and(f.q, vb_set1(63));
+    case DT_Q2_K: return bits_to(f.q, 2 * quarter, 2, 0);
+    case DT_Q3_K: return vb_or(bits_to(f.q, 2 * quarter, 2, 0), bits_to(f.h, b, 1, 2));
+    default: return f.q;
     }
 }
 
@@ -174,9 +207,13 @@ INLINE void scales_of(const pl_dtype t, const uint8_t *p, const int g, int j, bl
         v_store(s->d + g + r, super_scale(p, r));
         if (has_minima(t)) v_store(s->dmin + g + r, super_min(p, r));
         UNROLL
-        for (int i = 0; i < BLOCK_COLS / scale_cols(t); i++) {
-            v_store(s->scale[i] + g + r, byte_float(scale_bytes(t, p, r, i / 4), i % 4, scale_bias(t)));
-            if (has_minima(t)) v_store(s->min[i] + g + r, byte_float(min_bytes(t, p, r, i / 4), i % 4, 0));
+        for (int n = 0; n < BLOCK_COLS / 4 / scale_cols(t); n++) {
+            const vi bytes = scale_bytes(t, p, r, n), least = has_minima(t) ? min_bytes(t, p, r, n) : bytes;
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                v_store(s->scale[4 * n + i] + g + r, byte_float(bytes, i, scale_bias(t)));
+                if (has_minima(t)) v_store(s->min[4 * n + i] + g + r, byte_float(least, i, 0));
+            }
         }
     }
 }

@@ -37,19 +37,25 @@ INLINE void prefetch_share(const uint8_t *p, const int nbytes, const int j, cons
     for (int line = lines * j / n; line < lines * (j + 1) / n; line++) prefetch(p + 64 * line, AHEAD);
 }
 
-/* Sums over `units` units, from u on, of columns [32 * b, 32 * b + 32), x of these; for ONE_VECTORS vectors of rows. */
-INLINE void one_sums(const pl_dtype t, const uint8_t *p, int r, const int b, const int u, const int units,
+/* Sums over `units` units, from u on, of columns [32 * b, 32 * b + 32), x of these; for ONE_VECTORS vectors of rows, p
+ * being 4 bytes on for each row before them. */
+INLINE void one_sums(const pl_dtype t, const uint8_t *p, const int b, const int u, const int units,
                      const pl_d16 *x, vb_table levels, vi *sums)
 {
     dot d[ONE_VECTORS];
     for (int v = 0; v < ONE_VECTORS; v++) d[v] = dot_zero();
     UNROLL
-    for (int i = u; i < u + units; i++)
+    for (int i = u; i < u + units; i++) {
+        unit_fields f[ONE_VECTORS];
+        UNROLL
+        for (int v = 0; v < ONE_VECTORS; v++) f[v] = load_unit(t, p, v * VL, b, i);
+        if (code_bits(t) != 5) LOADED(f[0].q, f[1 % ONE_VECTORS].q, f[2 % ONE_VECTORS].q, f[3 % ONE_VECTORS].q);
         UNROLL
         for (int v = 0; v < ONE_VECTORS; v++)
-            d[v] = dot_add(d[v], unit_codes(t, p, r + v * VL, b, i, levels), x->codes[i >> 2], i & 3, pl_form_of(t));
+            d[v] = dot_add(d[v], unit_codes(t, f[v], b, i, levels), x->codes[i >> 2], i & 3, code_bits(t));
+    }
     UNROLL
-    for (int v = 0; v < ONE_VECTORS; v++) sums[v] = dot_sum(d[v], pl_form_of(t));
+    for (int v = 0; v < ONE_VECTORS; v++) sums[v] = dot_sum(d[v], code_bits(t));
 }
 
 /* acc[r] += what one block of 32 columns adds. */
@@ -61,7 +67,7 @@ INLINE void one_small(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
         UNROLL
         for (int h = 0; h < NG; h += ONE_VECTORS) {
             vi sums[ONE_VECTORS];
-            one_sums(t, p, h * VL, 0, 0, 8, x, levels, sums);
+            one_sums(t, p + 4 * h * VL, 0, 0, 8, x, levels, sums);
             for (int v = 0; v < ONE_VECTORS; v++) {
                 const int r = (h + v) * VL;
                 const vf scale = v_mul(block_scale(t, p, r), v_set1(x->scale));
@@ -94,7 +100,7 @@ INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
                 /* What two runs of columns read alike is read twice: GCC would keep it in registers, and then on the stack. */
                 __asm__ volatile("" ::: "memory");
                 prefetch_share(ahead, nbytes, j, scales);
-                one_sums(t, p, r, b, narrow ? 4 * (j & 1) : 0, narrow ? 4 : 8, x + b, levels, sums);
+                one_sums(t, p + 4 * r, b, narrow ? 4 * (j & 1) : 0, narrow ? 4 : 8, x + b, levels, sums);
                 UNROLL
                 for (int v = 0; v < ONE_VECTORS; v++)
                     blk[v] = v_fma(unscaled(sums[v], x, narrow, j, bias_of(t)), byte_float(bytes[v], i, scale_bias(t)), blk[v]);
@@ -135,8 +141,12 @@ INLINE void unpack_codes(const pl_dtype t, const uint8_t *p, int64_t cols, uint8
             for (int u = 0; u < units; u++)
                 for (int v = 0; v < PANEL_VECTORS; v++) {
                     vb codes[4];
-                    for (int i = 0; i < alike; i++)
-                        codes[i] = unit_codes(t, p + v / NG * group, v % NG * VL, four ? b + i : b, four ? u : u + 4 * i, levels);
+                    UNROLL
+                    for (int i = 0; i < alike; i++) {
+                        const int to = four ? b + i : b, unit = four ? u : u + 4 * i;
+                        codes[i] = unit_codes(t, load_unit(t, p + v / NG * group, v % NG * VL, to, unit), to, unit, levels);
+                    }
+                    UNROLL
                     for (int i = 0; i < alike; i++) {
                         const int unit = 8 * (block + b) + u + (four ? 8 : 4) * i;
                         tile_put(tile + (unit * PANEL_VECTORS + v) * TILE_UNIT, codes[i], bias_of(t));
@@ -317,7 +327,7 @@ INLINE void widen_block(const pl_dtype t, const uint8_t *p, int64_t rows, float 
         for (int u = 0; u < 8; u++)
             for (int v = 0; v < PANEL_VECTORS; v++) {
                 uint8_t codes[4 * VL];
-                vb_store(codes, unit_codes(t, p + v / NG * group, v % NG * VL, b, u, levels));
+                vb_store(codes, unit_codes(t, load_unit(t, p + v / NG * group, v % NG * VL, b, u), b, u, levels));
                 for (int i = 0; i < 4 * VL; i++) {
                     const int r = v * VL + i / 4, c = 32 * b + 4 * u + i % 4, j = c / (narrow ? 16 : 32);
                     const int code = (SIGNED_BIAS ? codes[i] : (int8_t)codes[i]) - bias_of(t);

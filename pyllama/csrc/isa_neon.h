@@ -153,6 +153,8 @@ INLINE vb vb_and(vb a, vb b) { return vandq_u8(a, b); }
 INLINE vb vb_or(vb a, vb b) { return vorrq_u8(a, b); }
 INLINE vb vb_shl(vb a, int n) { return a << (uint8_t)n; }
 INLINE vb vb_shr(vb a, int n) { return a >> (uint8_t)n; }
+/* The top two bits of each byte of a, below those of b, below those of c. */
+INLINE vb vb_tops(vb a, vb b, vb c) { return vsriq_n_u8(vsriq_n_u8(vshrq_n_u8(c, 2), b, 4), a, 6); }
 INLINE vb vb_low4(vb a) { return vandq_u8(a, vdupq_n_u8(15)); }
 INLINE vb vb_high4(vb a) { return vshrq_n_u8(a, 4); }
 enum { SIGNED_BIAS = 0 };
@@ -160,12 +162,6 @@ INLINE vb vb_signed(vb a) { return a; }
 typedef uint8x16_t vb_table;
 INLINE vb_table vb_load_table(const uint8_t *p) { return vld1q_u8(p); }
 INLINE vb vb_lookup(vb_table table, vb codes) { return vqtbl1q_u8(table, codes); }
-INLINE vb vb_bits(vb a, int u)
-{
-    const vb lanes = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
-    const vb bit = vreinterpretq_u8_u32(vdupq_n_u32(u & 1 ? 0x80402010u : 0x08040201u));
-    return vtstq_u8(vqtbl1q_u8(a, vaddq_u8(lanes, vdupq_n_u8((uint8_t)(u >> 1)))), bit);
-}
 
 /* A sum stays one chain in one register: GCC would add all products of a loop in a tree, and keep them in memory. */
 #define KEEP(sum) __asm__("" : "+w"(sum))
@@ -193,20 +189,22 @@ INLINE int32x4_t dot4(int32x4_t d, int8x16_t codes, int8x16_t x, const int u)
     default: return vdotq_laneq_s32(d, codes, x, 3);
     }
 }
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const pl_form form)
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const int bits)
 {
-    (void)form;
+    (void)bits;
     d.low = dot4(d.low, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(vld1q_u8(x)), u);
     d.high = dot4(d.high, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(vld1q_u8(x + 16)), u);
     return d;
 }
-INLINE vi dot_sum(dot d, const pl_form form) { (void)form; return vmlaq_n_s32(d.low, d.high, 256); }
+INLINE vi dot_sum(dot d, const int bits) { (void)bits; return vmlaq_n_s32(d.low, d.high, 256); }
 INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x) { (void)form, (void)one, put_planes(whole, x); }
+/* Four vectors are loaded before the first is used: GCC then loads two at once. */
+#define LOADED(a, b, c, d) __asm__("" : "+w"(a), "+w"(b), "+w"(c), "+w"(d))
 enum { TILE_UNIT = 16, ONE_VECTORS = 4, MANY_VECTORS = 2, MANY_TOKENS = 3 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias) { vb_store(tile, vsubq_u8(codes, vdupq_n_u8((uint8_t)bias))); }
-INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, const int u) { return dot_add(d, vb_load(tile), x, u, FORM_D16_8); }
-INLINE vi tile_sum(dot d) { return dot_sum(d, FORM_D16_8); }
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, const int u) { return dot_add(d, vb_load(tile), x, u, 8); }
+INLINE vi tile_sum(dot d) { return dot_sum(d, 8); }
 #else
 /* One token: products of bytes in 16-bit sums, which hold 8 of codes up to 31 and 4 up to 63: those of rows 0, 1 and of
  * rows 2, 3 with the low plane, then with the high one. Of codes of eight bits they could not hold two, so these are
@@ -215,14 +213,24 @@ typedef struct {
     int32x4_t r[4];
 } dot;
 INLINE dot dot_zero(void) { return (dot){{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}}; }
-INLINE int32x4_t add_products(int32x4_t sums, int8x8_t a, int8x8_t b)
+/* sums[0] += codes of rows 0 and 1 times unit u of 16 bytes, sums[1] those of rows 2 and 3. */
+INLINE void add_products(int32x4_t *sums, int8x16_t codes, const uint8_t *bytes, const int u)
 {
-    return vreinterpretq_s32_s16(vmlal_s8(vreinterpretq_s16_s32(sums), a, b));
+    const int32x4_t all = vreinterpretq_s32_u8(vld1q_u8(bytes));
+    int8x16_t x;
+    switch (u) {
+    case 0: x = vreinterpretq_s8_s32(vdupq_laneq_s32(all, 0)); break;
+    case 1: x = vreinterpretq_s8_s32(vdupq_laneq_s32(all, 1)); break;
+    case 2: x = vreinterpretq_s8_s32(vdupq_laneq_s32(all, 2)); break;
+    default: x = vreinterpretq_s8_s32(vdupq_laneq_s32(all, 3));
+    }
+    sums[0] = vreinterpretq_s32_s16(vmlal_s8(vreinterpretq_s16_s32(sums[0]), vget_low_s8(codes), vget_low_s8(x)));
+    sums[1] = vreinterpretq_s32_s16(vmlal_high_s8(vreinterpretq_s16_s32(sums[1]), codes, x));
 }
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const pl_form form)
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const int bits)
 {
     const int8x16_t w = vreinterpretq_s8_u8(codes);
-    if (form == FORM_D16_8) {
+    if (bits == 8) {
         const int16x8_t whole = vreinterpretq_s16_s64(vld1q_dup_s64((const int64_t *)(x + 8 * u)));
         const int16x8_t a = vmovl_s8(vget_low_s8(w)), b = vmovl_high_s8(w);
         d.r[0] = vmlal_s16(d.r[0], vget_low_s16(a), vget_low_s16(whole));
@@ -230,24 +238,21 @@ INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const pl_form
         d.r[2] = vmlal_s16(d.r[2], vget_low_s16(b), vget_low_s16(whole));
         d.r[3] = vmlal_high_s16(d.r[3], b, whole);
     } else {
-        const int8x8_t low = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(x + 4 * u)));
-        const int8x8_t high = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(x + 16 + 4 * u)));
-        d.r[0] = add_products(d.r[0], vget_low_s8(w), low);
-        d.r[1] = add_products(d.r[1], vget_high_s8(w), low);
-        d.r[2] = add_products(d.r[2], vget_low_s8(w), high);
-        d.r[3] = add_products(d.r[3], vget_high_s8(w), high);
+        add_products(d.r, w, x, u);
+        add_products(d.r + 2, w, x + 16, u);
     }
-    for (int i = 0; i < 4; i++) KEEP(d.r[i]);
     return d;
 }
-INLINE int32x4_t pair_up(int32x4_t a, int32x4_t b)
+/* The four rows' sums of 16-bit products: of codes of four bits, two fit one of these. */
+INLINE int32x4_t pair_up(const int32x4_t *sums, const int bits)
 {
-    return vpaddq_s32(vpaddlq_s16(vreinterpretq_s16_s32(a)), vpaddlq_s16(vreinterpretq_s16_s32(b)));
+    const int16x8_t a = vreinterpretq_s16_s32(sums[0]), b = vreinterpretq_s16_s32(sums[1]);
+    return bits == 4 ? vpaddlq_s16(vpaddq_s16(a, b)) : vpaddq_s32(vpaddlq_s16(a), vpaddlq_s16(b));
 }
-INLINE vi dot_sum(dot d, const pl_form form)
+INLINE vi dot_sum(dot d, const int bits)
 {
-    if (form == FORM_D16_8) return vpaddq_s32(vpaddq_s32(d.r[0], d.r[1]), vpaddq_s32(d.r[2], d.r[3]));
-    return vmlaq_n_s32(pair_up(d.r[0], d.r[1]), pair_up(d.r[2], d.r[3]), 256);
+    if (bits == 8) return vpaddq_s32(vpaddq_s32(d.r[0], d.r[1]), vpaddq_s32(d.r[2], d.r[3]));
+    return vmlaq_n_s32(pair_up(d.r, bits), pair_up(d.r + 2, bits), 256);
 }
 /* Several tokens: columns of 16-bit codes, four rows a vector, times one of 16 columns of 16-bit activations. */
 INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
@@ -261,6 +266,7 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
         memcpy(x + 2 * i, &narrow, 2);
     }
 }
+#define LOADED(a, b, c, d) ((void)0)
 enum { TILE_UNIT = 32, ONE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)

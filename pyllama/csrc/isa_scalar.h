@@ -131,6 +131,13 @@ INLINE vb vb_and(vb a, vb b) { return a & b; }
 INLINE vb vb_or(vb a, vb b) { return a | b; }
 INLINE vb vb_shl(vb a, int n) { return a << n; }
 INLINE vb vb_shr(vb a, int n) { return a >> n; }
+/* The top two bits of each byte of a, below those of b, below those of c. */
+INLINE vb vb_tops(vb a, vb b, vb c)
+{
+    const vb top = vb_set1(0xc0);
+    const vb two = vb_or(vb_shr(vb_and(a, top), 2), vb_and(b, top));
+    return vb_shr(vb_or(vb_shr(two, 2), vb_and(c, top)), 2);
+}
 INLINE vb vb_low4(vb a) { return a & 0x0f0f0f0fu; }
 INLINE vb vb_high4(vb a) { return a >> 4 & 0x0f0f0f0fu; }
 /* Signed codes as products take them, and what they then have to lose. */
@@ -144,21 +151,14 @@ INLINE vb vb_lookup(vb_table table, vb codes)
     for (int i = 0; i < 32; i += 8) out |= (vb)table[codes >> i & 15] << i;
     return out;
 }
-/* Byte i all ones where bit 4 * u + i of the lane is set. */
-INLINE vb vb_bits(vb a, int u)
-{
-    vb out = 0;
-    for (int i = 0; i < 4; i++) out |= (a >> (4 * u + i) & 1) * 0xffu << 8 * i;
-    return out;
-}
 
 /* Sums of products of codes and activations, a row a lane: of 16 columns at x, unit u has the four from 4 * u on. `form`
  * says how many bits codes have at most. */
 typedef vi dot;
 INLINE dot dot_zero(void) { return 0; }
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const pl_form form)
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int bits)
 {
-    (void)form;
+    (void)bits;
     for (int i = 0; i < 4; i++) {
         int16_t whole;
         memcpy(&whole, x + 2 * (4 * u + i), 2);
@@ -166,7 +166,7 @@ INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const pl_form form)
     }
     return d;
 }
-INLINE vi dot_sum(dot d, const pl_form form) { (void)form; return d; }
+INLINE vi dot_sum(dot d, const int bits) { (void)bits; return d; }
 /* Whole numbers X of 16 columns to where products of that form find them. */
 INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
 {
@@ -178,11 +178,12 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
 }
 
 /* The same out of a tile of unpacked codes, TILE_UNIT bytes a vector; what bias they still have. */
+#define LOADED(a, b, c, d) ((void)0) /* where vectors are better loaded together before they are used */
 enum { TILE_UNIT = 4, ONE_VECTORS = 16, MANY_VECTORS = 4, MANY_TOKENS = 2 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {
     for (int i = 0; i < 4; i++) tile[i] = (uint8_t)((codes >> 8 * i) - (uint32_t)bias);
 }
-INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, FORM_D16_8); }
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, 8); }
 INLINE vi tile_sum(dot d) { return d; }

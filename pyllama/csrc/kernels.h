@@ -51,7 +51,7 @@ extern const pl_format pl_formats[DT_COUNT];
  * instruction set or the number of threads. */
 typedef enum {
     FORM_F32, /* float32 as they come */
-    FORM_D16_4, FORM_D16_6, FORM_D16_8, /* 16-bit integers, scaled by the largest of 32 columns: pl_d16. They are the same
+    FORM_D16_6, FORM_D16_8, /* 16-bit integers, scaled by the largest of 32 columns: pl_d16. They are the same
                                          * numbers, for codes of at most so many bits */
     FORM_COUNT
 } pl_form;
@@ -59,8 +59,8 @@ typedef enum {
 static inline pl_form pl_form_of(pl_dtype dtype)
 {
     switch (dtype) {
-    case DT_Q4_0: case DT_Q4_1: case DT_Q2_K: case DT_Q3_K: case DT_Q4_K: return FORM_D16_4;
-    case DT_Q5_0: case DT_Q5_1: case DT_Q5_K: case DT_Q6_K: return FORM_D16_6;
+    case DT_Q4_0: case DT_Q4_1: case DT_Q5_0: case DT_Q5_1: case DT_Q2_K: case DT_Q3_K: case DT_Q4_K: case DT_Q5_K:
+    case DT_Q6_K: return FORM_D16_6;
     case DT_Q8_0: case DT_IQ4_NL: case DT_IQ4_XS: case DT_MXFP4: return FORM_D16_8;
     default: return FORM_F32;
     }
