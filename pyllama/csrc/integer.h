@@ -125,33 +125,41 @@ INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
 
 /* Several tokens. */
 
+/* A block's codes for the vector of rows at p; codes that come from the same bytes are made one after the other: units u and
+ * u + 4 of 32 columns, or units u of four times 32. */
+INLINE void unpack_vector(const pl_dtype t, const uint8_t *p, vb_table levels, uint8_t *tile)
+{
+    const int four = block_cols(t) == 256 && t != DT_IQ4_XS, units = four ? 8 : 4, alike = four ? 4 : 2;
+    UNROLL
+    for (int b = 0; b < block_cols(t) / 32; b += four ? 4 : 1)
+        UNROLL
+        for (int u = 0; u < units; u++) {
+            vb codes[4];
+            UNROLL
+            for (int i = 0; i < alike; i++) {
+                const int cols = four ? b + i : b, unit = four ? u : u + 4 * i;
+                codes[i] = unit_codes(t, load_unit(t, p, 0, cols, unit), cols, unit, levels);
+            }
+            UNROLL
+            for (int i = 0; i < alike; i++)
+                tile_put(tile + (8 * b + u + (four ? 8 : 4) * i) * PANEL_VECTORS * TILE_UNIT, codes[i], bias_of(t));
+        }
+}
+
 /* Up to 256 columns of a panel: a block of 256, or some of 32. */
 INLINE void unpack_codes(const pl_dtype t, const uint8_t *p, int64_t cols, uint8_t *tile, block_scales *s)
 {
-    /* Codes that come from the same bytes are made one after the other: units u and u + 4 of 32 columns, or units u of
-     * four times 32. */
-    const int four = block_cols(t) == 256 && t != DT_IQ4_XS, units = four ? 8 : 4, alike = four ? 4 : 2;
     const int group = block_nbytes(t) * GROUP_ROWS;
     const vb_table levels = levels_of(t);
-    for (int block = 0; block < cols / block_cols(t); block++, p += 2 * group) {
+    for (int block = 0; block < cols / block_cols(t); block++, p += 2 * group, tile += 8 * PANEL_VECTORS * TILE_UNIT) {
         for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) scales_of(t, p + g / GROUP_ROWS * group, g, block, s);
-        UNROLL
-        for (int b = 0; b < block_cols(t) / 32; b += four ? 4 : 1)
+#define VECTOR unpack_vector(t, p + v / NG * group + v % NG * 4 * VL, levels, tile + v * TILE_UNIT);
+        if (block_cols(t) == 256)
+            for (int v = 0; v < PANEL_VECTORS; v++) VECTOR
+        else
             UNROLL
-            for (int u = 0; u < units; u++)
-                for (int v = 0; v < PANEL_VECTORS; v++) {
-                    vb codes[4];
-                    UNROLL
-                    for (int i = 0; i < alike; i++) {
-                        const int to = four ? b + i : b, unit = four ? u : u + 4 * i;
-                        codes[i] = unit_codes(t, load_unit(t, p + v / NG * group, v % NG * VL, to, unit), to, unit, levels);
-                    }
-                    UNROLL
-                    for (int i = 0; i < alike; i++) {
-                        const int unit = 8 * (block + b) + u + (four ? 8 : 4) * i;
-                        tile_put(tile + (unit * PANEL_VECTORS + v) * TILE_UNIT, codes[i], bias_of(t));
-                    }
-                }
+            for (int v = 0; v < PANEL_VECTORS; v++) VECTOR
+#undef VECTOR
     }
 }
 
