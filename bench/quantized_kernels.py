@@ -3,10 +3,10 @@
 
 usage: quantized_kernels.py [--types Q4_0,Q8_0,Q4_K,Q6_K] [--rounds 15] [--threads 2] [--json FILE]
 
-A sample is: DRAM read, a product with each of several matrices of 4096 x 11008, DRAM read again; `of read` is the
-median of samples' rates over the means of their two reads. `one core` is the same product on one thread with a matrix
-that stays in the second-level cache, the fastest of many, so that memory and other processes have no part in it: what
-a faster memory would find. Types take turns. PYLLAMA_ISA chooses the instruction set.
+A sample is: DRAM read, a product with several matrices of 4096 x 11008, DRAM read again; `of read` is the median of
+samples' rates over the means of their two reads. `one core` is a product on one thread with a matrix that stays in the
+second-level cache, the fastest of many, so that memory and other processes have no part in it: what a faster memory
+would find. Types take turns. PYLLAMA_ISA chooses the instruction set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from pyllama.streaming.memory import huge_empty
 ROWS, COLS = 4096, 11008
 SMALL_ROWS, SMALL_COLS = 256, 2048  # 300 KB of Q4_0
 NBYTES = 256 << 20  # of matrices, and of what is read: several times a last-level cache
-SMALL_CALLS = 20  # a sample's
+SMALL_TIMES = 16  # that a call multiplies the small matrix, and
+SMALL_CALLS = 20  # that a sample calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +51,18 @@ class Sample:
 class Weights:
     """Matrices of one type in panels, and what multiplies them; of their bytes a pattern, which no rate depends on."""
 
-    def __init__(self, dtype: str, rows: int, cols: int, count: int):
+    def __init__(self, dtype: str, rows: int, cols: int, count: int, times: int = 1):
         each = _kernels.panels_nbytes(dtype, rows, cols)
         data = huge_empty(each * count)
         data[:] = np.resize(np.arange(1, 120, dtype=np.uint8), len(data))
-        self.matrices = [
-            _kernels.Matrix(dtype, rows, cols, data[i * each : (i + 1) * each], "panels") for i in range(count)
-        ]
-        self.nbytes = data.nbytes
-        self._x, self._out = ones(1, cols), np.empty((1, rows), np.float32)
+        matrices = [_kernels.Matrix(dtype, rows, cols, data[i * each : (i + 1) * each], "panels") for i in range(count)]
+        self.nbytes = data.nbytes * times
+        self._blocks = _kernels.Blocks(matrices * times)
+        self._x, self._out = ones(1, cols), np.empty((1, rows * count * times), np.float32)
         self._input = _kernels.Input(1, cols)
 
     def multiply(self) -> None:
-        x = self._input.take(self._x)
-        for matrix in self.matrices:
-            _kernels.matmul(matrix, x, self._out)
+        _kernels.matmul(self._blocks, self._input.take(self._x), self._out)
 
 
 def gb_s(call: Callable[[], object], nbytes: int) -> float:
@@ -76,7 +74,7 @@ def gb_s(call: Callable[[], object], nbytes: int) -> float:
 def measure(types: list[str], threads: int, rounds: int) -> list[Sample]:
     ceilings, others, samples = Ceilings(NBYTES), machine.Others(), []
     large = {t: Weights(t, ROWS, COLS, -(-NBYTES // _kernels.panels_nbytes(t, ROWS, COLS))) for t in types}
-    small = {t: Weights(t, SMALL_ROWS, SMALL_COLS, 1) for t in types}
+    small = {t: Weights(t, SMALL_ROWS, SMALL_COLS, 1, SMALL_TIMES) for t in types}
     for number in range(rounds + 1):  # the first is not counted
         for name, weights in large.items():
             others.share()

@@ -37,13 +37,14 @@ INLINE void prefetch_share(const uint8_t *p, const int nbytes, const int j, cons
     for (int line = lines * j / n; line < lines * (j + 1) / n; line++) prefetch(p + 64 * line, AHEAD);
 }
 
-/* Sums over `units` units, from u on, of columns [32 * b, 32 * b + 32), x of these; for ONE_VECTORS vectors of rows, p
- * being 4 bytes on for each row before them. */
-INLINE void one_sums(const pl_dtype t, const uint8_t *p, const int b, const int u, const int units,
-                     const pl_d16 *x, vb_table levels, vi *sums)
+/* Sums over `units` units, from u on, of columns [32 * b, 32 * b + 32), x of these, for ONE_VECTORS vectors of rows, p being
+ * 4 bytes on for each row before them; and of the next 32 columns, where `runs` is 2 and they come from the same bytes. */
+INLINE void one_sums(const pl_dtype t, const uint8_t *p, const int b, const int u, const int units, const pl_d16 *x,
+                     vb_table levels, const int runs, vi sums[][ONE_VECTORS])
 {
-    dot d[ONE_VECTORS];
-    for (int v = 0; v < ONE_VECTORS; v++) d[v] = dot_zero();
+    dot d[2][ONE_VECTORS];
+    for (int k = 0; k < runs; k++)
+        for (int v = 0; v < ONE_VECTORS; v++) d[k][v] = dot_zero();
     UNROLL
     for (int i = u; i < u + units; i++) {
         unit_fields f[ONE_VECTORS];
@@ -51,11 +52,15 @@ INLINE void one_sums(const pl_dtype t, const uint8_t *p, const int b, const int 
         for (int v = 0; v < ONE_VECTORS; v++) f[v] = load_unit(t, p, v * VL, b, i);
         if (code_bits(t) != 5) LOADED(f[0].q, f[1 % ONE_VECTORS].q, f[2 % ONE_VECTORS].q, f[3 % ONE_VECTORS].q);
         UNROLL
-        for (int v = 0; v < ONE_VECTORS; v++)
-            d[v] = dot_add(d[v], unit_codes(t, f[v], b, i, levels), x->codes[i >> 2], i & 3, code_bits(t));
+        for (int k = 0; k < runs; k++)
+            UNROLL
+            for (int v = 0; v < ONE_VECTORS; v++)
+                d[k][v] = dot_add(d[k][v], unit_codes(t, f[v], b + k, i, levels), x[k].codes[i >> 2], i & 3, code_bits(t));
     }
     UNROLL
-    for (int v = 0; v < ONE_VECTORS; v++) sums[v] = dot_sum(d[v], code_bits(t));
+    for (int k = 0; k < runs; k++)
+        UNROLL
+        for (int v = 0; v < ONE_VECTORS; v++) sums[k][v] = dot_sum(d[k][v], code_bits(t));
 }
 
 /* acc[r] += what one block of 32 columns adds. */
@@ -66,12 +71,12 @@ INLINE void one_small(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
         prefetch_share(p, nbytes, 0, 1);
         UNROLL
         for (int h = 0; h < NG; h += ONE_VECTORS) {
-            vi sums[ONE_VECTORS];
-            one_sums(t, p + 4 * h * VL, 0, 0, 8, x, levels, sums);
+            vi sums[1][ONE_VECTORS];
+            one_sums(t, p + 4 * h * VL, 0, 0, 8, x, levels, 1, sums);
             for (int v = 0; v < ONE_VECTORS; v++) {
                 const int r = (h + v) * VL;
                 const vf scale = v_mul(block_scale(t, p, r), v_set1(x->scale));
-                vf a = v_fma(unbiased(sums[v], x, 0, 0, bias_of(t)), scale, v_load(acc + g + r));
+                vf a = v_fma(unbiased(sums[0][v], x, 0, 0, bias_of(t)), scale, v_load(acc + g + r));
                 if (has_minima(t)) a = v_fma(v_load_f16(HALF_FIELD(2)), v_set1(x->sum), a);
                 v_store(acc + g + r, a);
             }
@@ -84,6 +89,7 @@ INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
 {
     enum { ROWS = ONE_VECTORS * VL };
     const int narrow = scale_cols(t) == 16, scales = narrow ? 16 : 8, nbytes = block_nbytes(t) * ROWS;
+    const int runs = ONE_RUNS == 2 && (t == DT_Q4_K || t == DT_Q5_K) ? 2 : 1;
     const uint8_t *ahead = p;
     for (int g = 0; g < PANEL_ROWS; g += ROWS, ahead += nbytes) {
         const int r = g % GROUP_ROWS;
@@ -91,19 +97,19 @@ INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_ta
         for (int v = 0; v < ONE_VECTORS; v++) blk[v] = v_set1(0.0f);
         UNROLL
         for (int n = 0; n < scales / 4; n++) {
-            vi bytes[ONE_VECTORS];
+            vi bytes[ONE_VECTORS], sums[2][ONE_VECTORS];
             for (int v = 0; v < ONE_VECTORS; v++) bytes[v] = scale_bytes(t, p, r + v * VL, n);
             UNROLL
             for (int i = 0; i < 4; i++) {
                 const int j = 4 * n + i, b = narrow ? j >> 1 : j;
-                vi sums[ONE_VECTORS];
-                /* What two runs of columns read alike is read twice: GCC would keep it in registers, and then on the stack. */
+                /* What other runs of columns read too is read again: GCC would keep it in registers, and then on the stack. */
                 __asm__ volatile("" ::: "memory");
                 prefetch_share(ahead, nbytes, j, scales);
-                one_sums(t, p + 4 * r, b, narrow ? 4 * (j & 1) : 0, narrow ? 4 : 8, x + b, levels, sums);
+                if (i % runs == 0)
+                    one_sums(t, p + 4 * r, b, narrow ? 4 * (j & 1) : 0, narrow ? 4 : 8, x + b, levels, runs, sums);
                 UNROLL
                 for (int v = 0; v < ONE_VECTORS; v++)
-                    blk[v] = v_fma(unscaled(sums[v], x, narrow, j, bias_of(t)), byte_float(bytes[v], i, scale_bias(t)), blk[v]);
+                    blk[v] = v_fma(unscaled(sums[i % runs][v], x, narrow, j, bias_of(t)), byte_float(bytes[v], i, scale_bias(t)), blk[v]);
             }
         }
         UNROLL

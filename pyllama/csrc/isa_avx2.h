@@ -227,7 +227,7 @@ INLINE vi dot_sum(dot d, const int bits)
 }
 INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x) { (void)form, (void)one, put_planes(whole, x); }
 #define LOADED(a, b, c, d) ((void)0)
-enum { TILE_UNIT = 32, ONE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
+enum { TILE_UNIT = 32, ONE_VECTORS = 2, ONE_RUNS = 1, MANY_VECTORS = 2, MANY_TOKENS = 4 };
 #define TILE_BIAS(bias) (bias)
 INLINE void tile_put(uint8_t *tile, vb codes, int bias) { (void)bias; vb_store(tile, codes); }
 INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, 8); }
@@ -277,7 +277,7 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
     }
 }
 #define LOADED(a, b, c, d) ((void)0)
-enum { TILE_UNIT = 64, ONE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 3 };
+enum { TILE_UNIT = 64, ONE_VECTORS = 2, ONE_RUNS = 1, MANY_VECTORS = 2, MANY_TOKENS = 3 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {

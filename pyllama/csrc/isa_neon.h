@@ -200,7 +200,7 @@ INLINE vi dot_sum(dot d, const int bits) { (void)bits; return vmlaq_n_s32(d.low,
 INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x) { (void)form, (void)one, put_planes(whole, x); }
 /* Four vectors are loaded before the first is used: GCC then loads two at once. */
 #define LOADED(a, b, c, d) __asm__("" : "+w"(a), "+w"(b), "+w"(c), "+w"(d))
-enum { TILE_UNIT = 16, ONE_VECTORS = 4, MANY_VECTORS = 2, MANY_TOKENS = 3 };
+enum { TILE_UNIT = 16, ONE_VECTORS = 4, ONE_RUNS = 1, MANY_VECTORS = 2, MANY_TOKENS = 3 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias) { vb_store(tile, vsubq_u8(codes, vdupq_n_u8((uint8_t)bias))); }
 INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, const int u) { return dot_add(d, vb_load(tile), x, u, 8); }
@@ -267,7 +267,7 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
     }
 }
 #define LOADED(a, b, c, d) ((void)0)
-enum { TILE_UNIT = 32, ONE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
+enum { TILE_UNIT = 32, ONE_VECTORS = 2, ONE_RUNS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {

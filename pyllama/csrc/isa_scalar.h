@@ -177,9 +177,11 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
     }
 }
 
+/* One token: vectors of rows at a time, and runs of 32 columns where two come from the same bytes. LOADED(a, b, c, d) says that
+ * vectors are loaded before one is used, where that saves instructions. */
+#define LOADED(a, b, c, d) ((void)0)
 /* The same out of a tile of unpacked codes, TILE_UNIT bytes a vector; what bias they still have. */
-#define LOADED(a, b, c, d) ((void)0) /* where vectors are better loaded together before they are used */
-enum { TILE_UNIT = 4, ONE_VECTORS = 16, MANY_VECTORS = 4, MANY_TOKENS = 2 };
+enum { TILE_UNIT = 4, ONE_VECTORS = 16, ONE_RUNS = 1, MANY_VECTORS = 4, MANY_TOKENS = 2 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {

@@ -1,4 +1,4 @@
-/* Row-major rows -> 32-row panels: the same bytes, each field of 32 rows side by side; of quantized formats, of 16 rows and
+/* Row-major rows -> 32-row panels: the same bits, each field of 32 rows side by side; of quantized formats, of 16 rows and
  * then of the other 16, so that one token reads them in the order in which they lie. Included by body.h. */
 
 /* Bytes from one panel to the next. */
