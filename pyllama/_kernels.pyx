@@ -463,7 +463,7 @@ def matmul(w, x, out, int64_t row=0):
 
 
 def pack_panels(Matrix w not None, uint8_t[::1] out):
-    """The rows of w as panels: the same bytes, 32 rows side by side. out has panels_nbytes(...) bytes."""
+    """The rows of w as panels: the same bits, 32 rows side by side. out has panels_nbytes(...) bytes."""
     if w.c.layout != LAYOUT_ROWS or out.shape[0] != panels_nbytes(w.dtype, w.c.rows, w.c.cols):
         raise PyllamaError(f"pack_panels: {w.layout} of {w.c.rows} x {w.c.cols} into {out.shape[0]} bytes")
     with nogil:

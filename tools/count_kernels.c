@@ -63,7 +63,7 @@ int main(int argc, char **argv)
     const pl_kernels *k = pl_isa(0);
     if (k == NULL || (strcmp(k->isa, "neon") && strcmp(k->isa, "dotprod"))) return 2;
     float *x = floats((size_t)tokens * COLS), *y = floats((size_t)tokens * COLS), *out = floats((size_t)tokens * COLS);
-    float *packed = allocate(pl_input_nbytes(FORM_F32, tokens, COLS) + pl_input_nbytes(FORM_D16_4, tokens, COLS));
+    float *packed = allocate(pl_input_nbytes(FORM_F32, tokens, COLS) + pl_input_nbytes(FORM_D16_6, tokens, COLS));
 
     if (!strncmp(what, "matmul_", 7)) { /* units: weights times tokens */
         pl_layout layout = strcmp(what, "matmul_bf12") ? LAYOUT_PANELS : LAYOUT_PACKED;
@@ -76,7 +76,7 @@ int main(int argc, char **argv)
         while (repeats--) pl_matmul(k, 1, &w, &(pl_out){1, out, ROWS}, 1, inputs), units = ROWS * COLS * tokens;
     } else if (!strcmp(what, "make_d16")) { /* elements */
         pl_input input;
-        while (repeats--) pl_make_input(k, 1, FORM_D16_4, x, tokens, COLS, packed, &input), units = tokens * COLS;
+        while (repeats--) pl_make_input(k, 1, FORM_D16_6, x, tokens, COLS, packed, &input), units = tokens * COLS;
     } else if (!strcmp(what, "rmsnorm")) { /* the following: elements */
         while (repeats--) pl_rmsnorm(k, 1, x, y, 1e-5f, tokens, COLS, out), units = tokens * COLS;
     } else if (!strcmp(what, "swiglu")) {

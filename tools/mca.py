@@ -3,7 +3,8 @@
     python tools/mca.py
 
 Neoverse-N1 stands for the Cortex-A76 it is derived from, Cortex-A57 for the A72; LLVM has no model of those two.
-The model knows no caches: every load hits. A guide within one LLVM version, which is printed, and never a gate.
+Quantized weights take SDOT on the first, plain NEON on the second. The model knows no caches: every load hits. A guide
+within one LLVM version, which is printed, and never a gate.
 Needs the cross compiler that tools/aarch64.sh installs, and llvm-mca (Debian's llvm-19); LLVM_MCA names another.
 """
 
@@ -13,11 +14,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from count_instructions import build, inner_loops
+from count_instructions import QUANTIZED, build, inner_loops
 
 LLVM_MCA = os.environ.get("LLVM_MCA", "llvm-mca-19")
 CORES = {"neoverse-n1": "A76", "cortex-a57": "A72"}
 ITERATIONS = 1000
+# What products of whole numbers use there, and rows that a turn of the loop over blocks of 256 columns takes.
+INTEGER = {"neoverse-n1": ("dotprod", 16), "cortex-a57": ("neon", 8)}
 # (title, function, multiply-adds a turn, weights a turn); of a function's loops, the one with that many
 LOOPS = [
     ("bf16, T = 1", "product_bf16", 16, 64),
@@ -61,13 +64,28 @@ def cycles(path: list[tuple[int, str, str]], core: str) -> float:
     return int(total[1]) / ITERATIONS
 
 
+def integer_loops(objects: list[Path]) -> dict[tuple[str, str], float]:
+    """(core, type) -> cycles per 16 weights of the loop over blocks for one token, which has no branch but its own."""
+    found = {}
+    for core, (isa, rows) in INTEGER.items():
+        loops = inner_loops(next(path for path in objects if path.stem == f"kernels_{isa}"))
+        for dtype in QUANTIZED:
+            bodies = [body for function, body in loops if function.split(".")[0] == f"integer_DT_{dtype}"]
+            weights = 256 * rows if "_K" in dtype or dtype == "IQ4_XS" else 32 * 16
+            found[core, dtype] = cycles(max(bodies, key=len), core) * 16 / weights  # tiles' loops are short
+    return found
+
+
 def main() -> None:
     version = subprocess.run([LLVM_MCA, "--version"], capture_output=True, text=True, check=True).stdout
     with tempfile.TemporaryDirectory() as folder:
         # GCC adds .isra.0 and the like to the name of a function whose arguments it changed.
-        loops = [(function.split(".")[0], body) for function, body in inner_loops(build(Path(folder))[1])]
+        objects = build(Path(folder))[1]
+        neon = next(path for path in objects if path.stem == "kernels_neon")
+        loops = [(function.split(".")[0], body) for function, body in inner_loops(neon)]
         wanted = {function for _, function, _, _ in LOOPS}
         found = [(function, hot_path(body)) for function, body in loops if function in wanted]
+        integer = integer_loops(objects)
     print("llvm-mca", re.search(r"LLVM version (\S+)", version)[1])
     print(f"{'cycles per 16 weights':22}", *(f"{f'{board} ({core})':>18}" for core, board in CORES.items()))
     for title, function, multiplied, weights in LOOPS:
@@ -75,6 +93,8 @@ def main() -> None:
         if len(paths) != 1:
             raise SystemExit(f"{function}: {len(paths)} loops of {multiplied} multiply-adds, expected 1")
         print(f"{title:22}", *(f"{cycles(paths[0], core) * 16 / weights:18.1f}" for core in CORES))
+    for dtype in QUANTIZED:
+        print(f"{dtype + ', T = 1':22}", *(f"{integer[core, dtype]:18.1f}" for core in CORES))
 
 
 if __name__ == "__main__":

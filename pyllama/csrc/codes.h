@@ -2,21 +2,18 @@
  * Included by body.h.
  *
  * Everything reads panels. A 4-byte field of VL rows is one vector, and what nibbles or bits it holds are codes of
- * columns that lie a fixed distance apart: so a vector gives one of two runs of columns, A and B, at once. A `pair` is
- * such two runs of 16 or 32 columns; a unit is four columns of each.
+ * columns that lie a fixed distance apart. Columns are counted by 32: unit u of those is four of them.
  *
  * Codes are unsigned, the format's bias still in them; those of signed formats as vb_signed() makes them.
  */
 
-/* Loops of units, pairs and vectors, whose arrays are meant for registers: but for scalar code, which has too few. */
+/* Loops of units, scales and vectors, whose arrays are meant for registers: but for scalar code, which has too few. */
 #if VL > 1
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 #else
 #define UNROLL
 #endif
 
-/* A block's pairs: so many parts of it have `pairs_of` each, alike but for where they lie. Loops over parts run, loops
- * over pairs and units are unrolled. */
 INLINE int block_cols(const pl_dtype t)
 {
     return t == DT_Q2_K || t == DT_Q3_K || t == DT_Q4_K || t == DT_Q5_K || t == DT_Q6_K || t == DT_IQ4_XS ? 256 : 32;
@@ -30,13 +27,15 @@ INLINE int block_nbytes(const pl_dtype t)
     };
     return nbytes[t];
 }
-INLINE int parts_of(const pl_dtype t)
+/* Bits of a code. */
+INLINE int code_bits(const pl_dtype t)
 {
-    if (block_cols(t) == 32) return 1;
-    return t == DT_IQ4_XS ? 8 : t == DT_Q4_K || t == DT_Q5_K ? 4 : 2;
+    switch (t) {
+    case DT_Q5_0: case DT_Q5_1: case DT_Q5_K: return 5;
+    case DT_Q6_K: return 6;
+    default: return pl_form_of(t) == FORM_D16_8 ? 8 : 4;
+    }
 }
-INLINE int pairs_of(const pl_dtype t) { return t == DT_Q2_K || t == DT_Q3_K || t == DT_Q6_K ? 4 : 1; }
-INLINE int units_of(const pl_dtype t) { return t == DT_Q4_K || t == DT_Q5_K ? 8 : 4; }
 
 /* Columns that have one scale. */
 INLINE int scale_cols(const pl_dtype t) { return t == DT_Q2_K || t == DT_Q3_K || t == DT_Q6_K ? 16 : 32; }
@@ -56,25 +55,6 @@ INLINE int bias_of(const pl_dtype t)
     }
 }
 
-/* Where the runs of a pair begin, in 16 columns. */
-INLINE int run_a(const pl_dtype t, int part, const int pair)
-{
-    switch (t) {
-    case DT_Q4_K: case DT_Q5_K: return 4 * part;
-    case DT_Q6_K: return 8 * part + pair;                                    /* quarters 0 and 1 of a half */
-    case DT_Q2_K: case DT_Q3_K: return 8 * part + 4 * (pair >> 1) + (pair & 1); /* quarters 0 or 2 */
-    default: return 2 * part;
-    }
-}
-INLINE int run_b(const pl_dtype t, int part, const int pair)
-{
-    switch (t) {
-    case DT_Q6_K: return run_a(t, part, pair) + 4;
-    case DT_Q2_K: case DT_Q3_K: case DT_Q4_K: case DT_Q5_K: return run_a(t, part, pair) + 2;
-    default: return run_a(t, part, pair) + 1;
-    }
-}
-
 /* Four-bit codes of unevenly spaced levels: ggml's kvalues_iq4nl, and the values of OCP's E2M1 doubled; each as a byte in
  * two's complement. */
 static const uint8_t iq4_levels[16] = {129, 152, 173, 191, 207, 221, 234, 246, 1, 13, 25, 38, 53, 69, 89, 113};
@@ -85,68 +65,128 @@ INLINE vb_table levels_of(const pl_dtype t)
     return vb_load_table(t == DT_MXFP4 ? mxfp4_levels : iq4_levels);
 }
 
-/* The 4-byte field number n of the run that begins at byte `at` of a block, for the rows from p on. */
-#define FIELD(at, n) (p + (size_t)(at) * GROUP_ROWS + (size_t)(n) * 4 * GROUP_ROWS)
+/* Fields of a block of GROUP_ROWS rows at p, for those from r on: the 4-byte one number n, or the 2-byte one, of the run
+ * that begins at byte `at` of a row's block. */
+#define FIELD(at, n) (p + (size_t)(at) * GROUP_ROWS + (size_t)(n) * 4 * GROUP_ROWS + 4 * r)
+#define HALF_FIELD(at) ((const uint16_t *)(p + (size_t)(at) * GROUP_ROWS) + r)
 
-/* Unit u of a pair's two runs; p is the block of a group of rows, 4 bytes on for each row that is left out. */
-INLINE void pair_codes(const pl_dtype t, const uint8_t *p, int part, const int pair, const int u, vb_table levels, vb *a,
-                       vb *b)
+/* Bits [from, from + width) of each byte of a, moved to begin at bit `to`. */
+INLINE vb bits_to(vb a, const int from, const int width, const int to)
 {
+    return vb_and(from < to ? vb_shl(a, to - from) : vb_shr(a, from - to), vb_set1(((1 << width) - 1) << to));
+}
+
+/* The fields that codes of one unit are made of: q has most of their bits, h the highest. */
+typedef struct {
     vb q, h;
+} unit_fields;
+
+/* Those of unit u of columns [32 * b, 32 * b + 32). */
+INLINE unit_fields load_unit(const pl_dtype t, const uint8_t *p, int r, const int b, const int u)
+{
+    const int half = b >> 2; /* of a block of 256 */
+    unit_fields f = {vb_set1(0), vb_set1(0)};
+    switch (t) {
+    case DT_Q4_0: case DT_Q4_1: case DT_IQ4_NL: case DT_MXFP4: f.q = vb_load(FIELD(block_nbytes(t) - 16, u & 3)); break;
+    case DT_Q5_0: case DT_Q5_1: /* bit u of h's bytes is unit u's: recode_block() */
+        f.q = vb_load(FIELD(block_nbytes(t) - 16, u & 3));
+        f.h = vb_load(FIELD(block_nbytes(t) - 20, 0));
+        break;
+    case DT_Q8_0: f.q = vb_load(FIELD(2, u)); break;
+    case DT_Q4_K: f.q = vb_load(FIELD(16, 8 * (b >> 1) + u)); break;
+    case DT_Q5_K:
+        f.q = vb_load(FIELD(48, 8 * (b >> 1) + u));
+        f.h = vb_load(FIELD(16, u));
+        break;
+    case DT_Q6_K: /* three of four codes have bytes of their own, in whose top bits the fourth is: recode_block() */
+        f.q = vb_load(FIELD(18 + 96 * half, 8 * (b & 3) % 24 + u));
+        if ((b & 3) == 3) f.q = vb_tops(f.q, vb_load(FIELD(18 + 96 * half, 8 + u)), vb_load(FIELD(18 + 96 * half, 16 + u)));
+        break;
+    case DT_Q2_K: f.q = vb_load(FIELD(20, 8 * half + u)); break;
+    case DT_Q3_K:
+        f.q = vb_load(FIELD(46, 8 * half + u));
+        f.h = vb_load(FIELD(14, u));
+        break;
+    case DT_IQ4_XS: f.q = vb_load(FIELD(8, 4 * b + (u & 3))); break;
+    default: break;
+    }
+    return f;
+}
+INLINE vb unit_codes(const pl_dtype t, unit_fields f, const int b, const int u, vb_table levels)
+{
+    const int quarter = b & 3; /* of 128 columns */
     (void)levels;
     switch (t) {
-    case DT_Q4_0: case DT_Q4_1: case DT_Q4_K:
-        q = vb_load(t == DT_Q4_0 ? FIELD(2, u) : t == DT_Q4_1 ? FIELD(4, u) : FIELD(16, 8 * part + u));
-        *a = vb_low4(q);
-        *b = vb_high4(q);
-        return;
-    case DT_Q5_0: case DT_Q5_1:
-        q = vb_load(t == DT_Q5_0 ? FIELD(6, u) : FIELD(8, u));
-        h = vb_load(t == DT_Q5_0 ? FIELD(2, 0) : FIELD(4, 0));
-        *a = vb_or(vb_low4(q), vb_and(vb_bits(h, u), vb_set1(16)));
-        *b = vb_or(vb_high4(q), vb_and(vb_bits(h, 4 + u), vb_set1(16)));
-        return;
-    case DT_Q5_K:
-        q = vb_load(FIELD(48, 8 * part + u));
-        h = vb_shr_by(vb_load(FIELD(16, u)), 2 * part); /* bit 2 * part + i of a byte is now its bit i */
-        *a = vb_or(vb_low4(q), vb_and(vb_shl(h, 4), vb_set1(16)));
-        *b = vb_or(vb_high4(q), vb_and(vb_shl(h, 3), vb_set1(16)));
-        return;
-    case DT_Q8_0:
-        *a = vb_signed(vb_load(FIELD(2, u)));
-        *b = vb_signed(vb_load(FIELD(2, 4 + u)));
-        return;
-    case DT_Q6_K: /* a half: 16 fields of ql, then 8 of qh */
-        q = vb_load(FIELD(18 + 96 * part, 4 * pair + u));
-        h = vb_load(FIELD(18 + 96 * part + 64, 4 * (pair & 1) + u));
-        if (pair & 2) { /* quarters 1 and 3 */
-            *a = vb_or(vb_low4(q), vb_and(vb_shl(h, 2), vb_set1(48)));
-            *b = vb_or(vb_high4(q), vb_and(vb_shr(h, 2), vb_set1(48)));
-        } else {
-            *a = vb_or(vb_low4(q), vb_and(vb_shl(h, 4), vb_set1(48)));
-            *b = vb_or(vb_high4(q), vb_and(h, vb_set1(48)));
-        }
-        return;
-    case DT_Q2_K:
-        q = vb_load(FIELD(20, 8 * part + 4 * (pair & 1) + u));
-        if (pair & 2) q = vb_shr(q, 4); /* quarters 2 and 3 */
-        *a = vb_and(q, vb_set1(3));
-        *b = vb_and(vb_shr(q, 2), vb_set1(3));
-        return;
-    case DT_Q3_K:
-        q = vb_load(FIELD(46, 8 * part + 4 * (pair & 1) + u));
-        if (pair & 2) q = vb_shr(q, 4);
-        h = vb_shr_by(vb_load(FIELD(14, 4 * (pair & 1) + u)), 4 * part + (pair & 2));
-        *a = vb_or(vb_and(q, vb_set1(3)), vb_and(vb_shl(h, 2), vb_set1(4)));
-        *b = vb_or(vb_and(vb_shr(q, 2), vb_set1(3)), vb_and(vb_shl(h, 1), vb_set1(4)));
-        return;
-    case DT_IQ4_NL: case DT_IQ4_XS: case DT_MXFP4:
-        q = vb_load(t == DT_IQ4_NL ? FIELD(2, u) : t == DT_IQ4_XS ? FIELD(8, 4 * part + u) : FIELD(1, u));
-        *a = vb_lookup(levels, vb_low4(q));
-        *b = vb_lookup(levels, vb_high4(q));
-        return;
-    default: return;
+    case DT_Q4_0: case DT_Q4_1: return u & 4 ? vb_high4(f.q) : vb_low4(f.q);
+    case DT_Q5_0: case DT_Q5_1: return vb_or(u & 4 ? vb_high4(f.q) : vb_low4(f.q), bits_to(f.h, u, 1, 4));
+    case DT_IQ4_NL: case DT_IQ4_XS: case DT_MXFP4: return vb_lookup(levels, u & 4 ? vb_high4(f.q) : vb_low4(f.q));
+    case DT_Q8_0: return vb_signed(f.q);
+    case DT_Q4_K: return b & 1 ? vb_high4(f.q) : vb_low4(f.q);
+    case DT_Q5_K: return vb_or(b & 1 ? vb_high4(f.q) : vb_low4(f.q), bits_to(f.h, b, 1, 4));
+    case DT_Q6_K: return quarter == 3 ? f.q : vb_and(f.q, vb_set1(63));
+    case DT_Q2_K: return bits_to(f.q, 2 * quarter, 2, 0);
+    case DT_Q3_K: return vb_or(bits_to(f.q, 2 * quarter, 2, 0), bits_to(f.h, b, 1, 2));
+    default: return f.q;
     }
+}
+
+/* The scale of a block of 32. */
+INLINE vf block_scale(const pl_dtype t, const uint8_t *p, int r)
+{
+    if (t != DT_MXFP4) return v_load_f16(HALF_FIELD(0));
+    float scale[VL];
+    for (int i = 0; i < VL; i++) { /* 2^(e - 128), for the levels are doubled; that of 0 and 1 is subnormal */
+        const int e = p[r + i];
+        const uint32_t bits = e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23;
+        memcpy(&scale[i], &bits, sizeof bits);
+    }
+    return v_load(scale);
+}
+
+/* Of a block of 256: what scales and minima are multiplied by. */
+INLINE vf super_scale(const uint8_t *p, int r) { return v_load_f16(HALF_FIELD(0)); }
+INLINE vf super_min(const uint8_t *p, int r) { return v_sub(v_set1(0.0f), v_load_f16(HALF_FIELD(2))); } /* negated */
+
+/* Its scales 4 * n to 4 * n + 3, a byte each, and what these still have to lose. */
+INLINE int scale_bias(const pl_dtype t) { return t == DT_Q6_K ? 128 : t == DT_Q3_K || t == DT_IQ4_XS ? 32 : 0; }
+INLINE vi scale_bytes(const pl_dtype t, const uint8_t *p, int r, const int n)
+{
+    const vi fours = vi_set1(0x0f0f0f0f), twos = vi_set1(0x03030303);
+    vi low, high;
+    switch (t) {
+    case DT_Q2_K: return vi_and(vi_load(FIELD(4, n)), fours); /* four bits of scale, four of minimum */
+    case DT_Q3_K: /* 16 of 6 bits: the low 4 in 8 bytes' nibbles, the high 2 in the fours of 4 bytes */
+        low = vi_and(vi_shr(vi_load(FIELD(2, n & 1)), n & 2 ? 4 : 0), fours);
+        return vi_or(low, vi_shl(vi_and(vi_shr(vi_load(FIELD(2, 2)), 2 * n), twos), 4));
+    case DT_Q4_K: case DT_Q5_K: /* 8, and 8 minima, of 6 bits in 12 bytes */
+        low = vi_load(FIELD(4, 0));
+        if (n == 0) return vi_and(low, vi_set1(0x3f3f3f3f));
+        return vi_or(vi_and(vi_load(FIELD(4, 2)), fours), vi_and(vi_shr(low, 2), vi_set1(0x30303030)));
+    case DT_Q6_K: return vi_xor(vi_load(FIELD(2, n)), vi_set1((int32_t)0x80808080)); /* 16 signed bytes */
+    case DT_IQ4_XS: /* 8 of 6 bits: the low 4 in 8 nibbles, the high 2 in the twos of a 16-bit field */
+        low = vi_and(vi_shr(vi_load(FIELD(4, 0)), 16 * n), vi_set1(0xffff));
+        low = vi_and(vi_or(low, vi_shl(low, 8)), vi_set1(0x00ff00ff));
+        high = vi_and(vi_shr(vi_load_u16(HALF_FIELD(2)), 8 * n), vi_set1(0xff));
+        high = vi_and(vi_or(high, vi_shl(high, 12)), vi_set1(0x000f000f));
+        high = vi_and(vi_or(high, vi_shl(high, 6)), twos);
+        return vi_or(vi_and(vi_or(low, vi_shl(low, 4)), fours), vi_shl(high, 4));
+    default: return fours;
+    }
+}
+/* Its minima, likewise. */
+INLINE vi min_bytes(const pl_dtype t, const uint8_t *p, int r, const int n)
+{
+    const vi fours = vi_set1(0x0f0f0f0f);
+    if (t == DT_Q2_K) return vi_and(vi_shr(vi_load(FIELD(4, n)), 4), fours);
+    const vi b = vi_load(FIELD(4, 1));
+    if (n == 0) return vi_and(b, vi_set1(0x3f3f3f3f));
+    return vi_or(vi_and(vi_shr(vi_load(FIELD(4, 2)), 4), fours), vi_and(vi_shr(b, 2), vi_set1(0x30303030)));
+}
+/* Byte i of each lane, less `bias`. */
+INLINE vf byte_float(vi bytes, const int i, const int bias)
+{
+    const vi byte = vi_byte(bytes, i);
+    return vi_float(bias ? vi_sub(byte, vi_set1(bias)) : byte);
 }
 
 /* Scales and minima of a panel's rows over up to 256 columns. */
@@ -155,110 +195,25 @@ typedef struct {
     float scale[16][PANEL_ROWS], min[16][PANEL_ROWS];
 } block_scales;
 
-#define HALF_FIELD(at) ((const uint16_t *)(p + (size_t)(at) * GROUP_ROWS))
-INLINE void halves(const uint16_t *p, float *out)
+/* Those of a block of the group of rows at p, which begins at row g: number j of several of 32 columns, or the one of 256. */
+INLINE void scales_of(const pl_dtype t, const uint8_t *p, const int g, int j, block_scales *s)
 {
-    vf d[NG];
-    load16_f16(p, d);
-    EACH v_store(out + v * VL, d[v]);
-}
-/* Bytes 0 to 3 of VL rows' four bytes, less `bias`, as scales `first`, `first + step`, ... */
-INLINE void put_scales(vi fields, const int bias, block_scales *s, int first, const int step, int r)
-{
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        vi byte = vi_byte(fields, i);
-        v_store(s->scale[first + i * step] + r, vi_float(bias ? vi_sub(byte, vi_set1(bias)) : byte));
-    }
-}
-
-/* Sum j of x's block, as what it stands for. */
-INLINE float sum_of(const pl_d16 *x, const int narrow, int j) { return narrow ? x[j >> 1].half_sums[j & 1] : x[j].sum; }
-
-/* Minimum number j of a block of 256: kept, or with one token multiplied and added at once. */
-INLINE void take_min(vi value, int r, const int narrow, int j, block_scales *s, const int one, const pl_d16 *x, vf *mb)
-{
-    if (!one) v_store(s->min[j] + r, vi_float(value));
-    else mb[r / VL] = v_fma(vi_float(value), v_set1(sum_of(x, narrow, j)), j ? mb[r / VL] : v_set1(0.0f));
-}
-
-/* Of a group of rows of one block, those from g on: number j of several of 32 columns, or the one of 256. For `one` token minima of the latter are not kept
- * but, times x, summed up in mb. */
-INLINE void scales_of(const pl_dtype t, const uint8_t *p, const int g, int j, block_scales *s, const int one,
-                      const pl_d16 *x, vf *mb)
-{
-    const vi fours = vi_set1(0x0f0f0f0f);
-#define FOUR_BYTES(at, n) vi_load(FIELD(at, n) + 4 * v * VL)
-    switch (t) {
-    case DT_Q4_0: case DT_Q5_0: case DT_Q8_0: case DT_IQ4_NL: halves(HALF_FIELD(0), s->scale[j] + g); return;
-    case DT_Q4_1: case DT_Q5_1:
-        halves(HALF_FIELD(0), s->scale[j] + g);
-        halves(HALF_FIELD(2), s->min[j] + g);
-        return;
-    case DT_MXFP4: /* 2^(e - 128), for the levels are doubled; that of 0 and 1 is subnormal */
-        for (int r = 0; r < GROUP_ROWS; r++) {
-            uint32_t bits = p[r] < 2 ? 0x00200000u << p[r] : (uint32_t)(p[r] - 1) << 23;
-            memcpy(&s->scale[j][g + r], &bits, sizeof bits);
+    for (int r = 0; r < GROUP_ROWS; r += VL) {
+        if (block_cols(t) == 32) {
+            v_store(s->scale[j] + g + r, block_scale(t, p, r));
+            if (has_minima(t)) v_store(s->min[j] + g + r, v_load_f16(HALF_FIELD(2)));
+            continue;
         }
-        return;
-    case DT_Q2_K: /* four bits of scale, four of minimum */
-        halves(HALF_FIELD(0), s->d + g);
-        halves(HALF_FIELD(2), s->dmin + g);
-        EACH {
+        v_store(s->d + g + r, super_scale(p, r));
+        if (has_minima(t)) v_store(s->dmin + g + r, super_min(p, r));
+        UNROLL
+        for (int n = 0; n < BLOCK_COLS / 4 / scale_cols(t); n++) {
+            const vi bytes = scale_bytes(t, p, r, n), least = has_minima(t) ? min_bytes(t, p, r, n) : bytes;
             UNROLL
-            for (int n = 0; n < 4; n++) {
-                const vi bytes = FOUR_BYTES(4, n), low = vi_and(bytes, fours), high = vi_and(vi_shr(bytes, 4), fours);
-                put_scales(low, 0, s, 4 * n, 1, g + v * VL);
-                UNROLL
-                for (int i = 0; i < 4; i++) take_min(vi_byte(high, i), g + v * VL, 1, 4 * n + i, s, one, x, mb);
+            for (int i = 0; i < 4; i++) {
+                v_store(s->scale[4 * n + i] + g + r, byte_float(bytes, i, scale_bias(t)));
+                if (has_minima(t)) v_store(s->min[4 * n + i] + g + r, byte_float(least, i, 0));
             }
         }
-        break;
-    case DT_Q3_K: /* 16 scales of 6 bits: the low 4 in 8 bytes' nibbles, the high 2 in the fours of 4 bytes, biased by 32 */
-        halves(HALF_FIELD(0), s->d + g);
-        EACH {
-            const vi bytes[2] = {FOUR_BYTES(2, 0), FOUR_BYTES(2, 1)}, top = FOUR_BYTES(2, 2);
-            UNROLL
-            for (int n = 0; n < 4; n++) {
-                const vi low = vi_and(n < 2 ? bytes[n & 1] : vi_shr(bytes[n & 1], 4), fours);
-                const vi high = vi_shl(vi_and(vi_shr_by(top, 2 * n), vi_set1(0x03030303)), 4);
-                put_scales(vi_or(low, high), 32, s, 4 * n, 1, g + v * VL);
-            }
-        }
-        return;
-    case DT_Q4_K: case DT_Q5_K: /* 8 scales and 8 minima of 6 bits in 12 bytes */
-        halves(HALF_FIELD(0), s->d + g);
-        halves(HALF_FIELD(2), s->dmin + g);
-        EACH {
-            const vi six = vi_set1(0x3f3f3f3f), two = vi_set1(0x30303030);
-            const vi a = FOUR_BYTES(4, 0), b = FOUR_BYTES(4, 1), c = FOUR_BYTES(4, 2);
-            const vi low = vi_and(b, six), high = vi_or(vi_and(vi_shr(c, 4), fours), vi_and(vi_shr(b, 2), two));
-            put_scales(vi_and(a, six), 0, s, 0, 1, g + v * VL);
-            put_scales(vi_or(vi_and(c, fours), vi_and(vi_shr(a, 2), two)), 0, s, 4, 1, g + v * VL);
-            UNROLL
-            for (int i = 0; i < 8; i++) take_min(vi_byte(i < 4 ? low : high, i & 3), g + v * VL, 0, i, s, one, x, mb);
-        }
-        break;
-    case DT_Q6_K: /* 16 signed bytes */
-        halves(HALF_FIELD(0), s->d + g);
-        EACH {
-            UNROLL
-            for (int n = 0; n < 4; n++)
-                put_scales(vi_xor(FOUR_BYTES(2, n), vi_set1((int32_t)0x80808080)), 128, s, 4 * n, 1, g + v * VL);
-        }
-        return;
-    case DT_IQ4_XS: /* 8 scales of 6 bits, biased by 32: the low 4 in nibbles, the high 2 in a 16-bit field */
-        halves(HALF_FIELD(0), s->d + g);
-        EACH {
-            const vi bytes = FOUR_BYTES(4, 0);
-            put_scales(vi_and(bytes, fours), 32, s, 0, 2, g + v * VL);
-            put_scales(vi_and(vi_shr(bytes, 4), fours), 32, s, 1, 2, g + v * VL);
-        }
-        for (int n = 0; n < 8; n++)
-            for (int r = 0; r < GROUP_ROWS; r++) s->scale[n][g + r] += (float)((HALF_FIELD(2)[r] >> 2 * n & 3) << 4);
-        return;
-    default: return;
     }
-    EACH v_store(s->dmin + g + v * VL, v_sub(v_set1(0.0f), v_load(s->dmin + g + v * VL)));
-#undef FOUR_BYTES
 }

@@ -10,152 +10,162 @@ enum {
     TILE_NBYTES = BLOCK_COLS / 4 * PANEL_VECTORS * TILE_UNIT /* codes of a panel, BLOCK_COLS wide, unpacked */
 };
 
-INLINE const uint8_t *codes_of(const pl_d16 *x, int run) { return x[run >> 1].codes[run & 1]; }
 INLINE int32_t total_of(const pl_d16 *x, const int narrow, int j) { return narrow ? x[j >> 1].totals[j & 1] : x[j].total; }
 
-/* Sum j of a block, without its codes' bias, as what it stands for but for the weights' scales. */
-INLINE vf unscaled(vi sum, const pl_d16 *x, const int narrow, int j, const int bias)
+/* Sum of X over what sum j of a block is over, as what it stands for. */
+INLINE float sum_of(const pl_d16 *x, const int narrow, int j) { return narrow ? x[j >> 1].half_sums[j & 1] : x[j].sum; }
+
+/* float(sum j of a block), without its codes' bias. */
+INLINE vf unbiased(vi sum, const pl_d16 *x, const int narrow, int j, const int bias)
 {
-    if (bias) sum = vi_sub(sum, vi_set1(total_of(x, narrow, j) * bias));
-    return v_mul(vi_float(sum), v_set1(x[narrow ? j >> 1 : j].scale));
+    return vi_float(bias ? vi_sub(sum, vi_shl(vi_set1(total_of(x, narrow, j)), __builtin_ctz((unsigned)bias))) : sum);
 }
 
-/* acc[v] = fma(fma(m[j], sum of x[j], ...), -dmin, acc[v]) over the minima of a block of 256. */
-INLINE vf add_minima(const block_scales *s, int r, const pl_d16 *x, const int narrow, vf acc)
+/* The same as what it stands for, but for the weights' scales. */
+INLINE vf unscaled(vi sum, const pl_d16 *x, const int narrow, int j, const int bias)
 {
-    vf mb = v_set1(0.0f);
-    for (int j = 0; j < (narrow ? 16 : 8); j++) mb = v_fma(v_load(s->min[j] + r), v_set1(sum_of(x, narrow, j)), mb);
-    return v_fma(mb, v_load(s->dmin + r), acc);
+    return v_mul(unbiased(sum, x, narrow, j, bias), v_set1(x[narrow ? j >> 1 : j].scale));
 }
 
 /* One token. */
 
-/* Ask for `nbytes` of what lies AHEAD of p. */
-INLINE void prefetch_ahead(const uint8_t *p, const int nbytes)
+/* Ask for share j of n of `nbytes` that lie AHEAD of p. */
+INLINE void prefetch_share(const uint8_t *p, const int nbytes, const int j, const int n)
 {
+    const int lines = (nbytes + 63) / 64;
     UNROLL
-    for (int at = 0; at < nbytes; at += 64) prefetch(p + at, AHEAD);
+    for (int line = lines * j / n; line < lines * (j + 1) / n; line++) prefetch(p + 64 * line, AHEAD);
 }
 
-/* Sums of one pair for `nv` vectors of rows: of run A in sa and of run B in sb, or of both in sa. */
-INLINE void pair_sums(const pl_dtype t, const uint8_t *p, int part, const int pair, const pl_d16 *x, vb_table levels,
-                      const int nv, const int merged, vi *sa, vi *sb)
+/* Sums over `units` units, from u on, of columns [32 * b, 32 * b + 32), x of these, for ONE_VECTORS vectors of rows, p being
+ * 4 bytes on for each row before them; and of the next 32 columns, where `runs` is 2 and they come from the same bytes. */
+INLINE void one_sums(const pl_dtype t, const uint8_t *p, const int b, const int u, const int units, const pl_d16 *x,
+                     vb_table levels, const int runs, vi sums[][ONE_VECTORS])
 {
-    const uint8_t *xa = codes_of(x, run_a(t, part, pair)), *xb = codes_of(x, run_b(t, part, pair));
-    dot da[NG], db[NG];
-    for (int v = 0; v < nv; v++) da[v] = db[v] = dot_zero();
+    dot d[2][ONE_VECTORS];
+    for (int k = 0; k < runs; k++)
+        for (int v = 0; v < ONE_VECTORS; v++) d[k][v] = dot_zero();
     UNROLL
-    for (int u = 0; u < units_of(t); u++)
+    for (int i = u; i < u + units; i++) {
+        unit_fields f[ONE_VECTORS];
         UNROLL
-        for (int v = 0; v < nv; v++) {
-            vb ca, cb;
-            pair_codes(t, p + 4 * v * VL, part, pair, u, levels, &ca, &cb);
-            da[v] = dot_add(da[v], ca, xa + u / 4 * 32, u & 3, pl_form_of(t));
-            if (merged) da[v] = dot_add(da[v], cb, xb + u / 4 * 32, u & 3, pl_form_of(t));
-            else db[v] = dot_add(db[v], cb, xb + u / 4 * 32, u & 3, pl_form_of(t));
-        }
-    UNROLL
-    for (int v = 0; v < nv; v++) {
-        sa[v] = dot_sum(da[v], pl_form_of(t));
-        if (!merged) sb[v] = dot_sum(db[v], pl_form_of(t));
+        for (int v = 0; v < ONE_VECTORS; v++) f[v] = load_unit(t, p, v * VL, b, i);
+        if (code_bits(t) != 5) LOADED(f[0].q, f[1 % ONE_VECTORS].q, f[2 % ONE_VECTORS].q, f[3 % ONE_VECTORS].q);
+        UNROLL
+        for (int k = 0; k < runs; k++)
+            UNROLL
+            for (int v = 0; v < ONE_VECTORS; v++)
+                d[k][v] = dot_add(d[k][v], unit_codes(t, f[v], b + k, i, levels), x[k].codes[i >> 2], i & 3, code_bits(t));
     }
+    UNROLL
+    for (int k = 0; k < runs; k++)
+        UNROLL
+        for (int v = 0; v < ONE_VECTORS; v++) sums[k][v] = dot_sum(d[k][v], code_bits(t));
 }
 
 /* acc[r] += what one block of 32 columns adds. */
 INLINE void one_small(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_table levels, float *acc)
 {
     const int nbytes = block_nbytes(t) * GROUP_ROWS;
-    block_scales s;
     for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS, p += nbytes) {
-        scales_of(t, p, g, 0, &s, 0, NULL, NULL);
-        prefetch_ahead(p, nbytes);
+        prefetch_share(p, nbytes, 0, 1);
         UNROLL
         for (int h = 0; h < NG; h += ONE_VECTORS) {
-            vi sum[ONE_VECTORS];
-            pair_sums(t, p + 4 * h * VL, 0, 0, x, levels, ONE_VECTORS, 1, sum, sum);
+            vi sums[1][ONE_VECTORS];
+            one_sums(t, p + 4 * h * VL, 0, 0, 8, x, levels, 1, sums);
             for (int v = 0; v < ONE_VECTORS; v++) {
-                const int r = g + (h + v) * VL;
-                if (bias_of(t)) sum[v] = vi_sub(sum[v], vi_set1(x->total * bias_of(t)));
-                vf a = v_fma(vi_float(sum[v]), v_mul(v_load(s.scale[0] + r), v_set1(x->scale)), v_load(acc + r));
-                if (has_minima(t)) a = v_fma(v_load(s.min[0] + r), v_set1(x->sum), a);
-                v_store(acc + r, a);
+                const int r = (h + v) * VL;
+                const vf scale = v_mul(block_scale(t, p, r), v_set1(x->scale));
+                vf a = v_fma(unbiased(sums[0][v], x, 0, 0, bias_of(t)), scale, v_load(acc + g + r));
+                if (has_minima(t)) a = v_fma(v_load_f16(HALF_FIELD(2)), v_set1(x->sum), a);
+                v_store(acc + g + r, a);
             }
         }
     }
 }
 
-/* The same for one of 256. Its sums are scaled in ascending order, so those of run B wait for the A of `waiting` pairs. */
+/* The same for one of 256. */
 INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_table levels, float *acc)
 {
-    enum { MOST = ONE_VECTORS };
-    const int nv = pairs_of(t) == 4 && MOST > 2 && VL > 1 ? 2 : MOST; /* runs B that wait take registers */
-    const int narrow = scale_cols(t) == 16, per = narrow ? 1 : 2, merged = t == DT_IQ4_XS;
-    const int pairs = pairs_of(t), waiting = t == DT_Q6_K ? 4 : pairs == 4 ? 2 : 1;
-    const int nbytes = block_nbytes(t) * nv * VL / (parts_of(t) * pairs);
-    block_scales s;
-    vf mb[PANEL_VECTORS];
-    for (int g = 0; g < PANEL_ROWS; g += nv * VL) {
-        const uint8_t *q = p + g / GROUP_ROWS * GROUP_ROWS * block_nbytes(t), *rows = q + 4 * (g % GROUP_ROWS);
-        vf blk[MOST];
-        if (g % GROUP_ROWS == 0) scales_of(t, q, g, 0, &s, 1, x, mb);
-        for (int v = 0; v < nv; v++) blk[v] = v_set1(0.0f);
+    enum { ROWS = ONE_VECTORS * VL };
+    const int narrow = scale_cols(t) == 16, scales = narrow ? 16 : 8, nbytes = block_nbytes(t) * ROWS;
+    const int runs = ONE_RUNS == 2 && (t == DT_Q4_K || t == DT_Q5_K) ? 2 : 1;
+    const uint8_t *ahead = p;
+    for (int g = 0; g < PANEL_ROWS; g += ROWS, ahead += nbytes) {
+        const int r = g % GROUP_ROWS;
+        vf blk[ONE_VECTORS];
+        for (int v = 0; v < ONE_VECTORS; v++) blk[v] = v_set1(0.0f);
         UNROLL
-        for (int part = 0; part < parts_of(t); part++) {
+        for (int n = 0; n < scales / 4; n++) {
+            vi bytes[ONE_VECTORS], sums[2][ONE_VECTORS];
+            for (int v = 0; v < ONE_VECTORS; v++) bytes[v] = scale_bytes(t, p, r + v * VL, n);
             UNROLL
-            for (int first = 0; first < pairs; first += waiting) {
-                vi sa[MOST], sb[4][MOST];
-                /* What two pairs read alike is read twice: GCC would keep all of it in registers, and then on the stack. */
+            for (int i = 0; i < 4; i++) {
+                const int j = 4 * n + i, b = narrow ? j >> 1 : j;
+                /* What other runs of columns read too is read again: GCC would keep it in registers, and then on the stack. */
                 __asm__ volatile("" ::: "memory");
+                prefetch_share(ahead, nbytes, j, scales);
+                if (i % runs == 0)
+                    one_sums(t, p + 4 * r, b, narrow ? 4 * (j & 1) : 0, narrow ? 4 : 8, x + b, levels, runs, sums);
                 UNROLL
-                for (int w = 0; w < waiting; w++) {
-                    prefetch_ahead(p + ((g / (nv * VL) * parts_of(t) + part) * pairs + first + w) * nbytes, nbytes);
-                    const int j = run_a(t, part, first + w) / per;
-                    pair_sums(t, rows, part, first + w, x, levels, nv, merged, sa, sb[w]);
-                    UNROLL
-                    for (int v = 0; v < nv; v++)
-                        blk[v] = v_fma(unscaled(sa[v], x, narrow, j, bias_of(t)), v_load(s.scale[j] + g + v * VL), blk[v]);
-                }
-                UNROLL
-                for (int w = 0; w < waiting && !merged; w++) {
-                    const int j = run_b(t, part, first + w) / per;
-                    UNROLL
-                    for (int v = 0; v < nv; v++)
-                        blk[v] = v_fma(unscaled(sb[w][v], x, narrow, j, bias_of(t)), v_load(s.scale[j] + g + v * VL), blk[v]);
-                }
+                for (int v = 0; v < ONE_VECTORS; v++)
+                    blk[v] = v_fma(unscaled(sums[i % runs][v], x, narrow, j, bias_of(t)), byte_float(bytes[v], i, scale_bias(t)), blk[v]);
             }
         }
-        for (int v = 0; v < nv; v++) {
-            const int r = g + v * VL;
-            vf a = v_fma(blk[v], v_load(s.d + r), v_load(acc + r));
-            if (has_minima(t)) a = v_fma(mb[g / VL + v], v_load(s.dmin + r), a);
-            v_store(acc + r, a);
+        UNROLL
+        for (int v = 0; v < ONE_VECTORS; v++) {
+            const int at = r + v * VL;
+            vf a = v_fma(blk[v], super_scale(p, at), v_load(acc + g + v * VL));
+            if (has_minima(t)) {
+                vf mb = v_set1(0.0f);
+                UNROLL
+                for (int j = 0; j < scales; j++)
+                    mb = v_fma(byte_float(min_bytes(t, p, at, j / 4), j % 4, 0), v_set1(sum_of(x, narrow, j)), mb);
+                a = v_fma(mb, super_min(p, at), a);
+            }
+            v_store(acc + g + v * VL, a);
         }
+        if (r + ROWS == GROUP_ROWS) p += block_nbytes(t) * GROUP_ROWS;
     }
 }
 
 /* Several tokens. */
 
+/* A block's codes for the vector of rows at p; codes that come from the same bytes are made one after the other: units u and
+ * u + 4 of 32 columns, or units u of four times 32. */
+INLINE void unpack_vector(const pl_dtype t, const uint8_t *p, vb_table levels, uint8_t *tile)
+{
+    const int four = block_cols(t) == 256 && t != DT_IQ4_XS, units = four ? 8 : 4, alike = four ? 4 : 2;
+    UNROLL
+    for (int b = 0; b < block_cols(t) / 32; b += four ? 4 : 1)
+        UNROLL
+        for (int u = 0; u < units; u++) {
+            vb codes[4];
+            UNROLL
+            for (int i = 0; i < alike; i++) {
+                const int cols = four ? b + i : b, unit = four ? u : u + 4 * i;
+                codes[i] = unit_codes(t, load_unit(t, p, 0, cols, unit), cols, unit, levels);
+            }
+            UNROLL
+            for (int i = 0; i < alike; i++)
+                tile_put(tile + (8 * b + u + (four ? 8 : 4) * i) * PANEL_VECTORS * TILE_UNIT, codes[i], bias_of(t));
+        }
+}
+
 /* Up to 256 columns of a panel: a block of 256, or some of 32. */
 INLINE void unpack_codes(const pl_dtype t, const uint8_t *p, int64_t cols, uint8_t *tile, block_scales *s)
 {
+    const int group = block_nbytes(t) * GROUP_ROWS;
     const vb_table levels = levels_of(t);
-    for (int j = 0; j < cols / block_cols(t); j++, p += pl_formats[t].nbytes * PANEL_ROWS) {
-        const int group = block_nbytes(t) * GROUP_ROWS;
-        for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) scales_of(t, p + g / GROUP_ROWS * group, g, j, s, 0, NULL, NULL);
-        for (int part = 0; part < parts_of(t); part++)
+    for (int block = 0; block < cols / block_cols(t); block++, p += 2 * group, tile += 8 * PANEL_VECTORS * TILE_UNIT) {
+        for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) scales_of(t, p + g / GROUP_ROWS * group, g, block, s);
+#define VECTOR unpack_vector(t, p + v / NG * group + v % NG * 4 * VL, levels, tile + v * TILE_UNIT);
+        if (block_cols(t) == 256)
+            for (int v = 0; v < PANEL_VECTORS; v++) VECTOR
+        else
             UNROLL
-            for (int pair = 0; pair < pairs_of(t); pair++) {
-                uint8_t *to_a = tile + (8 * j + 4 * run_a(t, part, pair)) * PANEL_VECTORS * TILE_UNIT;
-                uint8_t *to_b = tile + (8 * j + 4 * run_b(t, part, pair)) * PANEL_VECTORS * TILE_UNIT;
-                UNROLL
-                for (int u = 0; u < units_of(t); u++)
-                    for (int v = 0; v < PANEL_VECTORS; v++) {
-                        vb a, b;
-                        pair_codes(t, p + v / NG * group + v % NG * 4 * VL, part, pair, u, levels, &a, &b);
-                        tile_put(to_a + (u * PANEL_VECTORS + v) * TILE_UNIT, a, bias_of(t));
-                        tile_put(to_b + (u * PANEL_VECTORS + v) * TILE_UNIT, b, bias_of(t));
-                    }
-            }
+            for (int v = 0; v < PANEL_VECTORS; v++) VECTOR
+#undef VECTOR
     }
 }
 
@@ -167,7 +177,7 @@ INLINE void tile_sums(const int n, const int narrow, const uint8_t *tile, int j,
     dot d[MANY_TOKENS][MANY_VECTORS];
     const uint8_t *from[MANY_TOKENS];
     for (int t = 0; t < n; t++) {
-        from[t] = codes_of(x + t * blocks, j * units / 4);
+        from[t] = x[t * blocks + j * units / 8].codes[j * units / 4 & 1];
         for (int v = 0; v < MANY_VECTORS; v++) d[t][v] = dot_zero();
     }
     tile += (size_t)(j * units) * PANEL_VECTORS * TILE_UNIT;
@@ -180,6 +190,14 @@ INLINE void tile_sums(const int n, const int narrow, const uint8_t *tile, int j,
                 d[t][v] = tile_dot(d[t][v], tile + (u * PANEL_VECTORS + v) * TILE_UNIT, from[t] + u / 4 * 32, u & 3);
     for (int t = 0; t < n; t++)
         for (int v = 0; v < MANY_VECTORS; v++) sums[t][v] = tile_sum(d[t][v]);
+}
+
+/* acc[v] = fma(fma(m[j], sum of x[j], ...), -dmin, acc[v]) over the minima of a block of 256. */
+INLINE vf add_minima(const block_scales *s, int r, const pl_d16 *x, const int narrow, vf acc)
+{
+    vf mb = v_set1(0.0f);
+    for (int j = 0; j < (narrow ? 16 : 8); j++) mb = v_fma(v_load(s->min[j] + r), v_set1(sum_of(x, narrow, j)), mb);
+    return v_fma(mb, v_load(s->dmin + r), acc);
 }
 
 /* acc[t][r] += what a tile of `cols` columns adds, for n tokens; blocks: those of x from one token to the next. */
@@ -204,8 +222,7 @@ INLINE void tile_tokens(const int n, const int large, const int narrow, const in
                         a[t][v] = v_fma(unscaled(sums[t][v], xt, narrow, j, bias), scale, a[t][v]);
                         continue;
                     }
-                    if (bias) sums[t][v] = vi_sub(sums[t][v], vi_set1(xt[j].total * bias));
-                    a[t][v] = v_fma(vi_float(sums[t][v]), v_mul(scale, v_set1(xt[j].scale)), a[t][v]);
+                    a[t][v] = v_fma(unbiased(sums[t][v], xt, 0, j, bias), v_mul(scale, v_set1(xt[j].scale)), a[t][v]);
                     if (minima) a[t][v] = v_fma(v_load(s->min[j] + (g + v) * VL), v_set1(xt[j].sum), a[t][v]);
                 }
         }
@@ -317,31 +334,25 @@ INLINE void widen_block(const pl_dtype t, const uint8_t *p, int64_t rows, float 
     const int narrow = scale_cols(t) == 16;
     const int group = block_nbytes(t) * GROUP_ROWS;
     block_scales s;
-    for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) scales_of(t, p + g / GROUP_ROWS * group, g, 0, &s, 0, NULL, NULL);
-    for (int part = 0; part < parts_of(t); part++)
-      UNROLL
-      for (int pair = 0; pair < pairs_of(t); pair++)
+    for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) scales_of(t, p + g / GROUP_ROWS * group, g, 0, &s);
+    UNROLL
+    for (int b = 0; b < block_cols(t) / 32; b++)
         UNROLL
-        for (int u = 0; u < units_of(t); u++)
+        for (int u = 0; u < 8; u++)
             for (int v = 0; v < PANEL_VECTORS; v++) {
-                uint8_t codes[2][4 * VL];
-                vb a, b;
-                pair_codes(t, p + v / NG * group + v % NG * 4 * VL, part, pair, u, levels, &a, &b);
-                vb_store(codes[0], a);
-                vb_store(codes[1], b);
-                for (int k = 0; k < 2; k++)
-                    for (int i = 0; i < 4 * VL; i++) {
-                        const int r = v * VL + i / 4, c = 16 * (k ? run_b(t, part, pair) : run_a(t, part, pair)) + 4 * u + i % 4;
-                        const int j = c / (narrow ? 16 : 32);
-                        const int code = (SIGNED_BIAS ? codes[k][i] : (int8_t)codes[k][i]) - bias_of(t);
-                        float scale = s.scale[j][r], offset = s.min[j][r];
-                        if (r >= rows) continue;
-                        if (block_cols(t) == BLOCK_COLS) {
-                            scale *= s.d[r];
-                            if (has_minima(t)) offset *= s.dmin[r];
-                        }
-                        out[r * ldo + c] = has_minima(t) ? fmaf((float)code, scale, offset) : scale * (float)code;
+                uint8_t codes[4 * VL];
+                vb_store(codes, unit_codes(t, load_unit(t, p + v / NG * group, v % NG * VL, b, u), b, u, levels));
+                for (int i = 0; i < 4 * VL; i++) {
+                    const int r = v * VL + i / 4, c = 32 * b + 4 * u + i % 4, j = c / (narrow ? 16 : 32);
+                    const int code = (SIGNED_BIAS ? codes[i] : (int8_t)codes[i]) - bias_of(t);
+                    float scale = s.scale[j][r], offset = s.min[j][r];
+                    if (r >= rows) continue;
+                    if (block_cols(t) == BLOCK_COLS) {
+                        scale *= s.d[r];
+                        if (has_minima(t)) offset *= s.dmin[r];
                     }
+                    out[r * ldo + c] = has_minima(t) ? fmaf((float)code, scale, offset) : scale * (float)code;
+                }
             }
 }
 

@@ -30,9 +30,8 @@ INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
-#define vi_shl(a, n) _mm256_slli_epi32(a, n)
-#define vi_shr(a, n) _mm256_srli_epi32(a, n)
-INLINE vi vi_shr_by(vi a, int n) { return _mm256_srli_epi32(a, n); }
+INLINE vi vi_shl(vi a, int n) { return _mm256_slli_epi32(a, n); }
+INLINE vi vi_shr(vi a, int n) { return _mm256_srli_epi32(a, n); }
 INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
 INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((vi *)p, a); }
 INLINE vi v_round(vf a) { return _mm256_cvtps_epi32(a); }
@@ -44,6 +43,7 @@ INLINE vi vi_byte(vi a, const int i)
     return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(lanes));
 }
 INLINE vi vi_load(const uint8_t *p) { return _mm256_loadu_si256((const vi *)p); }
+INLINE vi vi_load_u16(const uint16_t *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vf vi_float(vi a) { return _mm256_cvtepi32_ps(a); }
 INLINE vf vi_as_float(vi a) { return _mm256_castsi256_ps(a); }
 INLINE vi v_as_int(vf a) { return _mm256_castps_si256(a); }
@@ -67,9 +67,10 @@ INLINE void load16_f16_pairs(const uint32_t *p, vf *even, vf *odd)
         odd[v] = _mm256_cvtph_ps(_mm256_extracti128_si256(packed, 1));
     }
 }
+INLINE vf v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 INLINE void load16_f16(const uint16_t *p, vf *w)
 {
-    for (int v = 0; v < 2; v++) w[v] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8 * v)));
+    for (int v = 0; v < 2; v++) w[v] = v_load_f16(p + 8 * v);
 }
 INLINE void v_store_f16(uint16_t *p, vf a)
 {
@@ -154,9 +155,14 @@ INLINE void vb_store(uint8_t *p, vb a) { _mm256_storeu_si256((vb *)p, a); }
 INLINE vb vb_set1(int a) { return _mm256_set1_epi8((char)a); }
 INLINE vb vb_and(vb a, vb b) { return _mm256_and_si256(a, b); }
 INLINE vb vb_or(vb a, vb b) { return _mm256_or_si256(a, b); }
-#define vb_shl(a, n) _mm256_slli_epi16(a, n)
-#define vb_shr(a, n) _mm256_srli_epi16(a, n)
-INLINE vb vb_shr_by(vb a, int n) { return _mm256_srli_epi16(a, n); }
+INLINE vb vb_shl(vb a, int n) { return _mm256_slli_epi16(a, n); }
+INLINE vb vb_shr(vb a, int n) { return _mm256_srli_epi16(a, n); }
+INLINE vb vb_tops(vb a, vb b, vb c)
+{
+    const vb top = vb_set1(0xc0);
+    const vb two = vb_or(vb_shr(vb_and(a, top), 2), vb_and(b, top));
+    return vb_shr(vb_or(vb_shr(two, 2), vb_and(c, top)), 2);
+}
 INLINE vb vb_low4(vb a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 INLINE vb vb_high4(vb a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
 enum { SIGNED_BIAS = 128 };
@@ -167,13 +173,6 @@ INLINE vb_table vb_load_table(const uint8_t *p)
     return vb_signed(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)));
 }
 INLINE vb vb_lookup(vb_table table, vb codes) { return _mm256_shuffle_epi8(table, codes); }
-INLINE vb vb_bits(vb a, int u)
-{
-    const vb byte = _mm256_add_epi8(_mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4,
-                                                     4, 4, 8, 8, 8, 8, 12, 12, 12, 12), _mm256_set1_epi8((char)(u >> 1)));
-    const vb bit = _mm256_set1_epi32(u & 1 ? (int)0x80402010 : 0x08040201);
-    return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(a, byte), bit), bit);
-}
 INLINE vi broadcast4(const uint8_t *p)
 {
     int32_t four;
@@ -209,59 +208,66 @@ INLINE void put_planes(const int32_t *whole, uint8_t *x)
     }
 }
 typedef struct {
-    vi low, high;
+    vi low, high, sum; /* sums of products with either plane, and of both */
 } dot;
-INLINE dot dot_zero(void) { return (dot){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+INLINE dot dot_zero(void) { return (dot){_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()}; }
 
 #ifdef PL_VNNI
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const pl_form form)
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int bits)
 {
-    (void)form;
+    (void)bits;
     d.low = dot4(d.low, codes, broadcast4(x + 4 * u));
     d.high = dot4(d.high, codes, broadcast4(x + 16 + 4 * u));
     return d;
 }
-INLINE vi dot_sum(dot d, const pl_form form)
+INLINE vi dot_sum(dot d, const int bits)
 {
-    (void)form;
+    (void)bits;
     return _mm256_add_epi32(d.low, _mm256_slli_epi32(d.high, 8));
 }
 INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x) { (void)form, (void)one, put_planes(whole, x); }
-enum { TILE_UNIT = 32, ONE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
+#define LOADED(a, b, c, d) ((void)0)
+enum { TILE_UNIT = 32, ONE_VECTORS = 2, ONE_RUNS = 1, MANY_VECTORS = 2, MANY_TOKENS = 4 };
 #define TILE_BIAS(bias) (bias)
 INLINE void tile_put(uint8_t *tile, vb codes, int bias) { (void)bias; vb_store(tile, codes); }
-INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, FORM_D16_8); }
-INLINE vi tile_sum(dot d) { return dot_sum(d, FORM_D16_8); }
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, 8); }
+INLINE vi tile_sum(dot d) { return dot_sum(d, 8); }
 #else
 /* Where more than bytes are needed, activations are 16-bit numbers, in pairs of the columns that a mask or a shift of a
- * lane's codes leaves side by side: the first and third of four, then the second and fourth. The sum is d.low. */
+ * lane's codes leaves side by side: the first and third of four, then the second and fourth. */
 INLINE dot dot_pairs(dot d, vi even, vi odd, const uint8_t *x)
 {
     vi products = _mm256_add_epi32(_mm256_madd_epi16(even, broadcast4(x)), _mm256_madd_epi16(odd, broadcast4(x + 4)));
-    d.low = _mm256_add_epi32(d.low, products);
-    KEEP(d.low);
+    d.sum = _mm256_add_epi32(d.sum, products);
+    KEEP(d.sum);
     return d;
 }
-/* One token, codes of four bits: products of bytes in 16-bit sums of two columns each, which hold 8 units: 15 * 128 * 16.
- * Of five bits they would hold 4, of six 2; adding up so often costs what bytes save. */
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const pl_form form)
+/* Both planes' 16-bit sums, two to a lane. */
+INLINE vi planes_sum(dot d)
 {
-    if (form != FORM_D16_4)
+    return _mm256_add_epi32(_mm256_madd_epi16(d.low, _mm256_set1_epi16(1)), _mm256_madd_epi16(d.high, _mm256_set1_epi16(256)));
+}
+/* One token, codes of up to six bits: products of bytes in 16-bit sums of two columns each, which hold 8 units of codes of
+ * four bits, 4 of five, 2 of six: 63 * 128 * 4 < 2^15. */
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int bits)
+{
+    if (bits == 8)
         return dot_pairs(d, _mm256_and_si256(codes, _mm256_set1_epi16(255)), _mm256_srli_epi16(codes, 8), x + 8 * u);
     d.low = _mm256_add_epi16(d.low, _mm256_maddubs_epi16(codes, broadcast4(x + 4 * u)));
     d.high = _mm256_add_epi16(d.high, _mm256_maddubs_epi16(codes, broadcast4(x + 16 + 4 * u)));
     KEEP(d.low);
     KEEP(d.high);
+    if (bits == 4 || (bits == 5 && u != 3) || u % 2 == 0) return d;
+    const vi sum = _mm256_add_epi32(d.sum, planes_sum(d));
+    d = dot_zero();
+    d.sum = sum;
+    KEEP(d.sum);
     return d;
 }
-INLINE vi dot_sum(dot d, const pl_form form)
-{
-    if (form != FORM_D16_4) return d.low;
-    return _mm256_add_epi32(_mm256_madd_epi16(d.low, _mm256_set1_epi16(1)), _mm256_madd_epi16(d.high, _mm256_set1_epi16(256)));
-}
+INLINE vi dot_sum(dot d, const int bits) { return bits == 4 ? planes_sum(d) : d.sum; }
 INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
 {
-    if (one && form == FORM_D16_4) {
+    if (one && form == FORM_D16_6) {
         put_planes(whole, x);
         return;
     }
@@ -270,7 +276,8 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
         memcpy(x + 2 * i, four, sizeof four);
     }
 }
-enum { TILE_UNIT = 64, ONE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 3 };
+#define LOADED(a, b, c, d) ((void)0)
+enum { TILE_UNIT = 64, ONE_VECTORS = 2, ONE_RUNS = 1, MANY_VECTORS = 2, MANY_TOKENS = 3 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {
@@ -282,5 +289,5 @@ INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u)
 {
     return dot_pairs(d, vb_load(tile), vb_load(tile + 32), x + 8 * u);
 }
-INLINE vi tile_sum(dot d) { return d.low; }
+INLINE vi tile_sum(dot d) { return d.sum; }
 #endif

@@ -33,11 +33,8 @@ INLINE vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
 INLINE vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
 INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
-#define vi_shl(a, n) vshlq_n_s32(a, n)
-/* USHR takes 1 to 32; the formats also ask for 0. */
-#define vi_shr(a, n) \
-    ((n) == 0 ? (a) : vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), (n) == 0 ? 1 : (n))))
-INLINE vi vi_shr_by(vi a, int n) { return (vi)((uint32x4_t)a >> n); }
+INLINE vi vi_shl(vi a, int n) { return (vi)((uint32x4_t)a << n); }
+INLINE vi vi_shr(vi a, int n) { return (vi)((uint32x4_t)a >> n); }
 INLINE vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
 INLINE void vi_store(int32_t *p, vi a) { vst1q_s32(p, a); }
 INLINE vi v_round(vf a) { return vcvtnq_s32_f32(a); }
@@ -51,6 +48,7 @@ INLINE vi vi_byte(vi a, const int i)
     return vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s32(a), lanes));
 }
 INLINE vi vi_load(const uint8_t *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
+INLINE vi vi_load_u16(const uint16_t *p) { return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p))); }
 INLINE vf vi_float(vi a) { return vcvtq_f32_s32(a); }
 INLINE vf vi_as_float(vi a) { return vreinterpretq_f32_s32(a); }
 INLINE vi v_as_int(vf a) { return vreinterpretq_s32_f32(a); }
@@ -76,6 +74,7 @@ INLINE void load16_f16_pairs(const uint32_t *p, vf *even, vf *odd)
         odd[v + 1] = vcvt_high_f32_f16(o);
     }
 }
+INLINE vf v_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 INLINE void load16_f16(const uint16_t *p, vf *w)
 {
     for (int v = 0; v < 4; v += 2) {
@@ -152,9 +151,10 @@ INLINE void vb_store(uint8_t *p, vb a) { vst1q_u8(p, a); }
 INLINE vb vb_set1(int a) { return vdupq_n_u8((uint8_t)a); }
 INLINE vb vb_and(vb a, vb b) { return vandq_u8(a, b); }
 INLINE vb vb_or(vb a, vb b) { return vorrq_u8(a, b); }
-#define vb_shl(a, n) vshlq_n_u8(a, n)
-#define vb_shr(a, n) vshrq_n_u8(a, n)
-INLINE vb vb_shr_by(vb a, int n) { return a >> (uint8_t)n; }
+INLINE vb vb_shl(vb a, int n) { return a << (uint8_t)n; }
+INLINE vb vb_shr(vb a, int n) { return a >> (uint8_t)n; }
+/* The top two bits of each byte of a, below those of b, below those of c. */
+INLINE vb vb_tops(vb a, vb b, vb c) { return vsriq_n_u8(vsriq_n_u8(vshrq_n_u8(c, 2), b, 4), a, 6); }
 INLINE vb vb_low4(vb a) { return vandq_u8(a, vdupq_n_u8(15)); }
 INLINE vb vb_high4(vb a) { return vshrq_n_u8(a, 4); }
 enum { SIGNED_BIAS = 0 };
@@ -162,12 +162,6 @@ INLINE vb vb_signed(vb a) { return a; }
 typedef uint8x16_t vb_table;
 INLINE vb_table vb_load_table(const uint8_t *p) { return vld1q_u8(p); }
 INLINE vb vb_lookup(vb_table table, vb codes) { return vqtbl1q_u8(table, codes); }
-INLINE vb vb_bits(vb a, int u)
-{
-    const vb lanes = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
-    const vb bit = vreinterpretq_u8_u32(vdupq_n_u32(u & 1 ? 0x80402010u : 0x08040201u));
-    return vtstq_u8(vqtbl1q_u8(a, vaddq_u8(lanes, vdupq_n_u8((uint8_t)(u >> 1)))), bit);
-}
 
 /* A sum stays one chain in one register: GCC would add all products of a loop in a tree, and keep them in memory. */
 #define KEEP(sum) __asm__("" : "+w"(sum))
@@ -195,20 +189,22 @@ INLINE int32x4_t dot4(int32x4_t d, int8x16_t codes, int8x16_t x, const int u)
     default: return vdotq_laneq_s32(d, codes, x, 3);
     }
 }
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const pl_form form)
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const int bits)
 {
-    (void)form;
+    (void)bits;
     d.low = dot4(d.low, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(vld1q_u8(x)), u);
     d.high = dot4(d.high, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(vld1q_u8(x + 16)), u);
     return d;
 }
-INLINE vi dot_sum(dot d, const pl_form form) { (void)form; return vmlaq_n_s32(d.low, d.high, 256); }
+INLINE vi dot_sum(dot d, const int bits) { (void)bits; return vmlaq_n_s32(d.low, d.high, 256); }
 INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x) { (void)form, (void)one, put_planes(whole, x); }
-enum { TILE_UNIT = 16, ONE_VECTORS = 4, MANY_VECTORS = 2, MANY_TOKENS = 3 };
+/* Four vectors are loaded before the first is used: GCC then loads two at once. */
+#define LOADED(a, b, c, d) __asm__("" : "+w"(a), "+w"(b), "+w"(c), "+w"(d))
+enum { TILE_UNIT = 16, ONE_VECTORS = 4, ONE_RUNS = 1, MANY_VECTORS = 2, MANY_TOKENS = 3 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias) { vb_store(tile, vsubq_u8(codes, vdupq_n_u8((uint8_t)bias))); }
-INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, const int u) { return dot_add(d, vb_load(tile), x, u, FORM_D16_8); }
-INLINE vi tile_sum(dot d) { return dot_sum(d, FORM_D16_8); }
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, const int u) { return dot_add(d, vb_load(tile), x, u, 8); }
+INLINE vi tile_sum(dot d) { return dot_sum(d, 8); }
 #else
 /* One token: products of bytes in 16-bit sums, which hold 8 of codes up to 31 and 4 up to 63: those of rows 0, 1 and of
  * rows 2, 3 with the low plane, then with the high one. Of codes of eight bits they could not hold two, so these are
@@ -217,14 +213,24 @@ typedef struct {
     int32x4_t r[4];
 } dot;
 INLINE dot dot_zero(void) { return (dot){{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}}; }
-INLINE int32x4_t add_products(int32x4_t sums, int8x8_t a, int8x8_t b)
+/* sums[0] += codes of rows 0 and 1 times unit u of 16 bytes, sums[1] those of rows 2 and 3. */
+INLINE void add_products(int32x4_t *sums, int8x16_t codes, const uint8_t *bytes, const int u)
 {
-    return vreinterpretq_s32_s16(vmlal_s8(vreinterpretq_s16_s32(sums), a, b));
+    const int32x4_t all = vreinterpretq_s32_u8(vld1q_u8(bytes));
+    int8x16_t x;
+    switch (u) {
+    case 0: x = vreinterpretq_s8_s32(vdupq_laneq_s32(all, 0)); break;
+    case 1: x = vreinterpretq_s8_s32(vdupq_laneq_s32(all, 1)); break;
+    case 2: x = vreinterpretq_s8_s32(vdupq_laneq_s32(all, 2)); break;
+    default: x = vreinterpretq_s8_s32(vdupq_laneq_s32(all, 3));
+    }
+    sums[0] = vreinterpretq_s32_s16(vmlal_s8(vreinterpretq_s16_s32(sums[0]), vget_low_s8(codes), vget_low_s8(x)));
+    sums[1] = vreinterpretq_s32_s16(vmlal_high_s8(vreinterpretq_s16_s32(sums[1]), codes, x));
 }
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const pl_form form)
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const int bits)
 {
     const int8x16_t w = vreinterpretq_s8_u8(codes);
-    if (form == FORM_D16_8) {
+    if (bits == 8) {
         const int16x8_t whole = vreinterpretq_s16_s64(vld1q_dup_s64((const int64_t *)(x + 8 * u)));
         const int16x8_t a = vmovl_s8(vget_low_s8(w)), b = vmovl_high_s8(w);
         d.r[0] = vmlal_s16(d.r[0], vget_low_s16(a), vget_low_s16(whole));
@@ -232,24 +238,21 @@ INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const pl_form
         d.r[2] = vmlal_s16(d.r[2], vget_low_s16(b), vget_low_s16(whole));
         d.r[3] = vmlal_high_s16(d.r[3], b, whole);
     } else {
-        const int8x8_t low = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(x + 4 * u)));
-        const int8x8_t high = vreinterpret_s8_s32(vld1_dup_s32((const int32_t *)(x + 16 + 4 * u)));
-        d.r[0] = add_products(d.r[0], vget_low_s8(w), low);
-        d.r[1] = add_products(d.r[1], vget_high_s8(w), low);
-        d.r[2] = add_products(d.r[2], vget_low_s8(w), high);
-        d.r[3] = add_products(d.r[3], vget_high_s8(w), high);
+        add_products(d.r, w, x, u);
+        add_products(d.r + 2, w, x + 16, u);
     }
-    for (int i = 0; i < 4; i++) KEEP(d.r[i]);
     return d;
 }
-INLINE int32x4_t pair_up(int32x4_t a, int32x4_t b)
+/* The four rows' sums of 16-bit products: of codes of four bits, two fit one of these. */
+INLINE int32x4_t pair_up(const int32x4_t *sums, const int bits)
 {
-    return vpaddq_s32(vpaddlq_s16(vreinterpretq_s16_s32(a)), vpaddlq_s16(vreinterpretq_s16_s32(b)));
+    const int16x8_t a = vreinterpretq_s16_s32(sums[0]), b = vreinterpretq_s16_s32(sums[1]);
+    return bits == 4 ? vpaddlq_s16(vpaddq_s16(a, b)) : vpaddq_s32(vpaddlq_s16(a), vpaddlq_s16(b));
 }
-INLINE vi dot_sum(dot d, const pl_form form)
+INLINE vi dot_sum(dot d, const int bits)
 {
-    if (form == FORM_D16_8) return vpaddq_s32(vpaddq_s32(d.r[0], d.r[1]), vpaddq_s32(d.r[2], d.r[3]));
-    return vmlaq_n_s32(pair_up(d.r[0], d.r[1]), pair_up(d.r[2], d.r[3]), 256);
+    if (bits == 8) return vpaddq_s32(vpaddq_s32(d.r[0], d.r[1]), vpaddq_s32(d.r[2], d.r[3]));
+    return vmlaq_n_s32(pair_up(d.r, bits), pair_up(d.r + 2, bits), 256);
 }
 /* Several tokens: columns of 16-bit codes, four rows a vector, times one of 16 columns of 16-bit activations. */
 INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
@@ -263,7 +266,8 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
         memcpy(x + 2 * i, &narrow, 2);
     }
 }
-enum { TILE_UNIT = 32, ONE_VECTORS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
+#define LOADED(a, b, c, d) ((void)0)
+enum { TILE_UNIT = 32, ONE_VECTORS = 2, ONE_RUNS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {

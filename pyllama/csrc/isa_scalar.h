@@ -28,15 +28,15 @@ INLINE vi vi_and(vi a, vi b) { return a & b; }
 INLINE vi vi_or(vi a, vi b) { return a | b; }
 INLINE vi vi_add(vi a, vi b) { return (vi)((uint32_t)a + (uint32_t)b); }
 INLINE vi vi_sub(vi a, vi b) { return (vi)((uint32_t)a - (uint32_t)b); }
-#define vi_shl(a, n) ((vi)((uint32_t)(a) << (n)))
-#define vi_shr(a, n) ((vi)((uint32_t)(a) >> (n)))
-INLINE vi vi_shr_by(vi a, int n) { return (vi)((uint32_t)a >> n); }
+INLINE vi vi_shl(vi a, int n) { return (vi)((uint32_t)a << n); }
+INLINE vi vi_shr(vi a, int n) { return (vi)((uint32_t)a >> n); }
 INLINE vi vi_max(vi a, vi b) { return a > b ? a : b; }
 INLINE void vi_store(int32_t *p, vi a) { *p = a; }
 INLINE vi v_round(vf a) { return (vi)rintf(a); } /* to the nearest, even; of numbers that fit */
 INLINE vi vi_xor(vi a, vi b) { return a ^ b; }
 INLINE vi vi_byte(vi a, int i) { return (vi)((uint32_t)a >> 8 * i & 255); } /* byte i of each lane */
 INLINE vi vi_load(const uint8_t *p) { vi a; memcpy(&a, p, 4); return a; }
+INLINE vi vi_load_u16(const uint16_t *p) { return *p; }
 INLINE vf vi_float(vi a) { return (float)a; }
 INLINE vf vi_as_float(vi a) { vf f; memcpy(&f, &a, 4); return f; }
 INLINE vi v_as_int(vf a) { vi i; memcpy(&i, &a, 4); return i; }
@@ -88,9 +88,10 @@ INLINE void load16_f16_pairs(const uint32_t *p, vf *even, vf *odd)
         odd[r] = f16_to_float((uint16_t)(p[r] >> 16));
     }
 }
+INLINE vf v_load_f16(const uint16_t *p) { return f16_to_float(*p); }
 INLINE void load16_f16(const uint16_t *p, vf *w)
 {
-    for (int r = 0; r < 16; r++) w[r] = f16_to_float(p[r]);
+    for (int r = 0; r < 16; r++) w[r] = v_load_f16(p + r);
 }
 INLINE void v_store_f16(uint16_t *p, vf a) { *p = float_to_f16(a); }
 /* A table of 16 bytes, looked up by 4-bit codes. */
@@ -128,9 +129,15 @@ INLINE void vb_store(uint8_t *p, vb a) { memcpy(p, &a, 4); }
 INLINE vb vb_set1(int a) { return 0x01010101u * (uint32_t)a; }
 INLINE vb vb_and(vb a, vb b) { return a & b; }
 INLINE vb vb_or(vb a, vb b) { return a | b; }
-#define vb_shl(a, n) ((vb)((a) << (n)))
-#define vb_shr(a, n) ((vb)((a) >> (n)))
-INLINE vb vb_shr_by(vb a, int n) { return a >> n; }
+INLINE vb vb_shl(vb a, int n) { return a << n; }
+INLINE vb vb_shr(vb a, int n) { return a >> n; }
+/* The top two bits of each byte of a, below those of b, below those of c. */
+INLINE vb vb_tops(vb a, vb b, vb c)
+{
+    const vb top = vb_set1(0xc0);
+    const vb two = vb_or(vb_shr(vb_and(a, top), 2), vb_and(b, top));
+    return vb_shr(vb_or(vb_shr(two, 2), vb_and(c, top)), 2);
+}
 INLINE vb vb_low4(vb a) { return a & 0x0f0f0f0fu; }
 INLINE vb vb_high4(vb a) { return a >> 4 & 0x0f0f0f0fu; }
 /* Signed codes as products take them, and what they then have to lose. */
@@ -144,21 +151,14 @@ INLINE vb vb_lookup(vb_table table, vb codes)
     for (int i = 0; i < 32; i += 8) out |= (vb)table[codes >> i & 15] << i;
     return out;
 }
-/* Byte i all ones where bit 4 * u + i of the lane is set. */
-INLINE vb vb_bits(vb a, int u)
-{
-    vb out = 0;
-    for (int i = 0; i < 4; i++) out |= (a >> (4 * u + i) & 1) * 0xffu << 8 * i;
-    return out;
-}
 
 /* Sums of products of codes and activations, a row a lane: of 16 columns at x, unit u has the four from 4 * u on. `form`
  * says how many bits codes have at most. */
 typedef vi dot;
 INLINE dot dot_zero(void) { return 0; }
-INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const pl_form form)
+INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int bits)
 {
-    (void)form;
+    (void)bits;
     for (int i = 0; i < 4; i++) {
         int16_t whole;
         memcpy(&whole, x + 2 * (4 * u + i), 2);
@@ -166,7 +166,7 @@ INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const pl_form form)
     }
     return d;
 }
-INLINE vi dot_sum(dot d, const pl_form form) { (void)form; return d; }
+INLINE vi dot_sum(dot d, const int bits) { (void)bits; return d; }
 /* Whole numbers X of 16 columns to where products of that form find them. */
 INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
 {
@@ -177,12 +177,15 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
     }
 }
 
+/* One token: vectors of rows at a time, and runs of 32 columns where two come from the same bytes. LOADED(a, b, c, d) says that
+ * vectors are loaded before one is used, where that saves instructions. */
+#define LOADED(a, b, c, d) ((void)0)
 /* The same out of a tile of unpacked codes, TILE_UNIT bytes a vector; what bias they still have. */
-enum { TILE_UNIT = 4, ONE_VECTORS = 16, MANY_VECTORS = 4, MANY_TOKENS = 2 };
+enum { TILE_UNIT = 4, ONE_VECTORS = 16, ONE_RUNS = 1, MANY_VECTORS = 4, MANY_TOKENS = 2 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {
     for (int i = 0; i < 4; i++) tile[i] = (uint8_t)((codes >> 8 * i) - (uint32_t)bias);
 }
-INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, FORM_D16_8); }
+INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, 8); }
 INLINE vi tile_sum(dot d) { return d; }

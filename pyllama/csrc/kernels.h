@@ -38,7 +38,7 @@ typedef enum {
 
 /* A block of a row: `cols` weights in `nbytes` bytes, made of runs of 4-, 2- or 1-byte fields, each from byte `at` on.
  * In a panel each field is stored for 32 rows side by side, or for 16 where blocks are quantized, so that a row is a vector
- * lane, and runs come in the order in which a product uses them. */
+ * lane, and runs come in the order in which a product uses them; of some formats bits are rearranged (panels.h). */
 typedef struct {
     const char *name;
     int cols, nbytes;
@@ -51,16 +51,16 @@ extern const pl_format pl_formats[DT_COUNT];
  * instruction set or the number of threads. */
 typedef enum {
     FORM_F32, /* float32 as they come */
-    FORM_D16_4, FORM_D16_6, FORM_D16_8, /* 16-bit integers, scaled by the largest of 32 columns: pl_d16. They are the same
-                                         * numbers, for codes of at most so many bits */
+    FORM_D16_6, FORM_D16_8, /* 16-bit integers, scaled by the largest of 32 columns: pl_d16. They are the same numbers, laid
+                             * out for codes of at most so many bits */
     FORM_COUNT
 } pl_form;
 
 static inline pl_form pl_form_of(pl_dtype dtype)
 {
     switch (dtype) {
-    case DT_Q4_0: case DT_Q4_1: case DT_Q2_K: case DT_Q3_K: case DT_Q4_K: return FORM_D16_4;
-    case DT_Q5_0: case DT_Q5_1: case DT_Q5_K: case DT_Q6_K: return FORM_D16_6;
+    case DT_Q4_0: case DT_Q4_1: case DT_Q5_0: case DT_Q5_1: case DT_Q2_K: case DT_Q3_K: case DT_Q4_K: case DT_Q5_K:
+    case DT_Q6_K: return FORM_D16_6;
     case DT_Q8_0: case DT_IQ4_NL: case DT_IQ4_XS: case DT_MXFP4: return FORM_D16_8;
     default: return FORM_F32;
     }
@@ -148,7 +148,7 @@ typedef struct {
     void (*pack_tokens)(const float *x, int64_t tokens, int64_t cols, float *packed, int64_t first, int64_t last);
     /* The blocks [first, last) of 32 columns, counted through all of x (T, C), in one of the D16 forms; `one` token or not. */
     void (*make_d16)(const float *x, pl_form form, int one, pl_d16 *out, int64_t first, int64_t last);
-    /* Row-major rows -> panels [first, last) of out: the same bytes, transposed. */
+    /* Row-major rows -> panels [first, last) of out: the same bits, transposed. */
     void (*pack_panels)(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last);
     /* Packed panels [first, last) -> row-major bfloat16 rows: what they were packed from. */
     void (*unpack)(const pl_matrix *w, uint8_t *out, int64_t first, int64_t last);

@@ -373,7 +373,7 @@ def test_the_planner_counts_the_bytes_that_buffers_have(tokens):
     assert whole == tokens * 3 * 96  # blocks of 32 columns: 64 bytes, their scale and sums
     assert (buffers.input.tokens, buffers.input.cols) == (tokens, 90)
     plain, few, many = ["BF16", "F32"], ["Q4_K", "Q4_0"], ["F16", "Q4_K", "Q6_K", "Q8_0"]
-    for dtypes, forms in ((plain, packed), (few, whole), (many, packed + 3 * whole)):
+    for dtypes, forms in ((plain, packed), (few, whole), (many, packed + 2 * whole)):
         made_nbytes = sum(array.nbytes for array in made.values())
         assert buffers_nbytes(shape, tokens, dtypes) == made_nbytes + forms + 4 * 101
 
