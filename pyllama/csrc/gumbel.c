@@ -1,8 +1,8 @@
 /* The draw of a token: the largest logit + Gumbel noise, where the noise is a function of (seed, index, token).
  *
- * The same bits on every machine: the hash is integers, the logarithm plain float64 multiplications, additions and one
- * division in a stated order (MODEL.md, "Numerics"). Most candidates never need a logarithm: what their hash says of the
- * noise's size is enough to see that they cannot win. */
+ * The same bits on every machine: the hash is integers, the logarithm float64 operations in a stated order, none of them
+ * fused (MODEL.md, "Numerics"). Most candidates never need a logarithm: what their hash says of the noise's size is
+ * enough to see that they cannot win. */
 #include "kernels.h"
 #include "parallel.h"
 

@@ -26,7 +26,7 @@ from pyllama.errors import PyllamaError, RequestError
 from pyllama.synonyms import meant
 
 SEED_MASK = (1 << 64) - 1
-# exp(-87) is still a normal float32. Below it a candidate keeps that much: less than 2**-100 of the largest.
+# No candidate is further below the largest: noise lies between -3.7 and 36.8, so it could not be drawn anyway.
 LOWEST_EXPONENT = np.float32(-87.0)
 LARGEST = np.finfo(np.float32).max
 
@@ -236,7 +236,7 @@ class Sampler:
             candidates = Candidates(allowed, candidates.logits[allowed])
         if params.temperature == 0:
             # argmax: the first of equals, the lower id
-            order = candidates.logits.argmax(keepdims=True) if count == 1 else largest(candidates.logits, count)
+            order = np.array([candidates.logits.argmax()]) if count == 1 else largest(candidates.logits, count)
             chosen = candidates.keep(order)
             return chosen.ids, chosen.logits.astype(np.float64)
         for step in self._chain:
@@ -301,10 +301,12 @@ def _temperature(temperature: np.float32) -> Link:
     """logits = (logits - max) / temperature. The shift comes first, so that no temperature can overflow."""
 
     def step(candidates: Candidates) -> Candidates:
-        # A temperature too small for float32 divides by 0: the largest, 0 / 0, must stay 0.
-        shifted = _below_largest(candidates.logits)
-        with np.errstate(divide="ignore", over="ignore"):
-            np.divide(shifted, temperature, out=shifted, where=shifted < 0)
+        with np.errstate(over="ignore"):
+            shifted = candidates.logits - candidates.logits.max()
+            if temperature:
+                shifted /= temperature
+            else:  # too small for float32: the largest, 0 / 0, must stay 0
+                shifted[shifted < 0] = LOWEST_EXPONENT
         np.maximum(shifted, LOWEST_EXPONENT, out=shifted)
         return Candidates(candidates.ids, shifted)
 
@@ -373,7 +375,8 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
 def _below_largest(logits: np.ndarray) -> np.ndarray:
     """logits - max(logits), finite even where float32 cannot hold the difference."""
     with np.errstate(over="ignore"):
-        below: np.ndarray = np.maximum(logits - logits.max(), np.finfo(np.float32).min)
+        below: np.ndarray = logits - logits.max()
+    np.maximum(below, -LARGEST, out=below)
     return below
 
 
