@@ -90,6 +90,8 @@ cdef extern from "kernels.h" nogil:
     const char *pl_cpu_feature(int index)
     void pl_rope_table(const int64_t *positions, int64_t tokens, const double *inv_freq, int64_t half, double scale,
                        float *cos, float *sin)
+    void pl_draw(const int64_t *ids, const float *logits, int64_t n, uint64_t seed, uint64_t index, int64_t count,
+                 int64_t *best, double *scores)
 
 cdef extern from "quantize.h" nogil:
     int pl_quantize(int threads, pl_dtype dtype, const float *x, const float *importance, int64_t rows, int64_t cols,
@@ -580,6 +582,25 @@ def exp(x, out):
     if a.n and a.cols:
         with nogil:
             _kernels.exp(a.p, o.p, 0, a.n * a.cols)
+
+
+def draw(const int64_t[::1] ids, const float[::1] logits, uint64_t seed, uint64_t index, int64_t[::1] best,
+         double[::1] scores):
+    """The candidates with the largest logit + Gumbel noise, largest first, equals by lower id: best[0] is a draw from
+    softmax(logits). The noise is a function of (seed, index, id) alone (MODEL.md, "Numerics").
+
+    ids     (n,) int64
+    logits  (n,) float32, finite
+    best    (count,) int64, written: ids
+    scores  (count,) float64, written: their logits + noise
+
+    1 <= count <= n, or PyllamaError. On one thread; the bits are the same on every machine.
+    """
+    cdef int64_t n = ids.shape[0], count = best.shape[0]
+    if logits.shape[0] != n or scores.shape[0] != count or not 1 <= count <= n:
+        raise PyllamaError(f"draw: {n} ids, {logits.shape[0]} logits, best {count}, scores {scores.shape[0]}")
+    with nogil:
+        pl_draw(&ids[0], &logits[0], n, seed, index, count, &best[0], &scores[0])
 
 
 cdef class Batch:

@@ -245,4 +245,9 @@ const char *pl_cpu_feature(int index);
 void pl_rope_table(const int64_t *positions, int64_t tokens, const double *inv_freq, int64_t half, double scale,
                    float *cos, float *sin);
 
+/* gumbel.c: the `count` <= n largest logits[i] + noise(seed, index, ids[i]), largest first, equals by lower id, in whatever
+ * order the candidates come. */
+void pl_draw(const int64_t *ids, const float *logits, int64_t n, uint64_t seed, uint64_t index, int64_t count,
+             int64_t *best, double *scores);
+
 #endif

@@ -5,11 +5,12 @@ The order is the one of transformers, with OpenAI's penalties beside its repetit
     repetition_penalty, frequency_penalty, presence_penalty     change the logits, and so does logit_bias
     temperature                                                 scales them; 0 takes the largest and ends here
     top_k, top_p, min_p                                         drop candidates
-    one draw among those that are left
+    Gumbel noise is added to the logits of those left           the largest sum is the token
 
-The same logits, parameters and seed give the same token on every machine: the random number is an integer
-function of (seed, index of the token), exp is the kernels' own, sums run in a fixed order, and ties go to the
-lower token id. Nothing here comes from NumPy's random streams or from libm. It knows no model and no text.
+That is a draw from the softmax (E. J. Gumbel, 1954). The noise is a function of (seed, index of the token, token id):
+a drafter's logits with the same noise are the best guess at what will be drawn. The same logits, parameters and seed
+give the same token on every machine: hash, logarithm and exp are the kernels' own, sums run in a fixed order, and ties
+go to the lower token id. Nothing here comes from NumPy's random streams or from libm. It knows no model and no text.
 """
 
 import math
@@ -25,7 +26,7 @@ from pyllama.errors import PyllamaError, RequestError
 from pyllama.synonyms import meant
 
 SEED_MASK = (1 << 64) - 1
-# exp(-87) is still a normal float32. Below it a candidate keeps that much: less than 2**-100 of the largest.
+# No candidate is further below the largest: noise lies between -3.7 and 36.8, so it could not be drawn anyway.
 LOWEST_EXPONENT = np.float32(-87.0)
 LARGEST = np.finfo(np.float32).max
 
@@ -199,31 +200,51 @@ class Sampler:
 
         Raises PyllamaError if a logit is not finite: the weights are damaged, or a kernel is wrong.
         """
+        token_id = int(self.best(logits, prompt_ids, output_ids, allowed)[0][0])
+        if not self.params.logprobs:
+            return Sample(token_id)
+        return with_logprobs(logits, token_id, self.params.logprobs)
+
+    def best(
+        self,
+        logits: np.ndarray,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        allowed: np.ndarray | None = None,
+        count: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens nearest to being chosen after prompt_ids + output_ids, the chosen one first.
+
+        Of the model's own logits the first is the token. Of a drafter's, they are the best guesses at it: their noise
+        is that of the model's draw.
+
+        count   tokens wanted, 1 or more
+        others  as of a call
+
+        Returns ids (n,) int64 and scores (n,) float64, falling: logits / temperature + noise but for a constant, or the
+        logits at temperature 0. n is at most `count`, less where fewer candidates are left.
+
+        Raises PyllamaError if a logit is not finite.
+        """
         params = self.params
         if logits.shape != (self.vocab_size,) or logits.dtype != np.float32:
             expected = f"float32 ({self.vocab_size},)"
             raise PyllamaError(f"logits: {logits.dtype} {logits.shape}, expected {expected}")
         check_finite(logits, len(prompt_ids) + len(output_ids))
-        penalized = _penalize(params, logits, prompt_ids, output_ids)
-        ids = self._ids if allowed is None else allowed
+        candidates = Candidates(self._ids, _penalize(params, logits, prompt_ids, output_ids))
         if allowed is not None:
-            penalized = penalized[allowed]
+            candidates = Candidates(allowed, candidates.logits[allowed])
         if params.temperature == 0:
-            token_id = int(ids[penalized.argmax()])  # the first of equals: the lower id
-        else:
-            token_id = self._draw(penalized, len(output_ids), ids)
-        if not params.logprobs:
-            return Sample(token_id)
-        return with_logprobs(logits, token_id, params.logprobs)
-
-    def _draw(self, logits: np.ndarray, index: int, ids: np.ndarray | None = None) -> int:
-        candidates = Candidates(self._ids if ids is None else ids, logits)
+            # argmax: the first of equals, the lower id
+            order = np.array([candidates.logits.argmax()]) if count == 1 else largest(candidates.logits, count)
+            chosen = candidates.keep(order)
+            return chosen.ids, chosen.logits.astype(np.float64)
         for step in self._chain:
             candidates = step(candidates)
-        sums = _running_sums(_exp(candidates.logits))
-        target = uniform(self.seed, index) * sums[-1]
-        chosen = int(np.searchsorted(sums, target, side="right"))
-        return int(candidates.ids[min(chosen, len(sums) - 1)])
+        count = min(count, len(candidates.ids))
+        ids, scores = np.empty(count, np.int64), np.empty(count, np.float64)
+        _kernels.draw(candidates.ids, candidates.logits, self.seed, len(output_ids), ids, scores)
+        return ids, scores
 
 
 def check_finite(logits: np.ndarray, position: int) -> None:
@@ -234,18 +255,6 @@ def check_finite(logits: np.ndarray, position: int) -> None:
             f"logits: token {bad} has {logits[bad]}, expected finite numbers, at position {position}; the model's"
             " weights may be damaged"
         )
-
-
-def uniform(seed: int, index: int) -> float:
-    """A number in [0, 1) with 53 random bits: output number `index` of SplitMix64 started at `seed`.
-
-    Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014). Any index costs the same, so
-    a token can be drawn again without those before it.
-    """
-    z = (seed + (index + 1) * 0x9E3779B97F4A7C15) & SEED_MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & SEED_MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & SEED_MASK
-    return ((z ^ (z >> 31)) >> 11) * 2.0**-53
 
 
 def _penalize(
@@ -292,10 +301,12 @@ def _temperature(temperature: np.float32) -> Link:
     """logits = (logits - max) / temperature. The shift comes first, so that no temperature can overflow."""
 
     def step(candidates: Candidates) -> Candidates:
-        # A temperature too small for float32 divides by 0: the largest, 0 / 0, must stay 0.
-        shifted = _below_largest(candidates.logits)
-        with np.errstate(divide="ignore", over="ignore"):
-            np.divide(shifted, temperature, out=shifted, where=shifted < 0)
+        with np.errstate(over="ignore"):
+            shifted = candidates.logits - candidates.logits.max()
+            if temperature:
+                shifted /= temperature
+            else:  # too small for float32: the largest, 0 / 0, must stay 0
+                shifted[shifted < 0] = LOWEST_EXPONENT
         np.maximum(shifted, LOWEST_EXPONENT, out=shifted)
         return Candidates(candidates.ids, shifted)
 
@@ -364,7 +375,8 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
 def _below_largest(logits: np.ndarray) -> np.ndarray:
     """logits - max(logits), finite even where float32 cannot hold the difference."""
     with np.errstate(over="ignore"):
-        below: np.ndarray = np.maximum(logits - logits.max(), np.finfo(np.float32).min)
+        below: np.ndarray = logits - logits.max()
+    np.maximum(below, -LARGEST, out=below)
     return below
 
 

@@ -1,13 +1,15 @@
-"""Sampling: every step against a plain statement of it, the draws against known vectors, exact ties."""
+"""Sampling: every step against a plain statement of it, the draws against their definition, exact ties."""
 
 import hashlib
 import math
 
+import gumbel
 import numpy as np
 import pytest
 
+from pyllama import _kernels as kernels
 from pyllama.errors import PyllamaError, RequestError
-from pyllama.generation.sampler import Candidates, Sampler, SamplingParams, largest, uniform
+from pyllama.generation.sampler import Candidates, Sampler, SamplingParams, largest
 
 VOCAB = 57
 
@@ -16,13 +18,17 @@ def noise(seed, size=VOCAB, scale=3.0):
     return (np.random.default_rng(seed).standard_normal(size) * scale).astype(np.float32)
 
 
-def candidates(logits, **options):
-    """Token ids the chain of these options leaves, in its order."""
+def left(logits, **options):
+    """The candidates that the chain of these options leaves, in its order."""
     sampler = Sampler(SamplingParams(**{"temperature": 1.0, **options}), len(logits))
     state = Candidates(np.arange(len(logits)), logits)
     for step in sampler._chain:
         state = step(state)
-    return state.ids.tolist()
+    return state
+
+
+def candidates(logits, **options):
+    return left(logits, **options).ids.tolist()
 
 
 def softmax(logits):
@@ -40,19 +46,67 @@ def sample(logits, index=0, prompt=(), output=None, **options):
     return Sampler(SamplingParams(**options), len(logits))(logits, prompt, output)
 
 
-# --- the numbers drawn ---
+# --- the draws ---
 
 
-def test_uniform_is_splitmix64():
-    # The first outputs for seed 1234567 as published with the reference implementation.
-    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    assert [uniform(1234567, i) for i in range(4)] == [(x >> 11) / 2**53 for x in expected]
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.1}, {"temperature": 90.0}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 1}]
+    + [{"temperature": 2.0, "top_k": 20, "top_p": 0.9, "min_p": 0.01}],
+)
+def test_the_largest_logit_and_noise_is_the_token(options):
+    """Whatever the order in which the chain leaves candidates."""
+    for seed in range(20):
+        logits = noise(seed)
+        kept = left(logits, **options)
+        expected, scores = gumbel.ranked(kept.ids, kept.logits, seed, 3)
+        sampler = Sampler(SamplingParams(**{"temperature": 1.0, "seed": seed, **options}), VOCAB)
+        assert sampler(logits, (), [0, 1, 2]).token_id == expected[0]
+        ids, found = sampler.best(logits, (), [0, 1, 2], count=8)
+        assert ids.tolist() == expected[:8].tolist()
+        assert found.tolist() == scores[:8].tolist()
 
 
-def test_uniform_stays_below_one():
-    numbers = [uniform(seed, index) for seed in (0, 1, 2**64 - 1) for index in range(1000)]
-    assert 0 <= min(numbers) and max(numbers) < 1
-    assert abs(sum(numbers) / len(numbers) - 0.5) < 4 / math.sqrt(12 * len(numbers))
+def test_the_best_of_a_greedy_sampler_are_the_largest():
+    logits = np.round(noise(1))  # with ties
+    for count in (1, 2, VOCAB, 2 * VOCAB):
+        ids, scores = Sampler(SamplingParams(), VOCAB).best(logits, (), (), count=count)
+        assert ids.tolist() == descending(logits)[:count]
+        assert scores.tolist() == logits[ids].tolist()
+
+
+def test_the_best_are_among_those_allowed():
+    logits, allowed = noise(2), np.array([4, 20, 21, 50])
+    for temperature in (0.0, 1.0):
+        sampler = Sampler(SamplingParams(temperature=temperature, seed=1, logit_bias={21: 100}), VOCAB)
+        ids, _ = sampler.best(logits, (), (), allowed, count=10)
+        assert sorted(ids.tolist()) == allowed.tolist() and ids[0] == 21
+
+
+def test_a_drafter_with_the_same_noise_guesses_the_draw():
+    """Its draw is the model's at least as often as (1 - d) / (1 + d), d the total variation of the two softmaxes
+    (M. Daliri, C. Musco, A. Suresh, arXiv 2408.07978); with noise of its own both hit the same token by chance."""
+    model = noise(1, 40, 2.0)
+    drafter = model + noise(2, 40, 0.5)
+    p, q = softmax(model), softmax(drafter)
+    distance = abs(p - q).sum() / 2
+    draws = 3000
+
+    def agreement(seed):
+        ours = Sampler(SamplingParams(temperature=1.0, seed=1), 40)
+        theirs = Sampler(SamplingParams(temperature=1.0, seed=seed), 40)
+        return sum(ours(model, (), range(i)) == theirs(drafter, (), range(i)) for i in range(draws)) / draws
+
+    slack = 3 / (2 * math.sqrt(draws))
+    assert (1 - distance) / (1 + distance) - slack < agreement(1) < 1 - distance + slack
+    assert abs(agreement(2) - (p * q).sum()) < slack
+
+
+def test_any_position_can_be_drawn_again():
+    logits, sampler = noise(3), Sampler(SamplingParams(temperature=3.0, seed=1), VOCAB)
+    once = [sampler(logits, (), range(i)).token_id for i in range(50)]
+    assert [sampler(logits, (), range(i)).token_id for i in reversed(range(50))] == once[::-1]
+    assert len(set(once)) > 10
 
 
 def test_negative_seeds_are_seeds_too():
@@ -64,21 +118,27 @@ def test_negative_seeds_are_seeds_too():
     assert len({text(seed) for seed in (-1, 1, 2)}) == 3
 
 
-def test_draws_are_the_same_on_every_machine():
+@pytest.mark.parametrize("isa", kernels.supported_isas())
+def test_draws_are_the_same_on_every_machine(isa):
     """A recorded text of 1000 tokens: a change of these ids is a change of every seeded text ever written."""
     logits = [noise_exact(i) for i in range(10)]
     sampler = Sampler(SamplingParams(temperature=0.7, top_k=40, top_p=0.95, min_p=0.01, seed=42), VOCAB)
-    ids = [sampler(logits[i % 10], (), [0] * i).token_id for i in range(1000)]
+    before = kernels.isa()
+    kernels.set_isa(isa)
+    try:
+        ids = [sampler(logits[i % 10], (), range(i)).token_id for i in range(1000)]
+    finally:
+        kernels.set_isa(before)
     digest = hashlib.sha256(bytes(ids)).hexdigest()
     assert digest == RECORDED
 
 
 def noise_exact(seed):
     """Integers over 8 from our own generator: exact floats, the same under every NumPy."""
-    return np.array([int(uniform(seed, i) * 96) / 8 for i in range(VOCAB)], np.float32)
+    return ((gumbel.splitmix(seed, np.arange(VOCAB)) >> np.uint64(57)).astype(np.float32)) / 8
 
 
-RECORDED = "0f38584e03072a6dd3aafe9e235ece2b3596cd1d8d9c40df40ad3a813d0ba253"
+RECORDED = "97fd70112712c236c51becadea509ec57c5a7194afb79c562004c44bd6a1f421"
 
 
 # --- greedy and ties ---
@@ -181,24 +241,62 @@ def test_logits_that_differ_by_more_than_float32_can_hold():
     assert sample(logits, temperature=1.0, seed=1, logprobs=3).token_id == 1
 
 
+def chi_square(counts, probabilities):
+    expected = counts.sum() * probabilities
+    return ((counts - expected) ** 2 / expected).sum()
+
+
 @pytest.mark.parametrize(
     "options",
-    [{}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"temperature": 2.0, "top_k": 20, "top_p": 0.9}],
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 3.0},
+        {"temperature": 100.0},
+        {"top_k": 5},
+        {"top_p": 0.8},
+        {"min_p": 0.1},
+    ]
+    + [{"temperature": 2.0, "top_k": 20, "top_p": 0.9}, {"temperature": 2.0, "min_p": 0.05, "top_p": 0.95}],
 )
-def test_draws_follow_the_probabilities(options):
+@pytest.mark.parametrize("seed", [7, 8])
+def test_draws_follow_the_probabilities(options, seed):
     """Chi-square over 4,000 draws: deterministic, since the seed is given."""
     logits = noise(4, 30, 1.5)
     options = {"temperature": 1.0, **options}
     kept = candidates(logits, **options)
     probabilities = softmax(logits[kept] / np.float32(options["temperature"]))
-    sampler, draws = Sampler(SamplingParams(seed=7, **options), 30), 4_000
+    sampler, draws = Sampler(SamplingParams(seed=seed, **options), 30), 4_000
     counts = np.zeros(30)
     for index in range(draws):
-        counts[sampler._draw(logits, index)] += 1
+        counts[sampler(logits, (), range(index)).token_id] += 1
     assert counts.sum() == counts[kept].sum() == draws
-    chi_square = ((counts[kept] - draws * probabilities) ** 2 / (draws * probabilities)).sum()
     freedom = len(kept) - 1
-    assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
+    assert chi_square(counts[kept], probabilities) < freedom + 4 * math.sqrt(2 * freedom)
+
+
+def test_draws_over_seeds_follow_the_probabilities_too():
+    logits = noise(5, 12, 1.5)
+    counts = np.zeros(12)
+    for seed in range(4_000):
+        counts[sample(logits, 2, temperature=1.0, seed=seed).token_id] += 1
+    assert chi_square(counts, softmax(logits)) < 11 + 4 * math.sqrt(22)
+
+
+def test_draws_from_150_000_tokens_follow_the_probabilities():
+    """Of which some are far more probable than others: counted in 50 groups."""
+    logits = noise(6, 150_000, 2.0)
+    groups = np.argsort(np.random.default_rng(1).random(150_000)) % 50
+    probabilities = np.bincount(groups, softmax(logits))
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=3), 150_000)
+    ids = [sampler(logits, (), range(index)).token_id for index in range(1_500)]
+    assert chi_square(np.bincount(groups[ids], minlength=50), probabilities) < 49 + 4 * math.sqrt(98)
+
+
+def test_one_candidate_is_drawn_whatever_its_noise():
+    for index in range(50):
+        assert sample(np.array([-5.0], np.float32), index, temperature=1.0, seed=1).token_id == 0
+        assert sample(noise(1), index, temperature=50.0, top_k=1, seed=1).token_id == descending(noise(1))[0]
 
 
 # --- penalties ---
