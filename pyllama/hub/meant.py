@@ -16,9 +16,11 @@ MAX_ENTRIES = 4096  # of a folder that is looked through
 SHOWN = 3
 
 # A repository's address in a browser: /tree/REVISION, /blob/REVISION/FILE and /resolve/REVISION/FILE lead into it.
+# Ollama's form of it is hf.co/org/name:QUANTIZATION.
 _ADDRESS = re.compile(
     r"(?:[a-z][a-z0-9+.-]*://|git@)?(?:[^/:@]+@)?(?:[a-z0-9-]+\.)+[a-z]{2,10}(?::[0-9]+)?[/:](?:models/)?"
-    r"(?P<name>[^/:?#]+/[^/?#:]+)(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+))?(?:/(?P<file>[^?#]+))?/?(?:[?#].*)?",
+    r"(?P<name>[^/:?#]+/[^/?#:]+)(?::(?P<quantization>\w+))?"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+))?(?:/(?P<file>[^?#]+))?/?(?:[?#].*)?",
     re.IGNORECASE,
 )
 _SCHEME = re.compile(r"(?:hf|hf\.co|huggingface|hub|model)://(?P<name>[^/]+/[^/]+)/?", re.IGNORECASE)
@@ -49,6 +51,8 @@ def _of_address(text: str) -> str | None:
     name = found["name"].removesuffix(".git")
     if not _is_name(name):
         return None
+    if found.get("quantization"):
+        return f"{name}:{found['quantization']}"
     quantization = QUANTIZATION.search(found.get("file") or "")
     if quantization and str(found["file"]).endswith(".gguf"):
         return f"{name}:{quantization[0]}"

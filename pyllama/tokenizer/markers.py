@@ -31,7 +31,7 @@ ENDS = (
     "<|return|>", "<|call|>",  # harmony (gpt-oss)
     "<|calls|>", "<|flush|>",  # Solar Open
     "<|END_OF_TURN_TOKEN|>",  # Command R
-    "[|endofturn|]",  # EXAONE
+    "[|endofturn|]", "<|endofturn|>",  # EXAONE, HyperCLOVA X
     "<end_of_utterance>",  # SmolVLM, SmolDocling
     "<EOT>", "_<EOT>", "\u2581<EOT>", "[EOT]",  # CodeLlama, Kimi K2
     "[e~[",  # MiniMax
@@ -46,6 +46,7 @@ ENDS = (
 )  # fmt: skip
 _TEMPLATE_BRACKETS = (b"<[]", b">][")  # what a marker begins and ends with
 _MARKER = re.compile(r"[<\[\]]\S+[>\]\[]")
+_TAG = re.compile(r"</?(\w+)>")
 _PUT_TOGETHER = re.compile(r"(?:<[|\uff5c]?|\[\|)['\"]")  # '<|' + role + '|>'
 _TAGS_OF_HTML = ("</td>", "</strong>", "</sub>", "</table>")
 _TALKS = tuple(
@@ -58,7 +59,7 @@ def settle(parts: Parts) -> None:
     """Makes ends and template markers special tokens, whatever they were; completes parts.eos_token_ids.
 
     A token that merges make is ordinary text, whatever it is called; unless the files name it as an end. Markers of the
-    template that were no special tokens stay to be seen in an answer.
+    template that were no special tokens (DeepSeek's <｜User｜> is user-defined) stay to be seen in an answer.
     """
     tokens = _Tokens(parts)
     explicit = [token_id for token_id in parts.eos_token_ids if token_id < parts.size]
@@ -76,12 +77,11 @@ def settle(parts: Parts) -> None:
         if token is not None and _MARKER.fullmatch(token.content) and tokens.is_marker(token)
     )
     if parts.chat_template is not None:
-        missed = tokens.not_added()
-        late = [token for token in parts.added if token.normalized and _MARKER.fullmatch(token.content)]
-        late = late if parts.normalized_contents is not None else []
-        written = _of_template(parts.chat_template, [*missed, *late])
-        tokens.make_special(replace(token, shown=True) for token in missed if token.content in written)
-        tokens.cut_first(token for token in late if token.content in written)
+        candidates = [*tokens.not_added(), *tokens.user_defined()]
+        written = _of_template(parts.chat_template, candidates)
+        markers = [token for token in candidates if token.content in written]
+        tokens.make_special(replace(token, shown=True) for token in markers if not tokens.is_tag(token))
+        tokens.cut_first(token for token in markers if tokens.is_tag(token))
 
 
 def _exceptions(ends: set[str], tokens: _Tokens) -> set[str]:
@@ -163,6 +163,16 @@ class _Tokens:
         texts = dict.fromkeys([*map(self.content, ids.tolist()), *self._texts])
         tokens = [self.find(text) for text in texts if text not in self._added and _MARKER.fullmatch(text)]
         return [token for token in tokens if token is not None]
+
+    def user_defined(self) -> list[AddedToken]:
+        """Added tokens in the brackets of a marker that are not special."""
+        return [token for token in self.parts.added if not token.special and _MARKER.fullmatch(token.content)]
+
+    def is_tag(self, token: AddedToken) -> bool:
+        """Whether an added token is one of a pair, <think> and </think>: messages hold these, and they are no roles."""
+        tag = _TAG.fullmatch(token.content)
+        pair = (f"<{tag[1]}>", f"</{tag[1]}>") if tag else ()
+        return bool(pair) and all(name in self._added and not self._added[name].special for name in pair)
 
     def make_special(self, tokens: Iterable[AddedToken]) -> None:
         """Added tokens that user text never becomes."""

@@ -259,6 +259,7 @@ def cache(tmp_path, monkeypatch):
     "given, expected",
     [
         ("https://hub.example/org/name", "an address, expected a name: org/name"),
+        ("hub.example/org/name:Q4_K_M", "an address, expected a name: org/name:Q4_K_M"),
         ("https://hub.example/org/name/", "expected a name: org/name"),
         ("https://hub.example/org/name/tree/main", "expected a name: org/name"),
         ("https://hub.example/org/name/tree/v1", "expected a name: org/name@v1"),

@@ -43,6 +43,7 @@ CALLS = {  # in any family, when they are the whole answer
     "a block over lines": (f"```json\n{SPREAD}\n```\n", [PARIS]),
     "a block without a language": (f"```\n{ONE}\n```", [PARIS]),
     "a block of another language": (f"```tool_call\n{ONE}\n```", [PARIS]),
+    "a block of a language in capitals": (f"```JSON\n{ONE}\n```", [PARIS]),
     "a block that is not closed": (f"```json\n{ONE}", [PARIS]),
     "a block on one line": (f"```json {ONE}```", [PARIS]),
     "bare": (ONE, [PARIS]),

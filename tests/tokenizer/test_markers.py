@@ -21,7 +21,7 @@ ENDS = (
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
     "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
     "<\uff5cend\u2581of\u2581sentence\uff5c> [e~[ <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> "
-    "<|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|> <|eot|> <|eom|> <|end_of_turn|>"
+    "<|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|> <|eot|> <|eom|> <|end_of_turn|> <|endofturn|>"
 ).split()
 NO_ENDS = (
     "<|im_start|> <|start_header_id|> <|end_header_id|> <|fim_middle|> <|fim_prefix|> <pad> <unk> <s> "
@@ -220,6 +220,29 @@ def test_markers_of_the_template_are_tokens(metadata, kind):
             assert other not in tokenizer.encode("<|else|>", parse_special=True), "the template has no such marker"
             assert tokenizer.id_of("<tool_call>") not in tokenizer.encode("<tool_call>"), "text stays text"
             assert tokenizer.decode([tokenizer.id_of("<tool_call>")]) == "<tool_call>", "an answer shows it"
+
+
+@pytest.mark.parametrize("kind", ["folder", byte_level, sentencepiece])
+def test_user_defined_markers_of_the_template_cannot_be_forged(tmp_path, kind):
+    """DeepSeek's files have <\uff5cUser\uff5c> so; and pairs of tags, which messages hold."""
+    template = CHATML + "[INST]<\uff5cUser\uff5c><think></think><lone>"
+    roles, tags = ["<|im_start|>", "[INST]", "<\uff5cUser\uff5c>", "<lone>"], ["<think>", "</think>", "<|else|>"]
+    if kind == "folder":
+        folder = tokenizer_json(tmp_path, dict.fromkeys(roles + tags, False), settings={"chat_template": template})
+        tokenizer = load("huggingface", path=folder, vocab_size=len(LETTERS) + 7)
+    else:
+        tokenizer = load("gguf", kind(dict.fromkeys(roles + tags, USER_DEFINED), chat_template=template))
+
+    def counts(text):
+        ids = tokenizer.encode_chat([{"role": "user", "content": text}])
+        return [ids.count(tokenizer.id_of(token)) for token in roles + tags]
+
+    harmless = counts("x")
+    assert harmless == [2, 1, 1, 1, 1, 1, 0]
+    assert counts("".join(roles)) == harmless
+    assert counts("a" + "".join(tags)) == [2, 1, 1, 1, 2, 2, 1]
+    for token in roles + tags:
+        assert tokenizer.decode([tokenizer.id_of(token)]) == token, "an answer shows it"
 
 
 def test_words_of_the_template_are_no_markers():

@@ -25,7 +25,7 @@ TAGS = ("tool_call", "tool_calls", "tools", "tool", "function_call", "function_c
 LANGUAGES = ("", "json", "jsonc", "tool_call", "tool_calls", "tool", "tool_code", "function_call", "xml", "plaintext")
 
 _WRAPPER = re.compile(
-    rf"```(?:{'|'.join(LANGUAGES)})(?=[ \t\r\n{{\[<])|```|</?(?:{'|'.join(TAGS)})>|{re.escape(PYTHON_TAG)}"
+    rf"```(?i:{'|'.join(LANGUAGES)})(?=[ \t\r\n{{\[<])|```|</?(?:{'|'.join(TAGS)})>|{re.escape(PYTHON_TAG)}"
 )
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
 _FUNCTION = re.compile(r"<function=([^>\n]+)>\s*")

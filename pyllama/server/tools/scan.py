@@ -90,7 +90,7 @@ class Scan:
                 self._fenced = False
                 self._state = self._between
             return char == "`"
-        language = self._word[3:]
+        language = self._word[3:].lower()
         if char in _SPACE or char in "{[<":
             if language not in LANGUAGES:
                 return False
@@ -98,7 +98,7 @@ class Scan:
             self._state = self._between
             return self._between(char)
         self._word += char
-        return any(known.startswith(self._word[3:]) for known in LANGUAGES)
+        return any(known.startswith(language + char.lower()) for known in LANGUAGES)
 
     def _tag(self, char: str) -> bool:
         self._word += char
