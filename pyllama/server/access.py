@@ -58,14 +58,14 @@ class Access:
             if may_see and scope["method"] == "OPTIONS":
                 await _preflight(headers, out)
             elif (refusal := self._refusal(scope, headers)) is not None:
-                await refusal.response()(scope, receive, out)
+                await refusal.response(scope["path"])(scope, receive, out)
             else:
                 await self._app(scope, receive, out)
         except Exception as error:  # a bug: no traceback for clients, and none of uvicorn's
             if begun:
                 _log.error("an answer broke off", exc_info=error)
                 raise
-            await as_api_error(error).response()(scope, receive, out)
+            await as_api_error(error).response(scope["path"])(scope, receive, out)
         finally:
             end_turn(scope)
             # Paths are clients' words: unknown ones count together.
@@ -81,8 +81,9 @@ class Access:
             return self._host_refusal(headers) or self._page_refusal(scope, headers)
         if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES):
             return None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._key):
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer if scheme.lower() == "bearer" else headers.get("x-api-key", "")  # Anthropic's
+        if hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._key):
             return None
         return ApiError(
             401, "api key: missing or wrong, expected in 'Authorization: Bearer ...'", code="invalid_api_key",

@@ -23,8 +23,9 @@ pytest.importorskip("prometheus_client")
 from running_server import JSON, MESSAGES, TOOL_TEMPLATE, WEATHER, running, wait_until
 
 from pyllama.server import tools
+from pyllama.server.app import ENDPOINTS
+from pyllama.server.description import openapi
 from pyllama.server.hooks import Hooks
-from pyllama.server.schemas import openapi
 from pyllama.server.service import Settings
 
 
@@ -486,7 +487,7 @@ def test_a_slow_stream_is_kept_alive(chat_folder):
 
 
 def test_how_far_a_request_is(chat_folder, monkeypatch):
-    from pyllama.server import reply
+    from pyllama.server.openai import reply
 
     monkeypatch.setattr(reply, "PROGRESS_S", 0.02)
     with running(chat_folder, slow_s=0.2) as server:
@@ -796,10 +797,10 @@ def test_the_examples_of_the_page_run(server, chat_folder, tmp_path, monkeypatch
 
 def test_the_description_names_every_path(server):
     status, description, _ = server.request("GET", "/openapi.json")
-    assert description == openapi(False)
+    assert description == openapi(ENDPOINTS, False)
     served = {route.path.replace(":path", "") for route in server.server.app.routes}
     assert set(description["paths"]) == served - {"/", "/static/{name}"}
-    assert "security" in openapi(True)["paths"]["/metrics"]["get"]
+    assert "security" in openapi(ENDPOINTS, True)["paths"]["/metrics"]["get"]
     chat = description["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert chat["properties"]["temperature"]["type"] == ["number", "null"], "absent or null, it is the same"
     assert chat["properties"]["messages"]["type"] == "array"

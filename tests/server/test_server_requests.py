@@ -11,12 +11,13 @@ pytest.importorskip("starlette")
 
 from conftest import write_model
 
-from pyllama.server.schemas import openapi
+from pyllama.server.app import ENDPOINTS
+from pyllama.server.description import openapi
 
 CHAT = {"messages": MESSAGES, "max_tokens": 1}
 BODIES = {
     path: operations["post"]["requestBody"]["content"]["application/json"]["schema"]
-    for path, operations in openapi(False)["paths"].items()
+    for path, operations in openapi(ENDPOINTS, False)["paths"].items()
     if "requestBody" in operations.get("post", {})
 }
 

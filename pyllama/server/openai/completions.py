@@ -8,10 +8,10 @@ from starlette.responses import Response
 from pyllama.engine import Stream
 from pyllama.generation import Step
 from pyllama.generation.sampler import Sample
-from pyllama.server import foreign_fields, logprobs
 from pyllama.server.errors import ApiError
-from pyllama.server.logprobs import Echo, Reported, echo_of
-from pyllama.server.reply import Part, Reply
+from pyllama.server.openai import foreign_fields, logprobs
+from pyllama.server.openai.logprobs import Echo, Reported, echo_of
+from pyllama.server.openai.reply import Part, Reply
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.schemas import COMPLETION
 from pyllama.server.service import Service

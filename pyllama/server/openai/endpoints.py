@@ -1,0 +1,13 @@
+"""The paths of OpenAI's API."""
+
+from pyllama.server.endpoint import EVENTS, JSON, Endpoint
+from pyllama.server.openai import chat, completions, embeddings, models
+from pyllama.server.schemas import CHAT, COMPLETION
+
+ENDPOINTS = (
+    Endpoint("POST", "/v1/chat/completions", chat.create, "Answer a conversation", CHAT, (JSON, EVENTS)),
+    Endpoint("POST", "/v1/completions", completions.create, "Continue a text", COMPLETION, (JSON, EVENTS)),
+    Endpoint("GET", "/v1/models", models.models, "The model that is served"),
+    Endpoint("GET", "/v1/models/{model:path}", models.model, "One model"),
+    Endpoint("POST", "/v1/embeddings", embeddings.embeddings, "Refused: the models here give none"),
+)
