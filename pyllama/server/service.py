@@ -1,9 +1,11 @@
 """What the routes share: the engine, the model's names, the settings, and the checks every request goes through."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -70,6 +72,7 @@ class Service:
     """One served model.
 
     names        what clients may call it; the first is what it calls itself
+    patterns     the same, with those that stand for many: gpt-*
     fingerprint  tells one set of weights from another, for `system_fingerprint`
     """
 
@@ -81,6 +84,8 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
+        self.patterns = (re.sub(r"[*?[]", r"[\g<0>]", self.names[0]), *self.names[1:])  # a model's own is no pattern
+        self.names = (self.names[0], *(name for name in self.names[1:] if not re.search(r"[*?[]", name)))
         self.model = self.engine.model
         self.tokenizer = self.model.tokenizer
         self.grammars = Grammars(self.model)
@@ -132,7 +137,10 @@ class Service:
         return await unless_hung_up(request, work, self.settings.timeout_s)
 
     def check_name(self, name: str | None) -> None:
-        if name is not None and name not in self.names:
+        """Raises ApiError 404 for another model's name. ":latest" is Ollama's way of leaving a version open."""
+        if name is not None and not any(
+            fnmatchcase(called, pattern) for called in (name, name.removesuffix(":latest")) for pattern in self.patterns
+        ):
             raise ApiError(
                 404, f"model: {name[:100]!r} is not here, expected {self.name!r}", "model", "model_not_found"
             )

@@ -1,5 +1,6 @@
-"""GET /v1/models: what is served."""
+"""GET /v1/models: what is served, with the fields of OpenAI's API and of Anthropic's."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +14,9 @@ def _model(service: Service, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(service.created, UTC).isoformat(),
         "created": service.created,
         "owned_by": "pyllama",
         "max_model_len": service.model.context_length,
@@ -27,7 +31,9 @@ def _model(service: Service, name: str) -> dict[str, Any]:
 
 async def models(request: Request) -> JSONResponse:
     service: Service = request.app.state.service
-    return JSONResponse({"object": "list", "data": [_model(service, name) for name in service.names]})
+    found = [_model(service, name) for name in service.names]
+    ends = {"has_more": False, "first_id": found[0]["id"], "last_id": found[-1]["id"]}
+    return JSONResponse({"object": "list", "data": found, **ends})
 
 
 async def model(request: Request) -> JSONResponse:
