@@ -169,6 +169,7 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         timeout_s=args.timeout or None,
         stop_timeout_s=args.stop_timeout,
         max_connections=args.max_connections,
+        session_dir=args.session_dir,
     )
 
 

@@ -145,7 +145,7 @@ async def _preflight(asked: Headers, send: Send) -> None:
         names = "authorization, content-type"
     headers = [
         (b"access-control-allow-headers", names.encode("latin-1")),
-        (b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
+        (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE, OPTIONS"),
         (b"access-control-max-age", b"600"),
         (b"vary", b"origin, access-control-request-headers"),
     ]

@@ -21,6 +21,7 @@ from pyllama.server.anthropic import messages
 from pyllama.server.errors import ApiError, handle, handle_http
 from pyllama.server.metrics import Metrics
 from pyllama.server.openai import endpoints as openai
+from pyllama.server.openai.response_store import ResponseStore
 from pyllama.server.service import Service, Settings
 
 ENDPOINTS = (*openai.ENDPOINTS, *messages.ENDPOINTS, *text.ENDPOINTS, *status.ENDPOINTS)
@@ -69,6 +70,7 @@ def build_app(engine: AsyncEngine, names: tuple[str, ...], settings: Settings) -
         exception_handlers={HTTPException: handle_http, ApiError: handle, PyllamaError: handle},
     )
     app.router.redirect_slashes = False
+    app.state.responses = ResponseStore(settings.session_dir)
     app.state.service, app.state.endpoints = service, ENDPOINTS
     return app
 

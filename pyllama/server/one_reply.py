@@ -35,7 +35,7 @@ class Block:
 
 
 class OneReply(ABC):
-    """service, asked, blocks and finish_reason: as far as the answer has come."""
+    """service, asked, blocks, thinking_tokens and finish_reason: as far as the answer has come."""
 
     media_type = "text/event-stream"
     ping = PING
@@ -44,6 +44,7 @@ class OneReply(ABC):
         self.service, self.asked = service, asked
         self.blocks: list[Block] = []
         self.finish_reason: str | None = None
+        self.thinking_tokens = 0
         self._choice = Choice(service.tool_format, asked.choice)
         end = self.request.answer.prompt_ids[-_PROMPT_END:]
         self._thinking = Thinking(is_begun(service.tokenizer.decode(end, skip_special_tokens=False)))
@@ -119,6 +120,7 @@ class OneReply(ABC):
     def _pieces(self, step: Step) -> list[tuple[str, str, tools.ToolCall | None]]:
         content, calls = self._choice.take(step)
         thought, text = self._thinking.push(content)
+        self.thinking_tokens += self._thinking.inside
         if calls or step.finish_reason:
             more, rest = self._thinking.finish()
             thought, text = thought + more, text + rest

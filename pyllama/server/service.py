@@ -52,6 +52,7 @@ class Settings:
     stop_timeout_s   that running answers are given to finish when the server stops
     max_connections  open at once
     max_header_nbytes
+    session_dir      where responses that others may go on after survive a restart; None: they do not
     """
 
     api_key: str | None = None
@@ -65,6 +66,7 @@ class Settings:
     stop_timeout_s: float = 20.0
     max_connections: int = 256
     max_header_nbytes: int = 32 << 10
+    session_dir: str | None = None
 
 
 @dataclass

@@ -21,6 +21,11 @@ class Thinking:
         self._held = ""
         self._fresh = True  # whether nothing of this part was shown yet
 
+    @property
+    def inside(self) -> bool:
+        """Whether the last of the text is what the model thinks."""
+        return self._where == "inside"
+
     def push(self, piece: str) -> tuple[str, str]:
         self._held += piece
         if self._where == "before":

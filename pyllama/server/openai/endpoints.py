@@ -1,7 +1,7 @@
 """The paths of OpenAI's API."""
 
 from pyllama.server.endpoint import EVENTS, JSON, Endpoint
-from pyllama.server.openai import chat, completions, embeddings, models
+from pyllama.server.openai import chat, completions, embeddings, models, responses
 from pyllama.server.schemas import CHAT, COMPLETION
 
 ENDPOINTS = (
@@ -9,5 +9,6 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/completions", completions.create, "Continue a text", COMPLETION, (JSON, EVENTS)),
     Endpoint("GET", "/v1/models", models.models, "The model that is served"),
     Endpoint("GET", "/v1/models/{model:path}", models.model, "One model"),
+    *responses.ENDPOINTS,
     Endpoint("POST", "/v1/embeddings", embeddings.embeddings, "Refused: the models here give none"),
 )
