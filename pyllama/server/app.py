@@ -15,16 +15,24 @@ from starlette.routing import Route
 from pyllama.engine import AsyncEngine
 from pyllama.engine.page_store import model_digest
 from pyllama.errors import PyllamaError
-from pyllama.server import status, text
+from pyllama.server import infill, status, text
 from pyllama.server.access import Access
 from pyllama.server.anthropic import messages
 from pyllama.server.errors import ApiError, handle, handle_http
 from pyllama.server.metrics import Metrics
+from pyllama.server.ollama import endpoints as ollama
 from pyllama.server.openai import endpoints as openai
 from pyllama.server.openai.response_store import ResponseStore
 from pyllama.server.service import Service, Settings
 
-ENDPOINTS = (*openai.ENDPOINTS, *messages.ENDPOINTS, *text.ENDPOINTS, *status.ENDPOINTS)
+ENDPOINTS = (
+    *openai.ENDPOINTS,
+    *messages.ENDPOINTS,
+    *ollama.ENDPOINTS,
+    *infill.ENDPOINTS,
+    *text.ENDPOINTS,
+    *status.ENDPOINTS,
+)
 STATIC = "static"
 _PAGE_HEADERS = {
     # Nothing from elsewhere, nothing inline, and no text that becomes markup, whatever the page's script does.

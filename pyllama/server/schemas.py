@@ -187,9 +187,14 @@ COMPLETION: Schema = obj(
         "logprobs": integer(0, 20, "report log-probabilities: of the token, and of so many of the most probable"),
         "echo": flag("begin the answer with the prompt, and its log-probabilities with the prompt's"),
         "best_of": integer(1, MAX_CHOICES, "must equal n"),
-        "suffix": text("not supported"),
+        "suffix": text("what follows the gap that is to be filled, for models that know how"),
     },
     ("prompt",),
+)
+
+APPLY_TEMPLATE: Schema = obj(
+    {name: CHAT["properties"][name] for name in ("model", "messages", "tools", "chat_template_kwargs", *CONTINUATION)},
+    ("messages",),
 )
 
 TOKENIZE: Schema = obj(

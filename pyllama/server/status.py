@@ -48,6 +48,29 @@ async def metrics(request: Request) -> Response:
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+async def props(request: Request) -> JSONResponse:
+    """With llama.cpp's names."""
+    service: Service = request.app.state.service
+    tokenizer = service.tokenizer
+
+    def text_of(token_id: int | None) -> str:
+        return "" if token_id is None else tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+
+    return JSONResponse(
+        {
+            "model_alias": service.name,
+            "total_slots": service.engine.engine.max_running,
+            "default_generation_settings": {"n_ctx": service.model.context_length},
+            "chat_template": tokenizer.chat_template or "",
+            "bos_token": text_of(tokenizer.bos_token_id),
+            "eos_token": text_of(next(iter(tokenizer.eos_token_ids), None)),
+            "build_info": f"pyllama {__version__}",
+            "modalities": {"vision": False, "audio": False},
+            "is_sleeping": False,
+        }
+    )
+
+
 async def description(request: Request) -> JSONResponse:
     service: Service = request.app.state.service
     return JSONResponse(openapi(request.app.state.endpoints, service.settings.api_key is not None))
@@ -56,5 +79,6 @@ async def description(request: Request) -> JSONResponse:
 ENDPOINTS = (
     Endpoint("GET", "/health", health, "Whether it runs, and how busy it is"),
     Endpoint("GET", "/metrics", metrics, "The same for Prometheus", kinds=("text/plain",)),
+    Endpoint("GET", "/props", props, "The model's context, template and slots"),
     Endpoint("GET", "/openapi.json", description, "This description"),
 )

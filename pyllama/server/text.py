@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 from pyllama.server.conversation import prompt_of
 from pyllama.server.endpoint import Endpoint
 from pyllama.server.errors import ApiError
-from pyllama.server.schemas import DETOKENIZE, TOKENIZE
+from pyllama.server.schemas import APPLY_TEMPLATE, DETOKENIZE, TOKENIZE
 from pyllama.server.service import Service
 
 
@@ -36,6 +36,14 @@ def _encode(service: Service, body: dict[str, Any]) -> list[int]:
     )
 
 
+async def apply_template(request: Request) -> JSONResponse:
+    service: Service = request.app.state.service
+    body = await service.read(request, APPLY_TEMPLATE)
+    _, ids = await prompt_of(service, request, body)
+    text = await service.in_text_thread(request, lambda: service.tokenizer.decode(ids, skip_special_tokens=False))
+    return JSONResponse({"prompt": text})
+
+
 async def detokenize(request: Request) -> JSONResponse:
     service: Service = request.app.state.service
     body = await service.read(request, DETOKENIZE)
@@ -52,5 +60,6 @@ async def detokenize(request: Request) -> JSONResponse:
 
 ENDPOINTS = (
     Endpoint("POST", "/tokenize", tokenize, "Text or messages to token ids", TOKENIZE),
+    Endpoint("POST", "/apply-template", apply_template, "Messages to the text of their prompt", APPLY_TEMPLATE),
     Endpoint("POST", "/detokenize", detokenize, "Token ids to text", DETOKENIZE),
 )

@@ -787,7 +787,7 @@ def test_the_examples_of_the_page_run(server, chat_folder, tmp_path, monkeypatch
     exec(compile(engine, "docs/server.md", "exec"), {})
     assert "passes" in capsys.readouterr().out
     pytest.importorskip("openai")
-    monkeypatch.setattr(server.server.app.state.service, "names", ("tiny", "smollm2"))
+    monkeypatch.setattr(server.server.app.state.service, "patterns", ("tiny", "smollm2"))
     client = client.replace("stream=True", "stream=True, max_tokens=5").replace(":8000", f":{server.port}")
     exec(compile(client, "docs/server.md", "exec"), {})
 
