@@ -123,7 +123,10 @@ class Answer:
     fingerprint    a Fingerprint, or None if not asked for
     seed           the seed in use, whether given or drawn
     scored         the prompt's tokens but the first, with log-probabilities, as far as they were asked for and came
+    hidden         whether the rows it wants are of final hidden states, not of logits
     """
+
+    hidden = False
 
     def __init__(
         self,
