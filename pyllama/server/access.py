@@ -16,6 +16,7 @@ from pyllama.server.metrics import Metrics
 from pyllama.server.service import Settings, end_turn
 
 _log = logging.getLogger("pyllama")
+_requests = logging.getLogger("pyllama.requests")
 
 # What anybody may see: whether the server lives, and the page that asks for the key.
 OPEN_PATHS = ("/", "/health")
@@ -70,7 +71,11 @@ class Access:
             end_turn(scope)
             # Paths are clients' words: unknown ones count together.
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._metrics.responded(path, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._metrics.responded(path, status, seconds)
+            if _requests.isEnabledFor(logging.INFO):
+                client = (scope.get("client") or ("?",))[0]
+                _requests.info("%s %s %s %d %.2f s", client, scope["method"], scope["path"][:200], status, seconds)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         path = scope["path"]

@@ -62,7 +62,7 @@ def build_app(engine: AsyncEngine, names: tuple[str, ...], settings: Settings) -
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        await engine.start()
+        await engine.start(warm_up=settings.warm_up)
         try:
             yield
         finally:

@@ -52,6 +52,8 @@ class Settings:
     stop_timeout_s   that running answers are given to finish when the server stops
     max_connections  open at once
     max_header_nbytes
+    embeddings       whether vectors are made of texts, poor as they are
+    warm_up          whether to run one pass at the start, so that weights which stay are there for the first request
     session_dir      where responses that others may go on after survive a restart; None: they do not
     """
 
@@ -66,6 +68,8 @@ class Settings:
     stop_timeout_s: float = 20.0
     max_connections: int = 256
     max_header_nbytes: int = 32 << 10
+    embeddings: bool = False
+    warm_up: bool = False
     session_dir: str | None = None
 
 

@@ -338,7 +338,7 @@ def test_errors_have_the_status_clients_know(server):
     error = server.refuse("/v1/completions", {"prompt": "x" * 600})
     assert error["code"] == "context_length_exceeded"
     error = server.refuse("/v1/embeddings", {"input": "x"})
-    assert "embeddings" in error["message"]
+    assert "--embeddings" in error["message"]
     assert server.request("GET", "/nothing")[1]["error"]["message"] == "no such path: /nothing"
     steering = server.request("GET", "/%1b%5b31m%c2%9b%e2%80%ae")[1]["error"]["message"]
     assert steering == r"no such path: /\x1b[31m\x9b\u202e"
@@ -878,6 +878,7 @@ def test_the_command_serves_stops_and_remembers(chat_folder, tmp_path):
         line = process.stdout.readline()
         assert "tiny-chat at http://127.0.0.1:" in line, line + process.stderr.read()
         port = int(line.split("127.0.0.1:")[1].split("/")[0])
+        assert process.stdout.readline() == f"pyllama: a page to chat with it is at http://127.0.0.1:{port}/\n"
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         body = json.dumps({"prompt": "hello " * 20, "max_tokens": 3, "model": "tiny-chat"})
         connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
@@ -890,6 +891,33 @@ def test_the_command_serves_stops_and_remembers(chat_folder, tmp_path):
         process.stdout.close()
         process.stderr.close()
     assert cached == [0, answer["usage"]["prompt_tokens"] - 1]
+
+
+@pytest.mark.parametrize("option", ["--log-requests", "--no-warm-up"])
+def test_requests_are_logged_when_asked_and_weights_are_read_before_the_first(chat_folder, option):
+    process = serve(chat_folder, option)
+    port = int(process.stdout.readline().split("127.0.0.1:")[1].split("/")[0])
+
+    def ask(path):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+
+    logged = option == "--log-requests"
+    if logged:
+        wait_until(lambda: ask("/health")["passes"] == 1)
+    assert ask("/health")["passes"] == logged
+    ask("/v1/no%1b%5b31m?key=secret")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    lines = process.stderr.read().splitlines()
+    assert bool(lines) is logged
+    if logged:
+        assert re.fullmatch(r"pyllama: 127\.0\.0\.1 GET /health 200 \d+\.\d\d s", lines[0])
+        assert lines[-1].startswith(r"pyllama: 127.0.0.1 GET /v1/no\x1b[31m 404 ")
+        assert "secret" not in "".join(lines)
+    process.stdout.close()
+    process.stderr.close()
 
 
 @pytest.mark.parametrize(

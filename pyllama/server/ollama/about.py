@@ -54,6 +54,7 @@ async def show(request: Request) -> JSONResponse:
         "completion": True,
         "tools": service.tool_format is not None,
         "thinking": "<think>" in (template or ""),
+        "embedding": service.settings.embeddings,
         "insert": can_fill_in(service.tokenizer),
     }
     return JSONResponse(

@@ -2,6 +2,7 @@
 
 from pyllama.server.endpoint import EVENTS, JSON, Endpoint
 from pyllama.server.openai import chat, completions, embeddings, models, responses
+from pyllama.server.openai.embeddings import EMBEDDINGS
 from pyllama.server.schemas import CHAT, COMPLETION
 
 ENDPOINTS = (
@@ -10,5 +11,5 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/models", models.models, "The model that is served"),
     Endpoint("GET", "/v1/models/{model:path}", models.model, "One model"),
     *responses.ENDPOINTS,
-    Endpoint("POST", "/v1/embeddings", embeddings.embeddings, "Refused: the models here give none"),
+    Endpoint("POST", "/v1/embeddings", embeddings.embeddings, "Texts to vectors, if they are served", EMBEDDINGS),
 )
