@@ -1,4 +1,4 @@
-"""`pyllama serve`: an OpenAI-compatible HTTP server for one model."""
+"""`pyllama serve`: one model over HTTP, for the clients of OpenAI, Anthropic and Ollama, and for a browser."""
 
 import argparse
 import os
@@ -23,9 +23,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "serve",
-        help="answer over HTTP, as OpenAI does",
-        description="Serve a model over HTTP for clients of OpenAI's API, with /v1/chat/completions, "
-        "/v1/completions and more. Requests share passes over the weights, and what was computed for one is kept "
+        help="answer over HTTP, as OpenAI does, and in a browser",
+        description="Serve a model over HTTP for clients of OpenAI's API, Anthropic's and Ollama's, and for a "
+        "browser. Requests share passes over the weights, and what was computed for one is kept "
         "for the next. Anything but this machine needs an API key. Ctrl-C or SIGTERM lets running answers finish.",
     )
     add_loading(parser)
