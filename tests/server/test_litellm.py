@@ -20,7 +20,8 @@ def test_whole_streamed_and_too_long(server, model, base):
     address = {"model": model, "api_base": f"http://127.0.0.1:{server.port}{base}", "api_key": "none"}
     asked = address | {"max_tokens": 6, "temperature": 0, "num_retries": 0}
     whole = litellm.completion(messages=MESSAGES, **asked)
-    assert whole.usage.completion_tokens == 6 and whole.choices[0].finish_reason == "length"
+    ending = "stop" if model.startswith("ollama/") else "length"  # whatever the server says, to litellm it stopped
+    assert (whole.usage.completion_tokens, whole.choices[0].finish_reason) == (6, ending)
     streamed = litellm.completion(messages=MESSAGES, stream=True, **asked)
     assert "".join(part.choices[0].delta.content or "" for part in streamed) == whole.choices[0].message.content
     with pytest.raises(litellm.BadRequestError, match="prompt is too long"):
