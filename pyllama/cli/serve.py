@@ -1,4 +1,4 @@
-"""`pyllama serve`: an OpenAI-compatible HTTP server for one model."""
+"""`pyllama serve`: one model over HTTP, for the clients of OpenAI, Anthropic and Ollama, and for a browser."""
 
 import argparse
 import os
@@ -23,9 +23,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "serve",
-        help="answer over HTTP, as OpenAI does",
-        description="Serve a model over HTTP for clients of OpenAI's API, with /v1/chat/completions, "
-        "/v1/completions and more. Requests share passes over the weights, and what was computed for one is kept "
+        help="answer over HTTP, as OpenAI does, and in a browser",
+        description="Serve a model over HTTP for clients of OpenAI's API, Anthropic's and Ollama's, and for a "
+        "browser. Requests share passes over the weights, and what was computed for one is kept "
         "for the next. Anything but this machine needs an API key. Ctrl-C or SIGTERM lets running answers finish.",
     )
     add_loading(parser)
@@ -39,7 +39,11 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen; default: 127.0.0.1")
     group.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000")
     group.add_argument(
-        "--alias", action="append", default=[], metavar="NAME", help="another name of the model; may be repeated"
+        "--alias",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of the model, or a pattern such as gpt-*; may be repeated",
     )
     group.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="until an answer is complete, queue included; default: none"
@@ -50,6 +54,13 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         default=20.0,
         metavar="SECONDS",
         help="for running answers to finish when the server stops; default: 20",
+    )
+    group.add_argument(
+        "--embeddings", action="store_true", help="make vectors of texts, by the mean of the final hidden states"
+    )
+    group.add_argument("--log-requests", action="store_true", help="a line on standard error for each request")
+    group.add_argument(
+        "--no-warm-up", action="store_true", help="read no weights before the first request; default: one pass at once"
     )
     group = parser.add_argument_group("who may use it")
     group.add_argument(
@@ -94,6 +105,8 @@ def run(args: argparse.Namespace, hooks: "Hooks | None" = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(_lines_of_the_log())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    if args.log_requests:
+        logging.getLogger("pyllama.requests").setLevel(logging.INFO)
     return_freed_memory()
     session_nbytes = parse_size(args.session_size)
     bound = bind(args.host, args.port)
@@ -169,6 +182,9 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         timeout_s=args.timeout or None,
         stop_timeout_s=args.stop_timeout,
         max_connections=args.max_connections,
+        embeddings=args.embeddings,
+        session_dir=args.session_dir,
+        warm_up=not args.no_warm_up,
     )
 
 
@@ -207,6 +223,11 @@ def _telling(model: "Model", name: str) -> "Hooks":
     return Watched(notifier, _printing(model, name), name) if notifier.enabled else _printing(model, name)
 
 
+def _reachable(url: str) -> str:
+    """The URL, with an address that a browser can open where it names all of this machine's."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+
 def _printing(model: "Model", name: str) -> "Hooks":
     """Hooks that tell a person on a terminal."""
     from pyllama.server.hooks import Hooks
@@ -214,6 +235,7 @@ def _printing(model: "Model", name: str) -> "Hooks":
     class Printing(Hooks):
         def ready(self, url: str) -> None:
             streams.announce(f"pyllama: {name} at {url}/v1, context {model.context_length}")
+            streams.announce(f"pyllama: a page to chat with it is at {_reachable(url)}/")
 
         def stopping(self) -> None:
             streams.announce("pyllama: stopping; Ctrl-C again to stop at once")

@@ -151,19 +151,24 @@ class Decoder:
         return out if sum(wanted) == len(out) else out[np.concatenate(rows)]
 
     def extend(
-        self, batch: Tokens[Segment], wanted: Tokens[int], on_layer: Callable[[int], None] | None = None
+        self,
+        batch: Tokens[Segment],
+        wanted: Tokens[int],
+        on_layer: Callable[[int], None] | None = None,
+        hidden: bool = False,
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """As forward(), with forks of one text welcome among the segments: what they have in common is computed once.
 
         wanted  how many of each segment's last tokens get a row of logits
+        hidden  rows are the final hidden states, after the last norm, in place of logits
 
-        Returns the logits, float32 (rows, vocab_size), one row a token however many forks share it, and for each
-        segment the indices of its rows.
+        Returns the logits, float32 (rows, vocab_size), or hidden states, (rows, hidden_size), one row a token however
+        many forks share it, and for each segment the indices of its rows.
         """
         self._check(batch)
         planned, rows = build(self.cache, batch, wanted, self.max_pass_tokens)
         try:
-            out = self.run(planned, on_layer)
+            out = self.run(planned, on_layer, hidden)
         except BaseException:
             for sequence, _ in batch:
                 sequence.release_unused()
@@ -183,12 +188,13 @@ class Decoder:
                 bad = low if low < 0 else high
                 raise RequestError(f"token id {bad}, expected 0 to {self.config.vocab_size - 1}")
 
-    def run(self, planned: Pass, on_layer: Callable[[int], None] | None = None) -> np.ndarray:
+    def run(self, planned: Pass, on_layer: Callable[[int], None] | None = None, hidden: bool = False) -> np.ndarray:
         """Logits of the rows that the pass asks for, float32 (R, vocab_size), the caller's to keep.
 
         Needs nothing but the pass and those before it: the sequences they were built from may live elsewhere.
 
         on_layer  for this pass, besides the decoder's own
+        hidden    what the head would make logits of, (R, hidden_size), in their place
         """
         self._pool.grow(planned.page_count)
         for source, target in planned.copies:  # first: whatever fails later, they have been made
@@ -210,11 +216,13 @@ class Decoder:
             self._attention_block(layer, a, where)
             self._mlp_block(layer, a)
 
-        x = a.x.array[planned.rows]
+        x: np.ndarray = a.x.array[planned.rows]
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
+        self.passes += 1
+        if hidden:
+            return x
         out = np.empty((len(x), self.shape.vocab_size), np.float32)
         self._linear(_HEAD, x, (out,))
-        self.passes += 1
         return out
 
     def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch") -> None:

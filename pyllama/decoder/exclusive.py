@@ -104,7 +104,11 @@ class ExclusiveDecoder(Decoder):
         return ExclusiveSequence(self)
 
     def extend(
-        self, batch: Tokens[Segment], wanted: Tokens[int], on_layer: Callable[[int], None] | None = None
+        self,
+        batch: Tokens[Segment],
+        wanted: Tokens[int],
+        on_layer: Callable[[int], None] | None = None,
+        hidden: bool = False,
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         self.turn.refuse("model")
         with self.turn.lock:
@@ -118,7 +122,7 @@ class ExclusiveDecoder(Decoder):
                     if not isinstance(sequence, ExclusiveSequence) or sequence.decoder is not self:
                         raise RequestError("forward: a sequence of another model, expected one of this model's")
                     sequence.begin(self.running)
-                return super().extend(batch, wanted, on_layer)
+                return super().extend(batch, wanted, on_layer, hidden)
             finally:
                 self.running = None
 

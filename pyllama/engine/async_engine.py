@@ -17,7 +17,7 @@ from pyllama.engine.engine import Engine, Stats
 from pyllama.engine.request import Request
 from pyllama.engine.turns import Turns
 from pyllama.errors import PyllamaError
-from pyllama.generation import AnswerOptions, Step
+from pyllama.generation import Answer, AnswerOptions, Step
 from pyllama.generation.prompt import Prompt, is_chat
 from pyllama.generation.sampler import SamplingParams
 
@@ -149,12 +149,14 @@ class AsyncEngine:
         *,
         client: str = "",
         leader: Stream | None = None,
+        kind: type[Answer] = Answer,
         **options: Unpack[AnswerOptions],
     ) -> Stream:
         """Queue a prompt of token ids.
 
         client   whose request it is: the queue takes turns among clients
         leader   the stream of a request with the same prompt, which this one need not compute again
+        kind     of answer: Answer, or Embedding for a vector
         options  as in Answer: continuation, fingerprint, guide, show_special
         """
         stream = Stream(self.engine)
@@ -164,6 +166,7 @@ class AsyncEngine:
             stream.deliver,
             client=client,
             leader=leader.request if leader else None,
+            kind=kind,
             **options,
         )
         return stream
@@ -171,8 +174,8 @@ class AsyncEngine:
     def stats(self) -> Stats:
         return self.engine.stats()
 
-    async def start(self) -> None:
-        self.engine.start()
+    async def start(self, *, warm_up: bool = False) -> None:
+        self.engine.start(warm_up=warm_up)
 
     async def stop(self, timeout_s: float = 0.0) -> None:
         """As Engine.stop, without blocking the loop."""

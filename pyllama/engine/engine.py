@@ -151,15 +151,18 @@ class Engine:
         *,
         client: str = "",
         leader: Request | None = None,
+        kind: type[Answer] = Answer,
         **options: Unpack[AnswerOptions],
     ) -> Request:
         """Queue a request. `deliver` hears of it on the engine's thread; the rest is as in Request and Answer.
+
+        kind  of answer: Answer, or Embedding for a vector
 
         In a full queue the last request of the client who has most of it makes room for one who has less.
 
         Raises BusyError if the queue is full or the engine is stopping, and what Answer raises.
         """
-        answer = Answer(
+        answer = kind(
             self.model.tokenizer,
             prompt_ids,
             params,
@@ -225,11 +228,12 @@ class Engine:
 
     # --- the thread ---
 
-    def start(self) -> None:
-        """Run passes on a thread of its own until stop()."""
+    def start(self, *, warm_up: bool = False) -> None:
+        """Run passes on a thread of its own until stop(). warm_up: first one for nobody, in which weights that stay are
+        read; it is given up as soon as somebody asks."""
         if self._thread is not None:
             raise PyllamaError("engine: started twice")
-        self._thread = threading.Thread(target=self._run, name="pyllama-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(warm_up,), name="pyllama-engine", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 0.0) -> None:
@@ -243,7 +247,9 @@ class Engine:
         else:
             self._shut_down()
 
-    def _run(self) -> None:
+    def _run(self, warm_up: bool) -> None:
+        if warm_up:
+            self._warm_up()
         while True:
             with self._wake:
                 if self._deadline is not None and (
@@ -266,6 +272,22 @@ class Engine:
         self._shut_down()
         self._idle = True
 
+    def _warm_up(self) -> None:
+        def unless_asked(layer: int) -> None:
+            self._progress_at, self._idle = time.monotonic(), False
+            if self._inbox or self._stopping:
+                raise _Abandoned
+
+        sequence = self._decoder.new_sequence()
+        try:
+            self._decoder.extend([(sequence, [0])], [1], unless_asked)
+        except _Abandoned:
+            pass
+        except Exception:  # noqa: BLE001 - whoever asks will hear of it
+            _log.exception("engine: the first pass failed")
+        finally:
+            sequence.close()
+
     def _shut_down(self) -> None:
         self._take_in()
         self._fail_all(StoppingError("the engine is stopping"))
@@ -277,22 +299,26 @@ class Engine:
         """One pass; False if there was nothing to run."""
         self._take_in()
         batch = self._scheduler.schedule()
+        for hidden in (False, True):  # what wants hidden states has a pass of its own
+            self._pass([part for part in batch if part[0].answer.hidden is hidden])
+        return bool(batch)
+
+    def _pass(self, batch: list[Part]) -> None:
         if not batch:
-            return False
+            return
         self._in_pass = [request for request, _ in batch]
         try:
             rows = compute(self._decoder, batch, self._between_layers)
         except _Abandoned:
-            return True  # all of them are in the list of cancelled ones
+            return  # all of them are in the list of cancelled ones
         except Exception as error:  # noqa: BLE001 - a bug is told to those in the pass, and the others go on
             self._fail(batch, error)
-            return True
+            return
         finally:
             self._in_pass = []
             self._layer = 0
         for (request, count), found in zip(batch, rows, strict=True):
             self._hand_out(request, count, found)
-        return True
 
     def _between_layers(self, layer: int) -> None:
         """Called by the decoder before each layer: a pass that nobody wants ends here."""
@@ -337,7 +363,7 @@ class Engine:
         if request.first_token_s is None and steps:
             request.first_token_s = request.elapsed_s()
         for step in steps:
-            self._completion_tokens += 1
+            self._completion_tokens += step.token_id >= 0
             if step.finish_reason:
                 self._end(request, step.finish_reason, step)
             else:

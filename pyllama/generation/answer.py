@@ -59,7 +59,7 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]):
         self._stops = tuple(stops)
         self._held = ""
-        self.found = False
+        self.found: str | None = None  # the stop string that ended the text
 
     def push(self, piece: str) -> str:
         """The text that is safe to show now that `piece` has come. After a stop string: always ""."""
@@ -68,11 +68,11 @@ class StopStrings:
         if not self._stops:
             return piece
         text = self._held + piece
-        ends = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        ends = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if ends:
-            self.found = True
+            _, start, self.found = min(ends)
             self._held = ""
-            return text[: min(ends)[1]]
+            return text[:start]
         keep = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -123,7 +123,10 @@ class Answer:
     fingerprint    a Fingerprint, or None if not asked for
     seed           the seed in use, whether given or drawn
     scored         the prompt's tokens but the first, with log-probabilities, as far as they were asked for and came
+    hidden         whether the rows it wants are of final hidden states, not of logits
     """
+
+    hidden = False
 
     def __init__(
         self,
@@ -194,6 +197,11 @@ class Answer:
         if start >= prompt:
             return self.token_ids[start - prompt : stop - prompt]
         return self.prompt_ids[start:stop] + self.token_ids[: max(0, stop - prompt)]
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        return self._stops.found
 
     @property
     def _unscored(self) -> bool:

@@ -26,7 +26,11 @@ class Runner(Protocol):
     def config(self) -> "Config": ...
 
     def extend(
-        self, batch: "Sequence[Segment]", wanted: Sequence[int], on_layer: Callable[[int], None] | None = None
+        self,
+        batch: "Sequence[Segment]",
+        wanted: Sequence[int],
+        on_layer: Callable[[int], None] | None = None,
+        hidden: bool = False,
     ) -> tuple[np.ndarray, list[np.ndarray]]: ...
 
 
@@ -83,7 +87,7 @@ def compute(
 ) -> list[np.ndarray]:
     """One pass over the weights for the next tokens of each task; for each its rows of logits, to be accepted.
 
-    parts     tasks that have a sequence, and how many of their tokens to compute
+    parts     tasks that have a sequence, and how many of their tokens to compute; all want logits, or hidden states
     on_layer  called with the number of each layer before it runs; what it raises ends the pass
     """
     segments: list[Segment] = []
@@ -95,5 +99,5 @@ def compute(
         stop = sequence.length + count
         segments.append((sequence, task.answer.tokens(sequence.length, stop)))
         wanted.append(task.answer.rows_wanted(sequence.length, stop))
-    logits, rows = decoder.extend(segments, wanted, on_layer)
+    logits, rows = decoder.extend(segments, wanted, on_layer, any(task.answer.hidden for task, _ in parts))
     return [logits[indices] for indices in rows]

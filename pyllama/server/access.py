@@ -16,6 +16,7 @@ from pyllama.server.metrics import Metrics
 from pyllama.server.service import Settings, end_turn
 
 _log = logging.getLogger("pyllama")
+_requests = logging.getLogger("pyllama.requests")
 
 # What anybody may see: whether the server lives, and the page that asks for the key.
 OPEN_PATHS = ("/", "/health")
@@ -58,19 +59,23 @@ class Access:
             if may_see and scope["method"] == "OPTIONS":
                 await _preflight(headers, out)
             elif (refusal := self._refusal(scope, headers)) is not None:
-                await refusal.response()(scope, receive, out)
+                await refusal.response(scope["path"])(scope, receive, out)
             else:
                 await self._app(scope, receive, out)
         except Exception as error:  # a bug: no traceback for clients, and none of uvicorn's
             if begun:
                 _log.error("an answer broke off", exc_info=error)
                 raise
-            await as_api_error(error).response()(scope, receive, out)
+            await as_api_error(error).response(scope["path"])(scope, receive, out)
         finally:
             end_turn(scope)
             # Paths are clients' words: unknown ones count together.
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._metrics.responded(path, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._metrics.responded(path, status, seconds)
+            if _requests.isEnabledFor(logging.INFO):
+                client = (scope.get("client") or ("?",))[0]
+                _requests.info("%s %s %s %d %.2f s", client, scope["method"], scope["path"][:200], status, seconds)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         path = scope["path"]
@@ -81,8 +86,9 @@ class Access:
             return self._host_refusal(headers) or self._page_refusal(scope, headers)
         if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES):
             return None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._key):
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer if scheme.lower() == "bearer" else headers.get("x-api-key", "")  # Anthropic's
+        if hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._key):
             return None
         return ApiError(
             401, "api key: missing or wrong, expected in 'Authorization: Bearer ...'", code="invalid_api_key",
@@ -144,7 +150,7 @@ async def _preflight(asked: Headers, send: Send) -> None:
         names = "authorization, content-type"
     headers = [
         (b"access-control-allow-headers", names.encode("latin-1")),
-        (b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
+        (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE, OPTIONS"),
         (b"access-control-max-age", b"600"),
         (b"vary", b"origin, access-control-request-headers"),
     ]

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from pyllama.engine import Stream
 from pyllama.generation import Step
-from pyllama.server.errors import ApiError, as_api_error
+from pyllama.server.errors import ApiError, as_api_error, openai_body
 
 PROGRESS_S = 1.0
 #: Steps that a client may be behind: with 20 log-probabilities each takes some 3 KB. Who reads a little, and for ever
@@ -92,17 +92,30 @@ DONE = b"data: [DONE]\n\n"
 
 
 class EventStream(Response):
-    """A response of server-sent events. Source and streams are closed when it ends, fails, or the client hangs up."""
+    """A response in pieces: server-sent events, or lines of JSON. Source and streams are closed when it ends, fails, or
+    the client hangs up.
 
-    def __init__(self, events: AsyncIterator[bytes], streams: list[Stream], timeout_s: float | None):
+    failed  an error as the last of them
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        streams: list[Stream],
+        timeout_s: float | None,
+        failed: Callable[[ApiError], bytes] = lambda error: event(openai_body(error)),
+        media_type: str | None = None,
+    ):
         self._events = events
         self._streams = streams
         self._timeout_s = timeout_s
+        self._failed = failed
+        self.media_type = media_type or self.media_type
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
-
-    media_type = "text/event-stream"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # At once, before the first token is there: it may take long, and the client should know it was heard.
@@ -127,7 +140,7 @@ class EventStream(Response):
                 async for data in events:
                     await out(data)
         except TimeoutError:
-            await out(event(ApiError(504, f"timeout: no answer within {self._timeout_s:g} s", code="timeout").body()))
+            await out(self._failed(ApiError(504, f"timeout: no answer within {self._timeout_s:g} s", code="timeout")))
         except Exception as error:  # noqa: BLE001 - told to the client in the stream
-            await out(event(as_api_error(error).body()))
+            await out(self._failed(as_api_error(error)))
         await out(b"", more=False)

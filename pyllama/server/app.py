@@ -15,12 +15,24 @@ from starlette.routing import Route
 from pyllama.engine import AsyncEngine
 from pyllama.engine.page_store import model_digest
 from pyllama.errors import PyllamaError
-from pyllama.server import chat, completions, status, text
+from pyllama.server import infill, status, text
 from pyllama.server.access import Access
+from pyllama.server.anthropic import messages
 from pyllama.server.errors import ApiError, handle, handle_http
 from pyllama.server.metrics import Metrics
+from pyllama.server.ollama import endpoints as ollama
+from pyllama.server.openai import endpoints as openai
+from pyllama.server.openai.response_store import ResponseStore
 from pyllama.server.service import Service, Settings
 
+ENDPOINTS = (
+    *openai.ENDPOINTS,
+    *messages.ENDPOINTS,
+    *ollama.ENDPOINTS,
+    *infill.ENDPOINTS,
+    *text.ENDPOINTS,
+    *status.ENDPOINTS,
+)
 STATIC = "static"
 _PAGE_HEADERS = {
     # Nothing from elsewhere, nothing inline, and no text that becomes markup, whatever the page's script does.
@@ -43,23 +55,14 @@ def build_app(engine: AsyncEngine, names: tuple[str, ...], settings: Settings) -
     metrics = Metrics(engine)
     service = Service(engine, names, settings, metrics, "fp_" + digest[:12])
     routes = [
-        Route("/v1/chat/completions", chat.create, methods=["POST"]),
-        Route("/v1/completions", completions.create, methods=["POST"]),
-        Route("/v1/models", status.models),
-        Route("/v1/models/{model:path}", status.model),
-        Route("/v1/embeddings", status.embeddings, methods=["POST"]),
-        Route("/tokenize", text.tokenize, methods=["POST"]),
-        Route("/detokenize", text.detokenize, methods=["POST"]),
-        Route("/health", status.health),
-        Route("/metrics", status.metrics),
-        Route("/openapi.json", status.description),
+        *(endpoint.route() for endpoint in ENDPOINTS),
         Route("/", page),
         Route("/static/{name}", page),
     ]
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        await engine.start()
+        await engine.start(warm_up=settings.warm_up)
         try:
             yield
         finally:
@@ -75,7 +78,8 @@ def build_app(engine: AsyncEngine, names: tuple[str, ...], settings: Settings) -
         exception_handlers={HTTPException: handle_http, ApiError: handle, PyllamaError: handle},
     )
     app.router.redirect_slashes = False
-    app.state.service = service
+    app.state.responses = ResponseStore(settings.session_dir)
+    app.state.service, app.state.endpoints = service, ENDPOINTS
     return app
 
 

@@ -10,12 +10,16 @@ from starlette.requests import ClientDisconnect, Request
 from pyllama.server.errors import ApiError
 
 MAX_DEPTH = 64
+# Of these a browser sends at least one with whatever a page posts.
+_PAGE_HEADERS = {"origin", "referer", "sec-fetch-site", "sec-fetch-mode"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_head(request: Request, max_nbytes: int) -> None:
     """Refuse what its head tells. Raises ApiError: 415 for no JSON, 413 for a body that will be too large."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if not kind and request.scope["path"].startswith("/api/") and not _PAGE_HEADERS & set(request.headers):
+        kind = "application/json"  # programs written for Ollama leave it out (litellm)
     if kind != "application/json":
         # Also what keeps other web pages out: a browser sends JSON for them only after it has asked, but without a
         # type, or with that of a form or of plain text, it does not ask.

@@ -1,6 +1,9 @@
-"""What went wrong, in OpenAI's error body and with the status its clients know. Never a path, never a traceback."""
+"""What went wrong, in the body and with the status that an API's clients know. Never a path, never a traceback."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -11,6 +14,9 @@ from pyllama.printable import one_line
 _log = logging.getLogger("pyllama")
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_ANTHROPIC_TYPES = _TYPES | {
+    404: "not_found_error", 413: "request_too_large", 503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
 
 
 class ApiError(Exception):
@@ -34,12 +40,68 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
 
-    def body(self) -> dict:
-        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+    def response(self, path: str = "") -> JSONResponse:
+        """In the words of the API that the path belongs to."""
+        return JSONResponse(shape_of(path).body(self), self.status, self.headers)
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, self.headers)
+
+def openai_body(error: ApiError) -> dict[str, Any]:
+    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def anthropic_body(error: ApiError) -> dict[str, Any]:
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def ollama_body(error: ApiError) -> dict[str, Any]:
+    return {"error": error.message}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How an API's errors look: the body, and its schema."""
+
+    body: Callable[[ApiError], dict[str, Any]]
+    schema: dict[str, Any]
+
+
+_TEXT = {"type": "string"}
+_OPENAI = Shape(
+    openai_body,
+    {
+        "type": "object",
+        "properties": {
+            "error": {
+                "type": "object",
+                "properties": {"message": _TEXT, "type": _TEXT, "param": {"type": ["string", "null"]},
+                               "code": {"type": ["string", "null"]}},
+                "required": ["message", "type"],
+            }
+        },
+        "required": ["error"],
+    },
+)  # fmt: skip
+_ANTHROPIC = Shape(
+    anthropic_body,
+    {
+        "type": "object",
+        "properties": {
+            "type": {"const": "error"},
+            "error": {"type": "object", "properties": {"type": _TEXT, "message": _TEXT}},
+        },
+        "required": ["type", "error"],
+    },
+)
+_OLLAMA = Shape(ollama_body, {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]})
+
+
+def shape_of(path: str) -> Shape:
+    """How errors look to clients that ask for the path."""
+    if path.startswith("/v1/messages"):
+        return _ANTHROPIC
+    return _OLLAMA if path.startswith("/api/") else _OPENAI
 
 
 def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
@@ -66,7 +128,7 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
 
 async def handle(request: Request, error: Exception) -> JSONResponse:
     """Starlette's exception handler for all that a route raises."""
-    return as_api_error(error, request.app.state.service.engine.engine.retry_after_s()).response()
+    return as_api_error(error, request.app.state.service.engine.engine.retry_after_s()).response(request.scope["path"])
 
 
 async def handle_http(request: Request, error: Exception) -> JSONResponse:
@@ -75,4 +137,4 @@ async def handle_http(request: Request, error: Exception) -> JSONResponse:
     # Not request.url: it is put together from the Host header, and no URL comes of some.
     what = {404: f"no such path: {request.scope['path'][:200]}", 405: f"{request.method} is not possible here"}
     message = what.get(status, str(getattr(error, "detail", "")))
-    return ApiError(status, message, headers=getattr(error, "headers", None)).response()
+    return ApiError(status, message, headers=getattr(error, "headers", None)).response(request.scope["path"])

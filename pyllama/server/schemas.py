@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from pyllama.version import __version__
-
-Schema = dict[str, Any]
+from pyllama.server.validate import Schema
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
@@ -189,9 +187,14 @@ COMPLETION: Schema = obj(
         "logprobs": integer(0, 20, "report log-probabilities: of the token, and of so many of the most probable"),
         "echo": flag("begin the answer with the prompt, and its log-probabilities with the prompt's"),
         "best_of": integer(1, MAX_CHOICES, "must equal n"),
-        "suffix": text("not supported"),
+        "suffix": text("what follows the gap that is to be filled, for models that know how"),
     },
     ("prompt",),
+)
+
+APPLY_TEMPLATE: Schema = obj(
+    {name: CHAT["properties"][name] for name in ("model", "messages", "tools", "chat_template_kwargs", *CONTINUATION)},
+    ("messages",),
 )
 
 TOKENIZE: Schema = obj(
@@ -207,88 +210,3 @@ TOKENIZE: Schema = obj(
 )
 
 DETOKENIZE: Schema = obj({"model": STRING, "tokens": TOKEN_IDS}, ("tokens",))
-
-ERROR: Schema = obj(
-    {
-        "error": obj(
-            {
-                "message": STRING,
-                "type": STRING,
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-            ("message", "type"),
-        )
-    },
-    ("error",),
-)
-
-# path: method, summary, schema of the body or None, success, content types of the answer, further statuses
-_OPERATIONS = (
-    ("/v1/chat/completions", "post", "Answer a conversation", CHAT, 200, ("application/json", "text/event-stream")),
-    ("/v1/completions", "post", "Continue a text", COMPLETION, 200, ("application/json", "text/event-stream")),
-    ("/v1/models", "get", "The model that is served", None, 200, ("application/json",)),
-    ("/v1/models/{model}", "get", "One model", None, 200, ("application/json",)),
-    ("/v1/embeddings", "post", "Refused: the models here give none", None, 400, ("application/json",)),
-    ("/tokenize", "post", "Text or messages to token ids", TOKENIZE, 200, ("application/json",)),
-    ("/detokenize", "post", "Token ids to text", DETOKENIZE, 200, ("application/json",)),
-    ("/health", "get", "Whether it runs, and how busy it is", None, 200, ("application/json",)),
-    ("/metrics", "get", "The same for Prometheus", None, 200, ("text/plain",)),
-    ("/openapi.json", "get", "This description", None, 200, ("application/json",)),
-)
-
-
-def openapi(key_required: bool) -> Schema:
-    """The server's OpenAPI 3.1 description."""
-    error = {"description": "an error", "content": {"application/json": {"schema": ERROR}}}
-    paths: dict[str, Any] = {}
-    for path, method, summary, body, status, kinds in _OPERATIONS:
-        content = {kind: {"schema": {"type": "object"}} if kind == "application/json" else {} for kind in kinds}
-        success = error if status >= 400 else {"description": "done", "content": content}
-        operation: dict[str, Any] = {"summary": summary, "responses": {str(status): success}}
-        if body is not None:
-            content = {"application/json": {"schema": _with_nulls(body)}}
-            operation["requestBody"] = {"required": True, "content": content}
-            # 5xx is no answer to a request that fits the description, however odd it is.
-            for other in ("400", "404", "408", "413", "415", "429", "503"):
-                operation["responses"][other] = error
-        if "{model}" in path:
-            operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": STRING}]
-            operation["responses"]["404"] = error
-        if key_required and path != "/health":
-            operation["responses"]["401"] = error
-            operation["security"] = [{"key": []}]
-        paths[path] = {method: operation}
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "pyllama", "version": __version__},
-        "paths": paths,
-        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
-    }
-
-
-def _with_nulls(schema: Schema) -> Schema:
-    """The schema as validate.py takes it: a field that may be absent may be null."""
-    result = dict(schema)
-    if "anyOf" in schema:
-        result["anyOf"] = [_with_nulls(choice) for choice in schema["anyOf"]]
-    if "items" in schema:
-        result["items"] = _with_nulls(schema["items"])
-    if "properties" in schema:
-        required = schema.get("required", ())
-        result["properties"] = {
-            name: _with_nulls(field) if name in required else _or_null(_with_nulls(field))
-            for name, field in schema["properties"].items()
-        }
-    return result
-
-
-def _or_null(schema: Schema) -> Schema:
-    result = dict(schema)
-    if "anyOf" in schema:
-        result["anyOf"] = [*schema["anyOf"], {"type": "null"}]
-        return result
-    result["type"] = [schema["type"], "null"]
-    if "enum" in schema:
-        result["enum"] = [*schema["enum"], None]
-    return result

@@ -1,9 +1,11 @@
 """What the routes share: the engine, the model's names, the settings, and the checks every request goes through."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -50,6 +52,9 @@ class Settings:
     stop_timeout_s   that running answers are given to finish when the server stops
     max_connections  open at once
     max_header_nbytes
+    embeddings       whether vectors are made of texts, poor as they are
+    warm_up          whether to run one pass at the start, so that weights which stay are there for the first request
+    session_dir      where responses that others may go on after survive a restart; None: they do not
     """
 
     api_key: str | None = None
@@ -63,6 +68,9 @@ class Settings:
     stop_timeout_s: float = 20.0
     max_connections: int = 256
     max_header_nbytes: int = 32 << 10
+    embeddings: bool = False
+    warm_up: bool = False
+    session_dir: str | None = None
 
 
 @dataclass
@@ -70,6 +78,7 @@ class Service:
     """One served model.
 
     names        what clients may call it; the first is what it calls itself
+    patterns     the same, with those that stand for many: gpt-*
     fingerprint  tells one set of weights from another, for `system_fingerprint`
     """
 
@@ -81,6 +90,8 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
+        self.patterns = (re.sub(r"[*?[]", r"[\g<0>]", self.names[0]), *self.names[1:])  # a model's own is no pattern
+        self.names = (self.names[0], *(name for name in self.names[1:] if not re.search(r"[*?[]", name)))
         self.model = self.engine.model
         self.tokenizer = self.model.tokenizer
         self.grammars = Grammars(self.model)
@@ -132,7 +143,10 @@ class Service:
         return await unless_hung_up(request, work, self.settings.timeout_s)
 
     def check_name(self, name: str | None) -> None:
-        if name is not None and name not in self.names:
+        """Raises ApiError 404 for another model's name. ":latest" is Ollama's way of leaving a version open."""
+        if name is not None and not any(
+            fnmatchcase(called, pattern) for called in (name, name.removesuffix(":latest")) for pattern in self.patterns
+        ):
             raise ApiError(
                 404, f"model: {name[:100]!r} is not here, expected {self.name!r}", "model", "model_not_found"
             )

@@ -1,52 +1,12 @@
-"""What the server is and how it does: models, health, metrics, its own description; and why there are no embeddings."""
-
-from typing import Any
+"""How the server does, and what it understands: health, metrics, its own description."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pyllama.server.errors import ApiError
-from pyllama.server.schemas import openapi
+from pyllama.server.description import openapi
+from pyllama.server.endpoint import Endpoint
 from pyllama.server.service import Service
 from pyllama.version import __version__
-
-
-def _model(service: Service, name: str) -> dict[str, Any]:
-    config = service.model.config
-    return {
-        "id": name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "pyllama",
-        "max_model_len": service.model.context_length,
-        "pyllama": {
-            "model_type": config.model_type,
-            "num_hidden_layers": config.num_hidden_layers,
-            "chat": service.tokenizer.chat_template is not None,
-            "tools": service.tool_format is not None,
-        },
-    }
-
-
-async def models(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
-    return JSONResponse({"object": "list", "data": [_model(service, name) for name in service.names]})
-
-
-async def model(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
-    name = request.path_params["model"]
-    service.check_name(name)
-    return JSONResponse(_model(service, name))
-
-
-async def embeddings(request: Request) -> Response:
-    raise ApiError(
-        400,
-        "embeddings: not served; the models here were trained to write text, and their hidden states make poor "
-        "embeddings: use a model made for it",
-        code="unsupported",
-    )
 
 
 async def health(request: Request) -> JSONResponse:
@@ -88,6 +48,37 @@ async def metrics(request: Request) -> Response:
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+async def props(request: Request) -> JSONResponse:
+    """With llama.cpp's names."""
+    service: Service = request.app.state.service
+    tokenizer = service.tokenizer
+
+    def text_of(token_id: int | None) -> str:
+        return "" if token_id is None else tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+
+    return JSONResponse(
+        {
+            "model_alias": service.name,
+            "total_slots": service.engine.engine.max_running,
+            "default_generation_settings": {"n_ctx": service.model.context_length},
+            "chat_template": tokenizer.chat_template or "",
+            "bos_token": text_of(tokenizer.bos_token_id),
+            "eos_token": text_of(next(iter(tokenizer.eos_token_ids), None)),
+            "build_info": f"pyllama {__version__}",
+            "modalities": {"vision": False, "audio": False},
+            "is_sleeping": False,
+        }
+    )
+
+
 async def description(request: Request) -> JSONResponse:
     service: Service = request.app.state.service
-    return JSONResponse(openapi(service.settings.api_key is not None))
+    return JSONResponse(openapi(request.app.state.endpoints, service.settings.api_key is not None))
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/health", health, "Whether it runs, and how busy it is"),
+    Endpoint("GET", "/metrics", metrics, "The same for Prometheus", kinds=("text/plain",)),
+    Endpoint("GET", "/props", props, "The model's context, template and slots"),
+    Endpoint("GET", "/openapi.json", description, "This description"),
+)

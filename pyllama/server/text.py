@@ -5,10 +5,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.server import chat, tools
-from pyllama.server.continuation import beginning_of
+from pyllama.server.conversation import prompt_of
+from pyllama.server.endpoint import Endpoint
 from pyllama.server.errors import ApiError
-from pyllama.server.schemas import DETOKENIZE, TOKENIZE
+from pyllama.server.schemas import APPLY_TEMPLATE, DETOKENIZE, TOKENIZE
 from pyllama.server.service import Service
 
 
@@ -17,7 +17,10 @@ async def tokenize(request: Request) -> JSONResponse:
     body = await service.read(request, TOKENIZE)
     if (body.get("prompt") is None) == (body.get("messages") is None):
         raise ApiError(400, "prompt: expected either a prompt or messages", "prompt", "invalid_value")
-    ids = await service.in_text_thread(request, _encode, service, body)
+    if body.get("prompt") is not None:
+        ids = await service.in_text_thread(request, _encode, service, body)
+    else:
+        _, ids = await prompt_of(service, request, body)
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.model.context_length})
 
 
@@ -26,18 +29,19 @@ def _encode(service: Service, body: dict[str, Any]) -> list[int]:
         value = body.get(name)
         return default if value is None else value
 
-    tokenizer = service.tokenizer
-    if body.get("prompt") is not None:
-        return tokenizer.encode(
-            body["prompt"],
-            add_special_tokens=get("add_special_tokens", True),
-            parse_special=get("parse_special", False),
-        )
-    if tokenizer.chat_template is None:
-        raise ApiError(400, "messages: this model has no chat template", "messages", "unsupported")
-    choice, beginning = tools.tool_choice(body, service.tool_format), beginning_of(body)
-    messages = tools.messages_for_template(body["messages"])
-    return chat.encode(service, messages, choice, beginning, body)
+    return service.tokenizer.encode(
+        body["prompt"],
+        add_special_tokens=get("add_special_tokens", True),
+        parse_special=get("parse_special", False),
+    )
+
+
+async def apply_template(request: Request) -> JSONResponse:
+    service: Service = request.app.state.service
+    body = await service.read(request, APPLY_TEMPLATE)
+    _, ids = await prompt_of(service, request, body)
+    text = await service.in_text_thread(request, lambda: service.tokenizer.decode(ids, skip_special_tokens=False))
+    return JSONResponse({"prompt": text})
 
 
 async def detokenize(request: Request) -> JSONResponse:
@@ -52,3 +56,10 @@ async def detokenize(request: Request) -> JSONResponse:
         request, lambda: service.tokenizer.decode(body["tokens"], skip_special_tokens=False)
     )
     return JSONResponse({"prompt": text})
+
+
+ENDPOINTS = (
+    Endpoint("POST", "/tokenize", tokenize, "Text or messages to token ids", TOKENIZE),
+    Endpoint("POST", "/apply-template", apply_template, "Messages to the text of their prompt", APPLY_TEMPLATE),
+    Endpoint("POST", "/detokenize", detokenize, "Token ids to text", DETOKENIZE),
+)

@@ -6,14 +6,16 @@ import threading
 import time
 import weakref
 
+import numpy as np
 import pytest
+import tiny
 
 import pyllama
 from pyllama.engine import AsyncEngine, Engine
 from pyllama.engine.page_store import PageStore, model_digest
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.errors import BudgetError, BusyError, ContextOverflowError, PyllamaError, RequestError
-from pyllama.generation import Step
+from pyllama.generation import Embedding, Step
 from pyllama.generation.sampler import SamplingParams
 
 CONTEXT = 256
@@ -669,3 +671,20 @@ def test_asyncio_programs(model):
     texts, stats = asyncio.run(main())
     assert texts == [model.generate(f"hello {i}", max_tokens=6, ignore_eos=True).read() for i in range(6)]
     assert stats.requests == {"length": 6, "cancelled": 1}
+
+
+def test_an_embedding_is_the_mean_of_what_the_head_would_multiply(model):
+    """In any company, cut into passes or not: so the head makes of it the mean of the logits."""
+    engine = Engine(model, max_running=3, shared_prefill=4)
+    heard: list[Step] = []
+    texts = [prompt(1), prompt(2)[:1], prompt(3)]
+    requests = [engine.submit(ids, SamplingParams(), heard.append, kind=Embedding) for ids in texts]
+    engine.submit(prompt(4), SamplingParams(max_tokens=6), lambda step: None)
+    while engine.step():
+        pass
+    engine.stop()
+    assert [(step.token_id, step.text, step.finish_reason) for step in heard] == [(-1, "", "stop")] * 3
+    head = tiny.random_tensors(tiny.tiny_config(vocab_size=model.config.vocab_size), seed=1)["lm_head.weight"]
+    for ids, request in zip(texts, requests):
+        logits = model.forward(ids).astype(np.float64).mean(axis=0)
+        np.testing.assert_allclose(head @ request.answer.vector, logits, rtol=1e-4, atol=1e-5)

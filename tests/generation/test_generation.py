@@ -56,7 +56,7 @@ class FakeDecoder:
         logits[self.script[index]] = 9.0
         return logits
 
-    def extend(self, batch, wanted, on_layer=None):
+    def extend(self, batch, wanted, on_layer=None, hidden=False):
         ((sequence, ids),) = batch
         sequence.tokens.extend(ids)
         self.passes.append(list(ids))

@@ -23,8 +23,9 @@ pytest.importorskip("prometheus_client")
 from running_server import JSON, MESSAGES, TOOL_TEMPLATE, WEATHER, running, wait_until
 
 from pyllama.server import tools
+from pyllama.server.app import ENDPOINTS
+from pyllama.server.description import openapi
 from pyllama.server.hooks import Hooks
-from pyllama.server.schemas import openapi
 from pyllama.server.service import Settings
 
 
@@ -337,7 +338,7 @@ def test_errors_have_the_status_clients_know(server):
     error = server.refuse("/v1/completions", {"prompt": "x" * 600})
     assert error["code"] == "context_length_exceeded"
     error = server.refuse("/v1/embeddings", {"input": "x"})
-    assert "embeddings" in error["message"]
+    assert "--embeddings" in error["message"]
     assert server.request("GET", "/nothing")[1]["error"]["message"] == "no such path: /nothing"
     steering = server.request("GET", "/%1b%5b31m%c2%9b%e2%80%ae")[1]["error"]["message"]
     assert steering == r"no such path: /\x1b[31m\x9b\u202e"
@@ -486,7 +487,7 @@ def test_a_slow_stream_is_kept_alive(chat_folder):
 
 
 def test_how_far_a_request_is(chat_folder, monkeypatch):
-    from pyllama.server import reply
+    from pyllama.server.openai import reply
 
     monkeypatch.setattr(reply, "PROGRESS_S", 0.02)
     with running(chat_folder, slow_s=0.2) as server:
@@ -786,7 +787,7 @@ def test_the_examples_of_the_page_run(server, chat_folder, tmp_path, monkeypatch
     exec(compile(engine, "docs/server.md", "exec"), {})
     assert "passes" in capsys.readouterr().out
     pytest.importorskip("openai")
-    monkeypatch.setattr(server.server.app.state.service, "names", ("tiny", "smollm2"))
+    monkeypatch.setattr(server.server.app.state.service, "patterns", ("tiny", "smollm2"))
     client = client.replace("stream=True", "stream=True, max_tokens=5").replace(":8000", f":{server.port}")
     exec(compile(client, "docs/server.md", "exec"), {})
 
@@ -796,10 +797,10 @@ def test_the_examples_of_the_page_run(server, chat_folder, tmp_path, monkeypatch
 
 def test_the_description_names_every_path(server):
     status, description, _ = server.request("GET", "/openapi.json")
-    assert description == openapi(False)
+    assert description == openapi(ENDPOINTS, False)
     served = {route.path.replace(":path", "") for route in server.server.app.routes}
     assert set(description["paths"]) == served - {"/", "/static/{name}"}
-    assert "security" in openapi(True)["paths"]["/metrics"]["get"]
+    assert "security" in openapi(ENDPOINTS, True)["paths"]["/metrics"]["get"]
     chat = description["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert chat["properties"]["temperature"]["type"] == ["number", "null"], "absent or null, it is the same"
     assert chat["properties"]["messages"]["type"] == "array"
@@ -877,6 +878,7 @@ def test_the_command_serves_stops_and_remembers(chat_folder, tmp_path):
         line = process.stdout.readline()
         assert "tiny-chat at http://127.0.0.1:" in line, line + process.stderr.read()
         port = int(line.split("127.0.0.1:")[1].split("/")[0])
+        assert process.stdout.readline() == f"pyllama: a page to chat with it is at http://127.0.0.1:{port}/\n"
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         body = json.dumps({"prompt": "hello " * 20, "max_tokens": 3, "model": "tiny-chat"})
         connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
@@ -889,6 +891,33 @@ def test_the_command_serves_stops_and_remembers(chat_folder, tmp_path):
         process.stdout.close()
         process.stderr.close()
     assert cached == [0, answer["usage"]["prompt_tokens"] - 1]
+
+
+@pytest.mark.parametrize("option", ["--log-requests", "--no-warm-up"])
+def test_requests_are_logged_when_asked_and_weights_are_read_before_the_first(chat_folder, option):
+    process = serve(chat_folder, option)
+    port = int(process.stdout.readline().split("127.0.0.1:")[1].split("/")[0])
+
+    def ask(path):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+
+    logged = option == "--log-requests"
+    if logged:
+        wait_until(lambda: ask("/health")["passes"] == 1)
+    assert ask("/health")["passes"] == logged
+    ask("/v1/no%1b%5b31m?key=secret")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    lines = process.stderr.read().splitlines()
+    assert bool(lines) is logged
+    if logged:
+        assert re.fullmatch(r"pyllama: 127\.0\.0\.1 GET /health 200 \d+\.\d\d s", lines[0])
+        assert lines[-1].startswith(r"pyllama: 127.0.0.1 GET /v1/no\x1b[31m 404 ")
+        assert "secret" not in "".join(lines)
+    process.stdout.close()
+    process.stderr.close()
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,7 @@ def test_other_methods_and_paths_are_errors_in_openais_form(server):
     for path in (
         "/v1",
         "/v1/",
-        "/v1/responses",
+        "/v1/responses/resp_1",
         "/chat/completions",
         "/%00",
         "/v1/models/../x",

@@ -1,16 +1,9 @@
 // The chat page: /v1/chat/completions as it streams, conversations kept in this browser's localStorage.
-// What the model writes becomes text nodes and nothing else; the Content-Security-Policy holds that, too.
+// What the model writes becomes text nodes and elements of markdown.js, never markup; the Content-Security-Policy holds
+// that, too.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-
-/** An element with attributes and properties: make("button", {className: "small", onclick: f}, "Copy"). */
-function make(name, properties = {}, ...children) {
-  const element = document.createElement(name);
-  Object.assign(element, properties);
-  element.append(...children);
-  return element;
-}
 
 // --- what the browser keeps: one key for each conversation, so that several tabs do not overwrite each other ---
 
@@ -63,10 +56,11 @@ function keep(conversation) {
 
 // --- state ---
 
-let conversations = storedConversations(); // id -> {id, changed, messages: [{role, content, stats, problem}]}
+let conversations = storedConversations(); // id -> {id, changed, name, messages: [{role, content, stats, problem}]}
 let settings = load(SETTINGS) || {};
 let current = newConversation(); // what is shown; kept once it has a message
-let live = null; // the answer being written: {conversation, message, abort, started, first, tokens, progress}
+// The answers being written, by conversation: {conversation, message, abort, started, first, tokens, progress}
+const running = new Map();
 let leaving = false; // for another page, or for this one again
 let context = null; // positions of the model's context
 
@@ -75,66 +69,42 @@ function newConversation() {
   return { id, changed: 0, messages: [] };
 }
 
+/** The answer that is being written in the conversation that is shown. */
+const live = () => running.get(current.id) ?? null;
+
 function title(conversation) {
+  if (conversation.name) return conversation.name;
   const first = conversation.messages.find((message) => message.role === "user");
   return first ? first.content.trim().split("\n")[0].slice(0, 80) : "New conversation";
 }
 
-// --- text to elements: paragraphs, fenced code, `code`, **strong**; all else stays as it was written ---
+// --- an answer's text to elements: what the model thought, and Markdown ---
 
-/** [{kind: "text" | "code" | "thought", text}] */
-function blocks(text) {
+/** [{kind, source, ...}] */
+function partsOf(text) {
   const found = [];
-  const thought = /^\s*<think>([\s\S]*?)(?:<\/think>|$)/.exec(text);
+  // A template may have written the opening tag itself.
+  const thought = /^\s*<think>([^]*?)(?:<\/think>|$)/.exec(text) ?? /^([^]*?)<\/think>/.exec(text);
   if (thought) {
-    if (thought[1].trim()) found.push({ kind: "thought", text: thought[1].trim() });
+    if (thought[1].trim()) found.push({ kind: "thought", source: thought[1].trim() });
     text = text.slice(thought[0].length);
   }
-  let kind = "text", fence = "", lines = [];
-  const close = () => {
-    const joined = kind === "code" ? lines.join("\n") : lines.join("\n").trim();
-    if (kind === "code" || joined) found.push({ kind, text: joined });
-    lines = [];
-  };
-  for (const line of text.split("\n")) {
-    const mark = /^\s*(`{3,}|~{3,})/.exec(line)?.[1];
-    if (kind === "text" && mark) {
-      close();
-      kind = "code";
-      fence = mark;
-    } else if (kind === "code" && mark?.startsWith(fence)) {
-      close();
-      kind = "text";
-    } else if (kind === "text" && !line.trim()) {
-      close();
-    } else {
-      lines.push(line);
-    }
-  }
-  if (kind === "code" || lines.length) close();
-  return found;
+  const blocks = blocksOf(text.split("\n")).map((block) => ({ ...block, source: block.lines.join("\n") }));
+  return found.concat(blocks);
 }
 
-function inline(text) {
-  return text.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*)/).map((part, index) => {
-    if (index % 2 === 0) return part;
-    return part[0] === "`" ? make("code", {}, part.slice(1, -1)) : make("strong", {}, part.slice(2, -2));
-  });
-}
-
-function blockElement({ kind, text }) {
-  if (kind === "code") return make("pre", { tabIndex: 0 }, make("code", {}, text));
-  if (kind === "thought") return make("details", {}, make("summary", {}, "Thoughts"), make("p", {}, text));
-  return make("p", {}, ...inline(text));
+function partElement(part) {
+  if (part.kind !== "thought") return elementOf(part);
+  return make("details", {}, make("summary", {}, "Thoughts"), make("p", {}, part.source));
 }
 
 /** Shows text in an element; blocks that stay as they are keep their elements, and so a selection in them. */
 function show(element, text) {
-  const wanted = blocks(text);
-  wanted.forEach((block, index) => {
+  const wanted = partsOf(text);
+  wanted.forEach((part, index) => {
     const old = element.children[index];
-    if (old && old.kind === block.kind && old.source === block.text) return;
-    const fresh = Object.assign(blockElement(block), { kind: block.kind, source: block.text });
+    if (old && old.kind === part.kind && old.source === part.source) return;
+    const fresh = Object.assign(partElement(part), { kind: part.kind, source: part.source });
     if (old?.open) fresh.open = true;
     if (old) old.replaceWith(fresh);
     else element.append(fresh);
@@ -145,30 +115,54 @@ function show(element, text) {
 // --- drawing ---
 
 function drawList() {
-  const sorted = [...conversations.values()].sort((a, b) => b.changed - a.changed);
-  $("conversations").replaceChildren(...sorted.map((conversation) => {
-    const name = title(conversation);
-    const open = make("button", { type: "button", className: "open", title: name, onclick: () => choose(conversation) }, name);
-    const remove = make("button", { type: "button", className: "delete", onclick: () => askToDelete(conversation) }, "×");
-    remove.setAttribute("aria-label", `Delete: ${name}`);
-    if (conversation === current) open.setAttribute("aria-current", "true");
-    return make("li", { className: conversation === current ? "current" : "" }, open, remove);
-  }));
+  const wanted = $("search").value.trim().toLowerCase();
+  const has = (conversation) => [title(conversation), ...conversation.messages.map((message) => message.content)]
+    .some((text) => text.toLowerCase().includes(wanted));
+  const sorted = [...conversations.values()].filter((one) => !wanted || has(one)).sort((a, b) => b.changed - a.changed);
+  $("conversations").replaceChildren(...sorted.map(listElementOf));
+  $("search").hidden = conversations.size < 2;
 }
+
+function listElementOf(conversation) {
+  const name = title(conversation);
+  const button = (className, text, label, onclick) => {
+    const made = make("button", { type: "button", className, title: label, onclick }, text);
+    made.setAttribute("aria-label", `${label}: ${name}`);
+    return made;
+  };
+  const open = make("button", { type: "button", className: "open", title: name, onclick: () => choose(conversation) }, name);
+  if (conversation === current) open.setAttribute("aria-current", "true");
+  const item = make("li", {}, open, button("edit", "✎", "Rename", () => rename(conversation, item)),
+    button("delete", "×", "Delete", () => askToDelete(conversation)));
+  item.classList.toggle("current", conversation === current);
+  item.classList.toggle("running", running.has(conversation.id));
+  return item;
+}
+
+const EXAMPLES = [
+  "Explain why the sky is blue to a ten-year-old.",
+  "Write a Python function that tells whether a text is a palindrome.",
+  "Compare tea and coffee in a small table.",
+];
 
 function drawLog() {
   const log = $("log");
   log.replaceChildren(...current.messages.map(messageElement));
   if (!current.messages.length) {
-    log.append(make("p", { className: "empty" }, "Ask something. Enter sends, Shift+Enter starts a new line, Esc stops an answer."));
+    const hint = byTouch() ? "Ask something, or try one of these." :
+      "Ask something: Enter sends, Shift+Enter starts a new line, Esc stops an answer. Or try one of these.";
+    const ask = (text) => make("button", { type: "button", className: "plain example", onclick: () => sendText(text) }, text);
+    log.append(make("div", { className: "empty" }, make("p", {}, hint), ...EXAMPLES.map(ask)));
   }
   log.scrollTop = log.scrollHeight;
+  $("export").disabled = !current.messages.length;
   document.title = current.messages.length ? `${title(current)} – pyllama` : "pyllama";
 }
 
 function messageElement(message) {
   const body = make("div", { className: "body" });
-  show(body, message.content);
+  if (message.role === "user") body.append(make("p", {}, message.content)); // as it was written
+  else show(body, message.content);
   const foot = make("div", { className: "foot" });
   const who = make("div", { className: "who" }, message.role === "user" ? "You" : "Model");
   const element = make("article", { className: `message ${message.role}` }, who, body, foot);
@@ -177,17 +171,21 @@ function messageElement(message) {
   return element;
 }
 
+const elementOfMessage = (message) => [...$("log").children].find((child) => child.message === message);
+
 function drawFoot(element) {
   const { message } = element;
   const foot = element.querySelector(".foot");
   foot.replaceChildren();
-  if (message.role !== "assistant" || live?.message === message) return;
-  if (message.content) {
-    foot.append(make("button", { type: "button", className: "plain small", onclick: (event) => copy(message.content, event.target) }, "Copy"));
+  const writing = live();
+  if (writing?.message === message) return;
+  const button = (text, onclick) => foot.append(make("button", { type: "button", className: "plain small", onclick }, text));
+  if (message.content) button("Copy", (event) => copy(message.content, event.target));
+  if (message.role === "user") {
+    if (!writing) button("Edit", () => edit(element));
+    return;
   }
-  if (message === current.messages.at(-1)) {
-    foot.append(make("button", { type: "button", className: "plain small", onclick: again }, "Try again"));
-  }
+  if (!writing && message === current.messages.at(-1)) button(message.content ? "Regenerate" : "Try again", again);
   if (message.problem) foot.append(make("span", { className: "problem" }, message.problem));
   foot.append(make("span", {}, message.stats ?? "not finished")); // a reload cut it off
 }
@@ -205,13 +203,12 @@ let drawing = false;
 function drawAnswerSoon() {
   if (drawing) return;
   drawing = true;
-  const draw = () => {
-    if (!drawing) return;
+  requestAnimationFrame(() => {
     drawing = false;
-    const element = [...$("log").children].find((child) => live && child.message === live.message);
-    if (element) following(() => show(element.querySelector(".body"), live.message.content));
-  };
-  requestAnimationFrame(draw);
+    const message = live()?.message;
+    const element = message && elementOfMessage(message);
+    if (element) following(() => show(element.querySelector(".body"), message.content));
+  });
 }
 
 function rate(tokens, seconds) {
@@ -238,15 +235,17 @@ function tell(text) {
 }
 
 function drawState() {
-  const { progress } = live;
+  const writing = live();
+  if (!writing) return;
+  const { progress } = writing;
   const parts = [];
   if (progress?.queue_place > 0) {
     parts.push(`place ${progress.queue_place} in the queue`);
-  } else if (!live.tokens) {
+  } else if (!writing.tokens) {
     const read = progress?.prompt_tokens_done;
     parts.push(read ? `reading: ${read} of ${progress.prompt_tokens} tokens` : "reading");
   } else {
-    parts.push(`${live.tokens} tokens`, rate(live.tokens - 1, (live.last - live.first) / 1000));
+    parts.push(`${writing.tokens} tokens`, rate(writing.tokens - 1, (writing.last - writing.first) / 1000));
   }
   const inPass = progress?.layer > 0 && !progress.queue_place;
   if (inPass) parts.push(`layer ${progress.layer} of ${progress.layers}`);
@@ -254,16 +253,17 @@ function drawState() {
   if (inPass) Object.assign($("layers"), { max: progress.layers, value: progress.layer });
   const text = parts.filter(Boolean).join(" · ");
   if ($("status").textContent !== text) tell(text);
-  $("timer").textContent = duration(Date.now() - live.started);
+  $("timer").textContent = duration(Date.now() - writing.started);
 }
 
 function drawComposer() {
-  $("send").hidden = live !== null;
-  $("stop").hidden = live === null;
-  $("log").setAttribute("aria-busy", String(live !== null)); // readers wait for the whole answer
+  const writing = live();
+  $("send").hidden = writing !== null;
+  $("stop").hidden = writing === null;
+  $("log").setAttribute("aria-busy", String(writing !== null)); // readers wait for the whole answer
   // The status changes many times a second: it is read aloud only when nothing else goes on.
-  $("status").setAttribute("aria-live", live ? "off" : "polite");
-  if (!live) {
+  $("status").setAttribute("aria-live", writing ? "off" : "polite");
+  if (!writing) {
     $("layers").hidden = true;
     $("timer").textContent = "";
   }
@@ -306,7 +306,7 @@ async function problemOf(response) {
   } catch {
     message = response.statusText || "no reason given";
   }
-  if (response.status === 401) openSettings("The server asks for an API key.", "api_key");
+  if (response.status === 401) askForKey();
   const wait = response.headers.get("retry-after");
   return `${response.status}: ${message}${wait ? ` (try again in ${wait} s)` : ""}`;
 }
@@ -352,9 +352,10 @@ function requestOf(messages) {
     stream: true,
     stream_options: { include_usage: true, include_progress: true },
   };
-  for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
+  for (const name of ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed"]) {
     if (settings[name] !== undefined && settings[name] !== "") request[name] = Number(settings[name]);
   }
+  if (settings.thinking) request.chat_template_kwargs = { enable_thinking: settings.thinking === "on" };
   return request;
 }
 
@@ -365,7 +366,7 @@ async function answer(conversation) {
   conversation.messages.push(message);
   conversations.set(conversation.id, conversation);
   const mine = { conversation, message, abort: new AbortController(), started: Date.now(), tokens: 0, progress: null };
-  live = mine;
+  running.set(conversation.id, mine);
   keep(conversation);
   drawList();
   drawLog();
@@ -387,15 +388,19 @@ async function answer(conversation) {
     else message.problem = error instanceof TypeError ? "the connection to the server failed" : error.message;
   } finally {
     clearInterval(clock);
-    live = null;
+    running.delete(conversation.id);
   }
   message.stats = statsOf(mine);
   if (conversations.has(conversation.id)) keep(conversation); // else it was deleted meanwhile
+  drawList();
+  if (conversation !== current) return;
   tell("");
   drawComposer();
-  drawList();
-  const element = [...$("log").children].find((child) => child.message === message);
-  if (element) following(() => { show(element.querySelector(".body"), message.content); drawFoot(element); });
+  following(() => {
+    const element = elementOfMessage(message);
+    if (element) show(element.querySelector(".body"), message.content);
+    for (const one of $("log").children) if (one.message) drawFoot(one);
+  });
 }
 
 function take(chunk, mine) {
@@ -413,10 +418,10 @@ function take(chunk, mine) {
     mine.tokens += 1; // a chunk is a token, nearly always; the server's own count comes at the end
     mine.progress = null; // of a token that is written by now
     mine.message.content += choice.delta.content;
-    drawAnswerSoon();
+    if (mine === live()) drawAnswerSoon();
   }
   if (choice?.finish_reason) mine.finish = choice.finish_reason;
-  drawState();
+  if (mine === live()) drawState();
 }
 
 function statsOf(mine) {
@@ -426,6 +431,8 @@ function statsOf(mine) {
   const times = mine.times;
   const seconds = times ? times.total_s - times.first_token_s : (mine.last - mine.first) / 1000;
   const parts = [`${tokens} ${tokens === 1 ? "token" : "tokens"}`, rate(tokens - 1, seconds)];
+  const accepted = mine.usage?.completion_tokens_details?.accepted_prediction_tokens;
+  if (accepted) parts.push(`${accepted} of them drafted`);
   if (times) parts.push(`first after ${spell(times.first_token_s)}`);
   if (mine.usage?.prompt_tokens) parts.push(`prompt ${mine.usage.prompt_tokens}${context ? ` of ${context}` : ""}`);
   parts.push(ending);
@@ -439,6 +446,7 @@ async function greet() {
     const [model] = (await response.json()).data;
     $("model").textContent = model.id;
     context = model.max_model_len || null;
+    $("context").textContent = context ? `context ${context}` : "";
     if (model.pyllama?.chat === false) tell("This model has no chat template: it continues texts, under /v1/completions.");
     else tell("");
   } catch {
@@ -448,25 +456,103 @@ async function greet() {
 
 // --- what a person does ---
 
+const byTouch = () => matchMedia("(pointer: coarse)").matches;
+
 function send() {
   const text = $("text").value;
-  if (live || !text.trim()) return;
+  if (live() || !text.trim()) return;
   $("text").value = "";
   fitText();
+  sendText(text);
+}
+
+function sendText(text) {
   current.messages.push({ role: "user", content: text });
   answer(current);
 }
 
 function stop() {
-  live?.abort.abort();
+  live()?.abort.abort();
   $("text").focus();
 }
 
 function again() {
-  if (live) return;
+  if (live()) return;
   if (current.messages.at(-1)?.role === "assistant") current.messages.pop();
   answer(current);
   $("text").focus();
+}
+
+/** Turns a person's message into a field; sending it ends the conversation there and goes on from it. */
+function edit(element) {
+  const { message } = element;
+  const body = element.querySelector(".body");
+  const text = make("textarea", { value: message.content, rows: Math.min(12, message.content.split("\n").length + 1) });
+  text.setAttribute("aria-label", "Edit the message");
+  const done = () => {
+    body.classList.remove("editing");
+    body.replaceChildren(make("p", {}, message.content));
+    drawFoot(element);
+    $("text").focus();
+  };
+  const submit = () => {
+    if (live() || !text.value.trim()) return;
+    current.messages.splice(current.messages.indexOf(message));
+    sendText(text.value);
+    $("text").focus();
+  };
+  const key = (event) => {
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      done();
+    } else if (sends(event)) {
+      event.preventDefault();
+      submit();
+    }
+  };
+  text.addEventListener("keydown", key);
+  body.classList.add("editing");
+  body.replaceChildren(text);
+  element.querySelector(".foot").replaceChildren(
+    make("button", { type: "button", className: "small", onclick: submit }, "Send"),
+    make("button", { type: "button", className: "plain small", onclick: done }, "Cancel"),
+  );
+  text.focus();
+}
+
+function rename(conversation, item) {
+  const field = make("input", { value: title(conversation), maxLength: 80 });
+  field.setAttribute("aria-label", "New name");
+  let kept = false;
+  const done = (name) => {
+    if (kept) return; // leaving the field comes after Enter, too
+    kept = true;
+    if (name?.trim()) {
+      conversation.name = name.trim();
+      save(PREFIX + conversation.id, conversation); // not newer for it
+    }
+    drawList();
+    if (conversation === current) document.title = `${title(current)} – pyllama`;
+  };
+  field.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    if (event.key === "Enter") done(field.value);
+    if (event.key === "Escape") done(null);
+  });
+  field.addEventListener("blur", () => done(field.value));
+  item.replaceChildren(field);
+  field.select();
+}
+
+/** The conversation as a file of Markdown. */
+function exportConversation() {
+  const parts = current.messages.map((message) => `## ${message.role === "user" ? "You" : "Model"}\n\n${message.content.trim()}\n`);
+  const text = [`# ${title(current)}\n`, ...parts].join("\n");
+  const url = URL.createObjectURL(new Blob([text], { type: "text/markdown" }));
+  const name = title(current).replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60);
+  const link = make("a", { href: url, download: `${name || "conversation"}.md` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
 function choose(conversation) {
@@ -474,16 +560,20 @@ function choose(conversation) {
   openSidebar(false);
   drawList();
   drawLog();
+  tell("");
+  drawComposer();
+  drawState();
   $("text").focus();
 }
 
 function remove(conversation) {
-  if (live?.conversation === conversation) live.abort.abort();
+  running.get(conversation.id)?.abort.abort();
   conversations.delete(conversation.id);
   forget(PREFIX + conversation.id);
   if (conversation === current) current = newConversation();
   drawList();
   drawLog();
+  drawComposer();
 }
 
 let confirmed = null;
@@ -505,14 +595,44 @@ function openSidebar(open) {
   if (open) $("new").focus();
 }
 
-const FIELDS = ["system", "temperature", "top_p", "max_tokens", "seed", "api_key"];
+const FIELDS = ["system", "temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "thinking"];
 
-function openSettings(problem = "", field = "system") {
+function openSettings() {
   const form = $("settings-form");
   for (const name of FIELDS) form.elements[name].value = settings[name] ?? "";
-  $("settings-problem").textContent = problem;
-  if (!$("settings").open) $("settings").showModal();
-  form.elements[field].focus();
+  $("settings-problem").textContent = "";
+  $("settings").showModal();
+  form.elements.system.focus();
+}
+
+function askForKey() {
+  const problem = settings.api_key ? "The server does not know this key." : "";
+  $("key-problem").textContent = problem;
+  $("api_key").value = settings.api_key ?? "";
+  if (!$("key").open) $("key").showModal();
+  $("api_key").select();
+}
+
+/** Keeps a key that the server takes; says so of one that it does not. */
+async function tryKey() {
+  const key = $("api_key").value.trim();
+  if (!key) return;
+  $("key-problem").textContent = "";
+  try {
+    // What no header can hold is no key, and fails here like a server that is gone.
+    const response = await fetch("v1/models", { headers: { authorization: `Bearer ${key}` } });
+    if (response.status === 401) {
+      $("key-problem").textContent = "This key is wrong.";
+      return $("api_key").select();
+    }
+  } catch {
+    $("key-problem").textContent = /^[\x20-\x7e]+$/.test(key) ? "The server cannot be reached." : "This key is wrong.";
+    return;
+  }
+  settings.api_key = key;
+  save(SETTINGS, settings);
+  $("key").close();
+  greet();
 }
 
 function saveSettings() {
@@ -524,10 +644,10 @@ function saveSettings() {
       return input.focus();
     }
   }
-  settings = {};
+  settings = settings.api_key ? { api_key: settings.api_key } : {};
   for (const name of FIELDS) {
     const value = form.elements[name].value;
-    if (value.trim()) settings[name] = name === "api_key" ? value.trim() : value;
+    if (value.trim()) settings[name] = value;
   }
   save(SETTINGS, settings);
   $("settings").close();
@@ -541,12 +661,18 @@ function listen(id, event, action) {
 listen("composer", "submit", (event) => { event.preventDefault(); send(); });
 listen("stop", "click", stop);
 listen("text", "input", fitText);
+// On a phone Enter is the only way to a new line. While a composed character is chosen, it is that choice.
+const sends = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing && !byTouch();
 listen("text", "keydown", (event) => {
-  // On a phone Enter is the only way to a new line. While a composed character is chosen, it is that choice.
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
+  if (!sends(event)) return;
   event.preventDefault();
   send();
 });
+listen("search", "input", drawList);
+listen("export", "click", exportConversation);
+listen("key-open", "click", () => { $("settings").close(); askForKey(); });
+listen("key-form", "submit", (event) => { event.preventDefault(); tryKey(); });
+listen("key-cancel", "click", () => $("key").close());
 listen("new", "click", () => choose(newConversation()));
 listen("menu", "click", () => openSidebar(true));
 listen("shade", "click", () => openSidebar(false));
@@ -566,7 +692,7 @@ document.addEventListener("keydown", (event) => {
   if ($("sidebar").classList.contains("open")) {
     openSidebar(false);
     $("menu").focus();
-  } else if (live) {
+  } else if (live()) {
     stop();
   }
 });
@@ -577,9 +703,8 @@ addEventListener("storage", (event) => {
     settings = load(SETTINGS) || {};
     return;
   }
-  const writing = live?.conversation;
   conversations = storedConversations();
-  if (writing) conversations.set(writing.id, writing);
+  for (const { conversation } of running.values()) conversations.set(conversation.id, conversation);
   const known = conversations.get(current.id);
   if (known && known !== current) {
     current = known;
@@ -590,7 +715,7 @@ addEventListener("storage", (event) => {
 
 addEventListener("pagehide", () => {
   leaving = true;
-  if (live) keep(live.conversation);
+  for (const { conversation } of running.values()) keep(conversation);
 });
 addEventListener("pageshow", () => (leaving = false));
 

@@ -1,5 +1,6 @@
 """POST /v1/completions: texts in, what follows them out."""
 
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -8,10 +9,11 @@ from starlette.responses import Response
 from pyllama.engine import Stream
 from pyllama.generation import Step
 from pyllama.generation.sampler import Sample
-from pyllama.server import foreign_fields, logprobs
 from pyllama.server.errors import ApiError
-from pyllama.server.logprobs import Echo, Reported, echo_of
-from pyllama.server.reply import Part, Reply
+from pyllama.server.fill_in import Gap, prompt_of
+from pyllama.server.openai import foreign_fields, logprobs
+from pyllama.server.openai.logprobs import Echo, Reported, echo_of
+from pyllama.server.openai.reply import Part, Reply
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.schemas import COMPLETION
 from pyllama.server.service import Service
@@ -27,12 +29,14 @@ async def create(request: Request) -> Response:
     most = body.get("max_tokens")
     # The pass over a prompt gives its first token, too: one that was not asked for is left out.
     want = wanted(body, DEFAULT_MAX_TOKENS if most is None else max(1, most), top, service.model.config.vocab_size)
-    if body.get("suffix"):
-        raise ApiError(400, "suffix: not supported, expected none", "suffix", "unsupported")
     if body.get("best_of") not in (None, want.n):
         raise ApiError(400, f"best_of: got {body['best_of']}, expected n, {want.n}", "best_of", "unsupported")
     given = _prompts(body["prompt"])
-    prompts = await service.in_text_thread(request, _encode, service, given)
+    if body.get("suffix"):
+        prompts, ends = await service.in_text_thread(request, _around, service, given, body)
+        want = replace(want, params=replace(want.params, stop_token_ids=(*want.params.stop_token_ids, *ends)))
+    else:
+        prompts = await service.in_text_thread(request, _encode, service, given)
     echoes = [Echo("", []) for _ in prompts]
     if body.get("echo"):
         echoes = await service.in_text_thread(request, _echoes, service, given, prompts)
@@ -66,6 +70,22 @@ def _encode(service: Service, prompts: list[str | list[int]]) -> list[list[int]]
         if not ids:
             raise ApiError(400, f"prompt[{index}]: no tokens, expected at least one", "prompt", "invalid_value")
     return encoded
+
+
+def _around(
+    service: Service, prompts: list[str | list[int]], body: dict[str, Any]
+) -> tuple[list[list[int]], list[int]]:
+    """Token ids of each prompt with a gap between it and the suffix, and those that end what fills it."""
+    if body.get("echo"):
+        raise ApiError(400, "echo: not together with suffix", "echo", "unsupported")
+    found: list[list[int]] = []
+    ends: list[int] = []
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ApiError(400, "prompt: token ids, expected text together with suffix", "prompt", "unsupported")
+        ids, ends = prompt_of(service.tokenizer, Gap(prompt, body["suffix"]), "suffix")
+        found.append(ids)
+    return found, ends
 
 
 class _Choice:

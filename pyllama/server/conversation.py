@@ -1,0 +1,114 @@
+"""A conversation to answer: the one request inside, which every chat API's translation makes, and its answers queued.
+
+It has the fields of OpenAI's chat completions (CHAT in schemas.py), whoever asked.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from pyllama.engine import Stream
+from pyllama.generation import AnswerOptions
+from pyllama.server import tools
+from pyllama.server.continuation import FLAGS, Beginning, beginning_of
+from pyllama.server.errors import ApiError
+from pyllama.server.grammar import json_grammar, lark_grammar
+from pyllama.server.grammar_process import Grammar
+from pyllama.server.sampling import Wanted, wanted
+from pyllama.server.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A conversation whose answers are queued.
+
+    streams  of steps, one for each of the n answers
+    want     how they are to be made and sent
+    choice   what the request says of tools
+    """
+
+    streams: list[Stream]
+    want: Wanted
+    choice: tools.ToolChoice
+
+
+async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked:
+    """Queue the answers to a conversation. Raises ApiError, and what Service.submit raises.
+
+    body  checked against CHAT
+    """
+    beginning = beginning_of(body)
+    most = body.get("max_completion_tokens") or body.get("max_tokens")
+    want = wanted(body, most, _top_logprobs(body), service.model.config.vocab_size)
+    choice, prompt_ids = await prompt_of(service, request, body, beginning)
+    grammar = _grammar(service, choice, body)
+    guide = await service.guide(request, grammar, want.n) if grammar else None
+    options: AnswerOptions = {"guide": guide, "show_special": choice.tools is not None}
+    options["continuation"] = beginning.continue_final_message
+    return Asked(service.submit([prompt_ids], want, request, body.get("user"), "messages", **options), want, choice)
+
+
+async def prompt_of(
+    service: Service, request: Request, body: dict[str, Any], beginning: Beginning | None = None
+) -> tuple[tools.ToolChoice, list[int]]:
+    """What the request says of tools, and the token ids of its prompt. Raises ApiError."""
+    if service.tokenizer.chat_template is None:
+        raise ApiError(400, "messages: this model has no chat template; use /v1/completions", "messages", "unsupported")
+    choice = tools.tool_choice(body, service.tool_format)
+    return choice, await service.in_text_thread(
+        request, _encode, service, body, choice, beginning or beginning_of(body)
+    )
+
+
+def _encode(service: Service, body: dict[str, Any], choice: tools.ToolChoice, beginning: Beginning) -> list[int]:
+    options = {
+        "tools": choice.tools,
+        "parse_special": bool(body.get("parse_special")),
+        "continue_final_message": beginning.continue_final_message,
+        "add_generation_prompt": beginning.add_generation_prompt,
+    }
+    variables = dict(body.get("chat_template_kwargs") or {})
+    for name in (*options, "messages"):
+        if variables.pop(name, None) is not None and name not in FLAGS:
+            at = f"chat_template_kwargs.{name}"
+            raise ApiError(400, f"{at}: the server's own, expected another name", at, "invalid_value")
+    return service.tokenizer.encode_chat(tools.messages_for_template(body["messages"]), **options, **variables)
+
+
+def _top_logprobs(body: dict[str, Any]) -> int | None:
+    top = body.get("top_logprobs")
+    if body.get("logprobs"):
+        return top or 0
+    if top:
+        raise ApiError(400, "top_logprobs: only with logprobs", "top_logprobs", "invalid_value")
+    return None
+
+
+def _grammar(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> Grammar | None:
+    """What restricts the tokens: a tool that must be called, or else the format asked for, unless one is called."""
+    form = service.tool_format
+    schema = _format(body.get("response_format"))
+    if form is None or choice.tools is None or not (choice.forced or schema):
+        return json_grammar(schema, "response_format") if schema else None
+    marker = service.tokenizer.id_of(form.opening) if form.opening else None
+    if marker not in service.tokenizer.special_ids:
+        marker = None
+    if choice.forced:
+        return lark_grammar(tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel), "tools")
+    assert schema is not None
+    functions = list(choice.offered.values())
+    json_grammar(schema, "response_format")  # whose fault an error is
+    return lark_grammar(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
+
+
+def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The schema that `response_format` asks for, in json_schema (OpenAI) or beside the type (llama.cpp, Together)."""
+    if not given or given["type"] == "text":
+        return None
+    own = given.get("json_schema") or {}
+    schema = own.get("schema") or given.get("schema")
+    if given["type"] == "json_schema" and schema is None and own.get("schema") is None:
+        missing = "response_format.json_schema" + (".schema" if own else "")
+        raise ApiError(400, f"{missing}: missing", missing)
+    return schema or {"type": "object"}

@@ -1,0 +1,75 @@
+"""POST /infill: what is before a gap and what is after it in, what fills it out. The fields are llama.cpp's."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pyllama.server.answers import event
+from pyllama.server.endpoint import EVENTS, JSON, Endpoint
+from pyllama.server.errors import ApiError, openai_body
+from pyllama.server.fill_in import Gap, fill_in
+from pyllama.server.one_reply import Block, OneReply
+from pyllama.server.schemas import SAMPLING, STRING, Schema, integer, obj, text
+from pyllama.server.service import Service
+
+INFILL: Schema = obj(
+    {
+        **{name: field for name, field in SAMPLING.items() if name not in ("n", "stream_options")},
+        "input_prefix": text("what is before the gap"),
+        "input_suffix": text("what is after it"),
+        "prompt": text("more of what is before it"),
+        "input_extra": {
+            "type": "array",
+            "items": obj({"filename": STRING, "text": STRING}, ("text",)),
+            "description": "other files that may help",
+        },
+        "n_predict": integer(-1, 2**31 - 1, "tokens to write at most; -1: no limit"),
+    },
+    ("input_prefix", "input_suffix"),
+)
+
+
+async def infill(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = await service.read(request, INFILL)
+    files = tuple((one.get("filename") or "file", one["text"]) for one in body.get("input_extra") or ())
+    gap = Gap(body["input_prefix"] + (body.get("prompt") or ""), body["input_suffix"], files)
+    most = body.get("n_predict")
+    if most is not None:
+        body["max_tokens"] = most if most > 0 else None
+    reply = _Infill(service, await fill_in(service, request, body, gap, "input_suffix"))
+    del body, gap, files  # an answer may take long
+    return await reply.response(request)
+
+
+class _Infill(OneReply):
+    def whole(self) -> dict[str, Any]:
+        usage = self.usage
+        return {
+            "content": "".join(block.text for block in self.blocks),
+            "model": self.service.name,
+            "stop": True,
+            "stop_type": self._stop_type(),
+            "stopping_word": self.request.answer.stop_string or "",
+            "tokens_predicted": usage["completion_tokens"],
+            "tokens_evaluated": usage["prompt_tokens"],
+            "tokens_cached": usage["prompt_tokens_details"]["cached_tokens"],
+        }
+
+    def _stop_type(self) -> str:
+        if self.finish_reason == "length":
+            return "limit"
+        return "word" if self.request.answer.stop_string else "eos"
+
+    def grown(self, index: int, block: Block, text: str) -> bytes:
+        return event({"content": text, "stop": False})
+
+    def end(self) -> bytes:
+        return event({**self.whole(), "content": ""})
+
+    def failed(self, error: ApiError) -> bytes:
+        return event(openai_body(error))
+
+
+ENDPOINTS = (Endpoint("POST", "/infill", infill, "Fill a gap in a text", INFILL, (JSON, EVENTS)),)

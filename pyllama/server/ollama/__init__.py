@@ -1,0 +1,1 @@
+"""Ollama's API: chat, generate, and what it tells of the model."""

@@ -1,0 +1,137 @@
+"""POST /api/chat and /api/generate: a conversation or a prompt in, the answer out, a line of JSON for each piece."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pyllama.server import tools
+from pyllama.server.conversation import Asked, ask
+from pyllama.server.errors import ApiError, ollama_body
+from pyllama.server.fill_in import Gap, continued, fill_in
+from pyllama.server.ollama.schemas import CHAT, GENERATE
+from pyllama.server.ollama.translation import conversation_of, sampling_of
+from pyllama.server.one_reply import Block, OneReply
+from pyllama.server.service import Service
+
+
+async def chat(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = await service.read(request, CHAT)
+    if not body.get("messages"):
+        return _there(service, {"message": {"role": "assistant", "content": ""}})
+    reply = _Chat(service, await ask(service, request, conversation_of(body, body["messages"])))
+    del body  # an answer may take long
+    return await reply.response(request)
+
+
+async def generate(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = await service.read(request, GENERATE)
+    if not (body.get("prompt") or body.get("suffix")):
+        return _there(service, {"response": ""})
+    if body.get("raw") or body.get("suffix") or service.tokenizer.chat_template is None:
+        asked = await _continued(service, request, body)
+    else:
+        messages = [{"role": "system", "content": body["system"]}] if body.get("system") else []
+        messages.append({"role": "user", "content": body["prompt"]})
+        asked = await ask(service, request, conversation_of(body, messages))
+    reply = _Generated(service, asked)
+    del body  # an answer may take long
+    return await reply.response(request)
+
+
+async def _continued(service: Service, request: Request, body: dict[str, Any]) -> Asked:
+    """A text to go on with, or a gap to fill, without any template."""
+    if body.get("format"):
+        raise ApiError(400, "format: not with raw or suffix", "format", "unsupported")
+    prompt, sampling = body.get("prompt") or "", sampling_of(body)
+    if body.get("suffix"):
+        return await fill_in(service, request, sampling, Gap(prompt, body["suffix"]), "suffix")
+    prompt_ids = await service.in_text_thread(request, service.model.encode_prompt, prompt)
+    return continued(service, request, sampling, prompt_ids)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _there(service: Service, empty: dict[str, Any]) -> JSONResponse:
+    """What who asks nothing is told: clients load a model so."""
+    return JSONResponse({"model": service.name, "created_at": now(), **empty, "done": True, "done_reason": "load"})
+
+
+def _bytes(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+class _Lines(OneReply):
+    media_type = "application/x-ndjson"
+
+    def __init__(self, service: Service, asked: Asked):
+        super().__init__(service, asked)
+        self.ping = self._line()
+
+    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> dict[str, Any]:
+        """Where an answer's text, thinking and calls stand."""
+        raise NotImplementedError
+
+    def whole(self) -> dict[str, Any]:
+        text, thinking = (
+            "".join(block.text for block in self.blocks if block.kind == kind) for kind in ("text", "thinking")
+        )
+        calls = [block.call for block in self.blocks if block.call]
+        return {**self._head(), **self.part(text, thinking, calls), **self._ending()}
+
+    def grown(self, index: int, block: Block, text: str) -> bytes:
+        if block.call:
+            return self._line(calls=[block.call])
+        return self._line(text) if block.kind == "text" else self._line(thinking=text)
+
+    def end(self) -> bytes:
+        return _bytes({**self._head(), **self.part(), **self._ending()})
+
+    def failed(self, error: ApiError) -> bytes:
+        return _bytes(ollama_body(error))
+
+    def _head(self) -> dict[str, Any]:
+        return {"model": self.service.name, "created_at": now()}
+
+    def _line(self, *part: Any, **named: Any) -> bytes:
+        return _bytes({**self._head(), **self.part(*part, **named), "done": False})
+
+    def _ending(self) -> dict[str, Any]:
+        request, usage = self.request, self.usage
+        total, first = request.total_s or 0.0, request.first_token_s or 0.0
+        queued = request.queue_s or 0.0
+        return {
+            "done": True,
+            "done_reason": "length" if self.finish_reason == "length" else "stop",
+            "total_duration": round(total * 1e9),
+            "load_duration": round(queued * 1e9),
+            "prompt_eval_count": usage["prompt_tokens"],
+            "prompt_eval_duration": round((first - queued) * 1e9),
+            "eval_count": usage["completion_tokens"],
+            "eval_duration": round((total - first) * 1e9),
+        }
+
+
+class _Chat(_Lines):
+    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if thinking:
+            message["thinking"] = thinking
+        if calls:
+            message["tool_calls"] = [
+                {"id": call.id, "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+                for call in calls
+            ]
+        return {"message": message}
+
+
+class _Generated(_Lines):
+    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> dict[str, Any]:
+        return {"response": text, **({"thinking": thinking} if thinking else {})}

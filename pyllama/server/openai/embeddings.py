@@ -1,0 +1,52 @@
+"""POST /v1/embeddings: texts in, vectors out."""
+
+import base64
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from pyllama.server.errors import ApiError
+from pyllama.server.schemas import STRING, TOKEN_IDS, Schema, either, integer, obj, text
+from pyllama.server.service import Service
+from pyllama.server.vectors import MAX_TEXTS, refuse_unless_asked, vectors_of
+
+EMBEDDINGS: Schema = obj(
+    {
+        "model": text("name of the model"),
+        "input": either(
+            "text or token ids, or a list of either",
+            STRING,
+            {**TOKEN_IDS, "minItems": 1},
+            {"type": "array", "items": STRING, "minItems": 1, "maxItems": MAX_TEXTS},
+            {"type": "array", "items": {**TOKEN_IDS, "minItems": 1}, "minItems": 1, "maxItems": MAX_TEXTS},
+        ),
+        "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+        "dimensions": integer(1, 2**31 - 1, "must be the model's hidden_size"),
+        "user": STRING,
+    },
+    ("input",),
+)
+
+
+async def embeddings(request: Request) -> JSONResponse:
+    service: Service = request.app.state.service
+    body = await service.read(request, EMBEDDINGS)
+    refuse_unless_asked(service)
+    size = service.model.config.hidden_size
+    if body.get("dimensions") not in (None, size):
+        raise ApiError(400, f"dimensions: got {body['dimensions']}, expected {size}", "dimensions", "unsupported")
+    given = body["input"]
+    texts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    vectors, tokens = await vectors_of(service, request, texts, "input")
+    as_text = body.get("encoding_format") == "base64"
+    data = [
+        {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else vector.tolist()}
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return JSONResponse({"object": "list", "data": data, "model": service.name, "usage": usage})
+
+
+def _base64(vector: np.ndarray) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()

@@ -1,0 +1,78 @@
+"""A request of OpenAI's Responses API, as JSON Schema."""
+
+from pyllama.server.schemas import CHAT, SAMPLING, STRING, Schema, either, flag, integer, obj, text
+
+_PARTS: Schema = {"type": "array", "items": obj({"type": STRING, "text": STRING, "refusal": STRING}, ("type",))}
+
+_ITEM: Schema = obj(
+    {
+        "type": text("message, function_call, function_call_output or reasoning; default message"),
+        "role": {"type": "string", "enum": ["system", "developer", "user", "assistant"]},
+        "content": either("of a message", STRING, _PARTS),
+        "call_id": STRING,
+        "name": STRING,
+        "arguments": STRING,
+        "output": either("of a call", STRING, _PARTS),
+    }
+)
+
+_TOOL: Schema = obj(
+    {
+        "type": text("function; tools of other types are left out", minLength=1),
+        "name": text("", minLength=1, maxLength=64),
+        "description": STRING,
+        "parameters": {"type": "object"},
+        "strict": {"type": "boolean"},
+    },
+    ("type",),
+)
+
+RESPONSE: Schema = obj(
+    {
+        **{
+            name: SAMPLING[name]
+            for name in ("model", "temperature", "top_p", "top_k", "min_p", "seed", "stream", "user")
+        },
+        "input": either(
+            "text, or the items of a conversation", STRING, {"type": "array", "items": _ITEM, "minItems": 1}
+        ),
+        "instructions": text("a system message before it, for this response only"),
+        "previous_response_id": text("go on after this one; instructions are not carried on"),
+        "store": flag("whether previous_response_id may name this one; default true"),
+        "max_output_tokens": integer(1, 2**31 - 1, "tokens to write at most"),
+        "text": obj(
+            {
+                "format": obj(
+                    {
+                        "type": {"type": "string", "enum": ["text", "json_object", "json_schema"]},
+                        "name": STRING,
+                        "schema": {"type": "object"},
+                    },
+                    ("type",),
+                )
+            }
+        ),
+        "tools": {"type": "array", "items": _TOOL, "maxItems": 128},
+        "tool_choice": either(
+            "whether it may, must not or must call one",
+            {"type": "string", "enum": ["none", "auto", "required"]},
+            obj(
+                {
+                    "type": text("function or allowed_tools"),
+                    "name": STRING,
+                    "mode": {"type": "string", "enum": ["auto", "required"]},
+                    "tools": {"type": "array", "items": obj({"type": STRING, "name": STRING})},
+                },
+                ("type",),
+            ),
+        ),
+        "parallel_tool_calls": flag("whether an answer may have several calls; default true"),
+        "reasoning": obj(
+            {"effort": text("none and minimal ask the model not to think, all others to think, if its template can")}
+        ),
+        "chat_template_kwargs": CHAT["properties"]["chat_template_kwargs"],
+        "metadata": {"type": "object"},
+        "background": flag("refused"),
+    },
+    ("input",),
+)
