@@ -24,9 +24,8 @@ async def create(request: Request) -> Response:
     foreign_fields.refuse(body)
     beginning = beginning_of(body)
     top = _top_logprobs(body)
-    want = wanted(
-        body, body.get("max_completion_tokens") or body.get("max_tokens"), top, service.model.config.vocab_size
-    )
+    most = body.get("max_completion_tokens") or body.get("max_tokens")
+    want = wanted(body, most, top, service.model.config.vocab_size, service.sampling_defaults)
     if service.tokenizer.chat_template is None:
         raise ApiError(400, "messages: this model has no chat template; use /v1/completions", "messages", "unsupported")
     choice = tools.tool_choice(body, service.tool_format)

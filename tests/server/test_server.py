@@ -22,6 +22,7 @@ pytest.importorskip("prometheus_client")
 
 from running_server import JSON, MESSAGES, TOOL_TEMPLATE, WEATHER, running, wait_until
 
+from pyllama.generation.defaults import CONVERSATION
 from pyllama.server import tools
 from pyllama.server.hooks import Hooks
 from pyllama.server.schemas import openapi
@@ -194,7 +195,7 @@ def test_company_changes_no_text(server, reference):
         thread.join()
     for i, body in enumerate(bodies):
         alone = reference.generate(
-            body["prompt"], fingerprint=True, seed=i, temperature=1.0, max_tokens=12, ignore_eos=True
+            body["prompt"], fingerprint=True, seed=i, max_tokens=12, ignore_eos=True, **CONVERSATION
         )
         assert answers[i]["choices"][0]["text"] == alone.read()
         assert answers[i]["pyllama"]["logits_fingerprints"] == [alone.fingerprint.hexdigest()]
