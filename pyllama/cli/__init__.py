@@ -6,6 +6,7 @@ costs only argparse.
 """
 
 import argparse
+import itertools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from pyllama.cli import (
 )
 from pyllama.cli.hints import check_command, unknown
 from pyllama.errors import PyllamaError, RequestError, reason_of
+from pyllama.synonyms import is_of_others
 from pyllama.version import __version__
 
 COMMANDS = (run, chat, serve, service, info, pull, plan, bench, perplexity, quantize, pack, unpack, verify)
@@ -45,7 +47,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """What is not known is complained of by the command it was typed for, which knows what there is."""
+        for word in itertools.takewhile(lambda word: word != "--", args or ()):
+            # argparse would read -ngl as -n gl.
+            if len(word) > 2 and word[0] == "-" != word[1] and is_of_others(word) and self._subparsers is None:
+                self.error(unknown(self, [word], {}))
         namespace, extras = super().parse_known_args(args, namespace)
+        if extras and hasattr(namespace, "words"):
+            extras = _join(namespace, extras)
         if extras and self._subparsers is None:
             others = {name: other for name, other in self.siblings.items() if other is not self}
             self.error(unknown(self, extras, others))
@@ -53,6 +61,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message} (see {self.prog} --help)")
+
+
+def _join(namespace: argparse.Namespace, extras: list[str]) -> list[str]:
+    """Give PROMPT the words that argparse leaves over: of "MODEL -n 5 PROMPT" it takes none. The options among them."""
+    before, after = extras, []
+    if "--" in extras:
+        at = extras.index("--")
+        before, after = extras[:at], extras[at + 1 :]
+    if any(len(word) > 1 and word[0] == "-" for word in before):
+        return extras
+    namespace.words = [*namespace.words, *map(streams.utf8, [*before, *after])]
+    return []
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,7 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="pyllama COMMAND --help tells more about a command.",
     )
     parser.add_argument("--version", action="version", version=f"pyllama {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND")
+    parser.set_defaults(run=lambda args: print(parser.format_help(), end="") or 0)
     for command in COMMANDS:
         command.add_parser(subparsers)
     for other in subparsers.choices.values():
