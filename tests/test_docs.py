@@ -8,6 +8,7 @@ import pytest
 
 import pyllama
 from pyllama.cli import build_parser
+from pyllama.cli.hints import commands_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 MODEL = "models/SmolLM2-135M-Instruct"
@@ -40,10 +41,7 @@ def test_the_examples_of_the_api_run(chat_folder, tmp_path, monkeypatch, capsys)
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    for action in build_parser()._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    raise AssertionError("no commands")
+    return commands_of(build_parser())
 
 
 def option_row(action: argparse.Action) -> str:

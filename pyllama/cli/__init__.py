@@ -16,11 +16,14 @@ from pyllama.cli import (
     bench,
     chat,
     info,
+    list_models,
     pack,
     perplexity,
     plan,
+    ps,
     pull,
     quantize,
+    rm,
     run,
     serve,
     service,
@@ -28,12 +31,14 @@ from pyllama.cli import (
     unpack,
     verify,
 )
-from pyllama.cli.hints import check_command, unknown
+from pyllama.cli.hints import check_command, commands_of, unknown
 from pyllama.errors import PyllamaError, RequestError, reason_of
 from pyllama.synonyms import is_of_others
 from pyllama.version import __version__
 
-COMMANDS = (run, chat, serve, service, info, pull, plan, bench, perplexity, quantize, pack, unpack, verify)
+COMMANDS = (
+    run, chat, serve, service, ps, list_models, info, pull, rm, plan, bench, perplexity, quantize, pack, unpack, verify,
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +80,7 @@ def _join(namespace: argparse.Namespace, extras: list[str]) -> list[str]:
     return []
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The whole command line; docs/cli.md is checked against it."""
     parser = Parser(
         prog="pyllama",
@@ -84,11 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pyllama {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND")
-    parser.set_defaults(run=lambda args: print(parser.format_help(), end="") or 0)
+    # For commands that are about the command line itself.
+    parser.set_defaults(command_line=parser, run=lambda args: print(parser.format_help(), end="") or 0)
     for command in COMMANDS:
         command.add_parser(subparsers)
-    for other in subparsers.choices.values():
-        other.siblings = subparsers.choices
+    parser.siblings = commands_of(parser)
+    for other in parser.siblings.values():
+        other.siblings = parser.siblings  # type: ignore[attr-defined]
     return parser
 
 
@@ -103,8 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             argv = sys.argv[1:] if argv is None else argv
-            check_command(argv, (command.__name__.rpartition(".")[2] for command in COMMANDS))
-            args = build_parser().parse_args(argv)
+            parser = build_parser()
+            check_command(argv, parser)
+            args = parser.parse_args(argv)
             code = args.run(args)
         finally:
             sys.stdout.flush()

@@ -149,8 +149,10 @@ def sampling_text(options: dict[str, Any]) -> str:
 
 def load_model(args: argparse.Namespace, signs: "StatusLine", **more: Any) -> "Model":
     """The model of add_loading()'s options, and more of load()'s; loading it shows on the status line."""
+    from pyllama.cli.fetching import offer
     from pyllama.loading import load
 
+    offer(args)
     signs.show("loading")
     return load(args.model, **{name: getattr(args, name) for name in LOADING}, **more)
 
