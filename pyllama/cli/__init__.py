@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 from pyllama.cli import (
     bench,
     chat,
+    completion,
+    doctor,
     info,
     list_models,
     pack,
@@ -27,17 +29,19 @@ from pyllama.cli import (
     run,
     serve,
     service,
+    settings,
     streams,
     unpack,
     verify,
 )
-from pyllama.cli.hints import check_command, commands_of, unknown
+from pyllama.cli.hints import check_command, commands_of, name_of, unknown
 from pyllama.errors import PyllamaError, RequestError, reason_of
 from pyllama.synonyms import is_of_others
 from pyllama.version import __version__
 
 COMMANDS = (
-    run, chat, serve, service, ps, list_models, info, pull, rm, plan, bench, perplexity, quantize, pack, unpack, verify,
+    run, chat, serve, service, ps, list_models, info, pull, rm, plan, doctor, bench, perplexity, quantize, pack, unpack,
+    verify, completion,
 )  # fmt: skip
 
 
@@ -112,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             argv = sys.argv[1:] if argv is None else argv
             parser = build_parser()
             check_command(argv, parser)
+            if argv and (name := name_of(parser, argv[0])):
+                settings.apply(parser, name)
             args = parser.parse_args(argv)
             code = args.run(args)
         finally:

@@ -70,6 +70,12 @@ def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
     return {name: other for other, name in first.items()}
 
 
+def name_of(parser: argparse.ArgumentParser, word: str) -> str | None:
+    """The first name of the command that a word stands for."""
+    other = _subparsers(parser).get(word)
+    return next((name for name, command in commands_of(parser).items() if command is other), None)
+
+
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     return next(dict(a.choices) for a in parser._actions if isinstance(a, argparse._SubParsersAction))
 

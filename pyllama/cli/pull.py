@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     with Progress(quiet=args.quiet) as progress:
         if args.pack is None:
-            before = (lambda wanted: None) if args.patterns else refuse_what_cannot_run  # who names files knows
+            before = None if args.patterns else refuse_what_cannot_run  # who names files knows
             path = hub.pull(args.name, progress, patterns=args.patterns, before=before)
         else:
             from pyllama.packing import pull_packed

@@ -24,7 +24,7 @@ def pull(
     *,
     patterns: "Sequence[str]" = (),
     weights: bool = True,
-    before: "Callable[[Wanted], None]" = lambda wanted: None,
+    before: "Callable[[Wanted], None] | None" = None,
 ) -> Path:
     """Bring a model's files into the cache, as the hub has them now; return where the model is.
 

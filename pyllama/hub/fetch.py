@@ -7,6 +7,7 @@ and the revision points to the commit last of all.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pyllama.errors import HubError
@@ -43,7 +44,7 @@ def pull(
     *,
     patterns: Sequence[str] = (),
     weights: bool = True,
-    before: Callable[[Wanted], None] = lambda wanted: None,
+    before: Callable[[Wanted], None] | None = None,
 ) -> Path:
     """What `pyllama.hub.pull` does."""
     progress = Progress(quiet=True) if progress is None else progress
@@ -65,17 +66,12 @@ def pull(
         extra = weight_files(model, list(listing.files), patterns, lambda: _shards(fetcher))
         if any(file.endswith(".safetensors") for file in extra) and INDEX in listing.files:
             chosen.append(INDEX)
-        fetcher.fetch(file for file in chosen if file == "config.json")
         everything = list(dict.fromkeys([*chosen, *extra]))
-        before(
-            Wanted(
-                str(model),
-                fetcher.missing_nbytes(everything),
-                snapshot,
-                list(extra),
-                lambda path: RemoteFile(listing, path.as_posix(), progress.note),
-            )
-        )
+        if before is not None:
+            nbytes = fetcher.missing_nbytes(everything)
+            fetcher.fetch(file for file in chosen if file == "config.json")
+            opener = partial(_remote, listing, progress)
+            before(Wanted(str(model), nbytes, snapshot, list(extra), opener))
         fetcher.fetch(everything)
         fetcher.repository.set_commit(model.revision, listing.commit)
     try:
@@ -84,6 +80,10 @@ def pull(
         if patterns:
             return snapshot  # asked for some of the files, which need not make a model
         raise
+
+
+def _remote(listing: Listing, progress: Progress, path: Path) -> RemoteFile:
+    return RemoteFile(listing, path.as_posix(), progress.note)
 
 
 class Fetcher:
@@ -99,11 +99,13 @@ class Fetcher:
         self._progress, self._part = progress, part
 
     def missing_nbytes(self, names: Iterable[str]) -> int:
-        """How much fetch() would have to bring. Raises HubError for a file that could do harm."""
+        """How much fetch() would have to bring. Raises HubError for too little space, and for what could do harm."""
         files = [self.listing.files[name] for name in names]
         for file in files:
             check(file, self.listing)
-        return sum(file.nbytes for file in files if not self._holds(file))
+        missing = [file for file in files if not self._holds(file)]
+        self._check_space(missing)
+        return sum(file.nbytes for file in missing)
 
     def fetch(self, names: Iterable[str]) -> None:
         """Every named file that is missing, in the order given; after a HubError the next call goes on."""
