@@ -10,7 +10,7 @@ import numpy as np
 
 from pyllama.closing import Closing
 from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
-from pyllama.generation import Generation
+from pyllama.generation import Generation, Guide
 from pyllama.generation.chat import Chat
 from pyllama.generation.prompt import Prompt, is_chat
 from pyllama.generation.sampler import SamplingParams
@@ -67,6 +67,8 @@ class Model(Closing):
         fingerprint: bool = False,
         parse_special: bool | None = None,
         variables: Mapping[str, Any] | None = None,
+        guide: Guide | None = None,
+        show_special: bool = False,
         **sampling,
     ) -> Generation:
         """Answers a prompt: an iterator of steps, one a token.
@@ -77,6 +79,8 @@ class Model(Closing):
         parse_special  whether control tokens written out in the prompt count as such; default: those in a text do,
                        those in messages are plain text
         variables      of the chat template, besides messages, such as {"enable_thinking": False} or {"tools": [...]}
+        guide          restricts the tokens, as a grammar does; for this answer alone
+        show_special   whether control tokens show in the text, as calls of tools need
         sampling       fields of SamplingParams: temperature, top_p, seed, max_tokens, stop, ...
 
         Each step has token_id, text, logprob, top_logprobs and finish_reason; the Generation itself has
@@ -98,6 +102,8 @@ class Model(Closing):
                 params,
                 continuation=not is_chat(prompt),
                 fingerprint=fingerprint,
+                guide=guide,
+                show_special=show_special,
                 on_close=sequence.close,
             )
         except BaseException:

@@ -134,7 +134,7 @@ def sampling(args: argparse.Namespace) -> dict:
     """The sampling options that were given, under their names in Python; RequestError if one is wrong."""
     from pyllama.generation.sampler import SamplingParams
 
-    given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    given = {name: value for name in (*SAMPLING, "logprobs") if (value := vars(args).get(name)) is not None}
     SamplingParams.from_options(**given)  # complains before minutes are spent on loading
     return given
 

@@ -32,7 +32,7 @@ def read_prompt(args: argparse.Namespace, signs: StatusLine) -> str | None:
     if args.words and args.prompt is not None:
         raise RequestError("--prompt: the prompt was given without it, too; expected one of them")
     standard = args.file in _STANDARD_INPUT
-    given = [] if args.file is None or standard else [_read_file(args.file)]
+    given = [] if args.file is None or standard else [read_file(args.file)]
     given += [" ".join(args.words)] if args.words else [] if args.prompt is None else [args.prompt]
     if standard or _is_piped(sys.stdin) or not given and not sys.stdin.isatty():
         signs.show("waiting for the end of standard input")
@@ -43,7 +43,8 @@ def read_prompt(args: argparse.Namespace, signs: StatusLine) -> str | None:
     return BETWEEN.join(given) if given else None
 
 
-def _read_file(path: str) -> str:
+def read_file(path: str) -> str:
+    """A file's text, without a newline at its end. Raises RequestError."""
     try:
         file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
     except (OSError, ValueError) as error:

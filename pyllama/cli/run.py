@@ -4,13 +4,14 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from pyllama.cli import chat, streams
+from pyllama.cli.constraints import Constraints, add_constraints, constrain, read_constraints
 from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling, sampling_text
 from pyllama.cli.pass_line import PassLine
 from pyllama.cli.prompt import NO_PROMPT, add_prompt, read_prompt
 from pyllama.errors import RequestError
 
 if TYPE_CHECKING:
-    from pyllama.generation import Generation
+    from pyllama.generation import Generation, Step
     from pyllama.model import Model
 
 
@@ -30,8 +31,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     chat.add_no_think(group)
     group.add_argument("--raw", action="store_true", help="continue the prompt as it is, without template")
     add_sampling(parser, greedy=True)
+    add_constraints(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object at the end, and no text")
+    group.add_argument(
+        "--logprobs",
+        metavar="N",
+        type=int,
+        help="a line a token instead of the text: its log-probability, and the N most probable beside it",
+    )
     group.add_argument("--verbose", action="store_true", help="on standard error, how tokens were chosen, and timings")
     parser.set_defaults(run=run)
 
@@ -40,10 +48,13 @@ def run(args: argparse.Namespace) -> int:
     if args.raw and args.system is not None:
         raise RequestError("--system: needs the chat template, and --raw is without it")
     options = sampling(args)
+    args.constraints = read_constraints(args)
+    if args.tools and args.raw:
+        raise RequestError("--tools: needs the chat template, and --raw is without it")
     with PassLine(quiet=args.quiet) as signs:
         prompt = read_prompt(args, signs)
         if prompt is None:
-            if not streams.is_conversation() or args.raw or args.json:
+            if not streams.is_conversation() or args.raw or args.json or args.logprobs or args.constraints:
                 raise RequestError(NO_PROMPT)
             return chat.run(args)
         with load_watched(args, signs) as model:
@@ -51,16 +62,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse.Namespace, signs: PassLine) -> int:
+    from pyllama.cli.answer_lines import show_calls, show_logprobs
     from pyllama.cli.answer_view import show_plain
     from pyllama.cli.timings import timings
 
     request = _as_request(model, prompt, args)
-    variables = {"enable_thinking": False} if args.no_think else {}
-    with model.generate(request, fingerprint=args.json, variables=variables, **options) as generation:
+    form = constrain(model, args.constraints)
+    variables: dict[str, Any] = {"enable_thinking": False} if args.no_think else {}
+    if form.tools:
+        variables["tools"] = form.tools
+    with model.generate(
+        request,
+        fingerprint=args.json,
+        variables=variables,
+        guide=form.guide,
+        show_special=form.tools is not None,
+        **options,
+    ) as generation:
         if args.json:
-            generation.read()
+            steps = list(generation)
             signs.clear()
-            print(_as_json(model, generation))
+            print(_as_json(model, generation, form, steps if args.logprobs else None))
+        elif args.logprobs:
+            show_logprobs(generation, model.tokenizer, signs)
+        elif form.parser:
+            show_calls(generation, form.parser, signs)
         else:
             show_plain(generation, signs)
         if args.verbose:
@@ -79,9 +105,10 @@ def _as_request(model: "Model", prompt: str, args: argparse.Namespace) -> str | 
     return [*system, {"role": "user", "content": prompt}]
 
 
-def _as_json(model: "Model", generation: "Generation") -> str:
+def _as_json(model: "Model", generation: "Generation", form: Constraints, steps: "list[Step] | None") -> str:
     import json
 
+    from pyllama.cli.answer_lines import logprobs_of, parsed
     from pyllama.cli.timings import rate
     from pyllama.machine.memory import peak_resident_nbytes
 
@@ -101,4 +128,9 @@ def _as_json(model: "Model", generation: "Generation") -> str:
         "passes": model.passes,
         "fingerprint": generation.fingerprint.hexdigest() if generation.fingerprint else None,
     }
+    if form.parser:
+        content, calls = parsed(generation, form.parser)
+        result |= {"text": content, "tool_calls": [call.as_openai() for call in calls]}
+    if steps:
+        result["logprobs"] = [logprobs_of(step, model.tokenizer) for step in steps]
     return json.dumps(result, allow_nan=False)
