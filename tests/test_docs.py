@@ -96,3 +96,12 @@ def test_every_file_that_the_architecture_names_is_there():
         ):
             continue  # not in the wheel
         assert any(list(wing.glob(name.rstrip("/"))) for wing in wings), name
+
+
+def test_nothing_makes_people_install_the_project_that_has_our_name():
+    """On the package index, `pyllama` is somebody else's."""
+    package = Path(pyllama.__file__).parent
+    pages = [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md"), *package.rglob("*.py"), *package.rglob("*.html")]
+    assert len(pages) > 100
+    wrong = re.compile(r"install (-\S+ )*[\"']?pyllama\b(?![-/])")
+    assert [path.name for path in pages if wrong.search(path.read_text(encoding="utf-8"))] == []

@@ -93,13 +93,14 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"pyllama {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND")
-    # For commands that are about the command line itself.
-    parser.set_defaults(command_line=parser, run=lambda args: print(parser.format_help(), end="") or 0)
+    parser.set_defaults(run=lambda args: print(parser.format_help(), end="") or 0)
     for command in COMMANDS:
         command.add_parser(subparsers)
     parser.siblings = commands_of(parser)
     for other in parser.siblings.values():
         other.siblings = parser.siblings  # type: ignore[attr-defined]
+    for name in ("ps", "completion", "doctor"):  # which are about the command line itself
+        parser.siblings[name].set_defaults(command_line=parser)
     return parser
 
 

@@ -62,8 +62,10 @@ def constrain(model: "Model", given: dict[str, Any]) -> Constraints:
         from pyllama.server.schemas import CHAT
         from pyllama.server.validate import check
     except ImportError as error:
+        from pyllama.extras import how_to_install
+
         option = f"--{next(iter(given)).replace('_', '-')}"
-        raise RequestError(f"{option}: {error.name} is not installed; it comes with the extra 'server'") from None
+        raise RequestError(f"{option}: {error.name} is not installed; {how_to_install('server')}") from None
     made = Constraints()
     try:
         if "json_schema" in given:
@@ -78,7 +80,7 @@ def constrain(model: "Model", given: dict[str, Any]) -> Constraints:
             assert form is not None  # or tool_choice() would have refused
             made.tools, made.parser = choice.tools, calls.ToolParser(form, choice.offered)
     except ApiError as error:
-        raise RequestError(error.message.replace("this server cannot", "cannot")) from None
+        raise RequestError(error.message) from None
     return made
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from pyllama.cli import settings
 from pyllama.cli.hints import commands_of
 from pyllama.cli.options import add_json
+from pyllama.extras import how_to_install
 
 # Variables that are no options.
 _OTHERS = ("API_KEY", "CONFIG", "ISA")
@@ -95,7 +96,7 @@ def _lines(report: dict[str, Any]):
         "models", f"{report['cache']} ({report['disk'] or 'unknown disk'}, {format_nbytes(report['disk_free'])} free)"
     )
     for name, there in report["parts"].items():
-        yield line(name, "installed" if there else "not installed")
+        yield line(name, "installed" if there else f"not installed: {how_to_install(name)}")
     yield line("settings", report["config"] or "no config.toml")
     yield ""
     for found in report["problems"]:
