@@ -3,12 +3,12 @@
 Never by pyllama's own name, which belongs to another project on the package index today.
 """
 
-import re
-from importlib import metadata
-
 
 def how_to_install(extra: str) -> str:
     """The command for a part, "server" or "grammar", as a shell takes it."""
+    import re
+    from importlib import metadata  # which costs more to load than all of the command line
+
     try:
         lines = metadata.requires("pyllama") or []
     except metadata.PackageNotFoundError:  # on the path, and not installed

@@ -4,9 +4,7 @@ What they mean is what the same fields mean to the server, which does the work; 
 """
 
 import argparse
-import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama.cli.prompt import read_file
 from pyllama.errors import RequestError
@@ -29,8 +27,7 @@ def add_constraints(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass
-class Constraints:
+class Constraints(NamedTuple):
     """guide   restricts the tokens, or None
     tools   for the chat template, or None
     parser  takes calls out of the text, or None
@@ -66,25 +63,27 @@ def constrain(model: "Model", given: dict[str, Any]) -> Constraints:
 
         option = f"--{next(iter(given)).replace('_', '-')}"
         raise RequestError(f"{option}: {error.name} is not installed; {how_to_install('server')}") from None
-    made = Constraints()
+    guide, offered, parser = None, None, None
     try:
         if "json_schema" in given:
-            made.guide = Grammars(model).json(given["json_schema"], "--json-schema")
+            guide = Grammars(model).json(given["json_schema"], "--json-schema")
         if "grammar" in given:
-            made.guide = Grammars(model).lark(given["grammar"], "--grammar")
+            guide = Grammars(model).lark(given["grammar"], "--grammar")
         if "tools" in given:
             body = {"messages": [{"role": "user", "content": ""}], "tools": given["tools"]}
             check(body, CHAT)
             form = calls.format_of(model.tokenizer.chat_template)
             choice = calls.tool_choice(body, form)
             assert form is not None  # or tool_choice() would have refused
-            made.tools, made.parser = choice.tools, calls.ToolParser(form, choice.offered)
+            offered, parser = choice.tools, calls.ToolParser(form, choice.offered)
     except ApiError as error:
         raise RequestError(error.message) from None
-    return made
+    return Constraints(guide, offered, parser)
 
 
 def _json(path: str, kind: type) -> Any:
+    import json
+
     try:
         value = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:

@@ -6,7 +6,6 @@ from typing import Any
 from pyllama.cli import settings
 from pyllama.cli.hints import commands_of
 from pyllama.cli.options import add_json
-from pyllama.extras import how_to_install
 
 # Variables that are no options.
 _OTHERS = ("API_KEY", "CONFIG", "ISA")
@@ -84,6 +83,7 @@ def unknown_variables(command_line: argparse.ArgumentParser, names: list[str]) -
 
 
 def _lines(report: dict[str, Any]):
+    from pyllama.extras import how_to_install
     from pyllama.terminal.progress import format_nbytes
 
     def line(name: str, value: object) -> str:

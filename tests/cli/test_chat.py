@@ -248,11 +248,11 @@ def test_other_programs_words_and_mistakes(terminal, chat_folder):
 
 
 def test_colour_is_left_out_where_nobody_wants_it(terminal, chat_folder):
-    bold = terminal("chat", chat_folder, TERM="xterm")
+    bold = terminal("chat", chat_folder, "--quiet", TERM="xterm")
     bold.read_until(r"\x1b\[1m> \x1b\[22m")
-    plain = terminal("chat", chat_folder, TERM="xterm", NO_COLOR="1")
+    plain = terminal("chat", chat_folder, "--quiet", TERM="xterm", NO_COLOR="1")
     plain.read_until("> ")
-    dumb = terminal("chat", chat_folder)
+    dumb = terminal("chat", chat_folder, "--quiet")
     dumb.read_until("> ")
     assert "\x1b[1m" not in plain.seen and "\x1b" not in dumb.seen
 

@@ -311,7 +311,7 @@ def test_help_loads_nothing_heavy():
         "import sys; from pyllama.cli import main\n"
         "try: main(['run', '--help'])\n"
         "except SystemExit as done: assert done.code == 0\n"
-        "print(sorted({'numpy', 'jinja2', 'sentencepiece', 'regex', 'ctypes', 'asyncio'}"
+        "print(sorted({'numpy', 'jinja2', 'sentencepiece', 'regex', 'ctypes', 'asyncio', 'inspect', 'tomllib'}"
         " & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S)
