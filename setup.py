@@ -1,4 +1,4 @@
-"""The extension module: pyllama/_kernels.pyx and pyllama/csrc/*.c, into one limited-API shared object.
+"""The extension module: pyllama/_kernels.pyx and pyllama/csrc/*.c, into one limited-API shared object; completions.
 
 The same portable flags serve every file and every machine: a file of csrc/ names the instruction set it needs
 in function attributes, and the choice among them is made at run time.
@@ -12,6 +12,7 @@ Environment switches:
 """
 
 import os
+import sys
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -111,8 +112,25 @@ kernels = Extension(
     py_limited_api=LIMITED_API,
 )
 
+
+def completions():
+    """(folder below the prefix, files) for each shell: made from the command line, so that nothing is kept twice."""
+    from pyllama.cli import build_parser
+    from pyllama.cli.completion import PLACES, script
+
+    placed = []
+    for shell, place in PLACES.items():
+        file = Path("build/completions", shell, Path(place).name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(script(build_parser(), shell), encoding="utf-8")
+        placed.append((str(Path(place).parent), [str(file)]))
+    return placed
+
+
+sys.path.insert(0, str(Path(__file__).parent))  # a build frontend leaves it out
 setup(
     ext_modules=[kernels],
+    data_files=completions(),
     cmdclass={"build_ext": BuildKernels},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

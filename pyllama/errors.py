@@ -38,6 +38,10 @@ class HubError(PyllamaError):
     """A download failed: the name, the network, the disk or the checksum."""
 
 
+class NoRangesError(HubError):
+    """Whoever has a file sends all of it or nothing."""
+
+
 class PackError(PyllamaError):
     """Packing or unpacking cannot go on: the disk is full or fails, or an earlier run is in the way."""
 

@@ -3,14 +3,14 @@
 Owns checkpoint, tokenizer, weights and decoder until it is closed. It computes nothing itself and knows no file format.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyllama.closing import Closing
 from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
-from pyllama.generation import Generation
+from pyllama.generation import Generation, Guide
 from pyllama.generation.chat import Chat
 from pyllama.generation.prompt import Prompt, is_chat
 from pyllama.generation.sampler import SamplingParams
@@ -61,7 +61,15 @@ class Model(Closing):
         return self.decoder.weights.bytes_read
 
     def generate(
-        self, prompt: Prompt, *, fingerprint: bool = False, parse_special: bool | None = None, **sampling
+        self,
+        prompt: Prompt,
+        *,
+        fingerprint: bool = False,
+        parse_special: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
+        guide: Guide | None = None,
+        show_special: bool = False,
+        **sampling,
     ) -> Generation:
         """Answers a prompt: an iterator of steps, one a token.
 
@@ -70,6 +78,9 @@ class Model(Closing):
         fingerprint    hash the logits of every sampled position: `.fingerprint.hexdigest()`
         parse_special  whether control tokens written out in the prompt count as such; default: those in a text do,
                        those in messages are plain text
+        variables      of the chat template, besides messages, such as {"enable_thinking": False} or {"tools": [...]}
+        guide          restricts the tokens, as a grammar does; for this answer alone
+        show_special   whether control tokens show in the text, as calls of tools need
         sampling       fields of SamplingParams: temperature, top_p, seed, max_tokens, stop, ...
 
         Each step has token_id, text, logprob, top_logprobs and finish_reason; the Generation itself has
@@ -80,7 +91,7 @@ class Model(Closing):
         params = SamplingParams.from_options(**sampling)
         if params.stop and self.tokenizer.kind == "none":
             self.tokenizer.refuse()  # a stop string is text, and would never be found
-        prompt_ids = self.encode_prompt(prompt, parse_special=parse_special)
+        prompt_ids = self.encode_prompt(prompt, parse_special=parse_special, variables=variables)
         sequence = self.new_sequence()
         try:
             return Generation(
@@ -91,6 +102,8 @@ class Model(Closing):
                 params,
                 continuation=not is_chat(prompt),
                 fingerprint=fingerprint,
+                guide=guide,
+                show_special=show_special,
                 on_close=sequence.close,
             )
         except BaseException:
@@ -125,11 +138,14 @@ class Model(Closing):
             sequence.close()
         return out
 
-    def encode_prompt(self, prompt: Prompt, *, parse_special: bool | None = None) -> list[int]:
+    def encode_prompt(
+        self, prompt: Prompt, *, parse_special: bool | None = None, variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Token ids of any prompt generate() takes; their number is what it costs of the context.
 
         parse_special  whether control tokens written out in the prompt count as such; default: in a text to be
                        continued they do, in messages they are plain text
+        variables      of the chat template, besides the messages
         """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, parse_special=parse_special is not False)
@@ -137,7 +153,7 @@ class Model(Closing):
             if self.tokenizer.chat_template is None:
                 raise RequestError.about("messages", "this model has no chat template, give it text to continue")
             messages = [dict(message) for message in prompt]
-            return self.tokenizer.encode_chat(messages, parse_special=bool(parse_special))
+            return self.tokenizer.encode_chat(messages, parse_special=bool(parse_special), **(variables or {}))
         return self._checked(prompt)
 
     def new_sequence(self):

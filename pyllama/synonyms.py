@@ -76,6 +76,12 @@ def meant(word: str, known: Collection[str]) -> str | None:
     return near[0] if near else None
 
 
+def is_of_others(word: str) -> bool:
+    """Whether some other program has an option of that name."""
+    word = plain(word)
+    return any(word in theirs.split() for theirs in (*_WORDS.values(), *_NOWHERE.values()))
+
+
 def why_not(word: str) -> str | None:
     """Why there is no such option anywhere; None if it is not one of other programs'."""
     word = plain(word)

@@ -10,6 +10,8 @@ import tiny
 
 # Interpreters started by tests take pyllama from where this one does, not from the folder they are started in.
 os.environ["PYTHONSAFEPATH"] = "1"
+# Nobody's own settings.
+os.environ["PYLLAMA_CONFIG"] = os.devnull
 # A shell starts what it puts into the background with Ctrl-C ignored, and the processes of tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -8,6 +8,7 @@ import pytest
 
 import pyllama
 from pyllama.cli import build_parser
+from pyllama.cli.hints import commands_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 MODEL = "models/SmolLM2-135M-Instruct"
@@ -40,10 +41,7 @@ def test_the_examples_of_the_api_run(chat_folder, tmp_path, monkeypatch, capsys)
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    for action in build_parser()._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    raise AssertionError("no commands")
+    return commands_of(build_parser())
 
 
 def option_row(action: argparse.Action) -> str:
@@ -98,3 +96,12 @@ def test_every_file_that_the_architecture_names_is_there():
         ):
             continue  # not in the wheel
         assert any(list(wing.glob(name.rstrip("/"))) for wing in wings), name
+
+
+def test_nothing_makes_people_install_the_project_that_has_our_name():
+    """On the package index, `pyllama` is somebody else's."""
+    package = Path(pyllama.__file__).parent
+    pages = [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md"), *package.rglob("*.py"), *package.rglob("*.html")]
+    assert len(pages) > 100
+    wrong = re.compile(r"install (-\S+ )*[\"']?pyllama\b(?![-/])")
+    assert [path.name for path in pages if wrong.search(path.read_text(encoding="utf-8"))] == []

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,16 +85,19 @@ class Header(NamedTuple):
     values: dict[str, tuple[int, int]]
 
 
-def open_gguf(path: Path) -> Checkpoint:
-    """Open a GGUF file, and the rest of its split if it is the first of one."""
+def open_gguf(path: Path, opener: Callable[[Path], Any] | None = None) -> Checkpoint:
+    """Open a GGUF file, and the rest of its split if it is the first of one.
+
+    opener  opens a file elsewhere than on a disk, as something with path, nbytes, read(), read_into() and close()
+    """
     with opening() as files:
-        file = files[path] = InputFile(path)
+        file = files[path] = (opener or InputFile)(path)
         header = read_header(file)
         metadata, tensors = header.metadata, header.tensors
         for other in _other_parts(path, metadata):
-            if not other.exists():
+            if opener is None and not other.exists():
                 raise CheckpointError(f"{other}: missing, expected beside {path.name}; fetch all parts of the model")
-            file = files[other] = InputFile(other)
+            file = files[other] = (opener or InputFile)(other)
             header = read_header(file)
             _check_split(other, header.metadata)
             for name, tensor in header.tensors.items():
@@ -105,6 +108,24 @@ def open_gguf(path: Path) -> Checkpoint:
         if total != len(tensors):
             raise CheckpointError(f"{path.name}: {len(tensors)} tensors, expected {shown(total)} in all")
         return _checkpoint(path, metadata, tensors, files)
+
+
+def architecture_of(path: Path) -> str | None:
+    """general.architecture, read from as little of the file as it takes; None where it is not said."""
+    with opening() as files:
+        file = files[path] = InputFile(path)
+        try:
+            cursor = _Cursor(file)
+            if cursor.copy(cursor.need(4), 4) == b"GGUF":
+                cursor.need(4)  # the version
+                cursor.need(8)  # the number of tensors
+                for _ in range(min(cursor.unpack("Q"), MAX_KEYS)):
+                    key, value = cursor.name("a key"), cursor.value("a value")
+                    if key == "general.architecture":
+                        return value if isinstance(value, str) else None
+        finally:
+            file.close()
+    return None
 
 
 def first_of_one(paths: Sequence[Path]) -> Path:

@@ -6,6 +6,7 @@ costs only argparse.
 """
 
 import argparse
+import itertools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,24 +15,34 @@ from typing import Any, NoReturn
 from pyllama.cli import (
     bench,
     chat,
+    completion,
+    doctor,
     info,
+    list_models,
     pack,
     perplexity,
     plan,
+    ps,
     pull,
     quantize,
+    rm,
     run,
     serve,
     service,
+    settings,
     streams,
     unpack,
     verify,
 )
-from pyllama.cli.hints import check_command, unknown
+from pyllama.cli.hints import check_command, commands_of, name_of, unknown
 from pyllama.errors import PyllamaError, RequestError, reason_of
+from pyllama.synonyms import is_of_others
 from pyllama.version import __version__
 
-COMMANDS = (run, chat, serve, service, info, pull, plan, bench, perplexity, quantize, pack, unpack, verify)
+COMMANDS = (
+    run, chat, serve, service, ps, list_models, info, pull, rm, plan, doctor, bench, perplexity, quantize, pack, unpack,
+    verify, completion,
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,7 +56,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """What is not known is complained of by the command it was typed for, which knows what there is."""
+        for word in itertools.takewhile(lambda word: word != "--", args or ()):
+            # argparse would read -ngl as -n gl.
+            if len(word) > 2 and word[0] == "-" != word[1] and is_of_others(word) and self._subparsers is None:
+                self.error(unknown(self, [word], {}))
         namespace, extras = super().parse_known_args(args, namespace)
+        if extras and hasattr(namespace, "words"):
+            extras = _join(namespace, extras)
         if extras and self._subparsers is None:
             others = {name: other for name, other in self.siblings.items() if other is not self}
             self.error(unknown(self, extras, others))
@@ -55,7 +72,19 @@ class Parser(argparse.ArgumentParser):
         raise RequestError(f"{message} (see {self.prog} --help)")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def _join(namespace: argparse.Namespace, extras: list[str]) -> list[str]:
+    """Give PROMPT the words that argparse leaves over: of "MODEL -n 5 PROMPT" it takes none. The options among them."""
+    before, after = extras, []
+    if "--" in extras:
+        at = extras.index("--")
+        before, after = extras[:at], extras[at + 1 :]
+    if any(len(word) > 1 and word[0] == "-" for word in before):
+        return extras
+    namespace.words = [*namespace.words, *map(streams.utf8, [*before, *after])]
+    return []
+
+
+def build_parser() -> Parser:
     """The whole command line; docs/cli.md is checked against it."""
     parser = Parser(
         prog="pyllama",
@@ -63,11 +92,15 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="pyllama COMMAND --help tells more about a command.",
     )
     parser.add_argument("--version", action="version", version=f"pyllama {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND")
+    parser.set_defaults(run=lambda args: print(parser.format_help(), end="") or 0)
     for command in COMMANDS:
         command.add_parser(subparsers)
-    for other in subparsers.choices.values():
-        other.siblings = subparsers.choices
+    parser.siblings = commands_of(parser)
+    for other in parser.siblings.values():
+        other.siblings = parser.siblings  # type: ignore[attr-defined]
+    for name in ("ps", "completion", "doctor"):  # which are about the command line itself
+        parser.siblings[name].set_defaults(command_line=parser)
     return parser
 
 
@@ -82,8 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             argv = sys.argv[1:] if argv is None else argv
-            check_command(argv, (command.__name__.rpartition(".")[2] for command in COMMANDS))
-            args = build_parser().parse_args(argv)
+            parser = build_parser()
+            check_command(argv, parser)
+            if argv and (name := name_of(parser, argv[0])):
+                settings.apply(parser, name)
+            args = parser.parse_args(argv)
             code = args.run(args)
         finally:
             sys.stdout.flush()

@@ -10,15 +10,9 @@ from pyllama.cli.pass_line import PassLine
 from pyllama.errors import ContextOverflowError, PyllamaError, RequestError, reason_of
 
 if TYPE_CHECKING:
-    from pyllama.generation.chat import Chat
+    from pyllama.cli.conversation import Conversation
 
 PROMPT = "> "
-HELP = """\
-/reset   forget the conversation
-/help    this help
-/exit    leave, as Ctrl-D does
-Ctrl-C   stop the answer
-\"\"\"      on a line of its own begins and ends a message of several lines"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,61 +24,73 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "Through a pipe, every line is a turn.",
     )
     add_loading(parser)
-    parser.add_argument("--system", metavar="TEXT", type=streams.utf8, help="a system message before the conversation")
-    add_sampling(parser)
+    group = parser.add_argument_group("the conversation")
+    group.add_argument("--system", metavar="TEXT", type=streams.utf8, help="a system message before the conversation")
+    add_no_think(group)
+    group.add_argument("--fold-thinking", action="store_true", help="show of thinking only how long it took")
+    group.add_argument("--no-history", action="store_true", help="keep no messages for the next time")
+    group.add_argument("--verbose", action="store_true", help="how tokens are chosen, and each answer's timings")
+    add_sampling(parser, greedy=False)
     parser.set_defaults(run=run)
 
 
+def add_no_think(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--no-think", action="store_true", help="ask the model not to think first, if it can be asked")
+
+
 def run(args: argparse.Namespace) -> int:
+    """The options may be those of `pyllama run`, which has fewer."""
+    from pyllama.cli.conversation import Conversation
+
     options = sampling(args)
-    terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    with (
-        PassLine(quiet=args.quiet) as signs,
-        load_watched(args, signs) as model,
-        model.chat(args.system, **options) as chat,
-    ):
-        if terminal:
-            _import_readline()
-            streams.note("Ctrl-C stops an answer, Ctrl-D leaves, /help for more")
-            _converse(chat, signs)
-        else:
-            _answer_lines(chat, signs)
+    with PassLine(quiet=args.quiet) as signs, load_watched(args, signs) as model:
+        signs.clear()
+        with Conversation(model, args, options, signs) as conversation:
+            if streams.is_conversation():
+                _converse(conversation, keep_history=not vars(args).get("no_history"))
+            else:
+                _answer_lines(conversation)
     return 0
 
 
-def _import_readline() -> None:
-    """With it, input() has line editing and a history."""
-    try:
-        import readline  # noqa: F401
-    except ImportError:
-        pass
-
-
-def _converse(chat: "Chat", signs: PassLine) -> None:
+def _converse(conversation: "Conversation", *, keep_history: bool) -> None:
     """Turns on a terminal, until Ctrl-D or /exit. Neither Ctrl-C nor an error ends it."""
+    from pyllama.cli.folders import state_folder
+    from pyllama.cli.warm_up import WarmUp
+    from pyllama.terminal.line_editor import LineEditor
+
+    streams.note("Ctrl-C stops an answer, Ctrl-D leaves, /help for more")
+    history = state_folder() / "history" if keep_history else None
+    editor = LineEditor(PROMPT, history, conversation.complete)
+    warm_up = WarmUp(conversation.chat)
     going_on = True
     while going_on:
         try:
-            going_on = _turn(chat, _read_message(), signs)
+            try:
+                message = editor.read(conversation.draft)
+            finally:
+                warm_up.stop()
+            going_on = conversation.turn(message)
         except KeyboardInterrupt:
+            conversation.draft = ""
             print()
         except EOFError:
             print()
             return
         except ContextOverflowError as error:
-            streams.tell(f"{error}; /reset forgets the conversation")
+            streams.tell(f"{error}; /clear forgets the conversation")
         except PyllamaError as error:
             streams.tell(error)
         except UnicodeDecodeError:
             streams.tell("what was typed is not in the encoding of this terminal")
 
 
-def _answer_lines(chat: "Chat", signs: PassLine) -> None:
+def _answer_lines(conversation: "Conversation") -> None:
     """One turn for every line of standard input. The first error ends it, and so does Ctrl-C."""
     if hasattr(sys.stdin, "reconfigure") and not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # text in files and pipes has no locale
     while line := _read_line():
-        if not _turn(chat, line.rstrip("\r\n"), signs):
+        if not conversation.turn(line.rstrip("\r\n")):
             return
 
 
@@ -100,52 +106,3 @@ def _read_line() -> str:
     if len(line) == most:
         raise RequestError(f"standard input: a line of more than {most} characters, expected messages")
     return line
-
-
-def _turn(chat: "Chat", message: str, signs: PassLine) -> bool:
-    """Answers a message, or does what a /command says; whether to go on."""
-    message = streams.utf8(message)
-    if message.startswith("/"):
-        return _command(chat, message.strip())
-    if message.strip():
-        _answer(chat, message, signs)
-    return True
-
-
-def _read_message() -> str:
-    line = input(PROMPT)
-    if line.strip() != '"""':
-        return line
-    lines = []
-    while (line := input("")).strip() != '"""':
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _answer(chat: "Chat", message: str, signs: PassLine) -> None:
-    """Shows the answer as it comes. An interrupted one counts as far as it was shown."""
-    with chat.send(message) as generation:
-        try:
-            for step in generation:
-                signs.clear()
-                sys.stdout.write(step.text)
-                sys.stdout.flush()
-        finally:
-            signs.clear()
-        if not generation.text.endswith("\n"):
-            print(flush=True)
-    if generation.finish_reason == "length":
-        streams.note("[cut: --max-tokens reached, or the context is full]")
-
-
-def _command(chat: "Chat", command: str) -> bool:
-    """Does what a /command says; whether to go on."""
-    if command == "/exit":
-        return False
-    if command == "/reset":
-        chat.reset()
-    elif command == "/help":
-        print(HELP, flush=True)
-    else:
-        streams.note(f"{command.split()[0]}: no such command, /help lists them")
-    return True

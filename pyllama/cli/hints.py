@@ -1,7 +1,7 @@
 """What a person meant who typed an option or a command that is not there, for the end of the complaint."""
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pyllama.errors import RequestError
 from pyllama.synonyms import meant, plain, why_not
@@ -12,7 +12,10 @@ _COMMANDS = {
     "chat": "conversation interactive talk repl",
     "serve": "server api start api-server openai",
     "pull": "download get fetch install add",
-    "info": "show inspect describe list ls ps",
+    "info": "inspect describe",
+    "list": "models tags",
+    "ps": "status servers running",
+    "rm": "delete uninstall del",
     "bench": "benchmark speed perf llama-bench",
     "perplexity": "ppl score evaluate eval kl kld llama-perplexity",
     "pack": "convert quantize compress import create",
@@ -59,10 +62,28 @@ def _hint(parser: argparse.ArgumentParser, word: str, others: Mapping[str, argpa
     return f"; an option of {' and '.join(f'pyllama {name}' for name in elsewhere[:2])}"
 
 
-def check_command(argv: Sequence[str], commands: Iterable[str]) -> None:
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands of a command line, each by its first name."""
+    first: dict[argparse.ArgumentParser, str] = {}
+    for name, other in _subparsers(parser).items():
+        first.setdefault(other, name)
+    return {name: other for other, name in first.items()}
+
+
+def name_of(parser: argparse.ArgumentParser, word: str) -> str | None:
+    """The first name of the command that a word stands for."""
+    other = _subparsers(parser).get(word)
+    return next((name for name, command in commands_of(parser).items() if command is other), None)
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next(dict(a.choices) for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+
+
+def check_command(argv: Sequence[str], parser: argparse.ArgumentParser) -> None:
     """Raise RequestError where the first word is no command, or is an option of one."""
-    commands = list(commands)
-    if not argv or argv[0] in commands or argv[0] in ("-h", "--help", "--version"):
+    commands = list(commands_of(parser))
+    if not argv or argv[0] in _subparsers(parser) or argv[0] in ("-h", "--help", "--version"):
         return
     word = argv[0]
     if word.startswith("-"):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "info",
+        aliases=["show"],
         help="tell what a model is",
         description="Tell what a model is: architecture, sizes, dtypes, context, tokenizer, chat template, "
         "files. Reads headers, no weights.",
@@ -26,9 +27,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     from pyllama.checkpoint import open_checkpoint
+    from pyllama.cli.fetching import offer
     from pyllama.cli.report import print_report
     from pyllama.hub import resolve
 
+    offer(args)
     with open_checkpoint(resolve(args.model)) as checkpoint:
         if args.template:
             from pyllama.tokenizer import load_tokenizer

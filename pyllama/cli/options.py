@@ -47,6 +47,7 @@ def add_budget(
         f" {promise}",
     )
     group.add_argument(
+        "-c",
         "--context",
         metavar="N",
         type=int,
@@ -62,7 +63,7 @@ def add_budget(
 
 
 def add_threads(group: argparse._ActionsContainer, promise: str = "the text does not depend on it") -> None:
-    group.add_argument("--threads", metavar="N", type=int, help=f"default: the physical cores; {promise}")
+    group.add_argument("-t", "--threads", metavar="N", type=int, help=f"default: the physical cores; {promise}")
 
 
 # Of add_loading()'s options, what load() takes.
@@ -78,22 +79,27 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="show no progress of what takes more than a second")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How to choose tokens and when to stop, in OpenAI's words."""
+def add_sampling(parser: argparse.ArgumentParser, *, greedy: bool) -> None:
+    """How to choose tokens and when to stop, in OpenAI's words.
+
+    greedy  whether the most probable token is taken where nobody says otherwise; else what the model's files say
+    """
     group = parser.add_argument_group("sampling")
 
-    def add(name: str, kind: type, metavar: str, help: str) -> None:
-        group.add_argument(name, type=kind, metavar=metavar, help=help)
+    def add(names: str, kind: type, metavar: str, help: str, *defaults: str) -> None:
+        if defaults:  # on this command line, and in a conversation where the model's files say nothing
+            help += f"; default: {defaults[0]}" if greedy else f"; default: the model's own, else {defaults[1]}"
+        group.add_argument(*names.split(), type=kind, metavar=metavar, help=help)
 
-    add("--temperature", float, "X", "0 takes the most probable token, 1 draws as the model says; default: 0")
-    add("--top-k", int, "K", "draw among the K most probable tokens; default: 0, all")
-    add("--top-p", float, "P", "draw among the most probable tokens that together reach P; default: 1, all")
-    add("--min-p", float, "P", "draw among tokens at least P times as probable as the best; default: 0, all")
-    add("--seed", int, "N", "the same seed gives the same text, on any machine; default: a fresh one")
-    add("--repetition-penalty", float, "X", "divides the logits of tokens in prompt and answer; default: 1")
+    add("--temperature --temp", float, "X", "0 takes the most probable token, 1 draws as the model says", "0", "0.7")
+    add("--top-k", int, "K", "draw among the K most probable tokens, 0 for all", "0", "40")
+    add("--top-p", float, "P", "draw among the most probable tokens that together reach P", "1, all", "0.95")
+    add("--min-p", float, "P", "draw among tokens at least P times as probable as the best", "0, all", "0.05")
+    add("-s --seed", int, "N", "the same seed gives the same text, on any machine; default: a fresh one")
+    add("--repetition-penalty", float, "X", "divides the logits of tokens in prompt and answer", "1", "1")
     add("--presence-penalty", float, "X", "lowers the logit of a token once the answer has it; default: 0")
     add("--frequency-penalty", float, "X", "the same for each time the answer has it; default: 0")
-    add("--max-tokens", int, "N", "tokens to write at most; default: until the model or the context ends")
+    add("-n --max-tokens", int, "N", "tokens to write at most; default: until the model or the context ends")
     group.add_argument(
         "--stop",
         metavar="TEXT",
@@ -128,15 +134,25 @@ def sampling(args: argparse.Namespace) -> dict:
     """The sampling options that were given, under their names in Python; RequestError if one is wrong."""
     from pyllama.generation.sampler import SamplingParams
 
-    given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    given = {name: value for name in (*SAMPLING, "logprobs") if (value := vars(args).get(name)) is not None}
     SamplingParams.from_options(**given)  # complains before minutes are spent on loading
     return given
 
 
+def sampling_text(options: dict[str, Any]) -> str:
+    """Sampling options for a person, in one line: "temperature 0.7, top-k 40"."""
+    if not options.get("temperature"):
+        drawing = ("temperature", "top_k", "top_p", "min_p", "seed")
+        options = {"temperature": "0 (greedy)"} | {k: v for k, v in options.items() if k not in drawing}
+    return ", ".join(f"{name.replace('_', '-')} {value}" for name, value in options.items())
+
+
 def load_model(args: argparse.Namespace, signs: "StatusLine", **more: Any) -> "Model":
     """The model of add_loading()'s options, and more of load()'s; loading it shows on the status line."""
+    from pyllama.cli.fetching import offer
     from pyllama.loading import load
 
+    offer(args)
     signs.show("loading")
     return load(args.model, **{name: getattr(args, name) for name in LOADING}, **more)
 

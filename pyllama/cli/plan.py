@@ -12,8 +12,13 @@ if TYPE_CHECKING:
 
     from pyllama.checkpoint import Checkpoint
     from pyllama.checkpoint.outline import Outline
+    from pyllama.hub.fetch import Wanted
     from pyllama.planning.memory import Plan
     from pyllama.planning.time import Forecast, Rates, WhatIf
+    from pyllama.terminal.progress import Progress
+
+#: Types whose forecasts are shown beside a model's that is not quantized: nearly lossless, and what most people take.
+QUANTIZED = ("q8_0", "q4_k_m")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -22,7 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="tell whether a model fits, and how fast it will be",
         description="Tell how a memory budget would be divided, what each pass reads from disk, and predict seconds "
         "per token and prompt from this machine's rates, measured in a few seconds. Loads nothing; of a model that "
-        "is not here, only config.json and the index are fetched.",
+        "is not here, only config.json and the index are fetched, or a GGUF file's header is read where it is.",
     )
     parser.add_argument(
         "model",
@@ -100,6 +105,7 @@ def make_report(
         "forecast": _predicted(forecast(model, plan, measured, kv_dtype=kv_dtype)),
         "what_if": _table(what_if(model, budget, measured, **options)),
         "packed": None,
+        "quantized": _quantized(model, budget, measured, options),
     }
     smaller = packed(model)
     if smaller is not None:
@@ -113,6 +119,32 @@ def make_report(
             "what_if": _table(what_if(smaller, budget, measured, **options)),
         }
     return report
+
+
+def _quantized(
+    model: "Checkpoint | Outline", budget: int, rates: "Rates", options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The same of files that `pyllama quantize` would make; none for a model that is one, or has no GGUF form."""
+    from pyllama.checkpoint.dtypes import PLAIN
+    from pyllama.checkpoint.outline import stored_nbytes
+    from pyllama.errors import UnsupportedError
+    from pyllama.planning.memory import make_plan
+    from pyllama.planning.time import forecast
+    from pyllama.quantizing.prospect import prospect
+
+    if model.dtype not in PLAIN:
+        return []
+    found = []
+    for name in QUANTIZED:
+        try:
+            smaller = prospect(model, name)
+        except UnsupportedError:
+            return []
+        plan = make_plan(smaller, budget, **options)
+        predicted = forecast(smaller, plan, rates, kv_dtype=options["kv_dtype"])
+        found.append({"type": name, "nbytes": stored_nbytes(smaller), "streamed": plan.streamed,
+                      "token_s": predicted.token_s})  # fmt: skip
+    return found
 
 
 def _open(name: str, quiet: bool) -> "Checkpoint | Outline":
@@ -136,18 +168,48 @@ def _fetch_outline(name: str, quiet: bool) -> "Checkpoint | Outline":
 
     if name == DEMO:
         raise HubError(f"{DEMO}: not in the cache, and small: pyllama pull {DEMO}")
+    model = parse_name(name)
     with Progress(quiet=quiet) as progress:
+        there = list_files(model, progress.note).files
+        if model.quantization or not any(file.endswith(".safetensors") for file in there):
+            return _remote_gguf(name, progress)
         folder = hub.pull(name, progress, weights=False)
     if not (folder / "config.json").is_file():
         raise HubError(f"{name}: has no config.json to plan from; pull it first: pyllama pull {name}")
     nbytes = None
     if not (folder / INDEX).is_file():
-        files = list_files(parse_name(name)).files.values()
-        sizes = [f.nbytes for f in files if f.name.endswith(".safetensors") and "/" not in f.name]
+        sizes = [f.nbytes for f in there.values() if f.name.endswith(".safetensors") and "/" not in f.name]
         if not sizes:
             raise HubError(f"{name}: has no safetensors weights to plan for; pull what it has: pyllama pull {name}")
         nbytes = sizes[0] if len(sizes) == 1 else None
     return outline_huggingface(folder, nbytes)
+
+
+class _SeenError(Exception):
+    """What was to be looked at is known; nothing is to be fetched."""
+
+
+def _remote_gguf(name: str, progress: "Progress") -> "Outline":
+    """A GGUF file by its header, which is read where it is."""
+    from pyllama import hub
+    from pyllama.checkpoint.gguf import open_gguf
+    from pyllama.checkpoint.outline import Outline
+
+    seen: list[Wanted] = []
+
+    def before(wanted: "Wanted") -> None:
+        seen.append(wanted)
+        raise _SeenError
+
+    try:
+        hub.pull(name, progress, before=before)
+    except _SeenError:
+        pass
+    (wanted,) = seen
+    if not wanted.weights[0].endswith(".gguf"):
+        raise HubError(f"{name}: has no safetensors and no GGUF weights to plan for; pull it: pyllama pull {name}")
+    with open_gguf(Path(wanted.weights[0]), wanted.open) as found:
+        return Outline(Path(name), "gguf", found.config, found.tensors, found.rope_interleaved, found.metadata)
 
 
 def _rates(board: str | None, files: list[Path], disk_gb_s: float | None, dram_gb_s: float | None) -> "Rates":

@@ -14,6 +14,8 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     def line(name: str, value: str) -> str:
         return f"{name:14} {value}".rstrip()
 
+    yield verdict(report)
+    yield ""
     yield line("model", f"{about['path']}")
     scale, unit = (1e9, "B") if about["parameters"] >= 1e9 else (1e6, "M")
     parameters = f"{about['parameters'] / scale:.3g} {unit} parameters"
@@ -27,7 +29,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     for name, key in (("process", "interpreter"), ("cache", "cache"), ("activations", "activations"),
                       ("ring", "ring"), ("weights", "pinned")):  # fmt: skip
         note = f"  {plan['pinned'] / plan['weights']:.0%} of all" if key == "pinned" else ""
-        yield line(f"  {name}", f"{format_nbytes(plan[key]):>8}{note}")
+        yield line(f"  {name}", f"{size(plan[key]):>8}{note}")
     if plan["streamed"]:
         needed = f"all of it from --memory {size(report['enough_memory'])} on"
         yield line("fits", f"yes, reading {format_nbytes(plan['streamed'])} from disk in every pass; {needed}")
@@ -40,9 +42,35 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     yield line("products", f"{rates['gflop_s']:.0f} GFLOP/s{whole}, {source['compute']}")
     yield ""
     yield from _times(predicted, report["packed"])
+    if report["quantized"]:
+        yield ""
+        yield from _quantized(report["quantized"])
     if plan["streamed"]:
         yield ""
         yield from _what_ifs(report)
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """What most people want to know, in one line."""
+    about, plan, token_s = report["model"], report["plan"], report["forecast"]["token_s"]
+    times = f"{duration(token_s)} a token, {duration(100 * token_s)} for 100"
+    if not about["here"] and about["disk_free"] <= about["nbytes"]:
+        return f"does not fit on the disk: {format_nbytes(about['nbytes'])}, {format_nbytes(about['disk_free'])} free"
+    budget = size(plan["budget"])
+    if not plan["streamed"]:
+        return f"fits in {budget}: {times}"
+    share = f"{plan['streamed'] / plan['stored']:.0%}" if plan["stored"] else "all"
+    return f"runs in {budget}, reading {share} of it from disk for every token: {times}"
+
+
+def _quantized(rows: list[dict[str, Any]]):
+    yield f"{'quantized (another text)':28}{'size':>10}{'from disk':>12}{'a token':>10}{'100 tokens':>12}"
+    for row in rows:
+        disk = format_nbytes(row["streamed"]) if row["streamed"] else "nothing"
+        yield (
+            f"{'quantize --type ' + row['type']:28}{format_nbytes(row['nbytes']):>10}{disk:>12}"
+            f"{duration(row['token_s']):>10}{duration(100 * row['token_s']):>12}"
+        )
 
 
 def _prompt_s(tokens: str, forecast: dict[str, Any]) -> float:
@@ -53,7 +81,8 @@ def _prompt_s(tokens: str, forecast: dict[str, Any]) -> float:
 def _times(predicted: dict[str, Any], packed: dict[str, Any] | None):
     """Seconds as they are, and after `pyllama pack`, with what bounds them."""
     yield f"{'predicted':20} {'as it is':>24}" + (f" {'after pyllama pack':>24}" if packed else "")
-    rows = [("a token", "token", lambda f: f["token_s"]), ("the first pass", "first", lambda f: f["first_s"])]
+    rows = [("a token", "token", lambda f: f["token_s"])]
+    rows += [("100 tokens", "token", lambda f: 100 * f["token_s"]), ("the first pass", "first", lambda f: f["first_s"])]
     for tokens in predicted["prompt_s"]:
         rows.append((f"a prompt of {tokens}", f"prompt_{tokens}", partial(_prompt_s, tokens)))
     for name, key, seconds in rows:
@@ -91,9 +120,9 @@ def format_rate(gb_s: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """ "30 ms", "1.25 s", "140 s", "12 min"."""
+    """ "30 ms", "1.25 s", "140 s", "12 min", "3.5 h"."""
     if seconds < 0.0995:
         return f"{seconds * 1000:.2g} ms"
     if seconds < 600:
         return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

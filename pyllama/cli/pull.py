@@ -10,7 +10,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "pull",
         help="fetch a model, or the rest of one",
         description="Fetch a model into the Hugging Face cache and print where it is. What is there already, "
-        "from here or from other programs, is used; after an interruption the same command goes on.",
+        "from here or from other programs, is used; after an interruption the same command goes on. What pyllama "
+        "cannot run is refused before its weights are fetched.",
         epilog="Environment: HF_TOKEN (private and gated models), HF_ENDPOINT (another hub), HF_HOME or "
         "HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE.",
     )
@@ -39,11 +40,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Prints the model's path, and nothing else, on standard output."""
     from pyllama import hub
+    from pyllama.cli.fetching import refuse_what_cannot_run
     from pyllama.terminal.progress import Progress
 
     with Progress(quiet=args.quiet) as progress:
         if args.pack is None:
-            path = hub.pull(args.name, progress, patterns=args.patterns)
+            before = None if args.patterns else refuse_what_cannot_run  # who names files knows
+            path = hub.pull(args.name, progress, patterns=args.patterns, before=before)
         else:
             from pyllama.packing import pull_packed
 

@@ -1,40 +1,46 @@
 """`pyllama run`: a prompt in, the answer on standard output as it comes, or one JSON object."""
 
 import argparse
-import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pyllama.cli import streams
-from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling
+from pyllama.cli import chat, streams
+from pyllama.cli.constraints import Constraints, add_constraints, constrain, read_constraints
+from pyllama.cli.options import add_loading, add_sampling, load_watched, sampling, sampling_text
 from pyllama.cli.pass_line import PassLine
-from pyllama.errors import RequestError, reason_of
+from pyllama.cli.prompt import NO_PROMPT, add_prompt, read_prompt
+from pyllama.errors import RequestError
 
 if TYPE_CHECKING:
-    from pyllama.generation import Generation
+    from pyllama.generation import Generation, Step
     from pyllama.model import Model
-
-NO_PROMPT = "no prompt: give --prompt TEXT, --file PATH or text on standard input"
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "run",
         help="answer one prompt",
-        description="Answer a prompt. A model with a chat template gets the prompt as a user's message; any "
-        "other, and every model with --raw, continues the text. The prompt comes from --prompt, --file or "
-        "standard input, where one newline at the end does not count.",
+        description="Answer a prompt. A model with a chat template gets the prompt as a user's message; any other, "
+        "and every model with --raw, continues the text. Text from a pipe, a file's and the words after MODEL make "
+        "one prompt, in this order, with an empty line between; one newline at the end of each does not count. On a "
+        "terminal, without any of them, a conversation begins, as with pyllama chat.",
     )
     add_loading(parser)
     group = parser.add_argument_group("the prompt")
-    source = group.add_mutually_exclusive_group()
-    source.add_argument("--prompt", metavar="TEXT", type=streams.utf8, help="the prompt itself")
-    source.add_argument("--file", metavar="PATH", help="a file with the prompt; - for standard input")
+    add_prompt(group)
     group.add_argument("--system", metavar="TEXT", type=streams.utf8, help="a system message before it")
+    chat.add_no_think(group)
     group.add_argument("--raw", action="store_true", help="continue the prompt as it is, without template")
-    add_sampling(parser)
+    add_sampling(parser, greedy=True)
+    add_constraints(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object at the end, and no text")
-    group.add_argument("--verbose", action="store_true", help="a line of timings on standard error")
+    group.add_argument(
+        "--logprobs",
+        metavar="N",
+        type=int,
+        help="a line a token instead of the text: its log-probability, and the N most probable beside it",
+    )
+    group.add_argument("--verbose", action="store_true", help="on standard error, how tokens were chosen, and timings")
     parser.set_defaults(run=run)
 
 
@@ -42,38 +48,51 @@ def run(args: argparse.Namespace) -> int:
     if args.raw and args.system is not None:
         raise RequestError("--system: needs the chat template, and --raw is without it")
     options = sampling(args)
-    prompt = _read_prompt(args)
-    with PassLine(quiet=args.quiet) as signs, load_watched(args, signs) as model:
-        request = _as_request(model, prompt, args)
-        with model.generate(request, fingerprint=args.json, **options) as generation:
-            if args.json:
-                generation.read()
-                signs.clear()
-                print(_as_json(model, generation))
-            else:
-                _stream(generation, signs)
-            if args.verbose:
-                streams.note(_timings(generation))
+    args.constraints = read_constraints(args)
+    if args.tools and args.raw:
+        raise RequestError("--tools: needs the chat template, and --raw is without it")
+    with PassLine(quiet=args.quiet) as signs:
+        prompt = read_prompt(args, signs)
+        if prompt is None:
+            if not streams.is_conversation() or args.raw or args.json or args.logprobs or args.constraints:
+                raise RequestError(NO_PROMPT)
+            return chat.run(args)
+        with load_watched(args, signs) as model:
+            return _answer(model, prompt, options, args, signs)
+
+
+def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse.Namespace, signs: PassLine) -> int:
+    from pyllama.cli.answer_lines import show_calls, show_logprobs
+    from pyllama.cli.answer_view import show_plain
+    from pyllama.cli.timings import timings
+
+    request = _as_request(model, prompt, args)
+    form = constrain(model, args.constraints)
+    variables: dict[str, Any] = {"enable_thinking": False} if args.no_think else {}
+    if form.tools:
+        variables["tools"] = form.tools
+    with model.generate(
+        request,
+        fingerprint=args.json,
+        variables=variables,
+        guide=form.guide,
+        show_special=form.tools is not None,
+        **options,
+    ) as generation:
+        if args.json:
+            steps = list(generation)
+            signs.clear()
+            print(_as_json(model, generation, form, steps if args.logprobs else None))
+        elif args.logprobs:
+            show_logprobs(generation, model.tokenizer, signs)
+        elif form.parser:
+            show_calls(generation, form.parser, signs)
+        else:
+            show_plain(generation, signs)
+        if args.verbose:
+            streams.note(f"sampling: {sampling_text(options)}")
+            streams.note(timings(generation))
     return 0
-
-
-def _read_prompt(args: argparse.Namespace) -> str:
-    if args.prompt is not None:
-        return args.prompt
-    if args.file in (None, "-"):
-        if args.file is None and sys.stdin.isatty():
-            raise RequestError(NO_PROMPT)
-        text = streams.read_text(sys.stdin.buffer, "standard input")
-        if args.file is None and not text:  # nothing was piped: a cron job, a closed stream
-            raise RequestError(NO_PROMPT)
-    else:
-        try:
-            file = open(args.file, "rb", buffering=0)  # noqa: SIM115 - closed below
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{args.file}: {reason_of(error)}") from None
-        with file:
-            text = streams.read_text(file, args.file)
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _as_request(model: "Model", prompt: str, args: argparse.Namespace) -> str | list[dict[str, str]]:
@@ -86,22 +105,11 @@ def _as_request(model: "Model", prompt: str, args: argparse.Namespace) -> str | 
     return [*system, {"role": "user", "content": prompt}]
 
 
-def _stream(generation: "Generation", signs: PassLine) -> None:
-    for step in generation:
-        signs.clear()
-        sys.stdout.write(step.text)
-        sys.stdout.flush()
-    if not generation.text.endswith("\n"):
-        sys.stdout.write("\n")
-
-
-def _rate(tokens: int, seconds: float) -> float | None:
-    return tokens / seconds if tokens > 0 and seconds > 0 else None
-
-
-def _as_json(model: "Model", generation: "Generation") -> str:
+def _as_json(model: "Model", generation: "Generation", form: Constraints, steps: "list[Step] | None") -> str:
     import json
 
+    from pyllama.cli.answer_lines import logprobs_of, parsed
+    from pyllama.cli.timings import rate
     from pyllama.machine.memory import peak_resident_nbytes
 
     decoded = generation.completion_tokens - 1  # the first one came out of the prefill
@@ -113,23 +121,16 @@ def _as_json(model: "Model", generation: "Generation") -> str:
         "finish_reason": generation.finish_reason,
         "prefill_s": generation.prefill_s,
         "decode_s": generation.decode_s,
-        "prefill_tok_s": _rate(generation.prompt_tokens, generation.prefill_s),
-        "decode_tok_s": _rate(decoded, generation.decode_s),
+        "prefill_tok_s": rate(generation.prompt_tokens, generation.prefill_s),
+        "decode_tok_s": rate(decoded, generation.decode_s),
         "peak_rss_bytes": peak_resident_nbytes(),
         "bytes_read": model.bytes_read,
         "passes": model.passes,
         "fingerprint": generation.fingerprint.hexdigest() if generation.fingerprint else None,
     }
+    if form.parser:
+        content, calls = parsed(generation, form.parser)
+        result |= {"text": content, "tool_calls": [call.as_openai() for call in calls]}
+    if steps:
+        result["logprobs"] = [logprobs_of(step, model.tokenizer) for step in steps]
     return json.dumps(result, allow_nan=False)
-
-
-def _timings(generation: "Generation") -> str:
-    from pyllama.machine.memory import peak_resident_nbytes
-
-    decoded = generation.completion_tokens - 1
-    return (
-        f"prefill {generation.prompt_tokens} tokens in {generation.prefill_s:.2f} s"
-        f" ({_rate(generation.prompt_tokens, generation.prefill_s) or 0:.2f} tok/s), "
-        f"decode {decoded} tokens in {generation.decode_s:.2f} s"
-        f" ({_rate(decoded, generation.decode_s) or 0:.2f} tok/s), peak {peak_resident_nbytes() / 1e6:.0f} MB"
-    )

@@ -211,7 +211,9 @@ def _import_server() -> None:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise RequestError(f"serve: {error.name} is not installed; pip install 'pyllama[server]'") from None
+        from pyllama.extras import how_to_install
+
+        raise RequestError(f"serve: {error.name} is not installed; {how_to_install('server')}") from None
 
 
 def _telling(model: "Model", name: str) -> "Hooks":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyllama.cli import streams
 from pyllama.cli.options import add_loading
-from pyllama.cli.serve import KEY_VARIABLE, add_serving, settings_of
+from pyllama.cli.serve import KEY_VARIABLE, add_serving, name_of, settings_of
 from pyllama.errors import RequestError
 
 if TYPE_CHECKING:
@@ -135,7 +135,6 @@ def service_of(args: argparse.Namespace) -> "Service":
     Raises RequestError, HubError and CheckpointError.
     """
     from pyllama.checkpoint import open_checkpoint
-    from pyllama.hub import resolve
     from pyllama.machine.memory import default_budget, parse_size
     from pyllama.service import needs
     from pyllama.service.unit import Service
@@ -146,7 +145,7 @@ def service_of(args: argparse.Namespace) -> "Service":
     if args.session_dir and not args.user:
         raise RequestError("--session-dir: a system service has a place of its own, /var/lib/NAME; leave it out")
     nbytes = default_budget() if args.memory is None else parse_size(args.memory)
-    model = os.path.abspath(resolve(args.model))
+    model = os.path.abspath(_found(args.model))
     with open_checkpoint(model) as checkpoint:
         paths = needs.model_paths(checkpoint)
     packages = needs.package_folders()
@@ -156,7 +155,7 @@ def service_of(args: argparse.Namespace) -> "Service":
         name=args.name,
         model=model,
         nbytes=nbytes,
-        options=serve_options(args),
+        options=[*serve_options(args), *_as_typed(args.model, model)],
         user=args.user,
         host=args.host,
         port=args.port,
@@ -167,6 +166,39 @@ def service_of(args: argparse.Namespace) -> "Service":
         readable=needs.hidden([*needs.python_folders(), *packages, *paths]),
         python_path=packages,
     )
+
+
+def _found(name: str) -> str:
+    """A model's path; under sudo also one in the cache of whoever typed sudo, for root's is empty."""
+    from pyllama.hub import resolve
+    from pyllama.hub.find import NotInCacheError
+
+    try:
+        return str(resolve(name))
+    except NotInCacheError:
+        user = os.environ.get("SUDO_USER")
+        if os.geteuid() != 0 or not user or user == "root":
+            raise
+        home = os.path.expanduser(f"~{user}")
+        given = {
+            variable: os.environ.get(variable) for variable in ("HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
+        }
+        try:
+            os.environ["HOME"] = home
+            for variable in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+                os.environ.pop(variable, None)
+            return str(resolve(name))
+        finally:
+            for variable, value in given.items():
+                os.environ.pop(variable, None)
+                if value is not None:
+                    os.environ[variable] = value
+
+
+def _as_typed(typed: str, path: str) -> list[str]:
+    """The unit has the model's path; clients call it what was typed all the same."""
+    name = name_of(typed)
+    return [] if name == name_of(path) else [f"--alias={name}"]
 
 
 def serve_options(args: argparse.Namespace) -> list[str]:

@@ -29,6 +29,10 @@ class TerminalText:
         self._stream.write(visible(text))
         return len(text)
 
+    def obeyed(self, text: str) -> None:
+        """Write text whose control characters are ours."""
+        self._stream.write(text)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -57,6 +61,11 @@ def _occupy(number: int) -> None:
         else:
             os.dup2(opened, number)
             os.close(opened)
+
+
+def is_conversation() -> bool:
+    """Whether a person at a terminal types and reads."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def finish() -> None:

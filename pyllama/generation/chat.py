@@ -5,7 +5,8 @@ computes the rest. What the template makes of the messages is the tokenizer's bu
 """
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from pyllama.closing import Closing
 from pyllama.errors import BusyError, RequestError
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 class Chat(Closing):
     """The turns of one conversation with a model; a context manager. Made by Model.chat().
 
-    system    the system prompt, or None
-    params    what to sample and when to stop, for all answers
-    messages  [{"role": ..., "content": ...}, ...]: the system prompt, if any, and every finished turn
+    system     the system prompt, or None; a new one holds from the next message on
+    params     what to sample and when to stop; new ones, too
+    variables  of the template, besides messages: {"enable_thinking": False} for models that ask
+    messages   [{"role": ..., "content": ...}, ...]: every finished turn, after the system prompt, if there is one
     """
 
     def __init__(self, decoder: "Decoder", tokenizer: "Tokenizer", system: str | None, params: SamplingParams):
@@ -30,14 +32,14 @@ class Chat(Closing):
             raise RequestError("chat: this model has no chat template, it can only continue text")
         self._decoder = decoder
         self._tokenizer = tokenizer
-        self._params = params
-        self._system = system
+        self.params = params
+        self.variables: dict[str, Any] = {}
         self._sequence = decoder.new_sequence()
         self._cached_ids: list[int] = []  # what the sequence holds, token for token
         self._generation: Generation | None = None
         self._changing = threading.Lock()
         self.messages: list[dict[str, str]] = []
-        self.reset()
+        self.system = system
 
     def send(self, content: str) -> Generation:
         """The user's next message; an iterator of the answer's steps.
@@ -52,24 +54,70 @@ class Chat(Closing):
         with self._changing:
             self._end_answer()
             messages = [*self.messages, {"role": "user", "content": content}]
-            prompt_ids = self._tokenizer.encode_chat(messages)
+            prompt_ids = self._tokenizer.encode_chat(messages, **self.variables)
             self._forget_beyond(_common_prefix(self._cached_ids, prompt_ids))
             self._generation = Generation(
                 self._decoder,
                 self._tokenizer,
                 self._sequence,
                 prompt_ids,
-                self._params,
+                self.params,
                 on_close=lambda: self._end_turn(messages),
             )
             return self._generation
 
+    @property
+    def system(self) -> str | None:
+        first = self.messages[0] if self.messages else {}
+        return first["content"] if first.get("role") == "system" else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        turns = self.messages[self.system is not None :]
+        self._set_messages(turns if text is None else [{"role": "system", "content": text}, *turns])
+
     def reset(self) -> None:
         """Forgets the conversation, but not the system prompt."""
+        self._set_messages(self.messages[: self.system is not None])
+
+    def undo(self) -> str | None:
+        """Forgets the last turn; the message it began with, None if there is no turn."""
+        users = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
+        if not users:
+            return None
+        last = self.messages[users[-1]]["content"]
+        self._set_messages(self.messages[: users[-1]])
+        return last
+
+    def restore(self, messages: list[dict[str, str]]) -> None:
+        """Goes on from another conversation. Raises RequestError if the template refuses it."""
+        self._tokenizer.encode_chat([*messages, {"role": "user", "content": ""}], **self.variables)
+        self._set_messages(messages)
+
+    def _set_messages(self, messages: list[dict[str, str]]) -> None:
         self._refuse_another()
         with self._changing:
             self._end_answer()
-            self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
+            self.messages = messages
+
+    def warm_up(self, on_layer: Callable[[int], None] | None = None) -> None:
+        """Computes what the next message's prompt begins with, whatever the message: its pass reads the weights, too.
+
+        on_layer  called with the number of each layer before it runs; what it raises ends the pass
+
+        Cost: one pass. While another thread does it, send() and the others raise BusyError.
+        """
+        self._refuse_another()
+        with self._changing:
+            self._end_answer()
+            asked = [self._tokenizer.encode_chat([*self.messages, {"role": "user", "content": text}], **self.variables)
+                     for text in ("a", "1")]  # fmt: skip
+            ids = asked[0][: max(1, _common_prefix(*asked))][: self._decoder.max_pass_tokens]
+            self._forget_beyond(_common_prefix(self._cached_ids, ids))
+            new = ids[self._sequence.length :] if self._sequence.length < len(ids) else []
+            if new:
+                self._decoder.forward([(self._sequence, new)], on_layer=on_layer)
+                self._cached_ids = ids
 
     def close(self) -> None:
         """Gives the cache back. Raises BusyError while another thread computes an answer."""

@@ -5,7 +5,9 @@ of their own, get their final name once their hash is right, then their link,
 and the revision points to the commit last of all.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pyllama.errors import HubError
@@ -16,10 +18,34 @@ from pyllama.hub.download import Source, download
 from pyllama.hub.find import INDEX_LIMIT, NotInCacheError, find, named, read_shards
 from pyllama.hub.listing import HubFile, Listing, check, list_files, refusal, url_of
 from pyllama.hub.names import DEMO
+from pyllama.hub.remote_file import RemoteFile
 from pyllama.terminal.progress import Progress
 
 
-def pull(name: str, progress: Progress | None = None, *, patterns: Sequence[str] = (), weights: bool = True) -> Path:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is about to be fetched.
+
+    nbytes   in all, less what is here
+    weights  files of the repository, in order; its config.json, if it has one, is in `folder` already
+    open     opens a file where it is
+    """
+
+    name: str
+    nbytes: int
+    folder: Path
+    weights: list[str]
+    open: Callable[[Path], RemoteFile]
+
+
+def pull(
+    name: str,
+    progress: Progress | None = None,
+    *,
+    patterns: Sequence[str] = (),
+    weights: bool = True,
+    before: Callable[[Wanted], None] | None = None,
+) -> Path:
     """What `pyllama.hub.pull` does."""
     progress = Progress(quiet=True) if progress is None else progress
     if name == DEMO:
@@ -40,7 +66,13 @@ def pull(name: str, progress: Progress | None = None, *, patterns: Sequence[str]
         extra = weight_files(model, list(listing.files), patterns, lambda: _shards(fetcher))
         if any(file.endswith(".safetensors") for file in extra) and INDEX in listing.files:
             chosen.append(INDEX)
-        fetcher.fetch(dict.fromkeys([*chosen, *extra]))
+        everything = list(dict.fromkeys([*chosen, *extra]))
+        if before is not None:
+            nbytes = fetcher.missing_nbytes(everything)
+            fetcher.fetch(file for file in chosen if file == "config.json")
+            opener = partial(_remote, listing, progress)
+            before(Wanted(str(model), nbytes, snapshot, list(extra), opener))
+        fetcher.fetch(everything)
         fetcher.repository.set_commit(model.revision, listing.commit)
     try:
         return find(model)
@@ -48,6 +80,10 @@ def pull(name: str, progress: Progress | None = None, *, patterns: Sequence[str]
         if patterns:
             return snapshot  # asked for some of the files, which need not make a model
         raise
+
+
+def _remote(listing: Listing, progress: Progress, path: Path) -> RemoteFile:
+    return RemoteFile(listing, path.as_posix(), progress.note)
 
 
 class Fetcher:
@@ -61,6 +97,15 @@ class Fetcher:
         self.repository = Repository(listing.model.repository)
         self.snapshot = self.repository.snapshot(listing.commit)
         self._progress, self._part = progress, part
+
+    def missing_nbytes(self, names: Iterable[str]) -> int:
+        """How much fetch() would have to bring. Raises HubError for too little space, and for what could do harm."""
+        files = [self.listing.files[name] for name in names]
+        for file in files:
+            check(file, self.listing)
+        missing = [file for file in files if not self._holds(file)]
+        self._check_space(missing)
+        return sum(file.nbytes for file in missing)
 
     def fetch(self, names: Iterable[str]) -> None:
         """Every named file that is missing, in the order given; after a HubError the next call goes on."""

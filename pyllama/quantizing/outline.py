@@ -13,6 +13,7 @@ from pyllama.architecture import layers_of
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.gguf import ROPE_FREQS
+from pyllama.checkpoint.outline import Described
 from pyllama.errors import RequestError, UnsupportedError
 from pyllama.quantizing import gguf_metadata
 from pyllama.quantizing.gguf_tokenizer import tokenizer_values
@@ -118,7 +119,7 @@ def outline(
     return Outline(begin, stored, nbytes, alignment)
 
 
-def stored_names(checkpoint: Checkpoint) -> dict[str, str]:
+def stored_names(checkpoint: Described) -> dict[str, str]:
     """Our name -> GGUF's, of every tensor. Raises UnsupportedError for one that has none."""
     family = gguf_metadata.written_family(checkpoint.config)
     found = {}

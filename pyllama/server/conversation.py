@@ -40,7 +40,7 @@ async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked
     """
     beginning = beginning_of(body)
     most = body.get("max_completion_tokens") or body.get("max_tokens")
-    want = wanted(body, most, _top_logprobs(body), service.model.config.vocab_size)
+    want = wanted(body, most, _top_logprobs(body), service.model.config.vocab_size, service.sampling_defaults)
     choice, prompt_ids = await prompt_of(service, request, body, beginning)
     grammar = _grammar(service, choice, body)
     guide = await service.guide(request, grammar, want.n) if grammar else None

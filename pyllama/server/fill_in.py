@@ -87,6 +87,6 @@ async def fill_in(service: Service, request: Request, body: dict[str, Any], gap:
 
 def continued(service: Service, request: Request, body: dict[str, Any], prompt_ids: list[int]) -> Asked:
     """Queue what follows a text: one answer without template or tools, for the shapes that a conversation's has."""
-    want = wanted(body, body.get("max_tokens"), None, service.model.config.vocab_size)
+    want = wanted(body, body.get("max_tokens"), None, service.model.config.vocab_size, service.sampling_defaults)
     streams = service.submit([prompt_ids], want, request, body.get("user"), "prompt", continuation=True)
     return Asked(streams, want, tools.ToolChoice(None, []))

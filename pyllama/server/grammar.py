@@ -15,6 +15,7 @@ import numpy as np
 
 from pyllama.engine.turns import Turns
 from pyllama.errors import RequestError
+from pyllama.extras import how_to_install
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar_process import Grammar, GrammarProcess, GrammarProcesses, Refused, TooSlow
 from pyllama.server.json_schema import enforceable
@@ -100,7 +101,10 @@ def _check_installed(param: str) -> None:
         found = sys.modules.get("llguidance") is not None
     if not found:
         raise ApiError(
-            400, f"{param}: this server cannot enforce it; install pyllama[grammar] there", param, "unsupported"
+            400,
+            f"{param}: cannot be enforced where llguidance is not installed; {how_to_install('grammar')}",
+            param,
+            "unsupported",
         )
 
 

@@ -1,5 +1,6 @@
-"""Fields of an OpenAI request to sampling parameters. Defaults are OpenAI's, not those of the command line."""
+"""Fields of an OpenAI request to sampling parameters. What it leaves out is the model's (generation/defaults.py)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,8 +35,14 @@ class Wanted:
         return replace(self.params, seed=(seed + choice) % SEED_RANGE)
 
 
-def wanted(body: dict[str, Any], max_tokens: int | None, top_logprobs: int | None, vocab_size: int) -> Wanted:
-    """What a checked body asks for. Raises ApiError for what only makes sense together."""
+def wanted(
+    body: dict[str, Any],
+    max_tokens: int | None,
+    top_logprobs: int | None,
+    vocab_size: int,
+    defaults: Mapping[str, Any],
+) -> Wanted:
+    """What a checked body asks for; defaults: of sampling. Raises ApiError for what only makes sense together."""
 
     def get(name: str, default: Any) -> Any:
         value = body.get(name)
@@ -45,15 +52,15 @@ def wanted(body: dict[str, Any], max_tokens: int | None, top_logprobs: int | Non
     options = get("stream_options", {})
     if body.get("stream_options") is not None and not stream:
         raise ApiError(400, "stream_options: only with stream", "stream_options", "invalid_value")
-    top_p, top_k = get("top_p", 1.0), max(0, get("top_k", 0))
+    top_p, top_k = get("top_p", defaults["top_p"]), max(0, get("top_k", defaults["top_k"]))
     if top_p == 0:  # the least that may be kept is one token
         top_p, top_k = 1.0, 1
     params = SamplingParams(
-        temperature=get("temperature", 1.0),
+        temperature=get("temperature", defaults["temperature"]),
         top_k=top_k,
         top_p=top_p,
-        min_p=get("min_p", 0.0),
-        repetition_penalty=get("repetition_penalty", 1.0),
+        min_p=get("min_p", defaults["min_p"]),
+        repetition_penalty=get("repetition_penalty", defaults.get("repetition_penalty", 1.0)),
         presence_penalty=get("presence_penalty", 0.0),
         frequency_penalty=get("frequency_penalty", 0.0),
         logit_bias=_logit_bias(get("logit_bias", {}), vocab_size),

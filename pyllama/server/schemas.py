@@ -43,10 +43,10 @@ STRING: Schema = {"type": "string"}
 
 SAMPLING: dict[str, Schema] = {
     "model": text("name of the model, as /v1/models has it; may be left out"),
-    "temperature": number(0, 2, "0 takes the most probable token; default 1"),
-    "top_p": number(0, 1, "draw among the most probable tokens that together reach it; default 1, all"),
-    "top_k": integer(-1, 2**31 - 1, "draw among so many of the most probable tokens; default 0, all"),
-    "min_p": number(0, 1, "draw among tokens at least so many times as probable as the best; default 0, all"),
+    "temperature": number(0, 2, "0 takes the most probable token; default: the model's own, else 0.7"),
+    "top_p": number(0, 1, "draw among the most probable that together reach it; default: the model's own, else 0.95"),
+    "top_k": integer(-1, 2**31 - 1, "draw among so many of the best, 0: all; default: the model's own, else 40"),
+    "min_p": number(0, 1, "at least so many times as probable as the best; default: the model's own, else 0.05"),
     "seed": integer(-(2**63), 2**63 - 1, "the same seed gives the same answer; choice i of n has seed + i"),
     "stop": either(
         "the answer ends before any of these; an empty one is none",

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from pyllama.engine import AsyncEngine, Stream
 from pyllama.engine.turns import Turns
 from pyllama.errors import BusyError, ContextOverflowError
+from pyllama.generation.defaults import sampling_defaults
 from pyllama.server.answers import unless_hung_up
 from pyllama.server.body import announced_nbytes, check_head, parse, read_body
 from pyllama.server.errors import ApiError
@@ -95,6 +96,7 @@ class Service:
         self.model = self.engine.model
         self.tokenizer = self.model.tokenizer
         self.grammars = Grammars(self.model)
+        self.sampling_defaults = sampling_defaults(self.model.checkpoint)
         self.tool_format: ToolFormat | None = format_of(self.tokenizer.chat_template)
         limit = self.settings.max_body_nbytes
         if limit is None:

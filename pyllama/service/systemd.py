@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +31,19 @@ class Units:
     def check_allowed(self, what: str) -> None:
         """Raises RequestError if this user may not change units."""
         if not self.user and os.geteuid() != 0:
-            raise RequestError(f"service {what}: changes the system, so it takes root: sudo, or --user for your own")
+            # sudo has a PATH of its own, which leads to no virtual environment.
+            program = os.path.abspath(sys.argv[0]) if os.path.basename(sys.argv[0]) == "pyllama" else "pyllama"
+            raise RequestError(
+                f"service {what}: changes the system, so it takes root: sudo {program} service {what} ..., or --user"
+                " for your own"
+            )
 
     def install(self, name: str, text: str) -> None:
         """Put a unit in place, have it started at boot, and (re)start it; returns once it is ready.
 
         Raises RequestError if systemd refuses any of it.
         """
-        self._program("systemctl")  # before anything is written
+        self._check_running()  # before anything is written
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")
@@ -51,13 +57,17 @@ class Units:
     def uninstall(self, name: str, purge: bool) -> None:
         """Stop a service and forget it. purge: what it saved as well. Raises RequestError."""
         path = self.path(name)
-        if not path.exists():
+        links = [folder / path.name for folder in path.parent.glob("*.wants")]
+        left = [one for one in (path, path.with_suffix(".new"), *links) if one.exists() or one.is_symlink()]
+        if not left:
             raise RequestError(f"{path}: no such unit; --name says which, --user whether it is yours")
-        self._systemctl("disable", "--quiet", "--now", f"{name}.service")
+        # What an install that failed has left may be no unit that systemd knows, or no systemd may run.
+        self._systemctl("disable", "--quiet", "--now", f"{name}.service", may_fail=True)
         if purge:
-            self._systemctl("clean", "--what=state", f"{name}.service")
-        path.unlink()
-        self._systemctl("daemon-reload")
+            self._systemctl("clean", "--what=state", f"{name}.service", may_fail=path not in left)
+        for one in left:
+            one.unlink(missing_ok=True)  # disable has removed its links
+        self._systemctl("daemon-reload", may_fail=True)
         self._systemctl("reset-failed", f"{name}.service", may_fail=True)
 
     def status(self, name: str) -> int:
@@ -77,6 +87,17 @@ class Units:
         import getpass
 
         return not self.user or (Path("/var/lib/systemd/linger") / getpass.getuser()).exists()
+
+    def _check_running(self) -> None:
+        """Raises RequestError where systemctl is not there, or nobody listens to it (a container, another init)."""
+        self._program("systemctl")
+        question = [*self._command("systemctl"), "list-units", "--no-pager", "--no-legend", "pyllama*.service"]
+        done = subprocess.run(question, capture_output=True, text=True)
+        if done.returncode:
+            reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            raise RequestError(
+                f"systemctl does not answer ({reason}); a service needs systemd, `pyllama serve` does not"
+            )
 
     def _command(self, name: str) -> list[str]:
         return [self._program(name), "--user"] if self.user else [self._program(name)]

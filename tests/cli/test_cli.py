@@ -1,23 +1,19 @@
 """The command line as a person meets it: what it prints where, its exit codes, its manners on a terminal."""
 
-import errno
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
+from command_line import DEADLINE_S, pyllama_process, pyllama_run
 
 import pyllama
 from pyllama.cli import main
 from pyllama.machine.memory import peak_resident_nbytes
-from pyllama.printable import visible
 
 JSON_KEYS = [
     "text",
@@ -34,16 +30,6 @@ JSON_KEYS = [
     "passes",
     "fingerprint",
 ]
-DEADLINE_S = 120  # on an emulator everything takes its time
-
-
-def pyllama_process(*args, **options):
-    return subprocess.Popen([sys.executable, "-m", "pyllama", *map(str, args)], **options)
-
-
-def pyllama_run(*args, **options):
-    options = {"capture_output": True, "timeout": DEADLINE_S, **options}
-    return subprocess.run([sys.executable, "-m", "pyllama", *map(str, args)], **options)
 
 
 def one_error(capsys) -> str:
@@ -167,9 +153,10 @@ def test_context_threads_and_kv_dtype_reach_the_decoder(base_folder, capsys):
     assert f32["fingerprint"] != one["fingerprint"]
 
 
-def test_verbose_is_one_line_on_standard_error(base_folder, capsys):
+def test_verbose_tells_sampling_and_timings_on_standard_error(base_folder, capsys):
     assert main(["run", str(base_folder), "--prompt", "hello", "--max-tokens", "4", "--verbose"]) == 0
-    line = capsys.readouterr().err
+    chosen, line = capsys.readouterr().err.split("\n", 1)
+    assert chosen == "sampling: temperature 0 (greedy), max-tokens 4"
     assert re.fullmatch(
         r"prefill \d+ tokens in [\d.]+ s \([\d.]+ tok/s\),"
         r" decode \d+ tokens in [\d.]+ s \([\d.]+ tok/s\), peak \d+ MB\n",
@@ -188,19 +175,50 @@ def test_text_streams_as_it_is_written(base_folder):
     assert len(chunks) > 5
 
 
+def test_the_prompt_is_words_anywhere_after_the_model(base_folder):
+    expected = pyllama_run("run", base_folder, "--prompt", "zwei -n Wörter", "--max-tokens", 4).stdout
+    assert expected
+    for words in (["zwei -n Wörter", "-n", "4"], ["-n", "4", "zwei -n Wörter"], ["-n4", "--", "zwei", "-n", "Wörter"]):
+        assert pyllama_run("run", base_folder, *words).stdout == expected, words
+
+
+def test_piped_text_a_file_and_words_make_one_prompt(base_folder, tmp_path):
+    (tmp_path / "file").write_text("file\n")
+    words = ["-n", "4", "--temp", "0", "-t", "1", "-c", "99", "-s", "1"]
+
+    def answer(*more, piped=b"", stdin=None):
+        given = {"stdin": stdin} if stdin else {"input": piped}
+        return pyllama_run("run", base_folder, *words, *more, **given).stdout
+
+    whole = answer("-p", "piped\n\nfile\n\nwords")
+    assert answer("words", "-f", tmp_path / "file", piped=b"piped\n") == whole
+    with open(tmp_path / "file") as file:
+        assert answer("words", stdin=file) == answer("-p", "file\n\nwords")
+        assert answer("words", "-f", "/dev/stdin", stdin=file) != answer("words")
+    assert answer("words", stdin=subprocess.DEVNULL) == answer("words", piped=b"") == answer("-p", "words")
+
+
+def test_no_command_prints_the_help(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: pyllama [-h]")
+
+
 # --- errors ---
 
 
 @pytest.mark.parametrize(
     "args, message",
     [
-        ([], "the following arguments are required: COMMAND (see pyllama --help)"),
         (["run"], "the following arguments are required: MODEL (see pyllama run --help)"),
         (["fly"], "fly: no such command, expected one of run, chat,"),
         (["run", "MODEL", "--hurry"], "unrecognized arguments: --hurry"),
-        (["run", "MODEL", "--temp", "1"], "unrecognized arguments: --temp 1"),
-        (["run", "MODEL", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
-        (["run", "MODEL", "--prompt", "a", "--file", "b"], "argument --file: not allowed with"),
+        (
+            ["run", "MODEL", "--temperatur", "1"],
+            "unrecognized arguments: --temperatur 1; did you mean --temperature?",
+        ),
+        (["run", "MODEL", "a", "--prompt", "b"], "--prompt: the prompt was given without it, too"),
+        (["run", "MODEL", "--seed", "x"], "argument -s/--seed: invalid int value: 'x'"),
+        (["run", "MODEL", "--prompt", "a", "--file", "b"], "b: no such file or directory"),
         (["run", "MODEL", "--prompt", "a", "--temperature", "-1"], "temperature: -1.0, expected 0"),
         (["run", "MODEL", "--prompt", "a", "--max-tokens", "0"], "max_tokens: 0, expected 1 or more"),
         (["run", "MODEL", "--prompt", "a", "--context", "0"], "context_length: 0, expected 1 to 8192"),
@@ -293,7 +311,7 @@ def test_help_loads_nothing_heavy():
         "import sys; from pyllama.cli import main\n"
         "try: main(['run', '--help'])\n"
         "except SystemExit as done: assert done.code == 0\n"
-        "print(sorted({'numpy', 'jinja2', 'sentencepiece', 'regex', 'ctypes', 'asyncio'}"
+        "print(sorted({'numpy', 'jinja2', 'sentencepiece', 'regex', 'ctypes', 'asyncio', 'inspect', 'tomllib'}"
         " & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S)
@@ -352,161 +370,19 @@ def test_info_template(chat_folder, base_folder, capsys):
     assert "<|im_start|>" in capsys.readouterr().out
 
 
-# --- chat through a pipe ---
+# --- run on a terminal ---
 
 
-def test_chat_answers_every_line(chat_folder):
-    done = pyllama_run(
-        "chat", chat_folder, "--max-tokens", 5, input=b"hello\n\nand you?\n/reset\nhello\n/exit\nnot read\n"
-    )
-    assert done.returncode == 0
-    with pyllama.load(chat_folder) as model, model.chat(max_tokens=5) as chat:
-        first, second = chat.send("hello").read(), chat.send("and you?").read()
-    assert done.stdout.decode() == f"{first}\n{second}\n{first}\n"
-
-
-def test_chat_through_a_pipe_ends_at_the_first_error(chat_folder):
-    done = pyllama_run("chat", chat_folder, "--context", 40, input=b"x" * 50 + b"\nhello\n")
-    assert done.returncode == 2
-    assert done.stdout == b""
-    assert done.stderr.startswith(b"pyllama: prompt is too long: ") and done.stderr.count(b"\n") == 1
-
-
-# --- chat on a terminal ---
-
-
-class Terminal:
-    """A pyllama process on a pseudo-terminal of its own."""
-
-    def __init__(self, *args):
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.environ["TERM"] = "dumb"
-            os.execv(sys.executable, [sys.executable, "-m", "pyllama", *map(str, args)])
-        self.output = ""
-
-    def read_until(self, pattern: str) -> str:
-        """What came up to the end of the first match, which is not looked at again."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not (match := re.search(pattern, self.output)):
-            ready, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"waited for {pattern!r}, got {self.output!r}"
-            try:
-                raw = os.read(self.fd, 65536)
-            except OSError as error:
-                assert error.errno == errno.EIO  # the other side is gone
-                raw = b""
-            assert raw, f"ended before {pattern!r}: {self.output!r}"
-            self.output += raw.decode("utf-8", "replace").replace("\r\n", "\n")
-        seen, self.output = self.output[: match.end()], self.output[match.end() :]
-        return seen
-
-    def type(self, text: str):
-        os.write(self.fd, text.encode())
-
-    def interrupt_until(self, pattern: str):
-        """Ctrl-C at the prompt, and again: one that comes just as input() begins to wait is seen at the next key."""
-        for _ in range(20):
-            self.type("\x03")
-            if select.select([self.fd], [], [], 2)[0]:
-                break
-        self.read_until(pattern)
-
-    def wait(self) -> int:
-        """The exit code, once everything it wrote was read."""
-        try:
-            while raw := os.read(self.fd, 65536):
-                self.output += raw.decode("utf-8", "replace")
-        except OSError:
-            pass
-        _, status = os.waitpid(self.pid, 0)
-        self.pid = 0
-        return os.waitstatus_to_exitcode(status)
-
-    def close(self):
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        os.close(self.fd)
-
-
-@pytest.fixture
-def terminal():
-    opened = []
-
-    def start(*args):
-        opened.append(Terminal(*args))
-        return opened[-1]
-
-    yield start
-    for each in opened:
-        each.close()
-
-
-def test_a_conversation_on_a_terminal(terminal, chat_folder):
-    with pyllama.load(chat_folder) as model, model.chat(max_tokens=5) as chat:
-        answer = chat.send("hello").read()
-    t = terminal("chat", chat_folder, "--max-tokens", 5)
+def test_run_without_a_prompt_on_a_terminal_is_a_conversation(terminal, chat_folder):
+    t = terminal("run", chat_folder, "--max-tokens", 4)
     t.read_until("> ")
     t.type("hello\n")
-    seen = t.read_until(r"\n> ")
-    assert next(line for line in visible(answer).splitlines() if line.strip()).strip() in seen
-    t.type("/nonsense\n")
-    t.read_until("no such command")
-    t.read_until("> ")
-    t.type("/help\n")
-    t.read_until("/reset")
     t.read_until("\n> ")
-    t.type("\x04")
-    assert t.wait() == 0
-    assert "Traceback" not in t.output
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, chat_folder):
-    t = terminal("chat", chat_folder, "--ignore-eos", "--temperature", 3, "--seed", 1)
-    t.read_until("> ")
-    t.type("hello\n")
-    t.read_until("hello\n")
-    t.read_until(r"\S")  # the answer has begun
-    t.type("\x03")
-    t.read_until("\n> ")
-    t.type("/reset\n")  # the program is still there, and takes commands
-    t.read_until("> ")
-    t.type("again\n")
-    t.read_until("again\n")
-    t.read_until(r"\S")
-    t.type("\x03")
-    t.read_until("\n> ")
-    t.interrupt_until("> ")  # at the prompt: a new one
-    t.type("\x04")
-    assert t.wait() == 0
-    assert "Traceback" not in t.output
-
-
-def test_an_error_on_a_terminal_leaves_the_prompt(terminal, chat_folder):
-    t = terminal("chat", chat_folder, "--context", 40, "--max-tokens", 2)
-    t.read_until("> ")
-    t.type("x" * 60 + "\n")
-    t.read_until(r"pyllama: prompt is too long: \d+ tokens, this model's maximum context length is 40.*/reset")
-    t.read_until("> ")
     t.type("/exit\n")
     assert t.wait() == 0
 
 
-def test_a_message_of_several_lines(terminal, chat_folder):
-    with pyllama.load(chat_folder) as model, model.chat(max_tokens=4) as chat:
-        expected = chat.send("one\ntwo").read()
-    t = terminal("chat", chat_folder, "--max-tokens", 4)
-    t.read_until("> ")
-    t.type('"""\none\ntwo\n"""\n')
-    seen = t.read_until(r"\n> ")
-    visible = "".join(c for c in expected if c.isalnum())
-    assert visible in "".join(c for c in seen if c.isalnum())
-    t.type("\x04")
-    assert t.wait() == 0
-
-
-def test_run_without_a_prompt_on_a_terminal_says_so(terminal, base_folder):
-    t = terminal("run", base_folder)
+def test_run_without_a_prompt_continues_no_text(terminal, chat_folder):
+    t = terminal("run", chat_folder, "--raw")
     assert t.wait() == 2
-    assert "pyllama: no prompt: give --prompt TEXT" in t.output
+    assert "pyllama: no prompt: give it after MODEL" in t.output

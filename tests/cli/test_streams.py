@@ -18,7 +18,7 @@ COMMANDS = {
     "run": RUN,
     "run --json": [*RUN, "--json", "--verbose"],
     "run, no prompt": ["run", "MODEL", "--quiet"],
-    "chat": ["chat", "MODEL", "--max-tokens", "2", "--quiet"],
+    "chat": ["chat", "MODEL", "--max-tokens", "2", "--temp", "0", "--quiet"],
     "info": ["info", "MODEL"],
     "info --json": ["info", "MODEL", "--json"],
     "info --template": ["info", "MODEL", "--template"],
@@ -110,7 +110,8 @@ def test_a_locale_changes_no_prompt_and_stops_no_answer(chat_folder, environment
     code, out, err = shell(words, chat_folder, "", environment, text)
     assert code == 0 and "Traceback" not in err, err
     if words[0] == "run" and environment.get("PYTHONIOENCODING") != "utf-16":
-        expected = json.loads(shell([*RUN[:3], "Wörter 日本 \U0001f600", *RUN[4:], "--json"], chat_folder, "")[1])
+        expected = [*RUN[:3], "Wörter 日本 \U0001f600", *RUN[4:], "--json"]
+        expected = json.loads(shell(expected, chat_folder, "", text=b"")[1])
         assert json.loads(out)["token_ids"] == expected["token_ids"]
 
 
@@ -169,7 +170,7 @@ def test_a_prompt_may_come_through_a_named_pipe(chat_folder):
     code, out, err = shell(
         [*RUN[:2], *RUN[4:], "--json", "--file", "/dev/stdin"], chat_folder, "", text=b"\xef\xbb\xbfhello"
     )
-    expected = json.loads(shell([*RUN, "--json"], chat_folder, "")[1])
+    expected = json.loads(shell([*RUN, "--json"], chat_folder, "", text=b"")[1])
     assert code == 0 and json.loads(out)["token_ids"] == expected["token_ids"], err
 
 

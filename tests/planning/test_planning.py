@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 
 import pytest
 import tiny
@@ -221,7 +222,7 @@ def plan_json(capsys, *args) -> dict:
 
 def test_plan_json_of_a_model_that_is_here(folder, capsys):
     report = plan_json(capsys, folder, "--memory", "1G", "--context", "64", *GIVEN)
-    assert list(report) == ["model", "plan", "enough_memory", "rates", "forecast", "what_if", "packed"]
+    assert list(report) == ["model", "plan", "enough_memory", "rates", "forecast", "what_if", "packed", "quantized"]
     with open_checkpoint(folder) as checkpoint:
         assert report["model"]["nbytes"] == checkpoint.nbytes and report["model"]["here"]
     plan = report["plan"]
@@ -250,6 +251,13 @@ def test_a_budget_that_streams_shows_what_would_help():
     report = make_report(outline(LLAMA_7B, "BF16"), 2 << 30, asked_context=256, kv_dtype="f16", rates=rates)
     text = list(lines(report))
     assert json.loads(json.dumps(report)) == report
+    assert re.fullmatch(
+        r"runs in 2G, reading \d+% of it from disk for every token: .* a token, .* min for 100", text[0]
+    )
+    assert [row["type"] for row in report["quantized"]] == ["q8_0", "q4_k_m"]
+    assert report["quantized"][1]["nbytes"] < report["quantized"][0]["nbytes"] < report["model"]["nbytes"] * 0.54
+    assert report["quantized"][1]["token_s"] < report["forecast"]["token_s"] / 3
+    assert any(line.startswith("quantize --type q4_k_m ") for line in text)
     assert any(line.startswith("fits           yes, reading") for line in text)
     assert any("to fetch" in line for line in text)
     for title in ("a token, with", "a token, packed"):
@@ -293,15 +301,20 @@ def test_a_model_that_was_not_pulled_costs_config_and_index(tmp_path, monkeypatc
     with serving() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         hub.repos["acme/sharded"], hub.repos["acme/single"] = Repo(files), Repo(single)
-        hub.repos["acme/gguf"] = Repo({"a.gguf": b"GGUF"})
+        header = tiny.write_gguf(tmp_path / "a.gguf", config, tiny.random_tensors(config)).read_bytes()
+        hub.repos["acme/gguf"] = Repo({"a-F32.gguf": header, "b-Q8_0.gguf": b"GGUF"})
         for name in ("acme/sharded", "acme/single"):
             report = plan_json(capsys, name, "--memory", "1G", "--quiet", *GIVEN)
             assert report["model"]["nbytes"] == 2 * weights and report["model"]["dtype"] == "BF16"
             assert not report["model"]["here"] and report["model"]["disk_free"] > 0
         assert not [request.path for request in hub.file_requests() if "model-1" in request.path]
         assert not [request.path for request in hub.file_requests() if request.path.endswith("model.safetensors")]
+        report = plan_json(capsys, "acme/gguf:F32", "--memory", "1G", "--quiet", *GIVEN)
+        assert not report["model"]["here"] and report["model"]["path"] == "acme/gguf:F32"
+        read = [request for request in hub.file_requests("storage") if "gguf" in request.path]
+        assert read and all("range" in request.headers for request in read)
         assert main(["plan", "acme/gguf", "--memory", "1G", "--quiet"]) == 2
-        assert "has no config.json to plan from" in capsys.readouterr().err
+        assert "say which: pyllama pull acme/gguf:QUANTIZATION (F32, Q8_0)" in capsys.readouterr().err
 
 
 def test_sizes_and_times_as_people_write_them():

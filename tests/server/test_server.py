@@ -22,6 +22,7 @@ pytest.importorskip("prometheus_client")
 
 from running_server import JSON, MESSAGES, TOOL_TEMPLATE, WEATHER, running, wait_until
 
+from pyllama.generation.defaults import CONVERSATION
 from pyllama.server import tools
 from pyllama.server.app import ENDPOINTS
 from pyllama.server.description import openapi
@@ -195,7 +196,7 @@ def test_company_changes_no_text(server, reference):
         thread.join()
     for i, body in enumerate(bodies):
         alone = reference.generate(
-            body["prompt"], fingerprint=True, seed=i, temperature=1.0, max_tokens=12, ignore_eos=True
+            body["prompt"], fingerprint=True, seed=i, max_tokens=12, ignore_eos=True, **CONVERSATION
         )
         assert answers[i]["choices"][0]["text"] == alone.read()
         assert answers[i]["pyllama"]["logits_fingerprints"] == [alone.fingerprint.hexdigest()]
@@ -578,7 +579,7 @@ def test_json_schemas_are_enforced(server):
 def test_without_the_grammar_library_the_reason_is_given(server, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     error = server.refuse("/v1/chat/completions", CHAT | {"response_format": {"type": "json_object"}})
-    assert "pyllama[grammar]" in error["message"]
+    assert "pip install 'llguidance" in error["message"]
 
 
 def test_a_tool_that_must_be_called_is_called(tool_server):

@@ -16,12 +16,16 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 from conftest import write_model
+from hub_server import Repo, own_caches, serving
 from service_managers import Manager, Unavailable
 
+from pyllama import hub as pyllama_hub
 from pyllama.cli import build_parser, main
 from pyllama.cli.serve import name_of
 from pyllama.errors import RequestError
+from pyllama.hub.find import demo_path
 from pyllama.service import memory_control, needs
 from pyllama.service.notify import Notifier
 from pyllama.service.quoting import Specifiers, bind_path, command, word
@@ -606,3 +610,61 @@ def test_words_arrive_as_they_were_written(manager):
     words = target.read_text().split("\n")
     assert words[:2] == [str(program), "/a b/$x/100%"]
     assert words[-len(NASTY) - 1 :] == [*NASTY, ""]
+
+
+def test_a_models_typed_name_stays_an_alias(chat_folder, capsys, tmp_path, monkeypatch):
+    own_caches(tmp_path, monkeypatch)
+    with serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        hub.repos["acme/chat"] = Repo({path.name: path.read_bytes() for path in chat_folder.iterdir()})
+        pyllama_hub.pull("acme/chat")
+    assert "--alias" not in dry_run(capsys, "acme/chat", "--user")  # the path in the cache says as much
+    demo_path().parent.mkdir(parents=True)
+    config = tiny.tiny_config()
+    tiny.write_gguf(demo_path(), config, tiny.random_tensors(config))
+    assert "--alias=smollm2" in dry_run(capsys, "smollm2", "--user")
+
+
+def test_under_sudo_a_model_is_looked_for_where_its_user_has_it(capsys, tmp_path, monkeypatch):
+    own_caches(tmp_path / "root", monkeypatch)
+    for name in ("HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "root"))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    homes = {"~pi": str(tmp_path / "pi")}
+    monkeypatch.setattr(os.path, "expanduser", lambda path: homes.get(path) or path.replace("~", os.environ["HOME"]))
+    config = tiny.tiny_config()
+    place = tmp_path / "pi/.cache/pyllama" / demo_path().name
+    place.parent.mkdir(parents=True)
+    tiny.write_gguf(place, config, tiny.random_tensors(config))
+    assert main(["service", "install", "smollm2", "--user", "--dry-run"]) == 2
+    assert "pyllama pull smollm2" in one_error(capsys)
+    monkeypatch.setenv("SUDO_USER", "pi")
+    assert str(place) in dry_run(capsys, "smollm2", "--user")
+    assert os.environ["HOME"] == str(tmp_path / "root")
+
+
+def test_where_no_systemd_answers_nothing_is_written_and_leftovers_go(chat_folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "systemctl").write_text("#!/bin/sh\necho System has not been booted with systemd >&2\nexit 1\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert main(["service", "install", str(chat_folder), "--user"]) == 2
+    assert "systemctl does not answer (System has not been booted" in capsys.readouterr().err
+    folder = tmp_path / "config/systemd/user"
+    assert not folder.exists()
+    assert main(["service", "uninstall", "--user"]) == 2
+    assert "no such unit" in capsys.readouterr().err
+    (folder / "default.target.wants").mkdir(parents=True)
+    (folder / "pyllama.new").write_text("half")
+    (folder / "default.target.wants/pyllama.service").symlink_to(folder / "pyllama.service")
+    assert main(["service", "uninstall", "--user"]) == 0
+    assert [path for path in folder.rglob("*") if not path.is_dir()] == []
+
+
+def test_sudo_is_told_with_the_whole_path(chat_folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(needs, "check_readable", lambda paths: None)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "bin/pyllama")])
+    assert main(["service", "install", str(chat_folder)]) == 2
+    assert f"sudo {tmp_path}/bin/pyllama service install ..." in one_error(capsys)

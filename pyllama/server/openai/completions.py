@@ -28,7 +28,8 @@ async def create(request: Request) -> Response:
     foreign_fields.refuse(body)
     most = body.get("max_tokens")
     # The pass over a prompt gives its first token, too: one that was not asked for is left out.
-    want = wanted(body, DEFAULT_MAX_TOKENS if most is None else max(1, most), top, service.model.config.vocab_size)
+    most_tokens = DEFAULT_MAX_TOKENS if most is None else max(1, most)
+    want = wanted(body, most_tokens, top, service.model.config.vocab_size, service.sampling_defaults)
     if body.get("best_of") not in (None, want.n):
         raise ApiError(400, f"best_of: got {body['best_of']}, expected n, {want.n}", "best_of", "unsupported")
     given = _prompts(body["prompt"])

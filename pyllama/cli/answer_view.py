@@ -1,0 +1,99 @@
+"""An answer on a terminal as it comes: lines end between words, and what the model thinks is dim, or folded away."""
+
+import shutil
+import sys
+import time
+
+from pyllama.cli.pass_line import PassLine
+from pyllama.cli.streams import TerminalText
+from pyllama.generation import Generation
+from pyllama.generation.thinking import ThinkingSplit
+from pyllama.printable import visible
+from pyllama.terminal.style import dim, is_dumb, is_plain
+from pyllama.terminal.word_wrap import WordWrap
+
+_DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
+_THINKING = "thinking ..."
+
+
+class AnswerView:
+    """For one answer.
+
+    terminal  where to show it
+    signs     the status line to clear first
+    begun     the prompt has ended where thinking begins
+    fold      show of the thinking only how long it took
+    wrap      lines end between words
+    """
+
+    def __init__(self, terminal: TerminalText, signs: PassLine, *, begun: bool, fold: bool, wrap: bool):
+        self._terminal, self._signs = terminal, signs
+        self._split = ThinkingSplit(begun=begun)
+        self._fold = fold
+        self._wrap = WordWrap(lambda: shutil.get_terminal_size().columns) if wrap and not is_dumb() else None
+        self._thinking: bool | None = None
+        self._since = 0.0
+        self._at_left = True
+        self.thought = ""
+
+    def show(self, generation: Generation) -> None:
+        """All of it, or as far as it comes."""
+        try:
+            for step in generation:
+                self._signs.clear()
+                parts = self._split.push(step.text)
+                for thinking, text in parts + (self._split.finish() if step.finish_reason else []):
+                    self._show(thinking, text)
+                self._terminal.flush()
+        finally:
+            self._signs.clear()
+            self._enter(None)
+            self._terminal.flush()
+
+    def _show(self, thinking: bool, text: str) -> None:
+        if thinking != self._thinking:
+            self._enter(thinking)
+        if thinking:
+            self.thought += text
+            if self._fold:
+                return
+        self._write(text)
+
+    def _enter(self, thinking: bool | None) -> None:
+        """Go over to thinking, to the answer, or to the end of both."""
+        if self._thinking:
+            if self._fold:
+                took = dim(f"[thought for {time.monotonic() - self._since:.0f} s; /think shows it]")
+                self._terminal.obeyed(f"\n{took}" if is_dumb() else f"\r\x1b[K{took}")
+                self._at_left = False
+            elif not is_plain():
+                self._terminal.obeyed(_NOT_DIM)
+            if thinking is False:
+                self._write("\n\n")
+        if thinking:
+            self._since = time.monotonic()
+            if self._fold:
+                self._terminal.obeyed(dim(_THINKING))
+            elif not is_plain():
+                self._terminal.obeyed(_DIM)
+        if thinking is None and not self._at_left:
+            self._write("\n")
+        self._thinking = thinking
+
+    def _write(self, text: str) -> None:
+        text = visible(text)
+        self._terminal.obeyed(self._wrap.push(text) if self._wrap else text)
+        self._at_left = text.endswith("\n") if text else self._at_left
+
+
+def show_plain(generation: Generation, signs: PassLine) -> None:
+    """The answer as it is, as it comes, and a newline."""
+    try:
+        for step in generation:
+            signs.clear()
+            sys.stdout.write(step.text)
+            sys.stdout.flush()
+    finally:
+        signs.clear()
+    if not generation.text.endswith("\n"):
+        print(flush=True)

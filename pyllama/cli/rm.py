@@ -1,0 +1,24 @@
+"""`pyllama rm`: a pulled model's files are deleted."""
+
+import argparse
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "rm",
+        aliases=["remove"],
+        help="delete a pulled model",
+        description="Delete models from the Hugging Face cache, whoever brought them there. org/name is all of a "
+        "repository; with @revision or :quantization only that, and no file that something else there still needs.",
+    )
+    parser.add_argument("names", metavar="NAME", nargs="+", help="as pyllama list prints it")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from pyllama.hub.installed import remove
+    from pyllama.terminal.progress import format_nbytes
+
+    for name in args.names:
+        print(f"{name}: removed, {format_nbytes(remove(name))} free")
+    return 0

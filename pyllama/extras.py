@@ -1,0 +1,21 @@
+"""What an optional part of pyllama needs and how to install it: by the packages it consists of.
+
+Never by pyllama's own name, which belongs to another project on the package index today.
+"""
+
+
+def how_to_install(extra: str) -> str:
+    """The command for a part, "server" or "grammar", as a shell takes it."""
+    import re
+    from importlib import metadata  # which costs more to load than all of the command line
+
+    try:
+        lines = metadata.requires("pyllama") or []
+    except metadata.PackageNotFoundError:  # on the path, and not installed
+        lines = []
+    found = [line.split(";")[0].strip() for line in lines if re.search(rf"extra == ['\"]{extra}['\"]", line)]
+    wanted = [line for line in found if not line.startswith("pyllama")] or list(_UNVERSIONED[extra])
+    return "pip install " + " ".join(f"'{line}'" for line in wanted)
+
+
+_UNVERSIONED = {"server": ("starlette", "uvicorn", "prometheus-client"), "grammar": ("llguidance",)}

@@ -1,0 +1,29 @@
+"""A model as it would be once quantized, as far as its shapes tell: what planning needs before anybody quantizes it."""
+
+from __future__ import annotations
+
+from math import prod
+
+from pyllama.checkpoint.index import Part, Tensor
+from pyllama.checkpoint.outline import NOWHERE, Described, Outline
+from pyllama.quantizing import gguf_metadata
+from pyllama.quantizing.outline import stored_names
+from pyllama.quantizing.types import file_type, tensor_types
+
+
+def prospect(model: Described, type_name: str) -> Outline:
+    """Raises UnsupportedError for what GGUF has no name for, RequestError for a type that is none."""
+    config, names = model.config, stored_names(model)
+    dtypes = tensor_types(
+        file_type(type_name),
+        {names[ours]: tensor.shape for ours, tensor in model.tensors.items()},
+        architecture=str(gguf_metadata.written_family(config).gguf_architecture),
+        layers=config.num_hidden_layers,
+        groups=config.num_attention_heads // config.num_key_value_heads,
+    )
+    tensors = {}
+    for name, tensor in model.tensors.items():
+        shape = tensor.shape
+        part = Part(NOWHERE, 0, 0, prod(shape[:-1]), 0, shape[-1])
+        tensors[name] = Tensor(name, dtypes[names[name]], shape, (part,))
+    return Outline(NOWHERE, "gguf", config, tensors)
