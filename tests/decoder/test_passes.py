@@ -98,7 +98,7 @@ def computed(decoder, monkeypatch):
     """The tokens of each pass from now on."""
     tokens, run = [], decoder.run
     monkeypatch.setattr(
-        decoder, "run", lambda planned, on_layer=None: tokens.append(len(planned.token_ids)) or run(planned, on_layer)
+        decoder, "run", lambda planned, *more: tokens.append(len(planned.token_ids)) or run(planned, *more)
     )
     return tokens
 
@@ -252,7 +252,7 @@ def test_passes_are_all_that_another_process_needs(decoder, monkeypatch):
     run = decoder.run
     draw = random.Random(3)
 
-    def twice(planned, on_layer=None):
+    def twice(planned, *more):
         told = pickle.loads(pickle.dumps(planned))
         first, second = run(planned), other.run(told)
         assert same(first, second)
@@ -440,9 +440,7 @@ def test_prefill_asks_for_the_last_row_alone(decoder, alone, monkeypatch):
     ids = text(50)
     expected = alone(ids, 1)
     rows, run = [], decoder.run
-    monkeypatch.setattr(
-        decoder, "run", lambda planned, on_layer=None: rows.append(len(planned.rows)) or run(planned, on_layer)
-    )
+    monkeypatch.setattr(decoder, "run", lambda planned, *more: rows.append(len(planned.rows)) or run(planned, *more))
     monkeypatch.setattr(decoder, "max_pass_tokens", 20)
     with decoder.new_sequence() as sequence:
         last = decoder.prefill(sequence, ids)

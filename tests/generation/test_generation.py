@@ -406,7 +406,7 @@ def test_a_piece_of_a_prompt_asks_for_no_logits():
     generation, decoder = answer([*ids("ab"), EOS], prompt=tuple(range(1, 11)))
     decoder.max_pass_tokens = 4
     wanted, extend = [], decoder.extend
-    decoder.extend = lambda batch, rows, on_layer: wanted.append(rows) or extend(batch, rows, on_layer)
+    decoder.extend = lambda batch, rows, *more: wanted.append(rows) or extend(batch, rows, *more)
     assert generation.read() == "ab"
     assert decoder.passes == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10], [0], [1]]
     assert wanted == [[0], [0], [1], [1], [1]]
