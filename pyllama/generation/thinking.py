@@ -7,14 +7,15 @@ Part = tuple[bool, str]  # whether it is thought, and the text
 
 
 class ThinkingSplit:
-    """Splits one answer. Thinking is at its beginning or nowhere; the marks and the newlines around them are left out.
+    """Splits one answer. Thinking is at its beginning or nowhere; the marks and white space around them are left out.
 
-    begun  the prompt has ended with <think> already
+    begun     the prompt has ended with <think> already
+    thinking  whether the last of the text is what the model thinks
     """
 
     def __init__(self, *, begun: bool = False):
         self._held = ""
-        self._thinking = begun
+        self.thinking = begun
         self._decided = begun
         self._after_mark = begun
 
@@ -28,18 +29,18 @@ class ThinkingSplit:
                 self._held = text
                 return []
             self._decided = True
-            self._thinking = start.startswith(OPENING)
-            if self._thinking:
+            self.thinking = start.startswith(OPENING)
+            if self.thinking:
                 self._after_mark = True
                 text = start[len(OPENING) :]
-        if not self._thinking:
+        if not self.thinking:
             return self._part(text)
         thought, closing, said = text.partition(CLOSING)
         if closing:
             parts = self._part(thought.rstrip())
-            self._thinking, self._after_mark = False, True
+            self.thinking, self._after_mark = False, True
             return parts + self._part(said)
-        # What may still become the closing mark, and newlines that may stand before it.
+        # What may still become the closing mark, and white space that may stand before it.
         keep = len(text) - len(text[: len(text) - overlap(text, CLOSING)].rstrip())
         self._held = text[len(text) - keep :]
         return self._part(text[: len(text) - keep])
@@ -47,13 +48,13 @@ class ThinkingSplit:
     def finish(self) -> list[Part]:
         """What was held back, when no more comes."""
         held, self._held = self._held, ""
-        return self._part(held)
+        return self._part(held.rstrip() if self.thinking else held)
 
     def _part(self, text: str) -> list[Part]:
         if self._after_mark:
-            text = text.lstrip("\n")
+            text = text.lstrip()
             self._after_mark = not text
-        return [(self._thinking, text)] if text else []
+        return [(self.thinking, text)] if text else []
 
 
 def begins_in_thought(prompt_end: str) -> bool:

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pyllama.generation import Step
+from pyllama.generation.thinking import ThinkingSplit, begins_in_thought
 from pyllama.server import tools
 from pyllama.server.answers import PING, EventStream, merged, unless_hung_up
 from pyllama.server.choice import Choice
 from pyllama.server.conversation import Asked
 from pyllama.server.errors import ApiError
 from pyllama.server.service import Service
-from pyllama.server.thinking import Thinking, is_begun
 from pyllama.server.usage import usage
 
 _PROMPT_END = 8  # tokens that "<think>" and what stands around it take at most
@@ -47,7 +47,8 @@ class OneReply(ABC):
         self.thinking_tokens = 0
         self._choice = Choice(service.tool_format, asked.choice)
         end = self.request.answer.prompt_ids[-_PROMPT_END:]
-        self._thinking = Thinking(is_begun(service.tokenizer.decode(end, skip_special_tokens=False)))
+        begun = begins_in_thought(service.tokenizer.decode(end, skip_special_tokens=False))
+        self._split = ThinkingSplit(begun=begun)
 
     @property
     def request(self) -> Any:
@@ -119,13 +120,13 @@ class OneReply(ABC):
 
     def _pieces(self, step: Step) -> list[tuple[str, str, tools.ToolCall | None]]:
         content, calls = self._choice.take(step)
-        thought, text = self._thinking.push(content)
-        self.thinking_tokens += self._thinking.inside
+        parts = self._split.push(content)
+        self.thinking_tokens += self._split.thinking
         if calls or step.finish_reason:
-            more, rest = self._thinking.finish()
-            thought, text = thought + more, text + rest
+            parts += self._split.finish()
         self.finish_reason = self._choice.finish_reason
-        return [("thinking", thought, None), ("text", text, None), *(("call", call.arguments, call) for call in calls)]
+        thought, said = ("".join(text for thinking, text in parts if thinking is kind) for kind in (True, False))
+        return [("thinking", thought, None), ("text", said, None), *(("call", call.arguments, call) for call in calls)]
 
     def _take(self, kind: str, text: str, call: tools.ToolCall | None) -> list[bytes]:
         if not text:

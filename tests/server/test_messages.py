@@ -6,10 +6,10 @@ import pytest
 from conftest import write_model
 from running_server import MESSAGES, TOOL_TEMPLATE, running
 
+from pyllama.generation.thinking import ThinkingSplit, begins_in_thought
 from pyllama.server.anthropic.translation import conversation_of
 from pyllama.server.errors import ApiError
 from pyllama.server.service import Settings
-from pyllama.server.thinking import Thinking, is_begun
 
 ASKED = {"model": "claude-x", "max_tokens": 6, "messages": MESSAGES, "temperature": 0}
 TOOL = {
@@ -125,10 +125,10 @@ def test_what_a_conversation_becomes():
     ],
 )
 def test_thinking_is_told_from_text_however_it_comes(size, begun, text, expected):
-    thinking = Thinking(begun)
-    parts = [thinking.push(text[i : i + size]) for i in range(0, len(text), size)] + [thinking.finish()]
-    assert tuple("".join(part) for part in zip(*parts)) == expected
-    assert is_begun("<|im_start|>assistant\n<think>\n") and not is_begun("<think></think>\n")
+    split = ThinkingSplit(begun=begun)
+    parts = [part for i in range(0, len(text), size) for part in split.push(text[i : i + size])] + split.finish()
+    assert tuple("".join(text for thought, text in parts if thought is kind) for kind in (True, False)) == expected
+    assert begins_in_thought("<|im_start|>assistant\n<think>\n") and not begins_in_thought("<think></think>\n")
 
 
 def test_a_models_thinking_is_a_block_of_its_own(tmp_path):
