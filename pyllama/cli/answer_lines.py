@@ -17,7 +17,7 @@ def show_calls(generation: Generation, parser: "ToolParser", signs: PassLine) ->
     made: list[ToolCall] = []
     shown = ""
     for step in generation:
-        content, calls = _taken(step, parser)
+        content, calls = parser.take(step.text, step.finish_reason)
         signs.clear()
         sys.stdout.write(content)
         sys.stdout.flush()
@@ -28,13 +28,6 @@ def show_calls(generation: Generation, parser: "ToolParser", signs: PassLine) ->
     for call in made:
         said = {"name": call.name, "arguments": json.loads(call.arguments)}
         print(json.dumps(said, ensure_ascii=False), flush=True)
-
-
-def parsed(generation: Generation, parser: "ToolParser") -> "tuple[str, list[ToolCall]]":
-    """The text besides the calls, and the calls, of an answer that is complete."""
-    content, calls = parser.push(generation.text)
-    more, last = parser.finish(cut=generation.finish_reason == "length")
-    return content + more, calls + last
 
 
 def show_logprobs(generation: Generation, tokenizer: Tokenizer, signs: PassLine) -> None:
@@ -54,11 +47,3 @@ def logprobs_of(step: Step, tokenizer: Tokenizer) -> dict[str, Any]:
         return {"token_id": token_id, "token": text, "logprob": logprob}
 
     return {**token(step.token_id, step.logprob), "top": [token(*one) for one in step.top_logprobs]}
-
-
-def _taken(step: Step, parser: "ToolParser") -> "tuple[str, list[ToolCall]]":
-    content, calls = parser.push(step.text)
-    if step.finish_reason:
-        more, last = parser.finish(cut=step.finish_reason == "length")
-        content, calls = content + more, calls + last
-    return content, calls

@@ -108,7 +108,7 @@ def _as_request(model: "Model", prompt: str, args: argparse.Namespace) -> str | 
 def _as_json(model: "Model", generation: "Generation", form: Constraints, steps: "list[Step] | None") -> str:
     import json
 
-    from pyllama.cli.answer_lines import logprobs_of, parsed
+    from pyllama.cli.answer_lines import logprobs_of
     from pyllama.cli.timings import rate
     from pyllama.machine.memory import peak_resident_nbytes
 
@@ -129,7 +129,7 @@ def _as_json(model: "Model", generation: "Generation", form: Constraints, steps:
         "fingerprint": generation.fingerprint.hexdigest() if generation.fingerprint else None,
     }
     if form.parser:
-        content, calls = parsed(generation, form.parser)
+        content, calls = form.parser.take(generation.text, generation.finish_reason)
         result |= {"text": content, "tool_calls": [call.as_openai() for call in calls]}
     if steps:
         result["logprobs"] = [logprobs_of(step, model.tokenizer) for step in steps]

@@ -20,10 +20,7 @@ class Choice:
         content = step.text
         calls: list[tools.ToolCall] = []
         if self._parser:
-            content, calls = self._parser.push(step.text)
-            if step.finish_reason:
-                more, last = self._parser.finish(cut=step.finish_reason == "length")
-                content, calls = content + more, calls + last
+            content, calls = self._parser.take(step.text, step.finish_reason)
         self.content += content
         self.calls += calls
         self.finish_reason = step.finish_reason

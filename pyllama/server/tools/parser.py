@@ -50,6 +50,14 @@ class ToolParser:
                 break
         return "".join(content), calls
 
+    def take(self, piece: str, finish_reason: str | None) -> tuple[str, list[ToolCall]]:
+        """push(), and finish() where the answer ends with this piece, for that reason."""
+        content, calls = self.push(piece)
+        if finish_reason:
+            more, last = self.finish(cut=finish_reason == "length")
+            content, calls = content + more, calls + last
+        return content, calls
+
     def finish(self, *, cut: bool = False) -> tuple[str, list[ToolCall]]:
         """What was held back, when no more comes. cut: the answer was not ended by the model."""
         if self._whole:
