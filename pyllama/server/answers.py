@@ -87,6 +87,11 @@ def event(data: Any) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
 
 
+def typed_event(data: dict[str, Any]) -> bytes:
+    """An event that says its type twice, as Anthropic's and those of OpenAI's responses do."""
+    return f"event: {data['type']}\n".encode() + event(data)
+
+
 PING = b": still here\n\n"
 DONE = b"data: [DONE]\n\n"
 

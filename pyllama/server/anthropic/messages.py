@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from pyllama.server.answers import typed_event
 from pyllama.server.anthropic.schemas import COUNT, MESSAGES
 from pyllama.server.anthropic.translation import conversation_of
 from pyllama.server.conversation import Asked, ask, prompt_of
@@ -31,11 +32,7 @@ async def count_tokens(request: Request) -> Response:
     return JSONResponse({"input_tokens": len(prompt_ids)})
 
 
-def _event(data: dict[str, Any]) -> bytes:
-    return f"event: {data['type']}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
-
-
-_PING = _event({"type": "ping"})
+_PING = typed_event({"type": "ping"})
 
 
 class _Message(OneReply):
@@ -63,27 +60,27 @@ class _Message(OneReply):
             "stop_sequence": None,
             "usage": usage,
         }
-        return _event({"type": "message_start", "message": message}) + _PING
+        return typed_event({"type": "message_start", "message": message}) + _PING
 
     def opened(self, index: int, block: Block) -> bytes:
-        return _event(
+        return typed_event(
             {"type": "content_block_start", "index": index, "content_block": self._content(block, block.text)}
         )
 
     def grown(self, index: int, block: Block, text: str) -> bytes:
         field = {"thinking": "thinking", "text": "text", "call": "partial_json"}[block.kind]
         kind = "input_json_delta" if block.call else f"{block.kind}_delta"
-        return _event({"type": "content_block_delta", "index": index, "delta": {"type": kind, field: text}})
+        return typed_event({"type": "content_block_delta", "index": index, "delta": {"type": kind, field: text}})
 
     def closed(self, index: int, block: Block) -> bytes:
-        return _event({"type": "content_block_stop", "index": index})
+        return typed_event({"type": "content_block_stop", "index": index})
 
     def end(self) -> bytes:
         ending = {"type": "message_delta", "delta": self._ending(), "usage": self._usage()}
-        return _event(ending) + _event({"type": "message_stop"})
+        return typed_event(ending) + typed_event({"type": "message_stop"})
 
     def failed(self, error: ApiError) -> bytes:
-        return _event(anthropic_body(error))
+        return typed_event(anthropic_body(error))
 
     @staticmethod
     def _content(block: Block, text: str) -> dict[str, Any]:

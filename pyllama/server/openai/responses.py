@@ -1,12 +1,12 @@
 """/v1/responses: a conversation in, the next items of it out, and kept for the request that goes on after it."""
 
-import json
 import time
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from pyllama.server.answers import typed_event
 from pyllama.server.conversation import Asked, ask
 from pyllama.server.endpoint import EVENTS, JSON, Endpoint
 from pyllama.server.errors import ApiError, openai_body
@@ -158,8 +158,7 @@ class _Response(OneReply):
 
     def _event(self, kind: str, **data: Any) -> bytes:
         self._number += 1
-        text = json.dumps({"type": kind, "sequence_number": self._number - 1, **data}, ensure_ascii=False)
-        return f"event: {kind}\ndata: {text}\n\n".encode()
+        return typed_event({"type": kind, "sequence_number": self._number - 1, **data})
 
     def _place(self, index: int, block: Block) -> dict[str, Any]:
         place = {"item_id": self._id_of(index, block), "output_index": index}
