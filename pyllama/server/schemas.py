@@ -173,16 +173,18 @@ CHAT: Schema = obj(
     ("messages",),
 )
 
+
+def prompts(description: str, most: int) -> Schema:
+    """A text or token ids, or a list of up to so many of either."""
+    ids = {**TOKEN_IDS, "minItems": 1}
+    lists = ({"type": "array", "items": items, "minItems": 1, "maxItems": most} for items in (STRING, ids))
+    return either(description, STRING, ids, *lists)
+
+
 COMPLETION: Schema = obj(
     {
         **SAMPLING,
-        "prompt": either(
-            "text or token ids to continue, or a list of either",
-            STRING,
-            {**TOKEN_IDS, "minItems": 1},
-            {"type": "array", "items": STRING, "minItems": 1, "maxItems": MAX_PROMPTS},
-            {"type": "array", "items": {**TOKEN_IDS, "minItems": 1}, "minItems": 1, "maxItems": MAX_PROMPTS},
-        ),
+        "prompt": prompts("text or token ids to continue, or a list of either", MAX_PROMPTS),
         "max_tokens": integer(0, 2**31 - 1, "tokens to write at most; default 16. 0 reads the prompt alone"),
         "logprobs": integer(0, 20, "report log-probabilities: of the token, and of so many of the most probable"),
         "echo": flag("begin the answer with the prompt, and its log-probabilities with the prompt's"),

@@ -7,20 +7,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from pyllama.server.errors import ApiError
-from pyllama.server.schemas import STRING, TOKEN_IDS, Schema, either, integer, obj, text
+from pyllama.server.schemas import STRING, Schema, integer, obj, prompts, text
 from pyllama.server.service import Service
 from pyllama.server.vectors import MAX_TEXTS, refuse_unless_asked, vectors_of
 
 EMBEDDINGS: Schema = obj(
     {
         "model": text("name of the model"),
-        "input": either(
-            "text or token ids, or a list of either",
-            STRING,
-            {**TOKEN_IDS, "minItems": 1},
-            {"type": "array", "items": STRING, "minItems": 1, "maxItems": MAX_TEXTS},
-            {"type": "array", "items": {**TOKEN_IDS, "minItems": 1}, "minItems": 1, "maxItems": MAX_TEXTS},
-        ),
+        "input": prompts("text or token ids, or a list of either", MAX_TEXTS),
         "encoding_format": {"type": "string", "enum": ["float", "base64"]},
         "dimensions": integer(1, 2**31 - 1, "must be the model's hidden_size"),
         "user": STRING,
