@@ -95,9 +95,7 @@ def _bash(command_line: argparse.ArgumentParser) -> Iterator[str]:
     yield '    case "$command" in'
     for name, parser in commands.items():
         options = " ".join(option for action in _options(parser) for option in action.option_strings)
-        others = " ".join(
-            choice for action in parser._actions if not action.option_strings for choice in _choices(action)
-        )
+        others = " ".join(_words(parser))
         models = "; models=yes" if _takes_model(parser) else ""
         yield f'        {name}) words="{others}"{models}; case "$cur" in -*) words="{options}" ;; esac ;;'
     yield "    esac"

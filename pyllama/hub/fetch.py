@@ -100,26 +100,30 @@ class Fetcher:
 
     def missing_nbytes(self, names: Iterable[str]) -> int:
         """How much fetch() would have to bring. Raises HubError for too little space, and for what could do harm."""
-        files = [self.listing.files[name] for name in names]
-        for file in files:
-            check(file, self.listing)
-        missing = [file for file in files if not self._holds(file)]
-        self._check_space(missing)
-        return sum(file.nbytes for file in missing)
+        return sum(file.nbytes for file in self._missing(self._files(names)))
 
     def fetch(self, names: Iterable[str]) -> None:
         """Every named file that is missing, in the order given; after a HubError the next call goes on."""
-        files = [self.listing.files[name] for name in names]
-        for file in files:
-            check(file, self.listing)
-        missing = [file for file in files if not self._holds(file)]
-        self._check_space(missing)
+        files = self._files(names)
+        missing = self._missing(files)
         if not self._part:
             # What earlier calls brought is on the line already, so that it never runs backwards.
             self._progress.total = self._progress.done + sum(file.nbytes for file in files)
         self._progress.skip(sum(file.nbytes for file in files) - sum(file.nbytes for file in missing))
         for file in missing:
             self._fetch(file)
+
+    def _files(self, names: Iterable[str]) -> list[HubFile]:
+        files = [self.listing.files[name] for name in names]
+        for file in files:
+            check(file, self.listing)
+        return files
+
+    def _missing(self, files: list[HubFile]) -> list[HubFile]:
+        """Those that are not here, for which there is space."""
+        missing = [file for file in files if not self._holds(file)]
+        self._check_space(missing)
+        return missing
 
     def _holds(self, file: HubFile) -> bool:
         return self.repository.holds(self.listing.commit, file.name, file.nbytes, file.digest)
