@@ -218,11 +218,12 @@ class Conversation(Closing):
         return f"sampling: {sampling_text(changed)}"
 
     def _save(self, rest: str) -> None:
+        from pyllama.hub.cache import write_atomically
+
         path = _path_of("/save", rest)
         about = {"model": str(self._model.checkpoint.path), "messages": self.chat.messages}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(about, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            write_atomically(path, json.dumps(about, ensure_ascii=False, indent=1) + "\n")
         except OSError as error:
             raise RequestError(f"/save: {path}: {reason_of(error)}") from None
         streams.note(f"saved to {path}")
