@@ -26,6 +26,7 @@ def load(
     on_layer: Callable[[int], None] | None = None,
     contexts: int = 1,
     pre_tokenizer: str | None = None,
+    draft: str | os.PathLike[str] = "off",
     **unknown: Any,
 ) -> "Model":
     """Opens a model; its weights are read by the first pass, and stay as far as memory allows.
@@ -45,6 +46,9 @@ def load(
     contexts        sequences that are to have room for their keys and values, if memory allows: an Engine's
     pre_tokenizer   how a GGUF file's model splits text ("llama-bpe", "qwen2", ...), in place of what the file says
                     in tokenizer.ggml.pre
+    draft           who proposes tokens, so that a pass gives several: a path or a name of a small model with the same
+                    tokenizer, "lookup" (what followed the same tokens before), or "off". The results do not depend
+                    on it
 
     Warns (BudgetWarning) of a memory beyond what the machine or the control group has.
 
@@ -82,6 +86,7 @@ def load(
             kv_dtype=kv_dtype,
             on_layer=on_layer,
             contexts=contexts,
+            draft=draft,
         )
     except TooSmallError as error:
         checkpoint.close()
@@ -103,6 +108,7 @@ def assemble(
     kv_dtype: str = "f16",
     on_layer: Callable[[int], None] | None = None,
     contexts: int = 1,
+    draft: str | os.PathLike[str] = "off",
 ) -> "Model":
     """A Model of parts that are open, which belong to it from then on: what load() does last.
 
@@ -114,9 +120,15 @@ def assemble(
     from pyllama.planning.memory import make_plan
     from pyllama.streaming import StreamedWeights
 
+    opened = None
+    if draft not in ("off", "lookup"):
+        from pyllama.drafting.opening import open_drafter
+        from pyllama.hub import resolve
+
+        opened = open_drafter(str(draft), resolve(draft), tokenizer, context_length=context_length, contexts=contexts)
     plan = make_plan(
         checkpoint,
-        budget,
+        budget - (opened.nbytes if opened else 0),
         context_length=context_length,
         kv_dtype=kv_dtype,
         interpreter=interpreter,
@@ -132,7 +144,17 @@ def assemble(
         rope_interleaved=checkpoint.rope_interleaved,
         on_layer=on_layer,
     )
-    return Model(checkpoint, tokenizer, decoder, plan)
+    drafting = None
+    if draft != "off":
+        from pyllama.drafting import Drafts
+
+        drafting = Drafts(
+            opened.drafter if opened else None,
+            streamed=lambda: weights.nbytes_streamed > 0,
+            waited=lambda: weights.waited_s,
+            on_drop=lambda: weights.pin_more(opened.nbytes if opened else 0),
+        )
+    return Model(checkpoint, tokenizer, decoder, plan, drafting)
 
 
 def check_computing(kv_dtype: str, threads: int | None) -> None:
