@@ -223,7 +223,7 @@ def test_two_answers_taken_in_turns_keep_apart(model):
     model.drafting = drafters.half_seer(texts, 8, VOCAB)
     try:
         running = [model.generate(p, max_tokens=24, ignore_eos=True) for p in prompts]
-        while any([next(g, None) for g in running]):
+        while [step for g in running if (step := next(g, None))]:
             pass
         assert [g.token_ids for g in running] == list(texts.values())
     finally:
