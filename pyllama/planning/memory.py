@@ -4,7 +4,7 @@ Works from a config and an index alone, before anything is loaded. What a divisi
 elsewhere; here are bytes only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import model_tensors
@@ -46,6 +46,8 @@ class Plan:
     pinned           weights that stay, in the form they are kept in
     weights          all weights, kept
     stored           all weights, as read from disk
+    drafter          what a drafter takes beside the model, all in all
+    branches         of proposed tokens: pages of keys and values that are not the text's own, and rows of logits
     """
 
     budget: int
@@ -59,10 +61,17 @@ class Plan:
     pinned: int
     weights: int
     stored: int
+    drafter: int = 0
+    branches: int = 0
 
     @property
     def ring(self) -> int:
         return self.slots * self.room
+
+    @property
+    def besides(self) -> int:
+        """All but the weights that stay."""
+        return self.interpreter + self.cache + self.activations + self.ring + self.drafter + self.branches
 
     @property
     def streamed(self) -> int:
@@ -78,9 +87,15 @@ def make_plan(
     kv_dtype: str = "f16",
     interpreter: int = INTERPRETER,
     contexts: int = 1,
+    max_pass_tokens: int = MAX_PASS_TOKENS,
+    drafter: int = 0,
+    branches: int = 0,
 ) -> Plan:
     """The best division of `budget` bytes. The cache gets room for so many contexts, but not for a second one where
     that takes more than a quarter of the budget.
+
+    max_pass_tokens    more than these nobody will want in a pass: a drafter's are small
+    drafter, branches  bytes that go to somebody else, as in Plan; nothing of them is planned here
 
     The weights get what is left over, so the rest is kept as small as it can be without costing speed: a pass takes
     512 tokens or, in a tight budget, fewer; the ring has eight slots of 4 MB or, in a tighter one and where a layer
@@ -106,8 +121,9 @@ def make_plan(
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
         activations = buffers_nbytes(shape, tokens, dtypes)
         process = interpreter + (stored // room + len(order)) * BLOCK_OBJECTS
-        pinned = min(weights, budget - process - cache - activations - slots * room)
-        return Plan(budget, context_length, tokens, slots, room, process, cache, activations, pinned, weights, stored)
+        made = Plan(budget, context_length, tokens, slots, room, process, cache, activations, 0, weights, stored)
+        made = replace(made, drafter=drafter, branches=branches)
+        return replace(made, pinned=min(weights, budget - made.besides))
 
     # A prompt's passes are worth a hundredth of the weights each; below 64 tokens, a tenth and more. More contexts than
     # one are given up before any of that.
@@ -118,7 +134,8 @@ def make_plan(
     )  # fmt: skip
     for pages in dict.fromkeys((cache, least_cache)):
         for tokens, slots, size in sizes:
-            made = plan(min(tokens, context_length), slots, size, pages)
+            tokens = min(tokens, context_length, max_pass_tokens)
+            made = plan(tokens, slots, size, pages)
             roomy = made.pinned >= made.activations or made.pinned == weights
             if made.pinned >= 0 and (tokens <= 64 or roomy):
                 return made
@@ -130,8 +147,13 @@ def make_plan(
         smallest,
         f"memory: {_mb(budget)} MB, this model needs at least {_mb(smallest)} MB with a context of {context_length}"
         f" (process {_mb(least.interpreter)}, cache {_mb(least_cache)}, activations {_mb(least.activations)},"
-        f" ring {_mb(least.ring)}); a shorter context needs less",
+        f" ring {_mb(least.ring)}{_drafting(least)}); a shorter context needs less",
     )
+
+
+def _drafting(plan: Plan) -> str:
+    parts = (("drafter", plan.drafter), ("branches", plan.branches))
+    return "".join(f", {name} {_mb(nbytes)}" for name, nbytes in parts if nbytes)
 
 
 def _largest_layer(model: Described) -> int:
