@@ -5,11 +5,13 @@ elsewhere; here are bytes only.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import model_tensors
 from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.outline import Described
+from pyllama.checkpoint.index import Part, Tensor
+from pyllama.checkpoint.outline import NOWHERE, Described
 from pyllama.decoder import MAX_PASS_TOKENS, Shape
 from pyllama.decoder.buffers import buffers_nbytes
 from pyllama.decoder.page_pool import cache_nbytes
@@ -114,8 +116,8 @@ def make_plan(
     least_room = smallest_room(tensor for _, tensor in order)
     layer = _largest_layer(model)
     room = max(least_room, min(ROOM, layer // LEAST_SLOTS // SECTOR * SECTOR))
-    weights = sum(kept_nbytes(block) for _, tensor in order for block in cut(tensor, room))
-    stored = sum(block.nbytes for _, tensor in order for block in cut(tensor, room))
+    weights = sum(_kept_nbytes(tensor, room) for _, tensor in order)
+    stored = sum(sum(b.nbytes for b in tensor.blocks) if tensor.blocks else tensor.nbytes for _, tensor in order)
 
     def plan(tokens: int, slots: int, room: int, cache: int) -> Plan:
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
@@ -149,6 +151,19 @@ def make_plan(
         f" (process {_mb(least.interpreter)}, cache {_mb(least_cache)}, activations {_mb(least.activations)},"
         f" ring {_mb(least.ring)}{_drafting(least)}); a shorter context needs less",
     )
+
+
+def _kept_nbytes(tensor: Tensor, room: int) -> int:
+    """Bytes of a matrix that stays, cut into blocks of `room` bytes."""
+    if tensor.blocks or len(tensor.parts) > 1:
+        return sum(kept_nbytes(block) for block in cut(tensor, room))
+    return _kept_rows_nbytes(tensor.dtype, tensor.rows, tensor.cols, room)
+
+
+@lru_cache(maxsize=1024)  # a 70B has 560 matrices in 34,000 blocks, and six shapes
+def _kept_rows_nbytes(dtype: str, rows: int, cols: int, room: int) -> int:
+    tensor = Tensor("", dtype, (rows, cols), (Part(NOWHERE, 0, 0, rows, 0, cols),))
+    return sum(kept_nbytes(block) for block in cut(tensor, room))
 
 
 def _drafting(plan: Plan) -> str:
