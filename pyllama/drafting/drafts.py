@@ -30,6 +30,7 @@ class Drafts:
     streamed      whether the model's weights are read in every pass: then trees, else chains
     waited        seconds that passes have waited for the disk so far
     on_drop       called when the drafter has been given up and closed: its memory is free
+    most_nodes    proposed for a pass in all, at most
     branch_pages  pages of the KV cache that branches may take in a pass; None: no limit
 
     proposed, accepted, passes   nodes, tokens, and passes with proposals, since the start
@@ -44,9 +45,11 @@ class Drafts:
         waited: Callable[[], float] = lambda: 0.0,
         on_drop: Callable[[], None] | None = None,
         branch_pages: int | None = None,
+        most_nodes: int = MOST_NODES,
     ):
         self.drafter = drafter
         self.branch_pages = branch_pages
+        self.most_nodes = most_nodes
         self.proposed = self.accepted = self.passes = 0
         self.draft_s = 0.0
         self._streamed, self._waited = streamed, waited
@@ -99,14 +102,14 @@ class Drafts:
         streamed, base_s = self._streamed(), self._pace.base_s
         if not streamed and base_s is None:
             return None  # what drafting is compared with must be known first
-        free = min(MOST_NODES, self._pace.free() if self._passes > 1 else FIRST_NODES)
+        free = min(self.most_nodes, self._pace.free() if self._passes > 1 else FIRST_NODES)
         token_s = self._token_s or base_s or 0.0
         draft_s = self._draft_node_s or 0.0
 
         def worth(cost: float) -> float:
             return min(0.9, max(LEAST, cost / token_s)) if token_s else LEAST
 
-        each = max(1, min(MOST_NODES, room) // tasks)
+        each = max(1, min(self.most_nodes, room) // tasks)
         if streamed:
             return Wanted(
                 each, least=worth(draft_s), free=max(1, free // tasks), beyond=worth(draft_s + self._pace.node_s)
