@@ -28,11 +28,11 @@ def quick_rates(checkpoint: Checkpoint) -> Rates:
     """Rates of this machine, and of the disk that the checkpoint lies on. Rough: a few reads and products each."""
     raw = np.full(2 * _ROWS * _COLS, 0x3F, np.uint8)
     plain = _kernels.Matrix("BF16", _ROWS, _COLS, raw)
-    kept = np.empty(_kernels.panels_nbytes("BF16", _ROWS, _COLS) + 64, np.uint8)
+    kept = huge_empty(_kernels.panels_nbytes("BF16", _ROWS, _COLS))
     start = time.perf_counter()
     _kernels.pack_panels(plain, kept)
     pack_s = time.perf_counter() - start
-    panels = _kernels.Matrix("BF16", _ROWS, _COLS, kept[: _kernels.panels_nbytes("BF16", _ROWS, _COLS)], "panels")
+    panels = _kernels.Matrix("BF16", _ROWS, _COLS, kept, "panels")
     many_s, one_s = (_product_s(panels, tokens) for tokens in (_TOKENS, 1))
     gflop_s = 2e-9 * _ROWS * _COLS * _TOKENS / many_s
     source = dict.fromkeys(("disk", "dram", "compute"), "measured in passing, as the model was loaded")
