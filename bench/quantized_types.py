@@ -34,7 +34,6 @@ from quantized import Engine
 
 import pyllama
 from pyllama.machine.threads import default_threads
-from pyllama.measure.csv_file import rounded
 from pyllama.measure.perplexity import Estimate, estimates, text_tokens
 from pyllama.measure.windows import Windows
 from pyllama.printable import one_line
@@ -66,7 +65,7 @@ class Results:
         return any((row["type"], row["file"]) == (label, file) for row in self.rows("score"))
 
     def add(self, kind: str, row: dict[str, Any]) -> None:
-        line = json.dumps({"kind": kind, **self._about, "commit": machine.commit(), **rounded(row)})
+        line = json.dumps({"kind": kind, **self._about, "commit": machine.commit(), **row})
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(line + "\n")  # one write: others may be adding too
 
@@ -95,9 +94,9 @@ class Recorded:
 
 
 def record(model: pyllama.Model, ids: np.ndarray, windows: Windows, path: Path) -> Estimate:
-    """The source's logits -> `path`, which comes to exist when all are there."""
-    extend, making = model.decoder.extend, path.with_name(path.name + ".making")
-    with open(making, "wb") as file:
+    """The source's logits -> `path`."""
+    extend = model.decoder.extend
+    with open(path, "wb") as file:
 
         def recorded(*arguments: Any) -> tuple[np.ndarray, list[np.ndarray]]:
             logits, rows = extend(*arguments)
@@ -107,7 +106,6 @@ def record(model: pyllama.Model, ids: np.ndarray, windows: Windows, path: Path) 
         model.decoder.extend = recorded  # type: ignore[method-assign]
         for result in estimates(model, ids, windows):
             note(f"{SOURCE}: {result.chunks}/{windows.count}, perplexity {result.perplexity:.4f}")
-    making.rename(path)
     return result
 
 
@@ -232,7 +230,9 @@ def main() -> int:
         ids = text_tokens(model.tokenizer, args.text.read_text(encoding="utf-8").removesuffix("\n"))
         windows = Windows(len(ids), args.context, most=args.chunks)
         if not logits.exists() or not results.has(SOURCE, source):
-            add(SOURCE, source, args.model, record(model, ids, windows, logits))
+            making = logits.with_name(logits.name + ".making")
+            add(SOURCE, source, args.model, record(model, ids, windows, making))
+            making.rename(logits)  # only now: whoever finds it need not do it again
         reference = model  # of which only the tokenizer and the configuration are used from here on
     files = {SOURCE: args.model}
     for name in filter(None, args.types.split(",")):
