@@ -13,7 +13,7 @@
 # word by a machine that reaches nothing.
 #
 # Needs root on Debian 12, a package index, 12 GB of disk; a quarter of an hour the first time, a minute after that.
-# Leaves WORKDIR/{vmlinuz,initrd,board.img,nvme.img}: the system, and a disk of models.
+# Leaves WORKDIR/{vmlinuz,initrd,board.img,nvme.img}, the system and a disk of models, and the wheel beside them.
 set -euo pipefail
 work=$(realpath -m "$1") sdist=$(realpath "$2") wheel=$(realpath "$3") model=${4:+$(realpath "$4")}
 repository=$(realpath "$(dirname "$0")/../..")
@@ -37,7 +37,7 @@ host_tools() {
 debian() {
     step "Debian 12, arm64"
     rm -rf base.tar
-    nice mmdebstrap --quiet --arch=arm64 --variant=minbase --mode=root \
+    mmdebstrap --quiet --arch=arm64 --variant=minbase --mode=root \
         --include=systemd-sysv,libpam-systemd,dbus,udev,kmod,iproute2,procps,sudo,less,python3 \
         bookworm base.tar.partial --format=tar
     mv base.tar.partial base.tar
@@ -133,15 +133,18 @@ root_file_system() {
     echo 'pi ALL=(ALL) NOPASSWD: ALL' >root/etc/sudoers.d/pi
     cp root/etc/skel/.profile root/home/pi/
     cp "$wheel" root/home/pi/
+    cp "$wheel" .
     chroot root chown -R pi:pi /home/pi
     printf '[Match]\nName=e*\n[Network]\nDHCP=yes\n' >root/etc/systemd/network/wired.network
     cat >root/etc/systemd/system/trial-shell.service <<'EOF'
 [Unit]
 Description=A shell for tools/board/trial.py
-ConditionPathExists=/dev/virtio-ports/trial
+StartLimitIntervalSec=0
 [Service]
-ExecStart=/bin/bash -c 'exec /bin/bash --norc </dev/virtio-ports/trial >/dev/virtio-ports/trial 2>&1'
+Environment=HOME=/root
+ExecStart=/bin/bash -c 'exec 3<>/dev/virtio-ports/trial && exec /bin/bash --norc <&3 >&3 2>&1'
 Restart=always
+RestartSec=1
 [Install]
 WantedBy=multi-user.target
 EOF
@@ -151,17 +154,18 @@ EOF
     rm -rf root
 }
 
-# The disk of models, whose rate the trial limits: one of bfloat16 to pack, twice a board's memory, and one of yours.
+# The disk of models, whose rate the trial limits: one of bfloat16 larger than a board's memory, one to pack, one of
+# yours. They stay in models/ too, for this machine to say what is to come out of them.
 model_disk() {
     step "a disk of models"
     rm -rf models && mkdir models
-    python3 -m venv numpy && numpy/bin/pip install -q numpy sentencepiece
-    numpy/bin/python "$repository/bench/synthetic.py" 1.1b models/synthetic --format hf
+    python3 -m venv numpy && numpy/bin/pip install -q numpy
+    numpy/bin/python "$repository/bench/synthetic.py" 1.1b models/synthetic --format hf --layers 11
+    numpy/bin/python "$repository/bench/synthetic.py" 135m models/small --format hf
     [ -z "$model" ] || cp "$model" models/large.gguf
     chown -R 1000:1000 models
     rm -f nvme.img
-    mke2fs -q -t ext4 -d models nvme.img 8G
-    rm -rf models
+    mke2fs -q -t ext4 -d models nvme.img 6G
 }
 
 host_tools

@@ -38,7 +38,7 @@ class Machine:
         disk = "file={},format=raw,if=none,id={}"
         rates = f"throttling.bps-read={self.disk_rate},throttling.bps-write={self.disk_rate}"
         command = [
-            *("nice", "qemu-system-aarch64", "-M", "virt", "-cpu", self.cpu, "-smp", "1", "-m", self.memory),
+            *("qemu-system-aarch64", "-M", "virt", "-cpu", self.cpu, "-smp", "1", "-m", self.memory),
             *("-kernel", self.work / "vmlinuz", "-initrd", self.work / "initrd"),
             *("-append", "root=/dev/vda rw console=ttyAMA0 quiet"),
             *("-drive", disk.format(self.folder / "board.img", "root"), "-device", "virtio-blk-pci,drive=root"),
