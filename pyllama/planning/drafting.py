@@ -160,15 +160,16 @@ def leaves(nodes: int) -> int:
     return min(16, nodes, nodes // 4 + 1)
 
 
-def branches_nbytes(model: Described, shape: str, nodes: int, kv_dtype: str = "f16") -> int:
-    """What proposed tokens take of a model's memory: pages of branches, and rows of logits beyond the text's one.
-
-    A branch has the text's last page again, and half of them another; a chain at most goes over into one page more.
-    """
+def branch_pages(shape: str, nodes: int) -> int:
+    """Pages that branches have of their own: the text's last one again, and half of them another."""
     paths = leaves(nodes) if shape == "tree" else 1
+    return paths + paths // 2
+
+
+def branches_nbytes(model: Described, shape: str, nodes: int, kv_dtype: str = "f16") -> int:
+    """What proposed tokens take of a model's memory: pages of branches, and rows of logits beyond the text's one."""
     whole = Shape.whole(model.config)
-    pages = paths + paths // 2
-    return pages * cache_nbytes(whole, POSITIONS, kv_dtype) + 4 * whole.vocab_size * nodes
+    return branch_pages(shape, nodes) * cache_nbytes(whole, POSITIONS, kv_dtype) + 4 * whole.vocab_size * nodes
 
 
 def free_tokens(model: Described, plan: Plan, rates: Rates) -> int:
