@@ -1,7 +1,8 @@
 """What `pyllama plan` says of drafting: who might draft for a model, what each would change, and which is taken."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     Opener = Callable[[str], "Checkpoint | Outline"]
 
+SIBLINGS = 3  # shown at most
 AUTO, SELF, LOOKUP, OFF = "auto", "self", "lookup", "off"
 
 
@@ -55,8 +57,8 @@ def candidates(asked: str, model: "Checkpoint | Outline", tokenizer: Any, opened
             raise UnsupportedError(f"draft: {model.path} has no GGUF form, so no copy of it can be made")
         return [copy]
     if asked == AUTO:
-        found = [_sibling(model, tokenizer), _copy(model), lookup]
-        return [candidate for candidate in found if candidate is not None]
+        copy = _copy(model)
+        return [*_siblings(model, tokenizer), *([copy] if copy else []), lookup]
     return [_named(asked, model, tokenizer, opened)]
 
 
@@ -72,18 +74,16 @@ def _named(name: str, model: "Checkpoint | Outline", tokenizer: Any, opened: "Op
     return Candidate(Drafter(kind_of(model, other), shown, other), Path(other.path))
 
 
-def _sibling(model: "Checkpoint | Outline", tokenizer: Any) -> Candidate | None:
-    """The first pulled model that may."""
+def _siblings(model: "Checkpoint | Outline", tokenizer: Any) -> Iterator[Candidate]:
+    """The first pulled models that may."""
     from pyllama.checkpoint import open_checkpoint
     from pyllama.drafting.siblings import siblings
     from pyllama.planning.drafting import Drafter, kind_of
 
-    if tokenizer is None:
-        return None
-    for name, path in siblings(model, tokenizer):
-        with open_checkpoint(path) as other:
-            return Candidate(Drafter(kind_of(model, other), name, other), path)
-    return None
+    if tokenizer is not None:
+        for name, path in islice(siblings(model, tokenizer), SIBLINGS):
+            with open_checkpoint(path) as other:
+                yield Candidate(Drafter(kind_of(model, other), name, other), path)
 
 
 def _copy(model: "Checkpoint | Outline") -> Candidate | None:
@@ -114,16 +114,17 @@ class Weighed:
 def weigh(
     asked: str, found: list[Candidate], model: "Described", budget: int, rates: "Rates", options: dict[str, Any]
 ) -> Weighed:
-    """All that fit, each as it would be; of those that pay, the one that makes a token cheapest. auto means those here.
+    """All that fit, each as it would be, and the first that pays: of auto's, of those that are here, as run takes it.
 
     Raises TooSmallError where the budget has no room for one that was asked for.
     """
-    from pyllama.planning.drafting import SOURCE, choose, drafter_plan
+    from pyllama.planning.drafting import SOURCE, drafter_plan
+    from pyllama.planning.memory import make_plan
 
     rows: list[dict[str, Any]] = []
-    chosen = None
-    if asked == AUTO:
-        chosen, _ = choose(model, [c.drafter for c in found if c.here], budget, rates, **options)
+    chosen: Drafted | None = None
+    taken = None
+    wanted = asked != AUTO or make_plan(model, budget, **options).streamed > 0
     for candidate in found:
         try:
             drafted = drafter_plan(model, candidate.drafter, budget, rates, **options)
@@ -132,10 +133,9 @@ def weigh(
                 raise
             rows.append(_described(candidate) | {"fits": False})
             continue
-        if asked != AUTO and drafted.pays:
-            chosen = drafted
         rows.append(_described(candidate) | {"fits": True} | _drafted(drafted))
-    taken = next((row for row in rows if chosen and row["name"] == chosen.drafter.name), None)
+        if wanted and chosen is None and drafted.pays and (asked != AUTO or candidate.here):
+            chosen, taken = drafted, rows[-1]
     return Weighed({"asked": asked, "rates": SOURCE, "chosen": taken, "candidates": rows}, chosen)
 
 

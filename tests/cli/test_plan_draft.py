@@ -51,7 +51,7 @@ def plan_of(report):
 PARTS = ("interpreter", "cache", "activations", "ring", "drafter", "branches", "pinned")
 
 
-def test_auto_takes_the_one_that_pays_most(found):
+def test_auto_takes_the_first_that_pays(found):
     report = report_of(2 << 30)
     assert json.loads(json.dumps(report)) == report
     draft, (plan, spent) = report["draft"], plan_of(report)
@@ -95,6 +95,13 @@ def test_a_copy_that_was_not_made_is_shown_and_not_taken(found):
     found[:] = [COPY]
     assert report_of(8 << 30, "self")["draft"]["chosen"]["name"] == "a copy in q3_k_s"  # asked for
     assert report_of(8 << 30)["draft"]["chosen"] is None
+
+
+def test_auto_goes_on_where_the_first_does_not_pay(found):
+    found[:] = [Candidate(Drafter("sibling", "acme/half", outline(LLAMA_7B, "BF16")), path=hub_cache()), *found]
+    report = report_of(8 << 30)
+    assert report["draft"]["chosen"]["name"] == "acme/small"
+    assert [row["fits"] for row in report["draft"]["candidates"]] == [False, True, True, True]
 
 
 def test_with_nothing_streamed_nobody_is_looked_for(monkeypatch):
