@@ -1,7 +1,8 @@
 """Where the copy of few bits that drafts for a model lies: `pyllama quantize MODEL --draft` makes it, `auto` finds it.
 
 Beside the model, under its name and `.draft.gguf`; where that is no place for it, in pyllama's own cache: that is in a
-folder that cannot be written to, and in the Hub's cache, where every file is a repository's. Knows names, reads no file.
+folder that cannot be written to, and in the Hub's cache, where every file is a repository's. Knows names and reads no
+file.
 """
 
 import hashlib
