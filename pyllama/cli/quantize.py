@@ -33,6 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("destination", metavar="DST", help="the file to make; none with --draft")
     parser.add_argument(
         "--draft",
+        dest="draft_copy",
         action=_Draft,
         nargs=0,
         default=False,
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _settle(args: argparse.Namespace) -> None:
     """DST and --type where --draft says them; RequestError for one too few or too many."""
-    if not args.draft:
+    if not args.draft_copy:
         if args.type is None:
             raise RequestError("--type: missing, expected a type such as q4_k_m (or --draft, which knows which)")
         return
