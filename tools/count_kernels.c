@@ -87,7 +87,7 @@ static int run(const pl_kernels *k, const char *what, int64_t tokens)
     } else if (!strcmp(what, "swiglu")) {
         TWICE pl_swiglu(k, 1, x, y, out, tokens * COLS);
     } else if (!strcmp(what, "rope")) {
-        TWICE pl_rope(k, 1, x, y, out, tokens, COLS / HEAD_DIM, HEAD_DIM, 0);
+        TWICE pl_rope(k, 1, x, y, out, tokens, COLS / HEAD_DIM, HEAD_DIM, HEAD_DIM, 0);
     } else if (!strcmp(what, "attention_f16") || !strcmp(what, "attention_f32")) { /* positions x heads x head_dim */
         int f16 = what[11] == '1';
         size_t half = (size_t)PANEL_ROWS * KV_HEADS * HEAD_DIM * (f16 ? 2 : 4);
