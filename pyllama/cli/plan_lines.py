@@ -1,5 +1,6 @@
 """What `plan --json` prints -> a table a person can read."""
 
+import shlex
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,8 @@ def _drafts(report: dict[str, Any]):
     if draft["asked"] == "auto" and not any(row["path"] and row["kind"] == "sibling" for row in draft["candidates"]):
         yield "no smaller model that was pulled has the same tokenizer; one of the same family would draft"
     if any(row["kind"] == "copy" and not row["here"] for row in draft["candidates"]):
-        yield f"the copy is made by: pyllama quantize {report['model']['path']} --draft --calibration TEXT"
+        name = shlex.quote(report["model"]["path"]) if report["model"]["here"] else "MODEL"
+        yield f"the copy is made by: pyllama quantize {name} --draft --calibration TEXT"
 
 
 def _quantized(rows: list[dict[str, Any]]):

@@ -209,7 +209,7 @@ def forecast_drafted(
         own = cache_nbytes(Shape.whole(drafter.model.config), half, kv_dtype)
         load_s = division.stored / (rates.disk_gb_s * 1e9 * OF_DISK)
         # One pass reads what became text, and tells what may follow; then node after node of a chain, or by groups.
-        group, more = (GROUP, nodes // GROUP) if shape == "tree" else (1, nodes - 1)
+        group, more = (GROUP, nodes // GROUP) if shape == "tree" else (1, max(0, nodes - 1))
         for passes, count in ((1, 2), (more, group)):
             seconds, _ = pass_seconds(drafter.model, division, rates, count, half, cache=own, rows=count)
             draft_s += passes * seconds
@@ -250,10 +250,10 @@ def drafter_plan(
     least = make_plan(model, budget, **reserved("chain", 1), **options)
     shape = "tree" if least.streamed else "chain"
     most = min(MOST_NODES, free_tokens(model, least, rates) - 1) if shape == "tree" else MOST_CHAIN
-    fewest = min(least_nodes, least.max_pass_tokens - 1) if shape == "tree" else 1
-    most = max(1, fewest, min(most, least.max_pass_tokens - 1))
-    best_s, best = math.inf, 1
-    for nodes in sorted({most, *(n for n in _NODES if max(1, fewest) <= n < most)}):
+    fewest = max(1, least_nodes) if shape == "tree" else 1
+    most = min(max(fewest, most), least.max_pass_tokens - 1)  # none in the tightest of budgets, whose passes are of one
+    best_s, best = math.inf, min(1, most)
+    for nodes in sorted({most, *(n for n in _NODES if fewest <= n < most)}):
         more = reserved(shape, nodes)
         left = budget - replace(least, **more).besides
         if (

@@ -194,7 +194,11 @@ def test_a_budget_without_room_for_a_drafter_leaves_it_out_or_says_so():
     with pytest.raises(TooSmallError, match=r"and its drafter need at least .*, drafter \d+, branches \d+\)") as caught:
         drafter_plan(BIG, SIBLING, 400 << 20, GEN2, **OPTIONS)
     smallest = caught.value.smallest
-    assert drafter_plan(BIG, SIBLING, smallest, GEN2, **OPTIONS).nodes >= 1
+    for more in range(0, 40_000_000, 4_000_000):
+        drafted = drafter_plan(BIG, SIBLING, smallest + more, GEN2, least_nodes=16, **OPTIONS)
+        assert drafted.nodes < drafted.plan.max_pass_tokens and drafted.pays == (drafted.nodes > 0)
+        assert drafted.plan.besides <= smallest + more
+    assert drafter_plan(BIG, SIBLING, smallest, GEN2, **OPTIONS).nodes == 0  # passes of one token, which leave no room
     chosen, fitting = choose(BIG, [SIBLING], 400 << 20, GEN2, **OPTIONS)
     assert chosen is None and fitting == []
     with pytest.raises(TooSmallError):  # not even the model
