@@ -44,6 +44,23 @@ def model_tensors(config: Config) -> list[ModelTensor]:
     return tensors
 
 
+def norms_plus_one(config: Config) -> set[str]:
+    """Names of the tensors that are stored as what is added to 1."""
+    found = {FINAL_NORM} if config.norm_plus_one else set()
+    for layer in layers_of(config):
+        mixer = layer.mixer
+        norms = (
+            layer.mixer_norm,
+            layer.mixer_post_norm,
+            layer.mlp_norm,
+            layer.mlp_post_norm,
+            mixer.q_norm,
+            mixer.k_norm,
+        )
+        found |= {f"{layer.name}{norm.name}.weight" for norm in norms if norm and norm.plus_one}
+    return found
+
+
 def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
     mixer, mlp = layer.mixer, layer.mlp
 

@@ -46,7 +46,7 @@ def same_bits(a, b):
     return a.shape == b.shape and bool((a.view(np.uint32) == b.view(np.uint32)).all())
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "qwen3"])
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
 def folder(request, tmp_path_factory):
     config = tiny.tiny_config(model_type=request.param)
     path = tmp_path_factory.mktemp(request.param)
