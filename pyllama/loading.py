@@ -160,6 +160,7 @@ def _drafts(meant: "Meant", weights: "StreamedWeights", decoder: "Decoder") -> "
         on_drop=lambda: weights.pin_more(drafted.plan.drafter),
         branch_pages=branch_pages(drafted.shape, drafted.nodes),
         most_nodes=drafted.nodes,
+        without=drafted.streamed_without / max(1, drafted.plan.streamed),
     )
 
 

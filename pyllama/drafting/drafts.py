@@ -31,6 +31,7 @@ class Drafts:
     waited        seconds that passes have waited for the disk so far
     on_drop       called when the drafter has been given up and closed: its memory is free
     most_nodes    proposed for a pass in all, at most
+    without       the share of what a pass reads that it would read if the drafter's memory held weights
     branch_pages  pages of the KV cache that branches may take in a pass; None: no limit
 
     proposed, accepted, passes   nodes, tokens, and passes with proposals, since the start
@@ -46,10 +47,12 @@ class Drafts:
         on_drop: Callable[[], None] | None = None,
         branch_pages: int | None = None,
         most_nodes: int = MOST_NODES,
+        without: float = 1.0,
     ):
         self.drafter = drafter
         self.branch_pages = branch_pages
         self.most_nodes = most_nodes
+        self._without = without
         self.proposed = self.accepted = self.passes = 0
         self.draft_s = 0.0
         self._streamed, self._waited = streamed, waited
@@ -99,7 +102,7 @@ class Drafts:
         return trees
 
     def _wanted(self, tasks: int, room: int) -> Wanted | None:
-        streamed, base_s = self._streamed(), self._pace.base_s
+        streamed, base_s = self._streamed(), self._pace.base_s()
         if not streamed and base_s is None:
             return None  # what drafting is compared with must be known first
         free = min(self.most_nodes, self._pace.free() if self._passes > 1 else FIRST_NODES)
@@ -159,7 +162,8 @@ class Drafts:
         for drafter in [d for d in (self.drafter, self._lookup) if d is not None]:
             account = self._account(drafter)
             if drafter in self._asked[:1]:  # the first one is whose time it was
-                account.book(seconds, passes, self._pace.base_s, self._streamed())
+                share = self._without if drafter is self.drafter else 1.0
+                account.book(seconds, passes, self._pace.base_s(share), self._streamed())
             elif drafter not in self._asked:
                 account.skipped()
             if account.hopeless and drafter is self.drafter:

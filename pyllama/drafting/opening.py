@@ -32,6 +32,9 @@ from pyllama.tokenizer import load_tokenizer
 AUTO, LOOKUP, SELF, OFF = "auto", "lookup", "self", "off"
 #: To what probabilities of copies of few bits are raised: these are less sure than they are right.
 COPY_POWER = 1.5
+#: Nodes of a tree that there is memory for, whatever the rates: these were measured in passing. How many of them are
+#: used is found while running.
+LEAST_NODES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,9 @@ def choose_drafter(
     rates = quick_rates(checkpoint)
     if draft != AUTO:
         drafter, path = _named(draft, checkpoint, tokenizer)
-        return Meant(drafter_plan(checkpoint, drafter, budget, rates, **options), path)
+        return Meant(drafter_plan(checkpoint, drafter, budget, rates, least_nodes=LEAST_NODES, **options), path)
     for drafter, path in _candidates(checkpoint, tokenizer):
-        best, _ = choose(checkpoint, [drafter], budget, rates, **options)
+        best, _ = choose(checkpoint, [drafter], budget, rates, least_nodes=LEAST_NODES, **options)
         if best is not None:
             return Meant(best, path)
     return None

@@ -13,7 +13,6 @@ _OF_DISK = 0.9  # how much of the disk's time is filled: not all, since passes d
 class Pace:
     """What was learned of one model's passes.
 
-    base_s   seconds of a pass of one token, or None before that is known
     node_s   seconds that one token more takes the arithmetic
     """
 
@@ -50,10 +49,10 @@ class Pace:
     def _fixed_s(self) -> float:
         return max(0.0, (self._y - self.node_s * self._t) / self._n) if self._n else 0.0
 
-    @property
-    def base_s(self) -> float | None:
+    def base_s(self, share: float = 1.0) -> float | None:
+        """Seconds of a pass of one token that reads this share of what is read now; None before that is known."""
         if self._disk_s is not None:
-            return max(self._disk_s, self._fixed_s + self.node_s)
+            return max(share * self._disk_s, self._fixed_s + self.node_s)
         return self._one_s
 
     def free(self) -> int:

@@ -121,6 +121,12 @@ class Drafted:
     off_s: float
 
     @property
+    def streamed_without(self) -> int:
+        """Bytes that a pass reads where weights have the drafter's memory."""
+        plan = self.plan
+        return replace(plan, pinned=min(plan.weights, plan.pinned + plan.drafter)).streamed
+
+    @property
     def pays(self) -> bool:
         return self.forecast.token_s < self.off_s
 
@@ -208,10 +214,13 @@ def forecast_drafted(
     return DraftedForecast((pass_s + draft_s) / tokens, pass_s, draft_s, tokens, bound)
 
 
-def drafter_plan(model: Described, drafter: Drafter, budget: int, rates: Rates, **options: Any) -> Drafted:
+def drafter_plan(
+    model: Described, drafter: Drafter, budget: int, rates: Rates, *, least_nodes: int = 1, **options: Any
+) -> Drafted:
     """The best that a drafter can do for a model within a budget; whether that pays is the result's to say.
 
-    options  as of make_plan(); context_length among them
+    least_nodes  of a tree, for which there is to be room even if the disk seems to leave no time for them
+    options      as of make_plan(); context_length among them
 
     A tree has as many nodes as the disk leaves time for, or fewer where their branches take more than they give; where
     nothing is streamed, a chain. Raises BudgetError where model and drafter do not fit together.
@@ -238,9 +247,10 @@ def drafter_plan(model: Described, drafter: Drafter, budget: int, rates: Rates, 
     least = make_plan(model, budget, **reserved("chain", 1), **options)
     shape = "tree" if least.streamed else "chain"
     most = min(MOST_NODES, free_tokens(model, least, rates) - 1) if shape == "tree" else MOST_CHAIN
-    most = max(1, min(most, least.max_pass_tokens - 1))
+    fewest = min(least_nodes, least.max_pass_tokens - 1) if shape == "tree" else 1
+    most = max(1, fewest, min(most, least.max_pass_tokens - 1))
     best_s, best = math.inf, 1
-    for nodes in sorted({most, *(n for n in _NODES if n < most)}):
+    for nodes in sorted({most, *(n for n in _NODES if max(1, fewest) <= n < most)}):
         more = reserved(shape, nodes)
         left = budget - replace(least, **more).besides
         if (
@@ -253,13 +263,13 @@ def drafter_plan(model: Described, drafter: Drafter, budget: int, rates: Rates, 
 
 
 def choose(
-    model: Described, drafters: Iterable[Drafter], budget: int, rates: Rates, **options: Any
+    model: Described, drafters: Iterable[Drafter], budget: int, rates: Rates, *, least_nodes: int = 1, **options: Any
 ) -> tuple[Drafted | None, list[Drafted]]:
     """The drafter that makes a token cheapest, or None where nothing is streamed or none pays; and all that fit."""
     fitting: list[Drafted] = []
     for drafter in drafters:
         try:
-            fitting.append(drafter_plan(model, drafter, budget, rates, **options))
+            fitting.append(drafter_plan(model, drafter, budget, rates, least_nodes=least_nodes, **options))
         except BudgetError:
             continue
     streamed = make_plan(model, budget, **options).streamed

@@ -281,23 +281,25 @@ def test_pace_finds_what_tokens_cost_and_how_many_are_free():
         pace.passed(tokens, max(1.0, busy), max(0.0, 1.0 - busy))
     assert pace.node_s == pytest.approx(0.02)
     assert pace.free() in (38, 39)  # 0.1 + 0.02 * (1 + 39) = 0.9 of the disk's second
-    assert pace.base_s == pytest.approx(1.0)
+    assert pace.base_s() == pytest.approx(1.0)
+    assert pace.base_s(0.5) == pytest.approx(0.5)
+    assert pace.base_s(0.0) == pytest.approx(0.12)  # the arithmetic stays
 
 
 def test_pace_of_weights_in_memory_leaves_nothing_free():
     pace = Pace()
-    assert pace.base_s is None
+    assert pace.base_s() is None
     for tokens in (1, 4, 1, 8):
         pace.passed(tokens, 0.05 + 0.01 * tokens, 0.0)
     assert pace.free() == 0
-    assert pace.base_s == pytest.approx(0.06)
+    assert pace.base_s() == pytest.approx(0.06)
 
 
 def test_passes_of_prompts_are_left_out():
     pace = Pace()
     pace.passed(1, 0.05, 0.0)
     pace.passed(512, 90.0, 0.0)
-    assert pace.base_s == 0.05
+    assert pace.base_s() == 0.05
     assert pace.node_s < 0.05
 
 
