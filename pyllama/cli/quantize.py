@@ -34,6 +34,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--draft",
         action=_Draft,
+        dest="draft_copy",  # not what PYLLAMA_DRAFT says of the others
         nargs=0,
         default=False,
         help="make the copy of few bits that drafts for the model (q3_k_s), where --draft self and auto look for it: "
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _settle(args: argparse.Namespace) -> None:
     """DST and --type where --draft says them; RequestError for one too few or too many."""
-    if not args.draft:
+    if not args.draft_copy:
         if args.type is None:
             raise RequestError("--type: missing, expected a type such as q4_k_m (or --draft, which knows which)")
         return
