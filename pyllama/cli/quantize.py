@@ -35,6 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--draft",
         dest="draft_copy",
         action=_Draft,
+        dest="draft_copy",  # not what PYLLAMA_DRAFT says of the others
         nargs=0,
         default=False,
         help="make the copy of few bits that drafts for the model (q3_k_s), where --draft self and auto look for it: "

@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
 def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse.Namespace, signs: PassLine) -> int:
     from pyllama.cli.answer_lines import show_calls, show_logprobs
     from pyllama.cli.answer_view import show_plain
+    from pyllama.cli.drafting import drafted, who_drafts
     from pyllama.cli.plan_lines import memory_text
     from pyllama.cli.timings import timings
 
@@ -99,6 +100,9 @@ def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse
                 streams.note(f"memory: {memory_text(model.plan)}")
             streams.note(f"sampling: {sampling_text(options)}")
             streams.note(timings(generation))
+            streams.note(who_drafts(model, args))
+            if (line := drafted(model, generation)) is not None:
+                streams.note(line)
     return 0
 
 
@@ -116,6 +120,7 @@ def _as_json(model: "Model", generation: "Generation", form: Constraints, steps:
     import json
 
     from pyllama.cli.answer_lines import logprobs_of
+    from pyllama.cli.drafting import as_json
     from pyllama.cli.timings import rate
     from pyllama.machine.memory import peak_resident_nbytes
 
@@ -134,6 +139,7 @@ def _as_json(model: "Model", generation: "Generation", form: Constraints, steps:
         "bytes_read": model.bytes_read,
         "passes": model.passes,
         "fingerprint": generation.fingerprint.hexdigest() if generation.fingerprint else None,
+        "draft": as_json(model, generation),
     }
     if form.parser:
         content, calls = form.parser.take(generation.text, generation.finish_reason)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pyllama.drafting.account import Account
 from pyllama.drafting.lookup import LookUp
 from pyllama.drafting.pace import Pace
-from pyllama.drafting.proposals import Drafter, Wanted, merged
+from pyllama.drafting.proposals import Drafter, Loaded, Wanted, merged
 from pyllama.errors import BusyError, PyllamaError
 from pyllama.generation.task import OnLayer, Task
 from pyllama.generation.tree import Tree
@@ -36,6 +36,7 @@ class Drafts:
 
     proposed, accepted, passes   nodes, tokens, and passes with proposals, since the start
     draft_s                      seconds spent on drafting
+    given_up                     name of a drafter that did not pay or failed, or None
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Drafts:
         self._without = without
         self.proposed = self.accepted = self.passes = 0
         self.draft_s = 0.0
+        self.given_up: str | None = None
+        self._gone = Loaded()  # of that one
         self._streamed, self._waited = streamed, waited
         self._on_drop = on_drop
         self._lookup = LookUp()
@@ -73,6 +76,11 @@ class Drafts:
     def name(self) -> str:
         """Who proposes, for people."""
         return self.drafter.name if self.drafter else self._lookup.name
+
+    @property
+    def loaded(self) -> Loaded:
+        """What the drafter takes, or took until it was given up."""
+        return self.drafter.loaded if self.drafter else self._gone
 
     @property
     def pace(self) -> Pace:
@@ -177,7 +185,8 @@ class Drafts:
     def _give_up(self, drafter: Drafter) -> None:
         if drafter is not self.drafter:
             return
-        self.drafter = None
+        self.drafter, self.given_up = None, drafter.name
+        self._gone = drafter.loaded
         drafter.close()
         if self._on_drop:
             self._on_drop()

@@ -7,7 +7,7 @@ counted while running, and is the probability of what they propose.
 
 from collections.abc import Sequence
 
-from pyllama.drafting.proposals import Wanted
+from pyllama.drafting.proposals import Loaded, Wanted
 from pyllama.generation.task import OnLayer, Task
 from pyllama.generation.tree import ROOT, Tree
 
@@ -55,6 +55,7 @@ class LookUp:
     """Proposes what stood after the same tokens before."""
 
     name = "look-up"
+    loaded = Loaded()
 
     def __init__(self) -> None:
         self._known: dict[Task, _Known] = {}

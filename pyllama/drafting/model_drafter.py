@@ -7,10 +7,11 @@ drafter's own KV cache, and of those that were computed the one that came true i
 
 import heapq
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pyllama.drafting.proposals import Wanted
+from pyllama.drafting.proposals import Loaded, Wanted
 from pyllama.errors import BudgetError
 from pyllama.generation.task import OnLayer, Task
 from pyllama.generation.tree import ROOT, Tree
@@ -76,6 +77,12 @@ class ModelDrafter:
         self._close = close
         self._power = power
         self._states: dict[Task, _State] = {}
+        self._load_s: float | None = None
+
+    @property
+    def loaded(self) -> Loaded:
+        weights = self.decoder.weights
+        return Loaded(weights.nbytes_pinned, weights.bytes_read, self._load_s or 0.0)
 
     def trees(self, tasks: Sequence[Task], wanted: Wanted, on_layer: OnLayer | None = None) -> list[Tree]:
         try:
@@ -127,9 +134,12 @@ class ModelDrafter:
                 if piece:
                     parts.append((tree, piece))
             wanted = [len(piece) == len(left[tree]) for tree, piece in parts]
+            start = time.perf_counter()
             logits, rows = self.decoder.extend(
                 [(tree.state.sequence, piece) for tree, piece in parts], [int(last) for last in wanted], on_layer
             )
+            if self._load_s is None:
+                self._load_s = time.perf_counter() - start
             for (tree, piece), last, row in zip(parts, wanted, rows, strict=True):
                 if last:
                     tree.state.length = tree.task.answer.length

@@ -22,7 +22,7 @@ from pyllama.drafting.model_drafter import ModelDrafter
 from pyllama.drafting.rates import quick_rates
 from pyllama.drafting.siblings import siblings
 from pyllama.drafting.vocabularies import check_same
-from pyllama.errors import BudgetError, RequestError
+from pyllama.errors import BudgetError, RequestError, UnsupportedError
 from pyllama.hub import resolve
 from pyllama.planning.drafting import DRAFTER_PASS_TOKENS, Drafted, Drafter, choose, drafter_plan, kind_of
 from pyllama.planning.memory import Plan, make_plan
@@ -91,7 +91,12 @@ def _named(draft: str, checkpoint: Checkpoint, tokenizer: Any) -> tuple[Drafter,
     path = resolve(draft)
     with open_checkpoint(path) as other:
         if kind_of(checkpoint, other) != "copy":
-            check_same(tokenizer, load_tokenizer(other), draft)
+            theirs = load_tokenizer(other)
+            if "none" in (theirs.kind, tokenizer.kind):
+                raise UnsupportedError(
+                    f"draft: {draft} cannot be compared: a tokenizer is missing, in it or in the model"
+                )
+            check_same(tokenizer, theirs, draft)
     return _drafter(checkpoint, Path(draft).name if os.sep in draft else draft, path), path
 
 

@@ -25,13 +25,31 @@ class Wanted:
     beyond: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What having a drafter takes.
+
+    nbytes      of its weights, which stay in memory
+    bytes_read  from its files
+    load_s      seconds of its first pass, which reads them: a part of the seconds spent on drafting
+    """
+
+    nbytes: int = 0
+    bytes_read: int = 0
+    load_s: float = 0.0
+
+
 class Drafter(Protocol):
     """Proposes what may follow texts.
 
-    name  for people
+    name    for people
+    loaded  what having it takes so far
     """
 
     name: str
+
+    @property
+    def loaded(self) -> Loaded: ...
 
     def trees(self, tasks: Sequence[Task], wanted: Wanted, on_layer: OnLayer | None = None) -> list[Tree]:
         """A tree for each task; an empty one where nothing comes to mind."""

@@ -48,6 +48,8 @@ class Stats:
     layer, layers       where the present pass is; layer is 0 between passes
     prompt_tokens       of requests that were started; cached_tokens of them were not computed
     completion_tokens   sampled
+    drafter             who proposes tokens, by name, or None
+    drafted_passes      of the passes, those with proposals; draft_s: seconds spent on proposing
     proposed_tokens     that a drafter proposed and passes computed; accepted_tokens of them became part of an answer
     preemptions         times a request gave its pages up
     pages_used, pages_kept   pages of the KV cache held by anybody, and of those, kept for texts to come
@@ -64,6 +66,9 @@ class Stats:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    drafter: str | None
+    drafted_passes: int
+    draft_s: float
     proposed_tokens: int
     accepted_tokens: int
     preemptions: int
@@ -72,6 +77,12 @@ class Stats:
     pages_allocated: int
     max_pages: int
     page_nbytes: int
+
+    @property
+    def tokens_a_pass(self) -> float:
+        """That an answer took of each pass for its next token, on average: 1 where nobody drafts."""
+        own = self.completion_tokens - self.accepted_tokens
+        return self.completion_tokens / own if own > 0 else 1.0
 
 
 class Engine:
@@ -138,7 +149,7 @@ class Engine:
         # Counters, written by the engine's thread alone.
         self._ended: Counter[str] = Counter()
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
-        self._proposed_tokens = self._accepted_tokens = 0
+        self._drafted_passes = self._proposed_tokens = self._accepted_tokens = 0
         self._layer = 0
         self._mean_s = 1.0  # how long a request runs, the last ones counting most
         self._in_pass: list[Request] = []
@@ -222,6 +233,9 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             completion_tokens=self._completion_tokens,
+            drafter=self._drafting.name if self._drafting else None,
+            drafted_passes=self._drafted_passes,
+            draft_s=self._drafting.draft_s if self._drafting else 0.0,
             proposed_tokens=self._proposed_tokens,
             accepted_tokens=self._accepted_tokens,
             preemptions=scheduler.preemptions,
@@ -324,6 +338,7 @@ class Engine:
             self._in_pass = []
             self._layer = 0
         before = self._completion_tokens
+        self._drafted_passes += any(request.tree for request, _ in batch)
         for (request, count), found in zip(batch, passed.found, strict=True):
             self._hand_out(request, count, found)
         if self._drafting is not None:

@@ -120,6 +120,12 @@ class Generation(Closing):
         return self._task.accepted
 
     @property
+    def tokens_a_pass(self) -> float:
+        """Of the answer, on average, the pass that gave its first one included; 1 where nobody drafts."""
+        own = self.completion_tokens - self.accepted_tokens
+        return self.completion_tokens / own if own else 1.0
+
+    @property
     def prompt_tokens(self) -> int:
         return len(self.prompt_ids)
 

@@ -178,10 +178,16 @@ class Room(Protocol):
 class Drafting(Protocol):
     """Proposes what may follow, and watches whether that pays. One for a model, shared by all tasks.
 
+    name          who proposes, for people
+    draft_s       seconds spent on it so far
     branch_pages  pages of the KV cache that branches may take in a pass; None: no limit
     """
 
+    draft_s: float
     branch_pages: int | None
+
+    @property
+    def name(self) -> str: ...
 
     def propose(self, tasks: Sequence[Task], room: int, on_layer: OnLayer | None = None) -> list[Tree]:
         """A tree for each task, `room` nodes in all at most. Any tokens will do, in any number: what is not a token

@@ -29,6 +29,7 @@ JSON_KEYS = [
     "bytes_read",
     "passes",
     "fingerprint",
+    "draft",
 ]
 
 
@@ -162,7 +163,8 @@ def test_verbose_tells_memory_sampling_and_timings_on_standard_error(base_folder
     assert chosen == "sampling: temperature 0 (greedy), max-tokens 4"
     assert re.fullmatch(
         r"prefill \d+ tokens in [\d.]+ s \([\d.]+ tok/s\),"
-        r" decode \d+ tokens in [\d.]+ s \([\d.]+ tok/s\), peak \d+ MB\n",
+        r" decode \d+ tokens in [\d.]+ s \([\d.]+ tok/s\), peak \d+ MB\n"
+        r"draft: nobody: .*\n",
         line,
     )
 

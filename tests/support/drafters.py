@@ -11,6 +11,8 @@ class Scripted:
     told  (tokens, steps) of every pass
     """
 
+    name = "scripted"
+    draft_s = 0.0
     branch_pages = None
 
     def __init__(self, tree_of):
