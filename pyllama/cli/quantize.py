@@ -33,7 +33,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("destination", metavar="DST", help="the file to make; none with --draft")
     parser.add_argument(
         "--draft",
-        dest="draft_copy",
         action=_Draft,
         dest="draft_copy",  # not what PYLLAMA_DRAFT says of the others
         nargs=0,
