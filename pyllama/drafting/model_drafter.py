@@ -9,7 +9,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pyllama.drafting.proposals import Loaded, Wanted
 from pyllama.errors import BudgetError
@@ -19,6 +19,7 @@ from pyllama.generation.tree import ROOT, Tree
 if TYPE_CHECKING:
     from pyllama.decoder.decoder import Decoder
     from pyllama.decoder.kv_cache import Sequence as CachedSequence
+    from pyllama.streaming import StreamedWeights
 
 DEPTH = 16
 CHAIN = 8
@@ -81,7 +82,7 @@ class ModelDrafter:
 
     @property
     def loaded(self) -> Loaded:
-        weights = self.decoder.weights
+        weights = cast("StreamedWeights", self.decoder.weights)
         return Loaded(weights.nbytes_pinned, weights.bytes_read, self._load_s or 0.0)
 
     def trees(self, tasks: Sequence[Task], wanted: Wanted, on_layer: OnLayer | None = None) -> list[Tree]:

@@ -90,13 +90,10 @@ def _named(draft: str, checkpoint: Checkpoint, tokenizer: Any) -> tuple[Drafter,
         return _drafter(checkpoint, copy.name, copy), copy
     path = resolve(draft)
     with open_checkpoint(path) as other:
-        if kind_of(checkpoint, other) != "copy":
-            theirs = load_tokenizer(other)
-            if "none" in (theirs.kind, tokenizer.kind):
-                raise UnsupportedError(
-                    f"draft: {draft} cannot be compared: a tokenizer is missing, in it or in the model"
-                )
-            check_same(tokenizer, theirs, draft)
+        theirs = load_tokenizer(other)
+        if "none" in (theirs.kind, tokenizer.kind):
+            raise UnsupportedError(f"draft: {draft} cannot be compared: a tokenizer is missing, in it or in the model")
+        check_same(tokenizer, theirs, draft)
     return _drafter(checkpoint, Path(draft).name if os.sep in draft else draft, path), path
 
 
