@@ -95,13 +95,14 @@ EOF
 
 # The sdist without the package: tests/ and what it reads, and only the wheel to import.
 test_on() {
-    local cpu=$1 features=$2 selection=$3 log=$work/tests-${1%%,*}.log status=0
+    local cpu=$1 features=$2 log=$work/tests-${1%%,*}.log status=0
+    shift 2
     (
         cd tested
         isa=neon
         [[ ,$features, == *,dotprod,* ]] && isa=dotprod
         export ARM_CPU=$cpu PYLLAMA_EXPECT_ISA=$isa PYLLAMA_EXPECT_FEATURES=$features
-        "$work/armpython" -P -m pytest -q -p no:cacheprovider --durations=15 -k "$selection" tests
+        "$work/armpython" -P -m pytest -q -p no:cacheprovider --durations=15 "$@"
     ) >"$log" 2>&1 || status=$?
     [ "$status" -eq 0 ] || sed -n '/^=* \(FAILURES\|ERRORS\)/,$p' "$log" | tail -n 100 | sed '$d'
     step "tests as $cpu ($features)"
@@ -110,11 +111,12 @@ test_on() {
 }
 
 test_on_boards() {
-    local status=0 cpu features selection pid pids=()
+    local status=0 cpu features ways tests arguments pid pids=()
     rm -rf tested && mv source tested && rm -rf tested/pyllama tested/build tested/*.egg-info tested/setup.py
-    while read -r cpu features selection; do
-        [ -z "$everything" ] || selection=$emulable
-        test_on "$cpu" "$features" "$selection" &
+    while read -r cpu features ways tests; do
+        mapfile -t arguments < <(xargs -n 1 <<<"$tests") # its words, quoted ones whole
+        [ -z "$everything" ] || ways='' arguments=(tests -k "$emulable")
+        PYLLAMA_TEST_WAYS=${ways//,/ } test_on "$cpu" "$features" "${arguments[@]}" &
         pids+=($!)
     done < <(grep -v '^#' "$boards")
     for pid in "${pids[@]}"; do wait "$pid" || status=1; done

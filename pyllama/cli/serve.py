@@ -236,7 +236,8 @@ def _printing(model: "Model", name: str) -> "Hooks":
 
     class Printing(Hooks):
         def ready(self, url: str) -> None:
-            streams.announce(f"pyllama: {name} at {url}/v1, context {model.context_length}")
+            drafting = f", drafted by {model.drafting.name}" if model.drafting else ""
+            streams.announce(f"pyllama: {name} at {url}/v1, context {model.context_length}{drafting}")
             streams.announce(f"pyllama: a page to chat with it is at {_reachable(url)}/")
 
         def stopping(self) -> None:
