@@ -126,7 +126,7 @@ root_file_system() {
     printf '[global]\nno-index = true\nfind-links = /srv/wheels\ndisable-pip-version-check = true\n' >root/etc/pip.conf
     echo board >root/etc/hostname
     printf '127.0.0.1 localhost board\n' >root/etc/hosts
-    printf '/dev/vda / ext4 defaults 0 1\n/dev/nvme0n1 /models ext4 defaults,nofail 0 2\n' >root/etc/fstab
+    printf '/dev/vda / ext4 defaults 0 1\n/dev/nvme0n1 /models ext4 defaults,nofail,x-systemd.device-timeout=900 0 2\n' >root/etc/fstab
     mkdir -p root/models
     # The first user, as Raspberry Pi OS makes it: sudo without a password.
     chroot root useradd -m -s /bin/bash -u 1000 pi
@@ -142,7 +142,8 @@ Description=A shell for tools/board/trial.py
 StartLimitIntervalSec=0
 [Service]
 Environment=HOME=/root
-ExecStart=/bin/bash -c 'exec 3<>/dev/virtio-ports/trial && exec /bin/bash --norc <&3 >&3 2>&1'
+ExecStart=/bin/bash -c 'until [ -c $$0 ]; do sleep 1; done; exec 3<>$$0 && exec /bin/bash --norc <&3 >&3 2>&1' \
+    /dev/virtio-ports/trial
 Restart=always
 RestartSec=1
 [Install]
