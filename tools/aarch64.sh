@@ -1,14 +1,14 @@
 #!/bin/bash
 # Build the aarch64 wheel on x86_64 and test it on emulated boards.
 #
-# usage: tools/aarch64.sh WORKDIR SDIST PYTHON [everything]
+# usage: tools/aarch64.sh WORKDIR SDIST PYTHON [everything|wheel]
 #
 # WORKDIR  everything is made there; what an earlier run finished (sysroot, tools, dependencies) is kept
 # SDIST    pyllama-*.tar.gz; the wheel is built from it and its tests are run against the wheel, nothing else
 # PYTHON   a CPython 3.11 or later of this machine
 #
 # The boards, what the kernels must find on each, and which tests run there are listed in tools/boards; with
-# "everything", all that can run in emulation run on each.
+# "everything", all that can run in emulation run on each; with "wheel", none: it is built, for tools/board.
 #
 # Needs root on Debian 12 (apt-get installs the cross compiler and the emulator) and a package index.
 # Leaves WORKDIR/dist/*.whl, and WORKDIR/armpython: ARM_CPU=cortex-a72 WORKDIR/armpython -m pyllama ...
@@ -130,5 +130,6 @@ if [ ! -e ready ]; then
     touch ready
 fi
 build_wheel
+[ "$everything" = wheel ] && exit
 install_wheel
 test_on_boards

@@ -243,7 +243,7 @@ class Conversation(Closing):
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
             raise RequestError(f"/load: {path}: expected messages, each with a role and a content of text")
         self.chat.restore([{"role": m["role"], "content": m["content"]} for m in messages])
-        streams.note(f"{sum(m['role'] == 'user' for m in messages)} messages of yours, the last answers with them")
+        streams.note(f"{sum(m['role'] == 'user' for m in messages)} messages of yours, and the answers to them")
 
     def _copy(self, rest: str) -> None:
         from base64 import b64encode

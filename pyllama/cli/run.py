@@ -40,7 +40,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         type=int,
         help="a line a token instead of the text: its log-probability, and the N most probable beside it",
     )
-    group.add_argument("--verbose", action="store_true", help="on standard error, how tokens were chosen, and timings")
+    group.add_argument(
+        "--verbose",
+        action="store_true",
+        help="on standard error, how the memory is divided, how tokens were chosen, and timings",
+    )
     parser.set_defaults(run=run)
 
 
@@ -65,6 +69,7 @@ def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse
     from pyllama.cli.answer_lines import show_calls, show_logprobs
     from pyllama.cli.answer_view import show_plain
     from pyllama.cli.drafting import drafted, who_drafts
+    from pyllama.cli.plan_lines import memory_text
     from pyllama.cli.timings import timings
 
     request = _as_request(model, prompt, args)
@@ -91,6 +96,8 @@ def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse
         else:
             show_plain(generation, signs)
         if args.verbose:
+            if model.plan is not None:
+                streams.note(f"memory: {memory_text(model.plan)}")
             streams.note(f"sampling: {sampling_text(options)}")
             streams.note(timings(generation))
             streams.note(who_drafts(model, args))

@@ -1,11 +1,13 @@
 """Where the copy of few bits that drafts for a model lies: `pyllama quantize MODEL --draft` makes it, `auto` finds it.
 
 Beside the model, under its name and `.draft.gguf`; where that is no place for it, in pyllama's own cache: that is in a
-folder that cannot be written to, and in the Hub's cache, where every file is a repository's. Reads no file.
+folder that cannot be written to, and in the Hub's cache, where every file is a repository's. Knows names and reads no
+file.
 """
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from pyllama.hub.cache import hub_cache, xdg_cache
@@ -32,6 +34,22 @@ def copy_destination(model: Path) -> Path:
     place = _in_cache(model)
     place.parent.mkdir(parents=True, exist_ok=True)
     return place
+
+
+def remove_copies(models: Iterable[Path]) -> int:
+    """Delete the copies of models that are no longer there, with what was collected for them; the bytes that came free.
+
+    Raises OSError.
+    """
+    freed = 0
+    for model in models:
+        copy = None if model.exists() else copy_of(model)
+        if copy is not None:
+            for path in (copy, copy.with_name(copy.name + ".imatrix.gguf")):
+                if path.is_file():
+                    freed += path.stat().st_size
+                    path.unlink()
+    return freed
 
 
 def _beside(model: Path) -> Path:

@@ -19,7 +19,7 @@ from pyllama.decoder import Shape
 from pyllama.decoder.page_pool import POSITIONS, cache_nbytes
 from pyllama.errors import BudgetError
 from pyllama.planning.memory import Plan, make_plan
-from pyllama.planning.time import Rates, forecast, pass_seconds
+from pyllama.planning.time import OF_DISK, Rates, forecast, pass_seconds
 
 #: Nodes of a tree at most, and tokens of a chain where nothing is streamed.
 MOST_NODES = 64
@@ -91,6 +91,7 @@ class DraftedForecast:
     pass_s         the model's pass over the text's last token and all nodes; `bound` names what decides it
     draft_s        the drafter's passes for one tree or chain
     tokens_a_pass  of the text
+    load_s         reading the drafter's weights, once
     """
 
     token_s: float
@@ -98,6 +99,7 @@ class DraftedForecast:
     draft_s: float
     tokens_a_pass: float
     bound: str
+    load_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,16 +204,17 @@ def forecast_drafted(
     half = max(1, plan.context_length // 2)
     cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
     pass_s, bound = pass_seconds(model, plan, rates, 1 + nodes, half, cache=cache, rows=1 + nodes)
-    draft_s = 0.0
+    draft_s = load_s = 0.0
     if drafter.model is not None and division is not None:
         own = cache_nbytes(Shape.whole(drafter.model.config), half, kv_dtype)
+        load_s = division.stored / (rates.disk_gb_s * 1e9 * OF_DISK)
         # One pass reads what became text, and tells what may follow; then node after node of a chain, or by groups.
         group, more = (GROUP, nodes // GROUP) if shape == "tree" else (1, nodes - 1)
         for passes, count in ((1, 2), (more, group)):
             seconds, _ = pass_seconds(drafter.model, division, rates, count, half, cache=own, rows=count)
             draft_s += passes * seconds
     tokens = TOKENS_A_PASS[drafter.kind].tokens(shape, nodes) if tokens_a_pass is None else tokens_a_pass
-    return DraftedForecast((pass_s + draft_s) / tokens, pass_s, draft_s, tokens, bound)
+    return DraftedForecast((pass_s + draft_s) / tokens, pass_s, draft_s, tokens, bound, load_s)
 
 
 def drafter_plan(

@@ -145,11 +145,13 @@ def make_plan(
     if least.pinned >= 0:
         return least
     smallest = budget - least.pinned
+    cure = "a shorter context or no drafter" if drafter else "a shorter context"
+    who = "this model and its drafter need" if drafter else "this model needs"
     raise TooSmallError(
         smallest,
-        f"memory: {_mb(budget)} MB, this model needs at least {_mb(smallest)} MB with a context of {context_length}"
+        f"memory: {_mb(budget)} MB, {who} at least {_mb(smallest)} MB with a context of {context_length}"
         f" (process {_mb(least.interpreter)}, cache {_mb(least_cache)}, activations {_mb(least.activations)},"
-        f" ring {_mb(least.ring)}{_drafting(least)}); a shorter context needs less",
+        f" ring {_mb(least.ring)}{_drafting(least)}); {cure} needs less",
     )
 
 

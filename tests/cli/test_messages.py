@@ -282,6 +282,8 @@ def cache(tmp_path, monkeypatch):
         ("models/Llama.gguf:Q4_K_M", "models/Llama.gguf is there, and a path takes no :Q4_K_M"),
         ("./models/other/x", "models is there, other is not in it"),
         ("org/name/x-Q5_K_M.gguf", "a file of a repository is named by its quantization: org/name:Q5_K_M"),
+        ("SmolLM", r"did you mean smollm2\?"),
+        ("smollm3", r"did you mean smollm2\?"),
         ("llama3.2:1b", "the hub's names have an organization: org/llama3.2"),
         ("", "an empty text for a model"),
         ("model.gguf", "model.gguf: no such file or folder$"),

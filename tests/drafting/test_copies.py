@@ -1,5 +1,6 @@
 """The copy that drafts for a model: where it is made, that it is found there, and that it stands in nobody's way."""
 
+import json
 import os
 import warnings
 from pathlib import Path
@@ -66,6 +67,34 @@ def test_the_command_makes_it_and_says_where(folder, capsys):
         assert kind_of(model, copy) == "copy" and copy.dtype == "Q3_K" and copy.nbytes < model.nbytes / 3
     assert main(["quantize", str(folder), "--draft", "--quiet"]) == 2
     assert "already there" in capsys.readouterr().err
+
+
+def test_info_shows_it(folder, capsys):
+    assert main(["info", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["draft_copy"] is None
+    place = copy_destination(folder)
+    place.write_bytes(b"GGUF")
+    assert main(["info", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["draft_copy"] == {"path": str(place), "nbytes": 4}
+    assert main(["info", str(folder)]) == 0
+    assert f"draft copy      {place}  4 B" in capsys.readouterr().out.splitlines()
+
+
+def test_a_copy_goes_with_the_model_that_is_removed(capsys):
+    kept, gone = (hub_cache() / f"models--acme--{name}" for name in ("kept", "gone"))
+    places = []
+    for repository in (kept, gone):
+        snapshot = repository / "snapshots" / ("0" * 40)
+        (repository / "refs").mkdir(parents=True)
+        snapshot.mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0" * 40)
+        (snapshot / "m-Q8_0.gguf").write_bytes(b"GGUF" * 10)
+        places.append(copy_destination(snapshot / "m-Q8_0.gguf"))
+        places[-1].write_bytes(b"GGUF" * 100)
+        places[-1].with_name(places[-1].name + ".imatrix.gguf").write_bytes(b"GGUF")
+    assert main(["rm", "acme/gone"]) == 0
+    assert capsys.readouterr().out == "acme/gone: removed, 484 B free\n"  # and a reference of 40
+    assert sorted(places[0].parent.iterdir()) == sorted([places[0], Path(f"{places[0]}.imatrix.gguf")])
 
 
 def test_a_text_makes_it_better_and_goes_with_it(folder, tmp_path, capsys):

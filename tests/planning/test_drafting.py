@@ -191,7 +191,7 @@ def test_a_drafter_whose_bytes_displace_more_than_it_saves_is_left_out():
 
 
 def test_a_budget_without_room_for_a_drafter_leaves_it_out_or_says_so():
-    with pytest.raises(TooSmallError, match=r"needs at least \d+ MB .*, drafter \d+, branches \d+\)") as caught:
+    with pytest.raises(TooSmallError, match=r"and its drafter need at least .*, drafter \d+, branches \d+\)") as caught:
         drafter_plan(BIG, SIBLING, 400 << 20, GEN2, **OPTIONS)
     smallest = caught.value.smallest
     assert drafter_plan(BIG, SIBLING, smallest, GEN2, **OPTIONS).nodes >= 1
