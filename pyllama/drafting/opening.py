@@ -90,7 +90,8 @@ def _named(draft: str, checkpoint: Checkpoint, tokenizer: Any) -> tuple[Drafter,
         return _drafter(checkpoint, copy.name, copy), copy
     path = resolve(draft)
     with open_checkpoint(path) as other:
-        if kind_of(checkpoint, other) != "copy":
+        # Layers alike do not make a copy of a model that numbers other tokens.
+        if kind_of(checkpoint, other) != "copy" or other.config.vocab_size != checkpoint.config.vocab_size:
             theirs = load_tokenizer(other)
             if "none" in (theirs.kind, tokenizer.kind):
                 raise UnsupportedError(
