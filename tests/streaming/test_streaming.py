@@ -116,14 +116,14 @@ def test_what_is_pinned_is_read_once_and_the_rest_every_pass(models):
 def test_more_may_be_pinned_between_passes(models, form, passes):
     with open_checkpoint(models / form) as checkpoint:
         total = sum(t.nbytes for _, t in blocks.matrices(checkpoint))
-        weights = StreamedWeights(checkpoint, slots=3, room=0, pinned_nbytes=total // 4)
+        weights = StreamedWeights(checkpoint, slots=3, room=0, pinned_nbytes=total // 8)
         whole = StreamedWeights(checkpoint)
         decoder, other = decoder_of(checkpoint, weights), decoder_of(checkpoint, whole)
         with decoder.new_sequence() as sequence, other.new_sequence() as expected:
             for i in range(passes + 5):
                 if i in (passes, passes + 2):
                     before = weights.nbytes_streamed
-                    weights.pin_more(total // 3)
+                    weights.pin_more(total // 8)
                     assert weights.nbytes_streamed < before
                 assert same_bits(decoder.forward([(sequence, [i])]), other.forward([(expected, [i])]))
             left = weights.nbytes_streamed
