@@ -74,7 +74,7 @@ def add_draft(group: argparse._ActionsContainer, default: str | None = "auto", p
     """Who drafts; purpose: what the command wants it for, where it is not to run faster."""
     group.add_argument(
         "--draft",
-        metavar="MODEL",
+        metavar="WHO",
         default=default,
         help=purpose
         or "what proposes tokens, so that a pass gives several: a small model with the same tokenizer, self (the copy "

@@ -9,7 +9,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from pyllama.drafting.proposals import Loaded, Wanted
 from pyllama.errors import BudgetError
@@ -19,7 +19,6 @@ from pyllama.generation.tree import ROOT, Tree
 if TYPE_CHECKING:
     from pyllama.decoder.decoder import Decoder
     from pyllama.decoder.kv_cache import Sequence as CachedSequence
-    from pyllama.streaming import StreamedWeights
 
 DEPTH = 16
 CHAIN = 8
@@ -69,21 +68,30 @@ class ModelDrafter:
     name     of the model, for people
     decoder  the model, loaded; it is this drafter's from now on
     close    called once, when it is no longer used
+    kept     bytes of its weights that are in memory
     power    probabilities are raised to it: copies of few bits are less sure than they are right
     """
 
-    def __init__(self, name: str, decoder: "Decoder", close: Callable[[], None], *, power: float = 1.0):
+    def __init__(
+        self,
+        name: str,
+        decoder: "Decoder",
+        close: Callable[[], None],
+        *,
+        kept: Callable[[], int] = lambda: 0,
+        power: float = 1.0,
+    ):
         self.name = name
         self.decoder = decoder
         self._close = close
+        self._kept = kept
         self._power = power
         self._states: dict[Task, _State] = {}
         self._load_s: float | None = None
 
     @property
     def loaded(self) -> Loaded:
-        weights = cast("StreamedWeights", self.decoder.weights)
-        return Loaded(weights.nbytes_pinned, weights.bytes_read, self._load_s or 0.0)
+        return Loaded(self._kept(), self.decoder.weights.bytes_read, self._load_s or 0.0)
 
     def trees(self, tasks: Sequence[Task], wanted: Wanted, on_layer: OnLayer | None = None) -> list[Tree]:
         try:

@@ -136,7 +136,7 @@ def open_drafter(meant: Meant, *, context_length: int) -> ModelDrafter | None:
             checkpoint.close()
 
         power = COPY_POWER if drafted.drafter.kind == "copy" else 1.0
-        return ModelDrafter(drafted.drafter.name, decoder, close, power=power)
+        return ModelDrafter(drafted.drafter.name, decoder, close, kept=lambda: weights.nbytes_pinned, power=power)
     except BaseException:
         checkpoint.close()
         raise
