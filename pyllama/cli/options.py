@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from pyllama.cli import streams
+from pyllama.kv_dtypes import KV_DTYPES
 
 if TYPE_CHECKING:
     from pyllama.cli.pass_line import PassLine
@@ -56,7 +57,7 @@ def add_budget(
     )
     group.add_argument(
         "--kv-dtype",
-        choices=("f16", "f32"),
+        choices=KV_DTYPES,
         default="f16",
         help="how the cache keeps keys and values; default: f16",
     )
