@@ -57,7 +57,7 @@ _GEMMAS = ("gemma2", "gemma3_text")
 _OLMOS = ("olmo2", "olmo3")
 _HEAD_NORMS = ("qwen3", "gemma3_text")
 #: Families whose files have the rows of q and k in interleaved rotary order in GGUF, as the converter puts them.
-_INTERLEAVED = ("llama", "mistral", "ministral3", "smollm3", "granite")
+INTERLEAVED = ("llama", "mistral", "ministral3", "smollm3", "granite")
 
 
 def tiny_config(**overrides: Any) -> dict[str, Any]:
@@ -104,12 +104,14 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     attention_bias = config.get("attention_bias", False)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
     for i in range(config["num_hidden_layers"]):
+        before, after = _norms(kind)
         layer = {
-            **{f"{name}.weight": (hidden,) for name in _norms(kind)},
+            **{f"{name}.weight": (hidden,) for name in before},
             "self_attn.q_proj.weight": (heads * head_dim, hidden),
             "self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
             "self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
             "self_attn.o_proj.weight": (hidden, heads * head_dim),
+            **{f"{name}.weight": (hidden,) for name in after},
             "mlp.gate_proj.weight": (inner, hidden),
             "mlp.up_proj.weight": (inner, hidden),
             "mlp.down_proj.weight": (hidden, inner),
@@ -134,14 +136,14 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _norms(kind: str) -> tuple[str, ...]:
-    """A layer's norms of the residual stream, or of what is added to it."""
+def _norms(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A layer's norms of the residual stream, or of what is added to it: those named before attention, and after."""
     if kind in _GEMMAS:
         after = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
-        return ("input_layernorm", *after)
+        return ("input_layernorm",), after
     if kind in _OLMOS:
-        return "post_attention_layernorm", "post_feedforward_layernorm"
-    return "input_layernorm", "post_attention_layernorm"
+        return (), ("post_attention_layernorm", "post_feedforward_layernorm")
+    return ("input_layernorm",), ("post_attention_layernorm",)
 
 
 def random_tensors(config: dict[str, Any], seed: int = 0, dtype: str = "BF16") -> dict[str, np.ndarray]:
@@ -398,6 +400,15 @@ def llama3_factors(config: dict[str, Any]) -> np.ndarray:
     return np.where(rotations > high, 1.0, np.where(rotations < low, factor, blend)).astype("<f4")
 
 
+def as_converted(config: dict[str, Any], name: str, values: np.ndarray) -> np.ndarray:
+    """A tensor's values in the order, and of the size, that the converter gives them."""
+    if config["model_type"] in INTERLEAVED:
+        values = _interleaved(config, name, values)
+    if config["model_type"] in _GEMMAS and name.endswith("norm.weight"):
+        values = values + np.float32(1)
+    return values
+
+
 def gguf_tensors(
     config: dict[str, Any], tensors: dict[str, np.ndarray], dtype: str
 ) -> list[tuple[str, str, tuple[int, ...], bytes]]:
@@ -408,10 +419,7 @@ def gguf_tensors(
         factors = llama3_factors(config)
         stored.append(("rope_freqs.weight", "F32", factors.shape, factors.tobytes()))
     for name, values in tensors.items():
-        if config["model_type"] in _INTERLEAVED:
-            values = _interleaved(config, name, values)
-        if config["model_type"] in _GEMMAS and name.endswith("norm.weight"):
-            values = values + np.float32(1)
+        values = as_converted(config, name, values)
         kind = "F32" if values.ndim == 1 else dtype
         stored.append((gguf_name(name, config["model_type"]), kind, values.shape, quantize(kind, values)))
     return stored
