@@ -40,7 +40,7 @@ class Machine:
         command = [
             *("qemu-system-aarch64", "-M", "virt", "-cpu", self.cpu, "-smp", "1", "-m", self.memory),
             *("-kernel", self.work / "vmlinuz", "-initrd", self.work / "initrd"),
-            *("-append", "root=/dev/vda rw console=ttyAMA0 quiet"),
+            *("-append", "root=/dev/vda rw console=ttyAMA0 quiet systemd.mask=serial-getty@ttyAMA0.service"),
             *("-drive", disk.format(self.folder / "board.img", "root"), "-device", "virtio-blk-pci,drive=root"),
             *("-drive", f"{disk.format(self.folder / 'nvme.img', 'nvme')},{rates}"),
             *("-device", "nvme,drive=nvme,serial=1", "-device", "virtio-rng-pci"),
