@@ -14,9 +14,10 @@ from pyllama.drafting.proposals import Drafter, Loaded, Wanted, merged
 from pyllama.errors import BusyError, PyllamaError
 from pyllama.generation.task import OnLayer, Task
 from pyllama.generation.tree import Tree
+from pyllama.planning.drafting import MOST_CHAIN, MOST_NODES
 
-MOST_NODES = 64
 FIRST_NODES = 16  # before passes were measured
+FIRST_CHAIN = 2
 LEAST = 0.01  # no node is worth its time below this, whatever the figures say
 _SMOOTH = 0.2
 
@@ -66,6 +67,7 @@ class Drafts:
         self._asked: list[Drafter] = []  # for the pass that comes
         self._draft_s = 0.0  # of it
         self._nodes = 0
+        self._chain = FIRST_CHAIN  # nodes of one, where nothing is streamed
         self._before: dict[Task, tuple[int, int]] = {}
         self._waited_s = 0.0
         self._passes = 0
@@ -125,7 +127,7 @@ class Drafts:
             return Wanted(
                 each, least=worth(draft_s), free=max(1, free // tasks), beyond=worth(draft_s + self._pace.node_s)
             )
-        return Wanted(each, chain=True, least=worth(draft_s + self._pace.node_s))
+        return Wanted(min(each, self._chain), chain=True, least=worth(draft_s + self._pace.node_s))
 
     def _trees(self, drafter: Drafter, tasks: Sequence[Task], wanted: Wanted, on_layer: OnLayer | None) -> list[Tree]:
         try:
@@ -153,11 +155,14 @@ class Drafts:
         if self._passes > 1:  # the first one reads, and packs, what stays
             self._pace.passed(tokens, seconds, waited_s)
         before, self._before = self._before, {}
-        drafted = 0
+        drafted = came_true = 0
         for task, (proposed, accepted) in before.items():
             drafted += task.proposed - proposed
-            self.accepted += task.accepted - accepted
+            came_true += task.accepted - accepted
         self.proposed += drafted
+        self.accepted += came_true
+        if drafted:  # a chain is as long as the last ones were right
+            self._chain = min(MOST_CHAIN, 2 * self._chain) if came_true == drafted else max(1, came_true // len(before))
         self.passes += bool(drafted)
         if before and steps:
             self._token_s = _smooth(self._token_s, (seconds + self._draft_s) * len(before) / steps)

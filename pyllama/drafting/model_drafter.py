@@ -15,15 +15,14 @@ from pyllama.drafting.proposals import Loaded, Wanted
 from pyllama.errors import BudgetError
 from pyllama.generation.task import OnLayer, Task
 from pyllama.generation.tree import ROOT, Tree
+from pyllama.planning.drafting import GROUP, MOST_CHAIN
 
 if TYPE_CHECKING:
     from pyllama.decoder.decoder import Decoder
     from pyllama.decoder.kv_cache import Sequence as CachedSequence
 
 DEPTH = 16
-CHAIN = 8
 CHAIN_LEAST = 0.4
-_GROUP = 6  # nodes of a tree that are computed at once
 _SUCCESSORS = 6
 
 
@@ -114,7 +113,7 @@ class ModelDrafter:
         self._read(list(growing.values()), on_layer)
         while True:
             group: list[tuple[_Growing, int]] = []
-            share = max(1, _GROUP // max(1, len(growing)))
+            share = max(1, GROUP // max(1, len(growing)))
             for tree in growing.values():
                 group += [(tree, node) for node in tree.grow(1 if wanted.chain else share)]
             if not group:
@@ -194,7 +193,7 @@ class _Growing:
         self._power = power
         self._least = max(wanted.least, CHAIN_LEAST) if wanted.chain else wanted.least
         self._beyond = max(wanted.beyond, self._least)
-        self._nodes = min(wanted.nodes, CHAIN) if wanted.chain else wanted.nodes
+        self._nodes = min(wanted.nodes, MOST_CHAIN) if wanted.chain else wanted.nodes
         self._depths: list[int] = []
         self._most = min(DEPTH, task.answer.most_proposed)
         self._order = itertools.count()

@@ -11,7 +11,7 @@ import pyllama
 from pyllama.drafting import Drafts
 from pyllama.drafting.account import Account
 from pyllama.drafting.lookup import LookUp
-from pyllama.drafting.model_drafter import CHAIN, ModelDrafter
+from pyllama.drafting.model_drafter import ModelDrafter
 from pyllama.drafting.pace import Pace
 from pyllama.drafting.proposals import Wanted, merged
 from pyllama.drafting.vocabularies import check_same
@@ -19,6 +19,7 @@ from pyllama.engine import Engine
 from pyllama.errors import PyllamaError, UnsupportedError
 from pyllama.generation import Answer, Task
 from pyllama.generation.sampler import SamplingParams
+from pyllama.planning.drafting import MOST_CHAIN
 
 VOCAB = 101
 
@@ -158,7 +159,7 @@ def test_a_chain_is_the_best_branch_and_ends_where_it_is_unsure(folders):
     task = task_of([1, 2, 3])
     (tree,) = drafter.trees([task], Wanted(64, chain=True))
     assert len(list(tree.branches())) <= 1
-    assert len(tree) <= CHAIN
+    assert len(tree) <= MOST_CHAIN
     assert all(p >= 0.4 for p in tree.probabilities)
 
 
