@@ -9,16 +9,28 @@ from functools import lru_cache
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.family import Family
+from pyllama.architecture.gemma2 import Gemma2
+from pyllama.architecture.gemma3 import Gemma3
+from pyllama.architecture.granite import Granite
 from pyllama.architecture.layer import Layer
 from pyllama.architecture.llama import Llama
+from pyllama.architecture.ministral3 import Ministral3
 from pyllama.architecture.mistral import Mistral
+from pyllama.architecture.olmo2 import Olmo2
+from pyllama.architecture.olmo3 import Olmo3
 from pyllama.architecture.qwen2 import Qwen2
 from pyllama.architecture.qwen3 import Qwen3
+from pyllama.architecture.smollm3 import SmolLM3
 
 __all__ = ["FAMILIES", "Config", "Family", "Layer", "layers_of"]
 
 #: model_type of config.json -> its family.
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (Llama(), Mistral(), Qwen2(), Qwen3())}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Llama(), Mistral(), Ministral3(), Qwen2(), Qwen3(), SmolLM3(), Granite(), Olmo2(), Olmo3(), Gemma2(), Gemma3(),
+    )
+}  # fmt: skip
 
 
 @lru_cache(maxsize=4)

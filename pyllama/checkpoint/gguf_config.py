@@ -61,15 +61,20 @@ def gguf_config(
     if not f.has("attention.key_length") and hidden_size % heads:
         raise f.fail("embedding_length", f"a multiple of head_count {heads}, or attention.key_length")
     head_dim = f.size("head_dim", "attention.key_length", hidden_size // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
+    rotary_dim = f.size("head_dim", "rope.dimension_count", head_dim)
+    partial = "partial_rotary_factor" in family.read_here
+    for key in ("attention.value_length", "rope.dimension_count")[: 1 if partial else 2]:
         if f.size("head_dim", key, head_dim) != head_dim:
             raise f.unsupported(key, f"{f.get(key)} with heads of {head_dim}")
     positions = f.size("max_position_embeddings", "context_length")
     window = None
-    if f.has("attention.sliding_window"):
-        window = f.integer("attention.sliding_window", 0, MAX_POSITIONS) or None
-        if window:
-            window = family.gguf_window(window, f)
+    if f.has("attention.sliding_window") and f.integer("attention.sliding_window", 0, MAX_POSITIONS):
+        window = family.gguf_window(f.integer("attention.sliding_window", 0, MAX_POSITIONS), f)
+    options = {"layer_windows": (window,) * layers} | family.gguf_options(f, head_dim, layers)
+    theta = f.number("rope.freq_base", 1.0001, 1e12, family.defaults.rope_theta)
+    scaling = _rope(f, positions, rope_factors)
+    if options.get("sliding_rope") == (theta, scaling):
+        options["sliding_rope"] = None
     tokens = Fields(metadata, _WHERE, "tokenizer.ggml.")
     ends = [tokens.token_id(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
     return Config(
@@ -83,16 +88,17 @@ def gguf_config(
         head_dim=head_dim,
         vocab_size=vocab_size,
         rms_norm_eps=f.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
-        rope_theta=f.number("rope.freq_base", 1.0001, 1e12, 10000.0),
-        rope_scaling=_rope(f, positions, rope_factors),
+        rope_theta=theta,
+        rope_scaling=scaling,
         max_position_embeddings=positions,
         tie_word_embeddings=HEAD not in names,
         qkv_bias=f"{first}self_attn.q_proj.bias" in names,
         o_bias=f"{first}self_attn.o_proj.bias" in names,
         mlp_bias=f"{first}mlp.gate_proj.bias" in names,
-        layer_windows=(window,) * layers,
         bos_token_id=tokens.token_id("bos_token_id"),
         eos_token_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
+        rotary_dim=None if rotary_dim == head_dim else rotary_dim,
+        **options,
     )
 
 
@@ -134,9 +140,14 @@ def _rope(f: Fields, positions: int, factors: tuple[float, ...]) -> RopeScaling 
             raise f.unsupported(key, shown(f.get(key)))
     # attn_factor comes on top of YaRN's own magnitude scaling there, not instead of it as in config.json.
     extra = f.number("rope.scaling.attn_factor", 0.0, 1e3, 1.0)
+    # Of the families that say it, this is mscale_all_dim, and their mscale is 1.
+    log_multiplier = f.number("rope.scaling.yarn_log_multiplier", 0.0, 1e3, 0.0)
+    magnitude = yarn_magnitude(factor)
+    if log_multiplier:
+        magnitude /= yarn_magnitude(factor, log_multiplier)
     return RopeScaling(
         "yarn", factor=factor, original_max_position_embeddings=original,
-        attention_factor=yarn_magnitude(factor) * extra,
+        attention_factor=magnitude * extra,
         beta_fast=f.number("rope.scaling.yarn_beta_fast", 0.0, 1e6, 32.0) or 32.0,
         beta_slow=f.number("rope.scaling.yarn_beta_slow", 0.0, 1e6, 1.0) or 1.0,
     )  # fmt: skip

@@ -27,18 +27,33 @@ enum {
     PACKED_SAMPLE = 8    /* rows of a panel from one that is counted to the next: the first of four tells enough */
 };
 
-/* Storage formats. Numbers are ours; names are GGUF's. */
-typedef enum {
-    DT_F32, DT_F16, DT_BF16,
-    DT_Q4_0, DT_Q4_1, DT_Q5_0, DT_Q5_1, DT_Q8_0,
-    DT_Q2_K, DT_Q3_K, DT_Q4_K, DT_Q5_K, DT_Q6_K,
-    DT_IQ4_NL, DT_IQ4_XS, DT_MXFP4,
-    DT_COUNT
-} pl_dtype;
+/* Storage formats. Numbers are ours, in this order; names are GGUF's.
+ *
+ * A block of a row: `cols` weights in `nbytes` bytes, made of runs of 4-, 2- or 1-byte fields: from byte `at` on, so wide, so
+ * many. In a panel each field is stored for 32 rows side by side, or for 16 where blocks are quantized, so that a row is a
+ * vector lane, and runs come in the order in which a product uses them; of some formats bits are rearranged (panels.h). */
+#define PL_FORMATS(FORMAT)                          \
+    FORMAT(F32, 1, 4, {0, 4, 1})                    \
+    FORMAT(F16, 2, 4, {0, 4, 1})                    \
+    FORMAT(BF16, 2, 4, {0, 4, 1})                   \
+    FORMAT(Q4_0, 32, 18, {0, 2, 1}, {2, 4, 4})      \
+    FORMAT(Q4_1, 32, 20, {0, 2, 2}, {4, 4, 4})      \
+    FORMAT(Q5_0, 32, 22, {0, 2, 1}, {2, 4, 5})      \
+    FORMAT(Q5_1, 32, 24, {0, 2, 2}, {4, 4, 5})      \
+    FORMAT(Q8_0, 32, 34, {0, 2, 1}, {2, 4, 8})      \
+    FORMAT(Q2_K, 256, 84, {80, 2, 2}, {0, 4, 20})   \
+    FORMAT(Q3_K, 256, 110, {108, 2, 1}, {96, 4, 3}, {0, 4, 24}) \
+    FORMAT(Q4_K, 256, 144, {0, 2, 2}, {4, 4, 35})   \
+    FORMAT(Q5_K, 256, 176, {0, 2, 2}, {4, 4, 43})   \
+    FORMAT(Q6_K, 256, 210, {208, 2, 1}, {192, 4, 4}, {0, 4, 16}, {128, 4, 8}, {64, 4, 16}, {160, 4, 8}) \
+    FORMAT(IQ4_NL, 32, 18, {0, 2, 1}, {2, 4, 4})    \
+    FORMAT(IQ4_XS, 256, 136, {0, 2, 2}, {4, 4, 33}) \
+    FORMAT(MXFP4, 32, 17, {0, 1, 1}, {1, 4, 4})
 
-/* A block of a row: `cols` weights in `nbytes` bytes, made of runs of 4-, 2- or 1-byte fields, each from byte `at` on.
- * In a panel each field is stored for 32 rows side by side, or for 16 where blocks are quantized, so that a row is a vector
- * lane, and runs come in the order in which a product uses them; of some formats bits are rearranged (panels.h). */
+#define PL_NUMBER(name, ...) DT_##name,
+typedef enum { PL_FORMATS(PL_NUMBER) DT_COUNT } pl_dtype;
+#undef PL_NUMBER
+
 typedef struct {
     const char *name;
     int cols, nbytes;
@@ -122,6 +137,8 @@ typedef struct {
     int f16;                       /* pages hold float16 (saturated) or float32 */
     int64_t window;                /* positions a query sees, itself included; 0: all */
     float scale;                   /* multiplies q.k */
+    float softcap;                 /* scores become softcap * tanh(score / softcap); 0: stay */
+    const float *sinks;            /* (H) scores that take part in each head's softmax and have no value; NULL: none */
     size_t k_offset, v_offset;     /* bytes from a page's start to this layer's keys, values */
     const uint64_t *pool;          /* addresses of pages of PANEL_ROWS positions, by number */
     const int32_t *pages;          /* (sequences, max_pages) their numbers */
@@ -164,12 +181,16 @@ typedef struct {
     /* out = x / sqrt(mean(x^2) + eps) * weight, for the rows [first, last) of (T, C). */
     void (*rmsnorm)(const float *x, const float *weight, float eps, int64_t cols, float *out,
                     int64_t first, int64_t last);
-    /* Rotate pairs (i, i + D/2) of each head of token t by (cos, sin)[t, i]; interleaved: pairs (2i, 2i+1)
-     * are read and stored half-split, so that both layouts give the same bits from here on. */
-    void (*rope)(float *x, const float *cos, const float *sin, int heads, int head_dim, int interleaved,
+    /* Rotate pairs (i, i + N/2) of the first N = `rotated` of each head's D elements of token t by (cos, sin)[t, i];
+     * interleaved: pairs (2i, 2i+1) are read and stored half-split, so that both layouts give the same bits from here on. */
+    void (*rope)(float *x, const float *cos, const float *sin, int heads, int head_dim, int rotated, int interleaved,
                  int64_t first, int64_t last);
     /* out = gate / (1 + exp(-gate)) * up, elementwise over [first, last). */
     void (*swiglu)(const float *gate, const float *up, float *out, int64_t first, int64_t last);
+    /* out = gelu(gate) * up, gelu in its tanh form: z / (1 + exp(-2 sqrt(2 / pi) (z + 0.044715 z^3))). */
+    void (*geglu)(const float *gate, const float *up, float *out, int64_t first, int64_t last);
+    /* out = cap * tanh(x / cap), elementwise over [first, last). */
+    void (*softcap)(const float *x, float cap, float *out, int64_t first, int64_t last);
     /* out = exp(x), elementwise over [first, last); exactly 0 below -86.5. */
     void (*exp)(const float *x, float *out, int64_t first, int64_t last);
     /* Put k, v (T, K, D) into pages, for the writes [first, last). */
@@ -228,9 +249,15 @@ void pl_widen(const pl_kernels *k, int threads, const pl_matrix *rows, float *ou
 void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *weight, float eps, int64_t rows,
                 int64_t cols, float *out);
 void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const float *sin, int64_t tokens, int heads,
-             int head_dim, int interleaved);
-void pl_add(int threads, const float *x, const float *y, int broadcast, int64_t rows, int64_t cols, float *out);
+             int head_dim, int rotated, int interleaved);
+/* out = x + factor * y, the product rounded; y (rows, cols), or one row if `broadcast`. */
+void pl_add(int threads, const float *x, const float *y, float factor, int broadcast, int64_t rows, int64_t cols,
+            float *out);
+/* out = x * factors[row], or * factors[0] if `broadcast`. */
+void pl_scale(int threads, const float *x, const float *factors, int broadcast, int64_t rows, int64_t cols, float *out);
 void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n);
+void pl_geglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n);
+void pl_softcap(const pl_kernels *k, int threads, const float *x, float cap, float *out, int64_t n);
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
                      int64_t writes);
 int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out);

@@ -10,24 +10,9 @@
 #include <string.h>
 #include <time.h>
 
-const pl_format pl_formats[DT_COUNT] = {
-    [DT_F32] = {"F32", 1, 4, {{0, 4, 1}}},
-    [DT_F16] = {"F16", 2, 4, {{0, 4, 1}}},
-    [DT_BF16] = {"BF16", 2, 4, {{0, 4, 1}}},
-    [DT_Q4_0] = {"Q4_0", 32, 18, {{0, 2, 1}, {2, 4, 4}}},
-    [DT_Q4_1] = {"Q4_1", 32, 20, {{0, 2, 2}, {4, 4, 4}}},
-    [DT_Q5_0] = {"Q5_0", 32, 22, {{0, 2, 1}, {2, 4, 5}}},
-    [DT_Q5_1] = {"Q5_1", 32, 24, {{0, 2, 2}, {4, 4, 5}}},
-    [DT_Q8_0] = {"Q8_0", 32, 34, {{0, 2, 1}, {2, 4, 8}}},
-    [DT_Q2_K] = {"Q2_K", 256, 84, {{80, 2, 2}, {0, 4, 20}}},
-    [DT_Q3_K] = {"Q3_K", 256, 110, {{108, 2, 1}, {96, 4, 3}, {0, 4, 24}}},
-    [DT_Q4_K] = {"Q4_K", 256, 144, {{0, 2, 2}, {4, 4, 35}}},
-    [DT_Q5_K] = {"Q5_K", 256, 176, {{0, 2, 2}, {4, 4, 43}}},
-    [DT_Q6_K] = {"Q6_K", 256, 210, {{208, 2, 1}, {192, 4, 4}, {0, 4, 16}, {128, 4, 8}, {64, 4, 16}, {160, 4, 8}}},
-    [DT_IQ4_NL] = {"IQ4_NL", 32, 18, {{0, 2, 1}, {2, 4, 4}}},
-    [DT_IQ4_XS] = {"IQ4_XS", 256, 136, {{0, 2, 2}, {4, 4, 33}}},
-    [DT_MXFP4] = {"MXFP4", 32, 17, {{0, 1, 1}, {1, 4, 4}}},
-};
+#define FORMAT(name, cols, nbytes, ...) {#name, cols, nbytes, {__VA_ARGS__}},
+const pl_format pl_formats[DT_COUNT] = {PL_FORMATS(FORMAT)};
+#undef FORMAT
 
 /* Below this many multiply-adds, waking the threads costs more than they save. */
 enum { SERIAL_BELOW = 1 << 14 };
@@ -313,30 +298,57 @@ void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *w
 }
 
 void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const float *sin, int64_t tokens, int heads,
-             int head_dim, int interleaved)
+             int head_dim, int rotated, int interleaved)
 {
-    SHARE(tokens * heads * head_dim, static, first, last, tokens, 1,
-          k->rope(x, cos, sin, heads, head_dim, interleaved, first, last))
+    SHARE(tokens * heads * rotated, static, first, last, tokens, 1,
+          k->rope(x, cos, sin, heads, head_dim, rotated, interleaved, first, last))
 }
 
-/* Plain IEEE additions: the compiler may vectorize them as it likes. */
-static void add_rows(const float *x, const float *y, int broadcast, int64_t cols, float *out, int64_t first, int64_t last)
+/* Plain IEEE additions and products: the compiler may vectorize them as it likes. A factor of 1 changes no bit. */
+static void add_rows(const float *x, const float *y, float factor, int broadcast, int64_t cols, float *out, int64_t first,
+                     int64_t last)
 {
     for (int64_t r = first; r < last; r++) {
         const float *a = x + r * cols, *b = broadcast ? y : y + r * cols;
         float *o = out + r * cols;
-        for (int64_t c = 0; c < cols; c++) o[c] = a[c] + b[c];
+        for (int64_t c = 0; c < cols; c++) o[c] = a[c] + b[c] * factor;
     }
 }
 
-void pl_add(int threads, const float *x, const float *y, int broadcast, int64_t rows, int64_t cols, float *out)
+void pl_add(int threads, const float *x, const float *y, float factor, int broadcast, int64_t rows, int64_t cols,
+            float *out)
 {
-    SHARE(rows * cols, static, first, last, rows, 1, add_rows(x, y, broadcast, cols, out, first, last))
+    SHARE(rows * cols, static, first, last, rows, 1, add_rows(x, y, factor, broadcast, cols, out, first, last))
+}
+
+static void scale_rows(const float *x, const float *factors, int broadcast, int64_t cols, float *out, int64_t first,
+                       int64_t last)
+{
+    for (int64_t r = first; r < last; r++) {
+        const float *a = x + r * cols, factor = factors[broadcast ? 0 : r];
+        float *o = out + r * cols;
+        for (int64_t c = 0; c < cols; c++) o[c] = a[c] * factor;
+    }
+}
+
+void pl_scale(int threads, const float *x, const float *factors, int broadcast, int64_t rows, int64_t cols, float *out)
+{
+    SHARE(rows * cols, static, first, last, rows, 1, scale_rows(x, factors, broadcast, cols, out, first, last))
 }
 
 void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
 {
     SHARE(n, static, first, last, n, 4096, k->swiglu(gate, up, out, first, last))
+}
+
+void pl_geglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
+{
+    SHARE(n, static, first, last, n, 4096, k->geglu(gate, up, out, first, last))
+}
+
+void pl_softcap(const pl_kernels *k, int threads, const float *x, float cap, float *out, int64_t n)
+{
+    SHARE(n, static, first, last, n, 4096, k->softcap(x, cap, out, first, last))
 }
 
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,

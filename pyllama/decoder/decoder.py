@@ -6,12 +6,14 @@ streams, and MODEL.md has the mathematics. Knows neither files nor text nor samp
 
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
 
 from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
+from pyllama.architecture.config import QueryGrowth
 from pyllama.architecture.layer import Layer, Linear, Norm
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import FINAL_NORM, HEAD
@@ -19,7 +21,7 @@ from pyllama.decoder.buffers import Buffers
 from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.passes import Pass, Segment, build
-from pyllama.decoder.shape import Shape
+from pyllama.decoder.shape import Shape, kinds_of_rope
 from pyllama.decoder.weights import Weights
 from pyllama.errors import RequestError
 
@@ -36,14 +38,46 @@ class _Linear(NamedTuple):
 
 
 _HEAD = _Linear((HEAD,), (None,))
+_ACTIVATIONS = {"silu": kernels.swiglu, "gelu": kernels.geglu}
+
+
+class _Norm(NamedTuple):
+    """A norm's weight, and how many columns are one row of it."""
+
+    weight: "kernels.Floats"
+    cols: int
+
+
+def norm_vector(weights: Weights, name: str, plus_one: bool) -> "kernels.Floats":
+    """What a norm multiplies by; a weight that is stored as what is added to 1 has it added here, in float32."""
+    vector = weights.vector(name)
+    return kernels.Floats(np.add(vector, np.float32(1)) if plus_one else vector)
+
+
+def _attention_view(layer: Layer, weights: Weights) -> View:
+    mixer = layer.mixer
+    sinks = weights.vector(f"{layer.name}{mixer.sinks}") if mixer.sinks else None
+    return View(mixer.window, mixer.scale, mixer.softcap, sinks)
+
+
+def _growth(growth: QueryGrowth, positions: np.ndarray) -> np.ndarray:
+    """What each token's query is multiplied by, float32 (T, 1): float64, rounded once.
+
+    Logarithms come from decimal, as rotary frequencies do: libm's last bit differs between machines.
+    """
+    steps, of = np.unique(positions // growth.original, return_inverse=True)
+    factors = [1.0 + growth.beta * float(Decimal(1 + int(step)).ln()) for step in steps]
+    return np.array(factors, np.float32)[of].reshape(-1, 1)
 
 
 class _Layer:
     """Names and small vectors of one layer, looked up once."""
 
-    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention", rope: int):
-        def norm(of: Norm) -> kernels.Floats:
-            return kernels.Floats(weights.vector(f"{layer.name}{of.name}.weight"))
+    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention", rope: int | None):
+        def norm(of: Norm | None) -> _Norm | None:
+            if of is None:
+                return None
+            return _Norm(norm_vector(weights, f"{layer.name}{of.name}.weight", of.plus_one), of.size)
 
         def linears(*of: Linear) -> _Linear:
             names = tuple(f"{layer.name}{linear.name}" for linear in of)
@@ -58,8 +92,11 @@ class _Layer:
         mixer, mlp = layer.mixer, layer.mlp
         self.attention, self.rope = attention, rope
         self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
-        self.q_norm = norm(mixer.q_norm) if mixer.q_norm else None
-        self.k_norm = norm(mixer.k_norm) if mixer.k_norm else None
+        self.mixer_post_norm, self.mlp_post_norm = norm(layer.mixer_post_norm), norm(layer.mlp_post_norm)
+        self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
+        self.residual_scale = layer.residual_scale
+        self.growth = mixer.growth
+        self.activation = _ACTIVATIONS[mlp.activation]
         self.qkv, self.o = linears(mixer.q, mixer.k, mixer.v), linears(mixer.o)
         self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
 
@@ -106,15 +143,17 @@ class Decoder:
         self.on_layer = on_layer
         self.on_input: Callable[[tuple[str, ...], np.ndarray], None] | None = None
         layers = layers_of(config)
-        self._pool = PagePool(shape, [View(layer.mixer.window, layer.mixer.scale) for layer in layers], kv_dtype)
+        self._pool = PagePool(shape, [_attention_view(layer, weights) for layer in layers], kv_dtype)
         self.cache = KVCache(self._pool, context_length)
-        kinds = {rope: number for number, rope in enumerate(dict.fromkeys(layer.mixer.rope for layer in layers))}
+        kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
         self._ropes = [frequencies(rope) for rope in kinds]
         self._layers = [
-            _Layer(layer, weights, attention, kinds[layer.mixer.rope])
+            _Layer(layer, weights, attention, kinds[layer.mixer.rope] if layer.mixer.rope else None)
             for layer, attention in zip(layers, self._pool.attention, strict=True)
         ]
-        self._norm = kernels.Floats(weights.vector(FINAL_NORM))
+        self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
+        self._embedding_scale = np.array([config.embedding_scale], np.float32)
+        self._logits_scale = np.array([1 / config.logits_scale], np.float32)
         self._buffers = Buffers(shape, 1)
 
     def new_sequence(self) -> Sequence:
@@ -207,13 +246,17 @@ class Decoder:
         where = kernels.Batch(self._pool.addresses, planned.pages, planned.positions, planned.sequences, planned.writes)
 
         self.weights.embedding(planned.token_ids, a.x.array)
+        if self.config.embedding_scale != 1:
+            kernels.scale(a.x, self._embedding_scale, a.x)
+        growths = {layer.growth for layer in self._layers if layer.growth}
+        growing = {growth: _growth(growth, planned.positions) for growth in growths}
         for (inv_freq, scale), (cos, sin) in zip(self._ropes, a.rotations, strict=True):
             kernels.rope_table(planned.positions, inv_freq, scale, cos, sin)
         for i, layer in enumerate(self._layers):
             for told in (self.on_layer, on_layer):
                 if told:
                     told(i)
-            self._attention_block(layer, a, where)
+            self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
             self._mlp_block(layer, a)
 
         x: np.ndarray = a.x.array[planned.rows]
@@ -223,31 +266,56 @@ class Decoder:
             return x
         out = np.empty((len(x), self.shape.vocab_size), np.float32)
         self._linear(_HEAD, x, (out,))
+        if self.config.logits_scale != 1:
+            kernels.scale(out, self._logits_scale, out)
+        if self.config.logits_softcap:
+            kernels.softcap(out, self.config.logits_softcap, out)
         return out
 
-    def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch") -> None:
-        """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)"""
+    def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None) -> None:
+        """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
+
+        growing  what each token's query is multiplied by, (T, 1), or None
+        """
         shape, eps = self.shape, self.config.rms_norm_eps
-        kernels.rmsnorm(a.x, layer.mixer_norm, eps, a.normed)
-        self._linear(layer.qkv, a.normed, (a.q, a.k, a.v))
+        self._linear(layer.qkv, self._normed(layer.mixer_norm, a), (a.q, a.k, a.v))
         if layer.q_norm is not None and layer.k_norm is not None:
-            kernels.rmsnorm(a.q, layer.q_norm, eps, a.q, shape.head_dim)
-            kernels.rmsnorm(a.k, layer.k_norm, eps, a.k, shape.head_dim)
-        cos, sin = a.rotations[layer.rope]
-        kernels.rope(a.q, cos, sin, shape.heads, self.rope_interleaved)
-        kernels.rope(a.k, cos, sin, shape.kv_heads, self.rope_interleaved)
+            kernels.rmsnorm(a.q, layer.q_norm.weight, eps, a.q, layer.q_norm.cols)
+            kernels.rmsnorm(a.k, layer.k_norm.weight, eps, a.k, layer.k_norm.cols)
+        if layer.rope is not None:
+            cos, sin = a.rotations[layer.rope]
+            kernels.rope(a.q, cos, sin, shape.heads, self.rope_interleaved)
+            kernels.rope(a.k, cos, sin, shape.kv_heads, self.rope_interleaved)
+        elif self.rope_interleaved:  # rotated by nothing: what puts their elements in the order of the other form
+            one = np.ones((a.q.rows, shape.head_dim // 2), np.float32)
+            kernels.rope(a.q, one, np.zeros_like(one), shape.heads, True)
+            kernels.rope(a.k, one, np.zeros_like(one), shape.kv_heads, True)
+        if growing is not None:
+            kernels.scale(a.q, growing, a.q)
         layer.attention.append(where, a.k, a.v)
         layer.attention.attend(where, a.q, a.attended)
         self._linear(layer.o, a.attended, (a.normed,))
-        kernels.add(a.x, a.normed, a.x)
+        self._add(layer, layer.mixer_post_norm, a)
 
     def _mlp_block(self, layer: _Layer, a: Buffers) -> None:
-        """x += down_proj(silu(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
-        kernels.rmsnorm(a.x, layer.mlp_norm, self.config.rms_norm_eps, a.normed)
-        self._linear(layer.gate_up, a.normed, (a.gate, a.up))
-        kernels.swiglu(a.gate, a.up, a.gate)
+        """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
+        self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (a.gate, a.up))
+        layer.activation(a.gate, a.up, a.gate)
         self._linear(layer.down, a.gate, (a.normed,))
-        kernels.add(a.x, a.normed, a.x)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _normed(self, norm: _Norm | None, a: Buffers) -> "kernels.Floats":
+        """What a block takes: RMSNorm(x), or x itself where there is no norm before it."""
+        if norm is None:
+            return a.x
+        kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, a.normed)
+        return a.normed
+
+    def _add(self, layer: _Layer, norm: _Norm | None, a: Buffers) -> None:
+        """x += residual_scale * RMSNorm(y), y what a block has put into `normed`; without a norm, of y itself."""
+        if norm is not None:
+            kernels.rmsnorm(a.normed, norm.weight, self.config.rms_norm_eps, a.normed)
+        kernels.add(a.x, a.normed, a.x, layer.residual_scale)
 
     def _linear(self, linear: _Linear, x: _Floats, outs: tuple[_Floats, ...]) -> None:
         """out = x @ w.T + bias for each matrix and its out: in one call if they are in memory, else block by block."""

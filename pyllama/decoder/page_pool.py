@@ -18,9 +18,9 @@ import numpy as np
 from pyllama import _kernels as kernels
 from pyllama.decoder.shape import Shape
 from pyllama.errors import PyllamaError, RequestError
+from pyllama.kv_dtypes import KV_DTYPES
 
 POSITIONS = kernels.PANEL
-KV_DTYPES = ("f16", "f32")
 _ALIGN = 64
 
 
@@ -40,11 +40,15 @@ def cache_nbytes(shape: Shape, positions: int, dtype: str) -> int:
 class View(NamedTuple):
     """What a layer's queries see, and by what their products are scaled.
 
-    window  positions, the query's own included; None: all before it
+    window   positions, the query's own included; None: all before it
+    softcap  bound of the scaled products; 0: none
+    sinks    (heads,) float32, scores without a value, or None
     """
 
     window: int | None
     scale: float
+    softcap: float = 0.0
+    sinks: np.ndarray | None = None
 
 
 class PagePool:
@@ -60,7 +64,7 @@ class PagePool:
 
     def __init__(self, shape: Shape, views: Views[View], dtype: str = "f16"):
         if dtype not in KV_DTYPES:
-            raise RequestError(f"kv_dtype: got {dtype!r}, expected 'f16' or 'f32'")
+            raise RequestError(f"kv_dtype: got {dtype!r}, expected {' or '.join(map(repr, KV_DTYPES))}")
         self.dtype = dtype
         keys, values = _layer_nbytes(shape, dtype)
         self.page_nbytes = shape.layers * (keys + values)
@@ -72,6 +76,8 @@ class PagePool:
                 f16=dtype == "f16",
                 window=view.window or 0,
                 scale=view.scale,
+                softcap=view.softcap,
+                sinks=view.sinks,
                 k_offset=layer * (keys + values),
                 v_offset=layer * (keys + values) + keys,
             )

@@ -1,8 +1,15 @@
 """How much of a model this process computes, in numbers: all of it, or one rank's share of the heads and rows."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from pyllama.architecture import Config, layers_of
+from pyllama.architecture import Config, Layer, layers_of
+from pyllama.architecture.layer import Rope
+
+
+def kinds_of_rope(layers: Iterable[Layer]) -> tuple[Rope, ...]:
+    """The different rotations of some layers, in the order in which they come."""
+    return tuple(dict.fromkeys(layer.mixer.rope for layer in layers if layer.mixer.rope is not None))
 
 
 class Shape(NamedTuple):
@@ -14,7 +21,7 @@ class Shape(NamedTuple):
     head_dim
     intermediate_size  rows of gate_proj and up_proj computed here
     vocab_size         rows of lm_head computed here
-    ropes              kinds of rotation among the layers
+    rotated            elements of a head that each kind of rotation among the layers turns
     """
 
     layers: int
@@ -24,7 +31,7 @@ class Shape(NamedTuple):
     head_dim: int
     intermediate_size: int
     vocab_size: int
-    ropes: int = 1
+    rotated: tuple[int, ...] = ()
 
     @classmethod
     def whole(cls, config: Config) -> "Shape":
@@ -37,8 +44,13 @@ class Shape(NamedTuple):
             head_dim=config.head_dim,
             intermediate_size=config.intermediate_size,
             vocab_size=config.vocab_size,
-            ropes=len({layer.mixer.rope for layer in layers_of(config)}),
+            rotated=tuple(rope.dim for rope in kinds_of_rope(layers_of(config))),
         )
+
+    @property
+    def ropes(self) -> int:
+        """Kinds of rotation."""
+        return len(self.rotated)
 
     @property
     def q_size(self) -> int:

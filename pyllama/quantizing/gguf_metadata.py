@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from pyllama.architecture import FAMILIES, layers_of
+from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import Config
 from pyllama.architecture.family import Family
-from pyllama.architecture.layer import Rope
+from pyllama.architecture.layer import Rope, main_rope
 from pyllama.architecture.rope import frequencies, yarn_magnitude
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import InputFile
@@ -32,7 +32,8 @@ QUANTIZATION_VERSION = 2  # of ggml's blocks, since they have their present form
 # Of one file of a split: the whole has none of them.
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 # What the tokenizer is asked for, or what differs in name only.
-_NOT_COMPARED = ("model_type", "architecture", "rope_scaling", "bos_token_id", "eos_token_ids")
+_NOT_COMPARED = ("model_type", "architecture", "rope_scaling", "bos_token_id", "eos_token_ids", "norm_plus_one")
+_LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"  # mscale_all_dim, where mscale is 1
 _FREQUENCY_ERROR = 2.0**-22  # of the float32 that rope_freqs.weight is kept in
 
 
@@ -72,7 +73,7 @@ def of_config(config: Config, name: str) -> dict[str, Value]:
         "attention.key_length": np.uint32(config.head_dim),
         "attention.value_length": np.uint32(config.head_dim),
         "attention.layer_norm_rms_epsilon": np.float32(config.rms_norm_eps),
-        "rope.dimension_count": np.uint32(config.head_dim),
+        "rope.dimension_count": np.uint32(config.rotary_dim or config.head_dim),
         "rope.freq_base": np.float32(config.rope_theta),
         "vocab_size": np.uint32(config.vocab_size),
     }
@@ -80,8 +81,14 @@ def of_config(config: Config, name: str) -> dict[str, Value]:
     if window is not None:
         found["attention.sliding_window"] = np.uint32(window)
     found |= {f"rope.scaling.{key}": value for key, value in _scaling(config).items()}
+    found |= {key: _typed(value) for key, value in family.gguf_values(config).items()}
     general = {"general.architecture": str(family.gguf_architecture), "general.type": "model", "general.name": name}
     return {**general, **{prefix + key: value for key, value in found.items()}}
+
+
+def _typed(value: Any) -> Value:
+    """A family's number as GGUF stores its kind."""
+    return np.uint32(value) if type(value) is int else np.float32(value)
 
 
 def _scaling(config: Config) -> dict[str, Value]:
@@ -94,7 +101,9 @@ def _scaling(config: Config) -> dict[str, Value]:
         found["yarn_beta_fast"] = np.float32(scaling.beta_fast)
         found["yarn_beta_slow"] = np.float32(scaling.beta_slow)
         extra = scaling.attention_factor / yarn_magnitude(scaling.factor)
-        if extra != 1.0:
+        if _LOG_MULTIPLIER in written_family(config).read_here and scaling.mscale == 1.0 and scaling.mscale_all_dim:
+            found["yarn_log_multiplier"] = np.float32(scaling.mscale_all_dim)
+        elif extra != 1.0:
             found["attn_factor"] = np.float32(extra)
     return found
 
@@ -114,7 +123,7 @@ def rope_factors(config: Config) -> np.ndarray:
         )
     if scaling.kind == "factors":
         return np.array(scaling.factors, np.float32)
-    rope = layers_of(config)[0].mixer.rope
+    rope = main_rope(config)
     return (frequencies(Rope(rope.theta, rope.dim))[0] / frequencies(rope)[0]).astype(np.float32)
 
 
@@ -138,7 +147,7 @@ def check_config(source: Config, values: Mapping[str, Value], names: Container[s
         if field.name not in _NOT_COMPARED and ours != theirs and not _same_float(ours, theirs):
             raise UnsupportedError(f"{field.name}: {_short(ours)} would be {_short(theirs)} in a GGUF file")
     if (source.rope_scaling is None) != (written.rope_scaling is None) or source.rope_scaling != written.rope_scaling:
-        (ours, our_scale), (theirs, their_scale) = (frequencies(layers_of(c)[0].mixer.rope) for c in (source, written))
+        (ours, our_scale), (theirs, their_scale) = (frequencies(main_rope(c)) for c in (source, written))
         near = np.abs(ours - theirs) <= _FREQUENCY_ERROR * np.abs(ours)
         if not near.all() or abs(our_scale - their_scale) > _FREQUENCY_ERROR * abs(our_scale):
             kind = source.rope_scaling.kind if source.rope_scaling else "default"

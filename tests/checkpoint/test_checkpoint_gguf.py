@@ -18,17 +18,6 @@ def model(**overrides):
     return config, tiny.random_tensors(config, seed=5)
 
 
-def in_file_order(config, name, values):
-    """q and k of the llama family as the file holds them, the rest as it is."""
-    if config["model_type"] not in ("llama", "mistral") or "self_attn" not in name:
-        return values
-    if "q_proj" in name:
-        return tiny.interleave(values, config["num_attention_heads"])
-    if "k_proj" in name:
-        return tiny.interleave(values, config["num_key_value_heads"])
-    return values
-
-
 @pytest.mark.parametrize("dtype", sorted(tiny.GGML_NUMBERS))
 def test_every_storage_format_is_read_as_stored(tmp_path, dtype):
     config, tensors = model(**WIDE)
@@ -38,7 +27,7 @@ def test_every_storage_format_is_read_as_stored(tmp_path, dtype):
         assert list(checkpoint.tensors) == list(tiny.tensor_shapes(config))
         for name, tensor in checkpoint.tensors.items():
             assert tensor.dtype == ("F32" if len(tensor.shape) == 1 else dtype)
-            stored = tiny.quantize(tensor.dtype, in_file_order(config, name, tensors[name]))
+            stored = tiny.quantize(tensor.dtype, tiny.as_converted(config, name, tensors[name]))
             assert checkpoint.read_rows(tensor, 0, tensor.rows).tobytes() == stored
             if tensor.rows > 9:
                 assert (
@@ -56,10 +45,10 @@ def test_architectures_splits_and_alignment(tmp_path, model_type):
         with open_checkpoint(given) as checkpoint:
             assert len(checkpoint.files) == 3
             assert checkpoint.config.tie_word_embeddings
-            assert checkpoint.rope_interleaved == (model_type in ("llama", "mistral"))
+            assert checkpoint.rope_interleaved == (model_type in tiny.INTERLEAVED)
             for name, tensor in checkpoint.tensors.items():
                 rows = checkpoint.read_rows(tensor, 0, tensor.rows).view("<f4").reshape(tensor.shape)
-                np.testing.assert_array_equal(rows, in_file_order(config, name, tensors[name]))
+                np.testing.assert_array_equal(rows, tiny.as_converted(config, name, tensors[name]))
     with pytest.raises(CheckpointError, match="give m-00001-of-00003.gguf"):
         open_checkpoint(tmp_path / "m-00002-of-00003.gguf")
     (tmp_path / "m-00003-of-00003.gguf").unlink()
