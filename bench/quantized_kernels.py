@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""The product of quantized weights with one token, by type, beside the DRAM read rate and beside what a core computes.
+"""Products of quantized weights with a few tokens, by type, beside the DRAM read rate and what a core computes.
 
-usage: quantized_kernels.py [--types Q4_0,Q8_0,Q4_K,Q6_K] [--rounds 15] [--threads 2] [--json FILE]
+usage: quantized_kernels.py [--types Q4_0,Q8_0,Q4_K,Q6_K] [--tokens 1,2,4,8,16,64] [--rounds 15] [--threads 2]
+                            [--json FILE]
 
-A sample is: DRAM read, a product with several matrices of 4096 x 11008, DRAM read again; `of read` is the median of
-samples' rates over the means of their two reads. `one core` is a product on one thread with a matrix that stays in the
-second-level cache, the fastest of many, so that memory and other processes have no part in it: what a faster memory
-would find. Types take turns. PYLLAMA_ISA chooses the instruction set.
+A sample is: DRAM read, a product of several matrices of 4096 x 11008 with T tokens, DRAM read again; `of read` is the
+median of samples' rates over the means of their two reads, weights counted once a pass. `one core` is a product on one
+thread with a matrix that stays in the second-level cache, the fastest of many, so that memory and other processes have
+no part in it: what a faster memory would find. Beside both, `time` is what T tokens take over what the first number of
+--tokens does, of the same round. Types and numbers of tokens take turns. PYLLAMA_ISA chooses the instruction set.
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ SMALL_CALLS = 20  # that a sample calls
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One turn of one type. core_gb_s: the fastest of SMALL_CALLS products on one thread."""
+    """One turn of one type and number of tokens. core_gb_s: the fastest of SMALL_CALLS products on one thread."""
 
+    round: int
     type: str
+    tokens: int
     gb_s: float
     read_gb_s: float
     core_gb_s: float
@@ -58,11 +62,13 @@ class Weights:
         matrices = [_kernels.Matrix(dtype, rows, cols, data[i * each : (i + 1) * each], "panels") for i in range(count)]
         self.nbytes = data.nbytes * times
         self._blocks = _kernels.Blocks(matrices * times)
-        self._x, self._out = ones(1, cols), np.empty((1, rows * count * times), np.float32)
-        self._input = _kernels.Input(1, cols)
+        self._rows, self._cols = rows * count * times, cols
 
-    def multiply(self) -> None:
-        _kernels.matmul(self._blocks, self._input.take(self._x), self._out)
+    def multiply(self, tokens: int) -> Callable[[], None]:
+        """A product with so many tokens, to be called."""
+        x, out = ones(tokens, self._cols), np.empty((tokens, self._rows), np.float32)
+        made = _kernels.Input(tokens, self._cols)
+        return lambda: _kernels.matmul(self._blocks, made.take(x), out)
 
 
 def gb_s(call: Callable[[], object], nbytes: int) -> float:
@@ -71,38 +77,46 @@ def gb_s(call: Callable[[], object], nbytes: int) -> float:
     return nbytes / 1e9 / (time.perf_counter() - started)
 
 
-def measure(types: list[str], threads: int, rounds: int) -> list[Sample]:
+def measure(types: list[str], tokens: list[int], threads: int, rounds: int) -> list[Sample]:
     ceilings, others, samples = Ceilings(NBYTES), machine.Others(), []
     large = {t: Weights(t, ROWS, COLS, -(-NBYTES // _kernels.panels_nbytes(t, ROWS, COLS))) for t in types}
     small = {t: Weights(t, SMALL_ROWS, SMALL_COLS, 1, SMALL_TIMES) for t in types}
+    turns = [(t, n, large[t].multiply(n), small[t].multiply(n)) for t in types for n in tokens]
     for number in range(rounds + 1):  # the first is not counted
-        for name, weights in large.items():
+        for name, n, many, one in turns:
             others.share()
             before = ceilings.read_gb_s(threads, passes=1)
-            rate = gb_s(weights.multiply, weights.nbytes)
+            rate = gb_s(many, large[name].nbytes)
             after = ceilings.read_gb_s(threads, passes=1)
             share = others.share()
             _kernels.set_num_threads(1)
-            core = max(gb_s(small[name].multiply, small[name].nbytes) for _ in range(SMALL_CALLS))
+            core = max(gb_s(one, small[name].nbytes) for _ in range(SMALL_CALLS))
             if number:
-                samples.append(Sample(name, rate, mean((before, after)), core, share))
+                samples.append(Sample(number, name, n, rate, mean((before, after)), core, share))
     return samples
 
 
 def summarize(samples: list[Sample]) -> list[dict]:
     rows = []
-    for name in dict.fromkeys(s.type for s in samples):
-        own = [s for s in samples if s.type == name]
+    fewest = samples[0].tokens
+    first = {(s.type, s.round): s.gb_s for s in samples if s.tokens == fewest}
+    first_core = {s.type: max(o.core_gb_s for o in samples if (o.type, o.tokens) == (s.type, fewest)) for s in samples}
+    for name, tokens in dict.fromkeys((s.type, s.tokens) for s in samples):
+        own = [s for s in samples if (s.type, s.tokens) == (name, tokens)]
         ratios = [s.gb_s / s.read_gb_s for s in own]
+        core = max(s.core_gb_s for s in own)
         rows.append(
             {
                 "type": name,
+                "tokens": tokens,
                 "gb_s": median(s.gb_s for s in own),
                 "read_gb_s": median(s.read_gb_s for s in own),
                 "of_read": median(ratios),
                 "of_read_least": min(ratios),
                 "of_read_most": max(ratios),
-                "core_gb_s": max(s.core_gb_s for s in own),
+                "time": median(first[name, s.round] / s.gb_s for s in own),
+                "core_gb_s": core,
+                "core_time": first_core[name] / core,
                 "others": median(s.others for s in own),
             }
         )
@@ -115,12 +129,14 @@ def table(report: dict) -> str:
         f"{about['board'] or about['cpu']}, {report['isa']}, {report['threads']} threads, {report['rounds']} rounds, "
         f"commit {about['commit']}",
         "",
-        f"{'type':<8} {'GB/s':>6} {'DRAM GB/s':>9}  {'of read':<22} {'one core, GB/s':>14}",
+        f"{'type':<8} {'T':>3} {'GB/s':>6} {'DRAM GB/s':>9}  {'of read':<20} {'time':>6} "
+        f"{'one core, GB/s':>15} {'time':>6}",
     ]
     for row in report["rows"]:
         of_read = f"{row['of_read']:.2f} ({row['of_read_least']:.2f} to {row['of_read_most']:.2f})"
         lines.append(
-            f"{row['type']:<8} {row['gb_s']:>6.1f} {row['read_gb_s']:>9.1f}  {of_read:<22} {row['core_gb_s']:>14.1f}"
+            f"{row['type']:<8} {row['tokens']:>3} {row['gb_s']:>6.1f} {row['read_gb_s']:>9.1f}  {of_read:<20} "
+            f"{row['time']:>5.2f}x {row['core_gb_s']:>15.1f} {row['core_time']:>5.2f}x"
         )
     busiest = max(row["others"] for row in report["rows"])
     if busiest > QUIET:
@@ -131,11 +147,13 @@ def table(report: dict) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--types", default="Q4_0,Q8_0,Q4_K,Q6_K")
+    parser.add_argument("--tokens", default="1,2,4,8,16,64")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--json", type=Path, help="where every sample goes")
     args = parser.parse_args()
-    samples = measure(args.types.split(","), args.threads, args.rounds)
+    tokens = [int(n) for n in args.tokens.split(",")]
+    samples = measure(args.types.split(","), tokens, args.threads, args.rounds)
     report = {
         "date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "machine": machine.describe(),

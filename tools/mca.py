@@ -70,8 +70,9 @@ def integer_loops(objects: list[Path]) -> dict[tuple[str, str], float]:
     for core, (isa, rows) in INTEGER.items():
         loops = inner_loops(next(path for path in objects if path.stem == f"kernels_{isa}"))
         for dtype in QUANTIZED:
-            bodies = [body for function, body in loops if function.split(".")[0] == f"integer_DT_{dtype}"]
-            weights = 256 * rows if "_K" in dtype or dtype == "IQ4_XS" else 32 * 16
+            bodies = [body for function, body in loops if function.split(".")[0] == f"integer_DT_{dtype}_few_1"]
+            turn = 8 if dtype in ("Q4_K", "Q5_K") else rows  # two runs of columns of half as many rows
+            weights = 256 * turn if "_K" in dtype or dtype == "IQ4_XS" else 32 * 16
             found[core, dtype] = cycles(max(bodies, key=len), core) * 16 / weights  # tiles' loops are short
     return found
 

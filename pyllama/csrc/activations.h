@@ -39,11 +39,11 @@ INLINE void d16_of(const float *x, int32_t *whole, pl_d16 *out)
     out->unused = 0;
 }
 
-static void k_make_d16(const float *x, pl_form form, int one, pl_d16 *out, int64_t first, int64_t last)
+static void k_make_d16(const float *x, pl_form form, int64_t tokens, pl_d16 *out, int64_t first, int64_t last)
 {
     for (int64_t b = first; b < last; b++) {
         int32_t whole[D16_COLS];
         d16_of(x + b * D16_COLS, whole, &out[b]);
-        for (int h = 0; h < 2; h++) put_x(whole + 16 * h, form, one, out[b].codes[h]);
+        for (int h = 0; h < 2; h++) put_x(whole + 16 * h, form, tokens, out[b].codes[h]);
     }
 }

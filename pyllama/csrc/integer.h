@@ -1,8 +1,8 @@
 /* out = x @ w.T for quantized weights and D16 activations: whole numbers are summed exactly, in whatever order is fastest,
  * and only what a block adds up to is rounded (MODEL.md, "Numerics"). Included by body.h.
  *
- * One token: codes go from memory into the products. Several: the codes of 256 columns are unpacked once, into a tile
- * that stays in the first-level cache, and multiplied with all tokens before the next ones.
+ * Few tokens: codes go from memory into the products, in registers. Many: the codes of 256 columns are unpacked once, into
+ * a tile that stays in the first-level cache, and multiplied with all tokens before the next ones.
  */
 
 enum {
@@ -27,7 +27,19 @@ INLINE vf unscaled(vi sum, const pl_d16 *x, const int narrow, int j, const int b
     return v_mul(unbiased(sum, x, narrow, j, bias), v_set1(x[narrow ? j >> 1 : j].scale));
 }
 
-/* One token. */
+/* Tokens up to which no tile is made. */
+INLINE int few_limit(const pl_dtype t)
+{
+    (void)t; /* where all formats have the same */
+    return FEW_LIMIT(code_bits(t));
+}
+
+/* Few tokens: n of them, at most FEW_TOKENS, and nv vectors of rows at a time. `blocks`: those of x from one token to the
+ * next. */
+
+/* Vectors of rows at a time, so that sums of n tokens stay in registers. */
+INLINE int few_vectors(const int n) { return n == 1 ? ONE_VECTORS : FEW_VECTORS(n); }
+enum { MOST_VECTORS = ONE_VECTORS > 2 ? ONE_VECTORS : 2 };
 
 /* Ask for share j of n of `nbytes` that lie AHEAD of p. */
 INLINE void prefetch_share(const uint8_t *p, const int nbytes, const int j, const int n)
@@ -37,99 +49,136 @@ INLINE void prefetch_share(const uint8_t *p, const int nbytes, const int j, cons
     for (int line = lines * j / n; line < lines * (j + 1) / n; line++) prefetch(p + 64 * line, AHEAD);
 }
 
-/* Sums over `units` units, from u on, of columns [32 * b, 32 * b + 32), x of these, for ONE_VECTORS vectors of rows, p being
- * 4 bytes on for each row before them; and of the next 32 columns, where `runs` is 2 and they come from the same bytes. */
-INLINE void one_sums(const pl_dtype t, const uint8_t *p, const int b, const int u, const int units, const pl_d16 *x,
-                     vb_table levels, const int runs, vi sums[][ONE_VECTORS])
+/* Sums over `units` units, from u on, of columns [32 * b, 32 * b + 32), x of these, p being 4 bytes on for each row before
+ * the vectors'; and of the next 32 columns, where `runs` is 2 and they come from the same bytes. */
+INLINE void few_sums(const pl_dtype t, const int n, const int nv, const uint8_t *p, const int b, const int u, const int units,
+                     const pl_d16 *x, int64_t blocks, vb_table levels, const int runs, vi sums[][FEW_TOKENS][MOST_VECTORS])
 {
-    dot d[2][ONE_VECTORS];
+    const int bits = FEW_BITS(n, code_bits(t));
+    /* A base near these columns' fields: of NEON, a load of two vectors reaches 1008 bytes. */
+    const int near = block_cols(t) == 256 ? block_nbytes(t) * GROUP_ROWS / 8 * b & ~15 : 0;
+    const uint8_t *base = p + near;
+    __asm__("" : "+r"(base));
+    dot d[2][FEW_TOKENS][MOST_VECTORS];
     for (int k = 0; k < runs; k++)
-        for (int v = 0; v < ONE_VECTORS; v++) d[k][v] = dot_zero();
+        for (int s = 0; s < n; s++)
+            for (int v = 0; v < nv; v++) d[k][s][v] = dot_zero();
     UNROLL
     for (int i = u; i < u + units; i++) {
-        unit_fields f[ONE_VECTORS];
+        unit_fields f[MOST_VECTORS];
         UNROLL
-        for (int v = 0; v < ONE_VECTORS; v++) f[v] = load_unit(t, p, v * VL, b, i);
-        if (code_bits(t) != 5) LOADED(f[0].q, f[1 % ONE_VECTORS].q, f[2 % ONE_VECTORS].q, f[3 % ONE_VECTORS].q);
+        for (int v = 0; v < nv; v++) f[v] = load_unit(t, base - near, v * VL, b, i);
+        if (code_bits(t) != 5 && nv == 4) LOADED_4(f[0].q, f[1].q, f[2 % MOST_VECTORS].q, f[3 % MOST_VECTORS].q);
+        if (code_bits(t) != 5 && nv == 2) LOADED_2(f[0].q, f[1].q);
         UNROLL
         for (int k = 0; k < runs; k++)
             UNROLL
-            for (int v = 0; v < ONE_VECTORS; v++)
-                d[k][v] = dot_add(d[k][v], unit_codes(t, f[v], b + k, i, levels), x[k].codes[i >> 2], i & 3, code_bits(t));
+            for (int v = 0; v < nv; v++) {
+                const vb codes = unit_codes(t, f[v], b + k, i, levels);
+                UNROLL
+                for (int s = 0; s < n; s++)
+                    d[k][s][v] = dot_add(d[k][s][v], codes, x[s * blocks + k].codes[i >> 2], i & 3, bits);
+            }
     }
     UNROLL
     for (int k = 0; k < runs; k++)
         UNROLL
-        for (int v = 0; v < ONE_VECTORS; v++) sums[k][v] = dot_sum(d[k][v], code_bits(t));
+        for (int s = 0; s < n; s++)
+            UNROLL
+            for (int v = 0; v < nv; v++) sums[k][s][v] = dot_sum(d[k][s][v], bits);
 }
 
-/* acc[r] += what one block of 32 columns adds. */
-INLINE void one_small(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_table levels, float *acc)
+/* acc[s][r] += what one block of 32 columns adds for token s. */
+INLINE void few_small(const pl_dtype t, const int n, const uint8_t *p, const pl_d16 *x, int64_t blocks,
+                      vb_table levels, float *acc, size_t lda)
 {
-    const int nbytes = block_nbytes(t) * GROUP_ROWS;
+    const int nbytes = block_nbytes(t) * GROUP_ROWS, nv = few_vectors(n);
     for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS, p += nbytes) {
         prefetch_share(p, nbytes, 0, 1);
         UNROLL
-        for (int h = 0; h < NG; h += ONE_VECTORS) {
-            vi sums[1][ONE_VECTORS];
-            one_sums(t, p + 4 * h * VL, 0, 0, 8, x, levels, 1, sums);
-            for (int v = 0; v < ONE_VECTORS; v++) {
+        for (int h = 0; h < NG; h += nv) {
+            vi sums[1][FEW_TOKENS][MOST_VECTORS];
+            few_sums(t, n, nv, p + 4 * h * VL, 0, 0, 8, x, blocks, levels, 1, sums);
+            UNROLL
+            for (int v = 0; v < nv; v++) {
                 const int r = (h + v) * VL;
-                const vf scale = v_mul(block_scale(t, p, r), v_set1(x->scale));
-                vf a = v_fma(unbiased(sums[0][v], x, 0, 0, bias_of(t)), scale, v_load(acc + g + r));
-                if (has_minima(t)) a = v_fma(v_load_f16(HALF_FIELD(2)), v_set1(x->sum), a);
-                v_store(acc + g + r, a);
+                const vf d = block_scale(t, p, r);
+                UNROLL
+                for (int s = 0; s < n; s++) {
+                    const pl_d16 *xs = x + s * blocks;
+                    float *to = acc + (size_t)s * lda + g + r;
+                    vf a = v_fma(unbiased(sums[0][s][v], xs, 0, 0, bias_of(t)), v_mul(d, v_set1(xs->scale)), v_load(to));
+                    if (has_minima(t)) a = v_fma(v_load_f16(HALF_FIELD(2)), v_set1(xs->sum), a);
+                    v_store(to, a);
+                }
             }
         }
     }
 }
 
 /* The same for one of 256. */
-INLINE void one_large(const pl_dtype t, const uint8_t *p, const pl_d16 *x, vb_table levels, float *acc)
+INLINE void few_large(const pl_dtype t, const int n, const uint8_t *p, const pl_d16 *x, int64_t blocks,
+                      vb_table levels, float *acc, size_t lda)
 {
-    enum { ROWS = ONE_VECTORS * VL };
-    const int narrow = scale_cols(t) == 16, scales = narrow ? 16 : 8, nbytes = block_nbytes(t) * ROWS;
-    const int runs = ONE_RUNS == 2 && (t == DT_Q4_K || t == DT_Q5_K) ? 2 : 1;
-    const uint8_t *ahead = p;
-    for (int g = 0; g < PANEL_ROWS; g += ROWS, ahead += nbytes) {
+    const int runs = n == 1 && ONE_RUNS == 2 && (t == DT_Q4_K || t == DT_Q5_K) ? 2 : 1;
+    const int nv = runs == 2 ? 2 : few_vectors(n), rows = nv * VL;
+    const int narrow = scale_cols(t) == 16, scales = narrow ? 16 : 8, nbytes = block_nbytes(t) * rows;
+    const uint8_t *later = p;
+    for (int g = 0; g < PANEL_ROWS; g += rows, later += nbytes) {
         const int r = g % GROUP_ROWS;
-        vf blk[ONE_VECTORS];
-        for (int v = 0; v < ONE_VECTORS; v++) blk[v] = v_set1(0.0f);
+        const uint8_t *codes = p + 4 * r;
+        /* One base for all fields: GCC would make a register of each one's distance from p, and keep them on the stack. */
+        __asm__("" : "+r"(codes));
+        vf blk[FEW_TOKENS][MOST_VECTORS];
+        for (int s = 0; s < n; s++)
+            for (int v = 0; v < nv; v++) blk[s][v] = v_set1(0.0f);
         UNROLL
-        for (int n = 0; n < scales / 4; n++) {
-            vi bytes[ONE_VECTORS], sums[2][ONE_VECTORS];
-            for (int v = 0; v < ONE_VECTORS; v++) bytes[v] = scale_bytes(t, p, r + v * VL, n);
+        for (int m = 0; m < scales / 4; m++) {
+            vi bytes[MOST_VECTORS], sums[2][FEW_TOKENS][MOST_VECTORS];
+            for (int v = 0; v < nv; v++) bytes[v] = scale_bytes(t, p, r + v * VL, m);
             UNROLL
             for (int i = 0; i < 4; i++) {
-                const int j = 4 * n + i, b = narrow ? j >> 1 : j;
+                const int j = 4 * m + i, b = narrow ? j >> 1 : j;
                 /* What other runs of columns read too is read again: GCC would keep it in registers, and then on the stack. */
                 __asm__ volatile("" ::: "memory");
-                prefetch_share(ahead, nbytes, j, scales);
+                prefetch_share(later, nbytes, j, scales);
                 if (i % runs == 0)
-                    one_sums(t, p + 4 * r, b, narrow ? 4 * (j & 1) : 0, narrow ? 4 : 8, x + b, levels, runs, sums);
+                    few_sums(t, n, nv, codes, b, narrow ? 4 * (j & 1) : 0, narrow ? 4 : 8, x + b, blocks, levels, runs, sums);
                 UNROLL
-                for (int v = 0; v < ONE_VECTORS; v++)
-                    blk[v] = v_fma(unscaled(sums[i % runs][v], x, narrow, j, bias_of(t)), byte_float(bytes[v], i, scale_bias(t)), blk[v]);
+                for (int v = 0; v < nv; v++) {
+                    const vf scale = byte_float(bytes[v], i, scale_bias(t));
+                    UNROLL
+                    for (int s = 0; s < n; s++)
+                        blk[s][v] = v_fma(unscaled(sums[i % runs][s][v], x + s * blocks, narrow, j, bias_of(t)), scale, blk[s][v]);
+                }
             }
         }
         UNROLL
-        for (int v = 0; v < ONE_VECTORS; v++) {
+        for (int v = 0; v < nv; v++) {
             const int at = r + v * VL;
-            vf a = v_fma(blk[v], super_scale(p, at), v_load(acc + g + v * VL));
+            vf mb[FEW_TOKENS];
             if (has_minima(t)) {
-                vf mb = v_set1(0.0f);
+                for (int s = 0; s < n; s++) mb[s] = v_set1(0.0f);
                 UNROLL
-                for (int j = 0; j < scales; j++)
-                    mb = v_fma(byte_float(min_bytes(t, p, at, j / 4), j % 4, 0), v_set1(sum_of(x, narrow, j)), mb);
-                a = v_fma(mb, super_min(p, at), a);
+                for (int j = 0; j < scales; j++) {
+                    const vf least = byte_float(min_bytes(t, p, at, j / 4), j % 4, 0);
+                    UNROLL
+                    for (int s = 0; s < n; s++) mb[s] = v_fma(least, v_set1(sum_of(x + s * blocks, narrow, j)), mb[s]);
+                }
             }
-            v_store(acc + g + v * VL, a);
+            UNROLL
+            for (int s = 0; s < n; s++) {
+                float *to = acc + (size_t)s * lda + g + v * VL;
+                vf a = v_fma(blk[s][v], super_scale(p, at), v_load(to));
+                if (has_minima(t)) a = v_fma(mb[s], super_min(p, at), a);
+                v_store(to, a);
+            }
         }
-        if (r + ROWS == GROUP_ROWS) p += block_nbytes(t) * GROUP_ROWS;
+        if (r + rows == GROUP_ROWS) p += block_nbytes(t) * GROUP_ROWS;
     }
 }
 
-/* Several tokens. */
+/* Many tokens. */
 
 /* A block's codes for the vector of rows at p; codes that come from the same bytes are made one after the other: units u and
  * u + 4 of 32 columns, or units u of four times 32. */
@@ -159,12 +208,18 @@ INLINE void unpack_codes(const pl_dtype t, const uint8_t *p, int64_t cols, uint8
     const vb_table levels = levels_of(t);
     for (int block = 0; block < cols / block_cols(t); block++, p += 2 * group, tile += 8 * PANEL_VECTORS * TILE_UNIT) {
         for (int g = 0; g < PANEL_ROWS; g += GROUP_ROWS) scales_of(t, p + g / GROUP_ROWS * group, g, block, s);
-#define VECTOR unpack_vector(t, p + v / NG * group + v % NG * 4 * VL, levels, tile + v * TILE_UNIT);
+#define VECTOR                                                     \
+    prefetch_share(p + v * group / NG, group / NG, 0, 1);          \
+    unpack_vector(t, p + v / NG * group + v % NG * 4 * VL, levels, tile + v * TILE_UNIT);
         if (block_cols(t) == 256)
-            for (int v = 0; v < PANEL_VECTORS; v++) VECTOR
+            for (int v = 0; v < PANEL_VECTORS; v++) {
+                VECTOR
+            }
         else
             UNROLL
-            for (int v = 0; v < PANEL_VECTORS; v++) VECTOR
+            for (int v = 0; v < PANEL_VECTORS; v++) {
+                VECTOR
+            }
 #undef VECTOR
     }
 }
@@ -238,18 +293,29 @@ INLINE void tile_tokens(const int n, const int large, const int narrow, const in
     }
 }
 
+/* How many of `left` tokens come next, at most `most`: pieces alike, for a single one at the end would unpack for itself. */
+INLINE int piece_of(int64_t left, const int most)
+{
+    const int64_t pieces = (left + most - 1) / most;
+    return (int)((left + pieces - 1) / pieces);
+}
+
 /* All tokens, by kinds of formats: what else sets formats apart is gone from a tile. */
+#define TILE_TOKENS(n, large, narrow, minima)                                                                         \
+    case n:                                                                                                           \
+        if (n <= MANY_TOKENS) tile_tokens(n, large, narrow, minima, bias, tile, s, cols, x, blocks, acc, lda);        \
+        break;
 #define TILE_PRODUCT(name, large, narrow, minima)                                                                     \
     static void name(int bias, const uint8_t *tile, const block_scales *s, int64_t cols, const pl_d16 *x,             \
                      int64_t blocks, int64_t tokens, float *acc, size_t lda)                                          \
     {                                                                                                                 \
-        int64_t t = 0;                                                                                                \
-        for (; t + MANY_TOKENS <= tokens; t += MANY_TOKENS)                                                           \
-            tile_tokens(MANY_TOKENS, large, narrow, minima, bias, tile, s, cols, x + t * blocks, blocks,              \
-                        acc + (size_t)t * lda, lda);                                                                  \
-        for (; t < tokens; t++)                                                                                       \
-            tile_tokens(1, large, narrow, minima, bias, tile, s, cols, x + t * blocks, blocks, acc + (size_t)t * lda, \
-                        lda);                                                                                         \
+        for (int n; tokens; tokens -= n, x += n * blocks, acc += (size_t)n * lda)                                     \
+            switch (n = piece_of(tokens, MANY_TOKENS)) {                                                              \
+                TILE_TOKENS(1, large, narrow, minima)                                                                 \
+                TILE_TOKENS(2, large, narrow, minima)                                                                 \
+                TILE_TOKENS(3, large, narrow, minima)                                                                 \
+                TILE_TOKENS(4, large, narrow, minima)                                                                 \
+            }                                                                                                         \
     }
 TILE_PRODUCT(tile_small, 0, 0, 0)
 TILE_PRODUCT(tile_small_minima, 0, 0, 1)
@@ -258,70 +324,103 @@ TILE_PRODUCT(tile_large_minima, 1, 0, 1)
 TILE_PRODUCT(tile_large_narrow, 1, 1, 0)
 TILE_PRODUCT(tile_large_narrow_minima, 1, 1, 1)
 #undef TILE_PRODUCT
+#undef TILE_TOKENS
 
-/* Formats, one function each. */
+/* Formats, functions for each. */
 
-/* acc[t][r] += panel blocks at p, `cols` columns, times x; blocks: those of x from one token to the next; one: x was made
- * of one token, and is laid out for that. */
-typedef void integer_product(const uint8_t *p, int64_t cols, const pl_d16 *x, int one, int64_t blocks, int64_t tokens,
-                             float *acc, size_t lda);
+/* acc[s][r] += panel blocks at p, `cols` columns, times x of one to three tokens, s; blocks: those of x from one token to the
+ * next. */
+typedef void few_product(const uint8_t *p, int64_t cols, const pl_d16 *x, int64_t blocks, float *acc, size_t lda);
+/* The same of `tokens`, with a tile. */
+typedef void many_product(const uint8_t *p, int64_t cols, const pl_d16 *x, int64_t blocks, int64_t tokens, float *acc,
+                          size_t lda);
 
-#define FORMAT(t, one, many)                                                                                      \
-    static void integer_##t(const uint8_t *p, int64_t cols, const pl_d16 *x, int alone, int64_t blocks, int64_t tokens,  \
-                            float *acc, size_t lda)                                                               \
-    {                                                                                                             \
-        const int64_t step = pl_formats[t].nbytes * PANEL_ROWS;                                                   \
-        if (alone) {                                                                                              \
-            const vb_table levels = levels_of(t);                                                                 \
-            for (int64_t c = 0; c < cols; c += block_cols(t), p += step) one(t, p, x + c / D16_COLS, levels, acc); \
-            return;                                                                                               \
-        }                                                                                                         \
-        uint8_t tile[TILE_NBYTES] __attribute__((aligned(64)));                                                   \
-        block_scales s;                                                                                           \
-        for (int64_t c = 0; c < cols; c += BLOCK_COLS, p += BLOCK_COLS / block_cols(t) * step) {                  \
-            int64_t n = cols - c < BLOCK_COLS ? cols - c : BLOCK_COLS;                                            \
-            unpack_codes(t, p, n, tile, &s);                                                                      \
-            many(bias_of(t), tile, &s, n, x + c / D16_COLS, blocks, tokens, acc, lda);                            \
-        }                                                                                                         \
+#define FEW(t, n, few)                                                                                               \
+    static void integer_##t##_few_##n(const uint8_t *p, int64_t cols, const pl_d16 *x, int64_t blocks, float *acc, size_t lda) \
+    {                                                                                                                \
+        if (n > FEW_TOKENS) return;                                                                                  \
+        const vb_table levels = levels_of(t);                                                                        \
+        for (int64_t c = 0; c < cols; c += block_cols(t), p += block_nbytes(t) * PANEL_ROWS)                         \
+            few(t, n, p, x + c / D16_COLS, blocks, levels, acc, lda);                                                \
     }
-FORMAT(DT_Q4_0, one_small, tile_small)
-FORMAT(DT_Q4_1, one_small, tile_small_minima)
-FORMAT(DT_Q5_0, one_small, tile_small)
-FORMAT(DT_Q5_1, one_small, tile_small_minima)
-FORMAT(DT_Q8_0, one_small, tile_small)
-FORMAT(DT_Q2_K, one_large, tile_large_narrow_minima)
-FORMAT(DT_Q3_K, one_large, tile_large_narrow)
-FORMAT(DT_Q4_K, one_large, tile_large_minima)
-FORMAT(DT_Q5_K, one_large, tile_large_minima)
-FORMAT(DT_Q6_K, one_large, tile_large_narrow)
-FORMAT(DT_IQ4_NL, one_small, tile_small)
-FORMAT(DT_IQ4_XS, one_large, tile_large)
-FORMAT(DT_MXFP4, one_small, tile_small)
+#define FORMAT(t, few, many)                                                                                         \
+    FEW(t, 1, few)                                                                                                   \
+    FEW(t, 2, few)                                                                                                   \
+    FEW(t, 3, few)                                                                                                   \
+    static void integer_##t##_many(const uint8_t *p, int64_t cols, const pl_d16 *x, int64_t blocks, int64_t tokens, float *acc, \
+                         size_t lda)                                                                                 \
+    {                                                                                                                \
+        uint8_t tile[TILE_NBYTES] __attribute__((aligned(64)));                                                      \
+        block_scales s;                                                                                              \
+        for (int64_t c = 0; c < cols; c += BLOCK_COLS) {                                                             \
+            const int64_t n = cols - c < BLOCK_COLS ? cols - c : BLOCK_COLS;                                         \
+            unpack_codes(t, p, n, tile, &s);                                                                         \
+            many(bias_of(t), tile, &s, n, x + c / D16_COLS, blocks, tokens, acc, lda);                               \
+            p += BLOCK_COLS / block_cols(t) * block_nbytes(t) * PANEL_ROWS;                                          \
+        }                                                                                                            \
+    }
+FORMAT(DT_Q4_0, few_small, tile_small)
+FORMAT(DT_Q4_1, few_small, tile_small_minima)
+FORMAT(DT_Q5_0, few_small, tile_small)
+FORMAT(DT_Q5_1, few_small, tile_small_minima)
+FORMAT(DT_Q8_0, few_small, tile_small)
+FORMAT(DT_Q2_K, few_large, tile_large_narrow_minima)
+FORMAT(DT_Q3_K, few_large, tile_large_narrow)
+FORMAT(DT_Q4_K, few_large, tile_large_minima)
+FORMAT(DT_Q5_K, few_large, tile_large_minima)
+FORMAT(DT_Q6_K, few_large, tile_large_narrow)
+FORMAT(DT_IQ4_NL, few_small, tile_small)
+FORMAT(DT_IQ4_XS, few_large, tile_large)
+FORMAT(DT_MXFP4, few_small, tile_small)
 #undef FORMAT
+#undef FEW
 
-static integer_product *const integer_products[DT_COUNT] = {
-    [DT_Q4_0] = integer_DT_Q4_0, [DT_Q4_1] = integer_DT_Q4_1, [DT_Q5_0] = integer_DT_Q5_0, [DT_Q5_1] = integer_DT_Q5_1,
-    [DT_Q8_0] = integer_DT_Q8_0, [DT_Q2_K] = integer_DT_Q2_K, [DT_Q3_K] = integer_DT_Q3_K, [DT_Q4_K] = integer_DT_Q4_K,
-    [DT_Q5_K] = integer_DT_Q5_K, [DT_Q6_K] = integer_DT_Q6_K, [DT_IQ4_NL] = integer_DT_IQ4_NL,
-    [DT_IQ4_XS] = integer_DT_IQ4_XS, [DT_MXFP4] = integer_DT_MXFP4,
+static const struct {
+    few_product *few[3];
+    many_product *many;
+} integer_products[DT_COUNT] = {
+#define FORMAT(t) [t] = {{integer_##t##_few_1, integer_##t##_few_2, integer_##t##_few_3}, integer_##t##_many}
+    FORMAT(DT_Q4_0), FORMAT(DT_Q4_1), FORMAT(DT_Q5_0), FORMAT(DT_Q5_1),   FORMAT(DT_Q8_0),   FORMAT(DT_Q2_K),  FORMAT(DT_Q3_K),
+    FORMAT(DT_Q4_K), FORMAT(DT_Q5_K), FORMAT(DT_Q6_K), FORMAT(DT_IQ4_NL), FORMAT(DT_IQ4_XS), FORMAT(DT_MXFP4),
+#undef FORMAT
 };
 
-/* One panel of w times `tokens` tokens; acc has room for PANEL_ROWS floats per token. */
-static void integer_panel(const pl_matrix *w, int64_t panel, const pl_d16 *x, int one, int64_t tokens, float *acc,
+/* acc[t][r] += panel blocks at p, `cols` columns, times `tokens` tokens, out of an input of `of`, which says how x is laid
+ * out. Few tokens share the codes in registers, piece by piece while a block is in the first-level cache. */
+static void integer_columns(pl_dtype t, const uint8_t *p, int64_t cols, const pl_d16 *x, int64_t of, int64_t blocks,
+                            int64_t tokens, float *acc, size_t lda)
+{
+    if (of > few_limit(t)) {
+        integer_products[t].many(p, cols, x, blocks, tokens, acc, lda);
+        return;
+    }
+    const int64_t step = tokens <= FEW_TOKENS ? cols : BLOCK_COLS;
+    for (int64_t c = 0; c < cols; c += step) {
+        const int64_t here = cols - c < step ? cols - c : step;
+        for (int64_t s = 0, n; s < tokens; s += n) {
+            n = piece_of(tokens - s, FEW_TOKENS);
+            integer_products[t].few[n - 1](p, here, x + s * blocks + c / D16_COLS, blocks, acc + (size_t)s * lda, lda);
+        }
+        p += here / block_cols(t) * block_nbytes(t) * PANEL_ROWS;
+    }
+}
+
+/* One panel of w times `tokens` tokens of an input of `of`; acc has room for PANEL_ROWS floats per token. */
+static void integer_panel(const pl_matrix *w, int64_t panel, const pl_d16 *x, int64_t of, int64_t tokens, float *acc,
                           size_t lda)
 {
-    integer_product *product = integer_products[w->dtype];
     const int64_t blocks = w->cols / D16_COLS;
     for (int64_t t = 0; t < tokens; t++) memset(acc + (size_t)t * lda, 0, PANEL_ROWS * sizeof(float));
     if (w->layout == LAYOUT_PANELS) {
-        product(w->data + (size_t)panel * panel_stride(w), w->cols, x, one, blocks, tokens, acc, lda);
+        const uint8_t *p = w->data + (size_t)panel * panel_stride(w);
+        integer_columns(w->dtype, p, w->cols, x, of, blocks, tokens, acc, lda);
         return;
     }
     uint8_t rows[BLOCK_COLS * PANEL_ROWS * 2] __attribute__((aligned(64)));
     for (int64_t c = 0; c < w->cols; c += BLOCK_COLS) {
         int64_t n = w->cols - c < BLOCK_COLS ? w->cols - c : BLOCK_COLS;
         transpose_blocks(w, panel, c, n, rows);
-        product(rows, n, x + c / D16_COLS, one, blocks, tokens, acc, lda);
+        integer_columns(w->dtype, rows, n, x + c / D16_COLS, of, blocks, tokens, acc, lda);
     }
 }
 

@@ -226,9 +226,17 @@ INLINE vi dot_sum(dot d, const int bits)
     (void)bits;
     return _mm256_add_epi32(d.low, _mm256_slli_epi32(d.high, 8));
 }
-INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x) { (void)form, (void)one, put_planes(whole, x); }
-#define LOADED(a, b, c, d) ((void)0)
-enum { TILE_UNIT = 32, ONE_VECTORS = 2, ONE_RUNS = 1, MANY_VECTORS = 2, MANY_TOKENS = 4 };
+INLINE void put_x(const int32_t *whole, const pl_form form, int64_t tokens, uint8_t *x)
+{
+    (void)form, (void)tokens;
+    put_planes(whole, x);
+}
+#define LOADED_2(a, b) ((void)0)
+#define LOADED_4(a, b, c, d) ((void)0)
+enum { ONE_VECTORS = 2, ONE_RUNS = 1, FEW_TOKENS = 3, TILE_UNIT = 32, MANY_VECTORS = 2, MANY_TOKENS = 4 };
+#define FEW_VECTORS(n) 2
+#define FEW_LIMIT(bits) ((bits) == 5 || (bits) == 6 ? 4 : 8)
+#define FEW_BITS(n, bits) (bits)
 #define TILE_BIAS(bias) (bias)
 INLINE void tile_put(uint8_t *tile, vb codes, int bias) { (void)bias; vb_store(tile, codes); }
 INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, int u) { return dot_add(d, vb_load(tile), x, u, 8); }
@@ -266,9 +274,9 @@ INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int bits)
     return d;
 }
 INLINE vi dot_sum(dot d, const int bits) { return bits == 4 ? planes_sum(d) : d.sum; }
-INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
+INLINE void put_x(const int32_t *whole, const pl_form form, int64_t tokens, uint8_t *x)
 {
-    if (one && form == FORM_D16_6) {
+    if (tokens == 1 && form == FORM_D16_6) {
         put_planes(whole, x);
         return;
     }
@@ -277,8 +285,12 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
         memcpy(x + 2 * i, four, sizeof four);
     }
 }
-#define LOADED(a, b, c, d) ((void)0)
-enum { TILE_UNIT = 64, ONE_VECTORS = 2, ONE_RUNS = 1, MANY_VECTORS = 2, MANY_TOKENS = 3 };
+#define LOADED_2(a, b) ((void)0)
+#define LOADED_4(a, b, c, d) ((void)0)
+enum { ONE_VECTORS = 2, ONE_RUNS = 1, FEW_TOKENS = 3, TILE_UNIT = 64, MANY_VECTORS = 2, MANY_TOKENS = 3 };
+#define FEW_LIMIT(bits) 4
+#define FEW_VECTORS(n) ((n) == 2 ? 2 : 1)
+#define FEW_BITS(n, bits) ((n) == 1 ? (bits) : 8)
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {

@@ -197,10 +197,18 @@ INLINE dot dot_add(dot d, vb codes, const uint8_t *x, const int u, const int bit
     return d;
 }
 INLINE vi dot_sum(dot d, const int bits) { (void)bits; return vmlaq_n_s32(d.low, d.high, 256); }
-INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x) { (void)form, (void)one, put_planes(whole, x); }
-/* Four vectors are loaded before the first is used: GCC then loads two at once. */
-#define LOADED(a, b, c, d) __asm__("" : "+w"(a), "+w"(b), "+w"(c), "+w"(d))
-enum { TILE_UNIT = 16, ONE_VECTORS = 4, ONE_RUNS = 1, MANY_VECTORS = 2, MANY_TOKENS = 3 };
+INLINE void put_x(const int32_t *whole, const pl_form form, int64_t tokens, uint8_t *x)
+{
+    (void)form, (void)tokens;
+    put_planes(whole, x);
+}
+/* All are loaded before the first is used: GCC then loads two at once. */
+#define LOADED_2(a, b) __asm__("" : "+w"(a), "+w"(b))
+#define LOADED_4(a, b, c, d) __asm__("" : "+w"(a), "+w"(b), "+w"(c), "+w"(d))
+enum { ONE_VECTORS = 4, ONE_RUNS = 2, FEW_TOKENS = 3, TILE_UNIT = 16, MANY_VECTORS = 2, MANY_TOKENS = 3 };
+#define FEW_LIMIT(bits) 4
+#define FEW_VECTORS(n) 2
+#define FEW_BITS(n, bits) (bits)
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias) { vb_store(tile, vsubq_u8(codes, vdupq_n_u8((uint8_t)bias))); }
 INLINE dot tile_dot(dot d, const uint8_t *tile, const uint8_t *x, const int u) { return dot_add(d, vb_load(tile), x, u, 8); }
@@ -254,10 +262,14 @@ INLINE vi dot_sum(dot d, const int bits)
     if (bits == 8) return vpaddq_s32(vpaddq_s32(d.r[0], d.r[1]), vpaddq_s32(d.r[2], d.r[3]));
     return vmlaq_n_s32(pair_up(d.r, bits), pair_up(d.r + 2, bits), 256);
 }
-/* Several tokens: columns of 16-bit codes, four rows a vector, times one of 16 columns of 16-bit activations. */
-INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
+enum { ONE_VECTORS = 2, ONE_RUNS = 2, FEW_TOKENS = 1 };
+#define FEW_VECTORS(n) 1
+#define FEW_LIMIT(bits) 1
+#define FEW_BITS(n, bits) (bits)
+/* Many tokens: columns of 16-bit codes, four rows a vector, times one of 16 columns of 16-bit activations. */
+INLINE void put_x(const int32_t *whole, const pl_form form, int64_t tokens, uint8_t *x)
 {
-    if (one && form != FORM_D16_8) {
+    if (tokens == 1 && form != FORM_D16_8) {
         put_planes(whole, x);
         return;
     }
@@ -266,8 +278,9 @@ INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
         memcpy(x + 2 * i, &narrow, 2);
     }
 }
-#define LOADED(a, b, c, d) ((void)0)
-enum { TILE_UNIT = 32, ONE_VECTORS = 2, ONE_RUNS = 2, MANY_VECTORS = 2, MANY_TOKENS = 4 };
+#define LOADED_2(a, b) ((void)0)
+#define LOADED_4(a, b, c, d) ((void)0)
+enum { TILE_UNIT = 32, MANY_VECTORS = 2, MANY_TOKENS = 4 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {

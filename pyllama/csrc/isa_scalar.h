@@ -168,20 +168,28 @@ INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int bits)
 }
 INLINE vi dot_sum(dot d, const int bits) { (void)bits; return d; }
 /* Whole numbers X of 16 columns to where products of that form find them. */
-INLINE void put_x(const int32_t *whole, const pl_form form, int one, uint8_t *x)
+INLINE void put_x(const int32_t *whole, const pl_form form, int64_t tokens, uint8_t *x)
 {
-    (void)form, (void)one;
+    (void)form, (void)tokens;
     for (int i = 0; i < 16; i++) {
         int16_t narrow = (int16_t)whole[i];
         memcpy(x + 2 * i, &narrow, 2);
     }
 }
 
-/* One token: vectors of rows at a time, and runs of 32 columns where two come from the same bytes. LOADED(a, b, c, d) says that
- * vectors are loaded before one is used, where that saves instructions. */
-#define LOADED(a, b, c, d) ((void)0)
-/* The same out of a tile of unpacked codes, TILE_UNIT bytes a vector; what bias they still have. */
-enum { TILE_UNIT = 4, ONE_VECTORS = 16, ONE_RUNS = 1, MANY_VECTORS = 4, MANY_TOKENS = 2 };
+/* One token: vectors of rows at a time, and runs of 32 columns where two come from the same bytes. LOADED_2 and LOADED_4
+ * say that vectors are loaded before one is used, where that saves instructions. */
+#define LOADED_2(a, b) ((void)0)
+#define LOADED_4(a, b, c, d) ((void)0)
+enum { ONE_VECTORS = 16, ONE_RUNS = 1 };
+/* A few: at most so many at a time, with vectors of rows; up to how many tokens, of codes of so many bits, that is the
+ * fastest; and for how many bits X of n tokens is laid out. */
+enum { FEW_TOKENS = 1 };
+#define FEW_VECTORS(n) 1
+#define FEW_LIMIT(bits) 1
+#define FEW_BITS(n, bits) (bits)
+/* Many, out of a tile of unpacked codes, TILE_UNIT bytes a vector; what bias they still have. */
+enum { TILE_UNIT = 4, MANY_VECTORS = 4, MANY_TOKENS = 2 };
 #define TILE_BIAS(bias) 0
 INLINE void tile_put(uint8_t *tile, vb codes, int bias)
 {

@@ -163,8 +163,8 @@ typedef struct {
                    int64_t last);
     /* packed[(tile, c, t)] = x[t, c], tiles of TOKEN_TILE tokens, [first, last) of them. */
     void (*pack_tokens)(const float *x, int64_t tokens, int64_t cols, float *packed, int64_t first, int64_t last);
-    /* The blocks [first, last) of 32 columns, counted through all of x (T, C), in one of the D16 forms; `one` token or not. */
-    void (*make_d16)(const float *x, pl_form form, int one, pl_d16 *out, int64_t first, int64_t last);
+    /* The blocks [first, last) of 32 columns, counted through all of x (T, C), in one of the D16 forms; T decides how it is laid out. */
+    void (*make_d16)(const float *x, pl_form form, int64_t tokens, pl_d16 *out, int64_t first, int64_t last);
     /* Row-major rows -> panels [first, last) of out: the same bits, transposed. */
     void (*pack_panels)(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last);
     /* Packed panels [first, last) -> row-major bfloat16 rows: what they were packed from. */

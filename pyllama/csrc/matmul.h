@@ -48,7 +48,7 @@ static void input_panel(const pl_matrix *w, int64_t panel, const pl_input *input
                         size_t lda)
 {
     if (input->form != FORM_F32)
-        integer_panel(w, panel, (const pl_d16 *)input->data + t * (w->cols / D16_COLS), input->tokens == 1, tokens, acc, lda);
+        integer_panel(w, panel, (const pl_d16 *)input->data + t * (w->cols / D16_COLS), input->tokens, tokens, acc, lda);
     else product_panel(w, panel, (const float *)input->data + t * w->cols, tokens, acc, lda);
 }
 
@@ -63,9 +63,10 @@ static void k_matmul(const pl_matrix *w, const pl_input *input, float *out, size
             input_panel(w, p, input, 0, tokens, o, ldo);
             continue;
         }
-        for (int64_t t = 0; t < tokens; t += TOKEN_TILE) { /* the last panel has fewer rows than the registers */
+        for (int64_t t = 0, n; t < tokens; t += n) { /* the last panel has fewer rows than the registers */
             float acc[TOKEN_TILE * PANEL_ROWS];
-            int64_t n = tokens - t < TOKEN_TILE ? tokens - t : TOKEN_TILE;
+            n = tokens - t < TOKEN_TILE ? tokens - t : TOKEN_TILE; /* tiles of pack_tokens() */
+            if (input->form != FORM_F32) n = piece_of(tokens - t, TOKEN_TILE);
             input_panel(w, p, input, t, n, acc, PANEL_ROWS);
             for (int64_t i = 0; i < n; i++)
                 memcpy(o + (size_t)(t + i) * ldo, acc + i * PANEL_ROWS, (size_t)rows * sizeof(float));

@@ -139,7 +139,7 @@ void pl_make_input(const pl_kernels *k, int threads, pl_form form, const float *
     if (form != FORM_F32) {
         int64_t blocks = tokens * cols / D16_COLS;
         *out = (pl_input){.form = form, .tokens = tokens, .cols = cols, .data = memory};
-        SHARE(tokens * cols, static, first, last, blocks, 64, k->make_d16(x, form, tokens == 1, memory, first, last))
+        SHARE(tokens * cols, static, first, last, blocks, 64, k->make_d16(x, form, tokens, memory, first, last))
         return;
     }
     int64_t tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
