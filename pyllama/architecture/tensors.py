@@ -93,11 +93,12 @@ def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tensor.shape for tensor in model_tensors(config)}
 
 
-def flop(config: Config, tokens: int, positions: float) -> float:
+def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
     """Floating-point operations of a pass of `tokens` tokens that see `positions` positions each on average.
 
-    A multiply-add counts as two; the head is computed for one token. Norms, rotations and activations are left
-    out.
+    rows  tokens whose logits are wanted: the head is computed for these
+
+    A multiply-add counts as two. Norms, rotations and activations are left out.
     """
     total = 0.0
     for layer in layers_of(config):
@@ -105,4 +106,4 @@ def flop(config: Config, tokens: int, positions: float) -> float:
         linears = (mixer.q, mixer.k, mixer.v, mixer.o, mlp.gate, mlp.up, mlp.down)
         total += 2 * sum(linear.rows * linear.cols for linear in linears)
         total += 4 * mixer.heads * mixer.head_dim * positions
-    return tokens * total + 2 * config.vocab_size * config.hidden_size
+    return tokens * total + rows * 2 * config.vocab_size * config.hidden_size

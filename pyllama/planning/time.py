@@ -85,7 +85,7 @@ def forecast(model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16
     """What a pass, and the passes of a prompt, take at least."""
     half = max(1, plan.context_length // 2)
     cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
-    token = _pass(model, plan, rates, 1, half, cache, plan.streamed)
+    token = pass_seconds(model, plan, rates, 1, half, cache=cache)
     first = _first_pass(model, plan, rates)
     prompts, bounds = {}, {"token": token[1], "first": first[1]}
     for tokens in PROMPTS:
@@ -93,22 +93,38 @@ def forecast(model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16
         done = 0
         while done < tokens:
             count = min(plan.max_pass_tokens, tokens - done)
-            cost, bound = _pass(model, plan, rates, count, done + count // 2, 0, plan.streamed)
+            cost, bound = pass_seconds(model, plan, rates, count, done + count // 2)
             seconds, done = seconds + cost, done + count
             bounds[f"prompt_{tokens}"] = bound
         prompts[tokens] = seconds
     return Forecast(token[0], first[0], prompts, bounds)
 
 
-def _pass(
-    model: Described, plan: Plan, rates: Rates, tokens: int, positions: int, cache: int, read: int
+def pass_seconds(
+    model: Described,
+    plan: Plan,
+    rates: Rates,
+    tokens: int,
+    positions: int,
+    *,
+    cache: int = 0,
+    read: int | None = None,
+    rows: int = 1,
 ) -> tuple[float, str]:
-    """Seconds of a pass of so many tokens, each of which sees `positions`, that reads `read` bytes from disk."""
+    """Seconds of a pass, and what bounds it: "disk", "memory" or "compute".
+
+    tokens     computed in it
+    positions  that each of them sees
+    cache      bytes of keys and values that are read
+    read       bytes from disk; None: what the plan streams
+    rows       tokens whose logits are wanted
+    """
+    read = plan.streamed if read is None else read
     times = {
         "disk": read / (rates.disk_gb_s * 1e9 * OF_DISK),
         # What comes from disk crosses the memory bus twice: once in, once to the cores.
         "memory": (plan.pinned + 2 * read + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
-        "compute": flop(model.config, tokens, positions) / (_gflop_s(model, rates) * 1e9),
+        "compute": flop(model.config, tokens, positions, rows) / (_gflop_s(model, rates) * 1e9),
     }
     bound = max(times, key=lambda name: times[name])
     return times[bound], bound
@@ -128,7 +144,7 @@ def _gflop_s(model: Described, rates: Rates) -> float:
 
 def _first_pass(model: Described, plan: Plan, rates: Rates) -> tuple[float, str]:
     """A pass of one token that reads everything and packs, between products, what stays and can be packed."""
-    seconds, bound = _pass(model, plan, rates, 1, 1, 0, plan.stored)
+    seconds, bound = pass_seconds(model, plan, rates, 1, 1, read=plan.stored)
     share = plan.pinned / plan.weights
     packing = share * sum(t.nbytes for t in model.tensors.values() if _packs(t)) / (rates.pack_gb_s * 1e9)
     computing = packing + plan.stored / (rates.dram_gb_s * 1e9 * OF_DRAM)
@@ -147,7 +163,7 @@ class WhatIf:
 def enough(model: Described, **options) -> int:
     """The budget from which on nothing is read after the first pass."""
     plan = make_plan(model, 1 << 50, **options)
-    return plan.interpreter + plan.cache + plan.activations + plan.ring + plan.weights
+    return plan.besides + plan.weights
 
 
 def what_if(model: Described, budget: int, rates: Rates, *, disks=DISKS, **options) -> WhatIf:

@@ -7,6 +7,7 @@ go on side by side. Where a block comes from never changes a bit.
 """
 
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 
@@ -49,6 +50,7 @@ class StreamedWeights(forked.ForkAware):
     pinned_nbytes  memory for blocks that stay; default: for all of them
 
     bytes_read     so far, without what alignment adds
+    waited_s       seconds that passes have waited for the disk so far
     """
 
     def __init__(
@@ -65,12 +67,13 @@ class StreamedWeights(forked.ForkAware):
         sizes = [kept_nbytes(place.block) for place in self._places]
         # With room for all, the estimate must not decide: no block keeps more than its panels.
         nbytes = 2 * sum(sizes) if pinned_nbytes is None or pinned_nbytes >= sum(sizes) else pinned_nbytes
-        self._arena = Arena(nbytes)
-        self._choose(sizes, nbytes)
+        self._arenas = [Arena(nbytes)]
+        self._choose(self._places, nbytes)
         paths = dict.fromkeys(span.file for place in self._places for span in place.block.spans)
         self._files = {path: DirectFile(path) for path in paths}
         self._lock = threading.Lock()
         self._read_nbytes = 0
+        self.waited_s = 0.0
         self._slots, self._room = slots, room
         self._ring: Ring | None = None
         self._complete = False  # whether all of them are here
@@ -79,16 +82,25 @@ class StreamedWeights(forked.ForkAware):
         self._forks = 0  # between the process these were made in and this one
         forked.register(self)
 
-    def _choose(self, sizes: list[int], nbytes: int) -> None:
-        """Mark the blocks to keep: as many as the arena holds, at even distances through the pass."""
-        share = min(1.0, nbytes / sum(sizes))
+    def _choose(self, places: list[_Place], nbytes: int) -> None:
+        """Mark blocks to keep: as many as there is memory for, at even distances through the pass."""
+        sizes = [kept_nbytes(place.block) for place in places]
+        share = min(1.0, nbytes / max(1, sum(sizes)))
         credit, left = 0.0, nbytes
-        for place, size in zip(self._places, sizes, strict=True):
+        for place, size in zip(places, sizes, strict=True):
             credit += size * share
             if credit >= size * (1 - 1e-9) and size <= left:
                 place.keep = True
                 credit -= size
                 left -= size
+
+    def pin_more(self, nbytes: int) -> None:
+        """Keep more blocks from the next pass on, in so many bytes of memory that somebody else gave up."""
+        if nbytes > 0 and self.nbytes_streamed:
+            self._restart()  # what is on its way must not be read twice
+            self._half_way = False
+            self._arenas.append(Arena(nbytes))
+            self._choose([place for place in self._places if place.matrix is None and not place.keep], nbytes)
 
     # ------------------------------------------------------------------------------------------ the decoder's side
 
@@ -99,7 +111,7 @@ class StreamedWeights(forked.ForkAware):
     @property
     def nbytes_pinned(self) -> int:
         """Bytes of memory that hold blocks for good."""
-        return self._arena.used
+        return sum(arena.used for arena in self._arenas)
 
     @property
     def nbytes_streamed(self) -> int:
@@ -135,12 +147,14 @@ class StreamedWeights(forked.ForkAware):
             if self._ring is None:
                 self._ring = Ring(self._slots, self._room, self._next, self._fill)
             ring = self._ring
+            asked = time.perf_counter()
             taken, matrix = ring.take()
+            self.waited_s += time.perf_counter() - asked
             if taken is not place:
                 raise RuntimeError(f"{name}: the ring gave rows of another block")
             yield place.block.row, matrix
             if place.keep and forks == self._forks:
-                place.matrix = self._arena.keep(matrix)
+                place.matrix = self._keep(matrix)
                 place.keep = False
             ring.give_back()
         if forks != self._forks:
@@ -150,6 +164,10 @@ class StreamedWeights(forked.ForkAware):
         if self._expected == 0 and self.nbytes_streamed == 0:
             self._stop()  # all of it is here: the ring's memory goes back
             self._complete = True
+
+    def _keep(self, matrix: "_kernels.Matrix") -> "_kernels.Matrix | None":
+        """A copy that stays, where there is room for it."""
+        return next((kept for arena in self._arenas if (kept := arena.keep(matrix)) is not None), None)
 
     def vector(self, name: str) -> np.ndarray:
         tensor = self._checkpoint.tensors[name]
