@@ -9,12 +9,14 @@ import tiny
 
 from pyllama.architecture import layers_of
 from pyllama.architecture.config import LIMITS, RopeScaling
-from pyllama.architecture.layer import Norm
+from pyllama.architecture.layer import Norm, main_rope
+from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import HEAD
 from pyllama.checkpoint.gguf_config import gguf_config
 from pyllama.checkpoint.huggingface_config import huggingface_config, huggingface_dtype
 from pyllama.checkpoint.meta_config import meta_config
 from pyllama.errors import CheckpointError, PyllamaError, UnsupportedError
+from pyllama.planning.memory import default_context
 
 
 def huggingface(**overrides):
@@ -421,3 +423,46 @@ def test_meta_families():
         meta(moe_args={"num_experts": 16})
     with pytest.raises(CheckpointError, match="n_heads"):
         meta(n_heads="4")
+
+
+def test_longrope_takes_its_long_factors_only_for_a_context_that_was_asked_for():
+    config = huggingface_config(tiny.tiny_config(model_type="phi3"))
+    assert (config.usual_positions, config.max_position_embeddings) == (64, 512)
+    assert config.for_context(None) is config and config.for_context(64) is config
+    long = config.for_context(65)
+    assert (long.usual_positions, long.rope_scaling.long) == (512, True)
+    assert long == replace(config, rope_scaling=replace(config.rope_scaling, long=True))
+    short_inv, short_scale = frequencies(main_rope(config))
+    long_inv, long_scale = frequencies(main_rope(long))
+    assert (short_inv[1:] > long_inv[1:]).all()
+    assert short_scale == long_scale == pytest.approx(math.sqrt(1 + math.log(8) / math.log(64)))
+    assert default_context(config, 1 << 40, "f16", 4096) == 64
+    for kind in ("llama", "gemma3_text"):
+        other = huggingface_config(tiny.tiny_config(model_type=kind))
+        assert other.for_context(500) is other
+
+
+def test_the_text_model_of_one_that_sees_is_read():
+    text = tiny.tiny_config(model_type="gemma3_text")
+    whole = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    del text["architectures"]
+    assert huggingface_config(whole) == huggingface_config(tiny.tiny_config(model_type="gemma3_text"))
+    with pytest.raises(CheckpointError, match="text_config"):
+        huggingface_config({"model_type": "gemma3"})
+    with pytest.raises(UnsupportedError, match="Gemma3ForSequenceClassification"):
+        huggingface_config(whole | {"architectures": ["Gemma3ForSequenceClassification"]})
+
+
+@pytest.mark.parametrize(
+    "kind, change, named",
+    [
+        ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation: 'gelu'"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("granite", {"num_local_experts": 8}, "num_local_experts: a mixture of experts"),
+        ("phi3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rotary scaling 'linear'"),
+        ("smollm3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ],
+)
+def test_what_a_family_does_not_have_is_refused_by_name(kind, change, named):
+    with pytest.raises(UnsupportedError, match=named):
+        huggingface_config(tiny.tiny_config(model_type=kind) | change)

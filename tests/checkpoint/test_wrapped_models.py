@@ -129,3 +129,25 @@ def test_without_model_type_the_classes_must_agree(tmp_path):
     for names in (["LlamaForCausalLM", "Qwen2ForCausalLM"], ["PeftModel"], [], [3]):
         with pytest.raises(CheckpointError, match="model_type: got nothing"):
             open_checkpoint(write(tmp_path / f"m{len(str(names))}", drop=["model_type"], architectures=names))
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+@pytest.mark.parametrize("kind, wrapper, name", [
+    ("gemma3_text", "gemma3", "Gemma3ForConditionalGeneration"),
+    ("ministral3", "mistral3", "Mistral3ForConditionalGeneration"),
+])  # fmt: skip
+def test_the_text_model_of_one_that_sees(tmp_path, kind, wrapper, name, prefix):
+    """Its tensors as transformers 4 and 5 name them there; the towers' are left alone."""
+    config = tiny.tiny_config(model_type=kind, tie_word_embeddings=kind == "gemma3_text")
+    tensors = tiny.random_tensors(config, seed=5)
+    expected = logits(tiny.write_huggingface(tmp_path / "plain", config, tensors))
+    head = "lm_head." if prefix.startswith("model.") else "language_model.lm_head."
+    renamed = {
+        old.replace("model.", prefix, 1) if old.startswith("model.") else old.replace("lm_head.", head): values
+        for old, values in tensors.items()
+    }
+    renamed["vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"] = np.ones((4, 4), np.float32)
+    renamed["multi_modal_projector.linear_1.weight"] = np.ones((4, 4), np.float32)
+    whole = {"model_type": wrapper, "architectures": [name], "text_config": config, "vision_config": {}}
+    assert np.array_equal(logits(tiny.write_huggingface(tmp_path / "whole", whole, renamed)), expected)
+    assert outline_huggingface(tmp_path / "whole", 1 << 30).config == outline_huggingface(tmp_path / "plain").config
