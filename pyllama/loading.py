@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyllama.errors import BudgetError, RequestError
+from pyllama.kv_dtypes import KV_DTYPES
 from pyllama.model import Model
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def load(
         warn_if_beyond(budget)
     checkpoint = open_checkpoint(resolve(model))
     try:
-        config = checkpoint.config
+        config = checkpoint.config = checkpoint.config.for_context(context_length)
         _check_integer("context_length", context_length, 1, config.max_position_embeddings)
         if context_length is None:
             context_length = default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
@@ -166,8 +167,6 @@ def _drafts(meant: "Meant", weights: "StreamedWeights", decoder: "Decoder") -> "
 
 def check_computing(kv_dtype: str, threads: int | None) -> None:
     """Raises RequestError for what load() does not take."""
-    from pyllama.decoder.page_pool import KV_DTYPES
-
     if kv_dtype not in KV_DTYPES:
         raise RequestError(f"kv_dtype: {kv_dtype!r}, expected {' or '.join(KV_DTYPES)}")
     _check_integer("threads", threads, 1, 1024)

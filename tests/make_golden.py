@@ -63,6 +63,7 @@ def case(
         "olmo3": "Olmo3ForCausalLM",
         "granite": "GraniteForCausalLM",
         "ministral3": "Ministral3ForCausalLM",
+        "phi3": "Phi3ForCausalLM",
     }[model_type]
     config: dict[str, Any] = {
         "architectures": [architecture],
@@ -98,6 +99,19 @@ LLAMA31 = {
 }
 GEMMA = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "tied": True, "eps": 1e-6}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+
+PHI4 = {"max_position_embeddings": 512, "sliding_window": 262144, "pad_token_id": 0}
+
+
+def longrope(pairs: int, original: int) -> dict[str, Any]:
+    """Rotary factors of Phi's kind: near 1 for short contexts, growing with the wavelength for long ones."""
+    scaling = {
+        "type": "longrope",
+        "short_factor": [1.0 + 0.25 * i for i in range(pairs)],
+        "long_factor": [1.2 + 0.9 * i for i in range(pairs)],
+    }
+    return {"rope_scaling": scaling, "original_max_position_embeddings": original}
+
 
 CASES = {
     # Llama 1: no grouped heads, no such key in the config.
@@ -208,6 +222,10 @@ CASES = {
         sliding_window_pattern=3,
         **GEMMA,
     ),
+    "phi3": case("phi3", 5, 1, 14, sliding_window=13, original_max_position_embeddings=128, pad_token_id=0),
+    # Phi-4-mini: three quarters of a head are rotated. Texts shorter than the original context, and longer ones.
+    "phi3_short": case("phi3", 6, 2, 16, tied=True, partial_rotary_factor=0.75, **longrope(6, 128), **PHI4),
+    "phi3_long": case("phi3", 5, 5, 16, layers=3, partial_rotary_factor=0.75, **longrope(6, 16), **PHI4),
     "smollm3": case("smollm3", 6, 2, 10, layers=5, theta=2000000.0, tied=True, pad_token_id=0),
     "smollm3_window": case(
         "smollm3",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import reference
 import tiny
-from golden import CASES, FOLDER, Golden, load_case
+from golden import CASES, CONTEXT, FOLDER, Golden, load_case
 
 from pyllama.checkpoint import Checkpoint, open_checkpoint
 from pyllama.checkpoint.huggingface_config import huggingface_config
@@ -50,7 +51,7 @@ AS_META = ["llama2", "tinyllama"]
 
 def decoder_of(checkpoint: Checkpoint, context_length: int = 128) -> Decoder:
     return Decoder(
-        checkpoint.config,
+        checkpoint.config.for_context(context_length),
         StreamedWeights(checkpoint),
         context_length=context_length,
         kv_dtype="f32",
@@ -94,13 +95,20 @@ def test_greedy_continuation_is_that_of_transformers(case: tuple[Golden, Decoder
 def test_configs_of_transformers_4_and_5_are_the_same(name: str) -> None:
     golden = load_case(name)
     assert "rope_theta" in golden.huggingface_v4 and "rope_parameters" in golden.huggingface
-    assert huggingface_config(golden.huggingface_v4) == golden.config
+    assert huggingface_config(golden.huggingface_v4).for_context(CONTEXT) == golden.config
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_yarn_attention_factor_is_resolved(name: str) -> None:
     golden = load_case(name)
     given = golden.huggingface_v4.get("rope_scaling") or {}
+    if golden.config.rope_scaling and golden.config.rope_scaling.kind == "longrope":
+        original = golden.config.rope_scaling.original_max_position_embeddings
+        factor = golden.config.max_position_embeddings / original
+        wanted = math.sqrt(1 + math.log(factor) / math.log(original))
+        assert golden.config.rope_scaling.attention_factor == pytest.approx(wanted, rel=1e-15)
+        assert wanted != 1.0
+        return
     if golden.config.rope_scaling is None or golden.config.rope_scaling.kind != "yarn":
         assert reference.attention_factor(golden.config.rope_scaling) == 1.0
         return

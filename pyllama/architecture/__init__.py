@@ -18,6 +18,7 @@ from pyllama.architecture.ministral3 import Ministral3
 from pyllama.architecture.mistral import Mistral
 from pyllama.architecture.olmo2 import Olmo2
 from pyllama.architecture.olmo3 import Olmo3
+from pyllama.architecture.phi3 import Phi3
 from pyllama.architecture.qwen2 import Qwen2
 from pyllama.architecture.qwen3 import Qwen3
 from pyllama.architecture.smollm3 import SmolLM3
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         Llama(), Mistral(), Ministral3(), Qwen2(), Qwen3(), SmolLM3(), Granite(), Olmo2(), Olmo3(), Gemma2(), Gemma3(),
+        Phi3(),
     )
 }  # fmt: skip
 

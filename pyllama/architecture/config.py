@@ -5,7 +5,7 @@ What they make of a model is in the family's file; how each form of file spells 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyllama.errors import CheckpointError, shown
 
@@ -34,6 +34,9 @@ class RopeScaling:
                     `attention_factor` multiplies cos and sin and is always resolved by the reader (`mscale` and
                     `mscale_all_dim` are kept only to show where it came from)
     kind "factors": frequency i divided by `factors[i]`, head_dim / 2 of them (GGUF's rope_freqs.weight)
+    kind "longrope": by `factors[i]`, or by `long_factors[i]` where `long`: for all positions of a sequence, since keys
+                    that were rotated by the one cannot be compared with queries rotated by the other;
+                    `original_max_position_embeddings`; `attention_factor` as for yarn, with either
     """
 
     kind: str
@@ -48,6 +51,8 @@ class RopeScaling:
     mscale_all_dim: float | None = None
     truncate: bool = True
     factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,24 @@ class Config:
     def __post_init__(self) -> None:
         _check_ranges(self)
 
+    @property
+    def usual_positions(self) -> int:
+        """The most positions that a context has unless it is asked for by its length."""
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.kind == "longrope" and not scaling.long:
+            return min(scaling.original_max_position_embeddings, self.max_position_embeddings)
+        return self.max_position_embeddings
+
+    def for_context(self, asked: int | None) -> Config:
+        """The model with a context of so many positions, by request; None: nobody asked.
+
+        Only longrope's is another one: beyond the original context its long factors hold, from the first position on.
+        """
+        if asked is None or asked <= self.usual_positions:
+            return self
+        assert self.rope_scaling is not None  # else usual_positions would be all there are
+        return replace(self, rope_scaling=replace(self.rope_scaling, long=True))
+
 
 def _check_ranges(c: Config) -> None:
     """The invariants every reader relies on, whatever form the numbers came in."""
@@ -134,6 +157,8 @@ def _check_ranges(c: Config) -> None:
     rotated = c.head_dim if c.rotary_dim is None else c.rotary_dim
     if not 2 <= rotated <= c.head_dim or rotated % 2:
         raise CheckpointError(f"rotary_dim: got {rotated}, expected an even number up to head_dim {c.head_dim}")
-    factors = c.rope_scaling.factors if c.rope_scaling else ()
-    if factors and len(factors) != rotated // 2:
-        raise CheckpointError(f"rope_freqs.weight: got {len(factors)}, expected half of the {rotated} rotated")
+    scaling = c.rope_scaling
+    needed = scaling is not None and scaling.kind == "longrope"
+    for factors in (scaling.factors, scaling.long_factors) if scaling else ():
+        if (factors or needed) and len(factors) != rotated // 2:
+            raise CheckpointError(f"rotary factors: got {len(factors)}, expected half of the {rotated} rotated")

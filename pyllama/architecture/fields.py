@@ -27,6 +27,10 @@ class Fields:
         self._where = where
         self._prefix = prefix
 
+    @property
+    def where(self) -> str:
+        return self._where
+
     def get(self, key: str) -> Any:
         return self._source.get(self._prefix + key)
 

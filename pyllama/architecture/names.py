@@ -43,6 +43,15 @@ class Names:
         inner = (found,) if isinstance(found, str) else found
         return tuple(f"{layer_name(int(match[1]))}{name}.{match[3]}" for name in inner)
 
+    def holder(self, ours: str) -> str | None:
+        """The name that one of our tensors is stored under, by itself or among others; None where there is none."""
+        whole = self.stored(ours)
+        match = _OURS.fullmatch(ours)
+        if whole is not None or match is None:
+            return whole
+        held = next((stored for stored, names in self.inner.items() if match[2] in names), None)
+        return f"{self.layers}{match[1]}.{held}.{match[3]}" if held else None
+
     def stored(self, ours: str) -> str | None:
         """The name that one of our tensors is stored under, whole and by itself; None where there is none."""
         for stored, name in self.outer.items():

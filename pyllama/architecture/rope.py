@@ -17,7 +17,7 @@ _DIGITS = 40  # float64 has 17: a correctly rounded result, short of a tie no de
 
 def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
     """(inv_freq, scale): radians per position of each of the dim / 2 pairs, float64 (dim/2,), and the factor on
-    cos and sin (1 except for YaRN).
+    cos and sin (1 except for YaRN and LongRoPE).
 
     inv_freq[i] = theta ** (-2 i / dim), changed as the scaling says (MODEL.md, "RoPE").
     """
@@ -33,7 +33,15 @@ def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
         return _yarn(inv_freq, scaling, rope), scaling.attention_factor
     if scaling.kind == "factors":
         return inv_freq / np.array(scaling.factors, np.float64), 1.0
+    if scaling.kind == "longrope":
+        factors = scaling.long_factors if scaling.long else scaling.factors
+        return inv_freq / np.array(factors, np.float64), scaling.attention_factor
     raise AssertionError(f"a reader let rope scaling {scaling.kind!r} through")
+
+
+def longrope_magnitude(factor: float, original: int) -> float:
+    """LongRoPE's factor on cos and sin where a file names none (Ding et al. 2024, arXiv 2402.13753)."""
+    return 1.0 if factor <= 1.0 else math.sqrt(1 + float(Decimal(factor).ln() / Decimal(original).ln()))
 
 
 def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyllama.architecture.config import RopeScaling
 from pyllama.architecture.tensors import EMBEDDING, tensor_shapes
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
@@ -54,7 +55,9 @@ FORMATS = {
     156: "IQ3_KS", 157: "IQ2_KL", 158: "IQ1_KT",
 }  # fmt: skip
 
-ROPE_FREQS = "rope_freqs.weight"  # a tensor that is part of the config
+# Tensors that are part of the config.
+ROPE_FREQS = "rope_freqs.weight"
+ROPE_SHORT, ROPE_LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _LENGTH = struct.Struct("<Q")
@@ -152,25 +155,46 @@ def _checkpoint(
         raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'{what}")
     if not found and "general.architecture" in metadata:
         raise UnsupportedError(f"{path.name}: no tensors, only metadata, such as a vocabulary; get the model itself")
-    freqs = found.pop(ROPE_FREQS, None)
-    factors = rope_factors(files[freqs.parts[0].file], freqs) if freqs else ()
+    factors, long_factors = taken_factors(found, lambda tensor: files[tensor.parts[0].file])
     family = gguf_family(metadata)
     names = {ours: name for name in found for ours in family.gguf.ours(name)}
     embedding = found.get(names.get(EMBEDDING, ""))
-    config = gguf_config(metadata, names, vocab_size=embedding.rows if embedding else 1, rope_factors=factors)
+    vocab_size = embedding.rows if embedding else 1
+    config = gguf_config(metadata, names, vocab_size=vocab_size, rope_factors=factors, long_factors=long_factors)
     tensors = deal(found, family.gguf, tensor_shapes(config), f"a {config.model_type} model in a GGUF file")
     index = check_index(tensors, config, {p: f.nbytes for p, f in files.items()}, "the GGUF metadata")
     return Checkpoint(path, "gguf", config, index, files, rope_interleaved=family.gguf_interleaved, metadata=metadata)
 
 
+def taken_factors(
+    found: dict[str, Tensor], file_of: Callable[[Tensor], InputFile]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The divisors of the rotary frequencies, and those of long contexts, taken out of the tensors; () for none."""
+    values = {}
+    for name in (ROPE_FREQS, ROPE_SHORT, ROPE_LONG):
+        tensor = found.pop(name, None)
+        values[name] = rope_factors(file_of(tensor), tensor) if tensor else ()
+    return values[ROPE_FREQS] or values[ROPE_SHORT], values[ROPE_LONG]
+
+
+def factor_tensors(scaling: RopeScaling | None) -> list[tuple[str, np.ndarray]]:
+    """The names and float32 values under which a GGUF file has what divides rotary frequencies."""
+    if scaling is None or not scaling.factors:
+        return []
+    if scaling.kind != "longrope":
+        return [(ROPE_FREQS, np.array(scaling.factors, "<f4"))]
+    both = ((ROPE_LONG, scaling.long_factors), (ROPE_SHORT, scaling.factors))
+    return [(name, np.array(values, "<f4")) for name, values in both]
+
+
 def rope_factors(file: InputFile, tensor: Tensor) -> tuple[float, ...]:
     """The divisors of the rotary frequencies, which Llama 3.1 files carry instead of parameters."""
     if tensor.dtype != "F32" or len(tensor.shape) != 1 or not 1 <= tensor.cols <= MAX_ROPE_FACTORS:
-        raise CheckpointError(f"rope_freqs.weight: {tensor.dtype} {tensor.shape}, expected F32 (head_dim / 2,)")
+        raise CheckpointError(f"{tensor.name}: {tensor.dtype} {tensor.shape}, expected F32 (head_dim / 2,)")
     values = np.frombuffer(file.read(tensor.parts[0].offset, tensor.nbytes), "<f4")
     # Comparisons with NaN are false.
     if not np.all((values > 0) & (values < 1e9)):
-        raise CheckpointError("rope_freqs.weight: values out of range, expected positive numbers below 1e9")
+        raise CheckpointError(f"{tensor.name}: values out of range, expected positive numbers below 1e9")
     return tuple(float(value) for value in values)
 
 

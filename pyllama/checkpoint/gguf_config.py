@@ -15,11 +15,12 @@ from pyllama.architecture.config import LIMITS, MAX_POSITIONS, Config, RopeScali
 from pyllama.architecture.family import Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import layer_name
-from pyllama.architecture.rope import yarn_magnitude
+from pyllama.architecture.rope import longrope_magnitude, yarn_magnitude
 from pyllama.architecture.tensors import HEAD
 from pyllama.checkpoint import foreign
 from pyllama.errors import shown
 
+RopeFactors = tuple[float, ...]
 _WHERE = "GGUF metadata"
 _FAMILIES = {family.gguf_architecture: family for family in FAMILIES.values() if family.gguf_architecture}
 
@@ -42,13 +43,15 @@ def gguf_config(
     names: Container[str],
     *,
     vocab_size: int,
-    rope_factors: tuple[float, ...] = (),
+    rope_factors: RopeFactors = (),
+    long_factors: RopeFactors = (),
 ) -> Config:
     """Config of GGUF key/values and of what only the tensors tell.
 
     names         of the tensors, ours: whether there are a head and biases
     vocab_size    rows of the embedding
-    rope_factors  the values of rope_freqs.weight, if it is there
+    rope_factors  the values of rope_freqs.weight or rope_factors_short.weight, if it is there
+    long_factors  those of rope_factors_long.weight, likewise
     """
     family = gguf_family(metadata)
     first = layer_name(0)
@@ -72,7 +75,10 @@ def gguf_config(
         window = family.gguf_window(f.integer("attention.sliding_window", 0, MAX_POSITIONS), f)
     options = {"layer_windows": (window,) * layers} | family.gguf_options(f, head_dim, layers)
     theta = f.number("rope.freq_base", 1.0001, 1e12, family.defaults.rope_theta)
-    scaling = _rope(f, positions, rope_factors)
+    if long_factors:
+        scaling: RopeScaling | None = _longrope(f, positions, rope_factors, long_factors)
+    else:
+        scaling = _rope(f, positions, rope_factors)
     if options.get("sliding_rope") == (theta, scaling):
         options["sliding_rope"] = None
     tokens = Fields(metadata, _WHERE, "tokenizer.ggml.")
@@ -102,6 +108,19 @@ def gguf_config(
     )
 
 
+def _longrope(f: Fields, positions: int, short: RopeFactors, long: RopeFactors) -> RopeScaling:
+    original = f.size("max_position_embeddings", "rope.scaling.original_context_length", positions)
+    said, own = f.number("rope.scaling.attn_factor", 0.0, 1e3, 1.0), longrope_magnitude(positions / original, original)
+    return RopeScaling(
+        "longrope",
+        factor=positions / original,
+        original_max_position_embeddings=original,
+        attention_factor=own if np.float32(own) == np.float32(said) else said,  # the file has it in float32
+        factors=short,
+        long_factors=long,
+    )
+
+
 def _plain(value: Any) -> Any:
     """A hyperparameter as config.json would have it.
 
@@ -118,7 +137,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _rope(f: Fields, positions: int, factors: tuple[float, ...]) -> RopeScaling | None:
+def _rope(f: Fields, positions: int, factors: RopeFactors) -> RopeScaling | None:
     kind = f.text("rope.scaling.type")
     if kind is None:
         kind = "linear" if f.has("rope.scale_linear") else "none"

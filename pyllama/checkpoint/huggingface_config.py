@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pyllama.architecture import FAMILIES, class_names
-from pyllama.architecture.config import Config, RopeScaling
+from pyllama.architecture.config import LIMITS, Config, RopeScaling
 from pyllama.architecture.family import Family
 from pyllama.architecture.fields import Fields
-from pyllama.architecture.rope import yarn_magnitude
+from pyllama.architecture.rope import longrope_magnitude, yarn_magnitude
 from pyllama.checkpoint import foreign
 from pyllama.errors import shown
 
@@ -212,6 +214,8 @@ def _one_rope(f: Fields, parameters: Mapping[str, Any], key: str, positions: int
     if kind == "linear":
         return _Ropes(theta, RopeScaling("linear", factor=r.number("factor", 1e-3, 1e6)), rotated)
     original = outer.size("max_position_embeddings", "original_max_position_embeddings", positions)
+    if "longrope" in family.rotary_scalings:
+        return _Ropes(theta, _longrope(r, original, positions), rotated)
     if kind == "llama3":
         return _Ropes(theta, _llama3(r, original, r.number("factor", 1e-3, 1e6)), rotated)
     return _Ropes(theta, _yarn(r, original, r.number("factor", 1e-3, 1e6, positions / original)), rotated)
@@ -226,6 +230,28 @@ def _llama3(r: Fields, original: int, factor: float) -> RopeScaling:
         "llama3", factor=factor, low_freq_factor=low, high_freq_factor=high,
         original_max_position_embeddings=original,
     )  # fmt: skip
+
+
+def _longrope(r: Fields, original: int, positions: int) -> RopeScaling:
+    """Two sets of factors; which one holds is not the file's to say (Config.for_context)."""
+    factor = r.number("factor", 1e-3, 1e6, positions / original)
+    given = r.number("attention_factor", 0.0, 1e3) if r.has("attention_factor") else None
+    return RopeScaling(
+        "longrope",
+        factor=factor,
+        original_max_position_embeddings=original,
+        attention_factor=longrope_magnitude(factor, original) if given is None else given,
+        factors=_factors(r, "short_factor"),
+        long_factors=_factors(r, "long_factor"),
+    )
+
+
+def _factors(r: Fields, key: str) -> tuple[float, ...]:
+    values = r.get(key)
+    if not isinstance(values, list) or len(values) > LIMITS["head_dim"][1]:
+        raise r.fail(key, "a list of numbers")
+    # In float32, as transformers computes with them and GGUF files have them.
+    return tuple(float(np.float32(Fields({key: value}, r.where).number(key, 1e-6, 1e9))) for value in values)
 
 
 def _yarn(r: Fields, original: int, factor: float) -> RopeScaling:

@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
+from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import EMBEDDING, HEAD, tensor_shapes
 from pyllama.checkpoint.files import read_small
@@ -82,6 +83,8 @@ def outline_huggingface(folder: Path, weights_nbytes: int | None = None) -> Outl
         names = set(weight_map if isinstance(weight_map, dict) else ())
         plain = plain_names(names)
         names = {plain.get(name, name) for name in names}
+        stored_as = FAMILIES[config.model_type].huggingface
+        names = {ours for name in names for ours in stored_as.ours(name) or (name,)}
         for name in tensor_shapes(config):
             if name not in names and not (name == EMBEDDING and HEAD in names):
                 raise CheckpointError(f"{name}: not in {INDEX}, expected as config.json describes the model")
@@ -89,7 +92,7 @@ def outline_huggingface(folder: Path, weights_nbytes: int | None = None) -> Outl
             copies = config.vocab_size * config.hidden_size
         total = metadata.get("total_size") if isinstance(metadata, dict) else None
         weights_nbytes = total if type(total) in (int, float) else None
-    if weights_nbytes is not None:
+    if weights_nbytes is not None and "text_config" not in described:  # else there are towers besides
         dtype = _dtype(config, dtype, weights_nbytes, copies, source)
     return outline(config, dtype, folder)
 

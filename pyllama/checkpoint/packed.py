@@ -276,13 +276,14 @@ def _config(folder: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Conf
     file = InputFile(folder / GGUF_HEAD)
     try:
         header = gguf.read_header(file)
-        freqs = header.tensors.get(gguf.ROPE_FREQS)
-        factors = gguf.rope_factors(file, freqs) if freqs else ()
+        factors, long_factors = gguf.taken_factors(dict(header.tensors), lambda tensor: file)
     finally:
         file.close()
     embedding = tensors.get(EMBEDDING)
     vocab_size = embedding.rows if embedding else 1
-    config = gguf_config(header.metadata, tensors, vocab_size=vocab_size, rope_factors=factors)
+    config = gguf_config(
+        header.metadata, tensors, vocab_size=vocab_size, rope_factors=factors, long_factors=long_factors
+    )
     return config, header.metadata, GGUF_HEAD
 
 

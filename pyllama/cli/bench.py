@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pyllama.cli.options import add_json, add_quiet
+from pyllama.cli.options import add_draft, add_json, add_quiet
 from pyllama.errors import RequestError
 
 
@@ -32,6 +32,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="FILE",
         help="an existing large file to measure the disk with; default: the model's, or one of 512 MB made for it",
     )
+    add_draft(
+        parser,
+        default=None,
+        purpose="measure a drafter too: how much of what it proposes MODEL accepts, and seconds a token with and "
+        "without; a model with the same tokenizer, self, lookup, auto",
+    )
+    parser.add_argument(
+        "--text", metavar="FILE", help="what MODEL continues for --draft; default: some lines of code, data and prose"
+    )
     add_json(parser)
     parser.add_argument("--csv", metavar="FILE", help="add a line a run to this file, in the format of bench/results/")
     parser.add_argument("--plot", metavar="FILE", help="draw memory and disk over time, as SVG; needs MODEL")
@@ -43,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from pyllama.cli.report import print_report
     from pyllama.machine.memory import parse_size, warn_if_beyond
     from pyllama.measure import csv_file, plot
+    from pyllama.measure.drafting import read_text
     from pyllama.measure.report import measure
     from pyllama.measure.report_lines import lines
     from pyllama.terminal.status_line import StatusLine
@@ -51,6 +61,11 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("--plot: needs MODEL, there is nothing to draw without one")
     if args.memory and not args.model:
         raise RequestError("--memory: needs MODEL, it is the budget of the streamed run")
+    if args.draft and not args.model:
+        raise RequestError("--draft: needs MODEL, which the drafter would draft for")
+    if args.text and not args.draft:
+        raise RequestError("--text: needs --draft, it is what is then continued")
+    text = None if args.text is None else read_text(Path(args.text))
     if args.threads is not None and not 1 <= args.threads <= 1024:
         raise RequestError(f"threads: {args.threads}, expected 1 to 1024")
     memory = None if args.memory is None else parse_size(args.memory)
@@ -58,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
         warn_if_beyond(memory)
     file = None if args.file is None else Path(args.file)
     with StatusLine(quiet=args.quiet) as signs:
-        report = measure(args.model, memory=memory, file=file, threads=args.threads, say=signs.show)
+        report = measure(
+            args.model, memory=memory, file=file, threads=args.threads, say=signs.show, draft=args.draft, text=text
+        )
     if args.csv:
         csv_file.append(Path(args.csv), csv_file.rows_of(report))
     if args.plot:

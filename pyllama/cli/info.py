@@ -81,6 +81,7 @@ def describe(checkpoint: "Checkpoint", pre_tokenizer: str | None = None) -> dict
         "tie_word_embeddings": config.tie_word_embeddings,
         "rope_theta": config.rope_theta,
         "rope_scaling": None if scaling is None else {"kind": scaling.kind, "factor": scaling.factor},
+        "usual_positions": config.usual_positions,
         "sliding_window": _window(config.layer_windows),
         "max_position_embeddings": config.max_position_embeddings,
         "kv_cache_nbytes_per_token": cache_nbytes(Shape.whole(config), POSITIONS, "f16") // POSITIONS,
@@ -150,10 +151,8 @@ def _lines(d: dict[str, Any]):
         f" head_dim {d['head_dim']}{_window_text(d['sliding_window'])}",
     )
     yield line("rope", f"theta {d['rope_theta']:g}{_scaling_text(d['rope_scaling'])}")
-    yield line(
-        "context",
-        f"{d['max_position_embeddings']} positions, cache {_size(d['kv_cache_nbytes_per_token'])} a token (f16)",
-    )
+    cache = _size(d["kv_cache_nbytes_per_token"])
+    yield line("context", f"{d['max_position_embeddings']} positions{_usual_text(d)}, cache {cache} a token (f16)")
     yield from _tokenizer_lines(d["tokenizer"], line)
     if d["draft_copy"]:
         yield line("draft copy", f"{d['draft_copy']['path']}  {_size(d['draft_copy']['nbytes'])}")
@@ -174,6 +173,13 @@ def _tokenizer_lines(tokenizer: dict[str, Any], line):
 
 def _window_text(window: dict[str, int] | None) -> str:
     return f", {window['layers']} layers see {window['positions']} positions" if window else ""
+
+
+def _usual_text(d: dict[str, Any]) -> str:
+    usual = d["usual_positions"]
+    if usual == d["max_position_embeddings"]:
+        return ""
+    return f" (beyond {usual} only with --context, which changes all logits: the long rotary factors hold then)"
 
 
 def _scaling_text(scaling: dict[str, Any] | None) -> str:

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from pyllama.cli import streams
+from pyllama.kv_dtypes import KV_DTYPES
 
 if TYPE_CHECKING:
     from pyllama.cli.pass_line import PassLine
@@ -56,7 +57,7 @@ def add_budget(
     )
     group.add_argument(
         "--kv-dtype",
-        choices=("f16", "f32"),
+        choices=KV_DTYPES,
         default="f16",
         help="how the cache keeps keys and values; default: f16",
     )
@@ -74,7 +75,7 @@ def add_draft(group: argparse._ActionsContainer, default: str | None = "auto", p
     """Who drafts; purpose: what the command wants it for, where it is not to run faster."""
     group.add_argument(
         "--draft",
-        metavar="MODEL",
+        metavar="WHO",
         default=default,
         help=purpose
         or "what proposes tokens, so that a pass gives several: a small model with the same tokenizer, self (the copy "

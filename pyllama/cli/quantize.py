@@ -33,8 +33,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("destination", metavar="DST", help="the file to make; none with --draft")
     parser.add_argument(
         "--draft",
-        action=_Draft,
         dest="draft_copy",  # not what PYLLAMA_DRAFT says of the others
+        action=_Draft,
         nargs=0,
         default=False,
         help="make the copy of few bits that drafts for the model (q3_k_s), where --draft self and auto look for it: "

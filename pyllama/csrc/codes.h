@@ -15,19 +15,22 @@
 #define UNROLL
 #endif
 
+/* pl_formats, where the compiler sees it. */
+#define COLS(name, cols, ...) cols,
+#define NBYTES(name, cols, nbytes, ...) nbytes,
 INLINE int block_cols(const pl_dtype t)
 {
-    return t == DT_Q2_K || t == DT_Q3_K || t == DT_Q4_K || t == DT_Q5_K || t == DT_Q6_K || t == DT_IQ4_XS ? 256 : 32;
+    static const int cols[] = {PL_FORMATS(COLS)};
+    return cols[t];
 }
-/* Of pl_formats, where the compiler sees them. */
 INLINE int block_nbytes(const pl_dtype t)
 {
-    static const int nbytes[DT_COUNT] = {
-        [DT_Q4_0] = 18, [DT_Q4_1] = 20, [DT_Q5_0] = 22, [DT_Q5_1] = 24, [DT_Q8_0] = 34, [DT_Q2_K] = 84, [DT_Q3_K] = 110,
-        [DT_Q4_K] = 144, [DT_Q5_K] = 176, [DT_Q6_K] = 210, [DT_IQ4_NL] = 18, [DT_IQ4_XS] = 136, [DT_MXFP4] = 17,
-    };
+    static const int nbytes[] = {PL_FORMATS(NBYTES)};
     return nbytes[t];
 }
+#undef COLS
+#undef NBYTES
+
 /* Bits of a code. */
 INLINE int code_bits(const pl_dtype t)
 {

@@ -27,18 +27,33 @@ enum {
     PACKED_SAMPLE = 8    /* rows of a panel from one that is counted to the next: the first of four tells enough */
 };
 
-/* Storage formats. Numbers are ours; names are GGUF's. */
-typedef enum {
-    DT_F32, DT_F16, DT_BF16,
-    DT_Q4_0, DT_Q4_1, DT_Q5_0, DT_Q5_1, DT_Q8_0,
-    DT_Q2_K, DT_Q3_K, DT_Q4_K, DT_Q5_K, DT_Q6_K,
-    DT_IQ4_NL, DT_IQ4_XS, DT_MXFP4,
-    DT_COUNT
-} pl_dtype;
+/* Storage formats. Numbers are ours, in this order; names are GGUF's.
+ *
+ * A block of a row: `cols` weights in `nbytes` bytes, made of runs of 4-, 2- or 1-byte fields: from byte `at` on, so wide, so
+ * many. In a panel each field is stored for 32 rows side by side, or for 16 where blocks are quantized, so that a row is a
+ * vector lane, and runs come in the order in which a product uses them; of some formats bits are rearranged (panels.h). */
+#define PL_FORMATS(FORMAT)                          \
+    FORMAT(F32, 1, 4, {0, 4, 1})                    \
+    FORMAT(F16, 2, 4, {0, 4, 1})                    \
+    FORMAT(BF16, 2, 4, {0, 4, 1})                   \
+    FORMAT(Q4_0, 32, 18, {0, 2, 1}, {2, 4, 4})      \
+    FORMAT(Q4_1, 32, 20, {0, 2, 2}, {4, 4, 4})      \
+    FORMAT(Q5_0, 32, 22, {0, 2, 1}, {2, 4, 5})      \
+    FORMAT(Q5_1, 32, 24, {0, 2, 2}, {4, 4, 5})      \
+    FORMAT(Q8_0, 32, 34, {0, 2, 1}, {2, 4, 8})      \
+    FORMAT(Q2_K, 256, 84, {80, 2, 2}, {0, 4, 20})   \
+    FORMAT(Q3_K, 256, 110, {108, 2, 1}, {96, 4, 3}, {0, 4, 24}) \
+    FORMAT(Q4_K, 256, 144, {0, 2, 2}, {4, 4, 35})   \
+    FORMAT(Q5_K, 256, 176, {0, 2, 2}, {4, 4, 43})   \
+    FORMAT(Q6_K, 256, 210, {208, 2, 1}, {192, 4, 4}, {0, 4, 16}, {128, 4, 8}, {64, 4, 16}, {160, 4, 8}) \
+    FORMAT(IQ4_NL, 32, 18, {0, 2, 1}, {2, 4, 4})    \
+    FORMAT(IQ4_XS, 256, 136, {0, 2, 2}, {4, 4, 33}) \
+    FORMAT(MXFP4, 32, 17, {0, 1, 1}, {1, 4, 4})
 
-/* A block of a row: `cols` weights in `nbytes` bytes, made of runs of 4-, 2- or 1-byte fields, each from byte `at` on.
- * In a panel each field is stored for 32 rows side by side, or for 16 where blocks are quantized, so that a row is a vector
- * lane, and runs come in the order in which a product uses them; of some formats bits are rearranged (panels.h). */
+#define PL_NUMBER(name, ...) DT_##name,
+typedef enum { PL_FORMATS(PL_NUMBER) DT_COUNT } pl_dtype;
+#undef PL_NUMBER
+
 typedef struct {
     const char *name;
     int cols, nbytes;

@@ -10,24 +10,9 @@
 #include <string.h>
 #include <time.h>
 
-const pl_format pl_formats[DT_COUNT] = {
-    [DT_F32] = {"F32", 1, 4, {{0, 4, 1}}},
-    [DT_F16] = {"F16", 2, 4, {{0, 4, 1}}},
-    [DT_BF16] = {"BF16", 2, 4, {{0, 4, 1}}},
-    [DT_Q4_0] = {"Q4_0", 32, 18, {{0, 2, 1}, {2, 4, 4}}},
-    [DT_Q4_1] = {"Q4_1", 32, 20, {{0, 2, 2}, {4, 4, 4}}},
-    [DT_Q5_0] = {"Q5_0", 32, 22, {{0, 2, 1}, {2, 4, 5}}},
-    [DT_Q5_1] = {"Q5_1", 32, 24, {{0, 2, 2}, {4, 4, 5}}},
-    [DT_Q8_0] = {"Q8_0", 32, 34, {{0, 2, 1}, {2, 4, 8}}},
-    [DT_Q2_K] = {"Q2_K", 256, 84, {{80, 2, 2}, {0, 4, 20}}},
-    [DT_Q3_K] = {"Q3_K", 256, 110, {{108, 2, 1}, {96, 4, 3}, {0, 4, 24}}},
-    [DT_Q4_K] = {"Q4_K", 256, 144, {{0, 2, 2}, {4, 4, 35}}},
-    [DT_Q5_K] = {"Q5_K", 256, 176, {{0, 2, 2}, {4, 4, 43}}},
-    [DT_Q6_K] = {"Q6_K", 256, 210, {{208, 2, 1}, {192, 4, 4}, {0, 4, 16}, {128, 4, 8}, {64, 4, 16}, {160, 4, 8}}},
-    [DT_IQ4_NL] = {"IQ4_NL", 32, 18, {{0, 2, 1}, {2, 4, 4}}},
-    [DT_IQ4_XS] = {"IQ4_XS", 256, 136, {{0, 2, 2}, {4, 4, 33}}},
-    [DT_MXFP4] = {"MXFP4", 32, 17, {{0, 1, 1}, {1, 4, 4}}},
-};
+#define FORMAT(name, cols, nbytes, ...) {#name, cols, nbytes, {__VA_ARGS__}},
+const pl_format pl_formats[DT_COUNT] = {PL_FORMATS(FORMAT)};
+#undef FORMAT
 
 /* Below this many multiply-adds, waking the threads costs more than they save. */
 enum { SERIAL_BELOW = 1 << 14 };

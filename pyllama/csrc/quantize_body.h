@@ -20,14 +20,10 @@ INLINE vf squares_of(const vf *x, int n)
     return s;
 }
 
-/* Blocks of 32 columns with a scale each, LANES at a time. */
-INLINE void symmetric_blocks(pl_dtype dtype, const float *x, const float *weights, int blocks, lattice l, scale_grid grid,
-                             uint8_t *out)
+/* Blocks of 32 columns, LANES at a time: their runs, and what power of two each was divided by. */
+INLINE void load_blocks(const float *x, const float *weights, int blocks, vf *v, vf *w, int *exponent)
 {
-    const int nbytes = pl_formats[dtype].nbytes;
-    int exponent[LANES];
     float factor[LANES];
-    vf v[MAX_RUN], w[MAX_RUN];
     for (int lane = 0; lane < LANES; lane++) {
         exponent[lane] = exponent_of(x + 32 * (lane < blocks ? lane : 0), 32);
         factor[lane] = power_of_two(-exponent[lane]);
@@ -35,6 +31,16 @@ INLINE void symmetric_blocks(pl_dtype dtype, const float *x, const float *weight
     load_runs(x, 32, blocks, factor, v);
     load_runs(weights ? weights : ones, 32, blocks, NULL, w);
     weigh_by_size(v, w, 32, squares_of(v, 32) * (1.0f / 32.0f));
+}
+
+/* With a scale each. */
+INLINE void symmetric_blocks(pl_dtype dtype, const float *x, const float *weights, int blocks, lattice l, scale_grid grid,
+                             uint8_t *out)
+{
+    const int nbytes = pl_formats[dtype].nbytes;
+    int exponent[LANES];
+    vf v[MAX_RUN], w[MAX_RUN];
+    load_blocks(x, weights, blocks, v, w, exponent);
     vf scale = free_scale(v, w, 32, l, grid, weights != NULL);
     uint16_t bits[LANES];
     for (int lane = 0; lane < LANES; lane++) scale[lane] = stored(scale[lane], exponent[lane], &bits[lane]);
@@ -47,20 +53,13 @@ INLINE void symmetric_blocks(pl_dtype dtype, const float *x, const float *weight
     for (int b = 0; b < blocks; b++) put_block(dtype, out + b * nbytes, code[b], NULL, NULL, &bits[b]);
 }
 
-/* Blocks of 32 columns with a scale and a least value each. */
+/* With a scale and a least value each. */
 INLINE void affine_blocks(pl_dtype dtype, const float *x, const float *weights, int blocks, float top, uint8_t *out)
 {
     const int nbytes = pl_formats[dtype].nbytes;
     int exponent[LANES];
-    float factor[LANES];
     vf v[MAX_RUN], w[MAX_RUN], scale, least;
-    for (int lane = 0; lane < LANES; lane++) {
-        exponent[lane] = exponent_of(x + 32 * (lane < blocks ? lane : 0), 32);
-        factor[lane] = power_of_two(-exponent[lane]);
-    }
-    load_runs(x, 32, blocks, factor, v);
-    load_runs(weights ? weights : ones, 32, blocks, NULL, w);
-    weigh_by_size(v, w, 32, squares_of(v, 32) * (1.0f / 32.0f));
+    load_blocks(x, weights, blocks, v, w, exponent);
     const affine_run run = run_of(v, w, 32, top, 0);
     free_affine(&run, weights != NULL, &scale, &least);
     uint16_t bits[LANES][2];

@@ -18,9 +18,9 @@ import numpy as np
 from pyllama import _kernels as kernels
 from pyllama.decoder.shape import Shape
 from pyllama.errors import PyllamaError, RequestError
+from pyllama.kv_dtypes import KV_DTYPES
 
 POSITIONS = kernels.PANEL
-KV_DTYPES = ("f16", "f32")
 _ALIGN = 64
 
 
@@ -64,7 +64,7 @@ class PagePool:
 
     def __init__(self, shape: Shape, views: Views[View], dtype: str = "f16"):
         if dtype not in KV_DTYPES:
-            raise RequestError(f"kv_dtype: got {dtype!r}, expected 'f16' or 'f32'")
+            raise RequestError(f"kv_dtype: got {dtype!r}, expected {' or '.join(map(repr, KV_DTYPES))}")
         self.dtype = dtype
         keys, values = _layer_nbytes(shape, dtype)
         self.page_nbytes = shape.layers * (keys + values)

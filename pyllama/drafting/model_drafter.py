@@ -68,21 +68,30 @@ class ModelDrafter:
     name     of the model, for people
     decoder  the model, loaded; it is this drafter's from now on
     close    called once, when it is no longer used
+    kept     bytes of its weights that are in memory
     power    probabilities are raised to it: copies of few bits are less sure than they are right
     """
 
-    def __init__(self, name: str, decoder: "Decoder", close: Callable[[], None], *, power: float = 1.0):
+    def __init__(
+        self,
+        name: str,
+        decoder: "Decoder",
+        close: Callable[[], None],
+        *,
+        kept: Callable[[], int] = lambda: 0,
+        power: float = 1.0,
+    ):
         self.name = name
         self.decoder = decoder
         self._close = close
+        self._kept = kept
         self._power = power
         self._states: dict[Task, _State] = {}
         self._load_s: float | None = None
 
     @property
     def loaded(self) -> Loaded:
-        weights = self.decoder.weights
-        return Loaded(weights.nbytes_pinned, weights.bytes_read, self._load_s or 0.0)
+        return Loaded(self._kept(), self.decoder.weights.bytes_read, self._load_s or 0.0)
 
     def trees(self, tasks: Sequence[Task], wanted: Wanted, on_layer: OnLayer | None = None) -> list[Tree]:
         try:

@@ -90,13 +90,10 @@ def _named(draft: str, checkpoint: Checkpoint, tokenizer: Any) -> tuple[Drafter,
         return _drafter(checkpoint, copy.name, copy), copy
     path = resolve(draft)
     with open_checkpoint(path) as other:
-        if kind_of(checkpoint, other) != "copy":
-            theirs = load_tokenizer(other)
-            if "none" in (theirs.kind, tokenizer.kind):
-                raise UnsupportedError(
-                    f"draft: {draft} cannot be compared: a tokenizer is missing, in it or in the model"
-                )
-            check_same(tokenizer, theirs, draft)
+        theirs = load_tokenizer(other)
+        if "none" in (theirs.kind, tokenizer.kind):
+            raise UnsupportedError(f"draft: {draft} cannot be compared: a tokenizer is missing, in it or in the model")
+        check_same(tokenizer, theirs, draft)
     return _drafter(checkpoint, Path(draft).name if os.sep in draft else draft, path), path
 
 
@@ -139,7 +136,7 @@ def open_drafter(meant: Meant, *, context_length: int) -> ModelDrafter | None:
             checkpoint.close()
 
         power = COPY_POWER if drafted.drafter.kind == "copy" else 1.0
-        return ModelDrafter(drafted.drafter.name, decoder, close, power=power)
+        return ModelDrafter(drafted.drafter.name, decoder, close, kept=lambda: weights.nbytes_pinned, power=power)
     except BaseException:
         checkpoint.close()
         raise

@@ -18,7 +18,7 @@ from pyllama.checkpoint import open_checkpoint
 from pyllama.errors import PyllamaError, RequestError
 from pyllama.hub import resolve
 from pyllama.machine.memory import available_nbytes, default_budget, resident_nbytes
-from pyllama.measure import disk, kernels, work
+from pyllama.measure import disk, drafting, kernels, work
 from pyllama.measure.advice import advice
 from pyllama.measure.ceilings import SPIN_ROUNDS, Ceilings
 from pyllama.measure.condition import condition
@@ -49,12 +49,17 @@ def measure(
     prompts: tuple[int, ...] = (64, 512),
     decode: int = 16,
     most_s: float = 60.0,
+    draft: str | None = None,
+    text: str | None = None,
+    drafted_tokens: int = drafting.WITH,
 ) -> dict[str, Any]:
     """Ceilings and kernels, and with a model also prompts and decoding, resident and streamed.
 
     say            told what is going on
     memory         budget of the streamed run; default: what keeps a quarter of the weights
     file           a file to measure the disk with; default: the model's largest, else one made for it
+    draft          measure what a drafter's proposals are worth, too: who it is, as load() takes it
+    text           what the model then continues; default: short ones of several kinds
     file_nbytes and what follows: how much of everything, for boards and tests with little patience
     """
     if threads is not None:
@@ -87,6 +92,9 @@ def measure(
     if path is not None:
         options = {"threads": threads, "prompts": prompts, "decode": decode, "most_s": most_s}
         report["models"] = _models(path, memory, options, say)
+        if draft is not None:
+            options = {"threads": threads, "text": text, "tokens": drafted_tokens, "most_s": most_s}
+            report["drafting"] = _drafting(path, draft, memory, report["models"], options, say)
     say("memory and arithmetic, again")
     after = _ceilings(threads, buffer_nbytes, spin_rounds, one_too=False)
     report["ceilings"] = _between(before, after)
@@ -172,6 +180,19 @@ def _models(path: Path, memory: int | None, options: dict[str, Any], say: Callab
     return found
 
 
+def _drafting(
+    path: Path, draft: str, memory: int | None, runs: list[dict], options: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Under the budget of the streamed run; where there is none, under what is available."""
+    budget = next((run["budget"] for run in runs if run["kind"] == "streamed" and "budget" in run), memory)
+    say(f"{path.name}, drafted")
+
+    def run(**more: Any) -> dict[str, Any]:
+        return _apart("drafting", path, {"memory": budget, **more})
+
+    return {"budget": budget, **drafting.compared(run, draft, **options)}
+
+
 def _to_keep_all(path: Path) -> int | str:
     """The budget of the resident run, or why there is none."""
     with open_checkpoint(path) as checkpoint:
@@ -194,9 +215,14 @@ def _costs(path: Path) -> dict[str, Any]:
 
 def run_apart(path: Path, **options: Any) -> dict[str, Any]:
     """What model.measure() gives, in a process of its own. Raises PyllamaError with that process's last line."""
+    return _apart("model", path, options)
+
+
+def _apart(module: str, path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The same of measure() in another module beside this."""
     request = json.dumps({"model": str(path), **options})
     # The same package, wherever this one was found; behind the standard library, where site-packages belong.
-    code = "import sys; sys.path.append(sys.argv.pop(1)); from pyllama.measure.model import main; sys.exit(main())"
+    code = f"import sys; sys.path.append(sys.argv.pop(1)); from pyllama.measure.{module} import main; sys.exit(main())"
     command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), request]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

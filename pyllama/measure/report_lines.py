@@ -27,6 +27,9 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     for run in report["models"]:
         yield ""
         yield from _model(run)
+    if "drafting" in report:
+        yield ""
+        yield from _drafting(report["drafting"])
     yield ""
     if report["others"] > QUIET:
         yield f"! not quiet: something else kept {report['others']:.1f} cores busy; run again before believing this"
@@ -94,6 +97,26 @@ def _model(run: dict[str, Any]) -> Iterator[str]:
     rows.append(["peak memory", f"{format_nbytes(run['peak_rss_bytes'])}{budget}", ""])
     rows.append(["read", f"{format_nbytes(run['bytes_read'])} in {run['passes']} passes", ""])
     yield from table(rows)
+
+
+def _drafting(run: dict[str, Any]) -> Iterator[str]:
+    under = f", under {format_nbytes(run['budget'])}" if run["budget"] else ""
+    if run["name"] is None and not run["proposed_tokens"]:
+        yield f"drafted ({run['draft']}){under}: nobody drafts here, {run['token_s']:.3g} s a token"
+        return
+    yield f"drafted by {run['name']}{under}: {run['tokens']} tokens of text"
+    accepted = f"{run['accepted_tokens']} of {run['proposed_tokens']} proposed"
+    share = f", {run['acceptance']:.0%}" if run["acceptance"] is not None else ""
+    given_up = f"; {run['given_up']} was given up" if run["given_up"] else ""
+    took = f"{run['draft_s']:.3g} s, {run['load_s']:.3g} of them to load {format_nbytes(run['nbytes'])}"
+    yield from table(
+        [
+            ["tokens a pass", f"{run['tokens_a_pass']:.2f}"],
+            ["accepted", f"{accepted}{share}{given_up}"],
+            ["drafting", took if run["nbytes"] else f"{run['draft_s']:.3g} s"],
+            ["s a token", f"{run['token_s']:.3g}, without {run['token_s_off']:.3g}: {run['gain']:.2f} times as fast"],
+        ]
+    )
 
 
 def _of(result: dict[str, Any]) -> str:

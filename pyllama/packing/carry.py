@@ -5,11 +5,9 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import InputFile, read_small
-from pyllama.checkpoint.gguf import ROPE_FREQS, read_header
+from pyllama.checkpoint.gguf import factor_tensors, read_header
 from pyllama.checkpoint.packed import GGUF_HEAD
 from pyllama.hub.choose import settings_files
 
@@ -46,19 +44,21 @@ def folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _gguf_head(checkpoint: Checkpoint) -> bytes:
-    """The key/values as they stand in the (first) file, with the one tensor that belongs to the config."""
+    """The key/values as they stand in the (first) file, with the tensors that belong to the config."""
     file = InputFile(checkpoint.files[0])
     try:
         header = read_header(file)
         head = bytearray(file.read(0, header.metadata_end))
     finally:
         file.close()
-    scaling = checkpoint.config.rope_scaling
-    factors = np.array(scaling.factors if scaling else (), "<f4")
-    head[8:16] = struct.pack("<Q", 1 if len(factors) else 0)
-    if len(factors):
-        name = ROPE_FREQS.encode()
-        head += struct.pack("<Q", len(name)) + name + struct.pack("<IQIQ", 1, len(factors), _F32, 0)
-        head += b"\0" * (-len(head) % header.metadata.get("general.alignment", 32))
-        head += factors.tobytes()
+    tensors = factor_tensors(checkpoint.config.rope_scaling)
+    alignment = header.metadata.get("general.alignment", 32)
+    head[8:16] = struct.pack("<Q", len(tensors))
+    at = 0
+    for name, values in tensors:
+        head += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<IQIQ", 1, len(values), _F32, at)
+        at += -(-values.nbytes // alignment) * alignment
+    for _, values in tensors:
+        head += b"\0" * (-len(head) % alignment)
+        head += values.tobytes()
     return bytes(head)

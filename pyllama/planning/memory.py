@@ -184,7 +184,7 @@ def _largest_layer(model: Described) -> int:
 
 def default_context(config: Config, budget: int, kv_dtype: str, most: int) -> int:
     """Positions for a context nobody asked a length for: `most`, or what an eighth of the budget holds, but 256."""
-    context = min(most, config.max_position_embeddings)
+    context = min(most, config.usual_positions)
     while context > 256 and cache_nbytes(Shape.whole(config), context, kv_dtype) > budget // 8:
         context = max(256, context // 2)
     return context

@@ -22,7 +22,7 @@ from pyllama.architecture.layer import Rope, main_rope
 from pyllama.architecture.rope import frequencies, yarn_magnitude
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.gguf import read_header
+from pyllama.checkpoint.gguf import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, factor_tensors, read_header
 from pyllama.checkpoint.gguf_config import gguf_config
 from pyllama.checkpoint.packed import GGUF_HEAD
 from pyllama.errors import UnsupportedError
@@ -95,6 +95,11 @@ def _scaling(config: Config) -> dict[str, Value]:
     scaling = config.rope_scaling
     if scaling is None or scaling.kind in ("llama3", "factors"):
         return {}  # a tensor says it: rope_factors()
+    if scaling.kind == "longrope":
+        return {
+            "original_context_length": np.uint32(scaling.original_max_position_embeddings),
+            "attn_factor": np.float32(scaling.attention_factor),
+        }
     found: dict[str, Value] = {"type": scaling.kind, "factor": np.float32(scaling.factor)}
     if scaling.kind == "yarn":
         found["original_context_length"] = np.uint32(scaling.original_max_position_embeddings)
@@ -108,23 +113,26 @@ def _scaling(config: Config) -> dict[str, Value]:
     return found
 
 
-def rope_factors(config: Config) -> np.ndarray:
-    """The values of rope_freqs.weight, float32 (head_dim / 2,); (0,) where the model has none.
+def rope_factors(config: Config) -> list[tuple[str, np.ndarray]]:
+    """(name, float32 values) of the tensors that divide rotary frequencies; [] where the model has none.
 
-    Raises UnsupportedError where llama.cpp would not look at it.
+    Raises UnsupportedError where llama.cpp would not look at them.
     """
     scaling = config.rope_scaling
-    if scaling is None or scaling.kind not in ("llama3", "factors"):
-        return np.zeros(0, np.float32)
+    if scaling is None or scaling.kind not in ("llama3", "factors", "longrope"):
+        return []
     family = written_family(config)
+    if scaling.kind == "longrope":
+        return factor_tensors(scaling)
     if not family.gguf_factors:
         raise UnsupportedError(
             f"rope_scaling: {scaling.kind!r} has no name in a GGUF file of the architecture {family.gguf_architecture}"
         )
     if scaling.kind == "factors":
-        return np.array(scaling.factors, np.float32)
+        return factor_tensors(scaling)
     rope = main_rope(config)
-    return (frequencies(Rope(rope.theta, rope.dim))[0] / frequencies(rope)[0]).astype(np.float32)
+    values = (frequencies(Rope(rope.theta, rope.dim))[0] / frequencies(rope)[0]).astype(np.float32)
+    return [(ROPE_FREQS, values)]
 
 
 def model_name(path: Path) -> str:
@@ -140,8 +148,14 @@ def check_config(source: Config, values: Mapping[str, Value], names: Container[s
 
     names: ours, of the tensors in it
     """
-    factors = tuple(rope_factors(source).tolist())
-    written = gguf_config(plain(values), names, vocab_size=source.vocab_size, rope_factors=factors)
+    factors = {name: tuple(values.tolist()) for name, values in rope_factors(source)}
+    written = gguf_config(
+        plain(values),
+        names,
+        vocab_size=source.vocab_size,
+        rope_factors=factors.get(ROPE_FREQS) or factors.get(ROPE_SHORT, ()),
+        long_factors=factors.get(ROPE_LONG, ()),
+    )
     for field in fields(Config):
         ours, theirs = getattr(source, field.name), getattr(written, field.name)
         if field.name not in _NOT_COMPARED and ours != theirs and not _same_float(ours, theirs):

@@ -13,7 +13,6 @@ from pyllama.architecture import layers_of
 from pyllama.architecture.tensors import norms_plus_one
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
-from pyllama.checkpoint.gguf import ROPE_FREQS
 from pyllama.checkpoint.outline import Described
 from pyllama.errors import RequestError, UnsupportedError
 from pyllama.quantizing import gguf_metadata
@@ -30,12 +29,14 @@ class Stored:
     tensor       where its weights are
     interleaved  rows of a head, if they have to be brought into interleaved rotary order; else 0
     plus_one     whether 1 is added to its elements
+    first        the row of the stored tensor that is its first: others may come before it there
     """
 
     info: Info
     tensor: Tensor
     interleaved: int = 0
     plus_one: bool = False
+    first: int = 0
 
     @property
     def row_nbytes(self) -> int:
@@ -47,8 +48,8 @@ class Stored:
 class Outline:
     """The file to be made.
 
-    head     all that stands before the data, and the tensor that is part of the config, if there is one: the others
-             follow it
+    head     all that stands before the data, and the tensors that are part of the config, if there are such: the
+             others follow them
     tensors  in the order in which they stand
     nbytes   of the whole file
     """
@@ -65,7 +66,7 @@ class Outline:
 
     def start(self, stored: Stored, row: int = 0) -> int:
         """The byte of the file at which a row of a tensor begins."""
-        return self.nbytes - self.data_nbytes + stored.info.offset + row * stored.row_nbytes
+        return self.nbytes - self.data_nbytes + stored.info.offset + (stored.first + row) * stored.row_nbytes
 
     @property
     def data_nbytes(self) -> int:
@@ -97,25 +98,27 @@ def outline(
     if "general.alignment" in metadata:
         alignment = int(np.frombuffer(metadata["general.alignment"][4:], "<u4")[0])
     factors = gguf_metadata.rope_factors(config)
+    shapes, firsts = stored_shapes(checkpoint, names)
     dtypes = tensor_types(
         wanted,
-        {names[ours]: tensor.shape for ours, tensor in checkpoint.tensors.items()},
+        shapes,
         architecture=str(gguf_metadata.written_family(config).gguf_architecture),
         layers=config.num_hidden_layers,
         groups=config.num_attention_heads // config.num_key_value_heads,
         calibrated=weighed_by is not None,
     )
-    listed = [(ROPE_FREQS, "F32", factors.shape)] if len(factors) else []
-    listed += [(names[ours], dtypes[names[ours]], tensor.shape) for ours, tensor in checkpoint.tensors.items()]
+    listed = [(name, "F32", values.shape) for name, values in factors]
+    listed += [(name, dtypes[name], shape) for name, shape in shapes.items()]
     infos = laid_out(listed, alignment)
     begin = head(metadata, infos, alignment)
-    if len(factors):
-        data = factors.astype("<f4").tobytes()
+    for _, values in factors:
+        data = values.astype("<f4").tobytes()
         begin += data + bytes(-len(data) % alignment)
     heads, plus_one = _interleaved(checkpoint), norms_plus_one(config)
+    by_name = {info.name: info for info in infos}
     stored = tuple(
-        Stored(info, tensor, heads.get(ours.rpartition(".")[0], 0), ours in plus_one)
-        for info, (ours, tensor) in zip(infos[len(factors) > 0 :], checkpoint.tensors.items(), strict=True)
+        Stored(by_name[names[ours]], tensor, heads.get(ours.rpartition(".")[0], 0), ours in plus_one, firsts[ours])
+        for ours, tensor in checkpoint.tensors.items()
     )
     first, last = stored[0].info, stored[-1].info
     nbytes = len(begin) - first.offset + -(-(last.offset + last.nbytes) // alignment) * alignment
@@ -127,11 +130,22 @@ def stored_names(checkpoint: Described) -> dict[str, str]:
     family = gguf_metadata.written_family(checkpoint.config)
     found = {}
     for ours in checkpoint.tensors:
-        stored = family.gguf.stored(ours)
+        stored = family.gguf.holder(ours)
         if stored is None:
             raise UnsupportedError(f"{ours}: has no name in a GGUF file of the architecture {family.gguf_architecture}")
         found[ours] = stored
     return found
+
+
+def stored_shapes(checkpoint: Described, names: dict[str, str]) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """GGUF's name -> shape, and our name -> the row of it that is the first of ours."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    firsts = {}
+    for ours, tensor in checkpoint.tensors.items():
+        name = names[ours]
+        firsts[ours] = shapes[name][0] if name in shapes else 0
+        shapes[name] = (firsts[ours] + tensor.shape[0], *tensor.shape[1:])
+    return shapes, firsts
 
 
 def _metadata(checkpoint: Checkpoint, wanted: FileType, pre_tokenizer: str | None) -> dict[str, bytes]:

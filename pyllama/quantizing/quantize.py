@@ -186,7 +186,7 @@ def _write(
     progress.skip(done)
     tensor, row = (mark.tensor, mark.row) if mark else (0, 0)
     rest = _fitting(made, tensor, row, budget)
-    numbers = {stored.info.name: number for number, stored in enumerate(made.tensors)}
+    numbers = {stored.tensor.name: number for number, stored in enumerate(made.tensors)}
     states = {Path(path): state_of(path) for path in checkpoint.files}
     with Source(checkpoint, states) as source, GrowingFile(work, mark) as file:
         if mark is None:
@@ -195,7 +195,7 @@ def _write(
             for piece, data in converted(source, rest, importance):
                 file.fill(made.start(piece.stored, piece.row))
                 file.write(data)
-                file.reached(*_after(piece, numbers[piece.stored.info.name]))
+                file.reached(*_after(piece, numbers[piece.stored.tensor.name]))
                 progress.advance(piece.nbytes)
         except KeyboardInterrupt:
             file.keep()

@@ -337,7 +337,10 @@ def test_gguf_metadata_gives_the_config_of_config_json(model_type):
     metadata = {k: np.float32(v).item() if isinstance(v, float) else v
                 for k, v in tiny.gguf_metadata(config).items()}  # fmt: skip
     bias = ["model.layers.0.self_attn.q_proj.bias"] if model_type == "qwen2" else []
-    theirs = gguf_config(metadata, bias if ours.tie_word_embeddings else [HEAD, *bias], vocab_size=101)
+    scaling, factors = ours.rope_scaling, {}
+    if scaling and scaling.kind == "longrope":
+        factors = {"rope_factors": scaling.factors, "long_factors": scaling.long_factors}
+    theirs = gguf_config(metadata, bias if ours.tie_word_embeddings else [HEAD, *bias], vocab_size=101, **factors)
     assert theirs.model_type == {"mistral": "llama", "olmo3": "olmo2"}.get(model_type, model_type)
     # Norms have their 1 added there; what YaRN's factor is made of is not told apart from what it is.
     same = [f for f in ours.__slots__ if f not in ("model_type", "architecture", "norm_plus_one", "rope_scaling")]
@@ -360,7 +363,7 @@ def test_gguf_rope():
     metadata = tiny.gguf_metadata(tiny.tiny_config())
     factors = gguf_config(metadata, (), vocab_size=101, rope_factors=(1.0, 1.0, 2.0, 8.0))
     assert factors.rope_scaling == RopeScaling("factors", factors=(1.0, 1.0, 2.0, 8.0))
-    with pytest.raises(CheckpointError, match="rope_freqs"):
+    with pytest.raises(CheckpointError, match="rotary factors: got 1"):
         gguf_config(metadata, (), vocab_size=101, rope_factors=(1.0,))
     with pytest.raises(UnsupportedError, match="longrope"):
         gguf(llama__rope__scaling__type="longrope")

@@ -123,9 +123,10 @@ def test_a_drafter_that_would_not_pay_is_left_out(found):
     assert any("would not pay, and is left out" in line for line in lines(report))
 
 
-def test_no_room_for_a_drafter_is_an_error_only_where_it_was_asked_for(found):
+def test_no_room_for_a_drafter_is_an_error_only_where_it_was_asked_for(found, monkeypatch):
     found[:] = [SIBLING]
-    small = 500 << 20
+    small = 400 << 20
+    monkeypatch.setattr("pyllama.cli.plan._interpreter", lambda tokenizer: 60 << 20)
     report = report_of(small)
     assert report["draft"]["candidates"][0]["fits"] is False and report["draft"]["chosen"] is None
     assert report["plan"]["drafter"] == 0

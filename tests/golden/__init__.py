@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 SAMPLED_COLUMNS = 16
+#: Positions asked for: of LongRoPE's two sets of factors it chooses one.
+CONTEXT = 128
 
 
 def sampled_columns(row: int, vocab_size: int) -> np.ndarray:
@@ -71,7 +73,7 @@ def load_case(name: str) -> Golden:
     from pyllama.checkpoint.huggingface_config import huggingface_config
 
     record = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    config = huggingface_config(record["config"])
+    config = huggingface_config(record["config"]).for_context(CONTEXT)
     with np.load(FOLDER / f"{name}.npz") as arrays:
         return Golden(
             name=name,

@@ -15,7 +15,7 @@ from pyllama import _kernels
 from pyllama.cli import main
 from pyllama.errors import CheckpointError, PyllamaError, RequestError
 from pyllama.measure import advice as advising
-from pyllama.measure import csv_file, disk, kernels, machine, plot, report, report_lines, watch
+from pyllama.measure import csv_file, disk, drafting, kernels, machine, plot, report, report_lines, watch
 from pyllama.measure.ceilings import Ceilings
 from pyllama.measure.condition import condition
 from pyllama.measure.others import Others
@@ -338,6 +338,9 @@ def folder(tmp_path_factory):
                        num_key_value_heads=8, head_dim=32)  # fmt: skip
 
 
+REPEATS = "again and again and " * 40
+
+
 @pytest.fixture(scope="module")
 def measured(folder, tmp_path_factory):
     """A whole run of it."""
@@ -346,7 +349,10 @@ def measured(folder, tmp_path_factory):
     threads = _kernels.num_threads()
     told = []
     try:
-        made = report.measure(str(folder), prompts=(8, 64), decode=3, say=told.append, **SMALL)
+        made = report.measure(
+            str(folder), prompts=(8, 64), decode=3, say=told.append, draft="lookup", text=REPEATS, drafted_tokens=12,
+            **SMALL,
+        )  # fmt: skip
     finally:
         patch.undo()
         _kernels.set_num_threads(threads)
@@ -372,6 +378,52 @@ def test_a_whole_run_puts_each_figure_beside_its_ceiling(measured):
         assert run["prefill"]["64"]["bound"] in ("disk", "memory", "compute")
         assert 10e6 < run["peak_rss_bytes"] < 2e9
         assert [what for _, what in run["series"]["events"]].count("token") == 3
+
+
+def test_a_drafter_is_measured_beside_nobody(measured):
+    made, _ = measured
+    run = made["drafting"]
+    assert (run["draft"], run["name"], run["given_up"]) == ("lookup", "look-up", None)
+    assert run["budget"] == made["models"][1]["budget"] and run["tokens"] == 3 * 12
+    assert 0 <= run["accepted_tokens"] <= run["proposed_tokens"]
+    assert run["tokens_a_pass"] == pytest.approx(36 / (36 - run["accepted_tokens"]))
+    if run["proposed_tokens"]:
+        assert run["acceptance"] == pytest.approx(run["accepted_tokens"] / run["proposed_tokens"])
+        assert run["draft_s"] > 0
+    assert run["gain"] == pytest.approx(run["token_s_off"] / run["token_s"]) and "token_ids" not in run
+    text = "\n".join(report_lines.lines(made))
+    assert "drafted by look-up, under" in text and "tokens a pass" in text and "times as fast" in text
+    nobody = run | {"draft": "auto", "name": None, "proposed_tokens": 0}
+    assert "nobody drafts here" in "\n".join(report_lines.lines(made | {"drafting": nobody}))
+
+
+def test_another_text_with_a_drafter_would_be_told(monkeypatch):
+    def run(draft, tokens=drafting.WITH, **options):
+        ids = [[1, 2, 3] if draft == "off" else [1, 2, 4, 5]]
+        return {"token_ids": ids, "token_s": 1.0}
+
+    with pytest.raises(PyllamaError, match="this is a bug"):
+        drafting.compared(run, "lookup")
+
+
+def test_pieces_of_a_text_are_as_far_apart_as_it_allows():
+    encode = lambda text: list(range(len(text)))
+    assert [piece[0] for piece in drafting.pieces("x" * 1000, encode)] == [0, 436, 872]
+    assert drafting.pieces("x" * 50, encode) == [list(range(50))]
+    assert len(drafting.pieces(None, encode)) == 3
+    with pytest.raises(RequestError, match="no text in it"):
+        drafting.pieces("", encode)
+
+
+def test_options_of_a_drafter_that_go_together(capsys, tmp_path):
+    for options, words in (
+        (["--draft", "lookup"], "--draft: needs MODEL"),
+        (["m", "--text", "x"], "--text: needs --draft"),
+        (["m", "--draft", "lookup", "--text", str(tmp_path / "none")], "no such file"),
+    ):
+        assert main(["bench", *options]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
 
 
 def test_the_report_names_what_a_reader_needs(measured):

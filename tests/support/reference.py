@@ -84,9 +84,11 @@ def inv_freq(head_dim: int, rope_theta: float, scaling: Any = None) -> Array:
         return plain / float64(scaling.factors)
     if scaling.kind == "llama3":
         return _llama3(plain, scaling)
+    if scaling.kind == "longrope":
+        return plain / float64(scaling.long_factors if scaling.long else scaling.factors)
     if scaling.kind == "yarn":
         return _yarn(plain, head_dim, float(rope_theta), scaling)
-    raise ValueError(f"rope scaling {scaling.kind!r}: the reference knows linear, factors, llama3 and yarn")
+    raise ValueError(f"rope scaling {scaling.kind!r}: the reference knows linear, factors, llama3, longrope and yarn")
 
 
 def _llama3(plain: Array, scaling: Any) -> Array:
@@ -117,8 +119,8 @@ def _yarn(plain: Array, head_dim: int, rope_theta: float, scaling: Any) -> Array
 
 
 def attention_factor(scaling: Any = None) -> float:
-    """What cos and sin are multiplied by: 1 except under YaRN."""
-    return float(scaling.attention_factor) if scaling is not None and scaling.kind == "yarn" else 1.0
+    """What cos and sin are multiplied by: 1 except under YaRN and LongRoPE."""
+    return float(scaling.attention_factor) if scaling is not None and scaling.kind in ("yarn", "longrope") else 1.0
 
 
 def yarn_attention_factor(factor: float, mscale: float | None, mscale_all_dim: float | None) -> float:
@@ -213,6 +215,28 @@ WHOLE_NORMS = ("olmo2", "olmo3")
 GELU = ("gemma2", "gemma3_text")
 
 
+#: Those whose q, k and v are stored as one matrix, and gate and up as another.
+FUSED = ("phi3",)
+
+
+def separated(config: Any, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """The tensors with one for each matrix, whatever is stored as one."""
+    q_rows, kv_rows = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    found = {}
+    for name, values in tensors.items():
+        for fused, parts, cuts in (
+            ("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+             (q_rows, q_rows + kv_rows)),
+            ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj"), (config.intermediate_size,)),
+        ):  # fmt: skip
+            if fused in name:
+                found |= {name.replace(fused, p): v for p, v in zip(parts, np.split(values, cuts), strict=True)}
+                break
+        else:
+            found[name] = values
+    return found
+
+
 def norm_names(model_type: str) -> tuple[str | None, str | None, str | None, str | None]:
     """What a layer calls the norms before and after attention, before and after the mlp; None: it has none there."""
     if model_type in ("olmo2", "olmo3"):
@@ -242,6 +266,7 @@ def forward(
     rotated = config.rotary_dim or head_dim
     kind, eps = config.model_type, config.rms_norm_eps
     names = norm_names(kind)
+    tensors = separated(config, tensors)
     positions = np.arange(len(token_ids))
     embedding = tensors["model.embed_tokens.weight"]  # (V, hidden)
     hidden = float64(embedding[np.asarray(token_ids)]) * config.embedding_scale  # (T, hidden)
@@ -311,16 +336,22 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
         for name in norm_names(config.model_type):
             if name:
                 shapes[f"{prefix}{name}.weight"] = (hidden,)
-        add(prefix + "self_attn.q_proj", q_rows, hidden, config.qkv_bias)
-        add(prefix + "self_attn.k_proj", kv_rows, hidden, config.qkv_bias)
-        add(prefix + "self_attn.v_proj", kv_rows, hidden, config.qkv_bias)
+        if config.model_type in FUSED:
+            add(prefix + "self_attn.qkv_proj", q_rows + 2 * kv_rows, hidden, False)
+        else:
+            add(prefix + "self_attn.q_proj", q_rows, hidden, config.qkv_bias)
+            add(prefix + "self_attn.k_proj", kv_rows, hidden, config.qkv_bias)
+            add(prefix + "self_attn.v_proj", kv_rows, hidden, config.qkv_bias)
         add(prefix + "self_attn.o_proj", hidden, q_rows, config.o_bias)
         for name, rows in (("q_norm", q_rows), ("k_norm", kv_rows)):
             if config.model_type in HEAD_NORMS + WHOLE_NORMS:
                 whole = config.model_type in WHOLE_NORMS
                 shapes[f"{prefix}self_attn.{name}.weight"] = (rows if whole else head_dim,)
-        add(prefix + "mlp.gate_proj", inner, hidden, config.mlp_bias)
-        add(prefix + "mlp.up_proj", inner, hidden, config.mlp_bias)
+        if config.model_type in FUSED:
+            add(prefix + "mlp.gate_up_proj", 2 * inner, hidden, False)
+        else:
+            add(prefix + "mlp.gate_proj", inner, hidden, config.mlp_bias)
+            add(prefix + "mlp.up_proj", inner, hidden, config.mlp_bias)
         add(prefix + "mlp.down_proj", hidden, inner, config.mlp_bias)
     shapes["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:

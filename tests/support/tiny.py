@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "ministral3": "Ministral3ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
 }
 #: model_type of every family that has tiny models.
 FAMILIES = tuple(ARCHITECTURES)
@@ -50,14 +51,15 @@ OWN: dict[str, dict[str, Any]] = {
             "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5,
         },
     },
+    "phi3": {"partial_rotary_factor": 0.75, "sliding_window": 262144, "original_max_position_embeddings": 64},
     "gemma2": {**_GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 8.0},
     "gemma3_text": {**_GEMMA, "num_hidden_layers": 6, "rope_local_base_freq": 500.0},
 }  # fmt: skip
-_GEMMAS = ("gemma2", "gemma3_text")
+GEMMAS = ("gemma2", "gemma3_text")
 _OLMOS = ("olmo2", "olmo3")
 _HEAD_NORMS = ("qwen3", "gemma3_text")
 #: Families whose files have the rows of q and k in interleaved rotary order in GGUF, as the converter puts them.
-_INTERLEAVED = ("llama", "mistral", "ministral3", "smollm3", "granite")
+INTERLEAVED = ("llama", "mistral", "ministral3", "smollm3", "granite")
 
 
 def tiny_config(**overrides: Any) -> dict[str, Any]:
@@ -84,7 +86,11 @@ def tiny_config(**overrides: Any) -> dict[str, Any]:
     }
     config |= OWN.get(model_type, {})
     config.update(overrides)
-    if model_type in _GEMMAS:
+    if model_type == "phi3":
+        pairs = np.arange(int(config["head_dim"] * config["partial_rotary_factor"]) // 2)
+        factors = {"short_factor": (1 + 0.25 * pairs).tolist(), "long_factor": (1 + 1.5 * pairs).tolist()}
+        config.setdefault("rope_scaling", {"type": "longrope", **factors})
+    if model_type in GEMMAS:
         config.setdefault("query_pre_attn_scalar", config["head_dim"])  # as every GGUF file has it
     return {key: value for key, value in config.items() if value is not None or key == "sliding_window"}
 
@@ -104,21 +110,26 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     attention_bias = config.get("attention_bias", False)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
     for i in range(config["num_hidden_layers"]):
+        norms = _norms(kind)
         layer = {
-            **{f"{name}.weight": (hidden,) for name in _norms(kind)},
+            f"{norms[0]}.weight": (hidden,),
             "self_attn.q_proj.weight": (heads * head_dim, hidden),
             "self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
             "self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
             "self_attn.o_proj.weight": (hidden, heads * head_dim),
+            f"{norms[1]}.weight": (hidden,),
+            f"{norms[2]}.weight": (hidden,),
             "mlp.gate_proj.weight": (inner, hidden),
             "mlp.up_proj.weight": (inner, hidden),
             "mlp.down_proj.weight": (hidden, inner),
+            f"{norms[3]}.weight": (hidden,),
         }
-        if kind == "qwen2" or (kind not in ("mistral", "ministral3") and attention_bias):
+        layer.pop(".weight", None)
+        if kind == "qwen2" or (kind not in ("mistral", "ministral3", "phi3") and attention_bias):
             layer["self_attn.q_proj.bias"] = (heads * head_dim,)
             layer["self_attn.k_proj.bias"] = (kv_heads * head_dim,)
             layer["self_attn.v_proj.bias"] = (kv_heads * head_dim,)
-        if kind not in ("qwen2", "mistral", "ministral3") and attention_bias:
+        if kind not in ("qwen2", "mistral", "ministral3", "phi3") and attention_bias:
             layer["self_attn.o_proj.bias"] = (hidden,)
         if kind in ("llama", "smollm3", "granite") and config.get("mlp_bias"):
             layer["mlp.gate_proj.bias"] = (inner,)
@@ -127,6 +138,11 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         if kind in _HEAD_NORMS + _OLMOS:
             layer["self_attn.q_norm.weight"] = (heads * head_dim if kind in _OLMOS else head_dim,)
             layer["self_attn.k_norm.weight"] = (kv_heads * head_dim if kind in _OLMOS else head_dim,)
+        if kind == "phi3":
+            rows = [layer.pop(f"self_attn.{name}_proj.weight")[0] for name in "qkv"]
+            inners = [layer.pop(f"mlp.{name}_proj.weight")[0] for name in ("gate", "up")]
+            layer["self_attn.qkv_proj.weight"] = (sum(rows), hidden)
+            layer["mlp.gate_up_proj.weight"] = (sum(inners), hidden)
         shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
     shapes["model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings"):
@@ -135,13 +151,30 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _norms(kind: str) -> tuple[str, ...]:
-    """A layer's norms of the residual stream, or of what is added to it."""
-    if kind in _GEMMAS:
+    """A layer's norms: before and after attention, before and after the mlp; "" where there is none."""
+    if kind in GEMMAS:
         after = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
         return ("input_layernorm", *after)
     if kind in _OLMOS:
-        return "post_attention_layernorm", "post_feedforward_layernorm"
-    return "input_layernorm", "post_attention_layernorm"
+        return "", "post_attention_layernorm", "", "post_feedforward_layernorm"
+    return "input_layernorm", "", "post_attention_layernorm", ""
+
+
+def separated(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors with one for each matrix: what phi3 stores as one, cut by rows."""
+    _, inner, heads, kv_heads, head_dim = _sizes(config)
+    found = {}
+    for name, values in tensors.items():
+        if "qkv_proj" in name:
+            q = heads * head_dim
+            parts = zip("qkv", np.split(values, (q, q + kv_heads * head_dim)), strict=True)
+            found |= {name.replace("qkv_proj", f"{part}_proj"): rows for part, rows in parts}
+        elif "gate_up_proj" in name:
+            parts = zip(("gate", "up"), np.split(values, (inner,)), strict=True)
+            found |= {name.replace("gate_up_proj", f"{part}_proj"): rows for part, rows in parts}
+        else:
+            found[name] = values
+    return found
 
 
 def random_tensors(config: dict[str, Any], seed: int = 0, dtype: str = "BF16") -> dict[str, np.ndarray]:
@@ -155,7 +188,7 @@ def random_tensors(config: dict[str, Any], seed: int = 0, dtype: str = "BF16") -
     for name, shape in tensor_shapes(config).items():
         values = random.standard_normal(shape)
         if name.endswith("norm.weight"):
-            values = (0.0 if config["model_type"] in _GEMMAS else 1.0) + 0.2 * values  # Gemma adds 1 itself
+            values = (0.0 if config["model_type"] in GEMMAS else 1.0) + 0.2 * values  # Gemma adds 1 itself
         elif name.endswith(".bias"):
             values = 0.3 * values
         else:
@@ -262,8 +295,11 @@ GGUF_OWN_NAMES = {
     kind: {
         "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
-    } for kind in _GEMMAS + _OLMOS
+    } for kind in GEMMAS + _OLMOS
 }  # fmt: skip
+
+
+GGUF_OWN_NAMES["phi3"] = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
 
 def interleave(values: np.ndarray, heads: int) -> np.ndarray:
@@ -352,12 +388,12 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
         f"{arch}.attention.head_count_kv": kv_heads,
         f"{arch}.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
         f"{arch}.rope.freq_base": float(config["rope_theta"]),
-        f"{arch}.rope.dimension_count": head_dim,
+        f"{arch}.rope.dimension_count": int(head_dim * config.get("partial_rotary_factor", 1.0)),
         f"{arch}.attention.key_length": head_dim,
         f"{arch}.attention.value_length": head_dim,
         f"{arch}.vocab_size": config["vocab_size"],
     }
-    if kind in ("mistral", "olmo3", *_GEMMAS) and config.get("sliding_window"):
+    if kind in ("mistral", "olmo3", "phi3", *GEMMAS) and config.get("sliding_window"):
         found[f"{arch}.attention.sliding_window"] = config["sliding_window"]
     if kind == "granite":
         for ours, theirs in (("embedding_multiplier", "embedding_scale"), ("attention_multiplier", "attention.scale"),
@@ -376,6 +412,11 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     if scaled in ("linear", "yarn"):
         found[f"{arch}.rope.scaling.type"] = scaled
         found[f"{arch}.rope.scaling.factor"] = float(scaling["factor"])
+    if scaled == "longrope":
+        original = config["original_max_position_embeddings"]
+        factor = config["max_position_embeddings"] / original
+        found[f"{arch}.rope.scaling.attn_factor"] = float(np.sqrt(1 + np.log(factor) / np.log(original)))
+        found[f"{arch}.rope.scaling.original_context_length"] = original
     if scaled == "yarn":
         original = scaling["original_max_position_embeddings"]
         found[f"{arch}.rope.scaling.original_context_length"] = original
@@ -407,10 +448,13 @@ def gguf_tensors(
     if scaling.get("rope_type", scaling.get("type")) == "llama3":
         factors = llama3_factors(config)
         stored.append(("rope_freqs.weight", "F32", factors.shape, factors.tobytes()))
+    for which in ("long", "short") if "long_factor" in scaling else ():
+        factors = np.array(scaling[f"{which}_factor"], "<f4")
+        stored.append((f"rope_factors_{which}.weight", "F32", factors.shape, factors.tobytes()))
     for name, values in tensors.items():
-        if config["model_type"] in _INTERLEAVED:
+        if config["model_type"] in INTERLEAVED:
             values = _interleaved(config, name, values)
-        if config["model_type"] in _GEMMAS and name.endswith("norm.weight"):
+        if config["model_type"] in GEMMAS and name.endswith("norm.weight"):
             values = values + np.float32(1)
         kind = "F32" if values.ndim == 1 else dtype
         stored.append((gguf_name(name, config["model_type"]), kind, values.shape, quantize(kind, values)))
