@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INSTALL = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
 PARTS = {"cortex-a72": "0xd08", "cortex-a76": "0xd0b"}
 DISK_RATE = 90_000_000
-KEY = "a key of the trial"
+KEY = "the-key-of-this-trial"
 VENV = "~/pyllama-venv/bin"
 RUN = "run /models/synthetic Once --memory 200M -c 64 -n 2 --json"
 SMALL = "run {} Once --memory 200M -c 64 -n 2 --json"
@@ -213,14 +213,16 @@ class Trial:
     def step_full_disk(self) -> None:
         """A disk that is full, and one that fills while pack writes: one line, exit code 2, nothing left behind."""
         self.succeed(
-            "fallocate -l 300M /full.img && mke2fs -q -t ext4 /full.img && mkdir -p /full"
+            "fallocate -l 400M /full.img && mke2fs -q -t ext4 /full.img && mkdir -p /full"
             " && mount -o loop /full.img /full && chown pi /full",
             user="root",
         )
-        self.succeed("fallocate -l 120M /full/ballast")
+        self.succeed("fallocate -l 200M /full/ballast")
         self._refused("pyllama pack /models/small /full/packed")
         self.succeed("rm /full/ballast")
-        fill = "(until ls -d /full/packed.packing; do sleep 0.2; done; cat /dev/zero >/full/ballast) >/dev/null 2>&1 &"
+        written = "du -s -B1 /full/packed.packing 2>&1 | cut -f1"
+        fill = f'until [ "$({written})" -gt 20000000 ]; do sleep 0.2; done; cat /dev/zero >/full/ballast'
+        fill = f"({fill}) >/dev/null 2>&1 &"
         self._refused(f"{fill} pyllama pack /models/small /full/packed")
         need("packed" not in self.succeed("sleep 2; ls -A /full; rm -f /full/ballast"), "something was left behind")
         self.succeed("fallocate -l 200M /full/ballast")
