@@ -126,7 +126,8 @@ root_file_system() {
     printf '[global]\nno-index = true\nfind-links = /srv/wheels\ndisable-pip-version-check = true\n' >root/etc/pip.conf
     echo board >root/etc/hostname
     printf '127.0.0.1 localhost board\n' >root/etc/hosts
-    printf '/dev/vda / ext4 defaults 0 1\n/dev/nvme0n1 /models ext4 defaults,nofail,x-systemd.device-timeout=900 0 2\n' >root/etc/fstab
+    printf '/dev/vda / ext4 defaults 0 1\n/dev/nvme0n1 /models ext4 nofail,x-systemd.device-timeout=15min 0 2\n' \
+        >root/etc/fstab
     mkdir -p root/models
     # The first user, as Raspberry Pi OS makes it: sudo without a password.
     chroot root useradd -m -s /bin/bash -u 1000 pi
@@ -149,7 +150,12 @@ RestartSec=1
 [Install]
 WantedBy=multi-user.target
 EOF
+    # An emulator beside other work takes more than systemd's 90 s for this or that.
+    mkdir -p root/etc/systemd/system.conf.d
+    printf '[Manager]\nDefaultTimeoutStartSec=15min\nDefaultDeviceTimeoutSec=15min\n' \
+        >root/etc/systemd/system.conf.d/emulated.conf
     chroot root systemctl -q enable systemd-networkd trial-shell
+    rm -f root/etc/systemd/system/timers.target.wants/apt-daily*
     rm -f board.img
     mke2fs -q -t ext4 -d root board.img 6G
     rm -rf root

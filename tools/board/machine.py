@@ -40,7 +40,7 @@ class Machine:
         command = [
             *("qemu-system-aarch64", "-M", "virt", "-cpu", self.cpu, "-smp", "1", "-m", self.memory),
             *("-kernel", self.work / "vmlinuz", "-initrd", self.work / "initrd"),
-            *("-append", "root=/dev/vda rw console=ttyAMA0 quiet"),
+            *("-append", "root=/dev/vda rw console=ttyAMA0 quiet systemd.mask=serial-getty@ttyAMA0.service"),
             *("-drive", disk.format(self.folder / "board.img", "root"), "-device", "virtio-blk-pci,drive=root"),
             *("-drive", f"{disk.format(self.folder / 'nvme.img', 'nvme')},{rates}"),
             *("-device", "nvme,drive=nvme,serial=1", "-device", "virtio-rng-pci"),
@@ -83,8 +83,11 @@ class Machine:
         self.count += 1
         self.log(f"{user}$ {command}")
         mark = f"@@{self.count}@@"
-        inside = command if user == "root" else f"runuser -l {user} -c {shlex.quote(command)}"
-        self.shell.sendall(f"( {inside}\n) </dev/null 2>&1; echo; echo '{mark}' $?\n".encode())
+        # No session of PAM's, which starts a service manager for the user: seconds, in an emulator minutes.
+        login = f"setpriv --reuid={user} --regid={user} --init-groups env -i HOME=/home/{user} USER={user}"
+        login += f" LOGNAME={user} LANG=C.UTF-8 PATH=/usr/local/bin:/usr/bin:/bin bash -l -c {shlex.quote(command)}"
+        inside = command if user == "root" else f"cd /home/{user} && {login}"
+        self.shell.sendall(f"( {inside}\n) </dev/null 2>&1; status=$?; echo; echo '{mark}' $status\n".encode())
         self.shell.settimeout(10)
         deadline, seen = time.monotonic() + timeout, b""
         while not (b"\n" + mark.encode() in seen and seen.endswith(b"\n")):
