@@ -122,7 +122,14 @@ def assemble(
         interpreter=interpreter,
         contexts=contexts,
     )
-    weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
+    weights = StreamedWeights(
+        checkpoint,
+        slots=plan.slots,
+        room=plan.room,
+        pinned_nbytes=plan.pinned,
+        expert_slots=plan.expert_slots,
+        expert_room=plan.expert_room,
+    )
     decoder = ExclusiveDecoder(
         checkpoint.config,
         weights,

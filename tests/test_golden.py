@@ -41,6 +41,7 @@ AS_GGUF = [
     "mistral_window",
     "qwen2",
     "qwen25_yarn",
+    "mixtral",
     "qwen3",
     "smollm2",
     "tinyllama",

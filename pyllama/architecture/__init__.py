@@ -12,13 +12,17 @@ from pyllama.architecture.family import Family
 from pyllama.architecture.layer import Layer
 from pyllama.architecture.llama import Llama
 from pyllama.architecture.mistral import Mistral
+from pyllama.architecture.mixtral import Mixtral
 from pyllama.architecture.qwen2 import Qwen2
 from pyllama.architecture.qwen3 import Qwen3
+from pyllama.architecture.qwen3_moe import Qwen3Moe
 
 __all__ = ["FAMILIES", "Config", "Family", "Layer", "layers_of"]
 
 #: model_type of config.json -> its family.
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (Llama(), Mistral(), Qwen2(), Qwen3())}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (Llama(), Mistral(), Mixtral(), Qwen2(), Qwen3(), Qwen3Moe())
+}
 
 
 @lru_cache(maxsize=4)

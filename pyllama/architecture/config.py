@@ -21,7 +21,11 @@ LIMITS = {
     "num_key_value_heads": (1, 4096),
     "head_dim": (2, 1024),
     "max_position_embeddings": (1, MAX_POSITIONS),
+    "num_experts": (1, 1024),
+    "num_experts_per_tok": (1, 1024),
+    "moe_intermediate_size": (1, MAX_SIZE),
 }
+_OF_MIXTURE = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,29 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Mixture:
+    """Experts in place of one feed-forward block.
+
+    num_experts            of a layer
+    num_experts_per_tok    that a token goes to
+    moe_intermediate_size  width inside an expert
+    norm_topk_prob         whether the weights of those chosen add up to 1
+    layers                 for each layer, whether it has experts
+    """
+
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    norm_topk_prob: bool
+    layers: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The hyperparameters of a model of one of the families.
 
     layer_windows[i] is the sliding window of layer i in positions, the query's own included; None: all.
+    mixture is None where every layer has one feed-forward block.
     """
 
     model_type: str
@@ -77,6 +100,7 @@ class Config:
     layer_windows: tuple[int | None, ...]
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -85,7 +109,9 @@ class Config:
 def _check_ranges(c: Config) -> None:
     """The invariants every reader relies on, whatever form the numbers came in."""
     for key, (low, high) in LIMITS.items():
-        value = getattr(c, key)
+        if key in _OF_MIXTURE and c.mixture is None:
+            continue
+        value = getattr(c.mixture if key in _OF_MIXTURE else c, key)
         if not low <= value <= high:
             raise CheckpointError(f"{key}: got {shown(value)}, expected an integer from {low} to {high}")
     if c.head_dim % 2:
@@ -100,6 +126,15 @@ def _check_ranges(c: Config) -> None:
     if len(c.layer_windows) != c.num_hidden_layers:
         raise CheckpointError(
             f"layer_types: got {len(c.layer_windows)}, expected num_hidden_layers {c.num_hidden_layers}"
+        )
+    if c.mixture and c.mixture.num_experts_per_tok > c.mixture.num_experts:
+        raise CheckpointError(
+            f"num_experts_per_tok: got {c.mixture.num_experts_per_tok}, expected at most num_experts "
+            f"{c.mixture.num_experts}"
+        )
+    if c.mixture and len(c.mixture.layers) != c.num_hidden_layers:
+        raise CheckpointError(
+            f"mixture: got {len(c.mixture.layers)} layers, expected num_hidden_layers {c.num_hidden_layers}"
         )
     factors = c.rope_scaling.factors if c.rope_scaling else ()
     if factors and len(factors) != c.head_dim // 2:

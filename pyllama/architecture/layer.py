@@ -9,7 +9,7 @@ Names are Hugging Face's, within the layer and without `.weight`. Holds no weigh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyllama.architecture.config import Config, RopeScaling
 
@@ -74,6 +74,30 @@ class Mlp:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """The sum of weight(x, e) * down_e(silu(gate_e(x)) * up_e(x)) over the experts e that x is routed to.
+
+    router          one row of logits an expert; those with the largest are chosen, equals by lower number
+    count, chosen   experts there are, and that a token goes to
+    of_chosen       whether the softmax that weighs them is over those chosen, or over all
+    gate, up, down  of one expert; their names have {} where its number stands
+    """
+
+    router: Linear
+    count: int
+    chosen: int
+    of_chosen: bool
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    def expert(self, number: int) -> Mlp:
+        """One of them."""
+        one = (replace(of, name=of.name.format(number)) for of in (self.gate, self.up, self.down))
+        return Mlp(*one)
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """name is what stands before the names of its tensors: layer_name()."""
 
@@ -81,12 +105,29 @@ class Layer:
     mixer_norm: Norm
     mixer: Attention
     mlp_norm: Norm
-    mlp: Mlp
+    mlp: Mlp | Experts
 
 
 def layer_name(number: int) -> str:
     """What stands before the names of a layer's tensors."""
     return f"model.layers.{number}."
+
+
+def experts_of(config: Config) -> Experts | None:
+    """The experts of a layer that has some, named as Qwen's; None in a model without."""
+    mixture, hidden = config.mixture, config.hidden_size
+    if mixture is None:
+        return None
+    inner, count = mixture.moe_intermediate_size, mixture.num_experts
+    return Experts(
+        Linear("mlp.gate", count, hidden),
+        count,
+        mixture.num_experts_per_tok,
+        mixture.norm_topk_prob,
+        Linear("mlp.experts.{}.gate_proj", inner, hidden),
+        Linear("mlp.experts.{}.up_proj", inner, hidden),
+        Linear("mlp.experts.{}.down_proj", hidden, inner),
+    )
 
 
 def llama_layers(config: Config, *, head_norms: bool = False) -> tuple[Layer, ...]:
@@ -102,6 +143,9 @@ def llama_layers(config: Config, *, head_norms: bool = False) -> tuple[Layer, ..
         Linear("mlp.up_proj", inner, hidden, config.mlp_bias),
         Linear("mlp.down_proj", hidden, inner, config.mlp_bias),
     )
+
+    experts = experts_of(config)
+    sparse = config.mixture.layers if config.mixture else (False,) * config.num_hidden_layers
 
     def attention(window: int | None) -> Attention:
         return Attention(
@@ -125,7 +169,7 @@ def llama_layers(config: Config, *, head_norms: bool = False) -> tuple[Layer, ..
             Norm("input_layernorm", hidden),
             attention(window),
             Norm("post_attention_layernorm", hidden),
-            mlp,
+            experts if experts and sparse[i] else mlp,
         )
         for i, window in enumerate(config.layer_windows)
     )

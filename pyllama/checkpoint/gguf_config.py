@@ -21,7 +21,9 @@ from pyllama.checkpoint import foreign
 from pyllama.errors import shown
 
 _WHERE = "GGUF metadata"
-_FAMILIES = {family.gguf_architecture: family for family in FAMILIES.values() if family.gguf_architecture}
+_FAMILIES = {
+    (family.gguf_architecture, family.has_experts): family for family in FAMILIES.values() if family.gguf_architecture
+}
 
 
 def gguf_family(metadata: Mapping[str, Any]) -> Family:
@@ -30,11 +32,14 @@ def gguf_family(metadata: Mapping[str, Any]) -> Family:
     architecture = general.text("general.architecture")
     if architecture is None:
         raise general.fail("general.architecture", "the name of a model family")
-    if architecture not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
-        what = f"{shown(architecture)}{foreign.described(architecture)}"
-        raise general.unsupported("general.architecture", f"{what} (supported: {known})")
-    return _FAMILIES[architecture]
+    count = _plain(general.get(f"{architecture}.expert_count"))
+    experts = isinstance(count, int) and count > 0
+    for kind in (experts, not experts):  # one that says nothing else of experts is refused for what it lacks
+        if (architecture, kind) in _FAMILIES:
+            return _FAMILIES[architecture, kind]
+    known = ", ".join(sorted({name for name, _ in _FAMILIES}))
+    what = f"{shown(architecture)}{foreign.described(architecture)}"
+    raise general.unsupported("general.architecture", f"{what} (supported: {known})")
 
 
 def gguf_config(
@@ -93,6 +98,7 @@ def gguf_config(
         layer_windows=(window,) * layers,
         bos_token_id=tokens.token_id("bos_token_id"),
         eos_token_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
+        mixture=family.gguf_mixture(f, layers),
     )
 
 

@@ -65,6 +65,7 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
         layer_windows=family.windows(f, kinds, layers),
         bos_token_id=f.token_id("bos_token_id") if f.has("bos_token_id") else ends.token_id("bos_token_id"),
         eos_token_ids=_unique(ends.token_ids("eos_token_id") + f.token_ids("eos_token_id")),
+        mixture=family.mixture(f, layers),
     )
 
 

@@ -279,14 +279,19 @@ def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:
 
 def _spent(plan: "Plan") -> dict[str, Any]:
     names = ("budget", "context_length", "max_pass_tokens", "interpreter", "cache", "activations", "ring", "pinned",
-             "weights", "stored", "streamed")  # fmt: skip
+             "weights", "stored", "streamed", "experts", "expert_slots", "expert_room", "experts_stored",
+             "experts_share", "active")  # fmt: skip
     return {name: getattr(plan, name) for name in names}
 
 
 def _predicted(forecast: "Forecast") -> dict[str, Any]:
     from dataclasses import asdict
 
-    return asdict(forecast) | {"prompt_s": {str(n): s for n, s in forecast.prompt_s.items()}}
+    found = asdict(forecast)
+    return found | {
+        "prompt_s": {str(n): s for n, s in forecast.prompt_s.items()},
+        "by_hit_rate": list(found["by_hit_rate"]),
+    }
 
 
 def _table(table: "WhatIf") -> dict[str, Any]:

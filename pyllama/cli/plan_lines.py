@@ -30,9 +30,13 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
                       ("ring", "ring"), ("weights", "pinned")):  # fmt: skip
         note = f"  {plan['pinned'] / plan['weights']:.0%} of all" if key == "pinned" else ""
         yield line(f"  {name}", f"{size(plan[key]):>8}{note}")
-    if plan["streamed"]:
+    if plan["experts_stored"]:
+        routed = f"a token goes to {format_nbytes(plan['active'])} of {format_nbytes(plan['experts_stored'])}"
+        yield line("  experts", f"{size(plan['experts']):>8}  {plan['experts_share']:.0%} of all; {routed}")
+    if plan["streamed"] or plan["experts_share"] < 1:
         needed = f"all of it from --memory {size(report['enough_memory'])} on"
-        yield line("fits", f"yes, reading {format_nbytes(plan['streamed'])} from disk in every pass; {needed}")
+        more = ", and experts that are not there" if plan["experts_share"] < 1 else ""
+        yield line("fits", f"yes, reading {format_nbytes(plan['streamed'])} from disk in every pass{more}; {needed}")
     else:
         yield line("fits", "yes, all of it: nothing is read after the first pass")
     source = rates["source"]
@@ -42,10 +46,13 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     yield line("products", f"{rates['gflop_s']:.0f} GFLOP/s{whole}, {source['compute']}")
     yield ""
     yield from _times(predicted, report["packed"])
+    if len(predicted["by_hit_rate"]) > 1:
+        yield ""
+        yield from _hit_rates(predicted["by_hit_rate"], report["packed"])
     if report["quantized"]:
         yield ""
         yield from _quantized(report["quantized"])
-    if plan["streamed"]:
+    if plan["streamed"] or plan["experts_share"] < 1:
         yield ""
         yield from _what_ifs(report)
 
@@ -57,6 +64,8 @@ def verdict(report: dict[str, Any]) -> str:
     if not about["here"] and about["disk_free"] <= about["nbytes"]:
         return f"does not fit on the disk: {format_nbytes(about['nbytes'])}, {format_nbytes(about['disk_free'])} free"
     budget = size(plan["budget"])
+    if plan["experts_share"] < 1:
+        return f"runs in {budget}, reading the experts it lacks for every token: {times} if all are chosen alike"
     if not plan["streamed"]:
         return f"fits in {budget}: {times}"
     share = f"{plan['streamed'] / plan['stored']:.0%}" if plan["stored"] else "all"
@@ -91,6 +100,13 @@ def _times(predicted: dict[str, Any], packed: dict[str, Any] | None):
             if column:
                 cells.append(f"{duration(seconds(column))} ({column['bound'][key]})")
         yield f"{name:20} " + " ".join(f"{cell:>24}" for cell in cells)
+
+
+def _hit_rates(rates: list[dict[str, Any]], packed: dict[str, Any] | None):
+    """Seconds a token by how many of its experts are in memory, as it is."""
+    yield f"{'a token, experts here':28}{'hits':>10}{'as it is':>12}"
+    for row in rates:
+        yield f"{row['name']:28}{row['hits']:>10.0%}{duration(row['token_s']):>12}"
 
 
 def _what_ifs(report: dict[str, Any]):

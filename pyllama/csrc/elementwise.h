@@ -61,6 +61,28 @@ static void k_swiglu(const float *gate, const float *up, float *out, int64_t fir
     if (i < last) store_tail(out + i, last - i, v_swiglu(load_tail(gate + i, last - i), load_tail(up + i, last - i)));
 }
 
+/* Of one token at a time, each element a chain of fused multiply-adds from 0 over the rows in their order. */
+static void k_mix(const float *y, const int32_t *rows, const float *weights, int chosen, int64_t cols, float *out,
+                  int64_t first, int64_t last)
+{
+    for (int64_t t = first; t < last; t++) {
+        const int32_t *row = rows + t * chosen;
+        const float *weight = weights + t * chosen;
+        float *o = out + t * cols;
+        int64_t c = 0;
+        for (; c < cols; c += VL) {
+            vf acc = v_set1(0.0f);
+            int whole = c + VL <= cols;
+            for (int i = 0; i < chosen; i++) {
+                const float *in = y + row[i] * cols + c;
+                acc = v_fma(v_set1(weight[i]), whole ? v_load(in) : load_tail(in, cols - c), acc);
+            }
+            if (whole) v_store(o + c, acc);
+            else store_tail(o + c, cols - c, acc);
+        }
+    }
+}
+
 /* Sums run in PANEL_ROWS interleaved chains, added up in ascending order at the end. */
 INLINE float sum_chains(const float *chains)
 {

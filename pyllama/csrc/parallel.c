@@ -339,6 +339,13 @@ void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float 
     SHARE(n, static, first, last, n, 4096, k->swiglu(gate, up, out, first, last))
 }
 
+void pl_mix(const pl_kernels *k, int threads, const float *y, const int32_t *rows, const float *weights, int64_t tokens,
+            int chosen, int64_t cols, float *out)
+{
+    SHARE(tokens * cols * chosen, static, first, last, tokens, 1,
+          k->mix(y, rows, weights, chosen, cols, out, first, last))
+}
+
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
                      int64_t writes)
 {

@@ -4,7 +4,7 @@ Thin on purpose: every line of arithmetic is a kernel's, every weight comes from
 streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Tokens
 from typing import NamedTuple
 
@@ -12,15 +12,16 @@ import numpy as np
 
 from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
-from pyllama.architecture.layer import Layer, Linear, Norm
+from pyllama.architecture.layer import Experts, Layer, Linear, Norm
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import FINAL_NORM, HEAD
 from pyllama.decoder.buffers import Buffers
 from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.passes import Pass, Segment, build
+from pyllama.decoder.routes import Routes
 from pyllama.decoder.shape import Shape
-from pyllama.decoder.weights import Weights
+from pyllama.decoder.weights import DOWN, GATE, GATE_UP, Step, Weights
 from pyllama.errors import RequestError
 
 MAX_PASS_TOKENS = 512
@@ -61,7 +62,12 @@ class _Layer:
         self.q_norm = norm(mixer.q_norm) if mixer.q_norm else None
         self.k_norm = norm(mixer.k_norm) if mixer.k_norm else None
         self.qkv, self.o = linears(mixer.q, mixer.k, mixer.v), linears(mixer.o)
-        self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
+        self.experts = mlp if isinstance(mlp, Experts) else None
+        self.name = layer.name
+        if isinstance(mlp, Experts):
+            self.router = linears(mlp.router)
+        else:
+            self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
 
 
 class Decoder:
@@ -214,7 +220,10 @@ class Decoder:
                 if told:
                     told(i)
             self._attention_block(layer, a, where)
-            self._mlp_block(layer, a)
+            if layer.experts is None:
+                self._mlp_block(layer, a)
+            else:
+                self._experts_block(i, layer, layer.experts, a)
 
         x: np.ndarray = a.x.array[planned.rows]
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
@@ -248,6 +257,52 @@ class Decoder:
         kernels.swiglu(a.gate, a.up, a.gate)
         self._linear(layer.down, a.gate, (a.normed,))
         kernels.add(a.x, a.normed, a.x)
+
+    def _experts_block(self, number: int, layer: _Layer, experts: Experts, a: Buffers) -> None:
+        """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)
+
+        Each expert that is needed comes once, in whatever order it is at hand, for all tokens that go to it. What it
+        makes of them waits in `routed`, so that every token's sum is in ascending order of the experts' numbers.
+        """
+        kernels.rmsnorm(a.x, layer.mlp_norm, self.config.rms_norm_eps, a.normed)
+        self._linear(layer.router, a.normed, (a.logits,))
+        routes = Routes.of(a.logits, experts.chosen, experts.of_chosen)
+        routed = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
+        for expert, steps in self.weights.experts(number, routes.experts, routes.counts):
+            tokens, rows = routes.of_expert(expert)
+            self._expert(layer, experts, expert, steps, a, tokens, routed[rows])
+        kernels.mix(routed, routes.rows, routes.weights, a.normed)
+        kernels.add(a.x, a.normed, a.x)
+
+    def _expert(
+        self, layer: _Layer, experts: Experts, number: int, steps: Iterable[Step], a: Buffers, tokens: np.ndarray,
+        out: np.ndarray,
+    ) -> None:  # fmt: skip
+        """out = down(silu(gate(h)) * up(h)) of one expert, for the rows of h that these tokens have."""
+        count = len(tokens)
+        for buffer in (a.gathered, a.expert_gate, a.expert_up):
+            buffer.rows = count
+        x = a.normed
+        if count < a.normed.rows:
+            np.take(a.normed.array, tokens, axis=0, out=a.gathered.array, mode="clip")
+            x = a.gathered
+        gate, up, made = a.expert_gate, a.expert_up, kernels.Floats(out)
+        one = experts.expert(number) if self.on_input else None
+        if self.on_input and one:
+            self.on_input(tuple(f"{layer.name}{of.name}.weight" for of in (one.gate, one.up)), x.array)
+        taken, activated = self._buffers.input.take(x), False
+        for which, row, block in steps:
+            if which == GATE_UP:
+                kernels.matmul(block, taken, (gate, up))
+            elif which == DOWN:
+                if not activated:
+                    kernels.swiglu(gate, up, gate)
+                    if self.on_input and one:
+                        self.on_input((f"{layer.name}{one.down.name}.weight",), gate.array)
+                    taken, activated = self._buffers.input.take(gate), True
+                kernels.matmul(block, taken, made, row)
+            else:
+                kernels.matmul(block, taken, gate if which == GATE else up, row)
 
     def _linear(self, linear: _Linear, x: _Floats, outs: tuple[_Floats, ...]) -> None:
         """out = x @ w.T + bias for each matrix and its out: in one call if they are in memory, else block by block."""

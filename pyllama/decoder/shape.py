@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from pyllama.architecture import Config, layers_of
+from pyllama.architecture.layer import Experts, Mlp
 
 
 class Shape(NamedTuple):
@@ -12,9 +13,12 @@ class Shape(NamedTuple):
     hidden_size        the residual stream, whole wherever it is
     heads, kv_heads    query and key/value heads computed here, as many of the former for each of the latter
     head_dim
-    intermediate_size  rows of gate_proj and up_proj computed here
+    intermediate_size  rows of gate_proj and up_proj computed here, in layers without experts; 0: all have some
     vocab_size         rows of lm_head computed here
     ropes              kinds of rotation among the layers
+    experts            of a layer that has some, or 0
+    chosen             experts that a token goes to
+    expert_size        rows of an expert's gate_proj and up_proj
     """
 
     layers: int
@@ -25,19 +29,28 @@ class Shape(NamedTuple):
     intermediate_size: int
     vocab_size: int
     ropes: int = 1
+    experts: int = 0
+    chosen: int = 0
+    expert_size: int = 0
 
     @classmethod
     def whole(cls, config: Config) -> "Shape":
         """All of a model."""
+        layers = layers_of(config)
+        mlps = [layer.mlp for layer in layers]
+        experts = next((mlp for mlp in mlps if isinstance(mlp, Experts)), None)
         return cls(
             layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
-            intermediate_size=config.intermediate_size,
+            intermediate_size=max((mlp.gate.rows for mlp in mlps if isinstance(mlp, Mlp)), default=0),
             vocab_size=config.vocab_size,
-            ropes=len({layer.mixer.rope for layer in layers_of(config)}),
+            ropes=len({layer.mixer.rope for layer in layers}),
+            experts=experts.count if experts else 0,
+            chosen=experts.chosen if experts else 0,
+            expert_size=experts.gate.rows if experts else 0,
         )
 
     @property

@@ -14,7 +14,9 @@ from pyllama.decoder import MAX_PASS_TOKENS, Shape
 from pyllama.decoder.buffers import buffers_nbytes
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import BudgetError
-from pyllama.streaming.blocks import cut, matrices, smallest_room
+from pyllama.streaming.blocks import cut, experts_of, matrices, smallest_room
+from pyllama.streaming.experts import LEAST_SLOTS as LEAST_EXPERT_SLOTS
+from pyllama.streaming.experts import Sizes, sizes
 from pyllama.streaming.pinned import kept_nbytes
 from pyllama.streaming.weights import ROOM, SLOTS
 
@@ -44,8 +46,12 @@ class Plan:
     activations      of a pass of max_pass_tokens tokens
     ring             slots * room: what streamed blocks flow through
     pinned           weights that stay, in the form they are kept in
-    weights          all weights, kept
-    stored           all weights, as read from disk
+    weights          all weights that every pass needs, kept
+    stored           the same, as read from disk
+    expert_slots     of the pool that a mixture's experts are kept in and read through, of expert_room bytes each
+    experts_stored   all experts, as read from disk
+    active           experts that a token goes to, in all layers, as read from disk
+    experts_share    of all experts, those that the pool holds whole: what it hits where tokens go to all of them alike
     """
 
     budget: int
@@ -59,14 +65,25 @@ class Plan:
     pinned: int
     weights: int
     stored: int
+    expert_slots: int = 0
+    expert_room: int = 0
+    experts_stored: int = 0
+    active: int = 0
+    experts_share: float = 1.0
 
     @property
     def ring(self) -> int:
         return self.slots * self.room
 
     @property
+    def experts(self) -> int:
+        """Bytes of the experts' pool."""
+        return self.expert_slots * self.expert_room
+
+    @property
     def streamed(self) -> int:
-        """Bytes read from disk in every pass after the first (an estimate until the weights are packed)."""
+        """Bytes read from disk in every pass after the first, experts not counted (an estimate until the weights are
+        packed)."""
         return round(self.stored * (1 - self.pinned / self.weights)) if self.weights > self.pinned else 0
 
 
@@ -102,22 +119,39 @@ def make_plan(
     weights = sum(kept_nbytes(block) for _, tensor in order for block in cut(tensor, room))
     stored = sum(block.nbytes for _, tensor in order for block in cut(tensor, room))
 
+    layers = experts_of(model)
+    experts = [expert for of_layer in layers.values() for expert in of_layer]
+    of_experts = sizes(experts) if experts else None
+    dtypes |= {tensor.dtype for expert in experts for tensor in expert}
+
     def plan(tokens: int, slots: int, room: int, cache: int) -> Plan:
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
         activations = buffers_nbytes(shape, tokens, dtypes)
         process = interpreter + (stored // room + len(order)) * BLOCK_OBJECTS
-        pinned = min(weights, budget - process - cache - activations - slots * room)
-        return Plan(budget, context_length, tokens, slots, room, process, cache, activations, pinned, weights, stored)
+        left = budget - process - cache - activations - slots * room
+        if of_experts is None:
+            return Plan(budget, context_length, tokens, slots, room, process, cache, activations, min(weights, left),
+                        weights, stored)  # fmt: skip
+        # Weights that every pass needs come first, but for what a layer's experts are read through.
+        working = of_experts.whole * (shape.chosen + 2)
+        if working > left:
+            working = LEAST_EXPERT_SLOTS * of_experts.least
+        pinned = min(weights, left - working)
+        expert_slots, expert_room = _pool(of_experts, max(working, left - pinned), len(experts), shape.chosen)
+        share = expert_slots / len(experts) if expert_room >= of_experts.whole else 0.0
+        return Plan(budget, context_length, tokens, slots, room, process, cache, activations, pinned, weights, stored,
+                    expert_slots, expert_room, of_experts.nbytes, of_experts.nbytes * shape.chosen // shape.experts,
+                    share)  # fmt: skip
 
     # A prompt's passes are worth a hundredth of the weights each; below 64 tokens, a tenth and more. More contexts than
     # one are given up before any of that.
-    sizes = (
+    steps = (
         (MAX_PASS_TOKENS, SLOTS, room), (256, SLOTS, room), (128, SLOTS, room), (64, SLOTS, room),
         (64, 5, room), (64, LEAST_SLOTS, room), (64, LEAST_SLOTS, max(room // 2, least_room)),
         (32, LEAST_SLOTS, max(room // 4, least_room)), (8, LEAST_SLOTS, least_room),
     )  # fmt: skip
     for pages in dict.fromkeys((cache, least_cache)):
-        for tokens, slots, size in sizes:
+        for tokens, slots, size in steps:
             made = plan(min(tokens, context_length), slots, size, pages)
             roomy = made.pinned >= made.activations or made.pinned == weights
             if made.pinned >= 0 and (tokens <= 64 or roomy):
@@ -130,15 +164,26 @@ def make_plan(
         smallest,
         f"memory: {_mb(budget)} MB, this model needs at least {_mb(smallest)} MB with a context of {context_length}"
         f" (process {_mb(least.interpreter)}, cache {_mb(least_cache)}, activations {_mb(least.activations)},"
-        f" ring {_mb(least.ring)}); a shorter context needs less",
+        f" ring {_mb(least.ring)}{f', experts {_mb(least.experts)}' if least.experts else ''}); a shorter context needs"
+        " less",
     )
 
 
+def _pool(of: Sizes, nbytes: int, count: int, chosen: int) -> tuple[int, int]:
+    """(slots, room of each) of a pool of so many bytes; count, chosen: of experts, in all and by a token in a layer."""
+    slots = nbytes // of.whole
+    if slots >= min(chosen + 2, count):
+        return min(slots, count), of.whole
+    # Too little for whole experts: pieces of them, as large as leave the readers some room.
+    room = max(of.least, min(ROOM, nbytes // (2 * LEAST_EXPERT_SLOTS)) // SECTOR * SECTOR)
+    return max(LEAST_EXPERT_SLOTS, nbytes // room), room
+
+
 def _largest_layer(model: Described) -> int:
-    """Stored bytes of the largest layer's matrices."""
+    """Stored bytes of the largest layer's matrices, experts not counted."""
     layers: dict[int, int] = {}
     for tensor in model_tensors(model.config):
-        if tensor.layer is not None and len(tensor.shape) > 1:
+        if tensor.layer is not None and tensor.expert is None and len(tensor.shape) > 1:
             layers[tensor.layer] = layers.get(tensor.layer, 0) + model.tensors[tensor.name].nbytes
     return max(layers.values())
 

@@ -17,6 +17,7 @@ from pyllama.decoder import Shape
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import BudgetError
 from pyllama.planning.memory import Plan, make_plan
+from pyllama.streaming.blocks import matrices
 from pyllama.streaming.pinned import packed_nbytes
 
 #: What streaming reaches of the rate of plain direct reads, and a product of one token of the rate memory is read at.
@@ -67,10 +68,19 @@ DISKS = (("SD card", 0.09), ("USB3 SSD", 0.40), ("NVMe Gen2 x1", 0.45), ("NVMe G
 
 
 @dataclass(frozen=True, slots=True)
+class HitRate:
+    """Seconds a token where so many of the experts it goes to are in memory; name: why that many."""
+
+    name: str
+    hits: float
+    token_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """Seconds; `bound` names what decides each: "disk", "memory", "compute" or "packing".
 
-    token_s     a token, with the context half full
+    token_s     a token, with the context half full; of a mixture, where tokens go to all experts alike
     first_s     the first pass, of one token: all weights come from disk
     prompt_s    tokens of a prompt -> seconds, once the weights that stay are there
     """
@@ -79,10 +89,20 @@ class Forecast:
     first_s: float
     prompt_s: dict[int, float]
     bound: dict[str, str]
+    by_hit_rate: tuple[HitRate, ...] = ()
 
 
-def forecast(model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16") -> Forecast:
-    """What a pass, and the passes of a prompt, take at least."""
+#: Hit rates that are asked "what if" of a mixture that is not all in memory.
+HIT_RATES = (0.5, 0.8, 0.95)
+
+
+def forecast(
+    model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16", counted: float | None = None
+) -> Forecast:
+    """What a pass, and the passes of a prompt, take at least.
+
+    counted  share of what tokens were routed to so far that the pool's experts, those chosen most, would have hit
+    """
     half = max(1, plan.context_length // 2)
     cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
     token = _pass(model, plan, rates, 1, half, cache, plan.streamed)
@@ -97,17 +117,37 @@ def forecast(model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16
             seconds, done = seconds + cost, done + count
             bounds[f"prompt_{tokens}"] = bound
         prompts[tokens] = seconds
-    return Forecast(token[0], first[0], prompts, bounds)
+    cases = [("uniform routing", plan.experts_share)] if plan.experts_stored else []
+    if plan.experts_share < 1:
+        cases += [("as counted so far", counted)] if counted is not None else []
+        cases += [(f"{rate:.0%} of them here", rate) for rate in HIT_RATES if rate > plan.experts_share]
+    hit_rates = tuple(
+        HitRate(name, hits, _pass(model, plan, rates, 1, half, cache, plan.streamed, hits)[0]) for name, hits in cases
+    )
+    return Forecast(token[0], first[0], prompts, bounds, hit_rates)
+
+
+def _expert_nbytes(model: Described, plan: Plan, tokens: int) -> float:
+    """Bytes of the experts that a pass of so many tokens goes to, routed to all of them alike."""
+    if not plan.experts_stored:
+        return 0.0
+    shape = Shape.whole(model.config)
+    return plan.experts_stored * (1 - (1 - shape.chosen / shape.experts) ** tokens)
 
 
 def _pass(
-    model: Described, plan: Plan, rates: Rates, tokens: int, positions: int, cache: int, read: int
-) -> tuple[float, str]:
-    """Seconds of a pass of so many tokens, each of which sees `positions`, that reads `read` bytes from disk."""
+    model: Described, plan: Plan, rates: Rates, tokens: int, positions: int, cache: int, read: float,
+    hits: float | None = None,
+) -> tuple[float, str]:  # fmt: skip
+    """Seconds of a pass of so many tokens, each of which sees `positions`, that reads `read` bytes from disk, and the
+    experts that are not among its `hits` (default: as many as the pool holds)."""
+    experts = _expert_nbytes(model, plan, tokens)
+    missed = experts * (1 - (plan.experts_share if hits is None else hits))
+    read += missed
     times = {
         "disk": read / (rates.disk_gb_s * 1e9 * OF_DISK),
         # What comes from disk crosses the memory bus twice: once in, once to the cores.
-        "memory": (plan.pinned + 2 * read + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
+        "memory": (plan.pinned + experts - missed + 2 * read + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
         "compute": flop(model.config, tokens, positions) / (_gflop_s(model, rates) * 1e9),
     }
     bound = max(times, key=lambda name: times[name])
@@ -128,9 +168,9 @@ def _gflop_s(model: Described, rates: Rates) -> float:
 
 def _first_pass(model: Described, plan: Plan, rates: Rates) -> tuple[float, str]:
     """A pass of one token that reads everything and packs, between products, what stays and can be packed."""
-    seconds, bound = _pass(model, plan, rates, 1, 1, 0, plan.stored)
+    seconds, bound = _pass(model, plan, rates, 1, 1, 0, plan.stored, 0.0)
     share = plan.pinned / plan.weights
-    packing = share * sum(t.nbytes for t in model.tensors.values() if _packs(t)) / (rates.pack_gb_s * 1e9)
+    packing = share * sum(t.nbytes for _, t in matrices(model) if _packs(t)) / (rates.pack_gb_s * 1e9)
     computing = packing + plan.stored / (rates.dram_gb_s * 1e9 * OF_DRAM)
     return (computing, "packing") if computing > seconds else (seconds, bound)
 
@@ -147,7 +187,7 @@ class WhatIf:
 def enough(model: Described, **options) -> int:
     """The budget from which on nothing is read after the first pass."""
     plan = make_plan(model, 1 << 50, **options)
-    return plan.interpreter + plan.cache + plan.activations + plan.ring + plan.weights
+    return plan.interpreter + plan.cache + plan.activations + plan.ring + plan.weights + plan.experts
 
 
 def what_if(model: Described, budget: int, rates: Rates, *, disks=DISKS, **options) -> WhatIf:

@@ -5,11 +5,13 @@ Reads no weights. What GGUF has no name for is refused here, before anything is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pyllama.architecture import layers_of
+from pyllama.architecture.names import expert_number
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.gguf import ROPE_FREQS
@@ -86,6 +88,7 @@ def outline(
     """
     config = checkpoint.config
     names = stored_names(checkpoint)
+    whole = stacked(checkpoint, names)
     metadata = _metadata(checkpoint, wanted, pre_tokenizer)
     for key, name in zip(("file", "dataset"), weighed_by or (), strict=False):
         if name:
@@ -96,14 +99,14 @@ def outline(
     factors = gguf_metadata.rope_factors(config)
     dtypes = tensor_types(
         wanted,
-        {names[ours]: tensor.shape for ours, tensor in checkpoint.tensors.items()},
+        {names[ours]: tensor.shape for ours, tensor in whole.items()},
         architecture=str(gguf_metadata.written_family(config).gguf_architecture),
         layers=config.num_hidden_layers,
         groups=config.num_attention_heads // config.num_key_value_heads,
         calibrated=weighed_by is not None,
     )
     listed = [(ROPE_FREQS, "F32", factors.shape)] if len(factors) else []
-    listed += [(names[ours], dtypes[names[ours]], tensor.shape) for ours, tensor in checkpoint.tensors.items()]
+    listed += [(names[ours], dtypes[names[ours]], tensor.shape) for ours, tensor in whole.items()]
     infos = laid_out(listed, alignment)
     begin = head(metadata, infos, alignment)
     if len(factors):
@@ -112,7 +115,7 @@ def outline(
     heads = _interleaved(checkpoint)
     stored = tuple(
         Stored(info, tensor, heads.get(ours.rpartition(".")[0], 0))
-        for info, (ours, tensor) in zip(infos[len(factors) > 0 :], checkpoint.tensors.items(), strict=True)
+        for info, (ours, tensor) in zip(infos[len(factors) > 0 :], whole.items(), strict=True)
     )
     first, last = stored[0].info, stored[-1].info
     nbytes = len(begin) - first.offset + -(-(last.offset + last.nbytes) // alignment) * alignment
@@ -129,6 +132,29 @@ def stored_names(checkpoint: Described) -> dict[str, str]:
             raise UnsupportedError(f"{ours}: has no name in a GGUF file of the architecture {family.gguf_architecture}")
         found[ours] = stored
     return found
+
+
+def stacked(checkpoint: Described, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors as GGUF has them: of those under one name, the experts of a layer, one below the other,
+    under the name of the first."""
+    together: dict[str, list[str]] = {}
+    for ours in checkpoint.tensors:
+        together.setdefault(names[ours], []).append(ours)
+    return {
+        ours[0]: checkpoint.tensors[ours[0]] if expert_number(ours[0]) is None else _stack(checkpoint, ours)
+        for ours in together.values()
+    }
+
+
+def _stack(checkpoint: Described, ours: Sequence[str]) -> Tensor:
+    tensors = sorted((checkpoint.tensors[name] for name in ours), key=lambda t: expert_number(t.name) or 0)
+    first = tensors[0]
+    if any(tensor.dtype != first.dtype for tensor in tensors):
+        kinds = ", ".join(sorted({tensor.dtype for tensor in tensors}))
+        raise UnsupportedError(f"{first.name}: experts stored in {kinds}, expected one format for those of a layer")
+    parts = [replace(p, row=p.row + i * first.rows) for i, t in enumerate(tensors) for p in t.parts]
+    blocks = [replace(b, row=b.row + i * first.rows) for i, t in enumerate(tensors) for b in t.blocks]
+    return Tensor(first.name, first.dtype, (len(tensors), *first.shape), tuple(parts), tuple(blocks))
 
 
 def _metadata(checkpoint: Checkpoint, wanted: FileType, pre_tokenizer: str | None) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ go on side by side. Where a block comes from never changes a bit.
 
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from pyllama import _kernels
 from pyllama.architecture.tensors import EMBEDDING
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import SECTOR
+from pyllama.decoder.weights import Step
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.machine import forked
-from pyllama.streaming.blocks import Block, cut, matrices, smallest_room
+from pyllama.streaming.blocks import Block, Span, cut, experts_of, matrices, smallest_room
 from pyllama.streaming.direct import DirectFile
+from pyllama.streaming.experts import Counters, ExpertStore
 from pyllama.streaming.pinned import Arena, kept_nbytes
 from pyllama.streaming.ring import PENDING, Ring
 
@@ -47,12 +49,20 @@ class StreamedWeights(forked.ForkAware):
     slots, room    the ring: so many blocks of at most so many bytes (raised to the least that holds a panel of
                    the widest matrix)
     pinned_nbytes  memory for blocks that stay; default: for all of them
+    expert_slots, expert_room  the pool of a mixture's experts (experts.py); default: for all of them
 
     bytes_read     so far, without what alignment adds
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, slots: int = SLOTS, room: int = ROOM, pinned_nbytes: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        slots: int = SLOTS,
+        room: int = ROOM,
+        pinned_nbytes: int | None = None,
+        expert_slots: int = 1 << 30,
+        expert_room: int = 1 << 50,
     ):
         self._checkpoint = checkpoint
         order = matrices(checkpoint)
@@ -68,7 +78,13 @@ class StreamedWeights(forked.ForkAware):
         self._arena = Arena(nbytes)
         self._choose(sizes, nbytes)
         paths = dict.fromkeys(span.file for place in self._places for span in place.block.spans)
+        layers = experts_of(checkpoint)
+        for tensor in (tensor for experts in layers.values() for expert in experts for tensor in expert):
+            paths.update(dict.fromkeys(piece.file for piece in tensor.parts or tensor.blocks))
         self._files = {path: DirectFile(path) for path in paths}
+        self._experts: ExpertStore | None = None
+        if layers:
+            self._experts = ExpertStore(layers, room=expert_room, slots=expert_slots, read=self._read, busy=self._busy)
         self._lock = threading.Lock()
         self._read_nbytes = 0
         self._slots, self._room = slots, room
@@ -94,7 +110,13 @@ class StreamedWeights(forked.ForkAware):
 
     @property
     def bytes_read(self) -> int:
-        return self._read_nbytes + self._checkpoint.bytes_read
+        of_experts = self._experts.counters.nbytes if self._experts else 0
+        return self._read_nbytes + of_experts + self._checkpoint.bytes_read
+
+    @property
+    def expert_counters(self) -> Counters | None:
+        """What became of the experts asked for; None for a model without."""
+        return self._experts.counters if self._experts else None
 
     @property
     def nbytes_pinned(self) -> int:
@@ -151,6 +173,16 @@ class StreamedWeights(forked.ForkAware):
             self._stop()  # all of it is here: the ring's memory goes back
             self._complete = True
 
+    def experts(self, layer: int, wanted: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[int, Iterator[Step]]]:
+        """(expert, its steps), in the order in which they are at hand."""
+        if self._experts is None:
+            raise RuntimeError("experts asked for, of a model without")
+        return self._experts.take(layer, wanted, tokens)
+
+    def guess(self, layer: int, experts: Sequence[int]) -> None:
+        if self._experts is not None:
+            self._experts.guess(layer, experts)
+
     def vector(self, name: str) -> np.ndarray:
         tensor = self._checkpoint.tensors[name]
         out = np.empty(tensor.shape, np.float32)
@@ -168,10 +200,19 @@ class StreamedWeights(forked.ForkAware):
     def close(self) -> None:
         """Stop the readers and close the files."""
         self._stop()
+        if self._experts is not None:
+            self._experts.close()
         for file in self._files.values():
             file.close()
 
     # ------------------------------------------------------------------------------------------ the readers' side
+
+    def _read(self, span: Span, memory: np.ndarray) -> np.ndarray:
+        return self._files[span.file].read(span, memory)
+
+    def _busy(self) -> bool:
+        ring = self._ring
+        return ring is not None and ring.reading > 0
 
     def _stop(self) -> None:
         ring, self._ring = self._ring, None

@@ -56,7 +56,7 @@ def test_architectures_splits_and_alignment(tmp_path, model_type):
         with open_checkpoint(given) as checkpoint:
             assert len(checkpoint.files) == 3
             assert checkpoint.config.tie_word_embeddings
-            assert checkpoint.rope_interleaved == (model_type in ("llama", "mistral"))
+            assert checkpoint.rope_interleaved == (model_type in ("llama", "mistral", "mixtral"))
             for name, tensor in checkpoint.tensors.items():
                 rows = checkpoint.read_rows(tensor, 0, tensor.rows).view("<f4").reshape(tensor.shape)
                 np.testing.assert_array_equal(rows, in_file_order(config, name, tensors[name]))

@@ -154,6 +154,38 @@ def interleave_rows(weight: Array, heads: int) -> Array:
     return weight.reshape(heads, 2, rows // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
+# ------------------------------------------------------------------------------------------------ mixtures
+
+
+def route(logits: Array, chosen: int, of_chosen: bool) -> tuple[Array, Array]:
+    """Experts with the largest logits, equals by lower number, ascending; and their softmax, over these or over all.
+
+    logits   (T, E)
+    returns  (T, chosen) numbers, (T, chosen) weights
+    """
+    logits = float64(logits)
+    ids = np.sort(np.argsort(-logits, axis=-1, kind="stable")[:, :chosen], axis=-1)
+    mine = np.take_along_axis(logits, ids, axis=-1)
+    return ids, softmax(mine) if of_chosen else np.take_along_axis(softmax(logits), ids, axis=-1)
+
+
+def experts(x: Array, router: Array, gate_up: Array, down: Array, chosen: int, of_chosen: bool) -> Array:
+    """Sum over the chosen experts e of weight * down_e(silu(gate_e(x)) * up_e(x)).
+
+    x        (T, hidden)
+    router   (E, hidden)
+    gate_up  (E, 2 inner, hidden), an expert's gate above its up
+    down     (E, hidden, inner)
+    """
+    ids, weights = route(linear(x, router), chosen, of_chosen)
+    out = np.zeros_like(float64(x))
+    for t, row in enumerate(float64(x)):
+        for e, weight in zip(ids[t], weights[t], strict=True):
+            gate, up = np.split(linear(row, gate_up[e]), 2)
+            out[t] += weight * linear(swiglu(gate, up), down[e])
+    return out
+
+
 # ----------------------------------------------------------------------------------------------- attention
 
 
@@ -209,7 +241,7 @@ def forward(
         q = project("self_attn.q_proj", x).reshape(-1, heads, head_dim)  # (T, H, D)
         k = project("self_attn.k_proj", x).reshape(-1, kv_heads, head_dim)  # (T, K, D)
         v = project("self_attn.v_proj", x).reshape(-1, kv_heads, head_dim)  # (T, K, D)
-        if config.model_type == "qwen3":
+        if config.model_type in ("qwen3", "qwen3_moe"):
             q = rmsnorm(q, tensors[prefix + "self_attn.q_norm.weight"], eps)
             k = rmsnorm(k, tensors[prefix + "self_attn.k_norm.weight"], eps)
         theta, scaling = ropes[layer] if ropes else (config.rope_theta, config.rope_scaling)
@@ -220,6 +252,12 @@ def forward(
         hidden = hidden + project("self_attn.o_proj", mixed)
 
         x = rmsnorm(hidden, tensors[prefix + "post_attention_layernorm.weight"], eps)
+        mixture = config.mixture
+        if mixture and mixture.layers[layer]:
+            names = ("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+            weights = [tensors[prefix + name] for name in names]
+            hidden = hidden + experts(x, *weights, mixture.num_experts_per_tok, mixture.norm_topk_prob)
+            continue
         inner = swiglu(project("mlp.gate_proj", x), project("mlp.up_proj", x))  # (T, intermediate)
         hidden = hidden + project("mlp.down_proj", inner)
 
@@ -232,7 +270,8 @@ def forward(
 
 
 def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Every tensor the model of this Config has, under its Hugging Face name, shapes (out, in)."""
+    """Every tensor the model of this Config has, under its name in transformers 5, shapes (out, in); the experts of a
+    layer are in one."""
     hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
     q_rows, kv_rows = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
@@ -249,10 +288,16 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
         add(prefix + "self_attn.k_proj", kv_rows, hidden, config.qkv_bias)
         add(prefix + "self_attn.v_proj", kv_rows, hidden, config.qkv_bias)
         add(prefix + "self_attn.o_proj", hidden, q_rows, config.o_bias)
-        if config.model_type == "qwen3":
+        if config.model_type in ("qwen3", "qwen3_moe"):
             shapes[prefix + "self_attn.q_norm.weight"] = (head_dim,)
             shapes[prefix + "self_attn.k_norm.weight"] = (head_dim,)
         shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
+        if config.mixture and config.mixture.layers[layer]:
+            count, width = config.mixture.num_experts, config.mixture.moe_intermediate_size
+            shapes[prefix + "mlp.gate.weight"] = (count, hidden)
+            shapes[prefix + "mlp.experts.gate_up_proj"] = (count, 2 * width, hidden)
+            shapes[prefix + "mlp.experts.down_proj"] = (count, hidden, width)
+            continue
         add(prefix + "mlp.gate_proj", inner, hidden, config.mlp_bias)
         add(prefix + "mlp.up_proj", inner, hidden, config.mlp_bias)
         add(prefix + "mlp.down_proj", hidden, inner, config.mlp_bias)
@@ -283,7 +328,7 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
         return round_to_bfloat16(noise)
     # The branches outweigh the embedding, else a tied head would have every token predict itself.
     gain = 12.0 if "o_proj" in name or "down_proj" in name else sharpness
-    return round_to_bfloat16(np.float32(gain / math.sqrt(shape[1])) * noise)
+    return round_to_bfloat16(np.float32(gain / math.sqrt(shape[-1])) * noise)
 
 
 def _noise(label: str, count: int) -> Array:

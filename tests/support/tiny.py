@@ -21,6 +21,13 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+}
+#: model_type -> what its config.json says of experts, unless told otherwise.
+MIXTURES = {
+    "qwen3_moe": {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 56, "norm_topk_prob": True},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
 }
 
 
@@ -48,6 +55,7 @@ def tiny_config(**overrides: Any) -> dict[str, Any]:
     }
     if model_type == "mistral":
         config["sliding_window"] = 16
+    config.update(MIXTURES.get(model_type, {}))
     config.update(overrides)
     return {key: value for key, value in config.items() if value is not None or key == "sliding_window"}
 
@@ -78,17 +86,26 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             "mlp.up_proj.weight": (inner, hidden),
             "mlp.down_proj.weight": (hidden, inner),
         }
-        if kind == "qwen2" or (kind in ("llama", "qwen3") and attention_bias):
+        if has_experts(config, i):
+            for name in ("gate", "up", "down"):
+                del layer[f"mlp.{name}_proj.weight"]
+            count, width = expert_sizes(config)
+            layer["mlp.gate.weight"] = (count, hidden)
+            for j in range(count):
+                layer[f"mlp.experts.{j}.gate_proj.weight"] = (width, hidden)
+                layer[f"mlp.experts.{j}.up_proj.weight"] = (width, hidden)
+                layer[f"mlp.experts.{j}.down_proj.weight"] = (hidden, width)
+        if kind == "qwen2" or (kind in ("llama", "qwen3", "qwen3_moe") and attention_bias):
             layer["self_attn.q_proj.bias"] = (heads * head_dim,)
             layer["self_attn.k_proj.bias"] = (kv_heads * head_dim,)
             layer["self_attn.v_proj.bias"] = (kv_heads * head_dim,)
-        if kind in ("llama", "qwen3") and attention_bias:
+        if kind in ("llama", "qwen3", "qwen3_moe") and attention_bias:
             layer["self_attn.o_proj.bias"] = (hidden,)
         if kind == "llama" and config.get("mlp_bias"):
             layer["mlp.gate_proj.bias"] = (inner,)
             layer["mlp.up_proj.bias"] = (inner,)
             layer["mlp.down_proj.bias"] = (hidden,)
-        if kind == "qwen3":
+        if kind in ("qwen3", "qwen3_moe"):
             layer["self_attn.q_norm.weight"] = (head_dim,)
             layer["self_attn.k_norm.weight"] = (head_dim,)
         shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
@@ -96,6 +113,66 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     if not config.get("tie_word_embeddings"):
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
     return shapes
+
+
+def expert_sizes(config: dict[str, Any]) -> tuple[int, int]:
+    """Experts of a layer, rows of an expert's gate."""
+    count = config.get("num_experts") or config["num_local_experts"]
+    return count, config.get("moe_intermediate_size") or config["intermediate_size"]
+
+
+def has_experts(config: dict[str, Any], layer: int) -> bool:
+    if config["model_type"] not in MIXTURES:
+        return False
+    sparse = (layer + 1) % config.get("decoder_sparse_step", 1) == 0
+    return sparse and layer not in config.get("mlp_only_layers", ())
+
+
+def as_stacks(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The experts of a layer in one tensor each, gate above up, as transformers 5 holds them."""
+    found: dict[str, np.ndarray] = {}
+    for name, values in tensors.items():
+        if ".experts." not in name:
+            found[name] = values
+        elif ".experts.0.down_proj." in name:
+            prefix = name.split(".0.down_proj")[0]
+            count = sum(other.startswith(f"{prefix}.") and ".down_proj." in other for other in tensors)
+            gate, up, down = (
+                np.stack([tensors[f"{prefix}.{j}.{part}_proj.weight"] for j in range(count)])
+                for part in ("gate", "up", "down")
+            )
+            found[f"{prefix}.gate_up_proj"] = np.concatenate([gate, up], axis=1)
+            found[f"{prefix}.down_proj"] = down
+    return found
+
+
+def as_experts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The reverse: an expert's matrices a tensor each, as published files have them."""
+    found: dict[str, np.ndarray] = {}
+    for name, values in tensors.items():
+        if name.endswith(".experts.gate_up_proj"):
+            half = values.shape[1] // 2
+            for j, both in enumerate(values):
+                found[f"{name.removesuffix('gate_up_proj')}{j}.gate_proj.weight"] = both[:half]
+                found[f"{name.removesuffix('gate_up_proj')}{j}.up_proj.weight"] = both[half:]
+        elif name.endswith(".experts.down_proj"):
+            for j, one in enumerate(values):
+                found[f"{name.removesuffix('down_proj')}{j}.down_proj.weight"] = one
+        else:
+            found[name] = values
+    return found
+
+
+def as_mixtral(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Under the names of Mixtral's published files."""
+    parts = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+    found = {}
+    for name, values in tensors.items():
+        words = name.split(".")
+        if ".mlp." in name:
+            words = [parts.get(word, "block_sparse_moe" if word == "mlp" else word) for word in words]
+        found[".".join(words)] = values
+    return found
 
 
 def random_tensors(config: dict[str, Any], seed: int = 0, dtype: str = "BF16") -> dict[str, np.ndarray]:
@@ -207,7 +284,9 @@ GGUF_NAMES = {
     "model.layers.": "blk.", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate.": "ffn_gate_inp.",
+    "mlp.experts.gate_proj": "ffn_gate_exps", "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }  # fmt: skip
 
 
@@ -284,7 +363,8 @@ def gguf_bytes(
 def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters as the converter of llama.cpp writes them (mistral goes as llama)."""
     hidden, inner, heads, kv_heads, head_dim = _sizes(config)
-    arch = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
+    kind = config["model_type"]
+    arch = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}.get(kind, kind)
     found: dict[str, Any] = {
         "general.architecture": arch,
         "general.type": "model",
@@ -303,6 +383,11 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     }
     if config["model_type"] == "mistral" and config.get("sliding_window"):
         found[f"{arch}.attention.sliding_window"] = config["sliding_window"]
+    if kind in MIXTURES:
+        found[f"{arch}.expert_count"], width = expert_sizes(config)
+        found[f"{arch}.expert_used_count"] = config["num_experts_per_tok"]
+        if arch != "llama":
+            found[f"{arch}.expert_feed_forward_length"] = width
     scaling = config.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind in ("linear", "yarn"):
@@ -339,12 +424,26 @@ def gguf_tensors(
     if scaling.get("rope_type", scaling.get("type")) == "llama3":
         factors = llama3_factors(config)
         stored.append(("rope_freqs.weight", "F32", factors.shape, factors.tobytes()))
-    for name, values in tensors.items():
-        if config["model_type"] in ("llama", "mistral"):
+    for name, values in _gguf_stacks(tensors).items():
+        if config["model_type"] in ("llama", "mistral", "mixtral"):
             values = _interleaved(config, name, values)
-        kind = "F32" if values.ndim == 1 else dtype
+        kind = "F32" if values.ndim == 1 or "ffn_gate_inp" in gguf_name(name) else dtype
         stored.append((gguf_name(name), kind, values.shape, quantize(kind, values)))
     return stored
+
+
+def _gguf_stacks(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Gate, up and down of a layer's experts in one tensor each."""
+    found: dict[str, np.ndarray] = {}
+    for name, values in as_experts(tensors).items():
+        if ".experts." not in name:
+            found[name] = values
+            continue
+        prefix, rest = name.split(".experts.")
+        key = f"{prefix}.experts.{rest.split('.')[1]}.weight"
+        one = values[None]
+        found[key] = np.concatenate([found[key], one]) if key in found else one
+    return found
 
 
 def write_gguf(
