@@ -1,5 +1,6 @@
 """Mixtures of experts: the router exactly, the same bits from every form, budget, cut and company, and its errors."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def run(path, ids=IDS, steps=(), **options):
             )
             cuts = [0, *steps, len(ids)]
             with decoder.new_sequence() as sequence:
-                parts = [decoder.forward([(sequence, ids[a:b])], "all") for a, b in zip(cuts, cuts[1:], strict=False)]
+                parts = [decoder.forward([(sequence, ids[a:b])], "all") for a, b in pairwise(cuts)]
             return np.concatenate(parts), weights.expert_counters
         finally:
             weights.close()
