@@ -54,6 +54,8 @@ cdef extern from "kernels.h" nogil:
         int f16
         int64_t window
         float scale
+        float softcap
+        const float *sinks
         size_t k_offset
         size_t v_offset
         const uint64_t *pool
@@ -79,13 +81,20 @@ cdef extern from "kernels.h" nogil:
     void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *weight, float eps, int64_t rows,
                     int64_t cols, float *out)
     void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const float *sin, int64_t tokens,
-                 int heads, int head_dim, int interleaved)
-    void pl_add(int threads, const float *x, const float *y, int broadcast, int64_t rows, int64_t cols, float *out)
+                 int heads, int head_dim, int rotated, int interleaved)
+    void pl_add(int threads, const float *x, const float *y, float factor, int broadcast, int64_t rows, int64_t cols,
+                float *out)
+    void pl_scale(int threads, const float *x, const float *factors, int broadcast, int64_t rows, int64_t cols,
+                  float *out)
     void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
     void pl_mix(const pl_kernels *k, int threads, const float *y, const int32_t *rows, const float *weights,
                 int64_t tokens, int chosen, int64_t cols, float *out)
     void pl_route(const pl_kernels *k, const float *logits, int64_t tokens, int experts, int chosen, int of_chosen,
                   int32_t *ids, float *weights)
+    void pl_clamped_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float alpha,
+                           float limit, float *out, int64_t n)
+    void pl_geglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
+    void pl_softcap(const pl_kernels *k, int threads, const float *x, float cap, float *out, int64_t n)
     void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new,
                          const float *v_new, int64_t writes)
     int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out)
@@ -518,14 +527,24 @@ def widen(Matrix w not None, out):
         pl_widen(_kernels, _threads, &w.c, o.p)
 
 
-def add(x, y, out):
-    """out = x + y, elementwise; x, out (T, n), y (T, n) or one row added to each; out may be x."""
+def add(x, y, out, float factor=1.0):
+    """out = x + factor * y, elementwise, the product rounded; x, out (T, n), y (T, n) or one row for each; out may be x."""
     cdef Floats a = _input(x), b = _input(y), o = _output(out)
     if a.cols != b.cols or o.cols != a.cols or o.n != a.n or (b.n != a.n and b.n != 1):
         raise PyllamaError(f"add: x {_shape(a)}, y {_shape(b)}, out {_shape(o)}")
     if a.n and a.cols:
         with nogil:
-            pl_add(_threads, a.p, b.p, b.n == 1, a.n, a.cols, o.p)
+            pl_add(_threads, a.p, b.p, factor, b.n == 1, a.n, a.cols, o.p)
+
+
+def scale(x, factors, out):
+    """out = x * factors, elementwise; x, out (T, n), factors (T, 1), one a row, or (1, 1); out may be x."""
+    cdef Floats a = _input(x), f = _input(factors), o = _output(out)
+    if o.n != a.n or o.cols != a.cols or f.n * f.cols not in (1, a.n):
+        raise PyllamaError(f"scale: x {_shape(a)}, factors {_shape(f)}, out {_shape(o)}")
+    if a.n and a.cols:
+        with nogil:
+            pl_scale(_threads, a.p, f.p, f.n * f.cols == 1, a.n, a.cols, o.p)
 
 
 def rmsnorm(x, weight, float eps, out, int64_t cols=0):
@@ -555,19 +574,19 @@ def rope_table(const int64_t[::1] positions, const double[::1] inv_freq, double 
 
 
 def rope(x, cos, sin, int heads, bint interleaved=False):
-    """Rotate, in place, each head of x (T, heads * D) by the angles of cos, sin (T, D/2).
+    """Rotate, in place, the first N elements of each head of x (T, heads * D) by the angles of cos, sin (T, N/2).
 
-    Pairs are (i, i + D/2). interleaved: pairs (2i, 2i + 1) are read, as in Meta's and GGUF's layout, and
+    Pairs are (i, i + N/2); what is beyond N, if anything, stays. interleaved: pairs (2i, 2i + 1) are read, as in Meta's and GGUF's layout, and
     stored half-split, so that both layouts give the same bits from here on.
     """
     cdef Floats a = _output(x), c = _input(cos), s = _input(sin)
-    cdef int64_t head_dim = 2 * c.cols
-    if (heads < 1 or a.cols != heads * head_dim or c.n != a.n or s.n != a.n or s.cols != c.cols
+    cdef int64_t rotated = 2 * c.cols, head_dim = a.cols // heads if heads > 0 else 0
+    if (heads < 1 or a.cols != heads * head_dim or rotated > head_dim or c.n != a.n or s.n != a.n or s.cols != c.cols
             or head_dim > MAX_HEAD_DIM):
         raise PyllamaError(f"rope: x {_shape(a)}, {heads} heads, cos {_shape(c)}, sin {_shape(s)}")
-    if a.n and head_dim:
+    if a.n and rotated:
         with nogil:
-            pl_rope(_kernels, _threads, a.p, c.p, s.p, a.n, heads, <int>head_dim, interleaved)
+            pl_rope(_kernels, _threads, a.p, c.p, s.p, a.n, heads, <int>head_dim, <int>rotated, interleaved)
 
 
 def swiglu(gate, up, out):
@@ -621,6 +640,37 @@ def mix(y, const int32_t[:, ::1] rows, const float[:, ::1] weights, out):
     if tokens and a.cols:
         with nogil:
             pl_mix(_kernels, _threads, a.p, &rows[0, 0], &weights[0, 0], tokens, <int>chosen, a.cols, o.p)
+
+
+def clamped_swiglu(gate, up, float alpha, float limit, out):
+    """out = g / (1 + exp(-(alpha * g))) * (u + 1), elementwise, (T, n), with g = min(gate, limit) and u = up within
+    -limit to limit; out may be gate or up."""
+    cdef Floats g = _input(gate), u = _input(up), o = _output(out)
+    if u.n != g.n or u.cols != g.cols or o.n != g.n or o.cols != g.cols:
+        raise PyllamaError(f"clamped_swiglu: gate {_shape(g)}, up {_shape(u)}, out {_shape(o)}")
+    if g.n and g.cols:
+        with nogil:
+            pl_clamped_swiglu(_kernels, _threads, g.p, u.p, alpha, limit, o.p, g.n * g.cols)
+
+
+def geglu(gate, up, out):
+    """out = gelu(gate) * up in gelu's tanh form, elementwise, (T, n); out may be gate or up."""
+    cdef Floats g = _input(gate), u = _input(up), o = _output(out)
+    if u.n != g.n or u.cols != g.cols or o.n != g.n or o.cols != g.cols:
+        raise PyllamaError(f"geglu: gate {_shape(g)}, up {_shape(u)}, out {_shape(o)}")
+    if g.n and g.cols:
+        with nogil:
+            pl_geglu(_kernels, _threads, g.p, u.p, o.p, g.n * g.cols)
+
+
+def softcap(x, float cap, out):
+    """out = cap * tanh(x / cap), elementwise; cap > 0; out may be x."""
+    cdef Floats a = _input(x), o = _output(out)
+    if a.n != o.n or a.cols != o.cols or not cap > 0:
+        raise PyllamaError(f"softcap: x {_shape(a)}, cap {cap:g}, out {_shape(o)}")
+    if a.n and a.cols:
+        with nogil:
+            pl_softcap(_kernels, _threads, a.p, cap, o.p, a.n * a.cols)
 
 
 def exp(x, out):
@@ -706,12 +756,15 @@ cdef class Attention:
     f16                  pages hold float16 (saturated) rather than float32
     window               positions a query sees, itself included; 0: all of them
     scale                multiplies q . k
+    softcap              scores become softcap * tanh(score / softcap); 0: they stay
+    sinks                (heads,) float32, scores that take part in each head's softmax without a value, or None
     k_offset, v_offset   bytes from a page's start to this layer's keys and values
     """
     cdef pl_attention c
+    cdef Floats sinks
 
     def __init__(self, int heads, int kv_heads, int head_dim, *, bint f16, int64_t window, float scale,
-                 size_t k_offset, size_t v_offset):
+                 size_t k_offset, size_t v_offset, float softcap=0.0, sinks=None):
         if heads < 1 or kv_heads < 1 or heads % kv_heads or head_dim < 1 or head_dim > MAX_HEAD_DIM or window < 0:
             raise PyllamaError(f"attention: {heads} heads, {kv_heads} key/value heads, head_dim {head_dim}, window {window}")
         self.c.heads = heads
@@ -720,6 +773,13 @@ cdef class Attention:
         self.c.f16 = f16
         self.c.window = window
         self.c.scale = scale
+        self.c.softcap = softcap
+        self.c.sinks = NULL
+        if sinks is not None:
+            self.sinks = _input(sinks)
+            if self.sinks.n * self.sinks.cols != heads:
+                raise PyllamaError(f"attention: sinks {_shape(self.sinks)}, expected one for each of {heads} heads")
+            self.c.sinks = self.sinks.p
         self.c.k_offset = k_offset
         self.c.v_offset = v_offset
 

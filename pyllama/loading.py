@@ -113,6 +113,7 @@ def assemble(
     from pyllama.decoder.exclusive import ExclusiveDecoder
     from pyllama.planning.memory import make_plan
     from pyllama.streaming import StreamedWeights
+    from pyllama.streaming.expert_counts import counts_path
 
     plan = make_plan(
         checkpoint,
@@ -129,6 +130,7 @@ def assemble(
         pinned_nbytes=plan.pinned,
         expert_slots=plan.expert_slots,
         expert_room=plan.expert_room,
+        counts=counts_path(checkpoint.path) if checkpoint.config.mixture else None,
     )
     decoder = ExclusiveDecoder(
         checkpoint.config,

@@ -82,7 +82,7 @@ int main(int argc, char **argv)
     } else if (!strcmp(what, "swiglu")) {
         while (repeats--) pl_swiglu(k, 1, x, y, out, tokens * COLS), units = tokens * COLS;
     } else if (!strcmp(what, "rope")) {
-        while (repeats--) pl_rope(k, 1, x, y, out, tokens, COLS / HEAD_DIM, HEAD_DIM, 0), units = tokens * COLS;
+        while (repeats--) pl_rope(k, 1, x, y, out, tokens, COLS / HEAD_DIM, HEAD_DIM, HEAD_DIM, 0), units = tokens * COLS;
     } else if (!strcmp(what, "attention_f16") || !strcmp(what, "attention_f32")) { /* positions x heads x head_dim */
         int f16 = what[11] == '1';
         size_t half = (size_t)PANEL_ROWS * KV_HEADS * HEAD_DIM * (f16 ? 2 : 4);

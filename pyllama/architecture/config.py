@@ -73,11 +73,30 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
-    """The hyperparameters of a model of one of the families.
+class QueryGrowth:
+    """Queries at position p are multiplied by 1 + beta * ln(1 + floor(p / original))."""
 
-    layer_windows[i] is the sliding window of layer i in positions, the query's own included; None: all.
-    mixture is None where every layer has one feed-forward block.
+    beta: float
+    original: int
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The hyperparameters of a model of one of the families. Those with a default are what few families have.
+
+    layer_windows       [i] is the sliding window of layer i in positions, the query's own included; None: all
+    norm_plus_one       norms are stored as what is added to 1
+    attention_scale     of the products of queries and keys; None: head_dim ** -0.5
+    attention_softcap   their bound, c * tanh(x / c); 0: none
+    logits_softcap      that of logits
+    embedding_scale     of the embedding's rows
+    residual_scale      of what each block adds
+    logits_scale        what logits are divided by
+    rotary_dim          elements of a head that are rotated; None: all
+    sliding_rope        (theta, scaling) of layers with a window, where it is not that of the others
+    unrotated_layers    their numbers
+    mixture             experts in place of feed-forward blocks, or None
+    query_growth        how queries grow with their position, or None
     """
 
     model_type: str
@@ -101,6 +120,17 @@ class Config:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     mixture: Mixture | None = None
+    norm_plus_one: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float = 0.0
+    logits_softcap: float = 0.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0
+    rotary_dim: int | None = None
+    sliding_rope: tuple[float, RopeScaling | None] | None = None
+    unrotated_layers: tuple[int, ...] = ()
+    query_growth: QueryGrowth | None = None
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -136,6 +166,9 @@ def _check_ranges(c: Config) -> None:
         raise CheckpointError(
             f"mixture: got {len(c.mixture.layers)} layers, expected num_hidden_layers {c.num_hidden_layers}"
         )
+    rotated = c.head_dim if c.rotary_dim is None else c.rotary_dim
+    if not 2 <= rotated <= c.head_dim or rotated % 2:
+        raise CheckpointError(f"rotary_dim: got {rotated}, expected an even number up to head_dim {c.head_dim}")
     factors = c.rope_scaling.factors if c.rope_scaling else ()
-    if factors and len(factors) != c.head_dim // 2:
-        raise CheckpointError(f"rope_freqs.weight: got {len(factors)}, expected head_dim / 2 of {c.head_dim}")
+    if factors and len(factors) != rotated // 2:
+        raise CheckpointError(f"rope_freqs.weight: got {len(factors)}, expected half of the {rotated} rotated")

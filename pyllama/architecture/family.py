@@ -5,6 +5,8 @@ The readers of the forms of file do the reading; they ask a family wherever fami
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from pyllama.architecture.config import Config, Mixture
@@ -100,11 +102,21 @@ class Biases(NamedTuple):
 
 
 class Defaults(NamedTuple):
-    """num_key_value_heads: None for as many as heads; head_dim: None for hidden_size / heads."""
+    """What a class takes where config.json has nothing.
+
+    num_key_value_heads  None for as many as heads
+    head_dim             None for hidden_size / heads
+    sizes                of what the other sizes are, for files that say only what differs
+    """
 
     max_position_embeddings: int
     num_key_value_heads: int | None = None
     head_dim: int | None = None
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    sliding_rope_theta: float = 10000.0
+    tie_word_embeddings: bool = False
+    sizes: Mapping[str, int] = MappingProxyType({})
 
 
 class Family:
@@ -113,6 +125,13 @@ class Family:
     model_type        of config.json
     architecture      the class in config.json's `architectures`
     defaults          what the class fills in for a key that config.json leaves out
+    activations       names of the activation its mlp has
+    read_here         keys that mean other mathematics elsewhere, and that options() or gguf_options() reads
+    rotary_scalings   rope_type of config.json that its class knows
+    wrappers          model_type of files whose `text_config` is a model of this family -> the class of these
+    sliding_theta     the key of config.json for the base of rotary frequencies in layers with a window, where it is one
+                      of its own and rope_scaling is not for them; None: all layers rotate alike
+    norm_plus_one     whether config.json's form stores norms as what is added to 1
     huggingface       the names of tensors that are stored otherwise than one by one under ours
     gguf_architecture general.architecture of its GGUF files; None: they bear another family's
     gguf_as           model_type of the family whose form its GGUF files have; None: its own
@@ -126,6 +145,12 @@ class Family:
     model_type: ClassVar[str]
     architecture: ClassVar[str]
     defaults: ClassVar[Defaults]
+    activations: ClassVar[tuple[str, ...]] = ("silu", "swish")
+    read_here: ClassVar[frozenset[str]] = frozenset()
+    rotary_scalings: ClassVar[tuple[str, ...]] = ("linear", "llama3", "yarn")
+    wrappers: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    sliding_theta: ClassVar[str | None] = None
+    norm_plus_one: ClassVar[bool] = False
     huggingface: ClassVar[Names] = Names("model.layers.")
     gguf_architecture: ClassVar[str | None] = None
     gguf_as: ClassVar[str | None] = None
@@ -155,18 +180,35 @@ class Family:
         """The same of a GGUF file."""
         return None
 
+    def layer_types(self, f: Fields, layers: int) -> list[str] | None:
+        """The kinds of layers where config.json does not list them."""
+        return None
+
+    def options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:
+        """The fields of Config that few families have, by config.json: name -> value."""
+        return {}
+
+    def gguf_options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:
+        """The same for a GGUF file; `layer_windows` and `sliding_rope` are among them where layers differ."""
+        return {}
+
+    def gguf_values(self, config: Config) -> dict[str, Any]:
+        """What gguf_options() reads: key, without the architecture -> a number, boolean or list."""
+        return {}
+
     def refuse(self, f: Fields) -> None:
         """Raises UnsupportedError for an option of config.json that would change the mathematics."""
-        activation = f.text("hidden_act")
-        if activation not in (None, "silu", "swish"):
-            raise f.unsupported("hidden_act", f"{shown(activation)} (expected 'silu')")
+        for key in ("hidden_act", "hidden_activation"):
+            activation = f.text(key)
+            if activation is not None and activation not in self.activations:
+                raise f.unsupported(key, f"{shown(activation)} (expected {shown(self.activations[0])})")
         for key in () if self.has_experts else _EXPERTS:
-            if f.get(key) not in (None, 0, 1):
+            if key not in self.read_here and f.get(key) not in (None, 0, 1):
                 raise f.unsupported(key, "a mixture of experts")
-        if f.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
+        if "partial_rotary_factor" not in self.read_here and f.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
             raise f.unsupported("partial_rotary_factor", f"{f.get('partial_rotary_factor')} (expected 1.0)")
         for key, neutral in _NEUTRAL.items():
-            if f.get(key) not in (None, neutral):
+            if key not in self.read_here and f.get(key) not in (None, neutral):
                 raise f.unsupported(key, shown(f.get(key)))
 
     def refuse_gguf(self, f: Fields) -> None:
@@ -175,7 +217,7 @@ class Family:
             value = f.get(key)
             if self.has_experts and key.startswith("expert"):
                 continue
-            if value is not None and value != neutral:
+            if key not in self.read_here and value is not None and value != neutral:
                 what = "a mixture of experts" if key.startswith("expert") else shown(value)
                 raise f.unsupported(key, what)
 

@@ -3,15 +3,17 @@
     x = x + mixer(norm(x))
     x = x + mlp(norm(x))
 
-Names are Hugging Face's, within the layer and without `.weight`. Holds no weight and computes nothing.
+with norms before a block, after it, or both, and what a block adds scaled, as families have it. Names are Hugging
+Face's, within the layer and without `.weight`. Holds no weight and computes nothing.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from pyllama.architecture.config import Config, RopeScaling
+from pyllama.architecture.config import Config, QueryGrowth, RopeScaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +28,11 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMSNorm over `size` elements, with a weight of as many."""
+    """RMSNorm over `size` elements, with a weight of as many; plus_one: stored as what is added to 1."""
 
     name: str
     size: int
+    plus_one: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,11 @@ class Attention:
 
     heads, kv_heads  query heads and key/value heads that are computed here
     window           positions a query sees, its own included; None: all before it
-    q_norm, k_norm   RMSNorm of each head before the rotation, or None
+    rope             None: nothing is rotated
+    q_norm, k_norm   RMSNorm before the rotation, of each head or, by its size, of all of them as one; or None
+    softcap          scores become softcap * tanh(score / softcap); 0: they stay
+    sinks            name of the scores, one a head, that take part in the softmax without a value; None: none
+    growth           what queries are multiplied by, or None
     """
 
     heads: int
@@ -55,22 +62,26 @@ class Attention:
     head_dim: int
     window: int | None
     scale: float
-    rope: Rope
+    rope: Rope | None
     q: Linear
     k: Linear
     v: Linear
     o: Linear
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    softcap: float = 0.0
+    sinks: str | None = None
+    growth: QueryGrowth | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """down(silu(gate(x)) * up(x))"""
+    """down(activation(gate(x)) * up(x)); activation: "silu", or "gelu" in its tanh form"""
 
     gate: Linear
     up: Linear
     down: Linear
+    activation: str = "silu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +104,33 @@ class Experts:
 
     def expert(self, number: int) -> Mlp:
         """One of them."""
-        one = (replace(of, name=of.name.format(number)) for of in (self.gate, self.up, self.down))
-        return Mlp(*one)
+        gate, up, down = (replace(of, name=of.name.format(number)) for of in (self.gate, self.up, self.down))
+        return Mlp(gate, up, down)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """name is what stands before the names of its tensors: layer_name()."""
+    """A layer.
+
+    name                  what stands before the names of its tensors: layer_name()
+    mixer_norm, mlp_norm  of what a block takes, or None
+    mixer_post_norm, ...  of what it adds, or None
+    residual_scale        of what a block adds, after that
+    """
 
     name: str
-    mixer_norm: Norm
+    mixer_norm: Norm | None
     mixer: Attention
-    mlp_norm: Norm
+    mlp_norm: Norm | None
     mlp: Mlp | Experts
+    mixer_post_norm: Norm | None = None
+    mlp_post_norm: Norm | None = None
+    residual_scale: float = 1.0
+
+
+def main_rope(config: Config) -> Rope:
+    """The rotation of the layers that have none of their own: what rope_theta and rope_scaling make."""
+    return Rope(config.rope_theta, config.rotary_dim or config.head_dim, config.rope_scaling)
 
 
 def layer_name(number: int) -> str:
@@ -130,46 +155,86 @@ def experts_of(config: Config) -> Experts | None:
     )
 
 
-def llama_layers(config: Config, *, head_norms: bool = False) -> tuple[Layer, ...]:
-    """The layers of Llama (Touvron et al. 2023), and of its kin that differ in numbers only.
+class NormNames(NamedTuple):
+    """What a family calls the norms before and after the two blocks; None: there is none."""
 
-    head_norms  whether each head of q and k is normed before it is rotated
+    mixer: str | None = "input_layernorm"
+    mixer_post: str | None = None
+    mlp: str | None = "post_attention_layernorm"
+    mlp_post: str | None = None
+
+
+#: Norms of what a block adds, and none before it (OLMo 2).
+AFTER = NormNames(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
+#: Both (Gemma 2).
+SANDWICH = NormNames(
+    "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
+)
+
+
+def llama_layers(
+    config: Config,
+    *,
+    head_norms: bool = False,
+    whole_norms: bool = False,
+    norms: NormNames = NormNames(),  # noqa: B008  (immutable)
+    activation: str = "silu",
+) -> tuple[Layer, ...]:
+    """The layers of Llama (Touvron et al. 2023), and of its kin that differ in numbers, norms and the activation only.
+
+    head_norms   whether each head of q and k is normed before it is rotated
+    whole_norms  whether all heads of q, and those of k, are normed as one
     """
     hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
     q, kv = config.num_attention_heads * dim, config.num_key_value_heads * dim
-    rope = Rope(config.rope_theta, dim, config.rope_scaling)
+    rope = sliding = main_rope(config)
+    if config.sliding_rope:
+        sliding = Rope(config.sliding_rope[0], rope.dim, config.sliding_rope[1])
+    scale = 1 / math.sqrt(dim)  # correctly rounded everywhere, unlike pow
     mlp = Mlp(
         Linear("mlp.gate_proj", inner, hidden, config.mlp_bias),
         Linear("mlp.up_proj", inner, hidden, config.mlp_bias),
         Linear("mlp.down_proj", hidden, inner, config.mlp_bias),
+        activation,
     )
 
     experts = experts_of(config)
     sparse = config.mixture.layers if config.mixture else (False,) * config.num_hidden_layers
 
-    def attention(window: int | None) -> Attention:
+    def norm(name: str | None, size: int = hidden) -> Norm | None:
+        return Norm(name, size, config.norm_plus_one) if name else None
+
+    def projected_norm(name: str, size: int) -> Norm | None:
+        return norm(name, dim) if head_norms else norm(name, size) if whole_norms else None
+
+    def attention(number: int, window: int | None) -> Attention:
         return Attention(
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=dim,
             window=window,
-            scale=1 / math.sqrt(dim),  # correctly rounded everywhere, unlike pow
-            rope=rope,
+            scale=scale if config.attention_scale is None else config.attention_scale,
+            rope=None if number in config.unrotated_layers else rope if window is None else sliding,
             q=Linear("self_attn.q_proj", q, hidden, config.qkv_bias),
             k=Linear("self_attn.k_proj", kv, hidden, config.qkv_bias),
             v=Linear("self_attn.v_proj", kv, hidden, config.qkv_bias),
             o=Linear("self_attn.o_proj", hidden, q, config.o_bias),
-            q_norm=Norm("self_attn.q_norm", dim) if head_norms else None,
-            k_norm=Norm("self_attn.k_norm", dim) if head_norms else None,
+            q_norm=projected_norm("self_attn.q_norm", q),
+            k_norm=projected_norm("self_attn.k_norm", kv),
+            softcap=config.attention_softcap,
+            growth=config.query_growth,
         )
 
     return tuple(
         Layer(
             layer_name(i),
-            Norm("input_layernorm", hidden),
-            attention(window),
-            Norm("post_attention_layernorm", hidden),
+            norm(norms.mixer),
+            attention(i, window),
+            norm(norms.mlp),
             experts if experts and sparse[i] else mlp,
+            norm(norms.mixer_post),
+            norm(norms.mlp_post),
+            config.residual_scale,
         )
         for i, window in enumerate(config.layer_windows)
     )

@@ -63,18 +63,22 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
         yield from linear(projection, "attention")
     yield from norm(mixer.q_norm)
     yield from norm(mixer.k_norm)
+    if mixer.sinks:
+        yield ModelTensor(f"{layer.name}{mixer.sinks}", (mixer.heads,), "attention")
     yield from linear(mixer.o, "attention")
+    yield from norm(layer.mixer_post_norm)
     yield from norm(layer.mlp_norm)
     if isinstance(mlp, Mlp):
         for projection in (mlp.gate, mlp.up, mlp.down):
             yield from linear(projection, "mlp")
-        return
-    yield from linear(mlp.router, "router")
-    for number in range(mlp.count):
-        one = mlp.expert(number)
-        for projection in (one.gate, one.up, one.down):
-            for tensor in linear(projection, "experts"):
-                yield tensor._replace(expert=number)
+    else:
+        yield from linear(mlp.router, "router")
+        for number in range(mlp.count):
+            one = mlp.expert(number)
+            for projection in (one.gate, one.up, one.down):
+                for tensor in linear(projection, "experts"):
+                    yield tensor._replace(expert=number)
+    yield from norm(layer.mlp_post_norm)
 
 
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:

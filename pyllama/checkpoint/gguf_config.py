@@ -66,7 +66,9 @@ def gguf_config(
     if not f.has("attention.key_length") and hidden_size % heads:
         raise f.fail("embedding_length", f"a multiple of head_count {heads}, or attention.key_length")
     head_dim = f.size("head_dim", "attention.key_length", hidden_size // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
+    rotary_dim = f.size("head_dim", "rope.dimension_count", head_dim)
+    partial = "partial_rotary_factor" in family.read_here
+    for key in ("attention.value_length", "rope.dimension_count")[: 1 if partial else 2]:
         if f.size("head_dim", key, head_dim) != head_dim:
             raise f.unsupported(key, f"{f.get(key)} with heads of {head_dim}")
     positions = f.size("max_position_embeddings", "context_length")
@@ -75,6 +77,7 @@ def gguf_config(
         window = f.integer("attention.sliding_window", 0, MAX_POSITIONS) or None
         if window:
             window = family.gguf_window(window, f)
+    options = {"layer_windows": (window,) * layers} | family.gguf_options(f, head_dim, layers)
     tokens = Fields(metadata, _WHERE, "tokenizer.ggml.")
     ends = [tokens.token_id(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
     return Config(
@@ -88,17 +91,18 @@ def gguf_config(
         head_dim=head_dim,
         vocab_size=vocab_size,
         rms_norm_eps=f.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
-        rope_theta=f.number("rope.freq_base", 1.0001, 1e12, 10000.0),
+        rope_theta=f.number("rope.freq_base", 1.0001, 1e12, family.defaults.rope_theta),
         rope_scaling=_rope(f, positions, rope_factors),
         max_position_embeddings=positions,
         tie_word_embeddings=HEAD not in names,
         qkv_bias=f"{first}self_attn.q_proj.bias" in names,
         o_bias=f"{first}self_attn.o_proj.bias" in names,
         mlp_bias=f"{first}mlp.gate_proj.bias" in names,
-        layer_windows=(window,) * layers,
         bos_token_id=tokens.token_id("bos_token_id"),
         eos_token_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
         mixture=family.gguf_mixture(f, layers),
+        rotary_dim=None if rotary_dim == head_dim else rotary_dim,
+        **options,
     )
 
 

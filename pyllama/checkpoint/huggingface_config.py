@@ -7,7 +7,7 @@ refused by name. Reads no files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyllama.architecture import FAMILIES, class_names
 from pyllama.architecture.config import Config, RopeScaling
@@ -17,6 +17,18 @@ from pyllama.architecture.rope import yarn_magnitude
 from pyllama.checkpoint import foreign
 from pyllama.errors import shown
 
+#: Of a file around a text model: what it may say in the text model's place.
+_SHARED = ("bos_token_id", "eos_token_id", "tie_word_embeddings", "dtype", "torch_dtype")
+
+
+class _Ropes(NamedTuple):
+    """Rotary embeddings of a model; rotated is the part of a head that is turned."""
+
+    theta: float
+    scaling: RopeScaling | None
+    rotated: float = 1.0
+    sliding: tuple[float, RopeScaling | None] | None = None
+
 
 def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str, Any] | None = None) -> Config:
     """Config of a parsed `config.json`, transformers 4 or 5.
@@ -24,41 +36,50 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
     generation_config: the parsed `generation_config.json`, for the ids that end a text.
     Raises UnsupportedError for a model, feature or option the decoder does not have.
     """
-    f = Fields(config, "config.json")
+    f, outer = _text_model(Fields(config, "config.json"))
     family = _family(f)
     _refuse_quantized(f)
-    _check_class(f, family)
+    if outer:
+        _refuse_quantized(outer)
+        _check_class(outer, family.wrappers[str(outer.text("model_type"))])
+    else:
+        _check_class(f, family.architecture)
     family.refuse(f)
     defaults = family.defaults
 
-    hidden_size = f.size("hidden_size")
-    layers = f.size("num_hidden_layers")
-    heads = f.size("num_attention_heads")
+    def size(key: str) -> int:
+        return f.size(key, default=defaults.sizes.get(key))
+
+    hidden_size = size("hidden_size")
+    layers = size("num_hidden_layers")
+    heads = size("num_attention_heads")
     # A key that is there and null means "as many as heads"; one that is not there means the class default.
     kv_default = defaults.num_key_value_heads if f.absent("num_key_value_heads") else None
     dim_default = defaults.head_dim if f.absent("head_dim") else None
     if not f.has("head_dim") and dim_default is None and hidden_size % heads:
         raise f.fail("hidden_size", f"a multiple of num_attention_heads {heads}, or an explicit head_dim")
     positions = f.size("max_position_embeddings", default=defaults.max_position_embeddings)
-    kinds = _layer_types(f, layers)
-    theta, scaling = _rope(f, positions, set(kinds or ["full_attention"]))
+    kinds = _layer_types(f, layers) or family.layer_types(f, layers)
+    rope = _rope(f, positions, family, set(kinds or ["full_attention"]))
     biases = family.biases(f)
+    head_dim = f.size("head_dim", default=dim_default or hidden_size // heads)
+    rotary_dim = int(head_dim * rope.rotated)
     ends = Fields(generation_config or {}, "generation_config.json")
     return Config(
         model_type=family.model_type,
         architecture=family.architecture,
         hidden_size=hidden_size,
-        intermediate_size=f.size("intermediate_size"),
+        intermediate_size=size("intermediate_size"),
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=f.size("num_key_value_heads", default=kv_default or heads),
-        head_dim=f.size("head_dim", default=dim_default or hidden_size // heads),
-        vocab_size=f.size("vocab_size"),
-        rms_norm_eps=f.number("rms_norm_eps", 0.0, 1.0, 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
+        head_dim=head_dim,
+        vocab_size=size("vocab_size"),
+        rms_norm_eps=f.number("rms_norm_eps", 0.0, 1.0, defaults.rms_norm_eps),
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling,
         max_position_embeddings=positions,
-        tie_word_embeddings=f.boolean("tie_word_embeddings", False),
+        tie_word_embeddings=f.boolean("tie_word_embeddings", defaults.tie_word_embeddings),
         qkv_bias=biases.qkv,
         o_bias=biases.o,
         mlp_bias=biases.mlp,
@@ -66,12 +87,33 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
         bos_token_id=f.token_id("bos_token_id") if f.has("bos_token_id") else ends.token_id("bos_token_id"),
         eos_token_ids=_unique(ends.token_ids("eos_token_id") + f.token_ids("eos_token_id")),
         mixture=family.mixture(f, layers),
+        norm_plus_one=family.norm_plus_one,
+        rotary_dim=None if rotary_dim == head_dim else rotary_dim,
+        sliding_rope=rope.sliding,
+        **family.options(f, head_dim, layers),
     )
+
+
+def _text_model(f: Fields) -> tuple[Fields, Fields | None]:
+    """What describes the text model, and the file around it where that is one of a model that sees as well.
+
+    Tokens' ids and the tied head are looked up in both: which of the two has them differs from writer to writer.
+    """
+    if f.text("model_type") not in {wrapper for family in FAMILIES.values() for wrapper in family.wrappers}:
+        return f, None
+    text = f.get("text_config")
+    if not isinstance(text, Mapping):
+        raise f.fail("text_config", "an object")
+    shared = {key: f.get(key) for key in _SHARED if f.has(key) and text.get(key) is None}
+    if not text.get("model_type"):
+        of_wrapper = [name for name, family in FAMILIES.items() if f.text("model_type") in family.wrappers]
+        shared["model_type"] = of_wrapper[0]
+    return Fields({**text, **shared}, "config.json, text_config"), f
 
 
 def huggingface_dtype(config: Mapping[str, Any]) -> str:
     """The storage format that config.json names for the weights, which may be stored otherwise."""
-    f = Fields(config, "config.json")
+    f, _ = _text_model(Fields(config, "config.json"))
     name = f.text("dtype") or f.text("torch_dtype") or "float32"
     return {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(name.removeprefix("torch."), "F32")
 
@@ -87,12 +129,12 @@ def _family(f: Fields) -> Family:
     return FAMILIES[model_type]
 
 
-def _check_class(f: Fields, family: Family) -> None:
+def _check_class(f: Fields, expected: str) -> None:
     """`architectures` must name the class of model_type, if it names any."""
-    other = class_names.other_class(f.get("architectures"), family.architecture)
+    other = class_names.other_class(f.get("architectures"), expected)
     if other is not None:
         kind = foreign.described_class(other)
-        raise f.unsupported("architectures", f"{shown(other)}{kind} (expected {family.architecture})")
+        raise f.unsupported("architectures", f"{shown(other)}{kind} (expected {expected})")
 
 
 def _unique(ids: Sequence[int]) -> tuple[int, ...]:
@@ -120,8 +162,8 @@ def _layer_types(f: Fields, layers: int) -> list[str] | None:
     return kinds
 
 
-def _rope(f: Fields, positions: int, kinds: set[str]) -> tuple[float, RopeScaling | None]:
-    """rope_theta and scaling from `rope_parameters` (5) or `rope_theta` and `rope_scaling` (4).
+def _rope(f: Fields, positions: int, family: Family, kinds: set[str]) -> _Ropes:
+    """What turns queries and keys, from `rope_parameters` (5) or `rope_theta` and `rope_scaling` (4).
 
     Where both are there, `rope_scaling` wins, as in transformers.
     """
@@ -130,6 +172,14 @@ def _rope(f: Fields, positions: int, kinds: set[str]) -> tuple[float, RopeScalin
     if not isinstance(parameters, Mapping):
         raise f.fail(key, "an object")
     nested = {k for k in parameters if k.endswith("_attention")}
+    if family.sliding_theta is not None:
+        full, sliding = (parameters.get(f"{kind}_attention") or {} for kind in ("full", "sliding"))
+        full = full if nested else parameters
+        main = _one_rope(f, full, key, positions, family)
+        theta = f.number(family.sliding_theta, 1.0001, 1e12, family.defaults.sliding_rope_theta)
+        local = _one_rope(f, {"rope_theta": theta, **sliding}, key, positions, family)
+        own = (local.theta, local.scaling)
+        return main._replace(sliding=None if own == (main.theta, main.scaling) else own)
     if nested:
         used = [p for p in map(parameters.get, sorted(kinds)) if isinstance(p, Mapping)]
         if len(used) != len(kinds):
@@ -137,28 +187,35 @@ def _rope(f: Fields, positions: int, kinds: set[str]) -> tuple[float, RopeScalin
         if any(p != used[0] for p in used):
             raise f.unsupported(key, "a different rotary embedding per layer type")
         parameters = used[0]
+    return _one_rope(f, parameters, key, positions, family)
+
+
+def _one_rope(f: Fields, parameters: Mapping[str, Any], key: str, positions: int, family: Family) -> _Ropes:
+    """What one object of rotary parameters says."""
     r = Fields(parameters, f"config.json, {key}")
     if r.has("rope_theta"):
         theta = r.number("rope_theta", 1.0001, 1e12)
     else:
-        theta = f.number("rope_theta", 1.0001, 1e12, 10000.0)
-    if r.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
-        raise r.unsupported("partial_rotary_factor", f"{r.get('partial_rotary_factor')} (expected 1.0)")
+        theta = f.number("rope_theta", 1.0001, 1e12, family.defaults.rope_theta)
+    within = r if r.has("partial_rotary_factor") else f
+    rotated = within.number("partial_rotary_factor", 0.0, 1.0, 1.0)
+    if rotated != 1.0 and "partial_rotary_factor" not in family.read_here:
+        raise r.unsupported("partial_rotary_factor", f"{within.get('partial_rotary_factor')} (expected 1.0)")
     name = "rope_type" if r.has("rope_type") else "type"
     kind = r.text(name) or "default"
     if kind == "default":
-        return theta, None
-    if kind not in ("linear", "llama3", "yarn"):
-        raise r.unsupported(name, f"rotary scaling {shown(kind)} (supported: default, linear, llama3, yarn)")
+        return _Ropes(theta, None, rotated)
+    if kind not in family.rotary_scalings:
+        known = ", ".join(("default", *family.rotary_scalings))
+        raise r.unsupported(name, f"rotary scaling {shown(kind)} (supported: {known})")
     # The outer key has priority over the inner one, as in transformers' standardize_rope_params.
     outer = f if f.has("original_max_position_embeddings") else r
     if kind == "linear":
-        return theta, RopeScaling("linear", factor=r.number("factor", 1e-3, 1e6))
-    if kind == "llama3":
-        original = outer.size("max_position_embeddings", "original_max_position_embeddings", positions)
-        return theta, _llama3(r, original, r.number("factor", 1e-3, 1e6))
+        return _Ropes(theta, RopeScaling("linear", factor=r.number("factor", 1e-3, 1e6)), rotated)
     original = outer.size("max_position_embeddings", "original_max_position_embeddings", positions)
-    return theta, _yarn(r, original, r.number("factor", 1e-3, 1e6, positions / original))
+    if kind == "llama3":
+        return _Ropes(theta, _llama3(r, original, r.number("factor", 1e-3, 1e6)), rotated)
+    return _Ropes(theta, _yarn(r, original, r.number("factor", 1e-3, 1e6, positions / original)), rotated)
 
 
 def _llama3(r: Fields, original: int, factor: float) -> RopeScaling:

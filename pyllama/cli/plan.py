@@ -102,7 +102,7 @@ def make_report(
         "plan": _spent(plan),
         "enough_memory": enough(model, **options),
         "rates": asdict(measured),
-        "forecast": _predicted(forecast(model, plan, measured, kv_dtype=kv_dtype)),
+        "forecast": _predicted(forecast(model, plan, measured, kv_dtype=kv_dtype, counted=_counted(model, plan))),
         "what_if": _table(what_if(model, budget, measured, **options)),
         "packed": None,
         "quantized": _quantized(model, budget, measured, options),
@@ -119,6 +119,18 @@ def make_report(
             "what_if": _table(what_if(smaller, budget, measured, **options)),
         }
     return report
+
+
+def _counted(model: "Checkpoint | Outline", plan: "Plan") -> float | None:
+    """The hits of a pool of those experts that were chosen most so far, if that is written down."""
+    from pyllama.decoder import Shape
+    from pyllama.streaming.expert_counts import counts_path, hit_share, read_counts
+
+    shape, mixture = Shape.whole(model.config), model.config.mixture
+    if mixture is None or not plan.experts_share:
+        return None
+    counts = read_counts(counts_path(model.path), sum(mixture.layers), shape.experts)
+    return None if counts is None else hit_share(counts, plan.expert_slots)
 
 
 def _quantized(

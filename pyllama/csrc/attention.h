@@ -6,7 +6,7 @@
  *
  * Canonical order: each aligned chunk of CHUNK_POSITIONS positions has its own softmax (scores scaled, the
  * maximum subtracted, sums in PANEL_ROWS chains) and its own product with the values; chunks are merged in
- * ascending order. Which queries share a tile changes nothing: a position outside a query's range weighs 0.
+ * ascending order. A sink is a chunk before all others, of one position without a value. Which queries share a tile changes nothing: a position outside a query's range weighs 0.
  */
 
 INLINE int padded(int head_dim) { return (head_dim + PANEL_ROWS - 1) / PANEL_ROWS * PANEL_ROWS; }
@@ -82,8 +82,13 @@ static void product_cache(int f16, const uint8_t *p, const uint8_t *next, int co
 
 /* Scores of one query over [from, to) of a chunk -> weights, in place; outside [low, high) they are 0.
  * Returns the weights' sum and the maximum. */
-static float softmax_chunk(float *s, int from, int to, int low, int high, float scale, float *maximum)
+static float softmax_chunk(float *s, int from, int to, int low, int high, float scale, float softcap, float *maximum)
 {
+    if (softcap != 0.0f) { /* first: a position that is not seen is -infinity, which has a tanh */
+        for (int j = from; j < to; j += VL)
+            v_store(s + j, v_softcap(v_mul(v_load(s + j), v_set1(scale)), v_set1(softcap)));
+        scale = 1.0f;
+    }
     const vf factor = v_set1(scale);
     float m = -INFINITY, lanes[VL], chains[PANEL_ROWS];
     vf top = v_set1(-INFINITY), sums[PANEL_ROWS / VL];
@@ -126,8 +131,9 @@ static void k_attend(const pl_attention *a, const pl_attention_item *item, const
         start[i] = a->window && position[i] >= a->window ? position[i] - a->window + 1 : 0;
         if (start[i] < begin) begin = start[i];
         if (position[i] >= end) end = position[i] + 1;
-        total[i] = 0.0f;
-        maximum[i] = -INFINITY;
+        total[i] = a->sinks ? 1.0f : 0.0f;
+        maximum[i] = a->sinks ? a->sinks[item->head + i % item->heads] : -INFINITY;
+        if (a->sinks) memset(sum + i * P, 0, (size_t)P * sizeof(float));
     }
     for (int64_t chunk = begin / CHUNK_POSITIONS * CHUNK_POSITIONS; chunk < end; chunk += CHUNK_POSITIONS) {
         int from = (int)(begin > chunk ? begin - chunk : 0) / PANEL_ROWS * PANEL_ROWS;
@@ -142,7 +148,7 @@ static void k_attend(const pl_attention *a, const pl_attention_item *item, const
             int high = position[i] + 1 < chunk + to ? (int)(position[i] + 1 > chunk + from ? position[i] + 1 - chunk : from) : to;
             int i0 = i / TOKEN_TILE * TOKEN_TILE, width = n - i0 < TOKEN_TILE ? n - i0 : TOKEN_TILE;
             float *s = scores + i * CHUNK_POSITIONS;
-            if (low < high) part_total[i] = softmax_chunk(s, from, to, low, high, a->scale, &part_maximum[i]);
+            if (low < high) part_total[i] = softmax_chunk(s, from, to, low, high, a->scale, a->softcap, &part_maximum[i]);
             else { /* none of this query's positions are here */
                 part_total[i] = 0.0f;
                 memset(s + from, 0, (size_t)(to - from) * sizeof(float));

@@ -61,6 +61,24 @@ static void k_swiglu(const float *gate, const float *up, float *out, int64_t fir
     if (i < last) store_tail(out + i, last - i, v_swiglu(load_tail(gate + i, last - i), load_tail(up + i, last - i)));
 }
 
+/* out = g / (1 + exp(-(alpha * g))) * (u + 1) with g = min(gate, limit), u = max(-limit, min(limit, up)). */
+INLINE vf v_clamped_swiglu(vf gate, vf up, vf alpha, vf limit)
+{
+    vf g = v_min(limit, gate), u = v_max(v_sub(v_set1(0.0f), limit), v_min(limit, up)), one = v_set1(1.0f);
+    vf e = v_exp(v_sub(v_set1(0.0f), v_mul(alpha, g)));
+    return v_mul(v_div(g, v_add(one, e)), v_add(u, one));
+}
+
+static void k_clamped_swiglu(const float *gate, const float *up, float alpha, float limit, float *out, int64_t first,
+                             int64_t last)
+{
+    const vf a = v_set1(alpha), l = v_set1(limit);
+    int64_t i = first;
+    for (; i + VL <= last; i += VL) v_store(out + i, v_clamped_swiglu(v_load(gate + i), v_load(up + i), a, l));
+    if (i < last)
+        store_tail(out + i, last - i, v_clamped_swiglu(load_tail(gate + i, last - i), load_tail(up + i, last - i), a, l));
+}
+
 /* Of one token at a time, each element a chain of fused multiply-adds from 0 over the rows in their order. */
 static void k_mix(const float *y, const int32_t *rows, const float *weights, int chosen, int64_t cols, float *out,
                   int64_t first, int64_t last)
@@ -81,6 +99,47 @@ static void k_mix(const float *y, const int32_t *rows, const float *weights, int
             else store_tail(o + c, cols - c, acc);
         }
     }
+}
+
+/* tanh(x): below 0.625 an odd polynomial (S. Moshier, Cephes, tanhf), else 1 - 2 / (exp(2 |x|) + 1) with the sign of x; a
+ * few ulp. NaN stays NaN. */
+INLINE vf v_tanh(vf x)
+{
+    const vi sign = vi_and(v_as_int(x), vi_set1(INT32_MIN));
+    const vf a = vi_as_float(vi_xor(v_as_int(x), sign)), one = v_set1(1.0f), z = v_mul(x, x);
+    vf e = v_exp(v_add(a, a)), p = v_set1(-5.70498872745e-3f);
+    p = v_fma(p, z, v_set1(2.06390887954e-2f));
+    p = v_fma(p, z, v_set1(-5.37397155531e-2f));
+    p = v_fma(p, z, v_set1(1.33314422036e-1f));
+    p = v_fma(p, z, v_set1(-3.33332819422e-1f));
+    const vf small = v_fma(v_mul(p, z), x, x), large = v_sub(one, v_div(v_set1(2.0f), v_add(e, one)));
+    const vi far = v_as_int(v_keep_ge(a, v_set1(0.625f), vi_as_float(vi_set1(-1))));
+    return vi_as_float(vi_or(vi_and(far, vi_or(v_as_int(large), sign)), vi_and(vi_xor(far, vi_set1(-1)), v_as_int(small))));
+}
+
+INLINE vf v_geglu(vf gate, vf up)
+{
+    /* tanh(u) = 2 / (1 + exp(-2u)) - 1, so (1 + tanh(u)) / 2 is 1 / (1 + exp(-2u)); 2 sqrt(2 / pi) is 1.5957691... */
+    vf twice = v_mul(gate, v_fma(v_mul(gate, gate), v_set1(7.13548162726e-2f), v_set1(1.59576912161f)));
+    vf e = v_exp(v_sub(v_set1(0.0f), twice));
+    return v_mul(v_div(gate, v_add(v_set1(1.0f), e)), up);
+}
+
+static void k_geglu(const float *gate, const float *up, float *out, int64_t first, int64_t last)
+{
+    int64_t i = first;
+    for (; i + VL <= last; i += VL) v_store(out + i, v_geglu(v_load(gate + i), v_load(up + i)));
+    if (i < last) store_tail(out + i, last - i, v_geglu(load_tail(gate + i, last - i), load_tail(up + i, last - i)));
+}
+
+INLINE vf v_softcap(vf x, vf cap) { return v_mul(cap, v_tanh(v_div(x, cap))); }
+
+static void k_softcap(const float *x, float cap, float *out, int64_t first, int64_t last)
+{
+    const vf c = v_set1(cap);
+    int64_t i = first;
+    for (; i + VL <= last; i += VL) v_store(out + i, v_softcap(v_load(x + i), c));
+    if (i < last) store_tail(out + i, last - i, v_softcap(load_tail(x + i, last - i), c));
 }
 
 /* Sums run in PANEL_ROWS interleaved chains, added up in ascending order at the end. */
@@ -129,10 +188,10 @@ static void rotate(float *low, float *high, const float *cos, const float *sin, 
     }
 }
 
-static void k_rope(float *x, const float *cos, const float *sin, int heads, int head_dim, int interleaved,
+static void k_rope(float *x, const float *cos, const float *sin, int heads, int head_dim, int rotated, int interleaved,
                    int64_t first, int64_t last)
 {
-    int half = head_dim / 2;
+    int half = rotated / 2;
     for (int64_t t = first; t < last; t++)
         for (int h = 0; h < heads; h++) {
             float *head = x + ((size_t)t * (size_t)heads + (size_t)h) * (size_t)head_dim;

@@ -123,6 +123,8 @@ typedef struct {
     int f16;                       /* pages hold float16 (saturated) or float32 */
     int64_t window;                /* positions a query sees, itself included; 0: all */
     float scale;                   /* multiplies q.k */
+    float softcap;                 /* scores become softcap * tanh(score / softcap); 0: stay */
+    const float *sinks;            /* (H) scores that take part in each head's softmax and have no value; NULL: none */
     size_t k_offset, v_offset;     /* bytes from a page's start to this layer's keys, values */
     const uint64_t *pool;          /* addresses of pages of PANEL_ROWS positions, by number */
     const int32_t *pages;          /* (sequences, max_pages) their numbers */
@@ -165,12 +167,19 @@ typedef struct {
     /* out = x / sqrt(mean(x^2) + eps) * weight, for the rows [first, last) of (T, C). */
     void (*rmsnorm)(const float *x, const float *weight, float eps, int64_t cols, float *out,
                     int64_t first, int64_t last);
-    /* Rotate pairs (i, i + D/2) of each head of token t by (cos, sin)[t, i]; interleaved: pairs (2i, 2i+1)
-     * are read and stored half-split, so that both layouts give the same bits from here on. */
-    void (*rope)(float *x, const float *cos, const float *sin, int heads, int head_dim, int interleaved,
+    /* Rotate pairs (i, i + N/2) of the first N = `rotated` of each head's D elements of token t by (cos, sin)[t, i];
+     * interleaved: pairs (2i, 2i+1) are read and stored half-split, so that both layouts give the same bits from here on. */
+    void (*rope)(float *x, const float *cos, const float *sin, int heads, int head_dim, int rotated, int interleaved,
                  int64_t first, int64_t last);
     /* out = gate / (1 + exp(-gate)) * up, elementwise over [first, last). */
     void (*swiglu)(const float *gate, const float *up, float *out, int64_t first, int64_t last);
+    /* out = g / (1 + exp(-alpha g)) * (u + 1), g = min(gate, limit), u = up within -limit to limit: gpt-oss's experts. */
+    void (*clamped_swiglu)(const float *gate, const float *up, float alpha, float limit, float *out, int64_t first,
+                           int64_t last);
+    /* out = gelu(gate) * up, gelu in its tanh form: z / (1 + exp(-2 sqrt(2 / pi) (z + 0.044715 z^3))). */
+    void (*geglu)(const float *gate, const float *up, float *out, int64_t first, int64_t last);
+    /* out = cap * tanh(x / cap), elementwise over [first, last). */
+    void (*softcap)(const float *x, float cap, float *out, int64_t first, int64_t last);
     /* out[t] = sum_i weights[t, i] * y[rows[t, i]], i ascending from `chosen` of them, for the tokens [first, last). */
     void (*mix)(const float *y, const int32_t *rows, const float *weights, int chosen, int64_t cols, float *out,
                 int64_t first, int64_t last);
@@ -232,11 +241,19 @@ void pl_widen(const pl_kernels *k, int threads, const pl_matrix *rows, float *ou
 void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *weight, float eps, int64_t rows,
                 int64_t cols, float *out);
 void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const float *sin, int64_t tokens, int heads,
-             int head_dim, int interleaved);
-void pl_add(int threads, const float *x, const float *y, int broadcast, int64_t rows, int64_t cols, float *out);
+             int head_dim, int rotated, int interleaved);
+/* out = x + factor * y, the product rounded; y (rows, cols), or one row if `broadcast`. */
+void pl_add(int threads, const float *x, const float *y, float factor, int broadcast, int64_t rows, int64_t cols,
+            float *out);
+/* out = x * factors[row], or * factors[0] if `broadcast`. */
+void pl_scale(int threads, const float *x, const float *factors, int broadcast, int64_t rows, int64_t cols, float *out);
 void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n);
 void pl_mix(const pl_kernels *k, int threads, const float *y, const int32_t *rows, const float *weights, int64_t tokens,
             int chosen, int64_t cols, float *out);
+void pl_clamped_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float alpha, float limit,
+                       float *out, int64_t n);
+void pl_geglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n);
+void pl_softcap(const pl_kernels *k, int threads, const float *x, float cap, float *out, int64_t n);
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
                      int64_t writes);
 int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out);

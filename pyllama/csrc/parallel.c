@@ -313,25 +313,42 @@ void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *w
 }
 
 void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const float *sin, int64_t tokens, int heads,
-             int head_dim, int interleaved)
+             int head_dim, int rotated, int interleaved)
 {
-    SHARE(tokens * heads * head_dim, static, first, last, tokens, 1,
-          k->rope(x, cos, sin, heads, head_dim, interleaved, first, last))
+    SHARE(tokens * heads * rotated, static, first, last, tokens, 1,
+          k->rope(x, cos, sin, heads, head_dim, rotated, interleaved, first, last))
 }
 
-/* Plain IEEE additions: the compiler may vectorize them as it likes. */
-static void add_rows(const float *x, const float *y, int broadcast, int64_t cols, float *out, int64_t first, int64_t last)
+/* Plain IEEE additions and products: the compiler may vectorize them as it likes. A factor of 1 changes no bit. */
+static void add_rows(const float *x, const float *y, float factor, int broadcast, int64_t cols, float *out, int64_t first,
+                     int64_t last)
 {
     for (int64_t r = first; r < last; r++) {
         const float *a = x + r * cols, *b = broadcast ? y : y + r * cols;
         float *o = out + r * cols;
-        for (int64_t c = 0; c < cols; c++) o[c] = a[c] + b[c];
+        for (int64_t c = 0; c < cols; c++) o[c] = a[c] + b[c] * factor;
     }
 }
 
-void pl_add(int threads, const float *x, const float *y, int broadcast, int64_t rows, int64_t cols, float *out)
+void pl_add(int threads, const float *x, const float *y, float factor, int broadcast, int64_t rows, int64_t cols,
+            float *out)
 {
-    SHARE(rows * cols, static, first, last, rows, 1, add_rows(x, y, broadcast, cols, out, first, last))
+    SHARE(rows * cols, static, first, last, rows, 1, add_rows(x, y, factor, broadcast, cols, out, first, last))
+}
+
+static void scale_rows(const float *x, const float *factors, int broadcast, int64_t cols, float *out, int64_t first,
+                       int64_t last)
+{
+    for (int64_t r = first; r < last; r++) {
+        const float *a = x + r * cols, factor = factors[broadcast ? 0 : r];
+        float *o = out + r * cols;
+        for (int64_t c = 0; c < cols; c++) o[c] = a[c] * factor;
+    }
+}
+
+void pl_scale(int threads, const float *x, const float *factors, int broadcast, int64_t rows, int64_t cols, float *out)
+{
+    SHARE(rows * cols, static, first, last, rows, 1, scale_rows(x, factors, broadcast, cols, out, first, last))
 }
 
 void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
@@ -344,6 +361,22 @@ void pl_mix(const pl_kernels *k, int threads, const float *y, const int32_t *row
 {
     SHARE(tokens * cols * chosen, static, first, last, tokens, 1,
           k->mix(y, rows, weights, chosen, cols, out, first, last))
+}
+
+void pl_clamped_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float alpha, float limit,
+                       float *out, int64_t n)
+{
+    SHARE(n, static, first, last, n, 4096, k->clamped_swiglu(gate, up, alpha, limit, out, first, last))
+}
+
+void pl_geglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
+{
+    SHARE(n, static, first, last, n, 4096, k->geglu(gate, up, out, first, last))
+}
+
+void pl_softcap(const pl_kernels *k, int threads, const float *x, float cap, float *out, int64_t n)
+{
+    SHARE(n, static, first, last, n, 4096, k->softcap(x, cap, out, first, last))
 }
 
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,

@@ -27,7 +27,7 @@ def widths(shape: Shape) -> dict[str, int]:
             "up": shape.intermediate_size,
         }
         | _of_experts(shape)
-        | {f"{name}{rope}": shape.head_dim // 2 for rope in range(shape.ropes) for name in ("cos", "sin")}
+        | {f"{name}{rope}": dim // 2 for rope, dim in enumerate(shape.rotated) for name in ("cos", "sin")}
     )
 
 
@@ -58,7 +58,7 @@ def buffers_nbytes(shape: Shape, tokens: int, dtypes: Collection[str]) -> int:
 class Buffers:
     """The activations of a pass, float32 (T, width) each, reused by every layer and every pass.
 
-    rotations  cos and sin of the positions' angles, (T, head_dim / 2) each, for each kind of rotation
+    rotations  cos and sin of the positions' angles, (T, rotated / 2) each, for each kind of rotation
     input      what products multiply, in the forms that the weights' formats take
     capacity   the largest T
     """

@@ -6,13 +6,15 @@ streams, and MODEL.md has the mathematics. Knows neither files nor text nor samp
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Tokens
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
 
 from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
-from pyllama.architecture.layer import Experts, Layer, Linear, Norm
+from pyllama.architecture.config import QueryGrowth
+from pyllama.architecture.layer import Experts, Layer, Linear, Mlp, Norm
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import FINAL_NORM, HEAD
 from pyllama.decoder.buffers import Buffers
@@ -20,11 +22,12 @@ from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.passes import Pass, Segment, build
 from pyllama.decoder.routes import Routes
-from pyllama.decoder.shape import Shape
+from pyllama.decoder.shape import Shape, kinds_of_rope
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, Step, Weights
 from pyllama.errors import RequestError
 
 MAX_PASS_TOKENS = 512
+GUESS_TOKENS = 4  # of a pass, at most: more of them need most of a layer's experts
 
 _Floats = np.ndarray | kernels.Floats
 
@@ -37,14 +40,46 @@ class _Linear(NamedTuple):
 
 
 _HEAD = _Linear((HEAD,), (None,))
+_ACTIVATIONS = {"silu": kernels.swiglu, "gelu": kernels.geglu}
+
+
+class _Norm(NamedTuple):
+    """A norm's weight, and how many columns are one row of it."""
+
+    weight: "kernels.Floats"
+    cols: int
+
+
+def norm_vector(weights: Weights, name: str, plus_one: bool) -> "kernels.Floats":
+    """What a norm multiplies by; a weight that is stored as what is added to 1 has it added here, in float32."""
+    vector = weights.vector(name)
+    return kernels.Floats(np.add(vector, np.float32(1)) if plus_one else vector)
+
+
+def _attention_view(layer: Layer, weights: Weights) -> View:
+    mixer = layer.mixer
+    sinks = weights.vector(f"{layer.name}{mixer.sinks}") if mixer.sinks else None
+    return View(mixer.window, mixer.scale, mixer.softcap, sinks)
+
+
+def _growth(growth: QueryGrowth, positions: np.ndarray) -> np.ndarray:
+    """What each token's query is multiplied by, float32 (T, 1): float64, rounded once.
+
+    Logarithms come from decimal, as rotary frequencies do: libm's last bit differs between machines.
+    """
+    steps, of = np.unique(positions // growth.original, return_inverse=True)
+    factors = [1.0 + growth.beta * float(Decimal(1 + int(step)).ln()) for step in steps]
+    return np.array(factors, np.float32)[of].reshape(-1, 1)
 
 
 class _Layer:
     """Names and small vectors of one layer, looked up once."""
 
-    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention", rope: int):
-        def norm(of: Norm) -> kernels.Floats:
-            return kernels.Floats(weights.vector(f"{layer.name}{of.name}.weight"))
+    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention", rope: int | None):
+        def norm(of: Norm | None) -> _Norm | None:
+            if of is None:
+                return None
+            return _Norm(norm_vector(weights, f"{layer.name}{of.name}.weight", of.plus_one), of.size)
 
         def linears(*of: Linear) -> _Linear:
             names = tuple(f"{layer.name}{linear.name}" for linear in of)
@@ -59,15 +94,18 @@ class _Layer:
         mixer, mlp = layer.mixer, layer.mlp
         self.attention, self.rope = attention, rope
         self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
-        self.q_norm = norm(mixer.q_norm) if mixer.q_norm else None
-        self.k_norm = norm(mixer.k_norm) if mixer.k_norm else None
+        self.mixer_post_norm, self.mlp_post_norm = norm(layer.mixer_post_norm), norm(layer.mlp_post_norm)
+        self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
+        self.residual_scale = layer.residual_scale
+        self.growth = mixer.growth
         self.qkv, self.o = linears(mixer.q, mixer.k, mixer.v), linears(mixer.o)
         self.experts = mlp if isinstance(mlp, Experts) else None
         self.name = layer.name
-        if isinstance(mlp, Experts):
-            self.router = linears(mlp.router)
-        else:
+        if isinstance(mlp, Mlp):
             self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
+            self.activation = _ACTIVATIONS[mlp.activation]
+        else:
+            self.router = linears(mlp.router)
 
 
 class Decoder:
@@ -112,15 +150,17 @@ class Decoder:
         self.on_layer = on_layer
         self.on_input: Callable[[tuple[str, ...], np.ndarray], None] | None = None
         layers = layers_of(config)
-        self._pool = PagePool(shape, [View(layer.mixer.window, layer.mixer.scale) for layer in layers], kv_dtype)
+        self._pool = PagePool(shape, [_attention_view(layer, weights) for layer in layers], kv_dtype)
         self.cache = KVCache(self._pool, context_length)
-        kinds = {rope: number for number, rope in enumerate(dict.fromkeys(layer.mixer.rope for layer in layers))}
+        kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
         self._ropes = [frequencies(rope) for rope in kinds]
         self._layers = [
-            _Layer(layer, weights, attention, kinds[layer.mixer.rope])
+            _Layer(layer, weights, attention, kinds[layer.mixer.rope] if layer.mixer.rope else None)
             for layer, attention in zip(layers, self._pool.attention, strict=True)
         ]
-        self._norm = kernels.Floats(weights.vector(FINAL_NORM))
+        self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
+        self._embedding_scale = np.array([config.embedding_scale], np.float32)
+        self._logits_scale = np.array([1 / config.logits_scale], np.float32)
         self._buffers = Buffers(shape, 1)
 
     def new_sequence(self) -> Sequence:
@@ -213,13 +253,17 @@ class Decoder:
         where = kernels.Batch(self._pool.addresses, planned.pages, planned.positions, planned.sequences, planned.writes)
 
         self.weights.embedding(planned.token_ids, a.x.array)
+        if self.config.embedding_scale != 1:
+            kernels.scale(a.x, self._embedding_scale, a.x)
+        growths = {layer.growth for layer in self._layers if layer.growth}
+        growing = {growth: _growth(growth, planned.positions) for growth in growths}
         for (inv_freq, scale), (cos, sin) in zip(self._ropes, a.rotations, strict=True):
             kernels.rope_table(planned.positions, inv_freq, scale, cos, sin)
         for i, layer in enumerate(self._layers):
             for told in (self.on_layer, on_layer):
                 if told:
                     told(i)
-            self._attention_block(layer, a, where)
+            self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
             if layer.experts is None:
                 self._mlp_block(layer, a)
             else:
@@ -232,31 +276,52 @@ class Decoder:
             return x
         out = np.empty((len(x), self.shape.vocab_size), np.float32)
         self._linear(_HEAD, x, (out,))
+        if self.config.logits_scale != 1:
+            kernels.scale(out, self._logits_scale, out)
+        if self.config.logits_softcap:
+            kernels.softcap(out, self.config.logits_softcap, out)
         return out
 
-    def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch") -> None:
-        """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)"""
+    def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None) -> None:
+        """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
+
+        growing  what each token's query is multiplied by, (T, 1), or None
+        """
         shape, eps = self.shape, self.config.rms_norm_eps
-        kernels.rmsnorm(a.x, layer.mixer_norm, eps, a.normed)
-        self._linear(layer.qkv, a.normed, (a.q, a.k, a.v))
+        self._linear(layer.qkv, self._normed(layer.mixer_norm, a), (a.q, a.k, a.v))
         if layer.q_norm is not None and layer.k_norm is not None:
-            kernels.rmsnorm(a.q, layer.q_norm, eps, a.q, shape.head_dim)
-            kernels.rmsnorm(a.k, layer.k_norm, eps, a.k, shape.head_dim)
-        cos, sin = a.rotations[layer.rope]
-        kernels.rope(a.q, cos, sin, shape.heads, self.rope_interleaved)
-        kernels.rope(a.k, cos, sin, shape.kv_heads, self.rope_interleaved)
+            kernels.rmsnorm(a.q, layer.q_norm.weight, eps, a.q, layer.q_norm.cols)
+            kernels.rmsnorm(a.k, layer.k_norm.weight, eps, a.k, layer.k_norm.cols)
+        if layer.rope is not None:
+            cos, sin = a.rotations[layer.rope]
+            kernels.rope(a.q, cos, sin, shape.heads, self.rope_interleaved)
+            kernels.rope(a.k, cos, sin, shape.kv_heads, self.rope_interleaved)
+        if growing is not None:
+            kernels.scale(a.q, growing, a.q)
         layer.attention.append(where, a.k, a.v)
         layer.attention.attend(where, a.q, a.attended)
         self._linear(layer.o, a.attended, (a.normed,))
-        kernels.add(a.x, a.normed, a.x)
+        self._add(layer, layer.mixer_post_norm, a)
 
     def _mlp_block(self, layer: _Layer, a: Buffers) -> None:
-        """x += down_proj(silu(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
-        kernels.rmsnorm(a.x, layer.mlp_norm, self.config.rms_norm_eps, a.normed)
-        self._linear(layer.gate_up, a.normed, (a.gate, a.up))
-        kernels.swiglu(a.gate, a.up, a.gate)
+        """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
+        self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (a.gate, a.up))
+        layer.activation(a.gate, a.up, a.gate)
         self._linear(layer.down, a.gate, (a.normed,))
-        kernels.add(a.x, a.normed, a.x)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _normed(self, norm: _Norm | None, a: Buffers) -> "kernels.Floats":
+        """What a block takes: RMSNorm(x), or x itself where there is no norm before it."""
+        if norm is None:
+            return a.x
+        kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, a.normed)
+        return a.normed
+
+    def _add(self, layer: _Layer, norm: _Norm | None, a: Buffers) -> None:
+        """x += residual_scale * RMSNorm(y), y what a block has put into `normed`; without a norm, of y itself."""
+        if norm is not None:
+            kernels.rmsnorm(a.normed, norm.weight, self.config.rms_norm_eps, a.normed)
+        kernels.add(a.x, a.normed, a.x, layer.residual_scale)
 
     def _experts_block(self, number: int, layer: _Layer, experts: Experts, a: Buffers) -> None:
         """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)
@@ -264,27 +329,45 @@ class Decoder:
         Each expert that is needed comes once, in whatever order it is at hand, for all tokens that go to it. What it
         makes of them waits in `routed`, so that every token's sum is in ascending order of the experts' numbers.
         """
-        kernels.rmsnorm(a.x, layer.mlp_norm, self.config.rms_norm_eps, a.normed)
-        self._linear(layer.router, a.normed, (a.logits,))
+        x = self._normed(layer.mlp_norm, a)
+        self._linear(layer.router, x, (a.logits,))
         routes = Routes.of(a.logits, experts.chosen, experts.of_chosen)
+        if x.rows <= GUESS_TOKENS and self.weights.guesses_help:
+            self._guess(number + 1, a)
         routed = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
         for expert, steps in self.weights.experts(number, routes.experts, routes.counts):
             tokens, rows = routes.of_expert(expert)
-            self._expert(layer, experts, expert, steps, a, tokens, routed[rows])
+            self._expert(layer, experts, expert, steps, a, x, tokens, routed[rows])
         kernels.mix(routed, routes.rows, routes.weights, a.normed)
-        kernels.add(a.x, a.normed, a.x)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _guess(self, number: int, a: Buffers) -> None:
+        """Tell which experts a layer will need if its mixer changes little: those its router gives to x as it is."""
+        layer = self._layers[number] if number < len(self._layers) else None
+        if layer is None or layer.experts is None:
+            return
+        router = self.weights.kept(layer.router.names[0])
+        if router is None:
+            return
+        x, logits = a.x, np.empty((a.x.rows, layer.experts.count), np.float32)
+        if layer.mlp_norm is not None:
+            a.gathered.rows = x.rows
+            kernels.rmsnorm(x, layer.mlp_norm.weight, self.config.rms_norm_eps, a.gathered)
+            x = a.gathered
+        kernels.matmul(router, x, logits)
+        ids = np.argsort(-logits.max(axis=0), kind="stable")  # one token's best counts as much as another's
+        self.weights.guess(number, ids[: layer.experts.chosen * len(logits)].tolist())
 
     def _expert(
-        self, layer: _Layer, experts: Experts, number: int, steps: Iterable[Step], a: Buffers, tokens: np.ndarray,
-        out: np.ndarray,
+        self, layer: _Layer, experts: Experts, number: int, steps: Iterable[Step], a: Buffers, x: "kernels.Floats",
+        tokens: np.ndarray, out: np.ndarray,
     ) -> None:  # fmt: skip
-        """out = down(silu(gate(h)) * up(h)) of one expert, for the rows of h that these tokens have."""
+        """out = down(silu(gate(h)) * up(h)) of one expert, for the rows of x that these tokens have."""
         count = len(tokens)
         for buffer in (a.gathered, a.expert_gate, a.expert_up):
             buffer.rows = count
-        x = a.normed
-        if count < a.normed.rows:
-            np.take(a.normed.array, tokens, axis=0, out=a.gathered.array, mode="clip")
+        if count < x.rows:
+            np.take(x.array, tokens, axis=0, out=a.gathered.array, mode="clip")
             x = a.gathered
         gate, up, made = a.expert_gate, a.expert_up, kernels.Floats(out)
         one = experts.expert(number) if self.on_input else None

@@ -40,11 +40,15 @@ def cache_nbytes(shape: Shape, positions: int, dtype: str) -> int:
 class View(NamedTuple):
     """What a layer's queries see, and by what their products are scaled.
 
-    window  positions, the query's own included; None: all before it
+    window   positions, the query's own included; None: all before it
+    softcap  bound of the scaled products; 0: none
+    sinks    (heads,) float32, scores without a value, or None
     """
 
     window: int | None
     scale: float
+    softcap: float = 0.0
+    sinks: np.ndarray | None = None
 
 
 class PagePool:
@@ -72,6 +76,8 @@ class PagePool:
                 f16=dtype == "f16",
                 window=view.window or 0,
                 scale=view.scale,
+                softcap=view.softcap,
+                sinks=view.sinks,
                 k_offset=layer * (keys + values),
                 v_offset=layer * (keys + values) + keys,
             )

@@ -1,9 +1,15 @@
 """How much of a model this process computes, in numbers: all of it, or one rank's share of the heads and rows."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from pyllama.architecture import Config, layers_of
-from pyllama.architecture.layer import Experts, Mlp
+from pyllama.architecture import Config, Layer, layers_of
+from pyllama.architecture.layer import Experts, Mlp, Rope
+
+
+def kinds_of_rope(layers: Iterable[Layer]) -> tuple[Rope, ...]:
+    """The different rotations of some layers, in the order in which they come."""
+    return tuple(dict.fromkeys(layer.mixer.rope for layer in layers if layer.mixer.rope is not None))
 
 
 class Shape(NamedTuple):
@@ -15,7 +21,7 @@ class Shape(NamedTuple):
     head_dim
     intermediate_size  rows of gate_proj and up_proj computed here, in layers without experts; 0: all have some
     vocab_size         rows of lm_head computed here
-    ropes              kinds of rotation among the layers
+    rotated            elements of a head that each kind of rotation among the layers turns
     experts            of a layer that has some, or 0
     chosen             experts that a token goes to
     expert_size        rows of an expert's gate_proj and up_proj
@@ -28,7 +34,7 @@ class Shape(NamedTuple):
     head_dim: int
     intermediate_size: int
     vocab_size: int
-    ropes: int = 1
+    rotated: tuple[int, ...] = ()
     experts: int = 0
     chosen: int = 0
     expert_size: int = 0
@@ -47,11 +53,16 @@ class Shape(NamedTuple):
             head_dim=config.head_dim,
             intermediate_size=max((mlp.gate.rows for mlp in mlps if isinstance(mlp, Mlp)), default=0),
             vocab_size=config.vocab_size,
-            ropes=len({layer.mixer.rope for layer in layers}),
+            rotated=tuple(rope.dim for rope in kinds_of_rope(layers)),
             experts=experts.count if experts else 0,
             chosen=experts.chosen if experts else 0,
             expert_size=experts.gate.rows if experts else 0,
         )
+
+    @property
+    def ropes(self) -> int:
+        """Kinds of rotation."""
+        return len(self.rotated)
 
     @property
     def q_size(self) -> int:

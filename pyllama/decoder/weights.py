@@ -46,6 +46,15 @@ class Weights(Protocol):
         """
         ...
 
+    @property
+    def guesses_help(self) -> bool:
+        """Whether guess() is worth calling."""
+        ...
+
+    def kept(self, name: str) -> "_kernels.Blocks | None":
+        """A matrix, if all of it is in memory for good."""
+        ...
+
     def guess(self, layer: int, experts: Sequence[int]) -> None:
         """The layer will perhaps need these, the likeliest first."""
         ...

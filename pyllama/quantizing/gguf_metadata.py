@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from pyllama.architecture import FAMILIES, layers_of
+from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import Config
 from pyllama.architecture.family import Family
-from pyllama.architecture.layer import Rope
+from pyllama.architecture.layer import Rope, main_rope
 from pyllama.architecture.rope import frequencies, yarn_magnitude
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import InputFile
@@ -119,7 +119,7 @@ def rope_factors(config: Config) -> np.ndarray:
         )
     if scaling.kind == "factors":
         return np.array(scaling.factors, np.float32)
-    rope = layers_of(config)[0].mixer.rope
+    rope = main_rope(config)
     return (frequencies(Rope(rope.theta, rope.dim))[0] / frequencies(rope)[0]).astype(np.float32)
 
 
@@ -143,7 +143,7 @@ def check_config(source: Config, values: Mapping[str, Value], names: Container[s
         if field.name not in _NOT_COMPARED and ours != theirs and not _same_float(ours, theirs):
             raise UnsupportedError(f"{field.name}: {_short(ours)} would be {_short(theirs)} in a GGUF file")
     if (source.rope_scaling is None) != (written.rope_scaling is None) or source.rope_scaling != written.rope_scaling:
-        (ours, our_scale), (theirs, their_scale) = (frequencies(layers_of(c)[0].mixer.rope) for c in (source, written))
+        (ours, our_scale), (theirs, their_scale) = (frequencies(main_rope(c)) for c in (source, written))
         near = np.abs(ours - theirs) <= _FREQUENCY_ERROR * np.abs(ours)
         if not near.all() or abs(our_scale - their_scale) > _FREQUENCY_ERROR * abs(our_scale):
             kind = source.rope_scaling.kind if source.rope_scaling else "default"

@@ -24,15 +24,14 @@ from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.machine import forked
 from pyllama.streaming.blocks import Block, Span, cut, smallest_room
 from pyllama.streaming.memory import huge_empty
-from pyllama.streaming.pieces import Reads, joined, together
+from pyllama.streaming.pieces import Reads, extents, joined, merged, together
 
 READERS = 4  # reads in flight
 LEAST_SLOTS = 4  # one in use, the rest being read
 GUESS_STEP = 1 << 20  # bytes of a guess that are read before looking whether something is needed
+GUESSING = 4  # times the experts of a token in a layer: in fewer slots a guess drives out what is needed before it
 RECOUNT = 64  # requests between two looks at which experts are chosen most
 PROTECTED = 0.75  # of the slots, at most, are kept for those
-
-_ANY = 1 << 50  # a room that holds every matrix whole
 
 _Key = tuple[int, int, int]  # layer, expert, piece
 
@@ -44,6 +43,7 @@ class Counters:
     asked    experts that a layer of a pass needed, each once
     hits     those that were here, or on their way by a guess
     guessed  hits that a guess had brought or begun
+    tokens   that computed with them, in all passes
     guesses  experts read, or begun to be, by a guess
     """
 
@@ -51,7 +51,23 @@ class Counters:
     hits: int = 0
     guessed: int = 0
     guesses: int = 0
+    tokens: int = 0
     nbytes: int = 0
+
+    def as_dict(self, since: "Counters | None" = None) -> dict[str, float | int | None]:
+        """As reports have it, of all or of what came after `since`; hit_rate, bytes_token: None where none were."""
+        before = since or Counters()
+        asked, hits, tokens = self.asked - before.asked, self.hits - before.hits, self.tokens - before.tokens
+        nbytes = self.nbytes - before.nbytes
+        return {
+            "asked": asked,
+            "hits": hits,
+            "hit_rate": hits / asked if asked else None,
+            "guesses": self.guesses - before.guesses,
+            "guesses_used": self.guessed - before.guessed,
+            "bytes_read": nbytes,
+            "bytes_token": nbytes / tokens if tokens else None,
+        }
 
 
 class Sizes(NamedTuple):
@@ -67,9 +83,9 @@ def sizes(experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sizes:
     least = smallest_room(tensor for expert in experts for tensor in expert)
     whole = stored = 0
     for expert in experts:
-        blocks = _blocks(expert, _ANY)
-        whole = max(whole, together(blocks).room)
-        stored += sum(block.nbytes for block in blocks)
+        spans = extents(expert)
+        whole = max(whole, sum(span.room for span in merged(spans)[0]))
+        stored += sum(span.nbytes for span in spans)
     return Sizes(max(whole, least), least, stored)
 
 
@@ -78,9 +94,9 @@ def _blocks(expert: Sequence[Tensor], room: int) -> list[Block]:
 
 
 class _Slot:
-    """key: what it holds, or is being filled with; steps: that, once it is here."""
+    """key: what it holds, or is being filled with, since which request; steps: that, once it is here."""
 
-    __slots__ = ("error", "guess", "key", "memory", "steps", "using")
+    __slots__ = ("error", "guess", "key", "memory", "request", "steps", "using")
 
     def __init__(self, memory: np.ndarray):
         self.memory = memory
@@ -88,6 +104,7 @@ class _Slot:
         self.steps: list[Step] | None = None
         self.using = False
         self.guess = False  # a guess brought it, and nobody has asked for it yet
+        self.request = 0
         self.error: BaseException | None = None
 
 
@@ -95,6 +112,7 @@ class ExpertStore(forked.ForkAware):
     """The experts of a model's layers.
 
     layers  number of a layer -> its experts in order, each as its gate, up and down matrix
+    chosen  how many a token goes to
     room    bytes of a slot: sizes().whole for one that holds whole experts, or less, sizes().least at the least
     slots   how many; LEAST_SLOTS at the least
     read    reads a span into memory, as DirectFile does; called on several threads
@@ -106,6 +124,7 @@ class ExpertStore(forked.ForkAware):
         self,
         layers: Mapping[int, Sequence[tuple[Tensor, Tensor, Tensor]]],
         *,
+        chosen: int,
         room: int,
         slots: int,
         read: Callable[[Span, np.ndarray], np.ndarray],
@@ -115,6 +134,8 @@ class ExpertStore(forked.ForkAware):
         every = [expert for experts in layers.values() for expert in experts]
         of = sizes(every)
         self._layers = layers
+        self._chosen = chosen
+        self._first = next(iter(layers))
         self._rank = {layer: rank for rank, layer in enumerate(layers)}
         self.whole = room >= of.whole
         self.room = -(-(of.whole if self.whole else max(room, of.least)) // SECTOR) * SECTOR
@@ -150,6 +171,13 @@ class ExpertStore(forked.ForkAware):
         """Bytes of memory the slots take once they are all in use."""
         return self.slots * self.room
 
+    @property
+    def guesses_help(self) -> bool:
+        """Whether there is room for whole experts, for many more than a layer needs, and not for all of them."""
+        return (
+            self.whole and self.slots >= GUESSING * self._chosen and self.slots < len(self._rank) * self.counts.shape[1]
+        )
+
     # ------------------------------------------------------------------------------------------ the decoder's side
 
     def take(self, layer: int, wanted: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[int, Iterator[Step]]]:
@@ -180,7 +208,7 @@ class ExpertStore(forked.ForkAware):
 
     def guess(self, layer: int, experts: Sequence[int]) -> None:
         """The layer will perhaps need these, the likeliest first: what is not here is read while the disk is idle."""
-        if not self.whole or layer not in self._rank:
+        if not self.guesses_help or layer not in self._rank:
             return
         with self._changed:
             self._guesses.clear()
@@ -190,6 +218,7 @@ class ExpertStore(forked.ForkAware):
                 self._changed.notify_all()
 
     def _count(self, layer: int, wanted: Sequence[int], tokens: Sequence[int]) -> None:
+        self.counters.tokens += sum(tokens) // self._chosen if layer == self._first else 0
         self.counts[self._rank[layer], np.asarray(wanted)] += np.asarray(tokens)
         self._requests += 1
         if self._requests % RECOUNT == 1 and self.whole:
@@ -198,7 +227,7 @@ class ExpertStore(forked.ForkAware):
     def _take_whole(self, layer: int, wanted: Sequence[int], generation: int) -> Iterator[tuple[int, Iterator[Step]]]:
         keys = [(layer, expert, 0) for expert in wanted]
         with self._changed:
-            self._guesses.clear()
+            self._guesses = deque(key for key in self._guesses if key[0] != layer)
             here = [key for key in keys if key in self._held]
             missing = [key for key in keys if key not in self._held]
             self.counters.asked += len(keys)
@@ -266,6 +295,8 @@ class ExpertStore(forked.ForkAware):
                 if slot is not None and slot.error is not None:
                     error, slot.error = slot.error, None
                     self._forget(slot)
+                    if slot.request != self._requests:  # of a pass that was given up: try again
+                        continue
                     raise error
                 if slot is not None and slot.steps is not None:
                     slot.using = True
@@ -384,6 +415,7 @@ class ExpertStore(forked.ForkAware):
         if slot.key is not None:
             self._held.pop(slot.key, None)
         slot.key, slot.steps, slot.guess, slot.error = key, None, False, None
+        slot.request = self._requests
         self._held[key] = slot
         return slot
 

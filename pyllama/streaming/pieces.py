@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyllama.checkpoint import Tensor
+from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import SECTOR
 from pyllama.streaming.blocks import Block, Span
 
@@ -31,7 +33,12 @@ class Reads(NamedTuple):
 
 def together(blocks: Sequence[Block]) -> Reads:
     """Reads of the blocks, as few as their places in the files allow."""
-    pieces = [span for block in blocks for span in block.spans]
+    spans, places = merged([span for block in blocks for span in block.spans])
+    return Reads(tuple(blocks), tuple(spans), tuple(places))
+
+
+def merged(pieces: Sequence[Span]) -> tuple[list[Span], list[int]]:
+    """Spans that hold all pieces, and where in their memory, one behind the other, each piece begins."""
     order = sorted(range(len(pieces)), key=lambda i: (str(pieces[i].file), pieces[i].offset))
     spans: list[Span] = []
     places = [0] * len(pieces)
@@ -40,13 +47,24 @@ def together(blocks: Sequence[Block]) -> Reads:
         span = pieces[i]
         last = spans[-1] if spans else None
         # A gap of less than a sector is padding: reading it costs nothing.
-        if last and last.file == span.file and 0 <= span.offset - (last.offset + last.nbytes) < SECTOR:
-            spans[-1] = Span(last.file, last.offset, span.offset + span.nbytes - last.offset)
+        if last and last.file == span.file and span.offset - (last.offset + last.nbytes) < SECTOR:
+            spans[-1] = Span(last.file, last.offset, max(span.offset + span.nbytes - last.offset, last.nbytes))
         else:
             begin += last.room if last else 0
             spans.append(span)
         places[i] = begin + spans[-1].offset % SECTOR + span.offset - spans[-1].offset
-    return Reads(tuple(blocks), tuple(spans), tuple(places))
+    return spans, places
+
+
+def extents(tensors: Sequence[Tensor]) -> list[Span]:
+    """Where whole matrices lie."""
+    found = []
+    for tensor in tensors:
+        if tensor.blocks:
+            found += [Span(b.file, b.offset, b.nbytes) for b in tensor.blocks]
+        else:
+            found += [Span(p.file, p.offset, p.rows * row_nbytes(tensor.dtype, p.cols)) for p in tensor.parts]
+    return found
 
 
 def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[int, Block, np.ndarray]]:

@@ -8,19 +8,23 @@ go on side by side. Where a block comes from never changes a bit.
 
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from pyllama import _kernels
-from pyllama.architecture.tensors import EMBEDDING
+from pyllama.architecture.tensors import EMBEDDING, model_tensors
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import SECTOR
+from pyllama.decoder.shape import Shape
 from pyllama.decoder.weights import Step
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.machine import forked
 from pyllama.streaming.blocks import Block, Span, cut, experts_of, matrices, smallest_room
 from pyllama.streaming.direct import DirectFile
+from pyllama.streaming.expert_counts import LEAST, read_counts, write_counts
 from pyllama.streaming.experts import Counters, ExpertStore
 from pyllama.streaming.pinned import Arena, kept_nbytes
 from pyllama.streaming.ring import PENDING, Ring
@@ -51,6 +55,8 @@ class StreamedWeights(forked.ForkAware):
     pinned_nbytes  memory for blocks that stay; default: for all of them
     expert_slots, expert_room  the pool of a mixture's experts (experts.py); default: for all of them
 
+    counts         where it is kept how often each expert is chosen: read now, written by close()
+
     bytes_read     so far, without what alignment adds
     """
 
@@ -63,9 +69,11 @@ class StreamedWeights(forked.ForkAware):
         pinned_nbytes: int | None = None,
         expert_slots: int = 1 << 30,
         expert_room: int = 1 << 50,
+        counts: Path | None = None,
     ):
         self._checkpoint = checkpoint
         order = matrices(checkpoint)
+        routers = {of.name for of in model_tensors(checkpoint.config) if of.part == "router"}
         room = max(room // SECTOR * SECTOR, smallest_room(tensor for _, tensor in order))
         self._tensors = {name: [_Place(block) for block in cut(tensor, room)] for name, tensor in order}
         self._names = list(self._tensors)
@@ -76,7 +84,7 @@ class StreamedWeights(forked.ForkAware):
         # With room for all, the estimate must not decide: no block keeps more than its panels.
         nbytes = 2 * sum(sizes) if pinned_nbytes is None or pinned_nbytes >= sum(sizes) else pinned_nbytes
         self._arena = Arena(nbytes)
-        self._choose(sizes, nbytes)
+        self._choose(sizes, nbytes, routers)
         paths = dict.fromkeys(span.file for place in self._places for span in place.block.spans)
         layers = experts_of(checkpoint)
         for tensor in (tensor for experts in layers.values() for expert in experts for tensor in expert):
@@ -84,7 +92,18 @@ class StreamedWeights(forked.ForkAware):
         self._files = {path: DirectFile(path) for path in paths}
         self._experts: ExpertStore | None = None
         if layers:
-            self._experts = ExpertStore(layers, room=expert_room, slots=expert_slots, read=self._read, busy=self._busy)
+            number = max(len(experts) for experts in layers.values())
+            chosen = read_counts(counts, len(layers), number) if counts else None
+            self._experts = ExpertStore(
+                layers,
+                chosen=Shape.whole(checkpoint.config).chosen,
+                room=expert_room,
+                slots=expert_slots,
+                read=self._read,
+                counts=chosen,
+                busy=self._busy,
+            )
+        self._counts = counts
         self._lock = threading.Lock()
         self._read_nbytes = 0
         self._slots, self._room = slots, room
@@ -95,11 +114,20 @@ class StreamedWeights(forked.ForkAware):
         self._forks = 0  # between the process these were made in and this one
         forked.register(self)
 
-    def _choose(self, sizes: list[int], nbytes: int) -> None:
-        """Mark the blocks to keep: as many as the arena holds, at even distances through the pass."""
-        share = min(1.0, nbytes / sum(sizes))
-        credit, left = 0.0, nbytes
+    def _choose(self, sizes: list[int], nbytes: int, first: Collection[str]) -> None:
+        """Mark the blocks to keep: those of `first`, then as many as the arena holds, at even distances through the
+        pass."""
+        left = nbytes
         for place, size in zip(self._places, sizes, strict=True):
+            if place.block.tensor.name in first and size <= left:
+                place.keep = True
+                left -= size
+        rest = sum(size for place, size in zip(self._places, sizes, strict=True) if not place.keep)
+        share = min(1.0, left / max(rest, 1))
+        credit = 0.0
+        for place, size in zip(self._places, sizes, strict=True):
+            if place.keep:
+                continue
             credit += size * share
             if credit >= size * (1 - 1e-9) and size <= left:
                 place.keep = True
@@ -115,8 +143,8 @@ class StreamedWeights(forked.ForkAware):
 
     @property
     def expert_counters(self) -> Counters | None:
-        """What became of the experts asked for; None for a model without."""
-        return self._experts.counters if self._experts else None
+        """What became of the experts asked for, so far; None for a model without."""
+        return replace(self._experts.counters) if self._experts else None
 
     @property
     def nbytes_pinned(self) -> int:
@@ -179,6 +207,19 @@ class StreamedWeights(forked.ForkAware):
             raise RuntimeError("experts asked for, of a model without")
         return self._experts.take(layer, wanted, tokens)
 
+    @property
+    def guesses_help(self) -> bool:
+        return self._experts is not None and self._experts.guesses_help
+
+    def kept(self, name: str) -> "_kernels.Blocks | None":
+        places = self._tensors[name]
+        if (name,) not in self._resident:
+            matrices = [place.matrix for place in places if place.matrix is not None]
+            if len(matrices) < len(places):
+                return None
+            self._resident[name,] = _kernels.Blocks(matrices)
+        return self._resident[name,]
+
     def guess(self, layer: int, experts: Sequence[int]) -> None:
         if self._experts is not None:
             self._experts.guess(layer, experts)
@@ -202,6 +243,9 @@ class StreamedWeights(forked.ForkAware):
         self._stop()
         if self._experts is not None:
             self._experts.close()
+            if self._counts and self._experts.counters.tokens >= LEAST:
+                write_counts(self._counts, self._experts.counts)
+                self._counts = None
         for file in self._files.values():
             file.close()
 

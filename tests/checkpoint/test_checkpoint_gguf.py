@@ -20,7 +20,7 @@ def model(**overrides):
 
 def in_file_order(config, name, values):
     """q and k of the llama family as the file holds them, the rest as it is."""
-    if config["model_type"] not in ("llama", "mistral") or "self_attn" not in name:
+    if config["model_type"] not in ("llama", "mistral", "mixtral") or "self_attn" not in name:
         return values
     if "q_proj" in name:
         return tiny.interleave(values, config["num_attention_heads"])

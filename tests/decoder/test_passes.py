@@ -363,7 +363,14 @@ def test_more_tokens_than_a_pass_takes_are_counted_as_nodes(decoder):
 @pytest.mark.parametrize("tokens", [1, 2, 512])
 def test_the_planner_counts_the_bytes_that_buffers_have(tokens):
     shape = Shape(
-        layers=2, hidden_size=48, heads=6, kv_heads=3, head_dim=10, intermediate_size=90, vocab_size=101, ropes=2
+        layers=2,
+        hidden_size=48,
+        heads=6,
+        kv_heads=3,
+        head_dim=10,
+        intermediate_size=90,
+        vocab_size=101,
+        rotated=(10, 6),
     )
     buffers = Buffers(shape, tokens)
     made = {name: getattr(buffers, name).base for name in widths(shape)}

@@ -352,6 +352,13 @@ def test_what_does_not_fit_is_refused():
         lambda: kernels.set_isa("mmx"),
         lambda: kernels.rmsnorm(x, np.ones(63, np.float32), 1e-5, nans(2, 64)),
         lambda: kernels.swiglu(x, x, nans(1, 64)),
+        lambda: kernels.geglu(x, x, nans(1, 64)),
+        lambda: kernels.softcap(x, 30.0, nans(1, 64)),
+        lambda: kernels.softcap(x, 0.0, nans(2, 64)),
+        lambda: kernels.scale(x, np.ones((3, 1), np.float32), nans(2, 64)),
+        lambda: kernels.Attention(
+            2, 1, 8, f16=False, window=0, scale=1, k_offset=0, v_offset=0, sinks=np.ones(1, np.float32)
+        ),
         lambda: kernels.rope(x, nans(2, 4), nans(2, 4), 7),
         lambda: kernels.Input(2, 63).take(x),
         lambda: kernels.Input(1, 64).take(x),
@@ -400,11 +407,13 @@ def test_exp_swiglu_rmsnorm_have_the_same_bits_every_way():
     head = rng.standard_normal(59).astype(np.float32)
     expected = None
     for way in every_way():
-        got = [nans(40, 531) for _ in range(4)]
+        got = [nans(40, 531) for _ in range(6)]
         kernels.exp(x, got[0])
         kernels.swiglu(x, y, got[1])
         kernels.rmsnorm(x, weight, 1e-5, got[2])
         kernels.rmsnorm(x, head, 1e-6, got[3], 59)
+        kernels.geglu(x, y, got[4])
+        kernels.softcap(x, 7.0, got[5])
         expected = got if expected is None else expected
         assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True)), way
 
@@ -434,6 +443,47 @@ def test_swiglu_is_near_float64(run):
     kernels.swiglu(x, up, out)
     expected = reference.swiglu(x, up)
     assert (np.abs(out - expected) <= 8 * 2.0**-24 * np.abs(expected) + 1e-35).all()
+
+
+def test_geglu_is_near_float64(run):
+    x = np.linspace(-12, 12, 4001).astype(np.float32)[None]
+    up = np.full_like(x, 3)
+    out = nans(*x.shape)
+    kernels.geglu(x, up, out)
+    expected = reference.gelu(x) * 3
+    # The rounding of exp's argument counts by its size: far to the left it is large, and gelu next to nothing.
+    assert (np.abs(out - expected) <= 2.0**-20 * np.abs(expected) + 1e-6 * np.minimum(1, np.abs(x))).all()
+    right = x > -2
+    assert (np.abs(out - expected)[right] <= 2.0**-20 * np.abs(expected)[right]).all()
+
+
+def test_softcap_is_near_float64(run):
+    x = np.concatenate([np.linspace(-200, 200, 40001), np.geomspace(1e-30, 300, 2000)]).astype(np.float32)
+    for cap in (1.0, 30.0, 50.0):
+        out = nans(x.size)
+        kernels.softcap(x, cap, out)
+        expected = cap * np.tanh(x.astype(np.float64) / cap)
+        assert (np.abs(out - expected) <= 4 * 2.0**-23 * np.abs(expected)).all()
+        assert (np.abs(out) <= cap).all()
+        opposite = nans(x.size)
+        kernels.softcap(-x, cap, opposite)
+        assert (-opposite == out).all()
+    out = nans(3)
+    kernels.softcap(np.array([np.nan, np.inf, -np.inf], np.float32), 2.0, out)
+    assert np.isnan(out[0]) and list(out[1:]) == [2, -2]
+
+
+def test_scaling_and_adding_a_multiple_round_once_each(run):
+    rng = np.random.default_rng(9)
+    x, y = rng.standard_normal((2, 50, 501)).astype(np.float32)
+    each = rng.standard_normal((50, 1)).astype(np.float32)
+    out = nans(50, 501)
+    kernels.scale(x, each, out)
+    assert same_bits(out, x * each)
+    kernels.scale(x, each[:1], out)
+    assert same_bits(out, x * each[0, 0])
+    kernels.add(x, y, out, 0.22)
+    assert same_bits(out, x + y * np.float32(0.22))
 
 
 def test_add_and_its_one_row_form(run):
@@ -476,13 +526,31 @@ def test_rope_is_near_float64_in_both_layouts(run):
         assert same_bits(pairs, out)
 
 
+def test_rope_of_a_part_of_each_head_leaves_the_rest(run):
+    x = np.random.default_rng(10).standard_normal((7, 5, 40)).astype(np.float32)
+    positions = np.arange(50, 57, dtype=np.int64)
+    freq = reference.inv_freq(22, 10000.0)
+    cos, sin = nans(7, 11), nans(7, 11)
+    kernels.rope_table(positions, freq, 1.0, cos, sin)
+    out = x.reshape(7, -1).copy()
+    kernels.rope(out, cos, sin, 5)
+    out = out.reshape(x.shape)
+    assert np.abs(out - reference.rope(x, positions, freq)).max() <= 8 * 2.0**-24 * np.abs(x).max()
+    assert same_bits(out[..., 22:].copy(), x[..., 22:].copy())
+    pairs = x.copy()
+    pairs[..., :22] = np.stack([x[..., :11], x[..., 11:22]], -1).reshape(7, 5, 22)
+    pairs = pairs.reshape(7, -1)
+    kernels.rope(pairs, cos, sin, 5, True)
+    assert same_bits(pairs.reshape(x.shape), out)
+
+
 # -------------------------------------------------------------------------------------------------- attention
 
 
 class Cache:
     """Pages for one layer and some sequences, as decoder/page_pool.py lays them out."""
 
-    def __init__(self, heads, kv_heads, dim, f16=False, window=0, positions=320, sequences=1):
+    def __init__(self, heads, kv_heads, dim, f16=False, window=0, positions=320, sequences=1, **options):
         element, padded = (2 if f16 else 4), -(-dim // 32) * 32
         keys = kv_heads * dim * 32 * element
         page = keys + kv_heads * padded * 32 * element
@@ -491,8 +559,9 @@ class Cache:
         # Numbers run against addresses, so that whoever takes one for the other is found out.
         self.pool = self.memory.ctypes.data + page * np.arange(sequences * per_sequence, dtype=np.uint64)[::-1]
         self.pages = np.arange(len(self.pool), dtype=np.int32).reshape(sequences, per_sequence)
+        options = {"scale": dim**-0.5} | options
         self.kernel = kernels.Attention(
-            heads, kv_heads, dim, f16=f16, window=window, scale=dim**-0.5, k_offset=0, v_offset=keys
+            heads, kv_heads, dim, f16=f16, window=window, k_offset=0, v_offset=keys, **options
         )
 
     def __call__(self, q, k, v, positions, sequences=None):
@@ -539,6 +608,38 @@ def test_attention_has_the_same_bits_every_way(heads, kv_heads, dim, window, f16
                 parts.append(cache(q[at], k[at], v[at], range(start, start + n)))
                 start += n
             got = np.concatenate(parts)
+            expected = got if expected is None else expected
+            assert same_bits(got, expected), (way, cuts)
+
+
+def sinks_of(heads):
+    return np.linspace(-2, 3, heads).astype(np.float32)
+
+
+@pytest.mark.parametrize("softcap, sinking", [(1.5, False), (0.0, True), (1.5, True)])
+@pytest.mark.parametrize("heads, kv_heads, dim, window", CASES)
+def test_bounded_scores_and_sinks_are_near_float64(run, heads, kv_heads, dim, window, softcap, sinking):
+    tokens = 290
+    q, k, v = qkv(tokens, heads, kv_heads, dim)
+    sinks = sinks_of(heads) if sinking else None
+    got = Cache(heads, kv_heads, dim, window=window, softcap=softcap, sinks=sinks, scale=0.7)(q, k, v, range(tokens))
+    expected = reference.attention(q, k, v, range(tokens), window or None, 0.7, softcap, sinks)
+    assert np.abs(got - expected).max() <= 128 * 2.0**-24 * np.abs(v).max()
+    plain = reference.attention(q, k, v, range(tokens), window or None, 0.7)
+    assert np.abs(got - plain).max() > 1e-2
+
+
+@pytest.mark.parametrize("heads, kv_heads, dim, window", CASES)
+def test_bounded_scores_and_sinks_have_the_same_bits_every_way(heads, kv_heads, dim, window):
+    tokens = 290
+    q, k, v = qkv(tokens, heads, kv_heads, dim)
+    expected = None
+    for way in every_way():
+        for cuts in ([tokens], [1, 6, 25, 33, 1, 224]):
+            cache = Cache(heads, kv_heads, dim, True, window, softcap=1.5, sinks=sinks_of(heads))
+            ends = np.cumsum(cuts)
+            at = [slice(end - n, end) for end, n in zip(ends, cuts, strict=True)]
+            got = np.concatenate([cache(q[s], k[s], v[s], range(s.start, s.stop)) for s in at])
             expected = got if expected is None else expected
             assert same_bits(got, expected), (way, cuts)
 

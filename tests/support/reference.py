@@ -54,6 +54,12 @@ def swiglu(gate: Array, up: Array) -> Array:
     return silu(gate) * float64(up)
 
 
+def gelu(x: Array) -> Array:
+    """x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2."""
+    x = float64(x)
+    return x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))) / 2.0
+
+
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """x @ weight.T + bias; weight (out, in) as Hugging Face stores it."""
     product = float64(x) @ float64(weight).T
@@ -133,10 +139,11 @@ def rope(
 
     x            (T, heads, D)
     positions    (T,)
-    frequencies  (D/2,)  from inv_freq
+    frequencies  (N/2,)  from inv_freq; the elements of a head beyond N stay as they are
     interleaved  pairs are elements (2i, 2i+1), as Meta and GGUF llama files hold them; else (i, i + D/2)
     """
-    x = float64(x)
+    rest = float64(x)[..., 2 * len(frequencies) :]
+    x = float64(x)[..., : 2 * len(frequencies)]
     angle = float64(positions)[:, None, None] * float64(frequencies)  # (T, 1, D/2)
     cos, sin = np.cos(angle) * factor, np.sin(angle) * factor
     half = x.shape[-1] // 2
@@ -145,7 +152,7 @@ def rope(
     out = np.empty_like(x)
     out[first] = x[first] * cos - x[second] * sin
     out[second] = x[second] * cos + x[first] * sin
-    return out
+    return np.concatenate([out, rest], axis=-1)
 
 
 def interleave_rows(weight: Array, heads: int) -> Array:
@@ -189,23 +196,44 @@ def experts(x: Array, router: Array, gate_up: Array, down: Array, chosen: int, o
 # ----------------------------------------------------------------------------------------------- attention
 
 
-def attention(q: Array, k: Array, v: Array, positions: Sequence[int] | Array, window: int | None = None) -> Array:
-    """softmax(q k^T / sqrt(D)) v over the positions a token may see; query head h reads head h // (H/K).
+def softcapped(x: Array, cap: float) -> Array:
+    """cap * tanh(x / cap), between -cap and cap; x itself if cap is 0."""
+    return cap * np.tanh(float64(x) / cap) if cap else float64(x)
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    positions: Sequence[int] | Array,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sinks: Array | None = None,
+) -> Array:
+    """softmax(q k^T * scale) v over the positions a token may see; query head h reads head h // (H/K).
 
     q          (T, H, D)
     k, v       (S, K, D)  of positions 0 .. S-1
     positions  (T,)       of the queries; position p sees max(0, p - window + 1) .. p
+    scale      1 / sqrt(D) unless given
+    softcap    bound of the scaled products; 0: none
+    sinks      (H,)       scores that take part in the softmax without a value
     returns    (T, H, D)
     """
     q, k, v = float64(q), float64(k), float64(v)
     group = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)  # (S, H, D)
-    scores = np.einsum("thd,shd->ths", q, k) / math.sqrt(q.shape[-1])  # (T, H, S)
+    scores = np.einsum("thd,shd->ths", q, k) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)  # (T, H, S)
+    scores = softcapped(scores, softcap)
     query = np.asarray(positions)[:, None]  # (T, 1)
     key = np.arange(k.shape[0])[None, :]  # (1, S)
     visible = key <= query if window is None else (key <= query) & (key > query - window)
     scores = np.where(visible[:, None, :], scores, -np.inf)
-    return np.einsum("ths,shd->thd", softmax(scores), v)
+    if sinks is None:
+        return np.einsum("ths,shd->thd", softmax(scores), v)
+    sink = np.broadcast_to(float64(sinks)[None, :, None], (*scores.shape[:2], 1))
+    return np.einsum("ths,shd->thd", softmax(np.concatenate([scores, sink], axis=-1))[..., :-1], v)
 
 
 # ------------------------------------------------------------------------------------------------ the model
