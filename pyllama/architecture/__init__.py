@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.family import Family
+from pyllama.architecture.gpt_oss import GptOss
 from pyllama.architecture.layer import Layer
 from pyllama.architecture.llama import Llama
 from pyllama.architecture.mistral import Mistral
@@ -21,7 +22,7 @@ __all__ = ["FAMILIES", "Config", "Family", "Layer", "layers_of"]
 
 #: model_type of config.json -> its family.
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (Llama(), Mistral(), Mixtral(), Qwen2(), Qwen3(), Qwen3Moe())
+    family.model_type: family for family in (GptOss(), Llama(), Mistral(), Mixtral(), Qwen2(), Qwen3(), Qwen3Moe())
 }
 
 

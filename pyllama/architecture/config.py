@@ -63,6 +63,7 @@ class Mixture:
     moe_intermediate_size  width inside an expert
     norm_topk_prob         whether the weights of those chosen add up to 1
     layers                 for each layer, whether it has experts
+    swiglu_limit           what gate and up are bounded by; 0: they are not, and the activation is silu
     """
 
     num_experts: int
@@ -70,6 +71,7 @@ class Mixture:
     moe_intermediate_size: int
     norm_topk_prob: bool
     layers: tuple[bool, ...]
+    swiglu_limit: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,8 @@ class Family:
     gguf_as           model_type of the family whose form its GGUF files have; None: its own
     has_experts       whether it is one of mixtures: of files of an architecture that has both kinds, those are its own
     gguf              the names of its tensors there
+    gguf_truncated    whether the range of YaRN's pairs is rounded in its GGUF files, which do not say
+    quantizations     quant_method of config.json's quantization_config that its files may have
     gguf_factors      whether llama.cpp divides rotary frequencies by a rope_freqs.weight there
     gguf_interleaved  whether q and k rows lie in interleaved rotary order there
     meta              the names of its tensors in Meta's form, or None
@@ -155,6 +157,8 @@ class Family:
     gguf_architecture: ClassVar[str | None] = None
     gguf_as: ClassVar[str | None] = None
     has_experts: ClassVar[bool] = False
+    gguf_truncated: ClassVar[bool] = True
+    quantizations: ClassVar[frozenset[str]] = frozenset()
     gguf_factors: ClassVar[bool] = False
     gguf: ClassVar[Names] = GGUF_NAMES
     gguf_interleaved: ClassVar[bool] = False

@@ -92,6 +92,7 @@ class Experts:
     count, chosen   experts there are, and that a token goes to
     of_chosen       whether the softmax that weighs them is over those chosen, or over all
     gate, up, down  of one expert; their names have {} where its number stands
+    limit           what gate and up are bounded by, in gpt-oss's activation (MODEL.md, "Clamped SwiGLU"); 0: it is silu
     """
 
     router: Linear
@@ -101,6 +102,7 @@ class Experts:
     gate: Linear
     up: Linear
     down: Linear
+    limit: float = 0.0
 
     def expert(self, number: int) -> Mlp:
         """One of them."""

@@ -27,7 +27,9 @@ class Names:
     inner   stored name -> ours within a layer, without `.weight` and `.bias`; several where the rows of several
             are stored as one; {} in both where an expert's number stands
     stacks  stored name of the matrices of all experts of a layer, in one -> ours, with {} for the number; several where
-            the rows of several follow each other in every expert. Some are stored without `.weight`
+            the rows of several follow each other in every expert
+
+    Some tensors are stored without `.weight`.
     """
 
     layers: str
@@ -51,9 +53,9 @@ class Names:
         if match[2] in self.stacks and experts <= MAX_STACKED:
             each = _tuple(self.stacks[match[2]])
             inner = tuple(name.format(number) for number in range(experts) for name in each)
-            kind = kind or "weight"
         else:
-            inner = self._inner(match[2]) if kind else ()
+            inner = self._inner(match[2])
+        kind = kind or "weight"
         return tuple(f"{layer_name(int(match[1]))}{name}.{kind}" for name in inner)
 
     def _inner(self, stored: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ What metadata leaves to the tensors (the vocabulary, a tied head, biases, Llama 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,9 @@ def gguf_config(
         window = f.integer("attention.sliding_window", 0, MAX_POSITIONS) or None
         if window:
             window = family.gguf_window(window, f)
+    scaling = _rope(f, positions, rope_factors)
+    if scaling and not family.gguf_truncated:
+        scaling = replace(scaling, truncate=False)
     options = {"layer_windows": (window,) * layers} | family.gguf_options(f, head_dim, layers)
     tokens = Fields(metadata, _WHERE, "tokenizer.ggml.")
     ends = [tokens.token_id(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
@@ -92,7 +96,7 @@ def gguf_config(
         vocab_size=vocab_size,
         rms_norm_eps=f.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
         rope_theta=f.number("rope.freq_base", 1.0001, 1e12, family.defaults.rope_theta),
-        rope_scaling=_rope(f, positions, rope_factors),
+        rope_scaling=scaling,
         max_position_embeddings=positions,
         tie_word_embeddings=HEAD not in names,
         qkv_bias=f"{first}self_attn.q_proj.bias" in names,

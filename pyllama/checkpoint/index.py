@@ -113,7 +113,7 @@ def deal(
     """
     dealt: dict[str, Tensor] = {}
     for name, tensor in stored.items():
-        stack = len(tensor.shape) == 3
+        stack = len(tensor.shape) == 3 or (len(tensor.shape) == 2 and name.endswith("bias"))
         ours = names.ours(name, tensor.shape[0] if stack else 1)
         if not ours and foreign is not None:
             raise UnsupportedError(f"{shown(name)}: not a tensor of {foreign}")

@@ -14,6 +14,7 @@ import numpy as np
 from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
 from pyllama.architecture.config import QueryGrowth
+from pyllama.architecture.gpt_oss import ALPHA
 from pyllama.architecture.layer import Experts, Layer, Linear, Mlp, Norm
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import FINAL_NORM, HEAD
@@ -23,7 +24,7 @@ from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.passes import Pass, Segment, build
 from pyllama.decoder.routes import Routes
 from pyllama.decoder.shape import Shape, kinds_of_rope
-from pyllama.decoder.weights import DOWN, GATE, GATE_UP, Step, Weights
+from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
 from pyllama.errors import RequestError
 
 MAX_PASS_TOKENS = 512
@@ -91,6 +92,11 @@ class _Layer:
                 ),
             )
 
+        def one_biases(one: Mlp) -> tuple[kernels.Floats, ...]:
+            return tuple(
+                kernels.Floats(weights.vector(f"{layer.name}{of.name}.bias")) for of in (one.gate, one.up, one.down)
+            )
+
         mixer, mlp = layer.mixer, layer.mlp
         self.attention, self.rope = attention, rope
         self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
@@ -106,6 +112,7 @@ class _Layer:
             self.activation = _ACTIVATIONS[mlp.activation]
         else:
             self.router = linears(mlp.router)
+            self.biases = [one_biases(mlp.expert(number)) for number in range(mlp.count)] if mlp.down.bias else None
 
 
 class Decoder:
@@ -370,6 +377,7 @@ class Decoder:
             np.take(x.array, tokens, axis=0, out=a.gathered.array, mode="clip")
             x = a.gathered
         gate, up, made = a.expert_gate, a.expert_up, kernels.Floats(out)
+        biases = layer.biases[number] if layer.biases else None
         one = experts.expert(number) if self.on_input else None
         if self.on_input and one:
             self.on_input(tuple(f"{layer.name}{of.name}.weight" for of in (one.gate, one.up)), x.array)
@@ -379,13 +387,21 @@ class Decoder:
                 kernels.matmul(block, taken, (gate, up))
             elif which == DOWN:
                 if not activated:
-                    kernels.swiglu(gate, up, gate)
+                    if biases:
+                        kernels.add(gate, biases[GATE], gate)
+                        kernels.add(up, biases[UP], up)
+                    if experts.limit:
+                        kernels.clamped_swiglu(gate, up, ALPHA, experts.limit, gate)
+                    else:
+                        kernels.swiglu(gate, up, gate)
                     if self.on_input and one:
                         self.on_input((f"{layer.name}{one.down.name}.weight",), gate.array)
                     taken, activated = self._buffers.input.take(gate), True
                 kernels.matmul(block, taken, made, row)
             else:
                 kernels.matmul(block, taken, gate if which == GATE else up, row)
+        if biases:
+            kernels.add(made, biases[DOWN], made)
 
     def _linear(self, linear: _Linear, x: _Floats, outs: tuple[_Floats, ...]) -> None:
         """out = x @ w.T + bias for each matrix and its out: in one call if they are in memory, else block by block."""

@@ -121,13 +121,16 @@ def make_plan(
 
     layers = experts_of(model)
     experts = [expert for of_layer in layers.values() for expert in of_layer]
+    # A float32 and a NumPy array for each bias of an expert: they stay.
+    vectors = (of for of in model_tensors(config) if of.expert is not None and len(of.shape) == 1)
+    biases = sum(4 * of.shape[0] + BLOCK_OBJECTS for of in vectors)
     of_experts = sizes(experts) if experts else None
     dtypes |= {tensor.dtype for expert in experts for tensor in expert}
 
     def plan(tokens: int, slots: int, room: int, cache: int) -> Plan:
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
         activations = buffers_nbytes(shape, tokens, dtypes)
-        process = interpreter + (stored // room + len(order)) * BLOCK_OBJECTS
+        process = interpreter + biases + (stored // room + len(order)) * BLOCK_OBJECTS
         left = budget - process - cache - activations - slots * room
         if of_experts is None:
             return Plan(budget, context_length, tokens, slots, room, process, cache, activations, min(weights, left),

@@ -181,7 +181,7 @@ def tensor_types(
     head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
     found = {}
     for name, shape in shapes.items():
-        if len(shape) == 1 or name.endswith(".ffn_gate_inp.weight"):  # a router costs nothing, and decides much
+        if len(shape) == 1 or name.endswith((".ffn_gate_inp.weight", ".bias")):  # a router costs next to nothing
             found[name] = "F32"
             continue
         dtype = wanted.dtype

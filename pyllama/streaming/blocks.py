@@ -73,7 +73,9 @@ def matrices(model: Described) -> list[tuple[str, Tensor]]:
 def experts_of(model: Described) -> dict[int, list[tuple[Tensor, Tensor, Tensor]]]:
     """Number of a layer -> its experts in order, each as its gate, up and down matrix; {} for a model without."""
     found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    of_experts = (model.tensors[of.name] for of in model_tensors(model.config) if of.expert is not None)
+    of_experts = (
+        model.tensors[of.name] for of in model_tensors(model.config) if of.expert is not None and len(of.shape) == 2
+    )
     for number, layer in enumerate(layers_of(model.config)):
         if isinstance(layer.mlp, Experts):
             found[number] = [(next(of_experts), next(of_experts), next(of_experts)) for _ in range(layer.mlp.count)]
