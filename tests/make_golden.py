@@ -58,6 +58,7 @@ def case(
         "qwen3": "Qwen3ForCausalLM",
         "qwen3_moe": "Qwen3MoeForCausalLM",
         "mixtral": "MixtralForCausalLM",
+        "gpt_oss": "GptOssForCausalLM",
     }[model_type]
     config: dict[str, Any] = {
         "architectures": [architecture],
@@ -205,6 +206,32 @@ CASES = {
         norm_topk_prob=True,
         use_sliding_window=True,
         sliding_window=9,
+    ),
+    "gpt_oss": case(
+        "gpt_oss",
+        6,
+        2,
+        16,
+        hidden=48,
+        inner=53,
+        layers=3,
+        theta=10000.0,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        sliding_window=9,
+        swiglu_limit=7.0,
+        swiglu_alpha=1.702,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
     ),
     "mixtral": case(
         "mixtral", 6, 2, 12, theta=1000000.0, num_local_experts=5, num_experts_per_tok=2, sliding_window=None

@@ -196,6 +196,31 @@ def experts(x: Array, router: Array, gate_up: Array, down: Array, chosen: int, o
 # ----------------------------------------------------------------------------------------------- attention
 
 
+def clamped_swiglu(gate: Array, up: Array, limit: float, alpha: float = 1.702) -> Array:
+    """g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = up within -limit to limit (gpt-oss)."""
+    g, u = np.minimum(float64(gate), limit), np.clip(float64(up), -limit, limit)
+    return g / (1 + np.exp(-alpha * g)) * (u + 1)
+
+
+def gpt_oss_experts(x: Array, tensors: Mapping[str, Array], prefix: str, mixture: Any) -> Array:
+    """experts() as the class in transformers holds them: input-first, gate and up by turns, with biases.
+
+    tensors  under prefix: router.weight (E, hidden), router.bias (E,), experts.gate_up_proj (E, hidden, 2 inner),
+             experts.gate_up_proj_bias (E, 2 inner), experts.down_proj (E, inner, hidden), experts.down_proj_bias
+    """
+    logits = linear(x, tensors[prefix + "router.weight"], tensors[prefix + "router.bias"])
+    ids, weights = route(logits, mixture.num_experts_per_tok, True)
+    both, down = (float64(tensors[f"{prefix}experts.{name}_proj"]) for name in ("gate_up", "down"))
+    both_bias, down_bias = (float64(tensors[f"{prefix}experts.{name}_proj_bias"]) for name in ("gate_up", "down"))
+    out = np.zeros_like(float64(x))
+    for t, row in enumerate(float64(x)):
+        for e, weight in zip(ids[t], weights[t], strict=True):
+            made = row @ both[e] + both_bias[e]
+            inner = clamped_swiglu(made[0::2], made[1::2], mixture.swiglu_limit)
+            out[t] += weight * (inner @ down[e] + down_bias[e])
+    return out
+
+
 def softcapped(x: Array, cap: float) -> Array:
     """cap * tanh(x / cap), between -cap and cap; x itself if cap is 0."""
     return cap * np.tanh(float64(x) / cap) if cap else float64(x)
@@ -276,11 +301,15 @@ def forward(
         frequencies, factor = inv_freq(head_dim, theta, scaling), attention_factor(scaling)
         q = rope(q, positions, frequencies, factor, interleaved)
         k = rope(k, positions, frequencies, factor, interleaved)
-        mixed = attention(q, k, v, positions, window).reshape(-1, heads * head_dim)
+        sinks = tensors.get(prefix + "self_attn.sinks")
+        mixed = attention(q, k, v, positions, window, sinks=sinks).reshape(-1, heads * head_dim)
         hidden = hidden + project("self_attn.o_proj", mixed)
 
         x = rmsnorm(hidden, tensors[prefix + "post_attention_layernorm.weight"], eps)
         mixture = config.mixture
+        if config.model_type == "gpt_oss":
+            hidden = hidden + gpt_oss_experts(x, tensors, prefix + "mlp.", mixture)
+            continue
         if mixture and mixture.layers[layer]:
             names = ("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
             weights = [tensors[prefix + name] for name in names]
@@ -320,6 +349,15 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
             shapes[prefix + "self_attn.q_norm.weight"] = (head_dim,)
             shapes[prefix + "self_attn.k_norm.weight"] = (head_dim,)
         shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
+        if config.model_type == "gpt_oss":
+            count, width = config.mixture.num_experts, config.mixture.moe_intermediate_size
+            shapes[prefix + "self_attn.sinks"] = (config.num_attention_heads,)
+            add(prefix + "mlp.router", count, hidden, True)
+            shapes[prefix + "mlp.experts.gate_up_proj"] = (count, hidden, 2 * width)
+            shapes[prefix + "mlp.experts.gate_up_proj_bias"] = (count, 2 * width)
+            shapes[prefix + "mlp.experts.down_proj"] = (count, width, hidden)
+            shapes[prefix + "mlp.experts.down_proj_bias"] = (count, hidden)
+            continue
         if config.mixture and config.mixture.layers[layer]:
             count, width = config.mixture.num_experts, config.mixture.moe_intermediate_size
             shapes[prefix + "mlp.gate.weight"] = (count, hidden)
@@ -350,7 +388,7 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
     sharpness = 1.5 if any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm")) else 1.0
     if name.endswith("norm.weight"):
         return round_to_bfloat16(np.float32(sharpness) + np.float32(0.25) * noise)
-    if name.endswith(".bias"):
+    if name.endswith((".bias", "_bias", ".sinks")):
         return round_to_bfloat16(np.float32(0.25) * noise)
     if name == "model.embed_tokens.weight":
         return round_to_bfloat16(noise)

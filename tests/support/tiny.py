@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "mixtral": "MixtralForCausalLM",
 }
+
 #: model_type -> what its config.json says of experts, unless told otherwise.
 MIXTURES = {
     "qwen3_moe": {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 56, "norm_topk_prob": True},
@@ -364,7 +365,7 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters as the converter of llama.cpp writes them (mistral goes as llama)."""
     hidden, inner, heads, kv_heads, head_dim = _sizes(config)
     kind = config["model_type"]
-    arch = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}.get(kind, kind)
+    arch = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss"}.get(kind, kind)
     found: dict[str, Any] = {
         "general.architecture": arch,
         "general.type": "model",
@@ -383,7 +384,9 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     }
     if config["model_type"] == "mistral" and config.get("sliding_window"):
         found[f"{arch}.attention.sliding_window"] = config["sliding_window"]
-    if kind in MIXTURES:
+    if kind == "gpt_oss":
+        found[f"{arch}.attention.sliding_window"] = config["sliding_window"]
+    if kind in MIXTURES or kind == "gpt_oss":
         found[f"{arch}.expert_count"], width = expert_sizes(config)
         found[f"{arch}.expert_used_count"] = config["num_experts_per_tok"]
         if arch != "llama":
@@ -424,11 +427,38 @@ def gguf_tensors(
     if scaling.get("rope_type", scaling.get("type")) == "llama3":
         factors = llama3_factors(config)
         stored.append(("rope_freqs.weight", "F32", factors.shape, factors.tobytes()))
+    if config["model_type"] == "gpt_oss":
+        return stored + _gpt_oss_gguf(tensors, dtype)
     for name, values in _gguf_stacks(tensors).items():
         if config["model_type"] in ("llama", "mistral", "mixtral"):
             values = _interleaved(config, name, values)
         kind = "F32" if values.ndim == 1 or "ffn_gate_inp" in gguf_name(name) else dtype
         stored.append((gguf_name(name), kind, values.shape, quantize(kind, values)))
+    return stored
+
+
+def _gpt_oss_gguf(tensors: dict[str, np.ndarray], dtype: str) -> list[tuple[str, str, tuple[int, ...], bytes]]:
+    """From the names and shapes of the class in transformers: experts are turned, and gate and up taken apart."""
+    found: dict[str, np.ndarray] = {}
+    for name, values in tensors.items():
+        stem, _, last = name.partition(".mlp.experts.")
+        if last == "gate_up_proj":
+            found[f"{stem}.ffn_gate_exps.weight"] = values[:, :, 0::2].transpose(0, 2, 1)
+            found[f"{stem}.ffn_up_exps.weight"] = values[:, :, 1::2].transpose(0, 2, 1)
+        elif last == "gate_up_proj_bias":
+            found[f"{stem}.ffn_gate_exps.bias"] = values[:, 0::2]
+            found[f"{stem}.ffn_up_exps.bias"] = values[:, 1::2]
+        elif last == "down_proj":
+            found[f"{stem}.ffn_down_exps.weight"] = values.transpose(0, 2, 1)
+        elif last == "down_proj_bias":
+            found[f"{stem}.ffn_down_exps.bias"] = values
+        else:
+            name = name.replace("self_attn.sinks", "attn_sinks.weight").replace("mlp.router", "ffn_gate_inp")
+            found[name.replace("post_attention_layernorm", "post_attention_norm")] = values
+    stored = []
+    for name, values in found.items():
+        kind = "F32" if values.ndim == 1 or name.endswith(".bias") or "ffn_gate_inp" in name else dtype
+        stored.append((gguf_name(name), kind, values.shape, quantize(kind, np.ascontiguousarray(values))))
     return stored
 
 
