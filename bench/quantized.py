@@ -57,6 +57,7 @@ class Engine:
         self._process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        self.pid = self._process.pid
         self.build = json.loads(self._answer())["build"]
 
     def _answer(self) -> str:
@@ -79,7 +80,8 @@ def measure(engines: list[Engine], tasks: dict[str, dict], threads: int, rounds:
     for engine in engines:
         for task in tasks.values():
             engine.tok_s(task)
-    ceilings, others, samples = Ceilings(READ_NBYTES), machine.Others(), []
+    ceilings, samples = Ceilings(READ_NBYTES), []
+    others = machine.Others(running=[engine.pid for engine in engines])
 
     def read_gb_s() -> float:
         time.sleep(REST_S)

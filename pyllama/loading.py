@@ -11,6 +11,10 @@ from pyllama.model import Model
 
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
+    from pyllama.decoder import Decoder
+    from pyllama.drafting import Drafts
+    from pyllama.drafting.opening import Meant
+    from pyllama.streaming import StreamedWeights
 
 #: Positions of a context nobody asked a length for, where the model allows as many.
 DEFAULT_CONTEXT_LENGTH = 4096
@@ -26,6 +30,7 @@ def load(
     on_layer: Callable[[int], None] | None = None,
     contexts: int = 1,
     pre_tokenizer: str | None = None,
+    draft: str | os.PathLike[str] = "auto",
     **unknown: Any,
 ) -> "Model":
     """Opens a model; its weights are read by the first pass, and stay as far as memory allows.
@@ -45,6 +50,10 @@ def load(
     contexts        sequences that are to have room for their keys and values, if memory allows: an Engine's
     pre_tokenizer   how a GGUF file's model splits text ("llama-bpe", "qwen2", ...), in place of what the file says
                     in tokenizer.ggml.pre
+    draft           who proposes tokens, so that a pass gives several: a path or a name of a small model with the same
+                    tokenizer, "self" (the copy that `pyllama quantize MODEL --draft` makes), "lookup" (what followed
+                    the same tokens before), "auto" (what is there and pays, where weights are streamed) or "off".
+                    The results do not depend on it
 
     Warns (BudgetWarning) of a memory beyond what the machine or the control group has.
 
@@ -82,6 +91,7 @@ def load(
             kv_dtype=kv_dtype,
             on_layer=on_layer,
             contexts=contexts,
+            draft=draft,
         )
     except TooSmallError as error:
         checkpoint.close()
@@ -103,6 +113,7 @@ def assemble(
     kv_dtype: str = "f16",
     on_layer: Callable[[int], None] | None = None,
     contexts: int = 1,
+    draft: str | os.PathLike[str] = "off",
 ) -> "Model":
     """A Model of parts that are open, which belong to it from then on: what load() does last.
 
@@ -115,14 +126,15 @@ def assemble(
     from pyllama.streaming import StreamedWeights
     from pyllama.streaming.expert_counts import counts_path
 
-    plan = make_plan(
-        checkpoint,
-        budget,
-        context_length=context_length,
-        kv_dtype=kv_dtype,
-        interpreter=interpreter,
-        contexts=contexts,
-    )
+    options: dict[str, Any] = {
+        "context_length": context_length, "kv_dtype": kv_dtype, "interpreter": interpreter, "contexts": contexts,
+    }  # fmt: skip
+    meant = None
+    if draft != "off":
+        from pyllama.drafting.opening import choose_drafter
+
+        meant = choose_drafter(draft, checkpoint, tokenizer, budget, **options)
+    plan = meant.drafted.plan if meant else make_plan(checkpoint, budget, **options)
     weights = StreamedWeights(
         checkpoint,
         slots=plan.slots,
@@ -141,7 +153,24 @@ def assemble(
         rope_interleaved=checkpoint.rope_interleaved,
         on_layer=on_layer,
     )
-    return Model(checkpoint, tokenizer, decoder, plan)
+    return Model(checkpoint, tokenizer, decoder, plan, _drafts(meant, weights, decoder) if meant else None)
+
+
+def _drafts(meant: "Meant", weights: "StreamedWeights", decoder: "Decoder") -> "Drafts":
+    from pyllama.drafting import Drafts
+    from pyllama.drafting.opening import open_drafter
+    from pyllama.planning.drafting import branch_pages
+
+    drafted = meant.drafted
+    return Drafts(
+        open_drafter(meant, context_length=decoder.context_length),
+        streamed=lambda: weights.nbytes_streamed > 0,
+        waited=lambda: weights.waited_s,
+        on_drop=lambda: weights.pin_more(drafted.plan.drafter),
+        branch_pages=branch_pages(drafted.shape, drafted.nodes),
+        most_nodes=drafted.nodes,
+        without=drafted.streamed_without / max(1, drafted.plan.streamed),
+    )
 
 
 def check_computing(kv_dtype: str, threads: int | None) -> None:

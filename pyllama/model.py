@@ -18,6 +18,7 @@ from pyllama.generation.sampler import SamplingParams
 if TYPE_CHECKING:
     from pyllama.architecture.config import Config
     from pyllama.checkpoint import Checkpoint
+    from pyllama.drafting.drafts import Drafts
     from pyllama.planning.memory import Plan
 
 
@@ -30,16 +31,20 @@ class Model(Closing):
     config          the hyperparameters, named as in config.json
     context_length  positions a sequence may have
     plan            how the memory is divided
+    drafting        what proposes tokens, so that a pass gives several, or None
 
     Any thread may use it, one at a time: while a pass is under way, whoever else wants one, or closes the model, gets
     a BusyError. A forked child may go on with it, by itself.
     """
 
-    def __init__(self, checkpoint: "Checkpoint", tokenizer, decoder, plan: "Plan | None" = None):
+    def __init__(
+        self, checkpoint: "Checkpoint", tokenizer, decoder, plan: "Plan | None" = None, drafting: "Drafts | None" = None
+    ):
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
         self.decoder = decoder
         self.plan = plan
+        self.drafting = drafting
         self._closed = False
 
     @property
@@ -69,6 +74,7 @@ class Model(Closing):
         variables: Mapping[str, Any] | None = None,
         guide: Guide | None = None,
         show_special: bool = False,
+        prediction: str | Sequence[int] = (),
         **sampling,
     ) -> Generation:
         """Answers a prompt: an iterator of steps, one a token.
@@ -81,6 +87,8 @@ class Model(Closing):
         variables      of the chat template, besides messages, such as {"enable_thinking": False} or {"tools": [...]}
         guide          restricts the tokens, as a grammar does; for this answer alone
         show_special   whether control tokens show in the text, as calls of tools need
+        prediction     text or token ids that the answer may repeat in part, as an edited file does the old one: where
+                       there is a drafter, it proposes them. Changes nothing but time
         sampling       fields of SamplingParams: temperature, top_p, seed, max_tokens, stop, ...
 
         Each step has token_id, text, logprob, top_logprobs and finish_reason; the Generation itself has
@@ -92,6 +100,7 @@ class Model(Closing):
         if params.stop and self.tokenizer.kind == "none":
             self.tokenizer.refuse()  # a stop string is text, and would never be found
         prompt_ids = self.encode_prompt(prompt, parse_special=parse_special, variables=variables)
+        predicted = self._predicted(prediction)
         sequence = self.new_sequence()
         try:
             return Generation(
@@ -104,6 +113,8 @@ class Model(Closing):
                 fingerprint=fingerprint,
                 guide=guide,
                 show_special=show_special,
+                prediction=predicted,
+                drafting=self.drafting,
                 on_close=sequence.close,
             )
         except BaseException:
@@ -113,7 +124,7 @@ class Model(Closing):
     def chat(self, system: str | None = None, **sampling) -> Chat:
         """A conversation whose history stays in the cache; the arguments hold for all its answers."""
         self._check_open()
-        return Chat(self.decoder, self.tokenizer, system, SamplingParams.from_options(**sampling))
+        return Chat(self.decoder, self.tokenizer, system, SamplingParams.from_options(**sampling), self.drafting)
 
     def forward(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits after every token.
@@ -156,6 +167,12 @@ class Model(Closing):
             return self.tokenizer.encode_chat(messages, parse_special=bool(parse_special), **(variables or {}))
         return self._checked(prompt)
 
+    def _predicted(self, prediction: str | Sequence[int]) -> Sequence[int]:
+        if isinstance(prediction, str):
+            ids: list[int] = self.tokenizer.encode(prediction, add_special_tokens=False)
+            return ids
+        return prediction
+
     def new_sequence(self):
         """An empty sequence of the decoder; close it after use."""
         self._check_open()
@@ -166,6 +183,8 @@ class Model(Closing):
         if not self._closed:
             self.decoder.retire()
             self._closed = True
+            if self.drafting is not None:
+                self.drafting.close()
             self.decoder.weights.close()
             self.checkpoint.close()
 

@@ -1,7 +1,10 @@
 """What the documentation says is so: its Python runs, and its options are those of --help."""
 
 import argparse
+import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,54 @@ def test_nothing_makes_people_install_the_project_that_has_our_name():
     assert len(pages) > 100
     wrong = re.compile(r"install (-\S+ )*[\"']?pyllama\b(?![-/])")
     assert [path.name for path in pages if wrong.search(path.read_text(encoding="utf-8"))] == []
+
+
+def links(path: Path) -> list[str]:
+    """The targets of a page's links, code left out."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"\]\(([^()\s]+)\)", text)
+
+
+@pytest.mark.parametrize("path", ["README.md", "MODEL.md", "bench/README.md", *sorted(p.name for p in DOCS.glob("*"))])
+def test_links_lead_to_files(path):
+    page = (DOCS.parent if path in {"README.md", "MODEL.md", "bench/README.md"} else DOCS) / path
+    targets = [target.partition("#")[0] for target in links(page) if not re.match(r"https?:|#", target)]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.fixture
+def docs_pages():
+    """tools/docs_pages.py, which needs no MkDocs for what is tested of it."""
+    spec = importlib.util.spec_from_file_location("docs_pages", DOCS.parent / "tools" / "docs_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("here", "name", "text", "expected"),
+    [
+        ("docs/api.md", "api.md", "[a](../MODEL.md#numerics)", "[a](MODEL.md#numerics)"),
+        ("docs/api.md", "api.md", "[a](cli.md) and [b](#here)", "[a](cli.md) and [b](#here)"),
+        ("README.md", "index.md", "[docs/cli.md](docs/cli.md#settings)", "[docs/cli.md](cli.md#settings)"),
+        ("bench/README.md", "bench/README.md", "[x](../docs/arm.md)", "[x](../arm.md)"),
+        ("docs/arm.md", "arm.md", "[the script](../tools/mca.py)", "the script"),
+        ("docs/arm.md", "arm.md", "[wrong](../tools/no_such.py)", "[wrong](../tools/no_such.py)"),
+        ("docs/cli.md", "cli.md", r"| 0 | (`run \| head`) |", "| 0 | (`run | head`) |"),
+    ],
+)
+def test_links_of_the_repository_lead_to_pages(docs_pages, here, name, text, expected):
+    known = {"index.md", "MODEL.md", "bench/README.md", "api.md", "arm.md", "cli.md"}
+    assert docs_pages.relink(text, here, name, known) == expected
+
+
+def test_the_pages_build_without_a_warning(tmp_path):
+    """Every page is in the navigation; every link leads to a page, and to a heading that is there."""
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    for page in ("index.html", "cli/index.html", "MODEL/index.html", "bench/index.html", "bench/neon_instructions.csv"):
+        assert (tmp_path / "site" / page).is_file(), page
+    assert "run ... | head" in (tmp_path / "site" / "cli" / "index.html").read_text(encoding="utf-8")

@@ -34,6 +34,7 @@ CHAIN = (
     "streaming",
     "planning",
     "generation",
+    "drafting",
     "model",
     "loading",
     "engine",

@@ -50,7 +50,8 @@ def test_each_feature_of_a_case_changes_its_logits(golden: Golden) -> None:
         if config.rope_scaling.kind == "yarn":
             for change in ({"attention_factor": 1.0}, {"truncate": not config.rope_scaling.truncate}):
                 scaling = dataclasses.replace(config.rope_scaling, **change)
-                plain.append(dataclasses.replace(config, rope_scaling=scaling))
+                if scaling != config.rope_scaling:
+                    plain.append(dataclasses.replace(config, rope_scaling=scaling))
     for window in {w for w in config.layer_windows if w}:
         for other in (None, window - 1, window + 1):
             windows = tuple(w and other for w in config.layer_windows)
@@ -60,6 +61,17 @@ def test_each_feature_of_a_case_changes_its_logits(golden: Golden) -> None:
         plain.append(dataclasses.replace(config, layer_windows=everywhere))
     if config.model_type == "qwen3":
         plain.append(dataclasses.replace(config, model_type="llama"))
+    neutral = {"attention_softcap": 0.0, "logits_softcap": 0.0, "embedding_scale": 1.0, "residual_scale": 1.0,
+               "logits_scale": 1.0, "attention_scale": None, "rotary_dim": None, "sliding_rope": None,
+               "unrotated_layers": (), "query_growth": None, "norm_plus_one": False}  # fmt: skip
+    for field, nothing in neutral.items():
+        if getattr(config, field) != nothing:
+            plain.append(dataclasses.replace(config, **{field: nothing}))
+    if config.unrotated_layers:
+        one_before = tuple(i - 1 for i in config.unrotated_layers)
+        plain.append(dataclasses.replace(config, unrotated_layers=one_before))
+    if config.sliding_rope:  # what is for full layers alone
+        plain.append(dataclasses.replace(config, sliding_rope=(config.sliding_rope[0], config.rope_scaling)))
     for changed in plain:
         assert golden.error(logits_of(golden, changed)) > 1e-3, changed
     for bias in {name.split(".", 3)[-1] for name in golden.tensors if name.endswith(".bias")}:
@@ -69,9 +81,11 @@ def test_each_feature_of_a_case_changes_its_logits(golden: Golden) -> None:
 
 def test_interleaved_rows_give_the_same_logits(golden: Golden) -> None:
     config, tensors = golden.config, dict(golden.tensors)
+    whole = config.model_type in reference.WHOLE_NORMS
     for name in tensors:
-        if "q_norm" in name or "k_norm" in name:
-            tensors[name] = reference.interleave_rows(tensors[name], 1)
+        for part, heads in (("q_norm", config.num_attention_heads), ("k_norm", config.num_key_value_heads)):
+            if part in name:
+                tensors[name] = reference.interleave_rows(tensors[name], heads if whole else 1)
         for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
             if part in name:
                 tensors[name] = reference.interleave_rows(tensors[name], heads)

@@ -1,14 +1,14 @@
 #!/bin/bash
 # Build the aarch64 wheel on x86_64 and test it on emulated boards.
 #
-# usage: tools/aarch64.sh WORKDIR SDIST PYTHON [everything]
+# usage: tools/aarch64.sh WORKDIR SDIST PYTHON [everything|wheel]
 #
 # WORKDIR  everything is made there; what an earlier run finished (sysroot, tools, dependencies) is kept
 # SDIST    pyllama-*.tar.gz; the wheel is built from it and its tests are run against the wheel, nothing else
 # PYTHON   a CPython 3.11 or later of this machine
 #
 # The boards, what the kernels must find on each, and which tests run there are listed in tools/boards; with
-# "everything", all that can run in emulation run on each.
+# "everything", all that can run in emulation run on each; with "wheel", none: it is built, for tools/board.
 #
 # Needs root on Debian 12 (apt-get installs the cross compiler and the emulator) and a package index.
 # Leaves WORKDIR/dist/*.whl, and WORKDIR/armpython: ARM_CPU=cortex-a72 WORKDIR/armpython -m pyllama ...
@@ -95,13 +95,14 @@ EOF
 
 # The sdist without the package: tests/ and what it reads, and only the wheel to import.
 test_on() {
-    local cpu=$1 features=$2 selection=$3 log=$work/tests-${1%%,*}.log status=0
+    local cpu=$1 features=$2 log=$work/tests-${1%%,*}.log status=0
+    shift 2
     (
         cd tested
         isa=neon
         [[ ,$features, == *,dotprod,* ]] && isa=dotprod
         export ARM_CPU=$cpu PYLLAMA_EXPECT_ISA=$isa PYLLAMA_EXPECT_FEATURES=$features
-        "$work/armpython" -P -m pytest -q -p no:cacheprovider --durations=15 -k "$selection" tests
+        "$work/armpython" -P -m pytest -q -p no:cacheprovider --durations=15 "$@"
     ) >"$log" 2>&1 || status=$?
     [ "$status" -eq 0 ] || sed -n '/^=* \(FAILURES\|ERRORS\)/,$p' "$log" | tail -n 100 | sed '$d'
     step "tests as $cpu ($features)"
@@ -110,11 +111,12 @@ test_on() {
 }
 
 test_on_boards() {
-    local status=0 cpu features selection pid pids=()
+    local status=0 cpu features ways tests arguments pid pids=()
     rm -rf tested && mv source tested && rm -rf tested/pyllama tested/build tested/*.egg-info tested/setup.py
-    while read -r cpu features selection; do
-        [ -z "$everything" ] || selection=$emulable
-        test_on "$cpu" "$features" "$selection" &
+    while read -r cpu features ways tests; do
+        mapfile -t arguments < <(xargs -n 1 <<<"$tests") # its words, quoted ones whole
+        [ -z "$everything" ] || ways='' arguments=(tests -k "$emulable")
+        PYLLAMA_TEST_WAYS=${ways//,/ } test_on "$cpu" "$features" "${arguments[@]}" &
         pids+=($!)
     done < <(grep -v '^#' "$boards")
     for pid in "${pids[@]}"; do wait "$pid" || status=1; done
@@ -130,5 +132,6 @@ if [ ! -e ready ]; then
     touch ready
 fi
 build_wheel
+[ "$everything" = wheel ] && exit
 install_wheel
 test_on_boards

@@ -3,19 +3,21 @@
     python tools/count_instructions.py            fails where a kernel takes more than bench/neon_instructions.csv
     python tools/count_instructions.py --write    allows; writes the file with what was counted, ceilings 1% above
 
-The count of a kernel is what a second call adds to the first. Then the inner loops are looked through for
-accumulators that were spilled. Needs the cross compiler and the emulator that tools/aarch64.sh installs; CC names
+The count of a kernel is that of a second call, between two marks in the trace. Then the inner loops are looked through
+for accumulators that were spilled. Needs the cross compiler and the emulator that tools/aarch64.sh installs; CC names
 another cross compiler, such as "clang --target=aarch64-linux-gnu".
 """
 
 import argparse
 import ast
 import csv
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,10 +39,11 @@ QUANTIZED = (
     "IQ4_XS",
     "MXFP4",
 )
-KERNELS = [("neon", f"matmul_{dtype}", tokens) for dtype in ("bf12", "BF16", "F16", "F32") for tokens in (1, 6)]
-KERNELS += [(isa, f"matmul_{dtype}", tokens) for isa in CPUS for dtype in QUANTIZED for tokens in (1, 6)]
-KERNELS += [("neon", kernel, 1) for kernel in ("make_d16", "rmsnorm", "swiglu", "rope")]
-KERNELS += [("neon", "attention_f16", 1), ("neon", "attention_f16", 6), ("neon", "attention_f32", 1)]
+# (instruction set, kernel, numbers of tokens); the elementwise ones cost the same for each.
+KERNELS = [("neon", f"matmul_{dtype}", (1, 6)) for dtype in ("bf12", "BF16", "F16", "F32")]
+KERNELS += [(isa, f"matmul_{dtype}", (1, 6)) for isa in CPUS for dtype in QUANTIZED]
+KERNELS += [("neon", kernel, (1,)) for kernel in ("make_d16", "rmsnorm", "swiglu", "rope")]
+KERNELS += [("neon", "attention_f16", (1, 6)), ("neon", "attention_f32", (1,))]
 
 
 def flags() -> list[str]:
@@ -55,34 +58,45 @@ def flags() -> list[str]:
 def build(folder: Path) -> tuple[Path, list[Path]]:
     """(program, object files of the kernels)."""
     command = [*CC, *flags(), "-Wno-unknown-pragmas", "-I", ROOT / "pyllama" / "csrc", "-c"]
-    objects = []
-    for source in [Path(__file__).with_name("count_kernels.c"), *sorted(ROOT.glob("pyllama/csrc/*.c"))]:
-        objects.append(folder / f"{source.stem}.o")
-        subprocess.run([*command, source, "-o", objects[-1]], check=True)
+
+    def compile_one(source: Path) -> Path:
+        subprocess.run([*command, source, "-o", folder / f"{source.stem}.o"], check=True)
+        return folder / f"{source.stem}.o"
+
+    sources = [Path(__file__).with_name("count_kernels.c"), *sorted(ROOT.glob("pyllama/csrc/*.c"))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources))
     subprocess.run([*CC, "-static", *objects, "-lm", "-o", folder / "count_kernels"], check=True)
     return folder / "count_kernels", [folder / f"kernels_{isa}.o" for isa in CPUS]
 
 
-def executed(program: Path, isa: str, kernel: str, tokens: int, repeats: int) -> tuple[int, int]:
-    """(instructions, units of work of one repeat)."""
+def executed(program: Path, isa: str, kernel: str, tokens: tuple[int, ...]) -> list[float]:
+    """Instructions per unit of work, for each number of tokens."""
     command = ["qemu-aarch64-static", "-cpu", CPUS[isa], "-singlestep", "-d", "exec,nochain"]
-    command += [program, kernel, str(tokens), str(repeats)]
+    command += [program, kernel, *map(str, tokens)]
     with tempfile.TemporaryFile() as units:
         run = subprocess.Popen(command, stdout=units, stderr=subprocess.PIPE)
-        counted = subprocess.run(["grep", "-c", "^Trace"], stdin=run.stderr, capture_output=True, text=True)
+        marked = subprocess.run(["grep", "-n", r"^Trace.* mark$"], stdin=run.stderr, capture_output=True, text=True)
         if run.wait() != 0:
             raise SystemExit(f"count_kernels {kernel} {tokens}: exit {run.returncode}")
         units.seek(0)
-        return int(counted.stdout), int(units.read())
+        each = [int(line) for line in units]
+    at = [int(line.partition(":")[0]) for line in marked.stdout.splitlines()]
+    between = [b - a - 1 for a, b in itertools.pairwise(at) if b > a + 1]  # a mark may be several instructions
+    calls = [between[i : i + 2] for i in range(0, len(between), 3)]  # the third is what prepares the next two
+    if len(between) != 3 * len(tokens) - 1 or len(each) != len(tokens):
+        raise SystemExit(f"count_kernels {kernel} {tokens}: {len(between)} runs between marks, {len(each)} lines")
+    return [second / unit for (_, second), unit in zip(calls, each, strict=True)]
 
 
 def count(program: Path) -> dict[tuple[str, str, int], float]:
-    found = {}
-    for kernel in KERNELS:
-        once, units = executed(program, *kernel, 1)
-        twice, _ = executed(program, *kernel, 2)
-        found[kernel] = (twice - once) / units
-    return found
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda kernel: executed(program, *kernel), KERNELS))
+    return {
+        (isa, kernel, n): instructions
+        for (isa, kernel, tokens), counts in zip(KERNELS, found, strict=True)
+        for n, instructions in zip(tokens, counts, strict=True)
+    }
 
 
 MULTIPLY = ("fmla", "sdot", "smlal", "smlal2")

@@ -5,7 +5,7 @@
 set -euo pipefail
 work=$(realpath -m "$1") sdist=$(realpath "$2") python=$3
 shift 3
-[ $# -gt 0 ] || set -- -k kernels
+[ $# -gt 0 ] || set -- tests/kernels
 rm -rf "$work" && mkdir -p "$work/source" && cd "$work"
 tar -xzf "$sdist" -C source --strip-components=1
 "$python" -m venv venv
@@ -17,4 +17,4 @@ export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktra
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export LD_PRELOAD
 cd source
-../venv/bin/python -P -m pytest -q -p no:cacheprovider tests "$@"
+../venv/bin/python -P -m pytest -q -p no:cacheprovider "$@"

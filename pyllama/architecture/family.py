@@ -106,6 +106,7 @@ class Defaults(NamedTuple):
 
     num_key_value_heads  None for as many as heads
     head_dim             None for hidden_size / heads
+    rope                 rope_parameters
     sizes                of what the other sizes are, for files that say only what differs
     """
 
@@ -116,6 +117,7 @@ class Defaults(NamedTuple):
     rope_theta: float = 10000.0
     sliding_rope_theta: float = 10000.0
     tie_word_embeddings: bool = False
+    rope: Mapping[str, Any] = MappingProxyType({})
     sizes: Mapping[str, int] = MappingProxyType({})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pyllama.architecture.family import Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.sliding import sliding_window
@@ -10,7 +12,7 @@ from pyllama.architecture.sliding import sliding_window
 class Mistral(Family):
     model_type = "mistral"
     architecture = "MistralForCausalLM"
-    gguf_as = "llama"
+    gguf_as: ClassVar[str | None] = "llama"
     defaults = Defaults(max_position_embeddings=131072, num_key_value_heads=8, head_dim=None)
 
     def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:

@@ -13,6 +13,23 @@ def sliding_window(f: Fields) -> int | None:
     return None
 
 
+def gguf_windows(f: Fields, pattern: int, layers: int, default: int = 0) -> tuple[int | None, ...]:
+    """The windows of a GGUF file's layers: `attention.sliding_window` in all but the last of each `pattern` of them.
+
+    Files of newer converters have the pattern: a number, or a list that is true where a layer has a window. 0 is none.
+    """
+    window = f.integer("attention.sliding_window", 0, MAX_POSITIONS, default) or None
+    said = f.get("attention.sliding_window_pattern")
+    if isinstance(said, tuple):
+        if len(said) != layers or any(one not in (0, 1) for one in said):
+            raise f.fail("attention.sliding_window_pattern", f"a list of true and false for {layers} layers")
+        return tuple(window if one else None for one in said)
+    if isinstance(said, bool):  # alike for all: the reader of metadata makes one value of such a list
+        return (window if said else None,) * layers
+    pattern = f.integer("attention.sliding_window_pattern", 0, 1024, pattern)
+    return tuple(window if pattern and (i + 1) % pattern else None for i in range(layers))
+
+
 def windows_if_used(f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
     """Windows only under `use_sliding_window`: in the layers of `layer_types`, or from `max_window_layers` on."""
     window = sliding_window(f)

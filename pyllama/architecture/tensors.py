@@ -46,6 +46,23 @@ def model_tensors(config: Config) -> list[ModelTensor]:
     return tensors
 
 
+def norms_plus_one(config: Config) -> set[str]:
+    """Names of the tensors that are stored as what is added to 1."""
+    found = {FINAL_NORM} if config.norm_plus_one else set()
+    for layer in layers_of(config):
+        mixer = layer.mixer
+        norms = (
+            layer.mixer_norm,
+            layer.mixer_post_norm,
+            layer.mlp_norm,
+            layer.mlp_post_norm,
+            mixer.q_norm,
+            mixer.k_norm,
+        )
+        found |= {f"{layer.name}{norm.name}.weight" for norm in norms if norm and norm.plus_one}
+    return found
+
+
 def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
     mixer, mlp = layer.mixer, layer.mlp
 
@@ -86,11 +103,12 @@ def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tensor.shape for tensor in model_tensors(config)}
 
 
-def flop(config: Config, tokens: int, positions: float) -> float:
+def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
     """Floating-point operations of a pass of `tokens` tokens that see `positions` positions each on average.
 
-    A multiply-add counts as two; the head is computed for one token. Norms, rotations and activations are left
-    out.
+    rows  tokens whose logits are wanted: the head is computed for these
+
+    A multiply-add counts as two. Norms, rotations and activations are left out.
     """
     total = 0.0
     for layer in layers_of(config):
@@ -100,4 +118,4 @@ def flop(config: Config, tokens: int, positions: float) -> float:
         linears += [] if isinstance(mlp, Mlp) else [mlp.router]
         total += 2 * sum(linear.rows * linear.cols for linear in linears)
         total += 4 * mixer.heads * mixer.head_dim * positions
-    return tokens * total + 2 * config.vocab_size * config.hidden_size
+    return tokens * total + rows * 2 * config.vocab_size * config.hidden_size

@@ -20,6 +20,8 @@ from pyllama.errors import CheckpointError, UnsupportedError
 # A file cut by bytes, as some were uploaded before GGUF could be split.
 _PART = re.compile(r"\.gguf[.-](part|split)[-_]?[0-9a-z]+(of[0-9]+)?$|\.part[0-9]+(of[0-9]+)?$")
 
+_BESIDE_MODELS = ("mmproj", ".draft.gguf", ".imatrix.gguf")
+
 __all__ = ["Checkpoint", "Part", "Tensor", "open_checkpoint"]
 
 
@@ -55,8 +57,9 @@ def _open_folder(folder: Path) -> Checkpoint:
     if has_config and ((folder / INDEX).is_file() or weight_files(folder)):
         return open_huggingface(folder)
     ggufs = sorted(folder.glob("*.gguf"))
-    # A model that sees images comes with the part that does in a file of its own.
-    ggufs = [path for path in ggufs if "mmproj" not in path.name.lower()] or ggufs
+    # A model that sees images comes with the part that does in a file of its own; what drafts for a model, and how
+    # important its weights are, pyllama writes beside it.
+    ggufs = [path for path in ggufs if not any(part in path.name.lower() for part in _BESIDE_MODELS)] or ggufs
     if ggufs:
         from pyllama.checkpoint.gguf import first_of_one, open_gguf
 

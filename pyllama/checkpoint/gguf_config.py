@@ -74,14 +74,15 @@ def gguf_config(
             raise f.unsupported(key, f"{f.get(key)} with heads of {head_dim}")
     positions = f.size("max_position_embeddings", "context_length")
     window = None
-    if f.has("attention.sliding_window"):
-        window = f.integer("attention.sliding_window", 0, MAX_POSITIONS) or None
-        if window:
-            window = family.gguf_window(window, f)
+    if f.has("attention.sliding_window") and f.integer("attention.sliding_window", 0, MAX_POSITIONS):
+        window = family.gguf_window(f.integer("attention.sliding_window", 0, MAX_POSITIONS), f)
+    options = {"layer_windows": (window,) * layers} | family.gguf_options(f, head_dim, layers)
+    theta = f.number("rope.freq_base", 1.0001, 1e12, family.defaults.rope_theta)
     scaling = _rope(f, positions, rope_factors)
     if scaling and not family.gguf_truncated:
         scaling = replace(scaling, truncate=False)
-    options = {"layer_windows": (window,) * layers} | family.gguf_options(f, head_dim, layers)
+    if options.get("sliding_rope") == (theta, scaling):
+        options["sliding_rope"] = None
     tokens = Fields(metadata, _WHERE, "tokenizer.ggml.")
     ends = [tokens.token_id(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
     return Config(
@@ -95,7 +96,7 @@ def gguf_config(
         head_dim=head_dim,
         vocab_size=vocab_size,
         rms_norm_eps=f.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
-        rope_theta=f.number("rope.freq_base", 1.0001, 1e12, family.defaults.rope_theta),
+        rope_theta=theta,
         rope_scaling=scaling,
         max_position_embeddings=positions,
         tie_word_embeddings=HEAD not in names,
@@ -148,9 +149,14 @@ def _rope(f: Fields, positions: int, factors: tuple[float, ...]) -> RopeScaling 
             raise f.unsupported(key, shown(f.get(key)))
     # attn_factor comes on top of YaRN's own magnitude scaling there, not instead of it as in config.json.
     extra = f.number("rope.scaling.attn_factor", 0.0, 1e3, 1.0)
+    # Of the families that say it, this is mscale_all_dim, and their mscale is 1.
+    log_multiplier = f.number("rope.scaling.yarn_log_multiplier", 0.0, 1e3, 0.0)
+    magnitude = yarn_magnitude(factor)
+    if log_multiplier:
+        magnitude /= yarn_magnitude(factor, log_multiplier)
     return RopeScaling(
         "yarn", factor=factor, original_max_position_embeddings=original,
-        attention_factor=yarn_magnitude(factor) * extra,
+        attention_factor=magnitude * extra,
         beta_fast=f.number("rope.scaling.yarn_beta_fast", 0.0, 1e6, 32.0) or 32.0,
         beta_slow=f.number("rope.scaling.yarn_beta_slow", 0.0, 1e6, 1.0) or 1.0,
     )  # fmt: skip

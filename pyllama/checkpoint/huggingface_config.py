@@ -174,7 +174,7 @@ def _rope(f: Fields, positions: int, family: Family, kinds: set[str]) -> _Ropes:
     Where both are there, `rope_scaling` wins, as in transformers.
     """
     key = "rope_scaling" if f.get("rope_scaling") else "rope_parameters"
-    parameters = f.get(key) or {}
+    parameters = f.get(key) or family.defaults.rope
     if not isinstance(parameters, Mapping):
         raise f.fail(key, "an object")
     nested = {k for k in parameters if k.endswith("_attention")}

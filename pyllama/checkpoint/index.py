@@ -91,6 +91,9 @@ _IGNORED = re.compile(
     r"(model\.)?(layers\.[0-9]{1,4}\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"
     r"|model\.layers\.[0-9]{1,4}\.self_attn\.(masked_bias|bias)"
     r"|v_head\.(summary\.)?(weight|bias)"  # a value head that training put beside the model's own
+    # What a model that sees or hears has beside its text model.
+    r"|(model\.)?(vision_tower|vision_model|vision_embedder|multi_modal_projector|audio_tower|embed_vision|embed_audio)"
+    r"\..{1,200}"
 )
 
 

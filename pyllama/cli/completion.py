@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from pyllama.cli.hints import commands_of
+from pyllama.cli.options import DRAFTERS
 
 #: Where shells look, below the prefix of what is installed.
 PLACES = {
@@ -53,6 +54,10 @@ def _choices(action: argparse.Action) -> list[str]:
     return [str(choice) for choice in action.choices or ()]
 
 
+def _names_drafter(action: argparse.Action) -> bool:
+    return action.dest == "draft"
+
+
 def _words(parser: argparse.ArgumentParser) -> list[str]:
     """What may stand after the command besides options: the actions of a service, the shells."""
     return [word for action in parser._actions if not action.option_strings for word in _choices(action)]
@@ -89,6 +94,8 @@ def _bash(command_line: argparse.ArgumentParser) -> Iterator[str]:
                 continue
             where = "|".join(f'"{name} {option}"' for option in action.option_strings)
             words = f'-W "{" ".join(_choices(action))}"' if action.choices else "-f" if _takes_path(action) else ""
+            if _names_drafter(action):
+                words = f'-f -W "{" ".join(DRAFTERS)} $(pyllama list -q 2>/dev/null)"'
             what = f'COMPREPLY=($(compgen {words} -- "$cur"))' if words else ":"
             yield f"        {where}) {what}; return ;;"
     yield "    esac"
@@ -114,6 +121,7 @@ def _zsh(command_line: argparse.ArgumentParser) -> Iterator[str]:
     yield "#compdef pyllama"
     yield "# zsh completion for pyllama, made by `pyllama completion zsh`"
     yield '_pyllama_models() { compadd -- ${(f)"$(pyllama list -q 2>/dev/null)"}; _files }'
+    yield f"_pyllama_drafters() {{ compadd -- {' '.join(DRAFTERS)}; _pyllama_models }}"
     yield "_pyllama() {"
     yield "    if (( CURRENT == 2 )); then"
     yield "        local -a commands=("
@@ -130,6 +138,8 @@ def _zsh(command_line: argparse.ArgumentParser) -> Iterator[str]:
         yield f"        {name}) _arguments -s \\"
         for action in _options(parser):
             values = f"({' '.join(_choices(action))})" if action.choices else "_files" if _takes_path(action) else ""
+            if _names_drafter(action):
+                values = "_pyllama_drafters"
             value = "" if action.nargs == 0 else f":{action.metavar or 'value'}:{values}"
             several = "*" if isinstance(action, argparse._AppendAction) else ""
             for option in action.option_strings:
@@ -156,6 +166,8 @@ def _fish(command_line: argparse.ArgumentParser) -> Iterator[str]:
         for action in _options(parser):
             names = [f"-{'sl'[option.startswith('--')]} {option.lstrip('-')}" for option in action.option_strings]
             values = "-r" if _takes_path(action) else f"-x -a '{' '.join(_choices(action))}'"
+            if _names_drafter(action):
+                values = f"-r -a '{' '.join(DRAFTERS)} (pyllama list -q 2>/dev/null)'"
             value = "" if action.nargs == 0 else f" {values}"
             yield f"{here} {' '.join(names)}{value} -d '{_summary(action.help)}'"
 

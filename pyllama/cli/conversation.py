@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyllama.cli import streams
 from pyllama.cli.answer_view import AnswerView, show_plain
+from pyllama.cli.drafting import drafted, who_drafts
 from pyllama.cli.folders import state_folder
 from pyllama.cli.options import SAMPLING, sampling_text
 from pyllama.cli.pass_line import PassLine
@@ -71,6 +72,7 @@ class Conversation(Closing):
         self._last: Generation | None = None
         if self._verbose:
             streams.note(self._sampling())
+            streams.note(who_drafts(model, args))
 
     def close(self) -> None:
         self.chat.close()
@@ -125,6 +127,8 @@ class Conversation(Closing):
             streams.note("[cut: --max-tokens reached, or the context is full]")
         if self._verbose:
             streams.note(timings(generation))
+            if (line := drafted(self._model, generation)) is not None:
+                streams.note(line)
 
     # --- commands ---
 
@@ -239,7 +243,7 @@ class Conversation(Closing):
         if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
             raise RequestError(f"/load: {path}: expected messages, each with a role and a content of text")
         self.chat.restore([{"role": m["role"], "content": m["content"]} for m in messages])
-        streams.note(f"{sum(m['role'] == 'user' for m in messages)} messages of yours, the last answers with them")
+        streams.note(f"{sum(m['role'] == 'user' for m in messages)} messages of yours, and the answers to them")
 
     def _copy(self, rest: str) -> None:
         from base64 import b64encode
@@ -273,6 +277,7 @@ class Conversation(Closing):
             raise RequestError("/stats: there is no answer yet")
         used = self._last.prompt_tokens + self._last.completion_tokens
         print(timings(self._last))
+        print(drafted(self._model, self._last) or "draft: nobody")
         print(f"{self._last.cached_tokens} tokens of the prompt were in the cache; seed {self._last.seed}")
         print(f"context: {used} of {self._model.context_length} tokens")
         print(self._sampling(), flush=True)

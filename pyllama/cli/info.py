@@ -8,6 +8,8 @@ from pyllama.cli.options import add_json, add_model
 from pyllama.errors import PyllamaError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pyllama.checkpoint import Checkpoint
 
 
@@ -48,6 +50,7 @@ def describe(checkpoint: "Checkpoint", pre_tokenizer: str | None = None) -> dict
     from pyllama.architecture.tensors import PARTS, model_tensors
     from pyllama.decoder import Shape
     from pyllama.decoder.page_pool import POSITIONS, cache_nbytes
+    from pyllama.drafting.copies import copy_of
 
     config = checkpoint.config
     parts = {name: {"parameters": 0, "nbytes": 0} for name in PARTS}
@@ -82,8 +85,13 @@ def describe(checkpoint: "Checkpoint", pre_tokenizer: str | None = None) -> dict
         "max_position_embeddings": config.max_position_embeddings,
         "kv_cache_nbytes_per_token": cache_nbytes(Shape.whole(config), POSITIONS, "f16") // POSITIONS,
         "tokenizer": _tokenizer(checkpoint, pre_tokenizer),
-        "files": [{"path": str(path), "nbytes": path.stat().st_size} for path in checkpoint.files],
+        "draft_copy": _file(copy_of(checkpoint.path)),
+        "files": [_file(path) for path in checkpoint.files],
     }
+
+
+def _file(path: "Path | None") -> dict[str, Any] | None:
+    return None if path is None else {"path": str(path), "nbytes": path.stat().st_size}
 
 
 def _window(layer_windows: tuple[int | None, ...]) -> dict[str, int] | None:
@@ -147,6 +155,8 @@ def _lines(d: dict[str, Any]):
         f"{d['max_position_embeddings']} positions, cache {_size(d['kv_cache_nbytes_per_token'])} a token (f16)",
     )
     yield from _tokenizer_lines(d["tokenizer"], line)
+    if d["draft_copy"]:
+        yield line("draft copy", f"{d['draft_copy']['path']}  {_size(d['draft_copy']['nbytes'])}")
     for index, file in enumerate(d["files"]):
         yield line("" if index else "files", f"{file['path']}  {_size(file['nbytes'])}")
 

@@ -66,8 +66,25 @@ def add_threads(group: argparse._ActionsContainer, promise: str = "the text does
     group.add_argument("-t", "--threads", metavar="N", type=int, help=f"default: the physical cores; {promise}")
 
 
+#: What --draft takes besides a model.
+DRAFTERS = ("auto", "self", "lookup", "off")
+
+
+def add_draft(group: argparse._ActionsContainer, default: str | None = "auto", purpose: str = "") -> None:
+    """Who drafts; purpose: what the command wants it for, where it is not to run faster."""
+    group.add_argument(
+        "--draft",
+        metavar="MODEL",
+        default=default,
+        help=purpose
+        or "what proposes tokens, so that a pass gives several: a small model with the same tokenizer, self (the copy "
+        "that `pyllama quantize --draft` makes), lookup (what stood there before), off; default: auto, what is here "
+        "and pays where weights are streamed; the text does not depend on it",
+    )
+
+
 # Of add_loading()'s options, what load() takes.
-LOADING = ("memory", "context_length", "kv_dtype", "threads", "pre_tokenizer")
+LOADING = ("memory", "context_length", "kv_dtype", "threads", "pre_tokenizer", "draft")
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +93,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
     add_budget(group)
     add_threads(group)
+    add_draft(group)
     group.add_argument("--quiet", action="store_true", help="show no progress of what takes more than a second")
 
 

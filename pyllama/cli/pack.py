@@ -9,7 +9,7 @@ from pyllama.cli.options import add_quiet
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "pack",
-        help="write a model in pyllama's own form: smaller, faster to stream, the same bits",
+        help="write a model in pyllama's own form: the same bits, bfloat16 smaller, faster to stream",
         description="Write a model in pyllama's own form: bfloat16 weights in 12 bits, without losing one of theirs, "
         "in the order in which a pass reads them, with checksums. After a kill the same command goes on; DST comes "
         "to exist when all of it is whole.",

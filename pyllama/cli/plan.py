@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
     from pyllama.checkpoint.outline import Outline
     from pyllama.hub.fetch import Wanted
+    from pyllama.planning.drafting import Drafted
     from pyllama.planning.memory import Plan
-    from pyllama.planning.time import Forecast, Rates, WhatIf
+    from pyllama.planning.time import Rates, WhatIf
     from pyllama.terminal.progress import Progress
 
 #: Types whose forecasts are shown beside a model's that is not quantized: nearly lossless, and what most people take.
@@ -42,6 +43,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         choices=("pi5", "pi4", "rk3588", "orion-o6"),
         help="predict for this board, by rates of a model of it; needs --memory",
     )
+    parser.add_argument(
+        "--draft",
+        metavar="WHO",
+        default="auto",
+        help="who proposes tokens for a pass to verify, by rates that are borrowed: auto (a pulled model with the same "
+        "tokenizer, a copy made by pyllama quantize --draft, look-up), a model, self, lookup or off; default: auto, "
+        "where weights are read in every pass",
+    )
     add_json(parser)
     add_quiet(parser)
     parser.set_defaults(run=run)
@@ -67,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
             asked_context=args.context_length,
             kv_dtype=args.kv_dtype,
             rates=lambda files: _rates(args.board, files, disk_gb_s, dram_gb_s),
+            draft=args.draft,
+            opened=lambda name: _open(name, args.quiet),
         )
     except TooSmallError as error:
         raise error if args.memory else BudgetError(f"{error}{enough_for(error.smallest)}") from None
@@ -81,42 +92,57 @@ def make_report(
     asked_context: int | None,
     kv_dtype: str,
     rates: "Callable[[list[Path]], Rates]",
+    draft: str = "off",
+    opened: "Callable[[str], Checkpoint | Outline] | None" = None,
 ) -> dict[str, Any]:
-    """Everything `plan --json` prints. rates(files) measures or looks up, once the plan is known to work."""
+    """Everything `plan --json` prints. rates(files) measures or looks up, once the plan is known to work.
+
+    draft   as --draft takes it
+    opened  opens the drafter that it names
+    """
     from dataclasses import asdict
 
+    from pyllama.cli.plan_draft import AUTO, candidates, weigh
+    from pyllama.cli.plan_lines import spent
     from pyllama.loading import DEFAULT_CONTEXT_LENGTH
     from pyllama.planning.memory import default_context, make_plan
-    from pyllama.planning.time import enough, forecast, packed, what_if
+    from pyllama.planning.time import enough, packed, what_if
 
     config = model.config
     if asked_context is not None and not 1 <= asked_context <= config.max_position_embeddings:
         raise RequestError(f"context_length: {asked_context}, expected 1 to {config.max_position_embeddings}")
     context = asked_context or default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
-    options: dict[str, Any] = {"context_length": context, "kv_dtype": kv_dtype, "interpreter": _interpreter(model)}
+    tokenizer = _tokenizer(model)
+    options: dict[str, Any] = {"context_length": context, "kv_dtype": kv_dtype, "interpreter": _interpreter(tokenizer)}
     plan = make_plan(model, budget, **options)
+    wanted = draft != AUTO or plan.streamed > 0  # where nothing is read in every pass, nobody drafts unasked
+    drafters = candidates(draft, model, tokenizer, opened or (lambda name: _open(name, True))) if wanted else []
     files = list(getattr(model, "files", ()))
     measured = rates(files)
+    weighed = weigh(draft, drafters, model, budget, measured, options)
     report = {
         "model": _about(model, files),
-        "plan": _spent(plan),
+        "plan": spent(weighed.chosen.plan if weighed.chosen else plan),
         "enough_memory": enough(model, **options),
         "rates": asdict(measured),
-        "forecast": _predicted(forecast(model, plan, measured, kv_dtype=kv_dtype, counted=_counted(model, plan))),
+        "forecast": _predicted(model, plan, measured, kv_dtype, weighed.chosen),
         "what_if": _table(what_if(model, budget, measured, **options)),
         "packed": None,
         "quantized": _quantized(model, budget, measured, options),
+        "draft": weighed.report,
     }
     smaller = packed(model)
     if smaller is not None:
         from pyllama.checkpoint.outline import stored_nbytes
 
         plan = make_plan(smaller, budget, **options)
+        weighed = weigh(draft, drafters, smaller, budget, measured, options)
         report["packed"] = {
             "nbytes": stored_nbytes(smaller),
-            "plan": _spent(plan),
-            "forecast": _predicted(forecast(smaller, plan, measured, kv_dtype=kv_dtype)),
+            "plan": spent(weighed.chosen.plan if weighed.chosen else plan),
+            "forecast": _predicted(smaller, plan, measured, kv_dtype, weighed.chosen),
             "what_if": _table(what_if(smaller, budget, measured, **options)),
+            "draft": weighed.report,
         }
     return report
 
@@ -253,18 +279,24 @@ def _rate(option: str, text: str | None) -> float | None:
     return rate
 
 
-def _interpreter(model: "Checkpoint | Outline") -> int:
-    """Resident bytes of this process with the model's tokenizer: what it would have before weights are loaded."""
+def _tokenizer(model: "Checkpoint | Outline") -> Any:
+    """The model's tokenizer, or None where it has none that works."""
     from pyllama.errors import PyllamaError
-    from pyllama.machine.memory import interpreter_nbytes, resident_nbytes
-    from pyllama.planning.memory import INTERPRETER
     from pyllama.tokenizer import load_tokenizer
 
     try:
         tokenizer = load_tokenizer(model)
     except PyllamaError:
-        return max(INTERPRETER, resident_nbytes())
-    return interpreter_nbytes(tokenizer)
+        return None
+    return None if tokenizer.kind == "none" else tokenizer
+
+
+def _interpreter(tokenizer: Any) -> int:
+    """Resident bytes of this process with the model's tokenizer: what it would have before weights are loaded."""
+    from pyllama.machine.memory import interpreter_nbytes, resident_nbytes
+    from pyllama.planning.memory import INTERPRETER
+
+    return max(INTERPRETER, resident_nbytes()) if tokenizer is None else interpreter_nbytes(tokenizer)
 
 
 def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:
@@ -289,20 +321,23 @@ def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:
     return about
 
 
-def _spent(plan: "Plan") -> dict[str, Any]:
-    names = ("budget", "context_length", "max_pass_tokens", "interpreter", "cache", "activations", "ring", "pinned",
-             "weights", "stored", "streamed", "experts", "expert_slots", "expert_room", "experts_stored",
-             "experts_share", "active")  # fmt: skip
-    return {name: getattr(plan, name) for name in names}
-
-
-def _predicted(forecast: "Forecast") -> dict[str, Any]:
+def _predicted(
+    model: "Checkpoint | Outline", plan: "Plan", rates: "Rates", kv_dtype: str, drafted: "Drafted | None"
+) -> dict[str, Any]:
+    """Of the plan, or of the drafter's: then with a token as drafted, and with its loading in the first pass."""
     from dataclasses import asdict
 
-    found = asdict(forecast)
-    return found | {
-        "prompt_s": {str(n): s for n, s in forecast.prompt_s.items()},
-        "by_hit_rate": list(found["by_hit_rate"]),
+    from pyllama.planning.time import forecast
+
+    of = drafted.plan if drafted else plan
+    predicted = asdict(forecast(model, of, rates, kv_dtype=kv_dtype, counted=_counted(model, of)))
+    if drafted is not None:
+        predicted["token_s"] = drafted.forecast.token_s
+        predicted["bound"]["token"] = drafted.forecast.bound
+        predicted["first_s"] += drafted.forecast.load_s
+    return predicted | {
+        "prompt_s": {str(n): s for n, s in predicted["prompt_s"].items()},
+        "by_hit_rate": list(predicted["by_hit_rate"]),
     }
 
 

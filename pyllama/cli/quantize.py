@@ -3,6 +3,18 @@
 import argparse
 from pathlib import Path
 
+from pyllama.errors import RequestError
+
+
+class _Draft(argparse.Action):
+    """--draft: DST may be missing. (As a positional of nargs="?" it would have to stand beside SRC.)"""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
+        setattr(namespace, self.dest, True)
+        for action in parser._actions:
+            if action.dest == "destination":
+                action.required = False
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
@@ -18,11 +30,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="a Hugging Face folder, a GGUF file, Meta's original folder, one that `pyllama pack` wrote, or a pulled "
         "model",
     )
-    parser.add_argument("destination", metavar="DST", help="the file to make")
+    parser.add_argument("destination", metavar="DST", help="the file to make; none with --draft")
+    parser.add_argument(
+        "--draft",
+        action=_Draft,
+        dest="draft_copy",  # not what PYLLAMA_DRAFT says of the others
+        nargs=0,
+        default=False,
+        help="make the copy of few bits that drafts for the model (q3_k_s), where --draft self and auto look for it: "
+        "beside the model, or in pyllama's cache; --calibration makes it agree far more often",
+    )
     parser.add_argument(
         "--type",
         metavar="TYPE",
-        required=True,
         help="what to make of the weights: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k_s, q3_k_m, q3_k_l, "
         "q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k, iq4_nl or iq4_xs; q3_k, q4_k and q5_k mean their _m",
     )
@@ -59,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from pyllama.quantizing import quantize
     from pyllama.terminal.progress import Progress
 
+    _settle(args)
     with Progress(f"quantizing {Path(args.source).name}", quiet=args.quiet) as progress:
         path = quantize(
             args.source,
@@ -73,3 +94,20 @@ def run(args: argparse.Namespace) -> int:
         )
     print(path)
     return 0
+
+
+def _settle(args: argparse.Namespace) -> None:
+    """DST and --type where --draft says them; RequestError for one too few or too many."""
+    if not args.draft_copy:
+        if args.type is None:
+            raise RequestError("--type: missing, expected a type such as q4_k_m (or --draft, which knows which)")
+        return
+    from pyllama.checkpoint import open_checkpoint
+    from pyllama.drafting.copies import TYPE, copy_destination
+    from pyllama.hub import resolve
+
+    for given, what in ((args.destination, "DST"), (args.type, "--type")):
+        if given is not None:
+            raise RequestError(f"{what}: given together with --draft, which says it itself")
+    with open_checkpoint(resolve(args.source)) as checkpoint:
+        args.destination, args.type = copy_destination(checkpoint.path), TYPE

@@ -9,16 +9,23 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         aliases=["remove"],
         help="delete a pulled model",
         description="Delete models from the Hugging Face cache, whoever brought them there. org/name is all of a "
-        "repository; with @revision or :quantization only that, and no file that something else there still needs.",
+        "repository; with @revision or :quantization only that, and no file that something else there still needs. The "
+        "copy that pyllama quantize --draft made of a model goes with it.",
     )
     parser.add_argument("names", metavar="NAME", nargs="+", help="as pyllama list prints it")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from pyllama.hub.installed import remove
+    from pyllama.drafting.copies import remove_copies
+    from pyllama.hub.disk import disk_errors
+    from pyllama.hub.installed import installed, remove
     from pyllama.terminal.progress import format_nbytes
 
     for name in args.names:
-        print(f"{name}: removed, {format_nbytes(remove(name))} free")
+        there = [model.path for model in installed()]
+        nbytes = remove(name)
+        with disk_errors(name):
+            nbytes += remove_copies(there)
+        print(f"{name}: removed, {format_nbytes(nbytes)} free")
     return 0

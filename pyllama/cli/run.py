@@ -40,7 +40,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         type=int,
         help="a line a token instead of the text: its log-probability, and the N most probable beside it",
     )
-    group.add_argument("--verbose", action="store_true", help="on standard error, how tokens were chosen, and timings")
+    group.add_argument(
+        "--verbose",
+        action="store_true",
+        help="on standard error, how the memory is divided, how tokens were chosen, and timings",
+    )
     parser.set_defaults(run=run)
 
 
@@ -64,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
 def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse.Namespace, signs: PassLine) -> int:
     from pyllama.cli.answer_lines import show_calls, show_logprobs
     from pyllama.cli.answer_view import show_plain
+    from pyllama.cli.drafting import drafted, who_drafts
+    from pyllama.cli.plan_lines import memory_text
     from pyllama.cli.timings import timings
 
     request = _as_request(model, prompt, args)
@@ -90,8 +96,13 @@ def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse
         else:
             show_plain(generation, signs)
         if args.verbose:
+            if model.plan is not None:
+                streams.note(f"memory: {memory_text(model.plan)}")
             streams.note(f"sampling: {sampling_text(options)}")
             streams.note(timings(generation))
+            streams.note(who_drafts(model, args))
+            if (line := drafted(model, generation)) is not None:
+                streams.note(line)
     return 0
 
 
@@ -109,6 +120,7 @@ def _as_json(model: "Model", generation: "Generation", form: Constraints, steps:
     import json
 
     from pyllama.cli.answer_lines import logprobs_of
+    from pyllama.cli.drafting import as_json
     from pyllama.cli.timings import rate
     from pyllama.machine.memory import peak_resident_nbytes
 
@@ -130,6 +142,7 @@ def _as_json(model: "Model", generation: "Generation", form: Constraints, steps:
         "passes": model.passes,
         "experts": experts,
         "fingerprint": generation.fingerprint.hexdigest() if generation.fingerprint else None,
+        "draft": as_json(model, generation),
     }
     if form.parser:
         content, calls = form.parser.take(generation.text, generation.finish_reason)

@@ -23,7 +23,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "serve",
-        help="answer over HTTP, as OpenAI does, and in a browser",
+        help="answer over HTTP, as OpenAI, Anthropic and Ollama do, and in a browser",
         description="Serve a model over HTTP for clients of OpenAI's API, Anthropic's and Ollama's, and for a "
         "browser. Requests share passes over the weights, and what was computed for one is kept "
         "for the next. Anything but this machine needs an API key. Ctrl-C or SIGTERM lets running answers finish.",
@@ -236,7 +236,8 @@ def _printing(model: "Model", name: str) -> "Hooks":
 
     class Printing(Hooks):
         def ready(self, url: str) -> None:
-            streams.announce(f"pyllama: {name} at {url}/v1, context {model.context_length}")
+            drafting = f", drafted by {model.drafting.name}" if model.drafting else ""
+            streams.announce(f"pyllama: {name} at {url}/v1, context {model.context_length}{drafting}")
             streams.announce(f"pyllama: a page to chat with it is at {_reachable(url)}/")
 
         def stopping(self) -> None:

@@ -11,6 +11,7 @@ from pyllama.cli.serve import KEY_VARIABLE, add_serving, name_of, settings_of
 from pyllama.errors import RequestError
 
 if TYPE_CHECKING:
+    from pyllama.checkpoint import Checkpoint
     from pyllama.service.unit import Service
 
 NAME = "pyllama"
@@ -148,6 +149,11 @@ def service_of(args: argparse.Namespace) -> "Service":
     model = os.path.abspath(_found(args.model))
     with open_checkpoint(model) as checkpoint:
         paths = needs.model_paths(checkpoint)
+        drafter = _drafter(args.draft, checkpoint)
+    if drafter is not None:
+        args.draft = args.draft if args.draft == "auto" else drafter
+        with open_checkpoint(drafter) as checkpoint:
+            paths += needs.model_paths(checkpoint)
     packages = needs.package_folders()
     if not args.user:
         needs.check_readable(paths)
@@ -193,6 +199,23 @@ def _found(name: str) -> str:
                 os.environ.pop(variable, None)
                 if value is not None:
                     os.environ[variable] = value
+
+
+def _drafter(draft: str, checkpoint: "Checkpoint") -> str | None:
+    """The path of what is to draft, as far as it is known now: the service finds look-up, and nobody, by itself.
+
+    Raises RequestError for `self` without a copy.
+    """
+    from pyllama.drafting.copies import copy_of
+
+    if draft in ("off", "lookup"):
+        return None
+    if draft not in ("auto", "self"):
+        return os.path.abspath(_found(draft))
+    copy = copy_of(checkpoint.path)
+    if copy is None and draft == "self":
+        raise RequestError("--draft self: no copy is here that could draft; pyllama quantize MODEL --draft makes one")
+    return None if copy is None else str(copy)
 
 
 def _as_typed(typed: str, path: str) -> list[str]:

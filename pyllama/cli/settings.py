@@ -19,7 +19,7 @@ from pyllama.synonyms import meant, plain
 PREFIX = "PYLLAMA_"
 CONFIG = f"{PREFIX}CONFIG"
 # What one call is about, or would do harm in another.
-_NEVER = {"prompt", "file", "replace"}
+_NEVER = {"prompt", "file", "replace", "draft_copy"}
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 

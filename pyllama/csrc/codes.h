@@ -7,8 +7,9 @@
  * Codes are unsigned, the format's bias still in them; those of signed formats as vb_signed() makes them.
  */
 
-/* Loops of units, scales and vectors, whose arrays are meant for registers: but for scalar code, which has too few. */
-#if VL > 1
+/* Loops of units, scales and vectors, whose arrays are meant for registers: but for scalar code, which has too few, and
+ * a build with sanitizers (setup.py), whose checks would be repeated as well. */
+#if VL > 1 && !defined(PL_NO_UNROLL)
 #define UNROLL _Pragma("GCC unroll 16")
 #else
 #define UNROLL

@@ -303,6 +303,10 @@ class Decoder:
             cos, sin = a.rotations[layer.rope]
             kernels.rope(a.q, cos, sin, shape.heads, self.rope_interleaved)
             kernels.rope(a.k, cos, sin, shape.kv_heads, self.rope_interleaved)
+        elif self.rope_interleaved:  # rotated by nothing: what puts their elements in the order of the other form
+            one = np.ones((a.q.rows, shape.head_dim // 2), np.float32)
+            kernels.rope(a.q, one, np.zeros_like(one), shape.heads, True)
+            kernels.rope(a.k, one, np.zeros_like(one), shape.kv_heads, True)
         if growing is not None:
             kernels.scale(a.q, growing, a.q)
         layer.attention.append(where, a.k, a.v)

@@ -10,10 +10,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Unpack
-
-import numpy as np
 
 from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.page_store import PageStore, pages_name
@@ -21,7 +20,7 @@ from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Deliver, Request
 from pyllama.engine.scheduler import Part, Scheduler
 from pyllama.errors import BudgetError, BusyError, PyllamaError, RequestError, StoppingError
-from pyllama.generation import Answer, AnswerOptions, Step, compute
+from pyllama.generation import Answer, AnswerOptions, Found, Step, run_pass
 from pyllama.generation.sampler import SamplingParams
 
 if TYPE_CHECKING:
@@ -49,6 +48,9 @@ class Stats:
     layer, layers       where the present pass is; layer is 0 between passes
     prompt_tokens       of requests that were started; cached_tokens of them were not computed
     completion_tokens   sampled
+    drafter             who proposes tokens, by name, or None
+    drafted_passes      of the passes, those with proposals; draft_s: seconds spent on proposing
+    proposed_tokens     that a drafter proposed and passes computed; accepted_tokens of them became part of an answer
     preemptions         times a request gave its pages up
     pages_used, pages_kept   pages of the KV cache held by anybody, and of those, kept for texts to come
     pages_allocated, max_pages   pages there is memory for already, and at most
@@ -64,12 +66,23 @@ class Stats:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    drafter: str | None
+    drafted_passes: int
+    draft_s: float
+    proposed_tokens: int
+    accepted_tokens: int
     preemptions: int
     pages_used: int
     pages_kept: int
     pages_allocated: int
     max_pages: int
     page_nbytes: int
+
+    @property
+    def tokens_a_pass(self) -> float:
+        """That an answer took of each pass for its next token, on average: 1 where nobody drafts."""
+        own = self.completion_tokens - self.accepted_tokens
+        return self.completion_tokens / own if own > 0 else 1.0
 
 
 class Engine:
@@ -110,6 +123,7 @@ class Engine:
         self.max_running = max_running
         self.max_waiting = max_waiting
         self._decoder = model.decoder
+        self._drafting = model.drafting
         self._cache = cache = model.decoder.cache
         self._max_pages = _max_pages(model, max_running, kv_nbytes)
         cache.limit(self._max_pages)
@@ -135,6 +149,7 @@ class Engine:
         # Counters, written by the engine's thread alone.
         self._ended: Counter[str] = Counter()
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
+        self._drafted_passes = self._proposed_tokens = self._accepted_tokens = 0
         self._layer = 0
         self._mean_s = 1.0  # how long a request runs, the last ones counting most
         self._in_pass: list[Request] = []
@@ -218,6 +233,11 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             completion_tokens=self._completion_tokens,
+            drafter=self._drafting.name if self._drafting else None,
+            drafted_passes=self._drafted_passes,
+            draft_s=self._drafting.draft_s if self._drafting else 0.0,
+            proposed_tokens=self._proposed_tokens,
+            accepted_tokens=self._accepted_tokens,
             preemptions=scheduler.preemptions,
             pages_used=cache.pages_used,
             pages_kept=self._prefix_cache.pages,
@@ -308,7 +328,7 @@ class Engine:
             return
         self._in_pass = [request for request, _ in batch]
         try:
-            rows = compute(self._decoder, batch, self._between_layers)
+            passed = run_pass(self._decoder, batch, self._drafting, self._scheduler, self._between_layers)
         except _Abandoned:
             return  # all of them are in the list of cancelled ones
         except Exception as error:  # noqa: BLE001 - a bug is told to those in the pass, and the others go on
@@ -317,8 +337,13 @@ class Engine:
         finally:
             self._in_pass = []
             self._layer = 0
-        for (request, count), found in zip(batch, rows, strict=True):
+        before = self._completion_tokens
+        self._drafted_passes += any(request.tree for request, _ in batch)
+        for (request, count), found in zip(batch, passed.found, strict=True):
             self._hand_out(request, count, found)
+        if self._drafting is not None:
+            steps = self._completion_tokens - before
+            self._drafting.passed([request for request, _ in batch], passed.tokens, passed.seconds, steps)
 
     def _between_layers(self, layer: int) -> None:
         """Called by the decoder before each layer: a pass that nobody wants ends here."""
@@ -341,36 +366,44 @@ class Engine:
             for request in list(self._scheduler.waiting):
                 self._end(request, "error", StoppingError("the engine is stopping"))
 
-    def _hand_out(self, request: Request, count: int, rows: np.ndarray) -> None:
+    def _hand_out(self, request: Request, count: int, found: Found) -> None:
         """What the pass means for one of its requests: tokens of its answer, or one more piece of its prompt."""
         request.passes += 1
-        if count > 1 or request.first_token_s is None:
-            self._scheduler.computed(request)
+        new = request.first_token_s is None
         if request.cancelled:
+            request.discard(found)
             return  # the next _take_in() ends it
-        if request.first_token_s is None and not request.remaining:
-            self._prompt_tokens += len(request.answer.prompt_ids)
-            self._cached_tokens += request.cached_tokens
+        last: Step | PyllamaError | None = None
+        how = "error"
+        before = request.proposed, request.accepted
         try:
-            steps = request.accept(rows)
+            with closing(request.accept(found)) as steps:
+                for step in steps:
+                    if request.first_token_s is None:
+                        request.first_token_s = request.elapsed_s()
+                        self._prompt_tokens += len(request.answer.prompt_ids)
+                        self._cached_tokens += request.cached_tokens
+                    self._completion_tokens += step.token_id >= 0
+                    if step.finish_reason:
+                        last, how = step, step.finish_reason
+                    else:
+                        self._deliver(request, step)
         except PyllamaError as error:
-            self._end(request, "error", error)
-            return
+            last = error
         except Exception:  # noqa: BLE001 - the request is lost, the others go on
             _log.exception("engine: a token could not be chosen")
-            self._end(request, "error", PyllamaError("internal error"))
-            return
-        if request.first_token_s is None and steps:
-            request.first_token_s = request.elapsed_s()
-        for step in steps:
-            self._completion_tokens += step.token_id >= 0
-            if step.finish_reason:
-                self._end(request, step.finish_reason, step)
-            else:
-                self._deliver(request, step)
+            last = PyllamaError("internal error")
+        self._proposed_tokens += request.proposed - before[0]
+        self._accepted_tokens += request.accepted - before[1]
+        if count > 1 or new:
+            self._scheduler.computed(request)
+        if last is not None:
+            self._end(request, how, last)
 
     def _end(self, request: Request, how: str, last: Step | PyllamaError | None = None) -> None:
         self._scheduler.remove(request, keep=how != "error")
+        if self._drafting is not None:
+            self._drafting.forget(request)
         request.total_s = request.elapsed_s()
         self._ended[how] += 1
         if how != "cancelled" and request.queue_s is not None:

@@ -170,10 +170,15 @@ class PrefixCache:
             del self._kept[node]
             self._unsaved.discard(node)
 
+    def free(self) -> int | None:
+        """Pages that the KV cache can hand out without evicting any; None: as many as there is memory for."""
+        limit = self._cache.max_pages
+        return None if limit is None else limit - self._cache.pages_used
+
     def has_room(self, pages: int = 1) -> bool:
         """Whether the KV cache can hand out this many pages without evicting any."""
-        limit = self._cache.max_pages
-        return limit is None or self._cache.pages_used + pages <= limit
+        free = self.free()
+        return free is None or pages <= free
 
     def insert(self, ids: Tokens[int], pages: Tokens[int]) -> None:
         """Keep the pages of a text: page i holds tokens ids[32 * i : 32 * i + 32]."""

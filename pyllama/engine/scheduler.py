@@ -133,6 +133,16 @@ class Scheduler:
 
     # --- pages ---
 
+    def spare_pages(self) -> int | None:
+        """Pages that branches of texts may take for one pass: free ones, and those of kept texts; None: no limit."""
+        free = self._prefix_cache.free()
+        return None if free is None else free + self._prefix_cache.evictable()
+
+    def make_room(self, pages: int) -> None:
+        """Have so many pages free, of those that spare_pages() counted: kept texts go for them."""
+        while not self._prefix_cache.has_room(pages) and self._prefix_cache.evict():
+            pass
+
     def _make_room(self, request: Request, sequence: Sequence, length: int) -> bool:
         """Free the pages the request needs to grow; False if it had to give up its own."""
         while not self._prefix_cache.has_room(sequence.pages_needed(length)):

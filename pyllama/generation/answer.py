@@ -7,12 +7,13 @@ sampler by what they do, and neither a decoder nor whoever runs it.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
 from pyllama.errors import ContextOverflowError, RequestError
 from pyllama.generation.sampler import Sample, Sampler, SamplingParams, check_finite, with_logprobs
+from pyllama.generation.tree import ROOT, Tree
 
 #: Rows of logits of a prompt that is scored, in one pass: as small as what a plan leaves unused.
 SCORED_NBYTES = 8 << 20
@@ -103,6 +104,15 @@ class Guide(Protocol):
         ...
 
 
+@runtime_checkable
+class FarSeeingGuide(Guide, Protocol):
+    """A guide that can be asked about tokens before they are taken: only under such a one anything is proposed."""
+
+    def fitting(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens, one after the other, may come next. Nothing is taken."""
+        ...
+
+
 class AnswerOptions(TypedDict, total=False):
     """What may be said of an answer besides its prompt and how to sample it: Answer tells what each means."""
 
@@ -111,6 +121,7 @@ class AnswerOptions(TypedDict, total=False):
     guide: Guide | None
     show_special: bool
     prompt_logprobs: int | None
+    prediction: Sequence[int]
 
 
 class Answer:
@@ -123,6 +134,7 @@ class Answer:
     fingerprint    a Fingerprint, or None if not asked for
     seed           the seed in use, whether given or drawn
     scored         the prompt's tokens but the first, with log-probabilities, as far as they were asked for and came
+    prediction     token ids that its text may repeat
     hidden         whether the rows it wants are of final hidden states, not of logits
     """
 
@@ -141,6 +153,7 @@ class Answer:
         guide: Guide | None = None,
         show_special: bool = False,
         prompt_logprobs: int | None = None,
+        prediction: Sequence[int] = (),
     ):
         """Computes nothing yet.
 
@@ -155,6 +168,7 @@ class Answer:
         show_special    whether control tokens show in the text, all but those that end it
         prompt_logprobs report the log-probability of each token of the prompt, and of so many of the most probable
                         ones in its place; a pass takes fewer tokens then
+        prediction      token ids that the answer may repeat, for a drafter to propose: it changes nothing but time
 
         Raises RequestError for an empty prompt and ContextOverflowError for one the context cannot hold.
         """
@@ -172,7 +186,9 @@ class Answer:
         self.finish_reason: str | None = None
         self.fingerprint = Fingerprint() if fingerprint else None
         self.scored: list[Sample] = []
+        self.prediction = [int(i) for i in prediction]
         self._prompt_logprobs = prompt_logprobs
+        self._vocab_size = vocab_size
         self._row_nbytes = 4 * vocab_size
         self._sampler = Sampler(params, vocab_size)
         self.seed = self._sampler.seed
@@ -222,6 +238,58 @@ class Answer:
         if self._unscored:
             return max(0, stop - max(start, len(self.scored)))
         return 1 if stop == self.length else 0
+
+    # --- what a drafter may know of it ---
+
+    @property
+    def most_proposed(self) -> int:
+        """Proposed tokens, one after the other, that could all become part of it and be followed by one more."""
+        if self.hidden or self._unscored or self.finish_reason:
+            return 0
+        if self._guide is not None and not isinstance(self._guide, FarSeeingGuide):
+            return 0
+        most = self._context_length - self.length
+        if self._params.max_tokens is not None:
+            most = min(most, self._params.max_tokens - len(self.token_ids) - 1)
+        return max(0, most)
+
+    def may_follow(self, token_id: int) -> bool:
+        """Whether it is worth proposing: a token of the vocabulary that does not end the answer."""
+        return 0 <= token_id < self._vocab_size and token_id not in self._end_ids
+
+    def fitting(self, tree: Tree) -> Tree:
+        """The tree without what the guide would refuse."""
+        if not isinstance(self._guide, FarSeeingGuide):
+            return tree
+        fits = Tree()
+        for ids in tree.branches():
+            node, old = ROOT, ROOT
+            for token_id in ids[: self._guide.fitting(ids)]:
+                old = tree.node(old, token_id)
+                node = fits.add(node, token_id, tree.probabilities[old])
+        return fits
+
+    def likely(self, logits: np.ndarray, proposed: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that a drafter thinks will be drawn after the answer and some proposed ones.
+
+        logits    (n,) float32, a drafter's: of a vocabulary that has this one's tokens under the same ids
+        proposed  token ids that follow the answer
+        count     tokens wanted
+
+        Returns ids (m,) int64 and guesses at their probabilities (m,) float64, falling; m is at most `count`. The draw
+        has the noise that the model's own will have there: so the guess at a draw is nearly as good as that at the
+        most probable token. Raises PyllamaError if a logit is not finite.
+        """
+        row = logits[: self._vocab_size]
+        if len(row) < self._vocab_size:
+            row = np.concatenate([row, np.full(self._vocab_size - len(row), row.min(), np.float32)])
+        ids, scores = self._sampler.best(row, self.prompt_ids, [*self.token_ids, *proposed], None, max(count, 8))
+        with np.errstate(over="ignore"):
+            # Greedy: the probability that the drafter gives. Drawn: how far the best is ahead, noise and all.
+            weights = np.exp((row if self._params.temperature == 0 else scores) - scores[0])
+        return ids[:count], np.exp(scores[:count] - scores[0]) / weights.sum()
+
+    # --- what a pass gives ---
 
     def take(self, rows: np.ndarray) -> list[Step]:
         """The rows that a pass gave of those wanted: the new steps, none while part of the prompt is left."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyllama.closing import Closing
 from pyllama.errors import BusyError, RequestError
-from pyllama.generation import Generation
+from pyllama.generation import Drafting, Generation
 from pyllama.generation.sampler import SamplingParams
 
 if TYPE_CHECKING:
@@ -27,11 +27,19 @@ class Chat(Closing):
     messages   [{"role": ..., "content": ...}, ...]: every finished turn, after the system prompt, if there is one
     """
 
-    def __init__(self, decoder: "Decoder", tokenizer: "Tokenizer", system: str | None, params: SamplingParams):
+    def __init__(
+        self,
+        decoder: "Decoder",
+        tokenizer: "Tokenizer",
+        system: str | None,
+        params: SamplingParams,
+        drafting: Drafting | None = None,
+    ):
         if tokenizer.chat_template is None:
             raise RequestError("chat: this model has no chat template, it can only continue text")
         self._decoder = decoder
         self._tokenizer = tokenizer
+        self._drafting = drafting
         self.params = params
         self.variables: dict[str, Any] = {}
         self._sequence = decoder.new_sequence()
@@ -62,6 +70,7 @@ class Chat(Closing):
                 self._sequence,
                 prompt_ids,
                 self.params,
+                drafting=self._drafting,
                 on_close=lambda: self._end_turn(messages),
             )
             return self._generation

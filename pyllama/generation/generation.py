@@ -2,15 +2,15 @@
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from pyllama.closing import Closing
 from pyllama.errors import BusyError
 from pyllama.generation.answer import Answer, AnswerOptions, Fingerprint, Step
 from pyllama.generation.sampler import SamplingParams
-from pyllama.generation.task import Runner, Task, compute, share_out
+from pyllama.generation.task import Drafting, Passed, Runner, Task, run_pass, share_out
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -43,6 +43,7 @@ class Generation(Closing):
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
+        drafting: Drafting | None = None,
         on_close: Callable[[], None] | None = None,
         **options: "Unpack[AnswerOptions]",
     ):
@@ -54,6 +55,7 @@ class Generation(Closing):
                      sequence has none); only the rest is computed. It stays the caller's, to keep or to close
         prompt_ids   the whole prompt
         params       what to sample and when to stop
+        drafting     proposes tokens, so that a pass gives several; None: one token a pass
         on_close     called once, when the sequence is no longer used; on the thread that found it so
         options      as in Answer
 
@@ -74,10 +76,11 @@ class Generation(Closing):
         self.prefill_s = 0.0
         self.decode_s = 0.0
         self._decoder = decoder
+        self._drafting = drafting
         self._task = Task(self._answer, sequence)
         self._sequence = sequence
         self._started = False
-        self._steps: deque[Step] = deque()  # taken, and not handed out yet
+        self._steps: Generator[Step] = _nothing()  # of the last pass
         self._on_close = on_close
         self._closed = False
         self._stepping = threading.Lock()
@@ -107,6 +110,22 @@ class Generation(Closing):
         return self._answer.seed
 
     @property
+    def proposed_tokens(self) -> int:
+        """Tokens that a drafter proposed and passes computed."""
+        return self._task.proposed
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Of those, the ones that became part of the answer: each saved a pass."""
+        return self._task.accepted
+
+    @property
+    def tokens_a_pass(self) -> float:
+        """Of the answer, on average, the pass that gave its first one included; 1 where nobody drafts."""
+        own = self.completion_tokens - self.accepted_tokens
+        return self.completion_tokens / own if own else 1.0
+
+    @property
     def prompt_tokens(self) -> int:
         return len(self.prompt_ids)
 
@@ -132,7 +151,7 @@ class Generation(Closing):
         start = time.perf_counter()
         first = not self.token_ids
         try:
-            while not self._steps:
+            while (step := next(self._steps, None)) is None:
                 self._run()
         except BaseException:
             self._closed = True
@@ -142,7 +161,6 @@ class Generation(Closing):
             self.prefill_s = elapsed
         else:
             self.decode_s += elapsed
-        step = self._steps.popleft()
         self._closed = self._closed or step.finish_reason is not None
         return step
 
@@ -161,7 +179,11 @@ class Generation(Closing):
         """Give the sequence back if nobody will use it: not now, if a step is under way, which does it when it ends."""
         if self._closed and not self._stepping.locked():
             with self._stepping:
+                self._steps.close()
                 on_close, self._on_close = self._on_close, None
+                drafting, self._drafting = self._drafting, None
+                if drafting is not None:
+                    drafting.forget(self._task)
                 if on_close is not None:
                     on_close()
 
@@ -171,5 +193,21 @@ class Generation(Closing):
             self._started = True
             self._sequence.truncate(self.cached_tokens)
         parts = share_out([self._task], self._decoder.max_pass_tokens)
-        (rows,) = compute(self._decoder, parts)
-        self._steps += self._task.accept(rows)
+        passed = run_pass(self._decoder, parts, self._drafting)
+        self._steps = self._taken(passed)
+
+    def _taken(self, passed: Passed) -> Generator[Step]:
+        """The steps of a pass; to be closed if not all of them are wanted."""
+        count = 0
+        try:
+            with closing(self._task.accept(passed.found[0])) as steps:
+                for step in steps:
+                    count += 1
+                    yield step
+        finally:
+            if self._drafting is not None:
+                self._drafting.passed([self._task], passed.tokens, passed.seconds, count)
+
+
+def _nothing() -> Generator[Step]:
+    yield from ()

@@ -85,15 +85,20 @@ def _as_path(text: str) -> str:
 
 def _near(name: str, folder: Path) -> str | None:
     """An entry of a folder with nearly that name."""
-    from difflib import get_close_matches
-
     try:
         names = [entry for entry, _ in zip(os.listdir(folder), range(MAX_ENTRIES), strict=False)]
     except OSError:
         return None
     same = [other for other in names if other.lower() == name.lower()]
-    found = same or [other for other in names if other == f"{name}.gguf"] or get_close_matches(name, names, 1, 0.8)
+    found = same or [other for other in names if other == f"{name}.gguf"] or _nearest(name, names)
     return str(folder / found[0]) if found else None
+
+
+def _nearest(name: str, names: list[str]) -> list[str]:
+    """The name that is this one but for a slip, if there is one."""
+    from difflib import get_close_matches
+
+    return get_close_matches(name, names, 1, 0.8)
 
 
 def _as_name(text: str) -> str:
@@ -114,6 +119,8 @@ def _as_name(text: str) -> str:
         quantization = QUANTIZATION.search(parts[-1])
         how = f"{parts[0]}/{parts[1]}:{quantization[0] if quantization else 'QUANTIZATION'}"
         return f"; a file of a repository is named by its quantization: {how}"
+    if wanted and wanted != DEMO and _nearest(wanted.lower(), [DEMO]):
+        return f"; did you mean {DEMO}?"
     if "/" not in text and not text.endswith(".gguf") and _OLLAMA.fullmatch(text) and text != DEMO:
         return f"; the hub's names have an organization: org/{wanted}" if wanted else ""
     return ""

@@ -4,12 +4,14 @@ Works from a config and an index alone, before anything is loaded. What a divisi
 elsewhere; here are bytes only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import model_tensors
 from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.outline import Described
+from pyllama.checkpoint.index import Part, Tensor
+from pyllama.checkpoint.outline import NOWHERE, Described
 from pyllama.decoder import MAX_PASS_TOKENS, Shape
 from pyllama.decoder.buffers import buffers_nbytes
 from pyllama.decoder.page_pool import cache_nbytes
@@ -48,6 +50,8 @@ class Plan:
     pinned           weights that stay, in the form they are kept in
     weights          all weights that every pass needs, kept
     stored           the same, as read from disk
+    drafter          what a drafter takes beside the model, all in all
+    branches         of proposed tokens: pages of keys and values that are not the text's own, and rows of logits
     expert_slots     of the pool that a mixture's experts are kept in and read through, of expert_room bytes each
     experts_stored   all experts, as read from disk
     active           experts that a token goes to, in all layers, as read from disk
@@ -65,6 +69,8 @@ class Plan:
     pinned: int
     weights: int
     stored: int
+    drafter: int = 0
+    branches: int = 0
     expert_slots: int = 0
     expert_room: int = 0
     experts_stored: int = 0
@@ -81,6 +87,12 @@ class Plan:
         return self.expert_slots * self.expert_room
 
     @property
+    def besides(self) -> int:
+        """All but the weights that stay."""
+        rest = self.drafter + self.branches + self.experts
+        return self.interpreter + self.cache + self.activations + self.ring + rest
+
+    @property
     def streamed(self) -> int:
         """Bytes read from disk in every pass after the first, experts not counted (an estimate until the weights are
         packed)."""
@@ -95,9 +107,15 @@ def make_plan(
     kv_dtype: str = "f16",
     interpreter: int = INTERPRETER,
     contexts: int = 1,
+    max_pass_tokens: int = MAX_PASS_TOKENS,
+    drafter: int = 0,
+    branches: int = 0,
 ) -> Plan:
     """The best division of `budget` bytes. The cache gets room for so many contexts, but not for a second one where
     that takes more than a quarter of the budget.
+
+    max_pass_tokens    more than these nobody will want in a pass: a drafter's are small
+    drafter, branches  bytes that go to somebody else, as in Plan; nothing of them is planned here
 
     The weights get what is left over, so the rest is kept as small as it can be without costing speed: a pass takes
     512 tokens or, in a tight budget, fewer; the ring has eight slots of 4 MB or, in a tighter one and where a layer
@@ -116,8 +134,8 @@ def make_plan(
     least_room = smallest_room(tensor for _, tensor in order)
     layer = _largest_layer(model)
     room = max(least_room, min(ROOM, layer // LEAST_SLOTS // SECTOR * SECTOR))
-    weights = sum(kept_nbytes(block) for _, tensor in order for block in cut(tensor, room))
-    stored = sum(block.nbytes for _, tensor in order for block in cut(tensor, room))
+    weights = sum(_kept_nbytes(tensor, room) for _, tensor in order)
+    stored = sum(sum(b.nbytes for b in tensor.blocks) if tensor.blocks else tensor.nbytes for _, tensor in order)
 
     layers = experts_of(model)
     experts = [expert for of_layer in layers.values() for expert in of_layer]
@@ -131,20 +149,25 @@ def make_plan(
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
         activations = buffers_nbytes(shape, tokens, dtypes)
         process = interpreter + biases + (stored // room + len(order)) * BLOCK_OBJECTS
-        left = budget - process - cache - activations - slots * room
-        if of_experts is None:
-            return Plan(budget, context_length, tokens, slots, room, process, cache, activations, min(weights, left),
-                        weights, stored)  # fmt: skip
-        # Weights that every pass needs come first, but for what a layer's experts are read through.
-        working = of_experts.whole * (shape.chosen + 2)
-        if working > left:
-            working = LEAST_EXPERT_SLOTS * of_experts.least
-        pinned = min(weights, left - working)
-        expert_slots, expert_room = _pool(of_experts, max(working, left - pinned), len(experts), shape.chosen)
-        share = expert_slots / len(experts) if expert_room >= of_experts.whole else 0.0
-        return Plan(budget, context_length, tokens, slots, room, process, cache, activations, pinned, weights, stored,
-                    expert_slots, expert_room, of_experts.nbytes, of_experts.nbytes * shape.chosen // shape.experts,
-                    share)  # fmt: skip
+        made = Plan(budget, context_length, tokens, slots, room, process, cache, activations, 0, weights, stored)
+        made = replace(made, drafter=drafter, branches=branches)
+        if of_experts is not None:
+            # Weights that every pass needs come first, but for what a layer's experts are read through.
+            left = budget - made.besides
+            working = of_experts.whole * (shape.chosen + 2)
+            if working > left:
+                working = LEAST_EXPERT_SLOTS * of_experts.least
+            pool = max(working, left - min(weights, left - working))
+            expert_slots, expert_room = _pool(of_experts, pool, len(experts), shape.chosen)
+            made = replace(
+                made,
+                expert_slots=expert_slots,
+                expert_room=expert_room,
+                experts_stored=of_experts.nbytes,
+                active=of_experts.nbytes * shape.chosen // shape.experts,
+                experts_share=expert_slots / len(experts) if expert_room >= of_experts.whole else 0.0,
+            )
+        return replace(made, pinned=min(weights, budget - made.besides))
 
     # A prompt's passes are worth a hundredth of the weights each; below 64 tokens, a tenth and more. More contexts than
     # one are given up before any of that.
@@ -155,7 +178,8 @@ def make_plan(
     )  # fmt: skip
     for pages in dict.fromkeys((cache, least_cache)):
         for tokens, slots, size in steps:
-            made = plan(min(tokens, context_length), slots, size, pages)
+            tokens = min(tokens, context_length, max_pass_tokens)
+            made = plan(tokens, slots, size, pages)
             roomy = made.pinned >= made.activations or made.pinned == weights
             if made.pinned >= 0 and (tokens <= 64 or roomy):
                 return made
@@ -163,13 +187,32 @@ def make_plan(
     if least.pinned >= 0:
         return least
     smallest = budget - least.pinned
+    cure = "a shorter context or no drafter" if drafter else "a shorter context"
+    who = "this model and its drafter need" if drafter else "this model needs"
     raise TooSmallError(
         smallest,
-        f"memory: {_mb(budget)} MB, this model needs at least {_mb(smallest)} MB with a context of {context_length}"
+        f"memory: {_mb(budget)} MB, {who} at least {_mb(smallest)} MB with a context of {context_length}"
         f" (process {_mb(least.interpreter)}, cache {_mb(least_cache)}, activations {_mb(least.activations)},"
-        f" ring {_mb(least.ring)}{f', experts {_mb(least.experts)}' if least.experts else ''}); a shorter context needs"
-        " less",
+        f" ring {_mb(least.ring)}{_besides(least)}); {cure} needs less",
     )
+
+
+def _kept_nbytes(tensor: Tensor, room: int) -> int:
+    """Bytes of a matrix that stays, cut into blocks of `room` bytes."""
+    if tensor.blocks or len(tensor.parts) > 1:
+        return sum(kept_nbytes(block) for block in cut(tensor, room))
+    return _kept_rows_nbytes(tensor.dtype, tensor.rows, tensor.cols, room)
+
+
+@lru_cache(maxsize=1024)  # a 70B has 560 matrices in 34,000 blocks, and six shapes
+def _kept_rows_nbytes(dtype: str, rows: int, cols: int, room: int) -> int:
+    tensor = Tensor("", dtype, (rows, cols), (Part(NOWHERE, 0, 0, rows, 0, cols),))
+    return sum(kept_nbytes(block) for block in cut(tensor, room))
+
+
+def _besides(plan: Plan) -> str:
+    parts = (("experts", plan.experts), ("drafter", plan.drafter), ("branches", plan.branches))
+    return "".join(f", {name} {_mb(nbytes)}" for name, nbytes in parts if nbytes)
 
 
 def _pool(of: Sizes, nbytes: int, count: int, chosen: int) -> tuple[int, int]:

@@ -33,7 +33,7 @@ def shares(
 def _needs(model: Described, context_length: int, kv_dtype: str) -> tuple[int, int]:
     """The least bytes that a model works with, and the most it can use, besides the interpreter's."""
     plan = make_plan(model, _UNLIMITED, context_length=context_length, kv_dtype=kv_dtype, interpreter=0)
-    most = plan.interpreter + plan.cache + plan.activations + plan.ring + plan.pinned
+    most = plan.besides + plan.pinned
     try:
         make_plan(model, 1, context_length=context_length, kv_dtype=kv_dtype, interpreter=0)
     except TooSmallError as error:

@@ -105,7 +105,7 @@ def forecast(
     """
     half = max(1, plan.context_length // 2)
     cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
-    token = _pass(model, plan, rates, 1, half, cache, plan.streamed)
+    token = pass_seconds(model, plan, rates, 1, half, cache=cache)
     first = _first_pass(model, plan, rates)
     prompts, bounds = {}, {"token": token[1], "first": first[1]}
     for tokens in PROMPTS:
@@ -113,7 +113,7 @@ def forecast(
         done = 0
         while done < tokens:
             count = min(plan.max_pass_tokens, tokens - done)
-            cost, bound = _pass(model, plan, rates, count, done + count // 2, 0, plan.streamed)
+            cost, bound = pass_seconds(model, plan, rates, count, done + count // 2)
             seconds, done = seconds + cost, done + count
             bounds[f"prompt_{tokens}"] = bound
         prompts[tokens] = seconds
@@ -121,10 +121,11 @@ def forecast(
     if plan.experts_share < 1:
         cases += [("as counted so far", counted)] if counted is not None else []
         cases += [(f"{rate:.0%} of them here", rate) for rate in HIT_RATES if rate > plan.experts_share]
-    hit_rates = tuple(
-        HitRate(name, hits, _pass(model, plan, rates, 1, half, cache, plan.streamed, hits)[0]) for name, hits in cases
-    )
-    return Forecast(token[0], first[0], prompts, bounds, hit_rates)
+    hit_rates = []
+    for name, hits in cases:
+        token_s, _ = pass_seconds(model, plan, rates, 1, half, cache=cache, hits=hits)
+        hit_rates.append(HitRate(name, hits, token_s))
+    return Forecast(token[0], first[0], prompts, bounds, tuple(hit_rates))
 
 
 def _expert_nbytes(model: Described, plan: Plan, tokens: int) -> float:
@@ -135,20 +136,36 @@ def _expert_nbytes(model: Described, plan: Plan, tokens: int) -> float:
     return plan.experts_stored * (1 - (1 - shape.chosen / shape.experts) ** tokens)
 
 
-def _pass(
-    model: Described, plan: Plan, rates: Rates, tokens: int, positions: int, cache: int, read: float,
+def pass_seconds(
+    model: Described,
+    plan: Plan,
+    rates: Rates,
+    tokens: int,
+    positions: int,
+    *,
+    cache: int = 0,
+    read: int | None = None,
+    rows: int = 1,
     hits: float | None = None,
-) -> tuple[float, str]:  # fmt: skip
-    """Seconds of a pass of so many tokens, each of which sees `positions`, that reads `read` bytes from disk, and the
-    experts that are not among its `hits` (default: as many as the pool holds)."""
+) -> tuple[float, str]:
+    """Seconds of a pass, and what bounds it: "disk", "memory" or "compute".
+
+    tokens     computed in it
+    positions  that each of them sees
+    cache      bytes of keys and values that are read
+    read       bytes from disk; None: what the plan streams
+    rows       tokens whose logits are wanted
+    hits       share of a mixture's experts that are in memory; None: as many as the pool holds
+    """
     experts = _expert_nbytes(model, plan, tokens)
     missed = experts * (1 - (plan.experts_share if hits is None else hits))
-    read += missed
+    of_all = plan.streamed if read is None else read
+    from_disk = of_all + missed
     times = {
-        "disk": read / (rates.disk_gb_s * 1e9 * OF_DISK),
+        "disk": from_disk / (rates.disk_gb_s * 1e9 * OF_DISK),
         # What comes from disk crosses the memory bus twice: once in, once to the cores.
-        "memory": (plan.pinned + experts - missed + 2 * read + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
-        "compute": flop(model.config, tokens, positions) / (_gflop_s(model, rates) * 1e9),
+        "memory": (plan.pinned + experts - missed + 2 * from_disk + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
+        "compute": flop(model.config, tokens, positions, rows) / (_gflop_s(model, rates) * 1e9),
     }
     bound = max(times, key=lambda name: times[name])
     return times[bound], bound
@@ -168,7 +185,7 @@ def _gflop_s(model: Described, rates: Rates) -> float:
 
 def _first_pass(model: Described, plan: Plan, rates: Rates) -> tuple[float, str]:
     """A pass of one token that reads everything and packs, between products, what stays and can be packed."""
-    seconds, bound = _pass(model, plan, rates, 1, 1, 0, plan.stored, 0.0)
+    seconds, bound = pass_seconds(model, plan, rates, 1, 1, read=plan.stored, hits=0.0)
     share = plan.pinned / plan.weights
     packing = share * sum(t.nbytes for _, t in matrices(model) if _packs(t)) / (rates.pack_gb_s * 1e9)
     computing = packing + plan.stored / (rates.dram_gb_s * 1e9 * OF_DRAM)
@@ -187,7 +204,7 @@ class WhatIf:
 def enough(model: Described, **options) -> int:
     """The budget from which on nothing is read after the first pass."""
     plan = make_plan(model, 1 << 50, **options)
-    return plan.interpreter + plan.cache + plan.activations + plan.ring + plan.weights + plan.experts
+    return plan.besides + plan.weights
 
 
 def what_if(model: Described, budget: int, rates: Rates, *, disks=DISKS, **options) -> WhatIf:

@@ -169,6 +169,7 @@ def _collected(
                 memory=budget - room,
                 threads=threads,
                 pre_tokenizer=split,
+                draft="off",
                 on_layer=lambda layer: shown.advance(1),
             )
         )

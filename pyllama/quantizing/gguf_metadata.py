@@ -32,7 +32,8 @@ QUANTIZATION_VERSION = 2  # of ggml's blocks, since they have their present form
 # Of one file of a split: the whole has none of them.
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 # What the tokenizer is asked for, or what differs in name only.
-_NOT_COMPARED = ("model_type", "architecture", "rope_scaling", "bos_token_id", "eos_token_ids")
+_NOT_COMPARED = ("model_type", "architecture", "rope_scaling", "bos_token_id", "eos_token_ids", "norm_plus_one")
+_LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"  # mscale_all_dim, where mscale is 1
 _FREQUENCY_ERROR = 2.0**-22  # of the float32 that rope_freqs.weight is kept in
 
 
@@ -72,7 +73,7 @@ def of_config(config: Config, name: str) -> dict[str, Value]:
         "attention.key_length": np.uint32(config.head_dim),
         "attention.value_length": np.uint32(config.head_dim),
         "attention.layer_norm_rms_epsilon": np.float32(config.rms_norm_eps),
-        "rope.dimension_count": np.uint32(config.head_dim),
+        "rope.dimension_count": np.uint32(config.rotary_dim or config.head_dim),
         "rope.freq_base": np.float32(config.rope_theta),
         "vocab_size": np.uint32(config.vocab_size),
     }
@@ -85,8 +86,14 @@ def of_config(config: Config, name: str) -> dict[str, Value]:
     if window is not None:
         found["attention.sliding_window"] = np.uint32(window)
     found |= {f"rope.scaling.{key}": value for key, value in _scaling(config).items()}
+    found |= {key: _typed(value) for key, value in family.gguf_values(config).items()}
     general = {"general.architecture": str(family.gguf_architecture), "general.type": "model", "general.name": name}
     return {**general, **{prefix + key: value for key, value in found.items()}}
+
+
+def _typed(value: Any) -> Value:
+    """A family's number as GGUF stores its kind."""
+    return np.uint32(value) if type(value) is int else np.float32(value)
 
 
 def _scaling(config: Config) -> dict[str, Value]:
@@ -99,7 +106,9 @@ def _scaling(config: Config) -> dict[str, Value]:
         found["yarn_beta_fast"] = np.float32(scaling.beta_fast)
         found["yarn_beta_slow"] = np.float32(scaling.beta_slow)
         extra = scaling.attention_factor / yarn_magnitude(scaling.factor)
-        if extra != 1.0:
+        if _LOG_MULTIPLIER in written_family(config).read_here and scaling.mscale == 1.0 and scaling.mscale_all_dim:
+            found["yarn_log_multiplier"] = np.float32(scaling.mscale_all_dim)
+        elif extra != 1.0:
             found["attn_factor"] = np.float32(extra)
     return found
 

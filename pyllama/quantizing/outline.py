@@ -12,6 +12,7 @@ import numpy as np
 
 from pyllama.architecture import layers_of
 from pyllama.architecture.names import expert_number
+from pyllama.architecture.tensors import norms_plus_one
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.gguf import ROPE_FREQS
@@ -30,11 +31,13 @@ class Stored:
 
     tensor       where its weights are
     interleaved  rows of a head, if they have to be brought into interleaved rotary order; else 0
+    plus_one     whether 1 is added to its elements
     """
 
     info: Info
     tensor: Tensor
     interleaved: int = 0
+    plus_one: bool = False
 
     @property
     def row_nbytes(self) -> int:
@@ -112,9 +115,9 @@ def outline(
     if len(factors):
         data = factors.astype("<f4").tobytes()
         begin += data + bytes(-len(data) % alignment)
-    heads = _interleaved(checkpoint)
+    heads, plus_one = _interleaved(checkpoint), norms_plus_one(config)
     stored = tuple(
-        Stored(info, tensor, heads.get(ours.rpartition(".")[0], 0))
+        Stored(info, tensor, heads.get(ours.rpartition(".")[0], 0), ours in plus_one)
         for info, (ours, tensor) in zip(infos[len(factors) > 0 :], whole.items(), strict=True)
     )
     first, last = stored[0].info, stored[-1].info

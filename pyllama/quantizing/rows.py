@@ -174,6 +174,9 @@ def converted(
         if len(tensor.shape) == 1 and piece.stored.interleaved:
             weights = _halves_together(weights.reshape(-1, 1), piece.stored.interleaved).reshape(1, -1)
             data = weights.view(np.uint8).reshape(-1)
+        elif piece.stored.plus_one:
+            weights += np.float32(1)
+            data = weights.view(np.uint8).reshape(-1)
         elif tensor.dtype != dtype:
             data = out[: piece.rows * piece.stored.row_nbytes]
             if dtype == "F32":

@@ -4,6 +4,7 @@ It has the fields of OpenAI's chat completions (CHAT in schemas.py), whoever ask
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from pyllama.server.grammar import json_grammar, lark_grammar
 from pyllama.server.grammar_process import Grammar
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.service import Service
+from pyllama.server.tools.conversation import text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked
     guide = await service.guide(request, grammar, want.n) if grammar else None
     options: AnswerOptions = {"guide": guide, "show_special": choice.tools is not None}
     options["continuation"] = beginning.continue_final_message
+    options["prediction"] = await _prediction(service, request, body.get("prediction"))
     return Asked(service.submit([prompt_ids], want, request, body.get("user"), "messages", **options), want, choice)
 
 
@@ -74,6 +77,18 @@ def _encode(service: Service, body: dict[str, Any], choice: tools.ToolChoice, be
             at = f"chat_template_kwargs.{name}"
             raise ApiError(400, f"{at}: the server's own, expected another name", at, "invalid_value")
     return service.tokenizer.encode_chat(tools.messages_for_template(body["messages"]), **options, **variables)
+
+
+async def _prediction(service: Service, request: Request, given: dict[str, Any] | None) -> list[int]:
+    """Token ids of what the answer is told to repeat; none where nobody could propose them."""
+    text = "" if given is None else given["content"]
+    if isinstance(text, list):
+        text = text_of(text, "prediction.content")
+    if not text or service.model.drafting is None:
+        return []
+    encode = partial(service.tokenizer.encode, add_special_tokens=False, parse_special=False)
+    ids: list[int] = await service.in_text_thread(request, encode, text)
+    return ids
 
 
 def _top_logprobs(body: dict[str, Any]) -> int | None:

@@ -9,6 +9,7 @@ import asyncio
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def _check_installed(param: str) -> None:
 
 
 class GrammarGuide:
-    """A Guide (generation/answer.py) for one answer.
+    """A FarSeeingGuide (generation/answer.py) for one answer.
 
     spare  numbers of answers that the process knows, for this one and its copies
     """
@@ -133,3 +134,14 @@ class GrammarGuide:
 
     def accept(self, token_id: int) -> bool:
         return self._process.accept(self._answer, token_id)
+
+    def fitting(self, token_ids: Sequence[int]) -> int:
+        """By their text: where only one text may follow, a token that cuts it otherwise fits and is not allowed.
+
+        A grammar that fails here lets nothing be proposed; whose fault that is, its next token tells: other answers
+        share the pass that is being made up.
+        """
+        try:
+            return self._process.fitting(self._answer, token_ids)
+        except RequestError:
+            return 0

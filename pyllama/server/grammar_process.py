@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,15 @@ class GrammarProcess:
             return True
         self._coming = answer
         return False
+
+    def fitting(self, answer: int, token_ids: Sequence[int]) -> int:
+        """How many of these tokens the grammar would take next, one after the other. Raises RequestError."""
+        if self._coming is not None:
+            self._take_mask()
+        self._send(b"f", worker.LENGTH.pack(answer), struct.pack(f"<{len(token_ids)}I", *token_ids))
+        _, rest = self._receive()
+        (count,) = worker.LENGTH.unpack(rest)
+        return int(count)
 
     def _take_mask(self) -> None:
         kind, rest = self._receive()

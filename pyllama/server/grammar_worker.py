@@ -7,9 +7,9 @@ emptiness tests, none for all of its memory, and no way to be stopped. Needs not
 Messages are a length (uint32, little-endian) and that many bytes. To the program: the vocabulary, answered by b"ready";
 then b"n" with a socket, answered by the process it made, or b"e" and a process to end, answered by how it ended. To
 such a process: JSON {"text", "limits", "seconds", "step_seconds", "nbytes"}, then b"c" and a number of
-answers to write, then b"t", answer (uint32) and token (uint32) for each token taken. Where a grammar leaves only one
-text to go on with, it is to be written in the model's own tokens: then the process asks with TOKENS and the text, and
-is sent uint32 ids.
+answers to write, then b"t", answer (uint32) and token (uint32) for each token taken, and b"f", answer and tokens to ask
+how many of them could be taken. Where a grammar leaves only one text to go on with, it is to be written in the model's
+own tokens: then the process asks with TOKENS and the text, and is sent uint32 ids.
 """
 
 import json
@@ -19,13 +19,15 @@ import signal
 import socket
 import struct
 import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
 LENGTH = struct.Struct("<I")
 TOKEN = struct.Struct("<II")
 VOCABULARY = struct.Struct("<IIi")
 # Every answer of a grammar's process begins with one of these.
-OK, DONE, REFUSED, MASK, TOKENS = b"o", b"d", b"r", b"m", b"k"
+OK, DONE, REFUSED, MASK, TOKENS, FITS = b"o", b"d", b"r", b"m", b"k", b"f"
 _asked: list[socket.socket] = []  # whom to ask for tokens, in a grammar's process
 
 
@@ -155,6 +157,12 @@ def _serve(connection: socket.socket, tokenizer: Any) -> None:
             (count,) = LENGTH.unpack(message[1:])
             matchers = [matcher, *(matcher.deep_copy() for _ in range(count - 1))]
             continue
+        if message[:1] == b"f":
+            (index,) = LENGTH.unpack_from(message, 1)
+            tokens = struct.unpack(f"<{len(message) // 4 - 1}I", message[5:])
+            signal.setitimer(signal.ITIMER_PROF, order["step_seconds"])
+            send(connection, FITS, LENGTH.pack(_fitting(matchers[index], tokens, order["step_seconds"])))
+            continue
         index, token = TOKEN.unpack(message[1:])
         signal.setitimer(signal.ITIMER_PROF, order["step_seconds"])
         follower = matchers[index]
@@ -171,6 +179,20 @@ def _serve(connection: socket.socket, tokenizer: Any) -> None:
             send(connection, REFUSED, follower.get_error().encode("utf-8", "replace"))
         else:
             send(connection, MASK, mask)
+
+
+def _fitting(matcher: Any, tokens: Sequence[int], step_seconds: float) -> int:
+    """How many of these tokens the grammar would take, one after the other.
+
+    Asked of a copy: one that fails, or has reached a limit on a way that is never gone, would fail for good. Near half
+    of the time for a step it says what it knows, since asking must not end what would be answered unasked.
+    """
+    ahead, started = matcher.deep_copy(), time.process_time()
+    for count, token in enumerate(tokens):
+        late = time.process_time() - started > step_seconds / 2
+        if late or ahead.is_stopped() or not ahead.consume_token(token):
+            return count
+    return len(tokens)
 
 
 def _limit_memory(nbytes: int) -> None:

@@ -55,7 +55,23 @@ class _Infill(OneReply):
             "tokens_predicted": usage["completion_tokens"],
             "tokens_evaluated": usage["prompt_tokens"],
             "tokens_cached": usage["prompt_tokens_details"]["cached_tokens"],
+            "timings": self._timings(),
         }
+
+    def _timings(self) -> dict[str, Any]:
+        """Of prompt and answer, in milliseconds; what was drafted where anything was, as llama.cpp has it."""
+        request = self.request
+        queued, first, total = (seconds or 0.0 for seconds in (request.queue_s, request.first_token_s, request.total_s))
+        timings = {
+            "cache_n": request.cached_tokens,
+            "prompt_n": len(request.answer.prompt_ids) - request.cached_tokens,
+            "prompt_ms": round(1e3 * (first - queued), 3),
+            "predicted_n": len(request.answer.token_ids),
+            "predicted_ms": round(1e3 * (total - first), 3),
+        }
+        if request.proposed:
+            timings |= {"draft_n": request.proposed, "draft_n_accepted": request.accepted}
+        return timings
 
     def _stop_type(self) -> str:
         if self.finish_reason == "length":

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from pyllama.engine import AsyncEngine
 
@@ -26,6 +26,7 @@ class _EngineCollector:
             ("kv_pages", stats.max_pages, "Pages the KV cache may have"),
             ("kv_page_bytes", stats.page_nbytes, "Bytes of a page"),
             ("layer", stats.layer, "Layer the present pass is in, 0 between passes"),
+            ("tokens_a_pass", stats.tokens_a_pass, "Tokens an answer took of a pass, on average since the start"),
         ):
             yield GaugeMetricFamily(f"pyllama_{name}", about, value=value)
         for name, value, about in (
@@ -33,6 +34,10 @@ class _EngineCollector:
             ("prompt_tokens", stats.prompt_tokens, "Tokens of prompts"),
             ("prompt_tokens_cached", stats.cached_tokens, "Tokens of prompts that were not computed again"),
             ("completion_tokens", stats.completion_tokens, "Tokens written"),
+            ("draft_passes", stats.drafted_passes, "Passes that computed proposed tokens as well"),
+            ("draft_proposed_tokens", stats.proposed_tokens, "Tokens that a drafter proposed and passes computed"),
+            ("draft_accepted_tokens", stats.accepted_tokens, "Of those, the ones that became part of an answer"),
+            ("draft_seconds", stats.draft_s, "Seconds spent on proposing"),
             ("preemptions", stats.preemptions, "Times a request gave its pages up to an older one"),
             ("bytes_read", self._engine.model.bytes_read, "Bytes read from the model's files"),
         ):
@@ -51,6 +56,7 @@ class _EngineCollector:
             )
         ):
             yield CounterMetricFamily(f"pyllama_experts_{name}", about, value=value)
+        yield InfoMetricFamily("pyllama_drafter", "Who proposes tokens", value={"name": stats.drafter or ""})
         ended = CounterMetricFamily("pyllama_requests", "Requests that ended, by how", labels=["how"])
         for how in ("stop", "length", "cancelled", "error"):
             ended.add_metric([how], stats.requests.get(how, 0))

@@ -97,13 +97,15 @@ TOOL: Schema = obj(
     ("type",),
 )
 
+TEXT_PARTS: Schema = {"type": "array", "items": obj({"type": STRING, "text": STRING}, ("type",))}
+
 MESSAGE: Schema = obj(
     {
         "role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool", "function"]},
         "content": either(
             "text, or a list of parts of type text",
             STRING,
-            {"type": "array", "items": obj({"type": STRING, "text": STRING}, ("type",))},
+            TEXT_PARTS,
         ),
         "name": STRING,
         "tool_calls": {
@@ -143,6 +145,14 @@ CHAT: Schema = obj(
             },
             ("type",),
             "what the answer must be; enforced token by token",
+        ),
+        "prediction": obj(
+            {
+                "type": {"type": "string", "enum": ["content"]},
+                "content": either("text, or a list of parts of type text", STRING, TEXT_PARTS),
+            },
+            ("type", "content"),
+            "what the answer may repeat, as an edited file does the old one: proposed where the server drafts",
         ),
         "tools": {"type": "array", "items": TOOL, "maxItems": 128, "description": "functions the model may call"},
         "tool_choice": either(

@@ -92,7 +92,8 @@ class Service:
 
     def __post_init__(self) -> None:
         self.patterns = (re.sub(r"[*?[]", r"[\g<0>]", self.names[0]), *self.names[1:])  # a model's own is no pattern
-        self.names = (self.names[0], *(name for name in self.names[1:] if not re.search(r"[*?[]", name)))
+        told = (self.names[0], *(name for name in self.names[1:] if not re.search(r"[*?[]", name)))
+        self.names = tuple(dict.fromkeys(told))  # an alias may repeat the model's name
         self.model = self.engine.model
         self.tokenizer = self.model.tokenizer
         self.grammars = Grammars(self.model)

@@ -29,6 +29,13 @@ async def health(request: Request) -> JSONResponse:
             "prompt_cached": stats.cached_tokens,
             "completion": stats.completion_tokens,
         },
+        "draft": {
+            "name": stats.drafter,
+            "proposed": stats.proposed_tokens,
+            "accepted": stats.accepted_tokens,
+            "passes": stats.drafted_passes,
+            "tokens_a_pass": round(stats.tokens_a_pass, 3),
+        },
         "passes": stats.passes,
         "layer": stats.layer,
         "layers": stats.layers,
@@ -67,6 +74,7 @@ async def props(request: Request) -> JSONResponse:
             "build_info": f"pyllama {__version__}",
             "modalities": {"vision": False, "audio": False},
             "is_sleeping": False,
+            "draft": service.engine.stats().drafter,
         }
     )
 

@@ -6,16 +6,24 @@ from pyllama.engine import Stream
 
 
 def usage(streams: list[Stream], n: int, *, written: bool = True) -> dict[str, Any]:
-    """Tokens of all answers; a prompt counts once for its n choices. written: whether what was sampled is reported."""
+    """Tokens of all answers; a prompt counts once for its n choices. written: whether what was sampled is reported.
+
+    Predicted are the tokens that passes computed because somebody proposed them: a drafter, or the request itself.
+    """
     requests = [stream.request for stream in streams]
     prompts = requests[::n]
     prompt_tokens = sum(len(request.answer.prompt_ids) for request in prompts)
     completion_tokens = sum(len(request.answer.token_ids) for request in requests) if written else 0
+    accepted = sum(request.accepted for request in requests)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(request.cached_tokens for request in prompts)},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": sum(request.proposed for request in requests) - accepted,
+        },
     }
 
 

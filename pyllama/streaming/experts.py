@@ -8,6 +8,7 @@ changes when bytes are read, and never a bit of the result. Knows experts by lay
 """
 
 import threading
+import time
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,6 +144,7 @@ class ExpertStore(forked.ForkAware):
         self.slots = max(LEAST_SLOTS, min(slots, most))
         self.nbytes_stored = of.nbytes
         self.counters = Counters()
+        self.waited_s = 0.0  # that passes have waited for experts
         shape = (len(layers), max(len(experts) for experts in layers.values()))
         self.counts = np.zeros(shape, np.int64) if counts is None else counts
         self._read = read
@@ -259,7 +261,7 @@ class ExpertStore(forked.ForkAware):
                         return key
                 self._urgent = keys[0]
                 self._changed.notify_all()
-                self._changed.wait()
+                self._wait()
 
     def _take_pieces(self, layer: int, expert: int, wanted: Sequence[int], generation: int) -> Iterator[Step]:
         with self._changed:
@@ -308,7 +310,13 @@ class ExpertStore(forked.ForkAware):
                 if self._urgent != key:
                     self._urgent = key
                     self._changed.notify_all()
-                self._changed.wait()
+                self._wait()
+
+    def _wait(self) -> None:
+        """Until something has changed; called, and timed, on the decoder's thread."""
+        started = time.perf_counter()
+        self._changed.wait()
+        self.waited_s += time.perf_counter() - started
 
     def _confirm(self, slot: _Slot) -> None:
         """What a guess brought, or has begun to, is needed."""

@@ -7,6 +7,7 @@ go on side by side. Where a block comes from never changes a bit.
 """
 
 import threading
+import time
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -54,10 +55,10 @@ class StreamedWeights(forked.ForkAware):
                    the widest matrix)
     pinned_nbytes  memory for blocks that stay; default: for all of them
     expert_slots, expert_room  the pool of a mixture's experts (experts.py); default: for all of them
-
     counts         where it is kept how often each expert is chosen: read now, written by close()
 
     bytes_read     so far, without what alignment adds
+    waited_s       seconds that passes have waited for the disk so far
     """
 
     def __init__(
@@ -83,8 +84,8 @@ class StreamedWeights(forked.ForkAware):
         sizes = [kept_nbytes(place.block) for place in self._places]
         # With room for all, the estimate must not decide: no block keeps more than its panels.
         nbytes = 2 * sum(sizes) if pinned_nbytes is None or pinned_nbytes >= sum(sizes) else pinned_nbytes
-        self._arena = Arena(nbytes)
-        self._choose(sizes, nbytes, routers)
+        self._arenas = [Arena(nbytes)]
+        self._choose(self._places, nbytes, routers)
         paths = dict.fromkeys(span.file for place in self._places for span in place.block.spans)
         layers = experts_of(checkpoint)
         for tensor in (tensor for experts in layers.values() for expert in experts for tensor in expert):
@@ -106,6 +107,7 @@ class StreamedWeights(forked.ForkAware):
         self._counts = counts
         self._lock = threading.Lock()
         self._read_nbytes = 0
+        self._waited_s = 0.0
         self._slots, self._room = slots, room
         self._ring: Ring | None = None
         self._complete = False  # whether all of them are here
@@ -114,25 +116,34 @@ class StreamedWeights(forked.ForkAware):
         self._forks = 0  # between the process these were made in and this one
         forked.register(self)
 
-    def _choose(self, sizes: list[int], nbytes: int, first: Collection[str]) -> None:
-        """Mark the blocks to keep: those of `first`, then as many as the arena holds, at even distances through the
+    def _choose(self, places: list[_Place], nbytes: int, first: Collection[str] = ()) -> None:
+        """Mark blocks to keep: those of `first`, then as many as there is memory for, at even distances through the
         pass."""
         left = nbytes
-        for place, size in zip(self._places, sizes, strict=True):
+        rest: list[tuple[_Place, int]] = []
+        for place in places:
+            size = kept_nbytes(place.block)
             if place.block.tensor.name in first and size <= left:
                 place.keep = True
                 left -= size
-        rest = sum(size for place, size in zip(self._places, sizes, strict=True) if not place.keep)
-        share = min(1.0, left / max(rest, 1))
+            else:
+                rest.append((place, size))
+        share = min(1.0, left / max(1, sum(size for _, size in rest)))
         credit = 0.0
-        for place, size in zip(self._places, sizes, strict=True):
-            if place.keep:
-                continue
+        for place, size in rest:
             credit += size * share
             if credit >= size * (1 - 1e-9) and size <= left:
                 place.keep = True
                 credit -= size
                 left -= size
+
+    def pin_more(self, nbytes: int) -> None:
+        """Keep more blocks from the next pass on, in so many bytes of memory that somebody else gave up."""
+        if nbytes > 0 and self.nbytes_streamed:
+            self._restart()  # what is on its way must not be read twice
+            self._half_way = False
+            self._arenas.append(Arena(nbytes))
+            self._choose([place for place in self._places if place.matrix is None and not place.keep], nbytes)
 
     # ------------------------------------------------------------------------------------------ the decoder's side
 
@@ -142,6 +153,10 @@ class StreamedWeights(forked.ForkAware):
         return self._read_nbytes + of_experts + self._checkpoint.bytes_read
 
     @property
+    def waited_s(self) -> float:
+        return self._waited_s + (self._experts.waited_s if self._experts else 0.0)
+
+    @property
     def expert_counters(self) -> Counters | None:
         """What became of the experts asked for, so far; None for a model without."""
         return replace(self._experts.counters) if self._experts else None
@@ -149,7 +164,7 @@ class StreamedWeights(forked.ForkAware):
     @property
     def nbytes_pinned(self) -> int:
         """Bytes of memory that hold blocks for good."""
-        return self._arena.used
+        return sum(arena.used for arena in self._arenas)
 
     @property
     def nbytes_streamed(self) -> int:
@@ -185,12 +200,14 @@ class StreamedWeights(forked.ForkAware):
             if self._ring is None:
                 self._ring = Ring(self._slots, self._room, self._next, self._fill)
             ring = self._ring
+            asked = time.perf_counter()
             taken, matrix = ring.take()
+            self._waited_s += time.perf_counter() - asked
             if taken is not place:
                 raise RuntimeError(f"{name}: the ring gave rows of another block")
             yield place.block.row, matrix
             if place.keep and forks == self._forks:
-                place.matrix = self._arena.keep(matrix)
+                place.matrix = self._keep(matrix)
                 place.keep = False
             ring.give_back()
         if forks != self._forks:
@@ -223,6 +240,10 @@ class StreamedWeights(forked.ForkAware):
     def guess(self, layer: int, experts: Sequence[int]) -> None:
         if self._experts is not None:
             self._experts.guess(layer, experts)
+
+    def _keep(self, matrix: "_kernels.Matrix") -> "_kernels.Matrix | None":
+        """A copy that stays, where there is room for it."""
+        return next((kept for arena in self._arenas if (kept := arena.keep(matrix)) is not None), None)
 
     def vector(self, name: str) -> np.ndarray:
         tensor = self._checkpoint.tensors[name]

@@ -30,6 +30,7 @@ JSON_KEYS = [
     "experts",
     "passes",
     "fingerprint",
+    "draft",
 ]
 
 
@@ -154,13 +155,17 @@ def test_context_threads_and_kv_dtype_reach_the_decoder(base_folder, capsys):
     assert f32["fingerprint"] != one["fingerprint"]
 
 
-def test_verbose_tells_sampling_and_timings_on_standard_error(base_folder, capsys):
+def test_verbose_tells_memory_sampling_and_timings_on_standard_error(base_folder, capsys):
     assert main(["run", str(base_folder), "--prompt", "hello", "--max-tokens", "4", "--verbose"]) == 0
-    chosen, line = capsys.readouterr().err.split("\n", 1)
+    memory, chosen, line = capsys.readouterr().err.split("\n", 2)
+    assert re.fullmatch(
+        r"memory: \S+[MG]: process \d+M, cache \d+M, activations \d+M, ring \d+M, weights \d+M, 100% of all", memory
+    )
     assert chosen == "sampling: temperature 0 (greedy), max-tokens 4"
     assert re.fullmatch(
         r"prefill \d+ tokens in [\d.]+ s \([\d.]+ tok/s\),"
-        r" decode \d+ tokens in [\d.]+ s \([\d.]+ tok/s\), peak \d+ MB\n",
+        r" decode \d+ tokens in [\d.]+ s \([\d.]+ tok/s\), peak \d+ MB\n"
+        r"draft: nobody: .*\n",
         line,
     )
 

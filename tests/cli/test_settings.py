@@ -43,6 +43,15 @@ def test_the_nearer_word_counts(config, monkeypatch):
     assert options("run", "m").quiet is False
 
 
+def test_who_drafts_is_not_whether_a_copy_is_made(config, monkeypatch):
+    config.write_text('draft = "lookup"')
+    assert options("plan", "m").draft == "lookup"
+    assert options("quantize", "a", "b", "--type", "q8_0").draft_copy is False
+    monkeypatch.setenv("PYLLAMA_DRAFT", "self")
+    assert options("plan", "m").draft == "self"
+    assert options("quantize", "a", "--draft").draft_copy is True
+
+
 def test_every_option_of_every_command_can_be_set(config, monkeypatch):
     config.write_text("")
     words = {"run": ["m"], "service": ["status"], "perplexity": ["m", "f"], "quantize": ["a", "b"], "pack": ["a", "b"],
@@ -130,6 +139,9 @@ def test_shells_complete_commands_options_values_and_models(shell, tmp_path):
     assert {"f16", "f32"} <= set(completed(shell, "pyllama run --kv-dtype ", tmp_path))
     assert "org/name:Q4_K_M" in completed(shell, "pyllama run ", tmp_path)
     assert "uninstall" in completed(shell, "pyllama service ", tmp_path)
+    assert {"auto", "self", "lookup", "off", "org/name:Q4_K_M"} <= set(
+        completed(shell, "pyllama run --draft ", tmp_path)
+    )
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -3,22 +3,12 @@
 import integer_products
 import numpy as np
 import pytest
+from ways import every_way
 
 from pyllama import _kernels as kernels
 
 QUANTIZED = [d for d in kernels.DTYPES if d not in ("F32", "F16", "BF16")]
 TOKENS = (1, 2, 3, 4, 5, 7, 13)
-
-
-def every_way():
-    before = kernels.isa(), kernels.num_threads()
-    for isa in kernels.supported_isas():
-        for threads in (1, 3):
-            kernels.set_isa(isa)
-            kernels.set_num_threads(threads)
-            yield isa, threads
-    kernels.set_isa(before[0])
-    kernels.set_num_threads(before[1])
 
 
 def panels(matrix):

@@ -11,39 +11,24 @@ import numpy as np
 import pytest
 import reference
 import tiny
+from ways import WAYS, as_before, every_way
 
 from pyllama import _kernels as kernels
 from pyllama.errors import PyllamaError
 
-ISAS = kernels.supported_isas()
-THREADS = (1, 3)
 BLOCK = {"F32": 1, "F16": 1, "BF16": 1, "Q2_K": 256, "Q3_K": 256, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256, "IQ4_XS": 256}
 # Odd sizes: one row, a panel less one, more than a panel; columns around the segment and the pair.
 SHAPES = [(1, 1), (31, 7), (33, 129), (75, 256), (96, 300)]
 TOKENS = (1, 2, 3, 5, 6, 7, 13)
 
 
-@pytest.fixture(params=[(isa, threads) for isa in ISAS for threads in THREADS], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(params=WAYS, ids=lambda p: f"{p[0]}-{p[1]}")
 def run(request):
     """Each instruction set of this machine, with one thread and with three."""
-    before = kernels.isa(), kernels.num_threads()
-    kernels.set_isa(request.param[0])
-    kernels.set_num_threads(request.param[1])
-    yield request.param
-    kernels.set_isa(before[0])
-    kernels.set_num_threads(before[1])
-
-
-def every_way():
-    """(isa, threads) pairs, set one after the other."""
-    before = kernels.isa(), kernels.num_threads()
-    for isa in ISAS:
-        for threads in THREADS:
-            kernels.set_isa(isa)
-            kernels.set_num_threads(threads)
-            yield isa, threads
-    kernels.set_isa(before[0])
-    kernels.set_num_threads(before[1])
+    with as_before():
+        kernels.set_isa(request.param[0])
+        kernels.set_num_threads(request.param[1])
+        yield request.param
 
 
 def nans(*shape):

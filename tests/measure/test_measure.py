@@ -243,6 +243,25 @@ def test_cores_kept_busy_by_others_are_those_that_are_not_ours(tmp_path, monkeyp
     assert others.share() == 0.0
 
 
+def test_children_that_go_on_running_are_ours(tmp_path, monkeypatch):
+    """bench/quantized.py's engines are waited for at its end only: all that they did was told as others' work."""
+    made, now = Made(tmp_path), [0.0]
+    monkeypatch.setattr("pyllama.measure.others.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pyllama.measure.others.os.times", lambda: (0.0, 0.0, 0.0, 0.0, 0.0))
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def engine(user: int, system: int) -> None:
+        made.write("proc/77/stat", f"77 (an (odd) name) S 1 77 77 0 -1 0 0 0 0 0 {user} {system} 5 5 20 0 3 0 99\n")
+
+    made.write("proc/stat", "cpu  0 0 0 900 0 0 0 0 0 0\ncpu0 1\n")
+    engine(0, 0)
+    others = Others(made.tree, running=[77, 78])  # 78 is no longer there
+    now[0] = 10.0
+    made.write("proc/stat", f"cpu  {20 * ticks} 0 0 900 0 0 0 0 0 0\n")
+    engine(15 * ticks, 3 * ticks)
+    assert others.share() == pytest.approx(0.2)  # 20 seconds busy, 18 of them the engine's, in 10
+
+
 # --- measuring, small ---
 
 

@@ -7,10 +7,9 @@ import re
 
 import pytest
 import tiny
+from published_shapes import LLAMA_7B, LLAMA_13B, LLAMA_70B
 
-from pyllama.architecture.config import Config
 from pyllama.checkpoint import open_checkpoint
-from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.checkpoint.outline import outline, outline_huggingface, stored_nbytes
 from pyllama.cli import main
 from pyllama.cli.plan import make_report
@@ -24,19 +23,6 @@ from pyllama.planning.time import BOARDS, OF_DISK, OF_DRAM, Rates, enough, forec
 
 RATES = Rates(disk_gb_s=0.5, dram_gb_s=10, gflop_s=50, pack_gb_s=2)
 GIVEN = ["--disk", "450M", "--dram", "10.5G"]
-
-
-def config_of(hidden, inner, layers, heads, kv_heads, vocab, **more) -> Config:
-    fields = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden,
-              "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
-              "num_key_value_heads": kv_heads, "vocab_size": vocab, "rms_norm_eps": 1e-5, "hidden_act": "silu",
-              "max_position_embeddings": 4096, "torch_dtype": "bfloat16"}  # fmt: skip
-    return huggingface_config(fields | more)
-
-
-LLAMA_7B = config_of(4096, 11008, 32, 32, 32, 32000)
-LLAMA_13B = config_of(5120, 13824, 40, 40, 40, 32000)
-LLAMA_70B = config_of(8192, 28672, 80, 64, 8, 32000)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +208,8 @@ def plan_json(capsys, *args) -> dict:
 
 def test_plan_json_of_a_model_that_is_here(folder, capsys):
     report = plan_json(capsys, folder, "--memory", "1G", "--context", "64", *GIVEN)
-    assert list(report) == ["model", "plan", "enough_memory", "rates", "forecast", "what_if", "packed", "quantized"]
+    names = ["model", "plan", "enough_memory", "rates", "forecast", "what_if", "packed", "quantized", "draft"]
+    assert list(report) == names
     with open_checkpoint(folder) as checkpoint:
         assert report["model"]["nbytes"] == checkpoint.nbytes and report["model"]["here"]
     plan = report["plan"]

@@ -258,3 +258,40 @@ def test_calls_or_json_of_a_format(form, model, grammars):
         assert fits(model, guide, text)
     for text in ('{"answer": "Faust"}', "yes", text_of(form, WRONG[0]), text_of(form, RIGHT[0]) + ' {"answer": "yes"}'):
         assert not fits(model, guide, text)
+
+
+# --- what may be proposed ---
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_what_fits_is_what_could_be_taken(name, model, grammars):
+    schema, right, wrong = SCHEMAS[name]
+    start = grammars.json(schema, "response_format")
+    for text in (*right, *wrong):
+        ids, guide, taken = model.tokenizer.encode(text, add_special_tokens=False), start.copy(), 0
+        told = guide.fitting(ids)
+        while taken < len(ids) and ids[taken] in guide.allowed():
+            assert guide.fitting(ids[taken:]) == told - taken  # nothing was taken by asking
+            taken += 1
+            if guide.accept(ids[taken - 1]):
+                break
+        assert told == taken
+        assert (text in wrong) or taken == len(ids)
+
+
+def test_ids_that_are_no_tokens_fit_nothing(model, grammars):
+    guide = grammars.json({"type": "integer"}, "response_format")
+    assert guide.fitting([]) == 0
+    assert guide.fitting([model.config.vocab_size, 2**32 - 1]) == 0
+    seven = model.tokenizer.encode("7", add_special_tokens=False)
+    assert guide.fitting([*seven, 2**32 - 1, *seven]) == len(seven)
+    assert set(seven) & set(guide.allowed())
+
+
+def test_a_grammar_whose_process_is_gone_lets_nothing_be_proposed(model, grammars):
+    guide = grammars.json({"type": "integer"}, "response_format").copy()
+    seven = model.tokenizer.encode("7", add_special_tokens=False)
+    guide._process._connection.close()
+    assert guide.fitting(seven) == 0
+    with pytest.raises(RequestError, match="response_format"):
+        guide.accept(seven[0])

@@ -139,3 +139,11 @@ def test_the_official_client(server):
         with pytest.raises(ollama.ResponseError) as error:
             wrong()
         assert error.value.status_code == status and "\n" not in error.value.error
+
+
+def test_an_alias_that_repeats_the_models_name_is_listed_once(chat_folder):
+    with running(chat_folder, names=("tiny", "tiny", "house", "gpt-*")) as server:
+        _, tags, _ = server.request("GET", "/api/tags")
+        _, models, _ = server.request("GET", "/v1/models")
+    assert [model["name"] for model in tags["models"]] == ["tiny", "house"]
+    assert [model["id"] for model in models["data"]] == ["tiny", "house"]

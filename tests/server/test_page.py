@@ -425,7 +425,7 @@ def test_an_empty_conversation_has_examples_and_the_header_the_context(page, ser
     page.click(".example")
     page.wait("!live() && current.messages.length === 2")
     stats = "statsOf({usage: {completion_tokens: 9, completion_tokens_details: {accepted_prediction_tokens: 4}}})"
-    assert "4 of them drafted" in page.run(f"return {stats}")
+    assert "4 of them drafted, 1.8 a pass" in page.run(f"return {stats}")
 
 
 @in_browser

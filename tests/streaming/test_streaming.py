@@ -111,6 +111,32 @@ def test_what_is_pinned_is_read_once_and_the_rest_every_pass(models):
         assert total + 3 * weights.nbytes_streamed <= weights._read_nbytes <= total + 4 * weights.nbytes_streamed
 
 
+@pytest.mark.parametrize("form", ["hf", "f16"])
+@pytest.mark.parametrize("passes", [0, 1, 3])
+def test_more_may_be_pinned_between_passes(models, form, passes):
+    with open_checkpoint(models / form) as checkpoint:
+        total = sum(t.nbytes for _, t in blocks.matrices(checkpoint))
+        weights = StreamedWeights(checkpoint, slots=3, room=0, pinned_nbytes=total // 8)
+        whole = StreamedWeights(checkpoint)
+        decoder, other = decoder_of(checkpoint, weights), decoder_of(checkpoint, whole)
+        with decoder.new_sequence() as sequence, other.new_sequence() as expected:
+            for i in range(passes + 5):
+                if i in (passes, passes + 2):
+                    before = weights.nbytes_streamed
+                    weights.pin_more(total // 8)
+                    assert weights.nbytes_streamed < before
+                assert same_bits(decoder.forward([(sequence, [i])]), other.forward([(expected, [i])]))
+            left = weights.nbytes_streamed
+            weights.pin_more(2 * total)
+            for i in range(3):
+                assert same_bits(decoder.forward([(sequence, [i])]), other.forward([(expected, [i])]))
+        assert weights.nbytes_streamed == 0 < left
+        assert weights.resident("model.layers.0.mlp.down_proj.weight") is not None
+        assert weights.waited_s > 0
+        weights.close()
+        whole.close()
+
+
 @pytest.mark.parametrize("form, files", [("hf", 2), ("split", 3), ("meta", 2), ("tied", 1)])
 def test_each_file_is_opened_once_and_closed(models, form, files):
     """A board allows 1024 open files, and a 7B has 3,000 blocks."""

@@ -264,6 +264,23 @@ def attention(
 # ------------------------------------------------------------------------------------------------ the model
 
 
+#: model_type of the families that norm each head of q and k, all of them as one; that use gelu.
+HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
+WHOLE_NORMS = ("olmo2", "olmo3")
+GELU = ("gemma2", "gemma3_text")
+
+
+def norm_names(model_type: str) -> tuple[str | None, str | None, str | None, str | None]:
+    """What a layer calls the norms before and after attention, before and after the mlp; None: it has none there."""
+    if model_type in ("olmo2", "olmo3"):
+        return None, "post_attention_layernorm", None, "post_feedforward_layernorm"
+    if model_type in ("gemma2", "gemma3_text"):
+        return (
+            "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
+        )  # fmt: skip
+    return "input_layernorm", None, "post_attention_layernorm", None
+
+
 def forward(
     config: Any,
     tensors: Mapping[str, Array],
@@ -279,10 +296,19 @@ def forward(
     ropes        each layer's own theta and scaling, where they are not the config's
     """
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    eps = config.rms_norm_eps
+    rotated = config.rotary_dim or head_dim
+    kind, eps = config.model_type, config.rms_norm_eps
+    names = norm_names(kind)
     positions = np.arange(len(token_ids))
     embedding = tensors["model.embed_tokens.weight"]  # (V, hidden)
-    hidden = float64(embedding[np.asarray(token_ids)])  # (T, hidden)
+    hidden = float64(embedding[np.asarray(token_ids)]) * config.embedding_scale  # (T, hidden)
+
+    def norm(x: Array, name: str | None) -> Array:
+        """The norm of that name; x itself where a layer has none there."""
+        if name is None:
+            return float64(x)
+        weight = float64(tensors[f"{name}.weight"])
+        return rmsnorm(x, 1.0 + weight if config.norm_plus_one else weight, eps)
 
     for layer, window in enumerate(config.layer_windows):
         prefix = f"model.layers.{layer}."
@@ -290,37 +316,47 @@ def forward(
         def project(name: str, x: Array, prefix: str = prefix) -> Array:
             return linear(x, tensors[f"{prefix}{name}.weight"], tensors.get(f"{prefix}{name}.bias"))
 
-        x = rmsnorm(hidden, tensors[prefix + "input_layernorm.weight"], eps)
-        q = project("self_attn.q_proj", x).reshape(-1, heads, head_dim)  # (T, H, D)
-        k = project("self_attn.k_proj", x).reshape(-1, kv_heads, head_dim)  # (T, K, D)
-        v = project("self_attn.v_proj", x).reshape(-1, kv_heads, head_dim)  # (T, K, D)
-        if config.model_type in ("qwen3", "qwen3_moe"):
-            q = rmsnorm(q, tensors[prefix + "self_attn.q_norm.weight"], eps)
-            k = rmsnorm(k, tensors[prefix + "self_attn.k_norm.weight"], eps)
+        before, after, mlp_before, mlp_after = (name and prefix + name for name in names)
+        x = norm(hidden, before)
+        q, k, v = (project(f"self_attn.{name}_proj", x) for name in "qkv")
+        if kind in WHOLE_NORMS:
+            q, k = norm(q, f"{prefix}self_attn.q_norm"), norm(k, f"{prefix}self_attn.k_norm")
+        q = q.reshape(-1, heads, head_dim)  # (T, H, D)
+        k, v = (of.reshape(-1, kv_heads, head_dim) for of in (k, v))  # (T, K, D)
+        if kind in HEAD_NORMS:
+            q, k = norm(q, f"{prefix}self_attn.q_norm"), norm(k, f"{prefix}self_attn.k_norm")
         theta, scaling = ropes[layer] if ropes else (config.rope_theta, config.rope_scaling)
-        frequencies, factor = inv_freq(head_dim, theta, scaling), attention_factor(scaling)
-        q = rope(q, positions, frequencies, factor, interleaved)
-        k = rope(k, positions, frequencies, factor, interleaved)
+        if window is not None and config.sliding_rope:
+            theta, scaling = config.sliding_rope
+        if layer not in config.unrotated_layers:
+            frequencies, factor = inv_freq(rotated, theta, scaling), attention_factor(scaling)
+            q = rope(q, positions, frequencies, factor, interleaved)
+            k = rope(k, positions, frequencies, factor, interleaved)
+        if config.query_growth:
+            growth = 1.0 + config.query_growth.beta * np.log(1.0 + positions // config.query_growth.original)
+            q = q * growth[:, None, None]
         sinks = tensors.get(prefix + "self_attn.sinks")
-        mixed = attention(q, k, v, positions, window, sinks=sinks).reshape(-1, heads * head_dim)
-        hidden = hidden + project("self_attn.o_proj", mixed)
+        mixed = attention(q, k, v, positions, window, config.attention_scale, config.attention_softcap, sinks)
+        out = project("self_attn.o_proj", mixed.reshape(-1, heads * head_dim))
+        hidden = hidden + config.residual_scale * norm(out, after)
 
-        x = rmsnorm(hidden, tensors[prefix + "post_attention_layernorm.weight"], eps)
+        x = norm(hidden, mlp_before)
         mixture = config.mixture
-        if config.model_type == "gpt_oss":
+        if kind == "gpt_oss":
             hidden = hidden + gpt_oss_experts(x, tensors, prefix + "mlp.", mixture)
             continue
         if mixture and mixture.layers[layer]:
-            names = ("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-            weights = [tensors[prefix + name] for name in names]
+            stacks = ("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+            weights = [tensors[prefix + name] for name in stacks]
             hidden = hidden + experts(x, *weights, mixture.num_experts_per_tok, mixture.norm_topk_prob)
             continue
-        inner = swiglu(project("mlp.gate_proj", x), project("mlp.up_proj", x))  # (T, intermediate)
-        hidden = hidden + project("mlp.down_proj", inner)
+        gate, up = project("mlp.gate_proj", x), project("mlp.up_proj", x)  # (T, intermediate)
+        inner = gelu(gate) * up if kind in GELU else swiglu(gate, up)
+        hidden = hidden + config.residual_scale * norm(project("mlp.down_proj", inner), mlp_after)
 
-    hidden = rmsnorm(hidden, tensors["model.norm.weight"], eps)
+    hidden = norm(hidden, "model.norm")
     head = embedding if config.tie_word_embeddings else tensors["lm_head.weight"]  # (V, hidden)
-    return linear(hidden, head)
+    return softcapped(linear(hidden, head) / config.logits_scale, config.logits_softcap)
 
 
 # ------------------------------------------------------------------------------------------- seeded weights
@@ -340,15 +376,17 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
     for layer in range(config.num_hidden_layers):
         prefix = f"model.layers.{layer}."
-        shapes[prefix + "input_layernorm.weight"] = (hidden,)
+        for name in norm_names(config.model_type):
+            if name:
+                shapes[f"{prefix}{name}.weight"] = (hidden,)
         add(prefix + "self_attn.q_proj", q_rows, hidden, config.qkv_bias)
         add(prefix + "self_attn.k_proj", kv_rows, hidden, config.qkv_bias)
         add(prefix + "self_attn.v_proj", kv_rows, hidden, config.qkv_bias)
         add(prefix + "self_attn.o_proj", hidden, q_rows, config.o_bias)
-        if config.model_type in ("qwen3", "qwen3_moe"):
-            shapes[prefix + "self_attn.q_norm.weight"] = (head_dim,)
-            shapes[prefix + "self_attn.k_norm.weight"] = (head_dim,)
-        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
+        for name, rows in (("q_norm", q_rows), ("k_norm", kv_rows)):
+            if config.model_type in HEAD_NORMS + WHOLE_NORMS:
+                whole = config.model_type in WHOLE_NORMS
+                shapes[f"{prefix}self_attn.{name}.weight"] = (rows if whole else head_dim,)
         if config.model_type == "gpt_oss":
             count, width = config.mixture.num_experts, config.mixture.moe_intermediate_size
             shapes[prefix + "self_attn.sinks"] = (config.num_attention_heads,)
@@ -386,6 +424,8 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
     """One tensor of random_weights: near-normal values, scaled by what the name is."""
     noise = _noise(f"{seed}/{name}", math.prod(shape)).reshape(shape)  # mean 0, deviation 1
     sharpness = 1.5 if any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm")) else 1.0
+    if name.endswith("post_feedforward_layernorm.weight"):  # as for o_proj and down_proj below
+        return round_to_bfloat16(np.float32(16.0) + np.float32(4.0) * noise)
     if name.endswith("norm.weight"):
         return round_to_bfloat16(np.float32(sharpness) + np.float32(0.25) * noise)
     if name.endswith((".bias", "_bias", ".sinks")):

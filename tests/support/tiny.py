@@ -21,15 +21,48 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "mixtral": "MixtralForCausalLM",
 }
+#: model_type of every family that has tiny models.
+FAMILIES = tuple(ARCHITECTURES)
 
-#: model_type -> what its config.json says of experts, unless told otherwise.
-MIXTURES = {
+_GEMMA = {
+    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 16,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+#: What a family's config.json has besides, and as many layers as show each kind of them; all of it has a name in GGUF.
+OWN: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 16},
+    "smollm3": {"num_hidden_layers": 4},
+    "granite": {
+        "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.5, "logits_scaling": 4.0,
+    },
+    "olmo3": {"num_hidden_layers": 4, "sliding_window": 16},
+    "ministral3": {
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 1.0,
+            "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5,
+        },
+    },
+    "gemma2": {**_GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 8.0},
+    "gemma3_text": {**_GEMMA, "num_hidden_layers": 6, "rope_local_base_freq": 500.0},
     "qwen3_moe": {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 56, "norm_topk_prob": True},
     "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
-}
+}  # fmt: skip
+MIXTURES = ("qwen3_moe", "mixtral")
+_GEMMAS = ("gemma2", "gemma3_text")
+_OLMOS = ("olmo2", "olmo3")
+_HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
+#: Families whose files have the rows of q and k in interleaved rotary order in GGUF, as the converter puts them.
+_INTERLEAVED = ("llama", "mistral", "mixtral", "ministral3", "smollm3", "granite")
 
 
 def tiny_config(**overrides: Any) -> dict[str, Any]:
@@ -54,10 +87,10 @@ def tiny_config(**overrides: Any) -> dict[str, Any]:
         "eos_token_id": 2,
         "torch_dtype": "float32",
     }
-    if model_type == "mistral":
-        config["sliding_window"] = 16
-    config.update(MIXTURES.get(model_type, {}))
+    config |= OWN.get(model_type, {})
     config.update(overrides)
+    if model_type in _GEMMAS:
+        config.setdefault("query_pre_attn_scalar", config["head_dim"])  # as every GGUF file has it
     return {key: value for key, value in config.items() if value is not None or key == "sliding_window"}
 
 
@@ -77,12 +110,11 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
     for i in range(config["num_hidden_layers"]):
         layer = {
-            "input_layernorm.weight": (hidden,),
+            **{f"{name}.weight": (hidden,) for name in _norms(kind)},
             "self_attn.q_proj.weight": (heads * head_dim, hidden),
             "self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
             "self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
             "self_attn.o_proj.weight": (hidden, heads * head_dim),
-            "post_attention_layernorm.weight": (hidden,),
             "mlp.gate_proj.weight": (inner, hidden),
             "mlp.up_proj.weight": (inner, hidden),
             "mlp.down_proj.weight": (hidden, inner),
@@ -96,19 +128,19 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
                 layer[f"mlp.experts.{j}.gate_proj.weight"] = (width, hidden)
                 layer[f"mlp.experts.{j}.up_proj.weight"] = (width, hidden)
                 layer[f"mlp.experts.{j}.down_proj.weight"] = (hidden, width)
-        if kind == "qwen2" or (kind in ("llama", "qwen3", "qwen3_moe") and attention_bias):
+        if kind == "qwen2" or (kind not in ("mistral", "ministral3", "mixtral") and attention_bias):
             layer["self_attn.q_proj.bias"] = (heads * head_dim,)
             layer["self_attn.k_proj.bias"] = (kv_heads * head_dim,)
             layer["self_attn.v_proj.bias"] = (kv_heads * head_dim,)
-        if kind in ("llama", "qwen3", "qwen3_moe") and attention_bias:
+        if kind not in ("qwen2", "mistral", "ministral3", "mixtral") and attention_bias:
             layer["self_attn.o_proj.bias"] = (hidden,)
-        if kind == "llama" and config.get("mlp_bias"):
+        if kind in ("llama", "smollm3", "granite") and config.get("mlp_bias"):
             layer["mlp.gate_proj.bias"] = (inner,)
             layer["mlp.up_proj.bias"] = (inner,)
             layer["mlp.down_proj.bias"] = (hidden,)
-        if kind in ("qwen3", "qwen3_moe"):
-            layer["self_attn.q_norm.weight"] = (head_dim,)
-            layer["self_attn.k_norm.weight"] = (head_dim,)
+        if kind in _HEAD_NORMS + _OLMOS:
+            layer["self_attn.q_norm.weight"] = (heads * head_dim if kind in _OLMOS else head_dim,)
+            layer["self_attn.k_norm.weight"] = (kv_heads * head_dim if kind in _OLMOS else head_dim,)
         shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
     shapes["model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings"):
@@ -176,6 +208,16 @@ def as_mixtral(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
+def _norms(kind: str) -> tuple[str, ...]:
+    """A layer's norms of the residual stream, or of what is added to it."""
+    if kind in _GEMMAS:
+        after = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+        return ("input_layernorm", *after)
+    if kind in _OLMOS:
+        return "post_attention_layernorm", "post_feedforward_layernorm"
+    return "input_layernorm", "post_attention_layernorm"
+
+
 def random_tensors(config: dict[str, Any], seed: int = 0, dtype: str = "BF16") -> dict[str, np.ndarray]:
     """name -> float32 array whose values `dtype` ("F32", "F16", "BF16") holds exactly.
 
@@ -187,7 +229,7 @@ def random_tensors(config: dict[str, Any], seed: int = 0, dtype: str = "BF16") -
     for name, shape in tensor_shapes(config).items():
         values = random.standard_normal(shape)
         if name.endswith("norm.weight"):
-            values = 1.0 + 0.2 * values
+            values = (0.0 if config["model_type"] in _GEMMAS else 1.0) + 0.2 * values  # Gemma adds 1 itself
         elif name.endswith(".bias"):
             values = 0.3 * values
         else:
@@ -291,6 +333,15 @@ GGUF_NAMES = {
 }  # fmt: skip
 
 
+#: Where a family's converter has another name.
+GGUF_OWN_NAMES = {
+    kind: {
+        "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    } for kind in _GEMMAS + _OLMOS
+}  # fmt: skip
+
+
 def interleave(values: np.ndarray, heads: int) -> np.ndarray:
     """Rows of q or k (or their bias) from half-split to interleaved rotary order.
 
@@ -310,8 +361,8 @@ def _interleaved(config: dict[str, Any], name: str, values: np.ndarray) -> np.nd
     return values
 
 
-def gguf_name(name: str) -> str:
-    for ours, theirs in GGUF_NAMES.items():
+def gguf_name(name: str, kind: str = "llama") -> str:
+    for ours, theirs in {**GGUF_NAMES, **GGUF_OWN_NAMES.get(kind, {})}.items():
         name = name.replace(ours, theirs)
     return name
 
@@ -365,7 +416,10 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters as the converter of llama.cpp writes them (mistral goes as llama)."""
     hidden, inner, heads, kv_heads, head_dim = _sizes(config)
     kind = config["model_type"]
-    arch = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss"}.get(kind, kind)
+    arch = {
+        "mistral": "llama", "mixtral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "gemma3_text": "gemma3",
+        "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss",
+    }.get(kind, kind)  # fmt: skip
     found: dict[str, Any] = {
         "general.architecture": arch,
         "general.type": "model",
@@ -382,7 +436,7 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
         f"{arch}.attention.value_length": head_dim,
         f"{arch}.vocab_size": config["vocab_size"],
     }
-    if config["model_type"] == "mistral" and config.get("sliding_window"):
+    if kind in ("mistral", "olmo3", *_GEMMAS) and config.get("sliding_window"):
         found[f"{arch}.attention.sliding_window"] = config["sliding_window"]
     if kind == "gpt_oss":
         found[f"{arch}.attention.sliding_window"] = config["sliding_window"]
@@ -391,12 +445,24 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
         found[f"{arch}.expert_used_count"] = config["num_experts_per_tok"]
         if arch != "llama":
             found[f"{arch}.expert_feed_forward_length"] = width
+    if kind == "granite":
+        for ours, theirs in (("embedding_multiplier", "embedding_scale"), ("attention_multiplier", "attention.scale"),
+                             ("residual_multiplier", "residual_scale"), ("logits_scaling", "logit_scale")):  # fmt: skip
+            found[f"{arch}.{theirs}"] = float(config[ours])
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if config.get(key):
+            found[f"{arch}.{key}"] = float(config[key])
+    if "rope_local_base_freq" in config:
+        found[f"{arch}.rope.freq_base_swa"] = float(config["rope_local_base_freq"])
     scaling = config.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind in ("linear", "yarn"):
-        found[f"{arch}.rope.scaling.type"] = kind
+    if scaling.get("llama_4_scaling_beta"):
+        found[f"{arch}.attention.temperature_scale"] = float(scaling["llama_4_scaling_beta"])
+        found[f"{arch}.rope.scaling.yarn_log_multiplier"] = float(scaling["mscale_all_dim"])
+    scaled = scaling.get("rope_type", scaling.get("type", "default"))
+    if scaled in ("linear", "yarn"):
+        found[f"{arch}.rope.scaling.type"] = scaled
         found[f"{arch}.rope.scaling.factor"] = float(scaling["factor"])
-    if kind == "yarn":
+    if scaled == "yarn":
         original = scaling["original_max_position_embeddings"]
         found[f"{arch}.rope.scaling.original_context_length"] = original
     for key in ("bos_token_id", "eos_token_id"):
@@ -430,10 +496,13 @@ def gguf_tensors(
     if config["model_type"] == "gpt_oss":
         return stored + _gpt_oss_gguf(tensors, dtype)
     for name, values in _gguf_stacks(tensors).items():
-        if config["model_type"] in ("llama", "mistral", "mixtral"):
+        if config["model_type"] in _INTERLEAVED:
             values = _interleaved(config, name, values)
-        kind = "F32" if values.ndim == 1 or "ffn_gate_inp" in gguf_name(name) else dtype
-        stored.append((gguf_name(name), kind, values.shape, quantize(kind, values)))
+        if config["model_type"] in _GEMMAS and name.endswith("norm.weight"):
+            values = values + np.float32(1)
+        theirs = gguf_name(name, config["model_type"])
+        kind = "F32" if values.ndim == 1 or "ffn_gate_inp" in theirs else dtype
+        stored.append((theirs, kind, values.shape, quantize(kind, values)))
     return stored
 
 

@@ -432,7 +432,7 @@ function statsOf(mine) {
   const seconds = times ? times.total_s - times.first_token_s : (mine.last - mine.first) / 1000;
   const parts = [`${tokens} ${tokens === 1 ? "token" : "tokens"}`, rate(tokens - 1, seconds)];
   const accepted = mine.usage?.completion_tokens_details?.accepted_prediction_tokens;
-  if (accepted) parts.push(`${accepted} of them drafted`);
+  if (accepted) parts.push(`${accepted} of them drafted, ${(tokens / (tokens - accepted)).toFixed(1)} a pass`);
   if (times) parts.push(`first after ${spell(times.first_token_s)}`);
   if (mine.usage?.prompt_tokens) parts.push(`prompt ${mine.usage.prompt_tokens}${context ? ` of ${context}` : ""}`);
   parts.push(ending);

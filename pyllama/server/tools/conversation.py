@@ -11,7 +11,7 @@ def messages_for_template(messages: list[dict[str, Any]]) -> list[dict[str, Any]
     for index, message in enumerate(messages):
         message = {key: value for key, value in message.items() if value is not None}
         if isinstance(message.get("content"), list):
-            message["content"] = _text_of(message["content"], f"messages[{index}].content")
+            message["content"] = text_of(message["content"], f"messages[{index}].content")
         elif "content" not in message:
             message["content"] = ""
         if message["role"] == "developer":
@@ -22,7 +22,8 @@ def messages_for_template(messages: list[dict[str, Any]]) -> list[dict[str, Any]
     return result
 
 
-def _text_of(parts: list[dict[str, Any]], where: str) -> str:
+def text_of(parts: list[dict[str, Any]], where: str) -> str:
+    """The text of a list of parts. Raises ApiError for parts that are none, naming the field they stand in."""
     for index, part in enumerate(parts):
         if part["type"] != "text" or not isinstance(part.get("text"), str):
             at = f"{where}[{index}]"

@@ -1,0 +1,43 @@
+"""Granite 3 and 4, dense: Llama's block with multipliers of embeddings, scores, residuals and logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyllama.architecture.config import Config
+from pyllama.architecture.family import Biases, Defaults, Family
+from pyllama.architecture.fields import Fields
+
+#: Config's field -> config.json's key and GGUF's.
+_SCALES = {
+    "embedding_scale": ("embedding_multiplier", "embedding_scale"),
+    "attention_scale": ("attention_multiplier", "attention.scale"),
+    "residual_scale": ("residual_multiplier", "residual_scale"),
+    "logits_scale": ("logits_scaling", "logit_scale"),
+}
+_LOW, _HIGH = 1e-6, 1e6
+
+
+class Granite(Family):
+    model_type = "granite"
+    architecture = "GraniteForCausalLM"
+    defaults = Defaults(max_position_embeddings=2048)
+    read_here = frozenset(key for keys in _SCALES.values() for key in keys)
+    gguf_architecture = "granite"
+    gguf_interleaved = True  # llama.cpp's converter permutes the rows of q and k, as for Llama
+    gguf_factors = True
+
+    def biases(self, f: Fields) -> Biases:
+        attention = f.boolean("attention_bias", False)
+        return Biases(attention, attention, f.boolean("mlp_bias", False))
+
+    def options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:
+        return {field: f.number(key, _LOW, _HIGH, 1.0) for field, (key, _) in _SCALES.items()}
+
+    def gguf_options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:
+        found = {field: f.number(key, 0.0, _HIGH, 0.0) for field, (_, key) in _SCALES.items()}
+        scale = found.pop("attention_scale") or None  # 0 stands for head_dim ** -0.5
+        return {"attention_scale": scale, **{field: value or 1.0 for field, value in found.items()}}
+
+    def gguf_values(self, config: Config) -> dict[str, Any]:
+        return {key: float(getattr(config, field)) for field, (_, key) in _SCALES.items()}

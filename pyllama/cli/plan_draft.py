@@ -1,0 +1,167 @@
+"""What `pyllama plan` says of drafting: who might draft for a model, what each would change, and which is taken."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyllama.errors import BudgetError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pyllama.checkpoint import Checkpoint
+    from pyllama.checkpoint.outline import Described, Outline
+    from pyllama.planning.drafting import Drafted, Drafter
+    from pyllama.planning.time import Rates
+
+    Opener = Callable[[str], "Checkpoint | Outline"]
+
+SIBLINGS = 3  # shown at most
+AUTO, SELF, LOOKUP, OFF = "auto", "self", "lookup", "off"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Who might draft.
+
+    path  of its files; None for look-up, and for a copy that was not made
+    """
+
+    drafter: "Drafter"
+    path: Path | None = None
+
+    @property
+    def here(self) -> bool:
+        return self.path is not None or self.drafter.model is None
+
+
+def candidates(asked: str, model: "Checkpoint | Outline", tokenizer: Any, opened: "Opener") -> list[Candidate]:
+    """Those that --draft means.
+
+    asked      auto, self, lookup, off or a model
+    tokenizer  of the model, or None
+    opened     opens a model by its name, or what is known of one that is not here
+
+    Raises UnsupportedError for a drafter with another vocabulary.
+    """
+    from pyllama.planning.drafting import Drafter
+
+    lookup = Candidate(Drafter("lookup", "look-up"))
+    if asked == OFF:
+        return []
+    if asked == LOOKUP:
+        return [lookup]
+    if asked == SELF:
+        copy = _copy(model)
+        if copy is None:
+            raise UnsupportedError(f"draft: {model.path} has no GGUF form, so no copy of it can be made")
+        return [copy]
+    if asked == AUTO:
+        copy = _copy(model)
+        return [*_siblings(model, tokenizer), *([copy] if copy else []), lookup]
+    return [_named(asked, model, tokenizer, opened)]
+
+
+def _named(name: str, model: "Checkpoint | Outline", tokenizer: Any, opened: "Opener") -> Candidate:
+    from pyllama.drafting.vocabularies import check_same
+    from pyllama.planning.drafting import Drafter, kind_of
+    from pyllama.tokenizer import load_tokenizer
+
+    other = opened(name)
+    if tokenizer is not None:
+        check_same(tokenizer, load_tokenizer(other), name)
+    shown = Path(name).name if Path(name).exists() else name
+    return Candidate(Drafter(kind_of(model, other), shown, other), Path(other.path))
+
+
+def _siblings(model: "Checkpoint | Outline", tokenizer: Any) -> Iterator[Candidate]:
+    """The first pulled models that may."""
+    from pyllama.checkpoint import open_checkpoint
+    from pyllama.drafting.siblings import siblings
+    from pyllama.planning.drafting import Drafter, kind_of
+
+    if tokenizer is not None:
+        for name, path in islice(siblings(model, tokenizer), SIBLINGS):
+            with open_checkpoint(path) as other:
+                yield Candidate(Drafter(kind_of(model, other), name, other), path)
+
+
+def _copy(model: "Checkpoint | Outline") -> Candidate | None:
+    """The model's own copy of few bits, or what it would be; None where GGUF has no name for the model."""
+    from pyllama.checkpoint import open_checkpoint
+    from pyllama.drafting.copies import TYPE, copy_of
+    from pyllama.planning.drafting import Drafter
+    from pyllama.quantizing.prospect import prospect
+
+    path = copy_of(model.path)
+    if path is not None:
+        with open_checkpoint(path) as other:
+            return Candidate(Drafter("copy", path.name, other), path)
+    try:
+        return Candidate(Drafter("copy", f"a copy in {TYPE}", prospect(model, TYPE)))
+    except UnsupportedError:
+        return None
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """What came of it: for --json, and the one that drafts, if any does."""
+
+    report: dict[str, Any]
+    chosen: "Drafted | None"
+
+
+def weigh(
+    asked: str, found: list[Candidate], model: "Described", budget: int, rates: "Rates", options: dict[str, Any]
+) -> Weighed:
+    """All that fit, each as it would be, and the first that pays: of auto's, of those that are here, as run takes it.
+
+    Raises TooSmallError where the budget has no room for one that was asked for.
+    """
+    from pyllama.planning.drafting import SOURCE, drafter_plan
+    from pyllama.planning.memory import make_plan
+
+    rows: list[dict[str, Any]] = []
+    chosen: Drafted | None = None
+    taken = None
+    wanted = asked != AUTO or make_plan(model, budget, **options).streamed > 0
+    for candidate in found:
+        try:
+            drafted = drafter_plan(model, candidate.drafter, budget, rates, **options)
+        except BudgetError:
+            if asked != AUTO:
+                raise
+            rows.append(_described(candidate) | {"fits": False})
+            continue
+        rows.append(_described(candidate) | {"fits": True} | _drafted(drafted))
+        if wanted and chosen is None and drafted.pays and (asked != AUTO or candidate.here):
+            chosen, taken = drafted, rows[-1]
+    return Weighed({"asked": asked, "rates": SOURCE, "chosen": taken, "candidates": rows}, chosen)
+
+
+def _described(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "name": candidate.drafter.name,
+        "kind": candidate.drafter.kind,
+        "path": None if candidate.path is None else str(candidate.path),
+        "here": candidate.here,
+    }
+
+
+def _drafted(drafted: "Drafted") -> dict[str, Any]:
+    forecast = drafted.forecast
+    return {
+        "shape": drafted.shape,
+        "nodes": drafted.nodes,
+        "drafter": drafted.plan.drafter,
+        "branches": drafted.plan.branches,
+        "streamed": drafted.plan.streamed,
+        "tokens_a_pass": forecast.tokens_a_pass,
+        "pass_s": forecast.pass_s,
+        "draft_s": forecast.draft_s,
+        "load_s": forecast.load_s,
+        "token_s": forecast.token_s,
+        "bound": forecast.bound,
+        "off_s": drafted.off_s,
+        "pays": drafted.pays,
+    }

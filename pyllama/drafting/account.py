@@ -1,0 +1,54 @@
+"""Whether a drafter pays: what the passes with its proposals took, against what as many tokens take without."""
+
+from collections import deque
+from typing import NamedTuple
+
+_WINDOW = 16
+_LEAST_PASSES = 3
+_LEAST_RESIDENT = 2
+_FIRST_PAUSE, _LAST_PAUSE = 16, 512
+_TRIES = 3
+
+
+class _Entry(NamedTuple):
+    seconds: float
+    passes: float  # that would have given as many tokens
+
+
+class Account:
+    """Of one drafter, over a sliding window.
+
+    open     whether it may propose now
+    hopeless whether it has been tried often enough
+    """
+
+    def __init__(self) -> None:
+        self._window: deque[_Entry] = deque(maxlen=_WINDOW)
+        self._pause = _FIRST_PAUSE
+        self._left = 0
+        self._failures = 0
+
+    @property
+    def open(self) -> bool:
+        return self._left == 0
+
+    @property
+    def hopeless(self) -> bool:
+        return self._failures >= _TRIES
+
+    def skipped(self) -> None:
+        """A pass went by without it."""
+        self._left = max(0, self._left - 1)
+
+    def book(self, seconds: float, passes: float, base_s: float | None, streamed: bool) -> None:
+        """A pass with proposals took `seconds`, drafting included, and gave what `passes` passes of base_s give."""
+        self._window.append(_Entry(seconds, passes))
+        if base_s is None or len(self._window) < (_LEAST_PASSES if streamed else _LEAST_RESIDENT):
+            return
+        if sum(e.seconds for e in self._window) > base_s * sum(e.passes for e in self._window):
+            self._window.clear()
+            self._failures += 1
+            self._left = self._pause
+            self._pause = min(_LAST_PAUSE, 4 * self._pause)
+        elif len(self._window) == _WINDOW:
+            self._failures, self._pause = 0, _FIRST_PAUSE

@@ -1,0 +1,142 @@
+"""`--draft` in, a drafter out: who is meant, whether it may draft for this model and fits beside it.
+
+off      nobody
+lookup   look-up in the text alone, which takes nothing
+self     the copy of few bits that `pyllama quantize MODEL --draft` made
+auto     where weights are streamed: a pulled model with the same tokenizer, else a copy that was made, else look-up;
+         what would not pay is left out, and nothing is made
+MODEL    a path or a name: a model with the same tokenizer
+"""
+
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyllama.checkpoint import Checkpoint, open_checkpoint
+from pyllama.decoder.exclusive import ExclusiveDecoder
+from pyllama.drafting.copies import copy_of
+from pyllama.drafting.model_drafter import ModelDrafter
+from pyllama.drafting.rates import quick_rates
+from pyllama.drafting.siblings import siblings
+from pyllama.drafting.vocabularies import check_same
+from pyllama.errors import BudgetError, RequestError, UnsupportedError
+from pyllama.hub import resolve
+from pyllama.planning.drafting import DRAFTER_PASS_TOKENS, Drafted, Drafter, choose, drafter_plan, kind_of
+from pyllama.planning.memory import Plan, make_plan
+from pyllama.streaming import StreamedWeights
+from pyllama.tokenizer import load_tokenizer
+
+AUTO, LOOKUP, SELF, OFF = "auto", "lookup", "self", "off"
+#: To what probabilities of copies of few bits are raised: these are less sure than they are right.
+COPY_POWER = 1.5
+#: Nodes of a tree that there is memory for, whatever the rates: these were measured in passing. How many of them are
+#: used is found while running.
+LEAST_NODES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """Who is to draft, and where it lies; no path for look-up."""
+
+    drafted: Drafted
+    path: Path | None
+
+
+def choose_drafter(
+    draft: str | os.PathLike[str], checkpoint: Checkpoint, tokenizer: Any, budget: int, **options: Any
+) -> Meant | None:
+    """Who drafts for a model; None: nobody.
+
+    options  of the model's plan (make_plan()), interpreter and context_length among them
+
+    Raises UnsupportedError for a model with another vocabulary, RequestError for `self` without a copy, BudgetError
+    where what was asked for by name does not fit, and what open_checkpoint() raises.
+    """
+    draft = os.fspath(draft)
+    if draft == OFF or (draft == AUTO and not _streams(checkpoint, budget, options)):
+        return None
+    rates = quick_rates(checkpoint)
+    if draft != AUTO:
+        drafter, path = _named(draft, checkpoint, tokenizer)
+        return Meant(drafter_plan(checkpoint, drafter, budget, rates, least_nodes=LEAST_NODES, **options), path)
+    for drafter, path in _candidates(checkpoint, tokenizer):
+        best, _ = choose(checkpoint, [drafter], budget, rates, least_nodes=LEAST_NODES, **options)
+        if best is not None:
+            return Meant(best, path)
+    return None
+
+
+def _streams(checkpoint: Checkpoint, budget: int, options: dict[str, Any]) -> bool:
+    try:
+        return make_plan(checkpoint, budget, **options).streamed > 0
+    except BudgetError:  # told by whoever makes the plan
+        return False
+
+
+def _named(draft: str, checkpoint: Checkpoint, tokenizer: Any) -> tuple[Drafter, Path | None]:
+    if draft == LOOKUP:
+        return Drafter("lookup", "look-up"), None
+    if draft == SELF:
+        copy = copy_of(checkpoint.path)
+        if copy is None:
+            name = shlex.quote(os.fspath(checkpoint.path))
+            raise RequestError(
+                f"draft: {checkpoint.path.name} has no copy that could draft for it; make one, once:"
+                f" pyllama quantize {name} --draft --calibration TEXT"
+            )
+        return _drafter(checkpoint, copy.name, copy), copy
+    path = resolve(draft)
+    with open_checkpoint(path) as other:
+        theirs = load_tokenizer(other)
+        if "none" in (theirs.kind, tokenizer.kind):
+            raise UnsupportedError(f"draft: {draft} cannot be compared: a tokenizer is missing, in it or in the model")
+        check_same(tokenizer, theirs, draft)
+    return _drafter(checkpoint, Path(draft).name if os.sep in draft else draft, path), path
+
+
+def _candidates(checkpoint: Checkpoint, tokenizer: Any) -> Iterator[tuple[Drafter, Path | None]]:
+    """Of `auto`, in order: the first that pays is taken."""
+    for name, path in siblings(checkpoint, tokenizer):
+        yield _drafter(checkpoint, name, path), path
+    copy = copy_of(checkpoint.path)
+    if copy is not None:
+        yield _drafter(checkpoint, copy.name, copy), copy
+    yield Drafter("lookup", "look-up"), None
+
+
+def _drafter(checkpoint: Checkpoint, name: str, path: Path) -> Drafter:
+    """With headers alone: the file is open no longer than that takes."""
+    with open_checkpoint(path) as other:
+        return Drafter(kind_of(checkpoint, other), name, other)
+
+
+def open_drafter(meant: Meant, *, context_length: int) -> ModelDrafter | None:
+    """The drafter, None for look-up. Its weights are read by its first pass, and stay."""
+    drafted, path = meant.drafted, meant.path
+    if path is None or drafted.division is None:
+        return None
+    checkpoint = open_checkpoint(path)
+    try:
+        division: Plan = drafted.division
+        weights = StreamedWeights(checkpoint, slots=division.slots, room=division.room)
+        decoder = ExclusiveDecoder(
+            checkpoint.config,
+            weights,
+            context_length=min(context_length, checkpoint.config.max_position_embeddings),
+            max_pass_tokens=DRAFTER_PASS_TOKENS,
+            rope_interleaved=checkpoint.rope_interleaved,
+        )
+        decoder.cache.limit((division.cache + division.branches) // decoder.cache.page_nbytes)
+
+        def close() -> None:
+            weights.close()
+            checkpoint.close()
+
+        power = COPY_POWER if drafted.drafter.kind == "copy" else 1.0
+        return ModelDrafter(drafted.drafter.name, decoder, close, power=power)
+    except BaseException:
+        checkpoint.close()
+        raise
