@@ -66,7 +66,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def parts(plan: dict[str, Any]) -> dict[str, int]:
-    """What a plan's bytes are spent on, by the names that people see; a drafter and experts only where there are some."""
+    """What a plan's bytes are spent on, by the names that people see; drafter and experts where there are some."""
     others = {name: plan[name] for name in ("drafter", "branches", "experts") if plan[name]}
     names = {"process": "interpreter", "cache": "cache", "activations": "activations", "ring": "ring"}
     return {name: plan[key] for name, key in names.items()} | others | {"weights": plan["pinned"]}

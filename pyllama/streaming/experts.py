@@ -192,6 +192,9 @@ class ExpertStore(forked.ForkAware):
         """
         generation = self._generation
         self._count(layer, wanted, tokens)
+        request = self._requests
+        with self._changed:
+            self._reset()
         self._pieces = {(layer, expert): self._pieces_of(layer, expert) for expert in wanted}
         try:
             if self.whole:
@@ -200,13 +203,19 @@ class ExpertStore(forked.ForkAware):
                 for expert in wanted:
                     yield expert, self._take_pieces(layer, expert, wanted, generation)
         finally:
+            # An exception that somebody keeps may keep this frame, and end it in the midst of a later request.
             with self._changed:
-                self._wanted.clear()
-                self._reserved.clear()
-                self._urgent = None
-                for slot in self._slots:
-                    slot.using = False
-                self._changed.notify_all()
+                if self._requests == request:
+                    self._reset()
+
+    def _reset(self) -> None:
+        """Nothing is wanted, and no slot is in use: a request is done, or was given up."""
+        self._wanted.clear()
+        self._reserved.clear()
+        self._urgent = None
+        for slot in self._slots:
+            slot.using = False
+        self._changed.notify_all()
 
     def guess(self, layer: int, experts: Sequence[int]) -> None:
         """The layer will perhaps need these, the likeliest first: what is not here is read while the disk is idle."""
