@@ -21,6 +21,7 @@ cdef extern from "kernels.h" nogil:
         LAYOUT_PANELS
         LAYOUT_PACKED
         FORM_COUNT
+        MAX_EXPERTS
     ctypedef int pl_dtype
     ctypedef int pl_layout
     ctypedef int pl_form
@@ -86,6 +87,12 @@ cdef extern from "kernels.h" nogil:
     void pl_scale(int threads, const float *x, const float *factors, int broadcast, int64_t rows, int64_t cols,
                   float *out)
     void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
+    void pl_mix(const pl_kernels *k, int threads, const float *y, const int32_t *rows, const float *weights,
+                int64_t tokens, int chosen, int64_t cols, float *out)
+    void pl_route(const pl_kernels *k, const float *logits, int64_t tokens, int experts, int chosen, int of_chosen,
+                  int32_t *ids, float *weights)
+    void pl_clamped_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float alpha,
+                           float limit, float *out, int64_t n)
     void pl_geglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
     void pl_softcap(const pl_kernels *k, int threads, const float *x, float cap, float *out, int64_t n)
     void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new,
@@ -112,6 +119,7 @@ PANEL = PANEL_ROWS
 PACKED_TABLE = PACKED_HEADER  # bytes before the panels of a packed block
 PACKED_PAIR = PAIR_NBYTES  # of two packed columns of a panel
 MAX_HEAD_DIM = 1024
+MAX_ROUTED = MAX_EXPERTS  # experts of a layer
 DTYPES = {(<bytes>pl_formats[i].name).decode(): (pl_formats[i].cols, pl_formats[i].nbytes) for i in range(DT_COUNT)}
 
 cdef dict _layout_index = {"rows": LAYOUT_ROWS, "panels": LAYOUT_PANELS, "packed": LAYOUT_PACKED}
@@ -589,6 +597,60 @@ def swiglu(gate, up, out):
     if g.n and g.cols:
         with nogil:
             pl_swiglu(_kernels, _threads, g.p, u.p, o.p, g.n * g.cols)
+
+
+def route(logits, int32_t[:, ::1] ids, float[:, ::1] weights, bint of_chosen):
+    """ids[t] = the experts with the largest logits[t], equals by lower id, in ascending order; weights[t] = their softmax,
+    over those chosen if of_chosen, else over all.
+
+    logits   (T, E)  float32, E at most 1024
+    ids      (T, k)  int32, written; 1 <= k <= E
+    weights  (T, k)  float32, written
+
+    A NaN is chosen after every number, and makes all weights of its token NaN where it is among what they are divided by.
+    """
+    cdef Floats a = _input(logits)
+    cdef int64_t tokens = ids.shape[0], chosen = ids.shape[1]
+    if (a.n != tokens or weights.shape[0] != tokens or weights.shape[1] != chosen or not 1 <= chosen <= a.cols
+            or a.cols > MAX_EXPERTS):
+        raise PyllamaError(f"route: logits {_shape(a)}, ids ({tokens}, {chosen}), weights "
+                           f"({weights.shape[0]}, {weights.shape[1]}); at most {MAX_EXPERTS} experts")
+    if tokens:
+        with nogil:
+            pl_route(_kernels, a.p, tokens, <int>a.cols, <int>chosen, of_chosen, &ids[0, 0], &weights[0, 0])
+
+
+def mix(y, const int32_t[:, ::1] rows, const float[:, ::1] weights, out):
+    """out[t] = sum of weights[t, i] * y[rows[t, i]], a chain of fused multiply-adds from 0 over ascending i.
+
+    y        (R, n)  float32
+    rows     (T, k)  int32, each below R
+    weights  (T, k)  float32
+    out      (T, n)  float32, overwritten; must not overlap y
+    """
+    cdef Floats a = _input(y), o = _output(out)
+    cdef int64_t tokens = rows.shape[0], chosen = rows.shape[1], t, i
+    if weights.shape[0] != tokens or weights.shape[1] != chosen or o.n != tokens or o.cols != a.cols or chosen < 1:
+        raise PyllamaError(f"mix: y {_shape(a)}, rows ({tokens}, {chosen}), weights ({weights.shape[0]}, "
+                           f"{weights.shape[1]}), out {_shape(o)}")
+    for t in range(tokens):
+        for i in range(chosen):
+            if not 0 <= rows[t, i] < a.n:
+                raise PyllamaError(f"mix: row {rows[t, i]} of y {_shape(a)}")
+    if tokens and a.cols:
+        with nogil:
+            pl_mix(_kernels, _threads, a.p, &rows[0, 0], &weights[0, 0], tokens, <int>chosen, a.cols, o.p)
+
+
+def clamped_swiglu(gate, up, float alpha, float limit, out):
+    """out = g / (1 + exp(-(alpha * g))) * (u + 1), elementwise, (T, n), with g = min(gate, limit) and u = up within
+    -limit to limit; out may be gate or up."""
+    cdef Floats g = _input(gate), u = _input(up), o = _output(out)
+    if u.n != g.n or u.cols != g.cols or o.n != g.n or o.cols != g.cols:
+        raise PyllamaError(f"clamped_swiglu: gate {_shape(g)}, up {_shape(u)}, out {_shape(o)}")
+    if g.n and g.cols:
+        with nogil:
+            pl_clamped_swiglu(_kernels, _threads, g.p, u.p, alpha, limit, o.p, g.n * g.cols)
 
 
 def geglu(gate, up, out):

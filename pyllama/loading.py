@@ -125,6 +125,7 @@ def assemble(
     from pyllama.decoder.exclusive import ExclusiveDecoder
     from pyllama.planning.memory import make_plan
     from pyllama.streaming import StreamedWeights
+    from pyllama.streaming.expert_counts import counts_path
 
     options: dict[str, Any] = {
         "context_length": context_length, "kv_dtype": kv_dtype, "interpreter": interpreter, "contexts": contexts,
@@ -135,7 +136,15 @@ def assemble(
 
         meant = choose_drafter(draft, checkpoint, tokenizer, budget, **options)
     plan = meant.drafted.plan if meant else make_plan(checkpoint, budget, **options)
-    weights = StreamedWeights(checkpoint, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
+    weights = StreamedWeights(
+        checkpoint,
+        slots=plan.slots,
+        room=plan.room,
+        pinned_nbytes=plan.pinned,
+        expert_slots=plan.expert_slots,
+        expert_room=plan.expert_room,
+        counts=counts_path(checkpoint.path) if checkpoint.config.mixture else None,
+    )
     decoder = ExclusiveDecoder(
         checkpoint.config,
         weights,

@@ -56,6 +56,9 @@ def case(
         "mistral": "MistralForCausalLM",
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",
+        "qwen3_moe": "Qwen3MoeForCausalLM",
+        "mixtral": "MixtralForCausalLM",
+        "gpt_oss": "GptOssForCausalLM",
         "gemma2": "Gemma2ForCausalLM",
         "gemma3_text": "Gemma3ForCausalLM",
         "smollm3": "SmolLM3ForCausalLM",
@@ -192,6 +195,69 @@ CASES = {
     "qwen3_window": case(
         "qwen3", 7, 7, 10, hidden=49, layers=3, eps=1e-6, tied=True, attention_bias=True, **QWEN_WINDOW
     ),
+    # Weights over all experts, and a layer without; then over those chosen, as the published models have it.
+    "qwen3_moe": case(
+        "qwen3_moe",
+        5,
+        1,
+        16,
+        hidden=70,
+        eps=1e-6,
+        theta=1000000.0,
+        layers=3,
+        attention_bias=False,
+        num_experts=9,
+        num_experts_per_tok=3,
+        moe_intermediate_size=41,
+        norm_topk_prob=False,
+        mlp_only_layers=[1],
+        decoder_sparse_step=1,
+    ),
+    "qwen3_moe_norm": case(
+        "qwen3_moe",
+        6,
+        3,
+        12,
+        hidden=49,
+        eps=1e-6,
+        tied=True,
+        attention_bias=True,
+        num_experts=16,
+        num_experts_per_tok=4,
+        moe_intermediate_size=30,
+        norm_topk_prob=True,
+        use_sliding_window=True,
+        sliding_window=9,
+    ),
+    "gpt_oss": case(
+        "gpt_oss",
+        6,
+        2,
+        16,
+        hidden=48,
+        inner=53,
+        layers=3,
+        theta=10000.0,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        sliding_window=9,
+        swiglu_limit=7.0,
+        swiglu_alpha=1.702,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
+    ),
+    "mixtral": case(
+        "mixtral", 6, 2, 12, theta=1000000.0, num_local_experts=5, num_experts_per_tok=2, sliding_window=None
+    ),
     "smollm2": case("llama", 9, 3, 10, layers=3, theta=100000.0, tied=True, attention_bias=False),
     "gemma2": case(
         "gemma2",
@@ -307,7 +373,9 @@ def transformers_model(config: dict[str, Any], tensors_of: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = AutoConfig.for_model(**json.loads(json.dumps(config)))
-    model = AutoModelForCausalLM.from_config(settings, attn_implementation="eager", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(
+        settings, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+    )
     tied = "lm_head.weight" if config["tie_word_embeddings"] else None
     with torch.no_grad():
         for name, parameter in model.state_dict().items():

@@ -34,6 +34,7 @@ UNDECIDED = 1e-3  # a gap between the two best logits that another order of sums
 
 # What the writers of the other forms can say: no biases in llama, no windows in qwen, yarn by factor alone.
 AS_GGUF = [
+    "gpt_oss",
     "llama2",
     "llama31",
     "llama32",
@@ -42,6 +43,7 @@ AS_GGUF = [
     "mistral_window",
     "qwen2",
     "qwen25_yarn",
+    "mixtral",
     "qwen3",
     "smollm2",
     "tinyllama",
@@ -64,7 +66,11 @@ def all_logits(decoder: Decoder, token_ids: list[int]) -> np.ndarray:
         return decoder.forward([(sequence, token_ids)], "all")
 
 
-@pytest.fixture(scope="module", params=CASES)
+# Experts input-first, as the class in transformers holds gpt-oss's, are not what its files have.
+AS_FOLDER = [name for name in CASES if name != "gpt_oss"]
+
+
+@pytest.fixture(scope="module", params=AS_FOLDER)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Golden, Decoder]]:
     """A golden case and a decoder of its weights, read from a folder such as transformers 5 writes."""
     golden = load_case(request.param)

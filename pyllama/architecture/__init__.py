@@ -11,16 +11,19 @@ from pyllama.architecture.config import Config
 from pyllama.architecture.family import Family
 from pyllama.architecture.gemma2 import Gemma2
 from pyllama.architecture.gemma3 import Gemma3
+from pyllama.architecture.gpt_oss import GptOss
 from pyllama.architecture.granite import Granite
 from pyllama.architecture.layer import Layer
 from pyllama.architecture.llama import Llama
 from pyllama.architecture.ministral3 import Ministral3
 from pyllama.architecture.mistral import Mistral
+from pyllama.architecture.mixtral import Mixtral
 from pyllama.architecture.olmo2 import Olmo2
 from pyllama.architecture.olmo3 import Olmo3
 from pyllama.architecture.phi3 import Phi3
 from pyllama.architecture.qwen2 import Qwen2
 from pyllama.architecture.qwen3 import Qwen3
+from pyllama.architecture.qwen3_moe import Qwen3Moe
 from pyllama.architecture.smollm3 import SmolLM3
 
 __all__ = ["FAMILIES", "Config", "Family", "Layer", "layers_of"]
@@ -30,7 +33,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         Llama(), Mistral(), Ministral3(), Qwen2(), Qwen3(), SmolLM3(), Granite(), Olmo2(), Olmo3(), Gemma2(), Gemma3(),
-        Phi3(),
+        Phi3(), Mixtral(), Qwen3Moe(), GptOss(),
     )
 }  # fmt: skip
 

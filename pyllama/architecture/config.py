@@ -21,7 +21,11 @@ LIMITS = {
     "num_key_value_heads": (1, 4096),
     "head_dim": (2, 1024),
     "max_position_embeddings": (1, MAX_POSITIONS),
+    "num_experts": (1, 1024),
+    "num_experts_per_tok": (1, 1024),
+    "moe_intermediate_size": (1, MAX_SIZE),
 }
+_OF_MIXTURE = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,26 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Mixture:
+    """Experts in place of one feed-forward block.
+
+    num_experts            of a layer
+    num_experts_per_tok    that a token goes to
+    moe_intermediate_size  width inside an expert
+    norm_topk_prob         whether the weights of those chosen add up to 1
+    layers                 for each layer, whether it has experts
+    swiglu_limit           what gate and up are bounded by; 0: they are not, and the activation is silu
+    """
+
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    norm_topk_prob: bool
+    layers: tuple[bool, ...]
+    swiglu_limit: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class QueryGrowth:
     """Queries at position p are multiplied by 1 + beta * ln(1 + floor(p / original))."""
 
@@ -78,6 +102,7 @@ class Config:
     rotary_dim          elements of a head that are rotated; None: all
     sliding_rope        (theta, scaling) of layers with a window, where it is not that of the others
     unrotated_layers    their numbers
+    mixture             experts in place of feed-forward blocks, or None
     query_growth        how queries grow with their position, or None
     """
 
@@ -101,6 +126,7 @@ class Config:
     layer_windows: tuple[int | None, ...]
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    mixture: Mixture | None = None
     norm_plus_one: bool = False
     attention_scale: float | None = None
     attention_softcap: float = 0.0
@@ -138,7 +164,9 @@ class Config:
 def _check_ranges(c: Config) -> None:
     """The invariants every reader relies on, whatever form the numbers came in."""
     for key, (low, high) in LIMITS.items():
-        value = getattr(c, key)
+        if key in _OF_MIXTURE and c.mixture is None:
+            continue
+        value = getattr(c.mixture if key in _OF_MIXTURE else c, key)
         if not low <= value <= high:
             raise CheckpointError(f"{key}: got {shown(value)}, expected an integer from {low} to {high}")
     if c.head_dim % 2:
@@ -153,6 +181,15 @@ def _check_ranges(c: Config) -> None:
     if len(c.layer_windows) != c.num_hidden_layers:
         raise CheckpointError(
             f"layer_types: got {len(c.layer_windows)}, expected num_hidden_layers {c.num_hidden_layers}"
+        )
+    if c.mixture and c.mixture.num_experts_per_tok > c.mixture.num_experts:
+        raise CheckpointError(
+            f"num_experts_per_tok: got {c.mixture.num_experts_per_tok}, expected at most num_experts "
+            f"{c.mixture.num_experts}"
+        )
+    if c.mixture and len(c.mixture.layers) != c.num_hidden_layers:
+        raise CheckpointError(
+            f"mixture: got {len(c.mixture.layers)} layers, expected num_hidden_layers {c.num_hidden_layers}"
         )
     rotated = c.head_dim if c.rotary_dim is None else c.rotary_dim
     if not 2 <= rotated <= c.head_dim or rotated % 2:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
-from pyllama.architecture.config import Config
+from pyllama.architecture.config import Config, Mixture
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import Layer, llama_layers
 from pyllama.architecture.names import Names
@@ -74,6 +74,24 @@ GGUF_NAMES = Names(
     },
 )
 
+#: And of a mixture: the experts of a layer in one tensor, or as old files have them, an expert a tensor.
+GGUF_EXPERT_NAMES = Names(
+    GGUF_NAMES.layers,
+    GGUF_NAMES.outer,
+    {
+        **GGUF_NAMES.inner,
+        "ffn_gate_inp": "mlp.gate",
+        "ffn_gate.{}": "mlp.experts.{}.gate_proj",
+        "ffn_up.{}": "mlp.experts.{}.up_proj",
+        "ffn_down.{}": "mlp.experts.{}.down_proj",
+    },
+    {
+        "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+        "ffn_up_exps": "mlp.experts.{}.up_proj",
+        "ffn_down_exps": "mlp.experts.{}.down_proj",
+    },
+)
+
 
 class Biases(NamedTuple):
     """Which projections have a bias."""
@@ -119,7 +137,10 @@ class Family:
     huggingface       the names of tensors that are stored otherwise than one by one under ours
     gguf_architecture general.architecture of its GGUF files; None: they bear another family's
     gguf_as           model_type of the family whose form its GGUF files have; None: its own
+    has_experts       whether it is one of mixtures: of files of an architecture that has both kinds, those are its own
     gguf              the names of its tensors there
+    gguf_truncated    whether the range of YaRN's pairs is rounded in its GGUF files, which do not say
+    quantizations     quant_method of config.json's quantization_config that its files may have
     gguf_factors      whether llama.cpp divides rotary frequencies by a rope_freqs.weight there
     gguf_interleaved  whether q and k rows lie in interleaved rotary order there
     meta              the names of its tensors in Meta's form, or None
@@ -137,6 +158,9 @@ class Family:
     huggingface: ClassVar[Names] = Names("model.layers.")
     gguf_architecture: ClassVar[str | None] = None
     gguf_as: ClassVar[str | None] = None
+    has_experts: ClassVar[bool] = False
+    gguf_truncated: ClassVar[bool] = True
+    quantizations: ClassVar[frozenset[str]] = frozenset()
     gguf_factors: ClassVar[bool] = False
     gguf: ClassVar[Names] = GGUF_NAMES
     gguf_interleaved: ClassVar[bool] = False
@@ -153,6 +177,14 @@ class Family:
     def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
         """The sliding window of each layer as the class in transformers derives it from config.json."""
         return (None,) * layers
+
+    def mixture(self, f: Fields, layers: int) -> Mixture | None:
+        """The experts that config.json describes, or None."""
+        return None
+
+    def gguf_mixture(self, f: Fields, layers: int) -> Mixture | None:
+        """The same of a GGUF file."""
+        return None
 
     def layer_types(self, f: Fields, layers: int) -> list[str] | None:
         """The kinds of layers where config.json does not list them."""
@@ -176,7 +208,7 @@ class Family:
             activation = f.text(key)
             if activation is not None and activation not in self.activations:
                 raise f.unsupported(key, f"{shown(activation)} (expected {shown(self.activations[0])})")
-        for key in _EXPERTS:
+        for key in () if self.has_experts else _EXPERTS:
             if key not in self.read_here and f.get(key) not in (None, 0, 1):
                 raise f.unsupported(key, "a mixture of experts")
         if "partial_rotary_factor" not in self.read_here and f.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
@@ -189,6 +221,8 @@ class Family:
         """The same for the metadata of a GGUF file."""
         for key, neutral in _GGUF_NEUTRAL.items():
             value = f.get(key)
+            if self.has_experts and key.startswith("expert"):
+                continue
             if key not in self.read_here and value is not None and value != neutral:
                 what = "a mixture of experts" if key.startswith("expert") else shown(value)
                 raise f.unsupported(key, what)

@@ -10,7 +10,7 @@ Face's, within the layer and without `.weight`. Holds no weight and computes not
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pyllama.architecture.config import Config, QueryGrowth, RopeScaling
@@ -85,6 +85,32 @@ class Mlp:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """The sum of weight(x, e) * down_e(silu(gate_e(x)) * up_e(x)) over the experts e that x is routed to.
+
+    router          one row of logits an expert; those with the largest are chosen, equals by lower number
+    count, chosen   experts there are, and that a token goes to
+    of_chosen       whether the softmax that weighs them is over those chosen, or over all
+    gate, up, down  of one expert; their names have {} where its number stands
+    limit           what gate and up are bounded by, in gpt-oss's activation (MODEL.md, "Clamped SwiGLU"); 0: it is silu
+    """
+
+    router: Linear
+    count: int
+    chosen: int
+    of_chosen: bool
+    gate: Linear
+    up: Linear
+    down: Linear
+    limit: float = 0.0
+
+    def expert(self, number: int) -> Mlp:
+        """One of them."""
+        gate, up, down = (replace(of, name=of.name.format(number)) for of in (self.gate, self.up, self.down))
+        return Mlp(gate, up, down)
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A layer.
 
@@ -98,7 +124,7 @@ class Layer:
     mixer_norm: Norm | None
     mixer: Attention
     mlp_norm: Norm | None
-    mlp: Mlp
+    mlp: Mlp | Experts
     mixer_post_norm: Norm | None = None
     mlp_post_norm: Norm | None = None
     residual_scale: float = 1.0
@@ -112,6 +138,23 @@ def main_rope(config: Config) -> Rope:
 def layer_name(number: int) -> str:
     """What stands before the names of a layer's tensors."""
     return f"model.layers.{number}."
+
+
+def experts_of(config: Config) -> Experts | None:
+    """The experts of a layer that has some, named as Qwen's; None in a model without."""
+    mixture, hidden = config.mixture, config.hidden_size
+    if mixture is None:
+        return None
+    inner, count = mixture.moe_intermediate_size, mixture.num_experts
+    return Experts(
+        Linear("mlp.gate", count, hidden),
+        count,
+        mixture.num_experts_per_tok,
+        mixture.norm_topk_prob,
+        Linear("mlp.experts.{}.gate_proj", inner, hidden),
+        Linear("mlp.experts.{}.up_proj", inner, hidden),
+        Linear("mlp.experts.{}.down_proj", hidden, inner),
+    )
 
 
 class NormNames(NamedTuple):
@@ -157,6 +200,9 @@ def llama_layers(
         activation,
     )
 
+    experts = experts_of(config)
+    sparse = config.mixture.layers if config.mixture else (False,) * config.num_hidden_layers
+
     def norm(name: str | None, size: int = hidden) -> Norm | None:
         return Norm(name, size, config.norm_plus_one) if name else None
 
@@ -187,7 +233,7 @@ def llama_layers(
             norm(norms.mixer),
             attention(i, window),
             norm(norms.mlp),
-            mlp,
+            experts if experts and sparse[i] else mlp,
             norm(norms.mixer_post),
             norm(norms.mlp_post),
             config.residual_scale,

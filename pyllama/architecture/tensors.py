@@ -10,26 +10,28 @@ from typing import NamedTuple
 
 from pyllama.architecture import layers_of
 from pyllama.architecture.config import Config
-from pyllama.architecture.layer import Layer, Linear, Norm
+from pyllama.architecture.layer import Layer, Linear, Mlp, Norm
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
 
-PARTS = ("embedding", "attention", "mlp", "norms", "lm_head")
+PARTS = ("embedding", "attention", "mlp", "router", "experts", "norms", "lm_head")
 
 
 class ModelTensor(NamedTuple):
     """A tensor that a model consists of.
 
-    part   one of PARTS
-    layer  the number of its layer, or None
+    part    one of PARTS
+    layer   the number of its layer, or None
+    expert  the number of its expert, or None
     """
 
     name: str
     shape: tuple[int, ...]
     part: str
     layer: int | None = None
+    expert: int | None = None
 
 
 def model_tensors(config: Config) -> list[ModelTensor]:
@@ -83,8 +85,16 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
     yield from linear(mixer.o, "attention")
     yield from norm(layer.mixer_post_norm)
     yield from norm(layer.mlp_norm)
-    for projection in (mlp.gate, mlp.up, mlp.down):
-        yield from linear(projection, "mlp")
+    if isinstance(mlp, Mlp):
+        for projection in (mlp.gate, mlp.up, mlp.down):
+            yield from linear(projection, "mlp")
+    else:
+        yield from linear(mlp.router, "router")
+        for number in range(mlp.count):
+            one = mlp.expert(number)
+            for projection in (one.gate, one.up, one.down):
+                for tensor in linear(projection, "experts"):
+                    yield tensor._replace(expert=number)
     yield from norm(layer.mlp_post_norm)
 
 
@@ -103,7 +113,9 @@ def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
     total = 0.0
     for layer in layers_of(config):
         mixer, mlp = layer.mixer, layer.mlp
-        linears = (mixer.q, mixer.k, mixer.v, mixer.o, mlp.gate, mlp.up, mlp.down)
+        linears = [mixer.q, mixer.k, mixer.v, mixer.o]
+        linears += [mlp.gate, mlp.up, mlp.down] * (1 if isinstance(mlp, Mlp) else mlp.chosen)
+        linears += [] if isinstance(mlp, Mlp) else [mlp.router]
         total += 2 * sum(linear.rows * linear.cols for linear in linears)
         total += 4 * mixer.heads * mixer.head_dim * positions
     return tokens * total + rows * 2 * config.vocab_size * config.hidden_size

@@ -6,6 +6,7 @@ What metadata leaves to the tensors (the vocabulary, a tied head, biases, Llama 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from pyllama.errors import shown
 
 RopeFactors = tuple[float, ...]
 _WHERE = "GGUF metadata"
-_FAMILIES = {family.gguf_architecture: family for family in FAMILIES.values() if family.gguf_architecture}
+_FAMILIES = {
+    (family.gguf_architecture, family.has_experts): family for family in FAMILIES.values() if family.gguf_architecture
+}
 
 
 def gguf_family(metadata: Mapping[str, Any]) -> Family:
@@ -31,11 +34,14 @@ def gguf_family(metadata: Mapping[str, Any]) -> Family:
     architecture = general.text("general.architecture")
     if architecture is None:
         raise general.fail("general.architecture", "the name of a model family")
-    if architecture not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
-        what = f"{shown(architecture)}{foreign.described(architecture)}"
-        raise general.unsupported("general.architecture", f"{what} (supported: {known})")
-    return _FAMILIES[architecture]
+    count = _plain(general.get(f"{architecture}.expert_count"))
+    experts = isinstance(count, int) and count > 0
+    for kind in (experts, not experts):  # one that says nothing else of experts is refused for what it lacks
+        if (architecture, kind) in _FAMILIES:
+            return _FAMILIES[architecture, kind]
+    known = ", ".join(sorted({name for name, _ in _FAMILIES}))
+    what = f"{shown(architecture)}{foreign.described(architecture)}"
+    raise general.unsupported("general.architecture", f"{what} (supported: {known})")
 
 
 def gguf_config(
@@ -79,6 +85,8 @@ def gguf_config(
         scaling: RopeScaling | None = _longrope(f, positions, rope_factors, long_factors)
     else:
         scaling = _rope(f, positions, rope_factors)
+    if scaling and not family.gguf_truncated:
+        scaling = replace(scaling, truncate=False)
     if options.get("sliding_rope") == (theta, scaling):
         options["sliding_rope"] = None
     tokens = Fields(metadata, _WHERE, "tokenizer.ggml.")
@@ -103,6 +111,7 @@ def gguf_config(
         mlp_bias=f"{first}mlp.gate_proj.bias" in names,
         bos_token_id=tokens.token_id("bos_token_id"),
         eos_token_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
+        mixture=family.gguf_mixture(f, layers),
         rotary_dim=None if rotary_dim == head_dim else rotary_dim,
         **options,
     )

@@ -40,9 +40,9 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
     """
     f, outer = _text_model(Fields(config, "config.json"))
     family = _family(f)
-    _refuse_quantized(f)
+    _refuse_quantized(f, family)
     if outer:
-        _refuse_quantized(outer)
+        _refuse_quantized(outer, family)
         _check_class(outer, family.wrappers[str(outer.text("model_type"))])
     else:
         _check_class(f, family.architecture)
@@ -88,6 +88,7 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
         layer_windows=family.windows(f, kinds, layers),
         bos_token_id=f.token_id("bos_token_id") if f.has("bos_token_id") else ends.token_id("bos_token_id"),
         eos_token_ids=_unique(ends.token_ids("eos_token_id") + f.token_ids("eos_token_id")),
+        mixture=family.mixture(f, layers),
         norm_plus_one=family.norm_plus_one,
         rotary_dim=None if rotary_dim == head_dim else rotary_dim,
         sliding_rope=rope.sliding,
@@ -142,9 +143,15 @@ def _unique(ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def _refuse_quantized(f: Fields) -> None:
+def _refuse_quantized(f: Fields, family: Family) -> None:
     for key in ("quantization_config", "compression_config", "quantization"):
         value = f.get(key)
+        if (
+            key == "quantization_config"
+            and isinstance(value, Mapping)
+            and value.get("quant_method") in family.quantizations
+        ):
+            continue
         if value is not None and value != {}:
             raise f.unsupported(
                 key, f"quantization {foreign.quantization(key, value)} (use the original weights or a GGUF file)"

@@ -116,10 +116,12 @@ def deal(
     """
     dealt: dict[str, Tensor] = {}
     for name, tensor in stored.items():
-        ours = names.ours(name)
+        stack = len(tensor.shape) == 3 or (len(tensor.shape) == 2 and name.endswith("bias"))
+        ours = names.ours(name, tensor.shape[0] if stack else 1)
         if not ours and foreign is not None:
             raise UnsupportedError(f"{shown(name)}: not a tensor of {foreign}")
-        for piece in _cut(tensor, ours, shapes) if len(ours) > 1 else (replace(tensor, name=(ours or (name,))[0]),):
+        cut = len(ours) > 1 or (ours and stack)
+        for piece in _cut(tensor, ours, shapes) if cut else (replace(tensor, name=(ours or (name,))[0]),):
             if piece.name in dealt:
                 raise CheckpointError(f"{shown(piece.name)}: stored twice, expected once (file {_file(tensor)})")
             dealt[piece.name] = piece

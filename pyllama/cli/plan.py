@@ -147,6 +147,18 @@ def make_report(
     return report
 
 
+def _counted(model: "Checkpoint | Outline", plan: "Plan") -> float | None:
+    """The hits of a pool of those experts that were chosen most so far, if that is written down."""
+    from pyllama.decoder import Shape
+    from pyllama.streaming.expert_counts import counts_path, hit_share, read_counts
+
+    shape, mixture = Shape.whole(model.config), model.config.mixture
+    if mixture is None or not plan.experts_share:
+        return None
+    counts = read_counts(counts_path(model.path), sum(mixture.layers), shape.experts)
+    return None if counts is None else hit_share(counts, plan.expert_slots)
+
+
 def _quantized(
     model: "Checkpoint | Outline", budget: int, rates: "Rates", options: dict[str, Any]
 ) -> list[dict[str, Any]]:
@@ -317,12 +329,16 @@ def _predicted(
 
     from pyllama.planning.time import forecast
 
-    predicted = asdict(forecast(model, drafted.plan if drafted else plan, rates, kv_dtype=kv_dtype))
+    of = drafted.plan if drafted else plan
+    predicted = asdict(forecast(model, of, rates, kv_dtype=kv_dtype, counted=_counted(model, of)))
     if drafted is not None:
         predicted["token_s"] = drafted.forecast.token_s
         predicted["bound"]["token"] = drafted.forecast.bound
         predicted["first_s"] += drafted.forecast.load_s
-    return predicted | {"prompt_s": {str(n): s for n, s in predicted["prompt_s"].items()}}
+    return predicted | {
+        "prompt_s": {str(n): s for n, s in predicted["prompt_s"].items()},
+        "by_hit_rate": list(predicted["by_hit_rate"]),
+    }
 
 
 def _table(table: "WhatIf") -> dict[str, Any]:

@@ -33,9 +33,13 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     for name, nbytes in parts(plan).items():
         note = f"  {plan['pinned'] / plan['weights']:.0%} of all" if name == "weights" else ""
         yield line(f"  {name}", f"{size(nbytes):>8}{note}")
-    if plan["streamed"]:
+    if plan["experts_stored"]:
+        routed = f"a token goes to {format_nbytes(plan['active'])} of {format_nbytes(plan['experts_stored'])}"
+        yield line("", f"{'':8}  the pool holds {plan['experts_share']:.0%} of the experts; {routed}")
+    if plan["streamed"] or plan["experts_share"] < 1:
         needed = f"all of it from --memory {size(report['enough_memory'])} on"
-        yield line("fits", f"yes, reading {format_nbytes(plan['streamed'])} from disk in every pass; {needed}")
+        more = ", and experts that are not there" if plan["experts_share"] < 1 else ""
+        yield line("fits", f"yes, reading {format_nbytes(plan['streamed'])} from disk in every pass{more}; {needed}")
     else:
         yield line("fits", "yes, all of it: nothing is read after the first pass")
     source = rates["source"]
@@ -47,28 +51,32 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         yield line("" if number else "draft", text)
     yield ""
     yield from _times(predicted, report["packed"])
+    if len(predicted["by_hit_rate"]) > 1:
+        yield ""
+        yield from _hit_rates(predicted["by_hit_rate"], report["packed"])
     if report["draft"]["candidates"]:
         yield ""
         yield from _drafts(report)
     if report["quantized"]:
         yield ""
         yield from _quantized(report["quantized"])
-    if plan["streamed"]:
+    if plan["streamed"] or plan["experts_share"] < 1:
         yield ""
         yield from _what_ifs(report)
 
 
 def parts(plan: dict[str, Any]) -> dict[str, int]:
-    """What a plan's bytes are spent on, by the names that people see; a drafter only where there is one."""
-    drafting = {name: plan[name] for name in ("drafter", "branches") if plan[name]}
+    """What a plan's bytes are spent on, by the names that people see; drafter and experts where there are some."""
+    others = {name: plan[name] for name in ("drafter", "branches", "experts") if plan[name]}
     names = {"process": "interpreter", "cache": "cache", "activations": "activations", "ring": "ring"}
-    return {name: plan[key] for name, key in names.items()} | drafting | {"weights": plan["pinned"]}
+    return {name: plan[key] for name, key in names.items()} | others | {"weights": plan["pinned"]}
 
 
 def spent(plan: "Plan") -> dict[str, Any]:
     """A plan as --json has it."""
     names = ("budget", "context_length", "max_pass_tokens", "interpreter", "cache", "activations", "ring", "pinned",
-             "drafter", "branches", "weights", "stored", "streamed")  # fmt: skip
+             "drafter", "branches", "weights", "stored", "streamed", "experts", "expert_slots", "expert_room",
+             "experts_stored", "experts_share", "active")  # fmt: skip
     return {name: getattr(plan, name) for name in names}
 
 
@@ -87,6 +95,8 @@ def verdict(report: dict[str, Any]) -> str:
     budget = size(plan["budget"])
     drafted = report["draft"]["chosen"]
     by = f", drafted by {drafted['name']}" if drafted else ""
+    if plan["experts_share"] < 1:
+        return f"runs in {budget}, reading the experts it lacks for every token{by}: {times} if all are chosen alike"
     if not plan["streamed"]:
         return f"fits in {budget}: {times}{by}"
     share = f"{plan['streamed'] / plan['stored']:.0%}" if plan["stored"] else "all"
@@ -168,6 +178,13 @@ def _times(predicted: dict[str, Any], packed: dict[str, Any] | None):
             if column:
                 cells.append(f"{duration(seconds(column))} ({column['bound'][key]})")
         yield f"{name:20} " + " ".join(f"{cell:>24}" for cell in cells)
+
+
+def _hit_rates(rates: list[dict[str, Any]], packed: dict[str, Any] | None):
+    """Seconds a token by how many of its experts are in memory, as it is."""
+    yield f"{'a token, experts here':28}{'hits':>10}{'as it is':>12}"
+    for row in rates:
+        yield f"{row['name']:28}{row['hits']:>10.0%}{duration(row['token_s']):>12}"
 
 
 def _what_ifs(report: dict[str, Any]):

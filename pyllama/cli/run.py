@@ -125,6 +125,8 @@ def _as_json(model: "Model", generation: "Generation", form: Constraints, steps:
     from pyllama.machine.memory import peak_resident_nbytes
 
     decoded = generation.completion_tokens - 1  # the first one came out of the prefill
+    experts = model.decoder.weights.expert_counters
+    experts = experts and experts.as_dict()
     result = {
         "text": generation.text,
         "token_ids": generation.token_ids,
@@ -138,6 +140,7 @@ def _as_json(model: "Model", generation: "Generation", form: Constraints, steps:
         "peak_rss_bytes": peak_resident_nbytes(),
         "bytes_read": model.bytes_read,
         "passes": model.passes,
+        "experts": experts,
         "fingerprint": generation.fingerprint.hexdigest() if generation.fingerprint else None,
         "draft": as_json(model, generation),
     }

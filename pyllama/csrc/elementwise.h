@@ -61,6 +61,46 @@ static void k_swiglu(const float *gate, const float *up, float *out, int64_t fir
     if (i < last) store_tail(out + i, last - i, v_swiglu(load_tail(gate + i, last - i), load_tail(up + i, last - i)));
 }
 
+/* out = g / (1 + exp(-(alpha * g))) * (u + 1) with g = min(gate, limit), u = max(-limit, min(limit, up)). */
+INLINE vf v_clamped_swiglu(vf gate, vf up, vf alpha, vf limit)
+{
+    vf g = v_min(limit, gate), u = v_max(v_sub(v_set1(0.0f), limit), v_min(limit, up)), one = v_set1(1.0f);
+    vf e = v_exp(v_sub(v_set1(0.0f), v_mul(alpha, g)));
+    return v_mul(v_div(g, v_add(one, e)), v_add(u, one));
+}
+
+static void k_clamped_swiglu(const float *gate, const float *up, float alpha, float limit, float *out, int64_t first,
+                             int64_t last)
+{
+    const vf a = v_set1(alpha), l = v_set1(limit);
+    int64_t i = first;
+    for (; i + VL <= last; i += VL) v_store(out + i, v_clamped_swiglu(v_load(gate + i), v_load(up + i), a, l));
+    if (i < last)
+        store_tail(out + i, last - i, v_clamped_swiglu(load_tail(gate + i, last - i), load_tail(up + i, last - i), a, l));
+}
+
+/* Of one token at a time, each element a chain of fused multiply-adds from 0 over the rows in their order. */
+static void k_mix(const float *y, const int32_t *rows, const float *weights, int chosen, int64_t cols, float *out,
+                  int64_t first, int64_t last)
+{
+    for (int64_t t = first; t < last; t++) {
+        const int32_t *row = rows + t * chosen;
+        const float *weight = weights + t * chosen;
+        float *o = out + t * cols;
+        int64_t c = 0;
+        for (; c < cols; c += VL) {
+            vf acc = v_set1(0.0f);
+            int whole = c + VL <= cols;
+            for (int i = 0; i < chosen; i++) {
+                const float *in = y + row[i] * cols + c;
+                acc = v_fma(v_set1(weight[i]), whole ? v_load(in) : load_tail(in, cols - c), acc);
+            }
+            if (whole) v_store(o + c, acc);
+            else store_tail(o + c, cols - c, acc);
+        }
+    }
+}
+
 /* tanh(x): below 0.625 an odd polynomial (S. Moshier, Cephes, tanhf), else 1 - 2 / (exp(2 |x|) + 1) with the sign of x; a
  * few ulp. NaN stays NaN. */
 INLINE vf v_tanh(vf x)

@@ -24,7 +24,8 @@ enum {
     PACKED_HEADER = 64,  /* a packed block's table and count of escapes */
     PAIR_NBYTES = 96,    /* two packed columns of a panel */
     PACKED_ESCAPE = 16,  /* the code of a high byte that the table lacks */
-    PACKED_SAMPLE = 8    /* rows of a panel from one that is counted to the next: the first of four tells enough */
+    PACKED_SAMPLE = 8,   /* rows of a panel from one that is counted to the next: the first of four tells enough */
+    MAX_EXPERTS = 1024   /* of a layer */
 };
 
 /* Storage formats. Numbers are ours, in this order; names are GGUF's.
@@ -187,10 +188,16 @@ typedef struct {
                  int64_t first, int64_t last);
     /* out = gate / (1 + exp(-gate)) * up, elementwise over [first, last). */
     void (*swiglu)(const float *gate, const float *up, float *out, int64_t first, int64_t last);
+    /* out = g / (1 + exp(-alpha g)) * (u + 1), g = min(gate, limit), u = up within -limit to limit: gpt-oss's experts. */
+    void (*clamped_swiglu)(const float *gate, const float *up, float alpha, float limit, float *out, int64_t first,
+                           int64_t last);
     /* out = gelu(gate) * up, gelu in its tanh form: z / (1 + exp(-2 sqrt(2 / pi) (z + 0.044715 z^3))). */
     void (*geglu)(const float *gate, const float *up, float *out, int64_t first, int64_t last);
     /* out = cap * tanh(x / cap), elementwise over [first, last). */
     void (*softcap)(const float *x, float cap, float *out, int64_t first, int64_t last);
+    /* out[t] = sum_i weights[t, i] * y[rows[t, i]], i ascending from `chosen` of them, for the tokens [first, last). */
+    void (*mix)(const float *y, const int32_t *rows, const float *weights, int chosen, int64_t cols, float *out,
+                int64_t first, int64_t last);
     /* out = exp(x), elementwise over [first, last); exactly 0 below -86.5. */
     void (*exp)(const float *x, float *out, int64_t first, int64_t last);
     /* Put k, v (T, K, D) into pages, for the writes [first, last). */
@@ -256,6 +263,10 @@ void pl_add(int threads, const float *x, const float *y, float factor, int broad
 /* out = x * factors[row], or * factors[0] if `broadcast`. */
 void pl_scale(int threads, const float *x, const float *factors, int broadcast, int64_t rows, int64_t cols, float *out);
 void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n);
+void pl_mix(const pl_kernels *k, int threads, const float *y, const int32_t *rows, const float *weights, int64_t tokens,
+            int chosen, int64_t cols, float *out);
+void pl_clamped_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float alpha, float limit,
+                       float *out, int64_t n);
 void pl_geglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n);
 void pl_softcap(const pl_kernels *k, int threads, const float *x, float cap, float *out, int64_t n);
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
@@ -271,6 +282,11 @@ const char *pl_cpu_feature(int index);
 /* rope_table.c: cos and sin of positions[t] * inv_freq[i], scaled, computed in float64 and rounded. */
 void pl_rope_table(const int64_t *positions, int64_t tokens, const double *inv_freq, int64_t half, double scale,
                    float *cos, float *sin);
+
+/* route.c: ids[t] (chosen) of the largest logits[t] (experts), equals by lower id, in ascending order, and their weights:
+ * exp(logit - largest) over the sum of that, in ascending order, of those chosen or of all. */
+void pl_route(const pl_kernels *k, const float *logits, int64_t tokens, int experts, int chosen, int of_chosen,
+              int32_t *ids, float *weights);
 
 /* gumbel.c: the `count` <= n largest logits[i] + noise(seed, index, ids[i]), largest first, equals by lower id, in whatever
  * order the candidates come. */

@@ -341,6 +341,19 @@ void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float 
     SHARE(n, static, first, last, n, 4096, k->swiglu(gate, up, out, first, last))
 }
 
+void pl_mix(const pl_kernels *k, int threads, const float *y, const int32_t *rows, const float *weights, int64_t tokens,
+            int chosen, int64_t cols, float *out)
+{
+    SHARE(tokens * cols * chosen, static, first, last, tokens, 1,
+          k->mix(y, rows, weights, chosen, cols, out, first, last))
+}
+
+void pl_clamped_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float alpha, float limit,
+                       float *out, int64_t n)
+{
+    SHARE(n, static, first, last, n, 4096, k->clamped_swiglu(gate, up, alpha, limit, out, first, last))
+}
+
 void pl_geglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
 {
     SHARE(n, static, first, last, n, 4096, k->geglu(gate, up, out, first, last))

@@ -15,22 +15,38 @@ _FLOAT_NBYTES = 4
 
 def widths(shape: Shape) -> dict[str, int]:
     """Buffer -> float32 columns of each token's row: the table."""
+    return (
+        {
+            "x": shape.hidden_size,  # the residual stream
+            "normed": shape.hidden_size,  # its RMSNorm, then what a block adds to it
+            "q": shape.q_size,
+            "attended": shape.q_size,
+            "k": shape.kv_size,
+            "v": shape.kv_size,
+            "gate": shape.intermediate_size,
+            "up": shape.intermediate_size,
+        }
+        | _of_experts(shape)
+        | {f"{name}{rope}": dim // 2 for rope, dim in enumerate(shape.rotated) for name in ("cos", "sin")}
+    )
+
+
+def _of_experts(shape: Shape) -> dict[str, int]:
+    if not shape.experts:
+        return {}
     return {
-        "x": shape.hidden_size,  # the residual stream
-        "normed": shape.hidden_size,  # its RMSNorm, then what a block adds to it
-        "q": shape.q_size,
-        "attended": shape.q_size,
-        "k": shape.kv_size,
-        "v": shape.kv_size,
-        "gate": shape.intermediate_size,
-        "up": shape.intermediate_size,
-    } | {f"{name}{rope}": dim // 2 for rope, dim in enumerate(shape.rotated) for name in ("cos", "sin")}
+        "logits": shape.experts,  # the router's
+        "gathered": shape.hidden_size,  # rows of the tokens that go to an expert
+        "expert_gate": shape.expert_size,
+        "expert_up": shape.expert_size,
+        "routed": shape.chosen * shape.hidden_size,  # what its experts make of a token, until all of them are done
+    }
 
 
 def _widest_input(shape: Shape) -> int:
     """Columns of the widest activations that a matrix multiplies."""
     columns = widths(shape)
-    return max(columns[name] for name in ("normed", "attended", "gate"))
+    return max(columns.get(name, 0) for name in ("normed", "attended", "gate", "expert_gate"))
 
 
 def buffers_nbytes(shape: Shape, tokens: int, dtypes: Collection[str]) -> int:
@@ -55,6 +71,11 @@ class Buffers:
     v: kernels.Floats
     gate: kernels.Floats
     up: kernels.Floats
+    logits: kernels.Floats
+    gathered: kernels.Floats
+    expert_gate: kernels.Floats
+    expert_up: kernels.Floats
+    routed: kernels.Floats
 
     def __init__(self, shape: Shape, tokens: int):
         self._all = {

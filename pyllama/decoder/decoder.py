@@ -4,7 +4,7 @@ Thin on purpose: every line of arithmetic is a kernel's, every weight comes from
 streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Tokens
 from decimal import Decimal
 from typing import NamedTuple
@@ -14,18 +14,21 @@ import numpy as np
 from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
 from pyllama.architecture.config import QueryGrowth
-from pyllama.architecture.layer import Layer, Linear, Norm
+from pyllama.architecture.gpt_oss import ALPHA
+from pyllama.architecture.layer import Experts, Layer, Linear, Mlp, Norm
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import FINAL_NORM, HEAD
 from pyllama.decoder.buffers import Buffers
 from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.passes import Pass, Segment, build
+from pyllama.decoder.routes import Routes
 from pyllama.decoder.shape import Shape, kinds_of_rope
-from pyllama.decoder.weights import Weights
+from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
 from pyllama.errors import RequestError
 
 MAX_PASS_TOKENS = 512
+GUESS_TOKENS = 4  # of a pass, at most: more of them need most of a layer's experts
 
 _Floats = np.ndarray | kernels.Floats
 
@@ -89,6 +92,11 @@ class _Layer:
                 ),
             )
 
+        def one_biases(one: Mlp) -> tuple[kernels.Floats, ...]:
+            return tuple(
+                kernels.Floats(weights.vector(f"{layer.name}{of.name}.bias")) for of in (one.gate, one.up, one.down)
+            )
+
         mixer, mlp = layer.mixer, layer.mlp
         self.attention, self.rope = attention, rope
         self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
@@ -96,9 +104,15 @@ class _Layer:
         self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
         self.residual_scale = layer.residual_scale
         self.growth = mixer.growth
-        self.activation = _ACTIVATIONS[mlp.activation]
         self.qkv, self.o = linears(mixer.q, mixer.k, mixer.v), linears(mixer.o)
-        self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
+        self.experts = mlp if isinstance(mlp, Experts) else None
+        self.name = layer.name
+        if isinstance(mlp, Mlp):
+            self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
+            self.activation = _ACTIVATIONS[mlp.activation]
+        else:
+            self.router = linears(mlp.router)
+            self.biases = [one_biases(mlp.expert(number)) for number in range(mlp.count)] if mlp.down.bias else None
 
 
 class Decoder:
@@ -257,7 +271,10 @@ class Decoder:
                 if told:
                     told(i)
             self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
-            self._mlp_block(layer, a)
+            if layer.experts is None:
+                self._mlp_block(layer, a)
+            else:
+                self._experts_block(i, layer, layer.experts, a)
 
         x: np.ndarray = a.x.array[planned.rows]
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
@@ -316,6 +333,79 @@ class Decoder:
         if norm is not None:
             kernels.rmsnorm(a.normed, norm.weight, self.config.rms_norm_eps, a.normed)
         kernels.add(a.x, a.normed, a.x, layer.residual_scale)
+
+    def _experts_block(self, number: int, layer: _Layer, experts: Experts, a: Buffers) -> None:
+        """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)
+
+        Each expert that is needed comes once, in whatever order it is at hand, for all tokens that go to it. What it
+        makes of them waits in `routed`, so that every token's sum is in ascending order of the experts' numbers.
+        """
+        x = self._normed(layer.mlp_norm, a)
+        self._linear(layer.router, x, (a.logits,))
+        routes = Routes.of(a.logits, experts.chosen, experts.of_chosen)
+        if x.rows <= GUESS_TOKENS and self.weights.guesses_help:
+            self._guess(number + 1, a)
+        routed = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
+        for expert, steps in self.weights.experts(number, routes.experts, routes.counts):
+            tokens, rows = routes.of_expert(expert)
+            self._expert(layer, experts, expert, steps, a, x, tokens, routed[rows])
+        kernels.mix(routed, routes.rows, routes.weights, a.normed)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _guess(self, number: int, a: Buffers) -> None:
+        """Tell which experts a layer will need if its mixer changes little: those its router gives to x as it is."""
+        layer = self._layers[number] if number < len(self._layers) else None
+        if layer is None or layer.experts is None:
+            return
+        router = self.weights.kept(layer.router.names[0])
+        if router is None:
+            return
+        x, logits = a.x, np.empty((a.x.rows, layer.experts.count), np.float32)
+        if layer.mlp_norm is not None:
+            a.gathered.rows = x.rows
+            kernels.rmsnorm(x, layer.mlp_norm.weight, self.config.rms_norm_eps, a.gathered)
+            x = a.gathered
+        kernels.matmul(router, x, logits)
+        ids = np.argsort(-logits.max(axis=0), kind="stable")  # one token's best counts as much as another's
+        self.weights.guess(number, ids[: layer.experts.chosen * len(logits)].tolist())
+
+    def _expert(
+        self, layer: _Layer, experts: Experts, number: int, steps: Iterable[Step], a: Buffers, x: "kernels.Floats",
+        tokens: np.ndarray, out: np.ndarray,
+    ) -> None:  # fmt: skip
+        """out = down(silu(gate(h)) * up(h)) of one expert, for the rows of x that these tokens have."""
+        count = len(tokens)
+        for buffer in (a.gathered, a.expert_gate, a.expert_up):
+            buffer.rows = count
+        if count < x.rows:
+            np.take(x.array, tokens, axis=0, out=a.gathered.array, mode="clip")
+            x = a.gathered
+        gate, up, made = a.expert_gate, a.expert_up, kernels.Floats(out)
+        biases = layer.biases[number] if layer.biases else None
+        one = experts.expert(number) if self.on_input else None
+        if self.on_input and one:
+            self.on_input(tuple(f"{layer.name}{of.name}.weight" for of in (one.gate, one.up)), x.array)
+        taken, activated = self._buffers.input.take(x), False
+        for which, row, block in steps:
+            if which == GATE_UP:
+                kernels.matmul(block, taken, (gate, up))
+            elif which == DOWN:
+                if not activated:
+                    if biases:
+                        kernels.add(gate, biases[GATE], gate)
+                        kernels.add(up, biases[UP], up)
+                    if experts.limit:
+                        kernels.clamped_swiglu(gate, up, ALPHA, experts.limit, gate)
+                    else:
+                        kernels.swiglu(gate, up, gate)
+                    if self.on_input and one:
+                        self.on_input((f"{layer.name}{one.down.name}.weight",), gate.array)
+                    taken, activated = self._buffers.input.take(gate), True
+                kernels.matmul(block, taken, made, row)
+            else:
+                kernels.matmul(block, taken, gate if which == GATE else up, row)
+        if biases:
+            kernels.add(made, biases[DOWN], made)
 
     def _linear(self, linear: _Linear, x: _Floats, outs: tuple[_Floats, ...]) -> None:
         """out = x @ w.T + bias for each matrix and its out: in one call if they are in memory, else block by block."""

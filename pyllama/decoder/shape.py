@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pyllama.architecture import Config, Layer, layers_of
-from pyllama.architecture.layer import Rope
+from pyllama.architecture.layer import Experts, Mlp, Rope
 
 
 def kinds_of_rope(layers: Iterable[Layer]) -> tuple[Rope, ...]:
@@ -19,9 +19,12 @@ class Shape(NamedTuple):
     hidden_size        the residual stream, whole wherever it is
     heads, kv_heads    query and key/value heads computed here, as many of the former for each of the latter
     head_dim
-    intermediate_size  rows of gate_proj and up_proj computed here
+    intermediate_size  rows of gate_proj and up_proj computed here, in layers without experts; 0: all have some
     vocab_size         rows of lm_head computed here
     rotated            elements of a head that each kind of rotation among the layers turns
+    experts            of a layer that has some, or 0
+    chosen             experts that a token goes to
+    expert_size        rows of an expert's gate_proj and up_proj
     """
 
     layers: int
@@ -32,19 +35,28 @@ class Shape(NamedTuple):
     intermediate_size: int
     vocab_size: int
     rotated: tuple[int, ...] = ()
+    experts: int = 0
+    chosen: int = 0
+    expert_size: int = 0
 
     @classmethod
     def whole(cls, config: Config) -> "Shape":
         """All of a model."""
+        layers = layers_of(config)
+        mlps = [layer.mlp for layer in layers]
+        experts = next((mlp for mlp in mlps if isinstance(mlp, Experts)), None)
         return cls(
             layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
-            intermediate_size=config.intermediate_size,
+            intermediate_size=max((mlp.gate.rows for mlp in mlps if isinstance(mlp, Mlp)), default=0),
             vocab_size=config.vocab_size,
-            rotated=tuple(rope.dim for rope in kinds_of_rope(layers_of(config))),
+            rotated=tuple(rope.dim for rope in kinds_of_rope(layers)),
+            experts=experts.count if experts else 0,
+            chosen=experts.chosen if experts else 0,
+            expert_size=experts.gate.rows if experts else 0,
         )
 
     @property

@@ -4,12 +4,17 @@ What is read when, and how much of it stays in memory, is all that an implementa
 result. There is one, pyllama/streaming.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from pyllama import _kernels
+
+#: Which matrices of an expert a step has rows of.
+GATE, UP, DOWN, GATE_UP = range(4)
+#: (which, first row, rows); GATE_UP has the whole of both.
+Step = tuple[int, int, "_kernels.Matrix | _kernels.Blocks"]
 
 
 class Weights(Protocol):
@@ -30,6 +35,28 @@ class Weights(Protocol):
 
         That may become so between two passes, never within one, and stays so.
         """
+        ...
+
+    def experts(
+        self, layer: int, wanted: Sequence[int], tokens: Sequence[int]
+    ) -> Iterable[tuple[int, "Iterable[Step]"]]:
+        """(expert, its steps) of each wanted one, in any order; steps cover gate, then up, or both in one, then down.
+
+        wanted, tokens  numbers of experts, ascending, and how many tokens go to each
+        """
+        ...
+
+    @property
+    def guesses_help(self) -> bool:
+        """Whether guess() is worth calling."""
+        ...
+
+    def kept(self, name: str) -> "_kernels.Blocks | None":
+        """A matrix, if all of it is in memory for good."""
+        ...
+
+    def guess(self, layer: int, experts: Sequence[int]) -> None:
+        """The layer will perhaps need these, the likeliest first."""
         ...
 
     def vector(self, name: str) -> np.ndarray:

@@ -140,7 +140,7 @@ def measure(
                 }
             watch.mark("decoding")
             time_decode(model, ids(1))
-            before = weights.bytes_read
+            before, counted = weights.bytes_read, weights.expert_counters
             times = time_decode(model, ids(max(2, min(decode, model.context_length))), watch, most_s)
             result["decode"] = {
                 "tokens": len(times),
@@ -148,6 +148,8 @@ def measure(
                 "tok_s": len(times) / sum(times),
                 "bytes_read": weights.bytes_read - before,
             }
+            after = weights.expert_counters
+            result["decode"]["experts"] = after and after.as_dict(counted)
             result["bytes_read"] = weights.bytes_read
             result["passes"] = model.passes
     result["peak_rss_bytes"] = peak_resident_nbytes()

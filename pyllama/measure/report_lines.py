@@ -93,6 +93,10 @@ def _model(run: dict[str, Any]) -> Iterator[str]:
     disk = f", {decode['bytes_read'] / decode['seconds'] / 1e6:.0f} MB/s from disk" if run["streamed_nbytes"] else ""
     rate = f"{decode['tok_s']:.3g} tok/s, {decode['gb_s']:.3g} GB/s of weights{disk}"
     rows.append([f"{decode['tokens']} tokens", rate, _of(decode)])
+    experts = decode.get("experts")
+    if experts and experts["hit_rate"] is not None:
+        found = f"{experts['hit_rate']:.0%} in memory, {format_nbytes(experts['bytes_token'])} a token from disk"
+        rows.append(["experts", f"{found}; {experts['guesses_used']} of {experts['guesses']} guesses used", ""])
     budget = f" of {format_nbytes(run['budget'])}" if run["streamed_nbytes"] else ""
     rows.append(["peak memory", f"{format_nbytes(run['peak_rss_bytes'])}{budget}", ""])
     rows.append(["read", f"{format_nbytes(run['bytes_read'])} in {run['passes']} passes", ""])

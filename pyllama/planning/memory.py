@@ -16,7 +16,9 @@ from pyllama.decoder import MAX_PASS_TOKENS, Shape
 from pyllama.decoder.buffers import buffers_nbytes
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import BudgetError
-from pyllama.streaming.blocks import cut, matrices, smallest_room
+from pyllama.streaming.blocks import cut, experts_of, matrices, smallest_room
+from pyllama.streaming.experts import LEAST_SLOTS as LEAST_EXPERT_SLOTS
+from pyllama.streaming.experts import Sizes, sizes
 from pyllama.streaming.pinned import kept_nbytes
 from pyllama.streaming.weights import ROOM, SLOTS
 
@@ -46,10 +48,14 @@ class Plan:
     activations      of a pass of max_pass_tokens tokens
     ring             slots * room: what streamed blocks flow through
     pinned           weights that stay, in the form they are kept in
-    weights          all weights, kept
-    stored           all weights, as read from disk
+    weights          all weights that every pass needs, kept
+    stored           the same, as read from disk
     drafter          what a drafter takes beside the model, all in all
     branches         of proposed tokens: pages of keys and values that are not the text's own, and rows of logits
+    expert_slots     of the pool that a mixture's experts are kept in and read through, of expert_room bytes each
+    experts_stored   all experts, as read from disk
+    active           experts that a token goes to, in all layers, as read from disk
+    experts_share    of all experts, those that the pool holds whole: what it hits where tokens go to all of them alike
     """
 
     budget: int
@@ -65,19 +71,31 @@ class Plan:
     stored: int
     drafter: int = 0
     branches: int = 0
+    expert_slots: int = 0
+    expert_room: int = 0
+    experts_stored: int = 0
+    active: int = 0
+    experts_share: float = 1.0
 
     @property
     def ring(self) -> int:
         return self.slots * self.room
 
     @property
+    def experts(self) -> int:
+        """Bytes of the experts' pool."""
+        return self.expert_slots * self.expert_room
+
+    @property
     def besides(self) -> int:
         """All but the weights that stay."""
-        return self.interpreter + self.cache + self.activations + self.ring + self.drafter + self.branches
+        rest = self.drafter + self.branches + self.experts
+        return self.interpreter + self.cache + self.activations + self.ring + rest
 
     @property
     def streamed(self) -> int:
-        """Bytes read from disk in every pass after the first (an estimate until the weights are packed)."""
+        """Bytes read from disk in every pass after the first, experts not counted (an estimate until the weights are
+        packed)."""
         return round(self.stored * (1 - self.pinned / self.weights)) if self.weights > self.pinned else 0
 
 
@@ -119,23 +137,47 @@ def make_plan(
     weights = sum(_kept_nbytes(tensor, room) for _, tensor in order)
     stored = sum(sum(b.nbytes for b in tensor.blocks) if tensor.blocks else tensor.nbytes for _, tensor in order)
 
+    layers = experts_of(model)
+    experts = [expert for of_layer in layers.values() for expert in of_layer]
+    # A float32 and a NumPy array for each bias of an expert: they stay.
+    vectors = (of for of in model_tensors(config) if of.expert is not None and len(of.shape) == 1)
+    biases = sum(4 * of.shape[0] + BLOCK_OBJECTS for of in vectors)
+    of_experts = sizes(experts) if experts else None
+    dtypes |= {tensor.dtype for expert in experts for tensor in expert}
+
     def plan(tokens: int, slots: int, room: int, cache: int) -> Plan:
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
         activations = buffers_nbytes(shape, tokens, dtypes)
-        process = interpreter + (stored // room + len(order)) * BLOCK_OBJECTS
+        process = interpreter + biases + (stored // room + len(order)) * BLOCK_OBJECTS
         made = Plan(budget, context_length, tokens, slots, room, process, cache, activations, 0, weights, stored)
         made = replace(made, drafter=drafter, branches=branches)
+        if of_experts is not None:
+            # Weights that every pass needs come first, but for what a layer's experts are read through.
+            left = budget - made.besides
+            working = of_experts.whole * (shape.chosen + 2)
+            if working > left:
+                working = LEAST_EXPERT_SLOTS * of_experts.least
+            pool = max(working, left - min(weights, left - working))
+            expert_slots, expert_room = _pool(of_experts, pool, len(experts), shape.chosen)
+            made = replace(
+                made,
+                expert_slots=expert_slots,
+                expert_room=expert_room,
+                experts_stored=of_experts.nbytes,
+                active=of_experts.nbytes * shape.chosen // shape.experts,
+                experts_share=expert_slots / len(experts) if expert_room >= of_experts.whole else 0.0,
+            )
         return replace(made, pinned=min(weights, budget - made.besides))
 
     # A prompt's passes are worth a hundredth of the weights each; below 64 tokens, a tenth and more. More contexts than
     # one are given up before any of that.
-    sizes = (
+    steps = (
         (MAX_PASS_TOKENS, SLOTS, room), (256, SLOTS, room), (128, SLOTS, room), (64, SLOTS, room),
         (64, 5, room), (64, LEAST_SLOTS, room), (64, LEAST_SLOTS, max(room // 2, least_room)),
         (32, LEAST_SLOTS, max(room // 4, least_room)), (8, LEAST_SLOTS, least_room),
     )  # fmt: skip
     for pages in dict.fromkeys((cache, least_cache)):
-        for tokens, slots, size in sizes:
+        for tokens, slots, size in steps:
             tokens = min(tokens, context_length, max_pass_tokens)
             made = plan(tokens, slots, size, pages)
             roomy = made.pinned >= made.activations or made.pinned == weights
@@ -151,7 +193,7 @@ def make_plan(
         smallest,
         f"memory: {_mb(budget)} MB, {who} at least {_mb(smallest)} MB with a context of {context_length}"
         f" (process {_mb(least.interpreter)}, cache {_mb(least_cache)}, activations {_mb(least.activations)},"
-        f" ring {_mb(least.ring)}{_drafting(least)}); {cure} needs less",
+        f" ring {_mb(least.ring)}{_besides(least)}); {cure} needs less",
     )
 
 
@@ -168,16 +210,26 @@ def _kept_rows_nbytes(dtype: str, rows: int, cols: int, room: int) -> int:
     return sum(kept_nbytes(block) for block in cut(tensor, room))
 
 
-def _drafting(plan: Plan) -> str:
-    parts = (("drafter", plan.drafter), ("branches", plan.branches))
+def _besides(plan: Plan) -> str:
+    parts = (("experts", plan.experts), ("drafter", plan.drafter), ("branches", plan.branches))
     return "".join(f", {name} {_mb(nbytes)}" for name, nbytes in parts if nbytes)
 
 
+def _pool(of: Sizes, nbytes: int, count: int, chosen: int) -> tuple[int, int]:
+    """(slots, room of each) of a pool of so many bytes; count, chosen: of experts, in all and by a token in a layer."""
+    slots = nbytes // of.whole
+    if slots >= min(chosen + 2, count):
+        return min(slots, count), of.whole
+    # Too little for whole experts: pieces of them, as large as leave the readers some room.
+    room = max(of.least, min(ROOM, nbytes // (2 * LEAST_EXPERT_SLOTS)) // SECTOR * SECTOR)
+    return max(LEAST_EXPERT_SLOTS, nbytes // room), room
+
+
 def _largest_layer(model: Described) -> int:
-    """Stored bytes of the largest layer's matrices."""
+    """Stored bytes of the largest layer's matrices, experts not counted."""
     layers: dict[int, int] = {}
     for tensor in model_tensors(model.config):
-        if tensor.layer is not None and len(tensor.shape) > 1:
+        if tensor.layer is not None and tensor.expert is None and len(tensor.shape) > 1:
             layers[tensor.layer] = layers.get(tensor.layer, 0) + model.tensors[tensor.name].nbytes
     return max(layers.values())
 

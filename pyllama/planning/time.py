@@ -17,6 +17,7 @@ from pyllama.decoder import Shape
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import BudgetError
 from pyllama.planning.memory import Plan, make_plan
+from pyllama.streaming.blocks import matrices
 from pyllama.streaming.pinned import packed_nbytes
 
 #: What streaming reaches of the rate of plain direct reads, and a product of one token of the rate memory is read at.
@@ -67,10 +68,19 @@ DISKS = (("SD card", 0.09), ("USB3 SSD", 0.40), ("NVMe Gen2 x1", 0.45), ("NVMe G
 
 
 @dataclass(frozen=True, slots=True)
+class HitRate:
+    """Seconds a token where so many of the experts it goes to are in memory; name: why that many."""
+
+    name: str
+    hits: float
+    token_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """Seconds; `bound` names what decides each: "disk", "memory", "compute" or "packing".
 
-    token_s     a token, with the context half full
+    token_s     a token, with the context half full; of a mixture, where tokens go to all experts alike
     first_s     the first pass, of one token: all weights come from disk
     prompt_s    tokens of a prompt -> seconds, once the weights that stay are there
     """
@@ -79,10 +89,20 @@ class Forecast:
     first_s: float
     prompt_s: dict[int, float]
     bound: dict[str, str]
+    by_hit_rate: tuple[HitRate, ...] = ()
 
 
-def forecast(model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16") -> Forecast:
-    """What a pass, and the passes of a prompt, take at least."""
+#: Hit rates that are asked "what if" of a mixture that is not all in memory.
+HIT_RATES = (0.5, 0.8, 0.95)
+
+
+def forecast(
+    model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16", counted: float | None = None
+) -> Forecast:
+    """What a pass, and the passes of a prompt, take at least.
+
+    counted  share of what tokens were routed to so far that the pool's experts, those chosen most, would have hit
+    """
     half = max(1, plan.context_length // 2)
     cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
     token = pass_seconds(model, plan, rates, 1, half, cache=cache)
@@ -97,7 +117,23 @@ def forecast(model: Described, plan: Plan, rates: Rates, *, kv_dtype: str = "f16
             seconds, done = seconds + cost, done + count
             bounds[f"prompt_{tokens}"] = bound
         prompts[tokens] = seconds
-    return Forecast(token[0], first[0], prompts, bounds)
+    cases = [("uniform routing", plan.experts_share)] if plan.experts_stored else []
+    if plan.experts_share < 1:
+        cases += [("as counted so far", counted)] if counted is not None else []
+        cases += [(f"{rate:.0%} of them here", rate) for rate in HIT_RATES if rate > plan.experts_share]
+    hit_rates = []
+    for name, hits in cases:
+        token_s, _ = pass_seconds(model, plan, rates, 1, half, cache=cache, hits=hits)
+        hit_rates.append(HitRate(name, hits, token_s))
+    return Forecast(token[0], first[0], prompts, bounds, tuple(hit_rates))
+
+
+def _expert_nbytes(model: Described, plan: Plan, tokens: int) -> float:
+    """Bytes of the experts that a pass of so many tokens goes to, routed to all of them alike."""
+    if not plan.experts_stored:
+        return 0.0
+    shape = Shape.whole(model.config)
+    return plan.experts_stored * (1 - (1 - shape.chosen / shape.experts) ** tokens)
 
 
 def pass_seconds(
@@ -110,6 +146,7 @@ def pass_seconds(
     cache: int = 0,
     read: int | None = None,
     rows: int = 1,
+    hits: float | None = None,
 ) -> tuple[float, str]:
     """Seconds of a pass, and what bounds it: "disk", "memory" or "compute".
 
@@ -118,12 +155,16 @@ def pass_seconds(
     cache      bytes of keys and values that are read
     read       bytes from disk; None: what the plan streams
     rows       tokens whose logits are wanted
+    hits       share of a mixture's experts that are in memory; None: as many as the pool holds
     """
-    read = plan.streamed if read is None else read
+    experts = _expert_nbytes(model, plan, tokens)
+    missed = experts * (1 - (plan.experts_share if hits is None else hits))
+    of_all = plan.streamed if read is None else read
+    from_disk = of_all + missed
     times = {
-        "disk": read / (rates.disk_gb_s * 1e9 * OF_DISK),
+        "disk": from_disk / (rates.disk_gb_s * 1e9 * OF_DISK),
         # What comes from disk crosses the memory bus twice: once in, once to the cores.
-        "memory": (plan.pinned + 2 * read + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
+        "memory": (plan.pinned + experts - missed + 2 * from_disk + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
         "compute": flop(model.config, tokens, positions, rows) / (_gflop_s(model, rates) * 1e9),
     }
     bound = max(times, key=lambda name: times[name])
@@ -144,9 +185,9 @@ def _gflop_s(model: Described, rates: Rates) -> float:
 
 def _first_pass(model: Described, plan: Plan, rates: Rates) -> tuple[float, str]:
     """A pass of one token that reads everything and packs, between products, what stays and can be packed."""
-    seconds, bound = pass_seconds(model, plan, rates, 1, 1, read=plan.stored)
+    seconds, bound = pass_seconds(model, plan, rates, 1, 1, read=plan.stored, hits=0.0)
     share = plan.pinned / plan.weights
-    packing = share * sum(t.nbytes for t in model.tensors.values() if _packs(t)) / (rates.pack_gb_s * 1e9)
+    packing = share * sum(t.nbytes for _, t in matrices(model) if _packs(t)) / (rates.pack_gb_s * 1e9)
     computing = packing + plan.stored / (rates.dram_gb_s * 1e9 * OF_DRAM)
     return (computing, "packing") if computing > seconds else (seconds, bound)
 

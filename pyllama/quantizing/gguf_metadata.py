@@ -77,6 +77,11 @@ def of_config(config: Config, name: str) -> dict[str, Value]:
         "rope.freq_base": np.float32(config.rope_theta),
         "vocab_size": np.uint32(config.vocab_size),
     }
+    if config.mixture is not None:
+        found["expert_count"] = np.uint32(config.mixture.num_experts)
+        found["expert_used_count"] = np.uint32(config.mixture.num_experts_per_tok)
+        if family.gguf_architecture != "llama":  # which has one width for both
+            found["expert_feed_forward_length"] = np.uint32(config.mixture.moe_intermediate_size)
     window = config.layer_windows[0]
     if window is not None:
         found["attention.sliding_window"] = np.uint32(window)

@@ -5,11 +5,13 @@ Reads no weights. What GGUF has no name for is refused here, before anything is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pyllama.architecture import layers_of
+from pyllama.architecture.names import expert_number
 from pyllama.architecture.tensors import norms_plus_one
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
@@ -90,6 +92,7 @@ def outline(
     """
     config = checkpoint.config
     names = stored_names(checkpoint)
+    whole = stacked(checkpoint, names)
     metadata = _metadata(checkpoint, wanted, pre_tokenizer)
     for key, name in zip(("file", "dataset"), weighed_by or (), strict=False):
         if name:
@@ -98,7 +101,7 @@ def outline(
     if "general.alignment" in metadata:
         alignment = int(np.frombuffer(metadata["general.alignment"][4:], "<u4")[0])
     factors = gguf_metadata.rope_factors(config)
-    shapes, firsts = stored_shapes(checkpoint, names)
+    shapes, firsts = stored_shapes(whole, names)
     dtypes = tensor_types(
         wanted,
         shapes,
@@ -118,7 +121,7 @@ def outline(
     by_name = {info.name: info for info in infos}
     stored = tuple(
         Stored(by_name[names[ours]], tensor, heads.get(ours.rpartition(".")[0], 0), ours in plus_one, firsts[ours])
-        for ours, tensor in checkpoint.tensors.items()
+        for ours, tensor in whole.items()
     )
     first, last = stored[0].info, stored[-1].info
     nbytes = len(begin) - first.offset + -(-(last.offset + last.nbytes) // alignment) * alignment
@@ -137,15 +140,44 @@ def stored_names(checkpoint: Described) -> dict[str, str]:
     return found
 
 
-def stored_shapes(checkpoint: Described, names: dict[str, str]) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+def stored_shapes(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """GGUF's name -> shape, and our name -> the row of it that is the first of ours."""
     shapes: dict[str, tuple[int, ...]] = {}
     firsts = {}
-    for ours, tensor in checkpoint.tensors.items():
+    for ours, tensor in tensors.items():
         name = names[ours]
         firsts[ours] = shapes[name][0] if name in shapes else 0
         shapes[name] = (firsts[ours] + tensor.shape[0], *tensor.shape[1:])
     return shapes, firsts
+
+
+def stacked(checkpoint: Described, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors as GGUF has them: of those under one name, the experts of a layer, one below the other,
+    under the name of the first."""
+    found: dict[str, Tensor] = {}
+    together: dict[str, list[str]] = {}
+    for ours, tensor in checkpoint.tensors.items():
+        if expert_number(ours) is None:
+            found[ours] = tensor
+        elif names[ours] in together:
+            together[names[ours]].append(ours)
+        else:
+            together[names[ours]] = [ours]
+            found[ours] = tensor  # its place; all of them below
+    return found | {ours[0]: _stack(checkpoint, ours) for ours in together.values()}
+
+
+def _stack(checkpoint: Described, ours: Sequence[str]) -> Tensor:
+    tensors = sorted((checkpoint.tensors[name] for name in ours), key=lambda t: expert_number(t.name) or 0)
+    first = tensors[0]
+    if any(tensor.dtype != first.dtype for tensor in tensors):
+        kinds = ", ".join(sorted({tensor.dtype for tensor in tensors}))
+        raise UnsupportedError(f"{first.name}: experts stored in {kinds}, expected one format for those of a layer")
+    parts = [replace(p, row=p.row + i * first.rows) for i, t in enumerate(tensors) for p in t.parts]
+    blocks = [replace(b, row=b.row + i * first.rows) for i, t in enumerate(tensors) for b in t.blocks]
+    return Tensor(first.name, first.dtype, (len(tensors), *first.shape), tuple(parts), tuple(blocks))
 
 
 def _metadata(checkpoint: Checkpoint, wanted: FileType, pre_tokenizer: str | None) -> dict[str, bytes]:

@@ -175,12 +175,13 @@ def tensor_types(
     shapes        under GGUF's names: blk.0.attn_q.weight
     architecture  general.architecture
 
-    Vectors are F32. The head is Q6_K, or Q8_0 where the rest is; so is an embedding that is the head as well.
+    Vectors and routers are F32. The head is Q6_K, or Q8_0 where the rest is; so is an embedding that is the head as
+    well.
     """
     head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
     found = {}
     for name, shape in shapes.items():
-        if len(shape) == 1:
+        if len(shape) == 1 or name.endswith((".ffn_gate_inp.weight", ".bias")):  # a router costs next to nothing
             found[name] = "F32"
             continue
         dtype = wanted.dtype
@@ -189,7 +190,7 @@ def tensor_types(
                 dtype = _of_head(dtype, shape[-1])
             elif name.startswith("blk."):
                 place = Place(int(name.split(".")[1]), layers, groups, calibrated)
-                kind = name.split(".")[2]
+                kind = name.split(".")[2].removesuffix("_exps")  # of experts as of the one block
                 dtype = next((finer for holds, finer in wanted.rules.get(kind, ()) if holds(place)), dtype)
                 large = layers == _LARGE_LAYERS and architecture in _LARGE_FAMILIES
                 if kind == "attn_v" and large and dtype in ("Q3_K", "Q4_K"):

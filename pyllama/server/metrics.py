@@ -42,6 +42,20 @@ class _EngineCollector:
             ("bytes_read", self._engine.model.bytes_read, "Bytes read from the model's files"),
         ):
             yield CounterMetricFamily(f"pyllama_{name}", about, value=value)
+        experts = self._engine.model.decoder.weights.expert_counters
+        for name, value, about in (
+            ()
+            if experts is None
+            else (
+                ("asked", experts.asked, "Experts that a layer of a pass needed"),
+                ("hits", experts.hits, "Those of them that were in memory"),
+                ("guesses", experts.guesses, "Experts read by guess while the disk was idle"),
+                ("guesses_used", experts.guessed, "Those of them that were needed"),
+                ("bytes_read", experts.nbytes, "Bytes read for experts"),
+                ("tokens", experts.tokens, "Tokens that computed with them"),
+            )
+        ):
+            yield CounterMetricFamily(f"pyllama_experts_{name}", about, value=value)
         yield InfoMetricFamily("pyllama_drafter", "Who proposes tokens", value={"name": stats.drafter or ""})
         ended = CounterMetricFamily("pyllama_requests", "Requests that ended, by how", labels=["how"])
         for how in ("stop", "length", "cancelled", "error"):

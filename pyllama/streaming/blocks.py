@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyllama import _kernels
-from pyllama.architecture.tensors import EMBEDDING, HEAD
+from pyllama.architecture import layers_of
+from pyllama.architecture.layer import Experts
+from pyllama.architecture.tensors import EMBEDDING, HEAD, model_tensors
 from pyllama.checkpoint import Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import SECTOR
@@ -57,10 +59,27 @@ class Block:
 
 
 def matrices(model: Described) -> list[tuple[str, Tensor]]:
-    """(name asked for, tensor) of every matrix a pass multiplies by, in order; a tied head is the embedding."""
-    order = [(n, t) for n, t in model.tensors.items() if len(t.shape) == 2 and n not in (EMBEDDING, HEAD)]
+    """(name asked for, tensor) of every matrix that each pass multiplies by, in order; a tied head is the embedding.
+    Experts are not among them."""
+    order = [
+        (of.name, model.tensors[of.name])
+        for of in model_tensors(model.config)
+        if len(of.shape) == 2 and of.expert is None and of.name not in (EMBEDDING, HEAD)
+    ]
     head = model.tensors.get(HEAD) or model.tensors[EMBEDDING]
     return [*order, (HEAD, head)]
+
+
+def experts_of(model: Described) -> dict[int, list[tuple[Tensor, Tensor, Tensor]]]:
+    """Number of a layer -> its experts in order, each as its gate, up and down matrix; {} for a model without."""
+    found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    of_experts = (
+        model.tensors[of.name] for of in model_tensors(model.config) if of.expert is not None and len(of.shape) == 2
+    )
+    for number, layer in enumerate(layers_of(model.config)):
+        if isinstance(layer.mlp, Experts):
+            found[number] = [(next(of_experts), next(of_experts), next(of_experts)) for _ in range(layer.mlp.count)]
+    return found
 
 
 def smallest_room(tensors: Iterable[Tensor]) -> int:

@@ -53,6 +53,11 @@ class Ring(forked.ForkAware):
     def nbytes(self) -> int:
         return self._memory.nbytes
 
+    @property
+    def reading(self) -> int:
+        """Reads under way."""
+        return self._reading
+
     def _read(self) -> None:
         try:
             while True:

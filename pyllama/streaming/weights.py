@@ -9,18 +9,24 @@ go on side by side. Where a block comes from never changes a bit.
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from pyllama import _kernels
-from pyllama.architecture.tensors import EMBEDDING
+from pyllama.architecture.tensors import EMBEDDING, model_tensors
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import SECTOR
+from pyllama.decoder.shape import Shape
+from pyllama.decoder.weights import Step
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.machine import forked
-from pyllama.streaming.blocks import Block, cut, matrices, smallest_room
+from pyllama.streaming.blocks import Block, Span, cut, experts_of, matrices, smallest_room
 from pyllama.streaming.direct import DirectFile
+from pyllama.streaming.expert_counts import LEAST, read_counts, write_counts
+from pyllama.streaming.experts import Counters, ExpertStore
 from pyllama.streaming.pinned import Arena, kept_nbytes
 from pyllama.streaming.ring import PENDING, Ring
 
@@ -48,16 +54,27 @@ class StreamedWeights(forked.ForkAware):
     slots, room    the ring: so many blocks of at most so many bytes (raised to the least that holds a panel of
                    the widest matrix)
     pinned_nbytes  memory for blocks that stay; default: for all of them
+    expert_slots, expert_room  the pool of a mixture's experts (experts.py); default: for all of them
+    counts         where it is kept how often each expert is chosen: read now, written by close()
 
     bytes_read     so far, without what alignment adds
     waited_s       seconds that passes have waited for the disk so far
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, slots: int = SLOTS, room: int = ROOM, pinned_nbytes: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        slots: int = SLOTS,
+        room: int = ROOM,
+        pinned_nbytes: int | None = None,
+        expert_slots: int = 1 << 30,
+        expert_room: int = 1 << 50,
+        counts: Path | None = None,
     ):
         self._checkpoint = checkpoint
         order = matrices(checkpoint)
+        routers = {of.name for of in model_tensors(checkpoint.config) if of.part == "router"}
         room = max(room // SECTOR * SECTOR, smallest_room(tensor for _, tensor in order))
         self._tensors = {name: [_Place(block) for block in cut(tensor, room)] for name, tensor in order}
         self._names = list(self._tensors)
@@ -68,12 +85,29 @@ class StreamedWeights(forked.ForkAware):
         # With room for all, the estimate must not decide: no block keeps more than its panels.
         nbytes = 2 * sum(sizes) if pinned_nbytes is None or pinned_nbytes >= sum(sizes) else pinned_nbytes
         self._arenas = [Arena(nbytes)]
-        self._choose(self._places, nbytes)
+        self._choose(self._places, nbytes, routers)
         paths = dict.fromkeys(span.file for place in self._places for span in place.block.spans)
+        layers = experts_of(checkpoint)
+        for tensor in (tensor for experts in layers.values() for expert in experts for tensor in expert):
+            paths.update(dict.fromkeys(piece.file for piece in tensor.parts or tensor.blocks))
         self._files = {path: DirectFile(path) for path in paths}
+        self._experts: ExpertStore | None = None
+        if layers:
+            number = max(len(experts) for experts in layers.values())
+            chosen = read_counts(counts, len(layers), number) if counts else None
+            self._experts = ExpertStore(
+                layers,
+                chosen=Shape.whole(checkpoint.config).chosen,
+                room=expert_room,
+                slots=expert_slots,
+                read=self._read,
+                counts=chosen,
+                busy=self._busy,
+            )
+        self._counts = counts
         self._lock = threading.Lock()
         self._read_nbytes = 0
-        self.waited_s = 0.0
+        self._waited_s = 0.0
         self._slots, self._room = slots, room
         self._ring: Ring | None = None
         self._complete = False  # whether all of them are here
@@ -82,12 +116,21 @@ class StreamedWeights(forked.ForkAware):
         self._forks = 0  # between the process these were made in and this one
         forked.register(self)
 
-    def _choose(self, places: list[_Place], nbytes: int) -> None:
-        """Mark blocks to keep: as many as there is memory for, at even distances through the pass."""
-        sizes = [kept_nbytes(place.block) for place in places]
-        share = min(1.0, nbytes / max(1, sum(sizes)))
-        credit, left = 0.0, nbytes
-        for place, size in zip(places, sizes, strict=True):
+    def _choose(self, places: list[_Place], nbytes: int, first: Collection[str] = ()) -> None:
+        """Mark blocks to keep: those of `first`, then as many as there is memory for, at even distances through the
+        pass."""
+        left = nbytes
+        rest: list[tuple[_Place, int]] = []
+        for place in places:
+            size = kept_nbytes(place.block)
+            if place.block.tensor.name in first and size <= left:
+                place.keep = True
+                left -= size
+            else:
+                rest.append((place, size))
+        share = min(1.0, left / max(1, sum(size for _, size in rest)))
+        credit = 0.0
+        for place, size in rest:
             credit += size * share
             if credit >= size * (1 - 1e-9) and size <= left:
                 place.keep = True
@@ -106,7 +149,17 @@ class StreamedWeights(forked.ForkAware):
 
     @property
     def bytes_read(self) -> int:
-        return self._read_nbytes + self._checkpoint.bytes_read
+        of_experts = self._experts.counters.nbytes if self._experts else 0
+        return self._read_nbytes + of_experts + self._checkpoint.bytes_read
+
+    @property
+    def waited_s(self) -> float:
+        return self._waited_s + (self._experts.waited_s if self._experts else 0.0)
+
+    @property
+    def expert_counters(self) -> Counters | None:
+        """What became of the experts asked for, so far; None for a model without."""
+        return replace(self._experts.counters) if self._experts else None
 
     @property
     def nbytes_pinned(self) -> int:
@@ -149,7 +202,7 @@ class StreamedWeights(forked.ForkAware):
             ring = self._ring
             asked = time.perf_counter()
             taken, matrix = ring.take()
-            self.waited_s += time.perf_counter() - asked
+            self._waited_s += time.perf_counter() - asked
             if taken is not place:
                 raise RuntimeError(f"{name}: the ring gave rows of another block")
             yield place.block.row, matrix
@@ -164,6 +217,29 @@ class StreamedWeights(forked.ForkAware):
         if self._expected == 0 and self.nbytes_streamed == 0:
             self._stop()  # all of it is here: the ring's memory goes back
             self._complete = True
+
+    def experts(self, layer: int, wanted: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[int, Iterator[Step]]]:
+        """(expert, its steps), in the order in which they are at hand."""
+        if self._experts is None:
+            raise RuntimeError("experts asked for, of a model without")
+        return self._experts.take(layer, wanted, tokens)
+
+    @property
+    def guesses_help(self) -> bool:
+        return self._experts is not None and self._experts.guesses_help
+
+    def kept(self, name: str) -> "_kernels.Blocks | None":
+        places = self._tensors[name]
+        if (name,) not in self._resident:
+            matrices = [place.matrix for place in places if place.matrix is not None]
+            if len(matrices) < len(places):
+                return None
+            self._resident[name,] = _kernels.Blocks(matrices)
+        return self._resident[name,]
+
+    def guess(self, layer: int, experts: Sequence[int]) -> None:
+        if self._experts is not None:
+            self._experts.guess(layer, experts)
 
     def _keep(self, matrix: "_kernels.Matrix") -> "_kernels.Matrix | None":
         """A copy that stays, where there is room for it."""
@@ -186,10 +262,22 @@ class StreamedWeights(forked.ForkAware):
     def close(self) -> None:
         """Stop the readers and close the files."""
         self._stop()
+        if self._experts is not None:
+            self._experts.close()
+            if self._counts and self._experts.counters.tokens >= LEAST:
+                write_counts(self._counts, self._experts.counts)
+                self._counts = None
         for file in self._files.values():
             file.close()
 
     # ------------------------------------------------------------------------------------------ the readers' side
+
+    def _read(self, span: Span, memory: np.ndarray) -> np.ndarray:
+        return self._files[span.file].read(span, memory)
+
+    def _busy(self) -> bool:
+        ring = self._ring
+        return ring is not None and ring.reading > 0
 
     def _stop(self) -> None:
         ring, self._ring = self._ring, None

@@ -223,7 +223,7 @@ def test_unknown_rope_types_are_refused_by_name(kind):
         huggingface(rope_scaling={"rope_type": kind, "factor": 2.0})
 
 
-@pytest.mark.parametrize("name", ["gemma", "gemma3n", "phi", "mixtral", "qwen3_moe", "deepseek_v3", "gpt2", "llama4"])
+@pytest.mark.parametrize("name", ["gemma", "gemma3n", "phi", "qwen2_moe", "phimoe", "deepseek_v3", "gpt2", "llama4"])
 def test_other_models_are_refused_by_name(name):
     with pytest.raises(UnsupportedError, match=f"'{name}'"):
         huggingface_config(tiny.tiny_config() | {"model_type": name, "architectures": ["X"]})
@@ -374,8 +374,10 @@ def test_gguf_rope():
 
 
 def test_gguf_refusals():
-    with pytest.raises(UnsupportedError, match="mixture of experts"):
+    with pytest.raises(CheckpointError, match="expert_used_count: got nothing"):
         gguf(llama__expert_count=8)
+    with pytest.raises(UnsupportedError, match="expert_shared_count"):
+        gguf(llama__expert_count=8, llama__expert_used_count=2, llama__expert_shared_count=1)
     with pytest.raises(UnsupportedError, match="logit_scale"):
         gguf(llama__logit_scale=0.5)
     with pytest.raises(UnsupportedError, match="value_length"):

@@ -27,6 +27,7 @@ JSON_KEYS = [
     "decode_tok_s",
     "peak_rss_bytes",
     "bytes_read",
+    "experts",
     "passes",
     "fingerprint",
     "draft",

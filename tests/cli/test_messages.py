@@ -232,7 +232,7 @@ def test_quantized_folders(change, expected):
 @pytest.mark.parametrize(
     "name, expected",
     [("bert", "an encoder"), ("xlm-roberta", "an encoder"), ("modernbert", "an encoder"), ("whisper", "speech"),
-     ("t5", "encoder and decoder"), ("llava", "sees images"), ("qwen2_5_vl", "sees images"), ("mixtral", "experts"),
+     ("t5", "encoder and decoder"), ("llava", "sees images"), ("qwen2_5_vl", "sees images"), ("qwen2_moe", "experts"),
      ("mamba2", "recurrent"), ("clip", "the part of a model"), ("stablelm", "supported: ")],
 )  # fmt: skip
 def test_other_families(name, expected):

@@ -163,7 +163,64 @@ def interleave_rows(weight: Array, heads: int) -> Array:
     return weight.reshape(heads, 2, rows // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
+# ------------------------------------------------------------------------------------------------ mixtures
+
+
+def route(logits: Array, chosen: int, of_chosen: bool) -> tuple[Array, Array]:
+    """Experts with the largest logits, equals by lower number, ascending; and their softmax, over these or over all.
+
+    logits   (T, E)
+    returns  (T, chosen) numbers, (T, chosen) weights
+    """
+    logits = float64(logits)
+    ids = np.sort(np.argsort(-logits, axis=-1, kind="stable")[:, :chosen], axis=-1)
+    mine = np.take_along_axis(logits, ids, axis=-1)
+    return ids, softmax(mine) if of_chosen else np.take_along_axis(softmax(logits), ids, axis=-1)
+
+
+def experts(x: Array, router: Array, gate_up: Array, down: Array, chosen: int, of_chosen: bool) -> Array:
+    """Sum over the chosen experts e of weight * down_e(silu(gate_e(x)) * up_e(x)).
+
+    x        (T, hidden)
+    router   (E, hidden)
+    gate_up  (E, 2 inner, hidden), an expert's gate above its up
+    down     (E, hidden, inner)
+    """
+    ids, weights = route(linear(x, router), chosen, of_chosen)
+    out = np.zeros_like(float64(x))
+    for t, row in enumerate(float64(x)):
+        for e, weight in zip(ids[t], weights[t], strict=True):
+            gate, up = np.split(linear(row, gate_up[e]), 2)
+            out[t] += weight * linear(swiglu(gate, up), down[e])
+    return out
+
+
 # ----------------------------------------------------------------------------------------------- attention
+
+
+def clamped_swiglu(gate: Array, up: Array, limit: float, alpha: float = 1.702) -> Array:
+    """g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = up within -limit to limit (gpt-oss)."""
+    g, u = np.minimum(float64(gate), limit), np.clip(float64(up), -limit, limit)
+    return g / (1 + np.exp(-alpha * g)) * (u + 1)
+
+
+def gpt_oss_experts(x: Array, tensors: Mapping[str, Array], prefix: str, mixture: Any) -> Array:
+    """experts() as the class in transformers holds them: input-first, gate and up by turns, with biases.
+
+    tensors  under prefix: router.weight (E, hidden), router.bias (E,), experts.gate_up_proj (E, hidden, 2 inner),
+             experts.gate_up_proj_bias (E, 2 inner), experts.down_proj (E, inner, hidden), experts.down_proj_bias
+    """
+    logits = linear(x, tensors[prefix + "router.weight"], tensors[prefix + "router.bias"])
+    ids, weights = route(logits, mixture.num_experts_per_tok, True)
+    both, down = (float64(tensors[f"{prefix}experts.{name}_proj"]) for name in ("gate_up", "down"))
+    both_bias, down_bias = (float64(tensors[f"{prefix}experts.{name}_proj_bias"]) for name in ("gate_up", "down"))
+    out = np.zeros_like(float64(x))
+    for t, row in enumerate(float64(x)):
+        for e, weight in zip(ids[t], weights[t], strict=True):
+            made = row @ both[e] + both_bias[e]
+            inner = clamped_swiglu(made[0::2], made[1::2], mixture.swiglu_limit)
+            out[t] += weight * (inner @ down[e] + down_bias[e])
+    return out
 
 
 def softcapped(x: Array, cap: float) -> Array:
@@ -210,7 +267,7 @@ def attention(
 
 
 #: model_type of the families that norm each head of q and k, all of them as one; that use gelu.
-HEAD_NORMS = ("qwen3", "gemma3_text")
+HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
 WHOLE_NORMS = ("olmo2", "olmo3")
 GELU = ("gemma2", "gemma3_text")
 
@@ -303,11 +360,21 @@ def forward(
         if config.query_growth:
             growth = 1.0 + config.query_growth.beta * np.log(1.0 + positions // config.query_growth.original)
             q = q * growth[:, None, None]
-        mixed = attention(q, k, v, positions, window, config.attention_scale, config.attention_softcap)
+        sinks = tensors.get(prefix + "self_attn.sinks")
+        mixed = attention(q, k, v, positions, window, config.attention_scale, config.attention_softcap, sinks)
         out = project("self_attn.o_proj", mixed.reshape(-1, heads * head_dim))
         hidden = hidden + config.residual_scale * norm(out, after)
 
         x = norm(hidden, mlp_before)
+        mixture = config.mixture
+        if kind == "gpt_oss":
+            hidden = hidden + gpt_oss_experts(x, tensors, prefix + "mlp.", mixture)
+            continue
+        if mixture and mixture.layers[layer]:
+            stacks = ("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+            weights = [tensors[prefix + name] for name in stacks]
+            hidden = hidden + experts(x, *weights, mixture.num_experts_per_tok, mixture.norm_topk_prob)
+            continue
         gate, up = project("mlp.gate_proj", x), project("mlp.up_proj", x)  # (T, intermediate)
         inner = gelu(gate) * up if kind in GELU else swiglu(gate, up)
         hidden = hidden + config.residual_scale * norm(project("mlp.down_proj", inner), mlp_after)
@@ -321,7 +388,8 @@ def forward(
 
 
 def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Every tensor the model of this Config has, under its Hugging Face name, shapes (out, in)."""
+    """Every tensor the model of this Config has, under its name in transformers 5, shapes (out, in); the experts of a
+    layer are in one."""
     hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
     q_rows, kv_rows = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
@@ -347,6 +415,21 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
             if config.model_type in HEAD_NORMS + WHOLE_NORMS:
                 whole = config.model_type in WHOLE_NORMS
                 shapes[f"{prefix}self_attn.{name}.weight"] = (rows if whole else head_dim,)
+        if config.model_type == "gpt_oss":
+            count, width = config.mixture.num_experts, config.mixture.moe_intermediate_size
+            shapes[prefix + "self_attn.sinks"] = (config.num_attention_heads,)
+            add(prefix + "mlp.router", count, hidden, True)
+            shapes[prefix + "mlp.experts.gate_up_proj"] = (count, hidden, 2 * width)
+            shapes[prefix + "mlp.experts.gate_up_proj_bias"] = (count, 2 * width)
+            shapes[prefix + "mlp.experts.down_proj"] = (count, width, hidden)
+            shapes[prefix + "mlp.experts.down_proj_bias"] = (count, hidden)
+            continue
+        if config.mixture and config.mixture.layers[layer]:
+            count, width = config.mixture.num_experts, config.mixture.moe_intermediate_size
+            shapes[prefix + "mlp.gate.weight"] = (count, hidden)
+            shapes[prefix + "mlp.experts.gate_up_proj"] = (count, 2 * width, hidden)
+            shapes[prefix + "mlp.experts.down_proj"] = (count, hidden, width)
+            continue
         if config.model_type in FUSED:
             add(prefix + "mlp.gate_up_proj", 2 * inner, hidden, False)
         else:
@@ -376,13 +459,13 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
         return round_to_bfloat16(np.float32(16.0) + np.float32(4.0) * noise)
     if name.endswith("norm.weight"):
         return round_to_bfloat16(np.float32(sharpness) + np.float32(0.25) * noise)
-    if name.endswith(".bias"):
+    if name.endswith((".bias", "_bias", ".sinks")):
         return round_to_bfloat16(np.float32(0.25) * noise)
     if name == "model.embed_tokens.weight":
         return round_to_bfloat16(noise)
     # The branches outweigh the embedding, else a tied head would have every token predict itself.
     gain = 12.0 if "o_proj" in name or "down_proj" in name else sharpness
-    return round_to_bfloat16(np.float32(gain / math.sqrt(shape[1])) * noise)
+    return round_to_bfloat16(np.float32(gain / math.sqrt(shape[-1])) * noise)
 
 
 def _noise(label: str, count: int) -> Array:

@@ -29,6 +29,8 @@ ARCHITECTURES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "mixtral": "MixtralForCausalLM",
 }
 #: model_type of every family that has tiny models.
 FAMILIES = tuple(ARCHITECTURES)
@@ -54,12 +56,15 @@ OWN: dict[str, dict[str, Any]] = {
     "phi3": {"partial_rotary_factor": 0.75, "sliding_window": 262144, "original_max_position_embeddings": 64},
     "gemma2": {**_GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 8.0},
     "gemma3_text": {**_GEMMA, "num_hidden_layers": 6, "rope_local_base_freq": 500.0},
+    "qwen3_moe": {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 56, "norm_topk_prob": True},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
 }  # fmt: skip
+MIXTURES = ("qwen3_moe", "mixtral")
 GEMMAS = ("gemma2", "gemma3_text")
 _OLMOS = ("olmo2", "olmo3")
-_HEAD_NORMS = ("qwen3", "gemma3_text")
+_HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
 #: Families whose files have the rows of q and k in interleaved rotary order in GGUF, as the converter puts them.
-INTERLEAVED = ("llama", "mistral", "ministral3", "smollm3", "granite")
+INTERLEAVED = ("llama", "mistral", "mixtral", "ministral3", "smollm3", "granite")
 
 
 def tiny_config(**overrides: Any) -> dict[str, Any]:
@@ -125,11 +130,20 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             f"{norms[3]}.weight": (hidden,),
         }
         layer.pop(".weight", None)
-        if kind == "qwen2" or (kind not in ("mistral", "ministral3", "phi3") and attention_bias):
+        if has_experts(config, i):
+            for name in ("gate", "up", "down"):
+                del layer[f"mlp.{name}_proj.weight"]
+            count, width = expert_sizes(config)
+            layer["mlp.gate.weight"] = (count, hidden)
+            for j in range(count):
+                layer[f"mlp.experts.{j}.gate_proj.weight"] = (width, hidden)
+                layer[f"mlp.experts.{j}.up_proj.weight"] = (width, hidden)
+                layer[f"mlp.experts.{j}.down_proj.weight"] = (hidden, width)
+        if kind == "qwen2" or (kind not in ("mistral", "ministral3", "mixtral", "phi3") and attention_bias):
             layer["self_attn.q_proj.bias"] = (heads * head_dim,)
             layer["self_attn.k_proj.bias"] = (kv_heads * head_dim,)
             layer["self_attn.v_proj.bias"] = (kv_heads * head_dim,)
-        if kind not in ("qwen2", "mistral", "ministral3", "phi3") and attention_bias:
+        if kind not in ("qwen2", "mistral", "ministral3", "mixtral", "phi3") and attention_bias:
             layer["self_attn.o_proj.bias"] = (hidden,)
         if kind in ("llama", "smollm3", "granite") and config.get("mlp_bias"):
             layer["mlp.gate_proj.bias"] = (inner,)
@@ -148,6 +162,66 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     if not config.get("tie_word_embeddings"):
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
     return shapes
+
+
+def expert_sizes(config: dict[str, Any]) -> tuple[int, int]:
+    """Experts of a layer, rows of an expert's gate."""
+    count = config.get("num_experts") or config["num_local_experts"]
+    return count, config.get("moe_intermediate_size") or config["intermediate_size"]
+
+
+def has_experts(config: dict[str, Any], layer: int) -> bool:
+    if config["model_type"] not in MIXTURES:
+        return False
+    sparse = (layer + 1) % config.get("decoder_sparse_step", 1) == 0
+    return sparse and layer not in config.get("mlp_only_layers", ())
+
+
+def as_stacks(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The experts of a layer in one tensor each, gate above up, as transformers 5 holds them."""
+    found: dict[str, np.ndarray] = {}
+    for name, values in tensors.items():
+        if ".experts." not in name:
+            found[name] = values
+        elif ".experts.0.down_proj." in name:
+            prefix = name.split(".0.down_proj")[0]
+            count = sum(other.startswith(f"{prefix}.") and ".down_proj." in other for other in tensors)
+            gate, up, down = (
+                np.stack([tensors[f"{prefix}.{j}.{part}_proj.weight"] for j in range(count)])
+                for part in ("gate", "up", "down")
+            )
+            found[f"{prefix}.gate_up_proj"] = np.concatenate([gate, up], axis=1)
+            found[f"{prefix}.down_proj"] = down
+    return found
+
+
+def as_experts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The reverse: an expert's matrices a tensor each, as published files have them."""
+    found: dict[str, np.ndarray] = {}
+    for name, values in tensors.items():
+        if name.endswith(".experts.gate_up_proj"):
+            half = values.shape[1] // 2
+            for j, both in enumerate(values):
+                found[f"{name.removesuffix('gate_up_proj')}{j}.gate_proj.weight"] = both[:half]
+                found[f"{name.removesuffix('gate_up_proj')}{j}.up_proj.weight"] = both[half:]
+        elif name.endswith(".experts.down_proj"):
+            for j, one in enumerate(values):
+                found[f"{name.removesuffix('down_proj')}{j}.down_proj.weight"] = one
+        else:
+            found[name] = values
+    return found
+
+
+def as_mixtral(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Under the names of Mixtral's published files."""
+    parts = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+    found = {}
+    for name, values in tensors.items():
+        words = name.split(".")
+        if ".mlp." in name:
+            words = [parts.get(word, "block_sparse_moe" if word == "mlp" else word) for word in words]
+        found[".".join(words)] = values
+    return found
 
 
 def _norms(kind: str) -> tuple[str, ...]:
@@ -286,7 +360,9 @@ GGUF_NAMES = {
     "model.layers.": "blk.", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate.": "ffn_gate_inp.",
+    "mlp.experts.gate_proj": "ffn_gate_exps", "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }  # fmt: skip
 
 
@@ -376,7 +452,10 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters as the converter of llama.cpp writes them (mistral goes as llama)."""
     hidden, inner, heads, kv_heads, head_dim = _sizes(config)
     kind = config["model_type"]
-    arch = {"mistral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "gemma3_text": "gemma3"}.get(kind, kind)
+    arch = {
+        "mistral": "llama", "mixtral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "gemma3_text": "gemma3",
+        "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss",
+    }.get(kind, kind)  # fmt: skip
     found: dict[str, Any] = {
         "general.architecture": arch,
         "general.type": "model",
@@ -395,6 +474,13 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     }
     if kind in ("mistral", "olmo3", "phi3", *GEMMAS) and config.get("sliding_window"):
         found[f"{arch}.attention.sliding_window"] = config["sliding_window"]
+    if kind == "gpt_oss":
+        found[f"{arch}.attention.sliding_window"] = config["sliding_window"]
+    if kind in MIXTURES or kind == "gpt_oss":
+        found[f"{arch}.expert_count"], width = expert_sizes(config)
+        found[f"{arch}.expert_used_count"] = config["num_experts_per_tok"]
+        if arch != "llama":
+            found[f"{arch}.expert_feed_forward_length"] = width
     if kind == "granite":
         for ours, theirs in (("embedding_multiplier", "embedding_scale"), ("attention_multiplier", "attention.scale"),
                              ("residual_multiplier", "residual_scale"), ("logits_scaling", "logit_scale")):  # fmt: skip
@@ -451,14 +537,56 @@ def gguf_tensors(
     for which in ("long", "short") if "long_factor" in scaling else ():
         factors = np.array(scaling[f"{which}_factor"], "<f4")
         stored.append((f"rope_factors_{which}.weight", "F32", factors.shape, factors.tobytes()))
-    for name, values in tensors.items():
+    if config["model_type"] == "gpt_oss":
+        return stored + _gpt_oss_gguf(tensors, dtype)
+    for name, values in _gguf_stacks(tensors).items():
         if config["model_type"] in INTERLEAVED:
             values = _interleaved(config, name, values)
         if config["model_type"] in GEMMAS and name.endswith("norm.weight"):
             values = values + np.float32(1)
-        kind = "F32" if values.ndim == 1 else dtype
-        stored.append((gguf_name(name, config["model_type"]), kind, values.shape, quantize(kind, values)))
+        theirs = gguf_name(name, config["model_type"])
+        kind = "F32" if values.ndim == 1 or "ffn_gate_inp" in theirs else dtype
+        stored.append((theirs, kind, values.shape, quantize(kind, values)))
     return stored
+
+
+def _gpt_oss_gguf(tensors: dict[str, np.ndarray], dtype: str) -> list[tuple[str, str, tuple[int, ...], bytes]]:
+    """From the names and shapes of the class in transformers: experts are turned, and gate and up taken apart."""
+    found: dict[str, np.ndarray] = {}
+    for name, values in tensors.items():
+        stem, _, last = name.partition(".mlp.experts.")
+        if last == "gate_up_proj":
+            found[f"{stem}.ffn_gate_exps.weight"] = values[:, :, 0::2].transpose(0, 2, 1)
+            found[f"{stem}.ffn_up_exps.weight"] = values[:, :, 1::2].transpose(0, 2, 1)
+        elif last == "gate_up_proj_bias":
+            found[f"{stem}.ffn_gate_exps.bias"] = values[:, 0::2]
+            found[f"{stem}.ffn_up_exps.bias"] = values[:, 1::2]
+        elif last == "down_proj":
+            found[f"{stem}.ffn_down_exps.weight"] = values.transpose(0, 2, 1)
+        elif last == "down_proj_bias":
+            found[f"{stem}.ffn_down_exps.bias"] = values
+        else:
+            name = name.replace("self_attn.sinks", "attn_sinks.weight").replace("mlp.router", "ffn_gate_inp")
+            found[name.replace("post_attention_layernorm", "post_attention_norm")] = values
+    stored = []
+    for name, values in found.items():
+        kind = "F32" if values.ndim == 1 or name.endswith(".bias") or "ffn_gate_inp" in name else dtype
+        stored.append((gguf_name(name), kind, values.shape, quantize(kind, np.ascontiguousarray(values))))
+    return stored
+
+
+def _gguf_stacks(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Gate, up and down of a layer's experts in one tensor each."""
+    found: dict[str, np.ndarray] = {}
+    for name, values in as_experts(tensors).items():
+        if ".experts." not in name:
+            found[name] = values
+            continue
+        prefix, rest = name.split(".experts.")
+        key = f"{prefix}.experts.{rest.split('.')[1]}.weight"
+        one = values[None]
+        found[key] = np.concatenate([found[key], one]) if key in found else one
+    return found
 
 
 def write_gguf(

@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""A mixture of true sizes on a small disk, and seconds a token from a budget beside what the disk gives.
+
+usage: mixture.py make DST [--skew]     a Qwen3-30B-A3B, packed: one layer's file under 48 names (2.7 GB)
+       mixture.py run DST --memory 1G [--tokens N] [--warm N] [--prompt N] [--no-guesses]
+
+Weights are seeded noise with trained-like exponents, so tokens go to all experts alike; --skew scales rows of the
+routers so that 13 % of the experts get about 60 % of them. `run` prints one line of JSON: seconds a token (mean), bytes
+read, the rate of plain direct reads of the same file just before and after, hits, and peak memory. Every layer's file
+has a name of its own, but the bytes are one file's on the disk: reads go past the page cache, so they are as many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from streamed import direct_rate
+
+from pyllama.architecture.tensors import tensor_shapes
+from pyllama.checkpoint import Checkpoint, open_checkpoint
+from pyllama.checkpoint.files import InputFile
+from pyllama.packing.pack import pack
+
+LAYERS = 48
+CONFIG = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144,
+    "num_hidden_layers": 1, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936,
+    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "max_position_embeddings": 40960, "tie_word_embeddings": False,
+    "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True,
+    "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16",
+}  # fmt: skip
+FAVOURED, SCALE = 17, 1.75  # experts of 128, and how much longer their routers' rows are
+
+
+def make(folder: Path, skew: bool) -> None:
+    """folder/one: the packed model with one layer; folder/layer-NNNNN.safetensors: links to its file."""
+    from pyllama.checkpoint.huggingface_config import huggingface_config
+
+    source = folder / "source"
+    source.mkdir(parents=True)
+    (source / "config.json").write_text(json.dumps(CONFIG))
+    random = np.random.default_rng(1)
+    shapes = tensor_shapes(huggingface_config(CONFIG))
+    header, position = {}, 0
+    for name, shape in shapes.items():
+        nbytes = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [position, position + nbytes]}
+        position += nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (source / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            values = random.standard_normal(shape, dtype=np.float32)
+            values = 1 + 0.1 * values if len(shape) == 1 else values * np.float32(random.uniform(0.6, 1.4) * 0.02)
+            if skew and name.endswith("mlp.gate.weight"):
+                values[random.permutation(128)[:FAVOURED]] *= np.float32(SCALE)
+            file.write((values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes())
+    pack(source, folder / "one")
+    (source / "model.safetensors").unlink()
+    for i in range(LAYERS):
+        os.link(folder / "one/model.safetensors", folder / f"layer-{i:05}.safetensors")
+
+
+def open_shared(folder: Path) -> Checkpoint:
+    """The folder as a checkpoint of 48 layers, each read from its own name."""
+    with open_checkpoint(folder / "one") as one:
+        config = dataclasses.replace(
+            one.config,
+            num_hidden_layers=LAYERS,
+            layer_windows=(None,) * LAYERS,
+            mixture=dataclasses.replace(one.config.mixture, layers=(True,) * LAYERS),
+        )
+        stored = one.tensors
+    files = {}
+    tensors = {}
+    for name in tensor_shapes(config):
+        words = name.split(".")
+        path, like = folder / "one/model.safetensors", name
+        if name.startswith("model.layers."):
+            path, like = folder / f"layer-{int(words[2]):05}.safetensors", ".".join([*words[:2], "0", *words[3:]])
+        if path not in files:
+            files[path] = InputFile(path)
+        blocks = tuple(dataclasses.replace(block, file=path) for block in stored[like].blocks)
+        tensors[name] = dataclasses.replace(stored[like], name=name, blocks=blocks)
+    return Checkpoint(folder, "huggingface", config, tensors, files, packed=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    from pyllama import _kernels
+    from pyllama.loading import assemble
+    from pyllama.machine.memory import parse_size, peak_resident_nbytes, resident_nbytes
+    from pyllama.machine.threads import default_threads
+    from pyllama.tokenizer import load_tokenizer
+
+    _kernels.set_num_threads(default_threads())
+    checkpoint = open_shared(args.folder)
+    some = str(args.folder / "one/model.safetensors")
+    before = direct_rate(some, 1 << 30)
+    tokenizer = load_tokenizer(checkpoint)
+    model = assemble(
+        checkpoint,
+        tokenizer,
+        parse_size(args.memory),
+        interpreter=resident_nbytes(),
+        context_length=256,
+        kv_dtype="f16",
+    )
+    decoder, weights = model.decoder, model.decoder.weights
+    if args.no_guesses:
+        weights.guess = lambda layer, experts: None
+    random = np.random.default_rng(5)
+    ids = random.integers(3, CONFIG["vocab_size"], args.prompt + args.warm + args.tokens).tolist()
+    digest, times = hashlib.sha256(), []
+    with decoder.new_sequence() as sequence:
+        started = time.perf_counter()
+        digest.update(decoder.prefill(sequence, ids[: args.prompt]).tobytes())
+        prompt_s = time.perf_counter() - started
+        for number, token in enumerate(ids[args.prompt :]):
+            if number == args.warm:
+                read, counted = weights.bytes_read, weights.expert_counters
+            started = time.perf_counter()
+            digest.update(decoder.forward([(sequence, [token])]).tobytes())
+            times.append(time.perf_counter() - started)
+    times = times[args.warm :]
+    read = (weights.bytes_read - read) / len(times)
+    after = direct_rate(some, 1 << 30)
+    token_s = sum(times) / len(times)
+    kept = ("pinned", "weights", "streamed", "expert_slots", "expert_room", "experts_share", "max_pass_tokens")
+    result = {
+        "memory": args.memory,
+        "plan": {name: getattr(model.plan, name) for name in kept},
+        "prompt_tokens": args.prompt,
+        "prompt_s": round(prompt_s, 3),
+        "token_s": round(token_s, 4),
+        "bytes_token": round(read),
+        "rate_mb_s": round(read / token_s / 1e6),
+        "direct_mb_s": [round(before / 1e6), round(after / 1e6)],
+        "experts": weights.expert_counters.as_dict(counted),
+        "peak_rss": peak_resident_nbytes(),
+        "fingerprint": digest.hexdigest()[:16],
+    }
+    print(json.dumps(result), flush=True)
+    weights._counts = None  # of a made-up model
+    model.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    making, running = commands.add_parser("make"), commands.add_parser("run")
+    making.add_argument("folder", type=Path)
+    making.add_argument("--skew", action="store_true")
+    running.add_argument("folder", type=Path)
+    running.add_argument("--memory", default="1G")
+    running.add_argument("--tokens", type=int, default=8)
+    running.add_argument("--warm", type=int, default=4)
+    running.add_argument("--prompt", type=int, default=1)
+    running.add_argument("--no-guesses", action="store_true")
+    args = parser.parse_args()
+    if args.command == "make":
+        make(args.folder, args.skew)
+    else:
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Mixtures as config.json and GGUF's key/values tell them: shared by the families that have some."""
+
+from __future__ import annotations
+
+from pyllama.architecture.config import Mixture
+from pyllama.architecture.fields import Fields
+
+
+def num_experts(f: Fields, default: int | None = None) -> int:
+    """`num_experts` or `num_local_experts`: transformers writes either."""
+    key = "num_experts" if f.has("num_experts") else "num_local_experts"
+    return f.size("num_experts", key, default)
+
+
+def gguf_mixture(f: Fields, layers: int, moe_intermediate_size: int) -> Mixture:
+    """Experts in every layer, the weights of those chosen adding up to 1, as llama.cpp has them unless told."""
+    if f.get("expert_weights_norm") not in (None, True):
+        raise f.unsupported("expert_weights_norm", str(f.get("expert_weights_norm")))
+    for key, neutral in (("expert_shared_count", 0), ("expert_weights_scale", 1.0), ("expert_gating_func", 1),
+                         ("expert_group_count", 0), ("leading_dense_block_count", 0)):  # fmt: skip
+        if f.get(key) not in (None, 0, neutral):
+            raise f.unsupported(key, str(f.get(key)))
+    return Mixture(
+        num_experts=f.size("num_experts", "expert_count"),
+        num_experts_per_tok=f.size("num_experts_per_tok", "expert_used_count"),
+        moe_intermediate_size=moe_intermediate_size,
+        norm_topk_prob=True,
+        layers=(True,) * layers,
+    )

@@ -1,0 +1,88 @@
+"""gpt-oss 20b and 120b: experts with biases and a clamped activation, windows in every other layer, sinks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pyllama.architecture.config import MAX_POSITIONS, Config, Mixture
+from pyllama.architecture.experts import gguf_mixture, num_experts
+from pyllama.architecture.family import GGUF_EXPERT_NAMES, Biases, Defaults, Family
+from pyllama.architecture.fields import Fields
+from pyllama.architecture.layer import Experts, Layer, llama_layers
+from pyllama.architecture.names import Names
+
+ALPHA = 1.702  # of the activation, in all models so far
+_LIMIT = 7.0
+
+
+class GptOss(Family):
+    model_type = "gpt_oss"
+    architecture = "GptOssForCausalLM"
+    defaults = Defaults(
+        max_position_embeddings=131072, num_key_value_heads=8, head_dim=64, rms_norm_eps=1e-5, rope_theta=150000.0
+    )
+    has_experts = True
+    quantizations = frozenset({"mxfp4"})
+    huggingface = Names(
+        "model.layers.",
+        inner={
+            "mlp.router": "mlp.gate",
+            "self_attn.sinks": "self_attn.sinks",
+        },
+    )
+    gguf_architecture = "gpt-oss"
+    gguf_truncated = False  # as config.json has it; llama.cpp rounds
+    gguf = Names(
+        GGUF_EXPERT_NAMES.layers,
+        GGUF_EXPERT_NAMES.outer,
+        {name: ours for name, ours in GGUF_EXPERT_NAMES.inner.items() if name != "ffn_norm"}
+        | {"post_attention_norm": "post_attention_layernorm", "attn_sinks": "self_attn.sinks"},
+        GGUF_EXPERT_NAMES.stacks,
+    )
+
+    def layers(self, config: Config) -> tuple[Layer, ...]:
+        return tuple(_with_biases(layer, config) for layer in llama_layers(config))
+
+    def biases(self, f: Fields) -> Biases:
+        attention = f.boolean("attention_bias", True)
+        return Biases(attention, attention)
+
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+        window = f.integer("sliding_window", 1, MAX_POSITIONS, 128)
+        kinds = layer_types or self.layer_types(f, layers)
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+    def layer_types(self, f: Fields, layers: int) -> list[str]:
+        return ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
+
+    def mixture(self, f: Fields, layers: int) -> Mixture:
+        if f.number("swiglu_alpha", 0.0, 100.0, ALPHA) != ALPHA:
+            raise f.unsupported("swiglu_alpha", f"{f.get('swiglu_alpha')} (expected {ALPHA})")
+        return Mixture(
+            num_experts=num_experts(f, 128),
+            num_experts_per_tok=f.size("num_experts_per_tok", default=4),
+            moe_intermediate_size=f.size("intermediate_size"),
+            norm_topk_prob=True,
+            layers=(True,) * layers,
+            swiglu_limit=f.number("swiglu_limit", 1e-3, 1e6, _LIMIT),
+        )
+
+    def gguf_mixture(self, f: Fields, layers: int) -> Mixture:
+        found = gguf_mixture(f, layers, f.size("moe_intermediate_size", "expert_feed_forward_length"))
+        return replace(found, swiglu_limit=_LIMIT)
+
+    def gguf_window(self, window: int, f: Fields) -> int:
+        return window
+
+    def gguf_options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:
+        window = f.integer("attention.sliding_window", 1, MAX_POSITIONS, 128)
+        return {"layer_windows": tuple(None if i % 2 else window for i in range(layers))}
+
+
+def _with_biases(layer: Layer, config: Config) -> Layer:
+    mlp = layer.mlp
+    assert isinstance(mlp, Experts) and config.mixture is not None  # every layer has some
+    router, gate, up, down = (replace(of, bias=True) for of in (mlp.router, mlp.gate, mlp.up, mlp.down))
+    experts = replace(mlp, router=router, gate=gate, up=up, down=down, limit=config.mixture.swiglu_limit)
+    return replace(layer, mixer=replace(layer.mixer, sinks="self_attn.sinks.weight"), mlp=experts)

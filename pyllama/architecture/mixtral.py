@@ -1,0 +1,55 @@
+"""Mixtral: Mistral's block with experts in place of its feed-forward block."""
+
+from __future__ import annotations
+
+from pyllama.architecture.config import Mixture
+from pyllama.architecture.experts import gguf_mixture, num_experts
+from pyllama.architecture.family import GGUF_EXPERT_NAMES, Defaults, Family
+from pyllama.architecture.fields import Fields
+from pyllama.architecture.names import Names
+from pyllama.architecture.sliding import sliding_window
+
+
+class Mixtral(Family):
+    model_type = "mixtral"
+    architecture = "MixtralForCausalLM"
+    defaults = Defaults(max_position_embeddings=131072, num_key_value_heads=8, head_dim=None)
+    has_experts = True
+    huggingface = Names(
+        "model.layers.",
+        inner={
+            "block_sparse_moe.gate": "mlp.gate",
+            "block_sparse_moe.experts.{}.w1": "mlp.experts.{}.gate_proj",
+            "block_sparse_moe.experts.{}.w2": "mlp.experts.{}.down_proj",
+            "block_sparse_moe.experts.{}.w3": "mlp.experts.{}.up_proj",
+        },
+        stacks={
+            "mlp.experts.gate_up_proj": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
+            "mlp.experts.down_proj": "mlp.experts.{}.down_proj",
+        },
+    )
+    gguf_architecture = "llama"  # with experts; llama.cpp's converter permutes the rows of q and k there
+    gguf = GGUF_EXPERT_NAMES
+    gguf_interleaved = True
+    gguf_factors = True
+
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+        window = sliding_window(f) if f.has("sliding_window") else None
+        if layer_types and set(layer_types) != {"sliding_attention" if window else "full_attention"}:
+            raise f.unsupported("layer_types", f"a list against sliding_window {window} in a mixtral model")
+        return (window,) * layers
+
+    def gguf_window(self, window: int, f: Fields) -> int:
+        return window
+
+    def mixture(self, f: Fields, layers: int) -> Mixture:
+        return Mixture(
+            num_experts=num_experts(f, 8),
+            num_experts_per_tok=f.size("num_experts_per_tok", default=2),
+            moe_intermediate_size=f.size("intermediate_size"),
+            norm_topk_prob=True,
+            layers=(True,) * layers,
+        )
+
+    def gguf_mixture(self, f: Fields, layers: int) -> Mixture:
+        return gguf_mixture(f, layers, f.size("intermediate_size", "feed_forward_length"))

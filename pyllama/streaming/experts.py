@@ -1,0 +1,538 @@
+"""The experts of a mixture out of a budget: a pool of slots, filled by reader threads with what tokens are routed to.
+
+A slot holds a whole expert, its matrices read together, or, where slots are too small for that, some blocks of one.
+What is here is used at once; all that is missing of a layer is read at once, in order, by several readers, and used as
+it comes. The slots of those chosen most often are not given to others; the rest go to whatever was used least recently.
+Guesses of what the next layer will need are read only while nothing else is to be read, in small steps. All of this
+changes when bytes are read, and never a bit of the result. Knows experts by layer and number, and no arithmetic.
+"""
+
+import threading
+import time
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pyllama import _kernels
+from pyllama.checkpoint import Tensor
+from pyllama.checkpoint.files import SECTOR
+from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step
+from pyllama.errors import CheckpointError, PyllamaError
+from pyllama.machine import forked
+from pyllama.streaming.blocks import Block, Span, cut, smallest_room
+from pyllama.streaming.memory import huge_empty
+from pyllama.streaming.pieces import Reads, extents, joined, merged, together
+
+READERS = 4  # reads in flight
+LEAST_SLOTS = 4  # one in use, the rest being read
+GUESS_STEP = 1 << 20  # bytes of a guess that are read before looking whether something is needed
+GUESSING = 4  # times the experts of a token in a layer: in fewer slots a guess drives out what is needed before it
+RECOUNT = 64  # requests between two looks at which experts are chosen most
+PROTECTED = 0.75  # of the slots, at most, are kept for those
+
+_Key = tuple[int, int, int]  # layer, expert, piece
+
+
+@dataclass(slots=True)
+class Counters:
+    """What became of the experts asked for; bytes are those of reads for experts alone.
+
+    asked    experts that a layer of a pass needed, each once
+    hits     those that were here, or on their way by a guess
+    guessed  hits that a guess had brought or begun
+    tokens   that computed with them, in all passes
+    guesses  experts read, or begun to be, by a guess
+    """
+
+    asked: int = 0
+    hits: int = 0
+    guessed: int = 0
+    guesses: int = 0
+    tokens: int = 0
+    nbytes: int = 0
+
+    def as_dict(self, since: "Counters | None" = None) -> dict[str, float | int | None]:
+        """As reports have it, of all or of what came after `since`; hit_rate, bytes_token: None where none were."""
+        before = since or Counters()
+        asked, hits, tokens = self.asked - before.asked, self.hits - before.hits, self.tokens - before.tokens
+        nbytes = self.nbytes - before.nbytes
+        return {
+            "asked": asked,
+            "hits": hits,
+            "hit_rate": hits / asked if asked else None,
+            "guesses": self.guesses - before.guesses,
+            "guesses_used": self.guessed - before.guessed,
+            "bytes_read": nbytes,
+            "bytes_token": nbytes / tokens if tokens else None,
+        }
+
+
+class Sizes(NamedTuple):
+    """What a slot must hold: of a whole expert, and at least; nbytes of all experts as stored."""
+
+    whole: int
+    least: int
+    nbytes: int
+
+
+def sizes(experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sizes:
+    """Of experts, each as its gate, up and down matrix."""
+    least = smallest_room(tensor for expert in experts for tensor in expert)
+    whole = stored = 0
+    for expert in experts:
+        spans = extents(expert)
+        whole = max(whole, sum(span.room for span in merged(spans)[0]))
+        stored += sum(span.nbytes for span in spans)
+    return Sizes(max(whole, least), least, stored)
+
+
+def _blocks(expert: Sequence[Tensor], room: int) -> list[Block]:
+    return [block for tensor in expert for block in cut(tensor, room)]
+
+
+class _Slot:
+    """key: what it holds, or is being filled with, since which request; steps: that, once it is here."""
+
+    __slots__ = ("error", "guess", "key", "memory", "request", "steps", "using")
+
+    def __init__(self, memory: np.ndarray):
+        self.memory = memory
+        self.key: _Key | None = None
+        self.steps: list[Step] | None = None
+        self.using = False
+        self.guess = False  # a guess brought it, and nobody has asked for it yet
+        self.request = 0
+        self.error: BaseException | None = None
+
+
+class ExpertStore(forked.ForkAware):
+    """The experts of a model's layers.
+
+    layers  number of a layer -> its experts in order, each as its gate, up and down matrix
+    chosen  how many a token goes to
+    room    bytes of a slot: sizes().whole for one that holds whole experts, or less, sizes().least at the least
+    slots   how many; LEAST_SLOTS at the least
+    read    reads a span into memory, as DirectFile does; called on several threads
+    counts  how often each was chosen so far, int64 (layers, experts): kept up to date
+    busy    whether the disk has something else to do: no guess is begun then
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[int, Sequence[tuple[Tensor, Tensor, Tensor]]],
+        *,
+        chosen: int,
+        room: int,
+        slots: int,
+        read: Callable[[Span, np.ndarray], np.ndarray],
+        counts: np.ndarray | None = None,
+        busy: Callable[[], bool] = lambda: False,
+    ):
+        every = [expert for experts in layers.values() for expert in experts]
+        of = sizes(every)
+        self._layers = layers
+        self._chosen = chosen
+        self._first = next(iter(layers))
+        self._rank = {layer: rank for rank, layer in enumerate(layers)}
+        self.whole = room >= of.whole
+        self.room = -(-(of.whole if self.whole else max(room, of.least)) // SECTOR) * SECTOR
+        most = len(every) if self.whole else 2 * of.nbytes // self.room + 3 * len(every)  # as many as there can be
+        self.slots = max(LEAST_SLOTS, min(slots, most))
+        self.nbytes_stored = of.nbytes
+        self.counters = Counters()
+        self.waited_s = 0.0  # that passes have waited for experts
+        shape = (len(layers), max(len(experts) for experts in layers.values()))
+        self.counts = np.zeros(shape, np.int64) if counts is None else counts
+        self._read = read
+        self._busy = busy
+        self._memory: np.ndarray | None = None
+        self._slots: list[_Slot] = []
+        self._held: OrderedDict[_Key, _Slot] = OrderedDict()  # least recently used first
+        self._free: list[_Slot] = []
+        self._protected = np.zeros(shape, bool)
+        self._requests = 0
+        self._pieces: dict[tuple[int, int], list[Reads]] = {}  # of those that are being asked for
+        self._wanted: deque[_Key] = deque()  # to be read, in this order
+        self._urgent: _Key | None = None  # what the decoder waits for
+        self._reserved: set[_Key] = set()  # here, and needed before this layer is done
+        self._guesses: deque[_Key] = deque()
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._reading = 0
+        self._forks = 0
+        self._stopping = False
+        self._generation = 0  # forks between the process this was made in and this one
+        forked.register(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory the slots take once they are all in use."""
+        return self.slots * self.room
+
+    @property
+    def guesses_help(self) -> bool:
+        """Whether there is room for whole experts, for many more than a layer needs, and not for all of them."""
+        return (
+            self.whole and self.slots >= GUESSING * self._chosen and self.slots < len(self._rank) * self.counts.shape[1]
+        )
+
+    # ------------------------------------------------------------------------------------------ the decoder's side
+
+    def take(self, layer: int, wanted: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[int, Iterator[Step]]]:
+        """(expert, its steps) of each wanted one, in the order in which they are at hand; steps are gate, up, down,
+        rows ascending, each valid until the next is asked for.
+
+        tokens  how many go to each
+
+        Raises what reading raised.
+        """
+        generation = self._generation
+        self._count(layer, wanted, tokens)
+        request = self._requests
+        with self._changed:
+            self._reset()
+        self._pieces = {(layer, expert): self._pieces_of(layer, expert) for expert in wanted}
+        try:
+            if self.whole:
+                yield from self._take_whole(layer, wanted, generation)
+            else:
+                for expert in wanted:
+                    yield expert, self._take_pieces(layer, expert, wanted, generation)
+        finally:
+            # An exception that somebody keeps may keep this frame, and end it in the midst of a later request.
+            with self._changed:
+                if self._requests == request:
+                    self._reset()
+
+    def _reset(self) -> None:
+        """Nothing is wanted, and no slot is in use: a request is done, or was given up."""
+        self._wanted.clear()
+        self._reserved.clear()
+        self._urgent = None
+        for slot in self._slots:
+            slot.using = False
+        self._changed.notify_all()
+
+    def guess(self, layer: int, experts: Sequence[int]) -> None:
+        """The layer will perhaps need these, the likeliest first: what is not here is read while the disk is idle."""
+        if not self.guesses_help or layer not in self._rank:
+            return
+        with self._changed:
+            self._guesses.clear()
+            self._guesses.extend(key for e in experts if (key := (layer, int(e), 0)) not in self._held)
+            if self._guesses:
+                self._start()
+                self._changed.notify_all()
+
+    def _count(self, layer: int, wanted: Sequence[int], tokens: Sequence[int]) -> None:
+        self.counters.tokens += sum(tokens) // self._chosen if layer == self._first else 0
+        self.counts[self._rank[layer], np.asarray(wanted)] += np.asarray(tokens)
+        self._requests += 1
+        if self._requests % RECOUNT == 1 and self.whole:
+            self._protected = _most_chosen(self.counts, int(self.slots * PROTECTED))
+
+    def _take_whole(self, layer: int, wanted: Sequence[int], generation: int) -> Iterator[tuple[int, Iterator[Step]]]:
+        keys = [(layer, expert, 0) for expert in wanted]
+        with self._changed:
+            self._guesses = deque(key for key in self._guesses if key[0] != layer)
+            here = [key for key in keys if key in self._held]
+            missing = [key for key in keys if key not in self._held]
+            self.counters.asked += len(keys)
+            self.counters.hits += len(here)
+            self._reserved.update(here)
+            for key in here:
+                self._confirm(self._held[key])
+            self._wanted.extend(missing)
+            if missing:
+                self._start()
+                self._changed.notify_all()
+        left = here + missing
+        while left:
+            key = self._first_ready(left)
+            left.remove(key)
+            slot = self._use(key, generation)
+            yield key[1], iter(slot.steps or ())
+            self._done(slot, key, generation)
+
+    def _first_ready(self, keys: Sequence[_Key]) -> _Key:
+        """The first of them that can be used now; if there is none, the one to wait for."""
+        with self._changed:
+            while True:
+                for key in keys:
+                    slot = self._held.get(key)
+                    if slot is not None and (slot.steps is not None or slot.error is not None):
+                        return key
+                    if slot is None and key not in self._wanted:  # given to another before its turn came
+                        return key
+                self._urgent = keys[0]
+                self._changed.notify_all()
+                self._wait()
+
+    def _take_pieces(self, layer: int, expert: int, wanted: Sequence[int], generation: int) -> Iterator[Step]:
+        with self._changed:
+            if expert == wanted[0]:
+                keys = [(layer, e, piece) for e in wanted for piece in range(len(self._pieces[layer, e]))]
+                self.counters.asked += len(wanted)
+                self.counters.hits += sum(
+                    all((layer, e, piece) in self._held for piece in range(len(self._pieces[layer, e]))) for e in wanted
+                )
+                self._wanted.extend(key for key in keys if key not in self._held)
+                self._reserved.update(key for key in keys[: self.slots // 2] if key in self._held)
+                self._start()
+                self._changed.notify_all()
+        for piece in range(len(self._pieces[layer, expert])):
+            key = (layer, expert, piece)
+            slot = self._use(key, generation)
+            yield from slot.steps or ()
+            self._done(slot, key, generation)
+
+    def _use(self, key: _Key, generation: int) -> _Slot:
+        """The slot that holds this, once it is read; nobody else gets it until _done()."""
+        with self._changed:
+            while True:
+                if self._generation != generation:
+                    raise PyllamaError(
+                        "experts: the process was forked in the midst of this pass, and its readers are not here; "
+                        "begin it anew"
+                    )
+                slot = self._held.get(key)
+                if slot is None and key not in self._wanted:
+                    self._wanted.appendleft(key)
+                    self._start()
+                if slot is not None and slot.error is not None:
+                    error, slot.error = slot.error, None
+                    self._forget(slot)
+                    if slot.request != self._requests:  # of a pass that was given up: try again
+                        continue
+                    raise error
+                if slot is not None and slot.steps is not None:
+                    slot.using = True
+                    self._urgent = None
+                    self._held.move_to_end(key)
+                    self._reserved.discard(key)
+                    self._confirm(slot)
+                    return slot
+                if self._urgent != key:
+                    self._urgent = key
+                    self._changed.notify_all()
+                self._wait()
+
+    def _wait(self) -> None:
+        """Until something has changed; called, and timed, on the decoder's thread."""
+        started = time.perf_counter()
+        self._changed.wait()
+        self.waited_s += time.perf_counter() - started
+
+    def _confirm(self, slot: _Slot) -> None:
+        """What a guess brought, or has begun to, is needed."""
+        if slot.guess:
+            slot.guess = False
+            self.counters.guessed += 1
+
+    def _done(self, slot: _Slot, key: _Key, generation: int) -> None:
+        with self._changed:
+            if self._generation == generation and slot.key == key:
+                slot.using = False
+                self._changed.notify_all()
+
+    def _pieces_of(self, layer: int, expert: int) -> list[Reads]:
+        """What is to be read of an expert, slot by slot."""
+        matrices = self._layers[layer][expert]
+        room = self.room if not self.whole else max(self.room, smallest_room(matrices))
+        blocks = _blocks(matrices, room)
+        if self.whole:
+            return [together(blocks)]
+        pieces: list[Reads] = []
+        for block in blocks:
+            if pieces and (more := together([*pieces[-1].blocks, block])).room <= self.room:
+                pieces[-1] = more
+            else:
+                pieces.append(together([block]))
+        return pieces
+
+    # ------------------------------------------------------------------------------------------ the readers' side
+
+    def _start(self) -> None:
+        """Memory and readers, when the first expert is missing."""
+        if self._memory is None:
+            self._memory = huge_empty(self.slots * self.room)
+            memory = self._memory
+            self._slots = [_Slot(memory[i * self.room : (i + 1) * self.room]) for i in range(self.slots)]
+            self._free = self._slots[::-1]
+        if not self._threads and not self._stopping:
+            self._threads = [
+                threading.Thread(target=self._run, name=f"pyllama-expert-{i}", daemon=True) for i in range(READERS)
+            ]
+            for thread in self._threads:
+                thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                slot = None
+                while not self._stopping:
+                    slot = None if self._forks else self._next()
+                    if slot is not None:
+                        break
+                    self._changed.wait()
+                if slot is None:
+                    return
+                self._reading += 1
+                reads = self._pieces.get(slot.key[:2]) if slot.key else None
+            try:
+                assert slot.key is not None
+                steps = self._fill(slot, reads or self._pieces_of(*slot.key[:2]))
+                with self._changed:
+                    slot.steps = steps
+                    if steps is None:  # a guess that was given up
+                        self._forget(slot)
+                    elif not slot.guess:
+                        self._reserved.add(slot.key)  # until it is used
+            except BaseException as error:  # noqa: BLE001 - the decoder raises it
+                with self._changed:
+                    if slot.guess:
+                        self._forget(slot)  # whoever needs it reads it again, and is told
+                    else:
+                        slot.error = error
+            finally:
+                with self._changed:
+                    self._reading -= 1
+                    self._changed.notify_all()
+
+    def _next(self) -> _Slot | None:
+        """A slot for what is to be read next, claimed; None if nothing is, or there is no room for it."""
+        if self._wanted:
+            urgent = self._urgent in self._wanted
+            key = self._urgent if urgent else self._wanted[0]
+            assert key is not None
+            slot = self._room(key, urgent)
+            if slot is not None:
+                self._wanted.remove(key)
+            return slot
+        if self._guesses and not self._reading and not self._busy():
+            key = self._guesses.popleft()
+            slot = None if key in self._held else self._room(key, False, guess=True)
+            if slot is not None:
+                slot.guess = True
+                self.counters.guesses += 1
+            return slot
+        return None
+
+    def _room(self, key: _Key, urgent: bool, guess: bool = False) -> _Slot | None:
+        """A slot that nothing needs more than this key, taken from what it held; for a guess no protected one."""
+        slot = self._free.pop() if self._free else self._victim(False) or (self._victim(True) if urgent else None)
+        if slot is None:
+            return None
+        if guess and slot.key is not None and self._protected[self._rank[slot.key[0]], slot.key[1]]:
+            return None
+        if slot.key is not None:
+            self._held.pop(slot.key, None)
+        slot.key, slot.steps, slot.guess, slot.error = key, None, False, None
+        slot.request = self._requests
+        self._held[key] = slot
+        return slot
+
+    def _victim(self, any_unused: bool) -> _Slot | None:
+        """The least recently used slot that is not protected; else one that is; any_unused: or reserved."""
+        protected = None
+        for key, slot in self._held.items():
+            if slot.using or slot.steps is None or (key in self._reserved and not any_unused):
+                continue
+            if self._protected[self._rank[key[0]], key[1]] and not any_unused:
+                protected = protected or slot
+                continue
+            return slot
+        return protected
+
+    def _forget(self, slot: _Slot) -> None:
+        if slot.key is not None:
+            self._held.pop(slot.key, None)
+        slot.key, slot.steps, slot.guess = None, None, False
+        self._free.append(slot)
+
+    def _fill(self, slot: _Slot, pieces: Sequence[Reads]) -> list[Step] | None:
+        """Read what a slot is for; None for a guess that something else came before."""
+        assert slot.key is not None
+        reads = pieces[slot.key[2]]
+        at = 0
+        for span in reads.spans:
+            memory = slot.memory[at : at + span.room]
+            at += span.room
+            if not slot.guess:
+                self._read(span, memory)
+                continue
+            # In steps, so that what is needed meanwhile waits for one of them at most.
+            skip, done = span.offset % SECTOR, 0
+            while done < skip + span.nbytes:
+                with self._changed:
+                    if self._wanted and slot.guess and self._urgent != slot.key:
+                        return None
+                step = min(GUESS_STEP, skip + span.nbytes - done)
+                begin = span.offset - skip + done
+                self._read(Span(span.file, begin, step), memory[done:])
+                done += step
+        with self._changed:
+            self.counters.nbytes += sum(block.nbytes for block in reads.blocks)
+        return _steps(reads, slot.memory, self.whole)
+
+    # ------------------------------------------------------------------------------------------ its life
+
+    def before_fork(self) -> None:
+        # As in ring.py: no page that a direct read is on its way into may be shared with a child.
+        with self._changed:
+            self._forks += 1
+            self._changed.wait_for(lambda: not self._reading)
+
+    def after_fork(self) -> None:
+        with self._changed:
+            self._forks -= 1
+            self._changed.notify_all()
+
+    def renew_in_child(self) -> None:
+        self._changed = threading.Condition()
+        self._threads = []
+        self._reading = self._forks = 0
+        self._generation += 1
+        self._wanted.clear()
+        self._guesses.clear()
+        self._reserved.clear()
+        for slot in self._slots:
+            slot.using = False
+            if slot.key is not None and slot.steps is None:
+                self._forget(slot)
+
+    def close(self) -> None:
+        """End the reader threads; reads under way are finished first."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+
+def _most_chosen(counts: np.ndarray, most: int) -> np.ndarray:
+    """Which were chosen most often, `most` of them, as booleans of the shape of the counts."""
+    protected = np.zeros(counts.size, bool)
+    if 0 < most < counts.size:
+        protected[np.argpartition(-counts.ravel(), most)[:most]] = True
+    return protected.reshape(counts.shape) & (counts > 0)
+
+
+def _steps(reads: Reads, memory: np.ndarray, whole: bool) -> list[Step]:
+    """The matrices that lie in a slot's memory, in the order in which they are multiplied."""
+    found: list[Step] = []
+    stacks: dict[int, list[_kernels.Matrix]] = {GATE: [], UP: [], DOWN: []}
+    for which, block, data in joined(reads, memory):
+        if block.crc32 is not None and zlib.crc32(data.data) != block.crc32:
+            raise CheckpointError(f"{block.tensor.name}: rows from {block.row} are damaged (pyllama verify tells more)")
+        matrix = _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, data, block.stored)
+        found.append((which, block.row, matrix))
+        stacks[which].append(matrix)
+    if not whole:
+        return found
+    return [(GATE_UP, 0, _kernels.Blocks(stacks[GATE], stacks[UP])), (DOWN, 0, _kernels.Blocks(stacks[DOWN]))]
