@@ -155,9 +155,8 @@ class Config:
 
         Only longrope's is another one: beyond the original context its long factors hold, from the first position on.
         """
-        if asked is None or asked <= self.usual_positions:
+        if asked is None or asked <= self.usual_positions or self.rope_scaling is None:
             return self
-        assert self.rope_scaling is not None  # else usual_positions would be all there are
         return replace(self, rope_scaling=replace(self.rope_scaling, long=True))
 
 

@@ -139,8 +139,8 @@ def _as_json(model: "Model", generation: "Generation", form: Constraints, steps:
         "decode_tok_s": rate(decoded, generation.decode_s),
         "peak_rss_bytes": peak_resident_nbytes(),
         "bytes_read": model.bytes_read,
-        "passes": model.passes,
         "experts": experts,
+        "passes": model.passes,
         "fingerprint": generation.fingerprint.hexdigest() if generation.fingerprint else None,
         "draft": as_json(model, generation),
     }
