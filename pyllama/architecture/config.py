@@ -155,9 +155,10 @@ class Config:
 
         Only longrope's is another one: beyond the original context its long factors hold, from the first position on.
         """
-        if asked is None or asked <= self.usual_positions or self.rope_scaling is None:
+        scaling = self.rope_scaling
+        if asked is None or asked <= self.usual_positions or scaling is None or scaling.kind != "longrope":
             return self
-        return replace(self, rope_scaling=replace(self.rope_scaling, long=True))
+        return replace(self, rope_scaling=replace(scaling, long=True))
 
 
 def _check_ranges(c: Config) -> None:
