@@ -77,8 +77,8 @@ def load(
         warn_if_beyond(budget)
     checkpoint = open_checkpoint(resolve(model))
     try:
+        _check_integer("context_length", context_length, 1, checkpoint.config.max_position_embeddings)
         config = checkpoint.config = checkpoint.config.for_context(context_length)
-        _check_integer("context_length", context_length, 1, config.max_position_embeddings)
         if context_length is None:
             context_length = default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
         set_threads(threads)
