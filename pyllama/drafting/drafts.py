@@ -95,9 +95,13 @@ class Drafts:
         self._before = {task: (task.proposed, task.accepted) for task in tasks}
         trees = [Tree() for _ in tasks]
         wanted = self._wanted(len(tasks), room)
-        if wanted is None:
-            return trees
         start = time.perf_counter()
+        if wanted is None:
+            if self.drafter is not None and not self._passes:
+                # What it reads, its weights and the prompt, comes with what the model reads, and in no token's time.
+                self._trees(self.drafter, tasks, Wanted(1, chain=True), on_layer)
+                self.draft_s += time.perf_counter() - start
+            return trees
         for drafter in [d for d in (self.drafter, self._lookup) if d is not None]:
             if not self._account(drafter).open:
                 continue

@@ -154,6 +154,16 @@ def test_what_a_drafter_held_is_given_back(folders):
     assert drafter.decoder.cache.pages_used == 0
 
 
+def test_what_a_drafter_reads_first_is_in_no_tokens_time(folders):
+    drafter = model_drafter(folders / "near")
+    drafts = Drafts(drafter, streamed=lambda: False)
+    (tree,) = drafts.propose([task_of([1, 2, 3])], 8)
+    assert not tree  # nothing is known yet to compare with
+    assert drafter.loaded.load_s > 0 and drafts.draft_s > 0
+    drafts.passed([], 3, 0.1, 1)
+    assert drafts._account(drafter).open
+
+
 def test_a_chain_is_the_best_branch_and_ends_where_it_is_unsure(folders):
     drafter = model_drafter(folders / "near")
     task = task_of([1, 2, 3])
