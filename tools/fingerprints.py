@@ -36,7 +36,10 @@ def tiny_models(folder: Path) -> Iterator[tuple[str, Path, list[int]]]:
     """(name, file or folder, prompt) of every golden case, and of a model in every storage format of GGUF."""
     for name in golden.CASES:
         case = golden.load_case(name)
-        path = tiny.write_huggingface(folder / name, case.huggingface, case.tensors)
+        if case.huggingface["model_type"] == "gpt_oss":  # published folders have its experts in MXFP4
+            path = tiny.write_gguf(folder / f"{name}.gguf", case.huggingface, case.tensors, "BF16")
+        else:
+            path = tiny.write_huggingface(folder / name, case.huggingface, case.tensors)
         yield name, path, case.prompt
     config = tiny.tiny_config(
         hidden_size=256, intermediate_size=256, num_attention_heads=4, head_dim=64, num_key_value_heads=2, vocab_size=96

@@ -88,15 +88,16 @@ static void k_mix(const float *y, const int32_t *rows, const float *weights, int
         const float *weight = weights + t * chosen;
         float *o = out + t * cols;
         int64_t c = 0;
-        for (; c < cols; c += VL) {
+        for (; c + VL <= cols; c += VL) {
             vf acc = v_set1(0.0f);
-            int whole = c + VL <= cols;
-            for (int i = 0; i < chosen; i++) {
-                const float *in = y + row[i] * cols + c;
-                acc = v_fma(v_set1(weight[i]), whole ? v_load(in) : load_tail(in, cols - c), acc);
-            }
-            if (whole) v_store(o + c, acc);
-            else store_tail(o + c, cols - c, acc);
+            for (int i = 0; i < chosen; i++)
+                acc = v_fma(v_set1(weight[i]), v_load(y + row[i] * cols + c), acc);
+            v_store(o + c, acc);
+        }
+        for (; c < cols; c++) {
+            float acc = 0.0f;
+            for (int i = 0; i < chosen; i++) acc = __builtin_fmaf(weight[i], y[row[i] * cols + c], acc);
+            o[c] = acc;
         }
     }
 }
