@@ -37,7 +37,7 @@ def tiny_models(folder: Path) -> Iterator[tuple[str, Path, list[int]]]:
     for name in golden.CASES:
         case = golden.load_case(name)
         if case.huggingface["model_type"] == "gpt_oss":  # published folders have its experts in MXFP4
-            path = tiny.write_gguf(folder / f"{name}.gguf", case.huggingface, case.tensors, "BF16")
+            path = tiny.write_gguf(folder / f"{name}.gguf", case.huggingface_v4, case.tensors, "BF16")
         else:
             path = tiny.write_huggingface(folder / name, case.huggingface, case.tensors)
         yield name, path, case.prompt
