@@ -73,7 +73,7 @@ initial_ram_disk() {
     version=$(basename kernel/lib/modules/*)
     depmod -b kernel "$version"
     cp "kernel/boot/vmlinuz-$version" vmlinuz
-    rm -rf ram && mkdir -p ram/{bin,dev,proc,sys,root,modules}
+    rm -rf ram && mkdir -p ram/{bin,dev,proc,sys,board,modules}
     cp busybox/bin/busybox ram/bin/
     ln -s busybox ram/bin/sh
     for module in virtio_pci virtio_blk crc32c_generic ext4; do
@@ -88,9 +88,9 @@ B=/bin/busybox
 $B mount -t proc proc /proc; $B mount -t sysfs sysfs /sys; $B mount -t devtmpfs devtmpfs /dev
 while read -r module; do $B insmod /modules/$module; done </modules/order
 until [ -b /dev/vda ]; do $B sleep 0.1; done
-$B mount -t ext4 /dev/vda /root || exec $B sh
-$B umount /proc; $B umount /sys; $B mount --move /dev /root/dev
-exec $B switch_root /root /sbin/init
+$B mount -t ext4 /dev/vda /board || exec $B sh
+$B umount /proc; $B umount /sys; $B mount --move /dev /board/dev
+exec $B switch_root /board /sbin/init
 EOF
     chmod +x ram/init
     (cd ram && find . | cpio --quiet -o -H newc -R 0:0 | gzip -1) >initrd
