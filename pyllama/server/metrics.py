@@ -40,27 +40,28 @@ class _EngineCollector:
             ("draft_seconds", stats.draft_s, "Seconds spent on proposing"),
             ("preemptions", stats.preemptions, "Times a request gave its pages up to an older one"),
             ("bytes_read", self._engine.model.bytes_read, "Bytes read from the model's files"),
+            *self._of_experts(),
         ):
             yield CounterMetricFamily(f"pyllama_{name}", about, value=value)
-        experts = self._engine.model.decoder.weights.expert_counters
-        for name, value, about in (
-            ()
-            if experts is None
-            else (
-                ("asked", experts.asked, "Experts that a layer of a pass needed"),
-                ("hits", experts.hits, "Those of them that were in memory"),
-                ("guesses", experts.guesses, "Experts read by guess while the disk was idle"),
-                ("guesses_used", experts.guessed, "Those of them that were needed"),
-                ("bytes_read", experts.nbytes, "Bytes read for experts"),
-                ("tokens", experts.tokens, "Tokens that computed with them"),
-            )
-        ):
-            yield CounterMetricFamily(f"pyllama_experts_{name}", about, value=value)
         yield InfoMetricFamily("pyllama_drafter", "Who proposes tokens", value={"name": stats.drafter or ""})
         ended = CounterMetricFamily("pyllama_requests", "Requests that ended, by how", labels=["how"])
         for how in ("stop", "length", "cancelled", "error"):
             ended.add_metric([how], stats.requests.get(how, 0))
         yield ended
+
+    def _of_experts(self) -> tuple[tuple[str, float, str], ...]:
+        """Counters of a mixture's experts; none of another model."""
+        experts = self._engine.model.decoder.weights.expert_counters
+        if experts is None:
+            return ()
+        return (
+            ("experts_asked", experts.asked, "Experts that a layer of a pass needed"),
+            ("experts_hits", experts.hits, "Those of them that were in memory"),
+            ("experts_guesses", experts.guesses, "Experts read by guess while the disk was idle"),
+            ("experts_guesses_used", experts.guessed, "Those of them that were needed"),
+            ("experts_bytes_read", experts.nbytes, "Bytes read for experts"),
+            ("experts_tokens", experts.tokens, "Tokens that computed with them"),
+        )
 
 
 class Metrics:

@@ -26,6 +26,7 @@ from pyllama.machine import forked
 from pyllama.streaming.blocks import Block, Span, cut, smallest_room
 from pyllama.streaming.memory import huge_empty
 from pyllama.streaming.pieces import Reads, extents, joined, merged, together
+from pyllama.streaming.readers import Readers
 
 READERS = 4  # reads in flight
 LEAST_SLOTS = 4  # one in use, the rest being read
@@ -109,7 +110,7 @@ class _Slot:
         self.error: BaseException | None = None
 
 
-class ExpertStore(forked.ForkAware):
+class ExpertStore(Readers):
     """The experts of a model's layers.
 
     layers  number of a layer -> its experts in order, each as its gate, up and down matrix
@@ -480,17 +481,6 @@ class ExpertStore(forked.ForkAware):
         return _steps(reads, slot.memory, self.whole)
 
     # ------------------------------------------------------------------------------------------ its life
-
-    def before_fork(self) -> None:
-        # As in ring.py: no page that a direct read is on its way into may be shared with a child.
-        with self._changed:
-            self._forks += 1
-            self._changed.wait_for(lambda: not self._reading)
-
-    def after_fork(self) -> None:
-        with self._changed:
-            self._forks -= 1
-            self._changed.notify_all()
 
     def renew_in_child(self) -> None:
         self._changed = threading.Condition()

@@ -13,12 +13,13 @@ import numpy as np
 
 from pyllama.machine import forked
 from pyllama.streaming.memory import huge_empty
+from pyllama.streaming.readers import Readers
 
 PENDING = object()  # from next_item: not known before the consumer has given back more
 READERS = 3  # direct reads in flight; one leaves the disk idle between two requests
 
 
-class Ring(forked.ForkAware):
+class Ring(Readers):
     """`slots` slots of `room` bytes.
 
     next_item()         the next item to read, by one reader at a time; PENDING where that depends on what the
@@ -115,18 +116,6 @@ class Ring(forked.ForkAware):
         """The slot of the item last taken may be filled again."""
         with self._changed:
             self._taken += 1
-            self._changed.notify_all()
-
-    def before_fork(self) -> None:
-        # A page that a direct read is on its way into must not be shared with a child: older kernels may copy it
-        # for the parent and let the read end in the child's (open(2), "O_DIRECT").
-        with self._changed:
-            self._forks += 1
-            self._changed.wait_for(lambda: not self._reading)
-
-    def after_fork(self) -> None:
-        with self._changed:
-            self._forks -= 1
             self._changed.notify_all()
 
     def stop(self) -> None:
