@@ -15,15 +15,18 @@ from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
 from pyllama.architecture.config import QueryGrowth
 from pyllama.architecture.gpt_oss import ALPHA
-from pyllama.architecture.layer import Experts, Layer, Linear, Mlp, Norm
+from pyllama.architecture.layer import Attention, Experts, Layer, Linear, Mlp, Norm
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import FINAL_NORM, HEAD
 from pyllama.decoder.buffers import Buffers
 from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.passes import Pass, Segment, build
+from pyllama.decoder.recurrent import recurrence
 from pyllama.decoder.routes import Routes
 from pyllama.decoder.shape import Shape, kinds_of_rope
+from pyllama.decoder.state_pool import StatePool
+from pyllama.decoder.states import States, Steps
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
 from pyllama.errors import RequestError
 
@@ -57,8 +60,7 @@ def norm_vector(weights: Weights, name: str, plus_one: bool) -> "kernels.Floats"
     return kernels.Floats(np.add(vector, np.float32(1)) if plus_one else vector)
 
 
-def _attention_view(layer: Layer, weights: Weights) -> View:
-    mixer = layer.mixer
+def _attention_view(layer: Layer, mixer: Attention, weights: Weights) -> View:
     sinks = weights.vector(f"{layer.name}{mixer.sinks}") if mixer.sinks else None
     return View(mixer.window, mixer.scale, mixer.softcap, sinks)
 
@@ -76,7 +78,10 @@ def _growth(growth: QueryGrowth, positions: np.ndarray) -> np.ndarray:
 class _Layer:
     """Names and small vectors of one layer, looked up once."""
 
-    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention", rope: int | None):
+    def __init__(
+        self, number: int, layer: Layer, weights: Weights, attention: "kernels.Attention | None", rope: int | None,
+        eps: float,
+    ):  # fmt: skip
         def norm(of: Norm | None) -> _Norm | None:
             if of is None:
                 return None
@@ -101,10 +106,16 @@ class _Layer:
         self.attention, self.rope = attention, rope
         self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
         self.mixer_post_norm, self.mlp_post_norm = norm(layer.mixer_post_norm), norm(layer.mlp_post_norm)
-        self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
         self.residual_scale = layer.residual_scale
-        self.growth = mixer.growth
-        self.qkv, self.o = linears(mixer.q, mixer.k, mixer.v), linears(mixer.o)
+        self.growth = mixer.growth if isinstance(mixer, Attention) else None
+        self.recurrence = recurrence(number, layer, weights, eps)
+        if isinstance(mixer, Attention):
+            self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
+            self.qkv, self.o = linears(mixer.q, mixer.k, mixer.v), linears(mixer.o)
+            self.gated = mixer.gated
+        else:
+            *before, after = mixer.linears
+            self.before, self.after = linears(*before), linears(after)
         self.experts = mlp if isinstance(mlp, Experts) else None
         self.name = layer.name
         if isinstance(mlp, Mlp):
@@ -130,6 +141,7 @@ class Decoder:
                      be multiplied with, which are not the caller's to keep
     shape            how much of the model is computed here
     cache            whose positions lie in which pages
+    states           memory of what layers carry from token to token, or None where none does
     """
 
     def __init__(
@@ -157,13 +169,17 @@ class Decoder:
         self.on_layer = on_layer
         self.on_input: Callable[[tuple[str, ...], np.ndarray], None] | None = None
         layers = layers_of(config)
-        self._pool = PagePool(shape, [_attention_view(layer, weights) for layer in layers], kv_dtype)
-        self.cache = KVCache(self._pool, context_length)
+        attending = [(layer, layer.mixer) for layer in layers if isinstance(layer.mixer, Attention)]
+        self._pool = PagePool(shape, [_attention_view(layer, mixer, weights) for layer, mixer in attending], kv_dtype)
+        self.states = StatePool(shape, layers) if shape.state_floats else None
+        self.cache = KVCache(self._pool, context_length, States() if self.states else None)
         kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
         self._ropes = [frequencies(rope) for rope in kinds]
+        kernels_of = {layer.name: attention for (layer, _), attention in zip(attending, self._pool.attention, strict=True)}
+        ropes = {layer.name: kinds[mixer.rope] for layer, mixer in attending if mixer.rope}
         self._layers = [
-            _Layer(layer, weights, attention, kinds[layer.mixer.rope] if layer.mixer.rope else None)
-            for layer, attention in zip(layers, self._pool.attention, strict=True)
+            _Layer(number, layer, weights, kernels_of.get(layer.name), ropes.get(layer.name), config.rms_norm_eps)
+            for number, layer in enumerate(layers)
         ]
         self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
@@ -227,7 +243,7 @@ class Decoder:
                 sequence.release_unused()
             raise
         for sequence, ids in batch:
-            sequence.length += len(ids)
+            sequence.advance(len(ids))
         return out, rows
 
     def _check(self, batch: Tokens[Segment]) -> None:
@@ -253,11 +269,17 @@ class Decoder:
         for source, target in planned.copies:  # first: whatever fails later, they have been made
             self._pool.copy(source, target)
         tokens = len(planned.token_ids)
-        if tokens > self._buffers.capacity:
-            self._buffers = Buffers(self.shape, tokens)
+        again = len(planned.steps.gathered) if planned.steps else 0
+        if tokens > self._buffers.capacity or again > self._buffers.again:
+            self._buffers = Buffers(self.shape, max(tokens, self._buffers.capacity), max(again, self._buffers.again))
         a = self._buffers
         a.resize(tokens)
         where = kernels.Batch(self._pool.addresses, planned.pages, planned.positions, planned.sequences, planned.writes)
+
+        walk = None
+        if self.states is not None and planned.steps is not None:
+            self.states.grow(planned.steps.slot_count, planned.steps.row_count)
+            walk = self.states.walk(planned.steps)
 
         self.weights.embedding(planned.token_ids, a.x.array)
         if self.config.embedding_scale != 1:
@@ -270,7 +292,11 @@ class Decoder:
             for told in (self.on_layer, on_layer):
                 if told:
                     told(i)
-            self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
+            if layer.attention is not None:
+                growth = growing.get(layer.growth) if layer.growth else None
+                self._attention_block(layer, layer.attention, a, where, growth)
+            elif walk is not None and planned.steps is not None:
+                self._recurrent_block(layer, a, planned.steps, walk)
             if layer.experts is None:
                 self._mlp_block(layer, a)
             else:
@@ -289,13 +315,20 @@ class Decoder:
             kernels.softcap(out, self.config.logits_softcap, out)
         return out
 
-    def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None) -> None:
+    def _attention_block(
+        self, layer: _Layer, attention: "kernels.Attention", a: Buffers, where: "kernels.Batch",
+        growing: np.ndarray | None,
+    ) -> None:  # fmt: skip
         """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
 
         growing  what each token's query is multiplied by, (T, 1), or None
         """
         shape, eps = self.shape, self.config.rms_norm_eps
-        self._linear(layer.qkv, self._normed(layer.mixer_norm, a), (a.q, a.k, a.v))
+        self._linear(layer.qkv, self._normed(layer.mixer_norm, a), (a.q_gate if layer.gated else a.q, a.k, a.v))
+        if layer.gated:
+            parted = a.q_gate.array.reshape(-1, shape.heads, 2, shape.head_dim)  # (T, H, 2, D)
+            for part, out in enumerate((a.q, a.attention_gate)):
+                np.copyto(out.array.reshape(-1, shape.heads, shape.head_dim), parted[:, :, part])
         if layer.q_norm is not None and layer.k_norm is not None:
             kernels.rmsnorm(a.q, layer.q_norm.weight, eps, a.q, layer.q_norm.cols)
             kernels.rmsnorm(a.k, layer.k_norm.weight, eps, a.k, layer.k_norm.cols)
@@ -309,9 +342,19 @@ class Decoder:
             kernels.rope(a.k, one, np.zeros_like(one), shape.kv_heads, True)
         if growing is not None:
             kernels.scale(a.q, growing, a.q)
-        layer.attention.append(where, a.k, a.v)
-        layer.attention.attend(where, a.q, a.attended)
+        attention.append(where, a.k, a.v)
+        attention.attend(where, a.q, a.attended)
+        if layer.gated:
+            kernels.sigmoid_gate(a.attended, a.attention_gate, a.attended)
         self._linear(layer.o, a.attended, (a.normed,))
+        self._add(layer, layer.mixer_post_norm, a)
+
+    def _recurrent_block(self, layer: _Layer, a: Buffers, steps: Steps, walk: "kernels.Walk") -> None:
+        """x += out_proj(what the layer's state and RMSNorm(x) make)"""
+        if layer.recurrence is None or self.states is None:
+            return
+        self._linear(layer.before, self._normed(layer.mixer_norm, a), layer.recurrence.before(a))
+        self._linear(layer.after, layer.recurrence.walk(a, steps, self.states, walk), (a.normed,))
         self._add(layer, layer.mixer_post_norm, a)
 
     def _mlp_block(self, layer: _Layer, a: Buffers) -> None:

@@ -4,18 +4,34 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pyllama.architecture import Config, Layer, layers_of
-from pyllama.architecture.layer import Experts, Mlp, Rope
+from pyllama.architecture.layer import Attention, Experts, GatedDelta, Mlp, Rope, ShortConv, attentions
 
 
 def kinds_of_rope(layers: Iterable[Layer]) -> tuple[Rope, ...]:
     """The different rotations of some layers, in the order in which they come."""
-    return tuple(dict.fromkeys(layer.mixer.rope for layer in layers if layer.mixer.rope is not None))
+    return tuple(dict.fromkeys(mixer.rope for mixer in attentions(layers) if mixer.rope is not None))
+
+
+def _widths(layers: Iterable[Layer]) -> tuple[tuple[str, int], ...]:
+    """Buffer -> columns, of what layers with a state compute."""
+    found: dict[str, int] = {}
+    for layer in layers:
+        mixer = layer.mixer
+        if isinstance(mixer, ShortConv):
+            channels = mixer.conv.channels
+            found |= {"mixed": 3 * channels, "convolved": channels, "recurred": channels}
+        elif isinstance(mixer, GatedDelta):
+            heads = mixer.value_heads
+            found |= {"mixed": mixer.conv.channels, "z": mixer.values, "b": heads, "a": heads, "decay": heads}
+            found |= {"beta": heads, "state_q": mixer.keys, "state_k": mixer.keys, "state_v": mixer.values}
+            found |= {"recurred": mixer.values}
+    return tuple(found.items())
 
 
 class Shape(NamedTuple):
     """Counts that buffers, pages and kernels are sized by. A config says what a whole model has; this, what is here.
 
-    layers
+    layers             that keep keys and values
     hidden_size        the residual stream, whole wherever it is
     heads, kv_heads    query and key/value heads computed here, as many of the former for each of the latter
     head_dim
@@ -25,6 +41,10 @@ class Shape(NamedTuple):
     experts            of a layer that has some, or 0
     chosen             experts that a token goes to
     expert_size        rows of an expert's gate_proj and up_proj
+    gated              whether the result of attention has a gate, which q_proj makes beside the queries
+    state_floats       what a text carries from token to token, in all layers that do
+    input_floats       what that depends on, of a token
+    recurrent          buffer -> columns, of what these layers compute
     """
 
     layers: int
@@ -38,6 +58,10 @@ class Shape(NamedTuple):
     experts: int = 0
     chosen: int = 0
     expert_size: int = 0
+    gated: bool = False
+    state_floats: int = 0
+    input_floats: int = 0
+    recurrent: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def whole(cls, config: Config) -> "Shape":
@@ -45,8 +69,10 @@ class Shape(NamedTuple):
         layers = layers_of(config)
         mlps = [layer.mlp for layer in layers]
         experts = next((mlp for mlp in mlps if isinstance(mlp, Experts)), None)
+        attending = attentions(layers)
+        carrying = [layer.mixer for layer in layers if not isinstance(layer.mixer, Attention)]
         return cls(
-            layers=config.num_hidden_layers,
+            layers=len(attending),
             hidden_size=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
@@ -57,6 +83,10 @@ class Shape(NamedTuple):
             experts=experts.count if experts else 0,
             chosen=experts.chosen if experts else 0,
             expert_size=experts.gate.rows if experts else 0,
+            gated=any(mixer.gated for mixer in attending),
+            state_floats=sum(mixer.state_floats for mixer in carrying),
+            input_floats=sum(mixer.input_floats for mixer in carrying),
+            recurrent=_widths(layers),
         )
 
     @property
