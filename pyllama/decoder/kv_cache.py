@@ -16,6 +16,10 @@ from pyllama.decoder.states import History, States
 from pyllama.errors import BudgetError, ContextOverflowError, RequestError
 
 
+#: Positions between states that are kept of a long prompt.
+SPARSE = 32 * POSITIONS
+
+
 class KVCache:
     """Who holds which pages of a pool.
 
@@ -188,6 +192,27 @@ class Sequence(Closing):
         length = min(length, self.length)
         return length if self.history is None else self.history.restorable(length)
 
+    def mark(self, length: int, exactly: bool = False) -> None:
+        """Keep states on the way to a prompt's end, where layers carry one and there is room: of its last whole page and,
+        sparsely, of those before; exactly: that before its last token as well.
+
+        A text that goes on from one of them need not be computed anew.
+        """
+        if self.history is None:
+            return
+        end = (length - 1) // POSITIONS * POSITIONS
+        marks = {end, *range(SPARSE, end, SPARSE), *([length - 1] if exactly else [])}
+        self.history.marks = {mark for mark in marks if mark > self.length}
+
+    def take_states(self) -> dict[int, int]:
+        """Position -> slot, of the states there are of this text; to be given back. None where layers carry none."""
+        return self.history.take_kept() if self.history is not None else {}
+
+    def give_states_back(self, states: dict[int, int]) -> None:
+        if self._cache.states is not None:
+            for slot in states.values():
+                self._cache.states.slots.give_back(slot)
+
     def pages_needed(self, length: int) -> int:
         """Pages that reserve(length) would take."""
         grown = max(0, -(-length // POSITIONS) - len(self._pages))
@@ -237,6 +262,7 @@ class Sequence(Closing):
 
     def release_unused(self) -> None:
         """Give back pages beyond `length`, as after a pass that failed."""
+        self.provisional = 0
         if self.history is not None:
             self.history.undo()
         while (len(self._pages) - 1) * POSITIONS >= self.length and self._pages:

@@ -22,6 +22,7 @@ class Numbers:
     """Things that are held by their numbers, by several at a time perhaps, and free again when nobody does.
 
     limit    there are to be at most so many, or None
+    enough   what is more than that, nobody needs to keep; None: the limit
     reclaim  asked for one when none is left; False: it has none to give
     """
 
@@ -30,6 +31,7 @@ class Numbers:
         self._holders: list[int] = []
         self._free: list[int] = []
         self.limit: int | None = None
+        self.enough: int | None = None
         self.reclaim: Callable[[], bool] = lambda: False
 
     def __len__(self) -> int:
@@ -42,8 +44,9 @@ class Numbers:
 
     @property
     def spare(self) -> int | None:
-        """How many may be taken before reclaim() is asked; None: no limit."""
-        return None if self.limit is None else self.limit - self.used
+        """How many may be taken besides what a pass needs; None: no limit."""
+        most = self.limit if self.enough is None else self.enough
+        return None if most is None else most - self.used
 
     def take(self) -> int:
         """One that nobody holds; its taker does. Raises BudgetError where there is none."""
@@ -176,11 +179,29 @@ class History:
         else:
             self.kept[position] = slot
 
+    def drop_oldest(self) -> None:
+        """Keep one state less."""
+        if self.kept:
+            self._states.slots.give_back(self.kept.pop(min(self.kept)))
+
+    def take_kept(self) -> dict[int, int]:
+        """What is kept, the state itself included: position -> slot; each to be given back by the caller."""
+        kept, self.kept = self.kept, {}
+        if self.slot is not None and self.at not in kept:
+            self._states.slots.hold(self.slot)
+            kept[self.at] = self.slot
+        return kept
+
     # --- a pass ---
 
-    def plan(self, at: int, slot: int | None, pending: list[int], kept: dict[int, int]) -> None:
+    def plan(self, at: int, slot: int | None, pending: list[int]) -> None:
         """What it becomes if the pass succeeds; all of it held for it."""
-        self._next = _Next(at, slot, pending, kept)
+        self._next = _Next(at, slot, pending, {})
+
+    def will_keep(self, position: int, slot: int) -> None:
+        """Besides, if the pass succeeds, it keeps this state."""
+        if self._next is not None:
+            self._next.kept[position] = slot
 
     def undo(self) -> None:
         """The pass failed, or there was none."""
@@ -239,80 +260,90 @@ def steps_of(states: States, texts: Iterable[tuple[History, Tokens[int], int]], 
 
     Raises BudgetError where there is no slot left; then no history has changed.
     """
+    plan = _Plan(states, tokens)
     texts = list(texts)
-    gathered: dict[int, int] = {}
-    stored: dict[int, int] = {}  # a token after which the state is in this slot
-    noted: dict[int, int] = {}  # a token and its row
-    walks: list[list[int]] = []
-    stores: list[list[tuple[int, int]]] = []
     try:
         for history, path, provisional in texts:
-            sure = len(path) - min(provisional, len(path))
-            before = [gathered.setdefault(row, tokens + len(gathered)) for row in history.pending]
-            walks.append([*before, *map(int, path)])
-            stores.append(_plan(states, history, walks[-1], len(before), sure, stored, noted))
+            plan.add(history, path, len(path) - min(provisional, len(path)))
+        for text, (history, path, provisional) in enumerate(texts):  # last: these are luxuries
+            plan.mark(text, history, len(path) - min(provisional, len(path)))
     except BaseException:
         for history, _, _ in texts:
             history.undo()
         raise
-    return _joined(states, texts, gathered, walks, stores, noted)
+    return plan.steps([history.slot for history, _, _ in texts])
 
 
-def _plan(
-    states: States, history: History, walk: list[int], before: int, sure: int, stored: dict[int, int],
-    noted: dict[int, int],
-) -> list[tuple[int, int]]:  # fmt: skip
-    """What one history becomes, and the stores that this takes: (step, slot) within its walk."""
-    made: list[tuple[int, int]] = []
+class _Plan:
+    """The steps of a pass in the making."""
 
-    def slot_after(step: int) -> int:
-        token = walk[step]
-        if token in stored:  # a branch of the same text has it as well
-            states.slots.hold(stored[token])
+    def __init__(self, states: States, tokens: int):
+        self._states, self._tokens = states, tokens
+        self._gathered: dict[int, int] = {}  # a row of the journal and its place behind the pass's tokens
+        self._stored: dict[int, int] = {}  # a token after which the state is in this slot
+        self._noted: dict[int, int] = {}  # a token and its row
+        self._walks: list[list[int]] = []
+        self._stores: list[list[tuple[int, int]]] = []  # (step of the walk, slot)
+
+    def add(self, history: History, path: Tokens[int], sure: int) -> None:
+        rows = self._states.rows
+        before = [self._gathered.setdefault(row, self._tokens + len(self._gathered)) for row in history.pending]
+        self._walks.append([*before, *path])
+        self._stores.append([])
+        pending: list[int] = []
+        history.plan(history.at, None, pending)
+        if sure:
+            slot = self._slot_after(len(self._walks) - 1, len(before) + sure - 1)
+            history.plan(history.length + sure, slot, pending)
         else:
-            stored[token] = states.slots.take()
-            made.append((step, stored[token]))
-        return stored[token]
+            if history.slot is not None:
+                self._states.slots.hold(history.slot)
+            history.plan(history.at, history.slot, pending)
+            for row in history.pending:
+                rows.hold(row)
+                pending.append(row)
+        for token in path[sure:]:
+            if token in self._noted:
+                rows.hold(self._noted[token])
+            else:
+                self._noted[token] = rows.take()
+            pending.append(self._noted[token])
 
-    at, slot, pending, kept = history.at, history.slot, list[int](), dict[int, int]()
-    history.plan(at, None, pending, kept)
-    if sure:
-        history.plan(history.length + sure, slot_after(before + sure - 1), pending, kept)
+    def mark(self, text: int, history: History, sure: int) -> None:
+        """Have the states of a history's marks kept that lie on the way, if there is room."""
         for mark in sorted(history.marks):
-            step = mark - history.length - 1 + before
-            spare = states.slots.spare
-            if before <= step < before + sure and mark not in history.kept and (spare is None or spare > 0):
-                kept[mark] = slot_after(step)
-    else:
-        if slot is not None:
-            states.slots.hold(slot)
-        history.plan(at, slot, pending, kept)
-        for row in history.pending:
-            states.rows.hold(row)
-            pending.append(row)
-    for token in walk[before + sure :]:
-        if token in noted:
-            states.rows.hold(noted[token])
+            if history.length < mark <= history.length + sure and mark not in history.kept and self._room(history):
+                step = len(history.pending) + mark - history.length - 1
+                history.will_keep(mark, self._slot_after(text, step))
+
+    def _room(self, history: History) -> bool:
+        """Whether there is a slot for one more state from before: the oldest of them goes for a new one."""
+        slots = self._states.slots
+        if slots.spare is not None and slots.spare < 1 and not slots.reclaim():
+            history.drop_oldest()
+        return slots.spare is None or slots.spare > 0
+
+    def _slot_after(self, text: int, step: int) -> int:
+        """A slot for the state after a step, held for whoever asks."""
+        slots, token = self._states.slots, self._walks[text][step]
+        if token in self._stored:  # a branch of the same text has it as well
+            slots.hold(self._stored[token])
         else:
-            noted[token] = states.rows.take()
-        pending.append(noted[token])
-    return sorted(made)
+            self._stored[token] = slots.take()
+            self._stores[text].append((step, self._stored[token]))
+        return self._stored[token]
 
-
-def _joined(
-    states: States, texts: list[tuple[History, Tokens[int], int]], gathered: dict[int, int], walks: list[list[int]],
-    stores: list[list[tuple[int, int]]], noted: dict[int, int],
-) -> Steps:  # fmt: skip
-    starts = np.cumsum([0, *map(len, walks)])
-    placed = [(int(start) + step, slot) for start, made in zip(starts, stores) for step, slot in made]
-    return Steps(
-        gathered=np.array(list(gathered), np.int32),
-        sources=np.array([-1 if history.slot is None else history.slot for history, _, _ in texts], np.int32),
-        starts=starts.astype(np.int32),
-        steps=np.array([step for walk in walks for step in walk], np.int32),
-        store_starts=np.cumsum([0, *map(len, stores)]).astype(np.int32),
-        stores=np.array(placed, np.int32).reshape(-1, 2),
-        journal=np.array(list(noted.items()), np.int32).reshape(-1, 2),
-        slot_count=len(states.slots),
-        row_count=len(states.rows),
-    )
+    def steps(self, sources: list[int | None]) -> Steps:
+        starts = np.cumsum([0, *map(len, self._walks)])
+        placed = [(int(start) + step, slot) for start, of in zip(starts, self._stores) for step, slot in sorted(of)]
+        return Steps(
+            gathered=np.array(list(self._gathered), np.int32),
+            sources=np.array([-1 if slot is None else slot for slot in sources], np.int32),
+            starts=starts.astype(np.int32),
+            steps=np.array([step for walk in self._walks for step in walk], np.int32),
+            store_starts=np.cumsum([0, *map(len, self._stores)]).astype(np.int32),
+            stores=np.array(placed, np.int32).reshape(-1, 2),
+            journal=np.array(list(self._noted.items()), np.int32).reshape(-1, 2),
+            slot_count=len(self._states.slots),
+            row_count=len(self._states.rows),
+        )

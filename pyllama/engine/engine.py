@@ -138,6 +138,7 @@ class Engine:
             max_running=max_running,
             max_pass_tokens=model.decoder.max_pass_tokens,
             shared_prefill=shared_prefill,
+            places=_places(model, max_running),
         )
         # What other threads leave for the engine's, under the lock.
         self._wake = threading.Condition()
@@ -448,6 +449,16 @@ def _last_of_most(waiting: list[Request], client: str) -> Request | None:
 
 def _to_nobody(event: Step | PyllamaError) -> None:
     pass
+
+
+def _places(model: "Model", max_running: int) -> int | None:
+    """Requests whose states there is room for, two each; None in a model whose layers carry none."""
+    states = model.decoder.cache.states
+    if states is None:
+        return None
+    planned = model.plan.state_slots if model.plan else 2 * (max_running + 1) + MAX_RUNNING
+    states.slots.limit = max(2, planned)
+    return states.slots.limit // 2
 
 
 def _max_pages(model: "Model", max_running: int, kv_nbytes: int | None) -> int:
