@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pyllama.architecture import FAMILIES
-from pyllama.architecture.config import Config
+from pyllama.architecture.config import Config, DeltaRule
 from pyllama.architecture.family import Family
 from pyllama.architecture.layer import Rope, main_rope
 from pyllama.architecture.rope import frequencies, yarn_magnitude
@@ -92,7 +92,9 @@ def of_config(config: Config, name: str) -> dict[str, Value]:
 
 
 def _typed(value: Any) -> Value:
-    """A family's number as GGUF stores its kind."""
+    """A family's number, or list of numbers, as GGUF stores its kind."""
+    if isinstance(value, list):
+        return np.array(value, np.int32)
     return np.uint32(value) if type(value) is int else np.float32(value)
 
 
@@ -163,6 +165,8 @@ def check_config(source: Config, values: Mapping[str, Value], names: Container[s
     )
     for field in fields(Config):
         ours, theirs = getattr(source, field.name), getattr(written, field.name)
+        if isinstance(ours, DeltaRule):
+            ours = replace(ours, tiled=True)  # as it is written
         if field.name not in _NOT_COMPARED and ours != theirs and not _same_float(ours, theirs):
             raise UnsupportedError(f"{field.name}: {_short(ours)} would be {_short(theirs)} in a GGUF file")
     if (source.rope_scaling is None) != (written.rope_scaling is None) or source.rope_scaling != written.rope_scaling:

@@ -181,7 +181,8 @@ def tensor_types(
     head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
     found = {}
     for name, shape in shapes.items():
-        if len(shape) == 1 or name.endswith((".ffn_gate_inp.weight", ".bias")):  # a router costs next to nothing
+        # A router or a convolution costs next to nothing.
+        if len(shape) == 1 or name.endswith((".ffn_gate_inp.weight", ".bias", ".ssm_conv1d.weight", ".shortconv.conv.weight")):
             found[name] = "F32"
             continue
         dtype = wanted.dtype
