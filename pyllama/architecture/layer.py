@@ -56,8 +56,8 @@ class Attention:
     softcap          scores become softcap * tanh(score / softcap); 0: they stay
     sinks            name of the scores, one a head, that take part in the softmax without a value; None: none
     growth           what queries are multiplied by, or None
-    gated            whether q has two rows of a head for each one: the query's, then those of a gate g, and the result is
-                     divided by 1 + exp(-g)
+    gated            whether q has twice the rows, of each head the query's and then those of a gate g, and the result
+                     is divided by 1 + exp(-g)
     """
 
     heads: int

@@ -10,7 +10,7 @@ from typing import Any
 from pyllama.architecture.config import Config, DeltaRule
 from pyllama.architecture.family import GGUF_NAMES, Biases, Defaults, Family
 from pyllama.architecture.fields import Fields
-from pyllama.architecture.layer import Attention, Convolution, GatedDelta, Layer, Linear, Norm, llama_layers
+from pyllama.architecture.layer import Attention, Convolution, GatedDelta, Layer, Linear, Norm, ShortConv, llama_layers
 from pyllama.architecture.names import Names
 
 LINEAR = "linear_attention"
@@ -122,9 +122,9 @@ class Qwen35(Family):
         }
 
     def gguf_values(self, config: Config) -> dict[str, Any]:
-        rotated = (config.rotary_dim or config.head_dim) // 2
+        pairs = (config.rotary_dim or config.head_dim) // 2
         # Which positions of an image turn which pairs; of text all positions are one.
-        values: dict[str, Any] = {"rope.dimension_sections": [rotated - 2 * (rotated // 3), rotated // 3, rotated // 3, 0]}
+        values: dict[str, Any] = {"rope.dimension_sections": [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0]}
         of = config.delta_rule
         if of is None:
             return values | {"full_attention_interval": 1}
@@ -139,8 +139,9 @@ class Qwen35(Family):
         }
 
 
-def _gated(mixer: Any) -> Attention:
+def _gated(mixer: Attention | ShortConv | GatedDelta) -> Attention:
     """Attention whose q_proj makes a gate beside each head's query."""
+    assert isinstance(mixer, Attention)  # as llama_layers() has it
     return replace(mixer, q=replace(mixer.q, rows=2 * mixer.q.rows), gated=True)
 
 

@@ -51,9 +51,9 @@ def norms_plus_one(config: Config) -> set[str]:
     found = {FINAL_NORM} if config.norm_plus_one else set()
     for layer in layers_of(config):
         mixer = layer.mixer
-        norms = (layer.mixer_norm, layer.mixer_post_norm, layer.mlp_norm, layer.mlp_post_norm)
+        norms = [layer.mixer_norm, layer.mixer_post_norm, layer.mlp_norm, layer.mlp_post_norm]
         if isinstance(mixer, Attention):
-            norms += (mixer.q_norm, mixer.k_norm)
+            norms += [mixer.q_norm, mixer.k_norm]
         found |= {f"{layer.name}{norm.name}.weight" for norm in norms if norm and norm.plus_one}
     return found
 

@@ -175,7 +175,8 @@ class Decoder:
         self.cache = KVCache(self._pool, context_length, States() if self.states else None)
         kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
         self._ropes = [frequencies(rope) for rope in kinds]
-        kernels_of = {layer.name: attention for (layer, _), attention in zip(attending, self._pool.attention, strict=True)}
+        names = [layer.name for layer, _ in attending]
+        kernels_of = dict(zip(names, self._pool.attention, strict=True))
         ropes = {layer.name: kinds[mixer.rope] for layer, mixer in attending if mixer.rope}
         self._layers = [
             _Layer(number, layer, weights, kernels_of.get(layer.name), ropes.get(layer.name), config.rms_norm_eps)

@@ -15,7 +15,6 @@ from pyllama.decoder.page_pool import POSITIONS, PagePool
 from pyllama.decoder.states import History, States
 from pyllama.errors import BudgetError, ContextOverflowError, RequestError
 
-
 #: Positions between states that are kept of a long prompt.
 SPARSE = 32 * POSITIONS
 
@@ -114,8 +113,8 @@ class Sequence(Closing):
     """The positions of one text. `length` of them are filled; `table` (1, max_pages) int32 has the pages' numbers.
 
     history      its state, in a model with layers that carry one; else None
-    provisional  how many of the last tokens of its next pass may be taken back: truncate() then goes back to any of them,
-                 whatever the model
+    provisional  how many of the last tokens of its next pass may be taken back: truncate() then goes back to any of
+                 them, whatever the model
     """
 
     def __init__(self, cache: KVCache):
@@ -193,8 +192,9 @@ class Sequence(Closing):
         return length if self.history is None else self.history.restorable(length)
 
     def mark(self, length: int, exactly: bool = False) -> None:
-        """Keep states on the way to a prompt's end, where layers carry one and there is room: of its last whole page and,
-        sparsely, of those before; exactly: that before its last token as well.
+        """Keep states on the way to a prompt's end, where layers carry one and there is room.
+
+        That of its last whole page and, sparsely, of those before; exactly: that before its last token as well.
 
         A text that goes on from one of them need not be computed anew.
         """

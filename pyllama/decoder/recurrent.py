@@ -1,11 +1,12 @@
 """The mixers that carry a state from token to token: what one of them computes between its matrices.
 
-Every line of arithmetic is a kernel's but for products of two activations, which are one rounded product wherever they are
-computed. MODEL.md has the mathematics.
+Every line of arithmetic is a kernel's but for products of two activations, which are one rounded product wherever they
+are computed. MODEL.md has the mathematics.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Protocol
 
@@ -83,7 +84,7 @@ class DeltaNet:
         self._number, self._mixer, self._eps = number, mixer, eps
         weight = _kernel_of(weights, f"{name}{conv.name}.weight", conv.channels)
         cuts = (0, mixer.keys, 2 * mixer.keys, conv.channels)
-        parts = [np.ascontiguousarray(weight[:, a:b]) for a, b in zip(cuts, cuts[1:])]
+        parts = [np.ascontiguousarray(weight[:, a:b]) for a, b in itertools.pairwise(cuts)]
         self._convs = [(first, kernels.Floats(part)) for first, part in zip(cuts, parts)]
         self._norm, self._dt, self._rate = vector(mixer.norm.name), vector(mixer.dt), vector(mixer.rate)
         if mixer.rate_log:

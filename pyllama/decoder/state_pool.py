@@ -32,7 +32,7 @@ class StatePool:
     """Slots and rows, numbered from 0 as they are added; they are never freed.
 
     slot_nbytes, row_nbytes  bytes of one
-    offsets                  number of a layer -> (floats from a slot's start to its state, from a row's start to its input)
+    offsets                  number of a layer -> floats from a slot's start to its state, from a row's to its input
     """
 
     def __init__(self, shape: Shape, layers: Iterable[Layer]):
@@ -86,8 +86,8 @@ class StatePool:
         )
 
     def note(self, layer: int, steps: Steps, tokens: int, inputs: Iterable["kernels.Floats"]) -> None:
-        """Keep what a layer's state depends on, of the tokens that may be taken back, and put behind the pass's own what
-        was kept of those that were not.
+        """Keep what a layer's state depends on, of the tokens that may be taken back, and put behind the pass's own
+        what was kept of those that were not.
 
         inputs  buffers of it, one beside the other in a row: (tokens and more, columns) each
         """

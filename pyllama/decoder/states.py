@@ -151,7 +151,7 @@ class History:
         """Forget the positions from `length` on. Raises RequestError where no state of that position is kept."""
         if self.restorable(length) != length:
             raise RequestError(
-                f"truncate: got {length}, expected a position whose state is kept: {self.restorable(length)} is the last"
+                f"truncate: got {length}, expected a position whose state is kept, such as {self.restorable(length)}"
             )
         self.same = min(self.same, length)
         while length < self.length and self.pending:

@@ -457,8 +457,9 @@ def _places(model: "Model", max_running: int) -> int | None:
     if states is None:
         return None
     planned = model.plan.state_slots if model.plan else 2 * (max_running + 1) + MAX_RUNNING
-    states.slots.limit = max(2, planned)
-    return states.slots.limit // 2
+    most: int = max(2, planned)
+    states.slots.limit = most
+    return most // 2
 
 
 def _max_pages(model: "Model", max_running: int, kv_nbytes: int | None) -> int:

@@ -156,7 +156,8 @@ def drafter_division(
         "contexts": contexts,
         "interpreter": 0,
         "max_pass_tokens": DRAFTER_PASS_TOKENS,
-        "branches": nodes * cache_nbytes(shape, 1, kv_dtype) + (GROUP - 1) * 4 * config.vocab_size
+        "branches": nodes * cache_nbytes(shape, 1, kv_dtype)
+        + (GROUP - 1) * 4 * config.vocab_size
         + journal_nbytes(shape, 2 * nodes),
     }
     roomy = make_plan(drafter, _UNLIMITED, **options)

@@ -48,8 +48,8 @@ class Plan:
 
     interpreter      Python, NumPy, tokenizer and slack
     cache            keys and values: of one sequence of context_length positions, or of as many as were asked for
-    states           of layers that carry one from token to token: state_slots of them, two for each sequence, since a pass
-                     does not write where it reads, and some from before, of texts that may go on from there
+    states           of layers that carry one from token to token: state_slots of them, two for each sequence, since a
+                     pass does not write where it reads, and some from before, of texts that may go on from there
     activations      of a pass of max_pass_tokens tokens
     ring             slots * room: what streamed blocks flow through
     pinned           weights that stay, in the form they are kept in

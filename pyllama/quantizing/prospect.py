@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
+from pyllama.architecture.tensors import convolutions
 from pyllama.checkpoint.index import Part, Tensor
 from pyllama.checkpoint.outline import NOWHERE, Described, Outline
-from pyllama.architecture.tensors import convolutions
 from pyllama.quantizing import gguf_metadata
 from pyllama.quantizing.outline import stacked, stored_names, stored_shapes
 from pyllama.quantizing.types import file_type, tensor_types

@@ -173,7 +173,7 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             layer["self_attn.qkv_proj.weight"] = (sum(rows), hidden)
             layer["mlp.gate_up_proj.weight"] = (sum(inners), hidden)
         if kind in RECURRENT:
-            layer = _of_recurrent(config, i, layer)
+            layer = {name: of for name, of in _of_recurrent(config, i, layer).items() if _has(config, name)}
         shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
     shapes["model.embedding_norm.weight" if kind == "lfm2" else "model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings"):
@@ -188,9 +188,15 @@ def carries(config: dict[str, Any], layer: int) -> bool:
     return config["model_type"] == "qwen3_5_text" and bool((layer + 1) % config["full_attention_interval"])
 
 
+def _has(config: dict[str, Any], name: str) -> bool:
+    """Whether a family with a state has a bias of that name."""
+    return not name.endswith(".bias") or config["model_type"] == "qwen3_5_text"
+
+
 _LFM2_NAMES = {
-    "input_layernorm": "operator_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_norm": "self_attn.q_layernorm",
-    "self_attn.k_norm": "self_attn.k_layernorm", "self_attn.o_proj": "self_attn.out_proj",
+    "input_layernorm": "operator_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "self_attn.q_layernorm", "self_attn.k_norm": "self_attn.k_layernorm",
+    "self_attn.o_proj": "self_attn.out_proj",
     "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2",
 }  # fmt: skip
 
@@ -209,8 +215,8 @@ def _of_recurrent(config: dict[str, Any], i: int, layer: dict[str, tuple[int, ..
             renamed[_LFM2_NAMES.get(stem, stem) + dot + kind] = shape
         return renamed
     if not carries(config, i):
-        rows, cols = rest["self_attn.q_proj.weight"]
-        return {**rest, "self_attn.q_proj.weight": (2 * rows, cols)}
+        q = {name: (2 * shape[0], *shape[1:]) for name, shape in rest.items() if "q_proj" in name}
+        return rest | q
     key_heads, heads, key_dim, dim = delta_sizes(config)
     mixed = 2 * key_heads * key_dim + heads * dim
     return {
@@ -225,6 +231,22 @@ def _of_recurrent(config: dict[str, Any], i: int, layer: dict[str, tuple[int, ..
         "linear_attn.norm.weight": (dim,),
         "linear_attn.out_proj.weight": (hidden, heads * dim),
     }
+
+
+def as_read(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """LFM2's and Qwen3.5's tensors under the names and in the shapes that pyllama has for them."""
+    theirs = {new: old for old, new in _LFM2_NAMES.items()} if config["model_type"] == "lfm2" else {}
+    found = {}
+    for name, values in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        head, _, inner = stem.partition(".layers.")
+        number, _, inner = inner.partition(".")
+        if config["model_type"] in RECURRENT and kind in ("A_log", "dt_bias"):
+            name = f"{stem}.{'a_log' if kind == 'A_log' else 'dt'}.weight"
+        elif inner in theirs:
+            name = f"{head}.layers.{number}.{theirs[inner]}.{kind}"
+        found[name.replace("embedding_norm", "norm")] = values.reshape(-1) if values.ndim == 3 else values
+    return found
 
 
 def delta_sizes(config: dict[str, Any]) -> tuple[int, int, int, int]:
@@ -647,14 +669,15 @@ def gguf_tensors(
         if config["model_type"] in RECURRENT:
             values = recurrent_gguf(config, name, values)
         theirs = gguf_name(name, config["model_type"])
-        kind = "F32" if values.ndim == 1 or "conv.conv" in name or "conv1d" in name or "ffn_gate_inp" in theirs else dtype
+        plain = any(part in theirs for part in ("shortconv.conv", "conv1d", "ffn_gate_inp"))
+        kind = "F32" if values.ndim == 1 or plain else dtype
         stored.append((theirs, kind, values.shape, quantize(kind, values)))
     return stored
 
 
 def recurrent_gguf(config: dict[str, Any], name: str, values: np.ndarray) -> np.ndarray:
-    """A tensor of LFM2 or Qwen3.5 as the converter stores it: convolutions as matrices, the rate itself, and value heads
-    so that the first of every key head come first."""
+    """A tensor of LFM2 or Qwen3.5 as the converter stores it: convolutions as matrices, the decay's rate itself, and
+    value heads so that the first of every key head come first."""
     if values.ndim == 3:
         values = values[:, 0]
     if name.endswith("A_log"):
