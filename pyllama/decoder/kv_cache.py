@@ -191,17 +191,19 @@ class Sequence(Closing):
         length = min(length, self.length)
         return length if self.history is None else self.history.restorable(length)
 
-    def mark(self, length: int, exactly: bool = False) -> None:
+    def mark(self, length: int, exactly: bool = False, common: int = 0) -> None:
         """Keep states on the way to a prompt's end, where layers carry one and there is room.
 
         That of its last whole page and, sparsely, of those before; exactly: that before its last token as well.
+
+        common  tokens that other texts began with as well
 
         A text that goes on from one of them need not be computed anew.
         """
         if self.history is None:
             return
         end = (length - 1) // POSITIONS * POSITIONS
-        marks = {end, *range(SPARSE, end, SPARSE), *([length - 1] if exactly else [])}
+        marks = {end, common // POSITIONS * POSITIONS, *range(SPARSE, end, SPARSE), *([length - 1] if exactly else [])}
         self.history.marks = {mark for mark in marks if mark > self.length}
 
     def take_states(self) -> dict[int, int]:

@@ -135,8 +135,15 @@ class PrefixCache:
         self._use(path)
         return length
 
+    def common(self, ids: Tokens[int]) -> int:
+        """Tokens of the beginning of ids that a text in the tree begins with, whether or not there is a state of them."""
+        return self._known(ids)[0]
+
     def _last_state(self, ids: Tokens[int]) -> int:
         """Positions of the beginning of ids that the tree has, down to the last state there is of them."""
+        return self._known(ids)[1]
+
+    def _known(self, ids: Tokens[int]) -> tuple[int, int]:
         node, length, found = self._root, 0, 0
         while length < len(ids):
             node, common = self._best_child(node, _key(ids[length : length + POSITIONS]))
@@ -144,7 +151,7 @@ class PrefixCache:
             length += common
             if common < POSITIONS:
                 break
-        return found
+        return length, found
 
     def _use(self, path: list[_Node]) -> None:
         """The nodes of a text, from its beginning, were used just now."""

@@ -130,7 +130,8 @@ class Scheduler:
         if self.running and not self._prefix_cache.has_room(max(0, room - self._prefix_cache.evictable())):
             sequence.close()
             return False
-        sequence.mark(answer.length)
+        if sequence.history is not None:
+            sequence.mark(answer.length, common=self._prefix_cache.common(answer.tokens(0, answer.reusable)))
         request.sequence = sequence
         if request.queue_s is None:
             request.queue_s = request.elapsed_s()
