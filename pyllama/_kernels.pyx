@@ -1004,7 +1004,7 @@ def delta(q, k, v, decay, beta, int key_heads, bint tiled, Walk walk not None, i
 
 def delta_floats(int64_t heads, int64_t key_dim, int64_t value_dim):
     """Floats of the states of so many value heads in a slot."""
-    return heads * key_dim * (-(-value_dim // PANEL_ROWS) * PANEL_ROWS)
+    return heads * key_dim * ((value_dim + PANEL_ROWS - 1) // PANEL_ROWS * PANEL_ROWS)
 
 
 def read_memory(const uint8_t[::1] data):
