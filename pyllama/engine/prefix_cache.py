@@ -136,7 +136,7 @@ class PrefixCache:
         return length
 
     def common(self, ids: Tokens[int]) -> int:
-        """Tokens of the beginning of ids that a text in the tree begins with, whether or not there is a state of them."""
+        """Tokens of the beginning of ids that the tree has, whether or not there is a state of them."""
         return self._known(ids)[0]
 
     def _last_state(self, ids: Tokens[int]) -> int:

@@ -1,4 +1,4 @@
-"""Kernels of layers that carry a state: right on whole numbers, near float64 on others, the same bits however they are run."""
+"""Kernels of layers that carry a state: right on whole numbers, near float64, the same bits however they are run."""
 
 import itertools
 
@@ -108,7 +108,10 @@ def test_every_way_gives_the_same_bits():
             mine += [out, slots.memory[1].reshape(3, 200)[:, 20:170]]
             for key_heads, heads, key_dim, dim in SHAPES:
                 inputs = delta_inputs(40, key_heads, heads, key_dim, dim)
-                slots, out = Slots(2, kernels.delta_floats(heads, key_dim, dim)), np.zeros((40, heads * dim), np.float32)
+                slots, out = (
+                    Slots(2, kernels.delta_floats(heads, key_dim, dim)),
+                    np.zeros((40, heads * dim), np.float32),
+                )
                 kernels.delta(*inputs, key_heads, False, slots.walk((-1, range(40), [(20, 0), (39, 1)])), 0, out)
                 mine += [out, *slots.memory]
             decay, beta = np.zeros((30, 11), np.float32), np.zeros((30, 11), np.float32)
