@@ -98,7 +98,9 @@ class Service:
         self.tokenizer = self.model.tokenizer
         self.grammars = Grammars(self.model)
         self.sampling_defaults = sampling_defaults(self.model.checkpoint)
-        self.tool_format: ToolFormat | None = format_of(self.tokenizer.chat_template)
+        self.tool_format: ToolFormat | None = format_of(
+            self.tokenizer.chat_template, lambda text: self.tokenizer.id_of(text) is not None
+        )
         limit = self.settings.max_body_nbytes
         if limit is None:
             limit = BODY_NBYTES + BODY_NBYTES_A_TOKEN * self.model.context_length

@@ -6,6 +6,7 @@ What models write besides is in reading.py.
 
 import secrets
 import string
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,20 +38,27 @@ class ToolFormat:
         return text if self.id_length < 24 else "call_" + text
 
 
-_HERMES, _MISTRAL = "<tool_call>", "[TOOL_CALLS]"
+_HERMES, _MISTRAL, _LFM2 = "<tool_call>", "[TOOL_CALLS]", "<|tool_call_start|>"
 HERMES = ToolFormat("hermes", _HERMES, "</tool_call>", between="\n")
 MISTRAL = ToolFormat("mistral", _MISTRAL, None, is_list=True, between=", ", id_length=9)
+#: Calls as a list in Python, [name(key=value)], between markers.
+LFM2 = ToolFormat("lfm2", _LFM2, "<|tool_call_end|>", is_list=True, between=", ")
 LLAMA = ToolFormat("llama", None, None, arguments="parameters", between="; ")
 
 
-def format_of(template: str | None) -> ToolFormat | None:
-    """The form that a template's model writes calls in; None if the template takes no tools."""
+def format_of(template: str | None, has_token: Callable[[str], bool] = lambda text: False) -> ToolFormat | None:
+    """The form that a template's model writes calls in; None if the template takes no tools.
+
+    has_token  whether the model's tokenizer has a token for a marker: templates of LFM2 do not all show it
+    """
     if not template or "tools" not in template:
         return None
     if _MISTRAL in template:
         return MISTRAL
     if _HERMES in template:
         return HERMES
+    if _LFM2 in template or has_token(_LFM2):
+        return LFM2
     return LLAMA
 
 

@@ -105,7 +105,7 @@ class ToolParser:
         if mark == _REASONED:
             self._whole = Scan(self._offered)
         else:
-            self._call = Scan(self._offered, mistral=self._mistral)
+            self._call = Scan(self._offered, mistral=self._mistral, closing=self._form.closing)
             self._fed = 0
         return True
 

@@ -20,13 +20,17 @@ class Scan:
 
     names    of the functions that are offered
     mistral  whether calls may be name[ARGS]{...}
+    closing  what the family has after a call, or None
     open     whether a block or a tag is still to be closed
     """
 
-    def __init__(self, names: Iterable[str], *, mistral: bool = False):
+    def __init__(self, names: Iterable[str], *, mistral: bool = False, closing: str | None = None):
         self._names = frozenset(names)
         self._mistral = mistral
+        self._closing = closing
         self._tags = {f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")} | {PYTHON_TAG}
+        if closing:
+            self._tags.add(closing)
         self._functions = {f"<function={name}>" for name in self._names}
         self._state: Callable[[str], bool] = self._between
         self._word = ""  # of the fence, tag or name that is being read
@@ -105,6 +109,8 @@ class Scan:
         if self._word in self._functions:
             self._items += 1
             return self._begin(self._function, "")
+        if self._word == self._closing and self._word[1] != "/":
+            return self._begin(self._between, "")
         if self._word in self._tags:
             self._opened += -1 if self._word[1] == "/" else self._word != PYTHON_TAG
             self._python = self._python or self._word == PYTHON_TAG
