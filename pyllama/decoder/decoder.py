@@ -26,7 +26,7 @@ from pyllama.decoder.recurrent import recurrence
 from pyllama.decoder.routes import Routes
 from pyllama.decoder.shape import Shape, kinds_of_rope
 from pyllama.decoder.state_pool import StatePool
-from pyllama.decoder.states import States, Steps
+from pyllama.decoder.states import Steps
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
 from pyllama.errors import RequestError
 
@@ -172,7 +172,7 @@ class Decoder:
         attending = [(layer, layer.mixer) for layer in layers if isinstance(layer.mixer, Attention)]
         self._pool = PagePool(shape, [_attention_view(layer, mixer, weights) for layer, mixer in attending], kv_dtype)
         self.states = StatePool(shape, layers) if shape.state_floats else None
-        self.cache = KVCache(self._pool, context_length, States() if self.states else None)
+        self.cache = KVCache(self._pool, context_length, self.states)
         kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
         self._ropes = [frequencies(rope) for rope in kinds]
         names = [layer.name for layer, _ in attending]

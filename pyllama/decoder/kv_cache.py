@@ -12,6 +12,7 @@ import numpy as np
 
 from pyllama.closing import Closing
 from pyllama.decoder.page_pool import POSITIONS, PagePool
+from pyllama.decoder.state_pool import StatePool
 from pyllama.decoder.states import History, States
 from pyllama.errors import BudgetError, ContextOverflowError, RequestError
 
@@ -30,11 +31,13 @@ class KVCache:
     pages_used      pages held by somebody
     nbytes          bytes of all pages allocated so far; pages given back are reused, not freed
     states          who holds which states, in a model with layers that carry one from token to token; else None
+    state_pool      their memory, or None
     """
 
-    def __init__(self, pool: PagePool, context_length: int, states: States | None = None):
+    def __init__(self, pool: PagePool, context_length: int, state_pool: StatePool | None = None):
         self.pool = pool
-        self.states = states
+        self.state_pool = state_pool
+        self.states = States() if state_pool else None
         self.context_length = context_length
         self.dtype = pool.dtype
         self.page_nbytes = pool.page_nbytes

@@ -15,6 +15,7 @@ import numpy as np
 from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.page_store import PageStore, Stored
+from pyllama.errors import BudgetError
 
 _ID_NBYTES = 4
 
@@ -36,9 +37,10 @@ class _Node:
     page    its number in the KV cache, or None
     stored  on disk, or None
     states  tokens of the page -> the slot with the state after them, in a model whose layers carry one
+    stored_states  the same on disk
     """
 
-    __slots__ = ("children", "key", "last_used", "page", "parent", "states", "stored")
+    __slots__ = ("children", "key", "last_used", "page", "parent", "states", "stored", "stored_states")
 
     def __init__(self, key: bytes, parent: "_Node | None", last_used: int):
         self.key = key
@@ -47,6 +49,7 @@ class _Node:
         self.page: int | None = None
         self.stored: Stored | None = None
         self.states: dict[int, int] = {}
+        self.stored_states: dict[int, Stored] = {}
         self.last_used = last_used
 
     def __iter__(self) -> Iterator["_Node"]:
@@ -88,8 +91,14 @@ class PrefixCache:
         if cache.states:
             cache.states.slots.reclaim = self._evict_state
         if store:
+            states = []
             for stored in store.scan():  # least recently used first
-                self._add_stored(stored)
+                if stored.is_state:
+                    states.append(stored)
+                else:
+                    self._add_stored(stored)
+            for stored in states:
+                self._add_stored_state(stored)
 
     @property
     def pages(self) -> int:
@@ -126,7 +135,7 @@ class PrefixCache:
             length += common
             if common < POSITIONS:
                 break
-        state = path[-1].states.get(length - POSITIONS * (len(path) - 1)) if path else None
+        state = self._load_state(path[-1], length - POSITIONS * (len(path) - 1)) if path else None
         if self._cache.states is not None and state is None:  # a page of it is gone
             length = 0
         sequence.adopt(pages if length else [], length, state)
@@ -147,7 +156,7 @@ class PrefixCache:
         node, length, found = self._root, 0, 0
         while length < len(ids):
             node, common = self._best_child(node, _key(ids[length : length + POSITIONS]))
-            found = max((length + at for at in node.states if at <= common), default=found)
+            found = max((length + at for at in {*node.states, *node.stored_states} if at <= common), default=found)
             length += common
             if common < POSITIONS:
                 break
@@ -213,6 +222,22 @@ class PrefixCache:
             node.states[at] = slot
             self._with_state[node, at] = None
 
+    def _load_state(self, node: _Node, at: int) -> int | None:
+        """The slot with a node's state, from disk if need be; None if there is no room, or the file is damaged."""
+        states, pool, stored = self._cache.states, self._cache.state_pool, node.stored_states.get(at)
+        if at in node.states or states is None or pool is None or self._store is None or stored is None:
+            return node.states.get(at)
+        try:
+            slot = states.slots.take()
+        except BudgetError:
+            return None
+        if self._store.load(stored, pool.memory(slot)):
+            self._keep_state(node, at, slot)
+        else:
+            del node.stored_states[at]
+        states.slots.give_back(slot)
+        return node.states.get(at)
+
     def _drop_state(self, node: _Node, at: int) -> None:
         assert self._cache.states is not None
         self._cache.states.slots.give_back(node.states.pop(at))
@@ -257,6 +282,7 @@ class PrefixCache:
                 for old in [c for c in node.children.values() if key.startswith(c.key)]:
                     for at, slot in old.states.items():
                         self._keep_state(child, at, slot)
+                    child.stored_states, old.stored_states = old.stored_states, {}
                     self._drop(old)  # the end of a text that now goes on
                 node.children[key] = child
             if child.page is None:
@@ -296,6 +322,10 @@ class PrefixCache:
             node.stored = None
             if node.page is not None:
                 self._unsaved.add(node)
+        for stored in node.stored_states.values():
+            if self._store is not None:
+                self._store.delete(stored)
+        node.stored_states = {}
 
     # --- on disk ---
 
@@ -327,6 +357,37 @@ class PrefixCache:
         self._unsaved.discard(newest)
         return True
 
+    def _add_stored_state(self, stored: Stored) -> None:
+        """A file found at the start: of a page that was found as well, or it goes."""
+        node = self._root
+        for key in stored.path:
+            node, common = self._best_child(node, key)
+            if common * _ID_NBYTES < len(key):
+                if self._store:
+                    self._store.delete(stored)
+                return
+        node.stored_states[len(stored.path[-1]) // _ID_NBYTES] = stored
+
+    def save_state(self) -> bool:
+        """Write one state of a page that is on disk, those used last first; False if there is none worth writing."""
+        pool = self._cache.state_pool
+        if self._store is None or pool is None:
+            return False
+        for node, at in reversed(self._with_state):
+            if at in node.stored_states or node.stored is None:
+                continue
+            while not self._store.has_room(state=True):
+                if not self._forget_file(node.last_used):
+                    return False
+            path = node.path()
+            saved = self._store.save(
+                [*path[:-1], path[-1][: at * _ID_NBYTES]], pool.memory(node.states[at]), state=True
+            )
+            if saved is not None:
+                node.stored_states[at] = saved
+            return saved is not None  # what was forgotten may have been among those that are gone through
+        return False
+
     def _forget_file(self, before: int) -> bool:
         """Delete the file used longest ago, from the ends of texts, if that was before a time."""
         files = [node for node in self._root if node.stored and not any(c.stored for c in node.children.values())]
@@ -342,4 +403,5 @@ class PrefixCache:
         """Tell the store what was used when. The pages stay where they are."""
         if self._store:
             stored = [(node.last_used, node.stored) for node in self._root if node.stored]
+            stored += [(node.last_used, state) for node in self._root for state in node.stored_states.values()]
             self._store.touch([file for _, file in sorted(stored, key=lambda one: one[0])])

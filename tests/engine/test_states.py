@@ -130,6 +130,45 @@ def test_a_request_that_gave_its_pages_up_goes_on_from_its_state(model):
     nothing_lost(engine, model)
 
 
+def test_states_survive_a_restart(folder, tmp_path, caplog):
+    sessions, ids = tmp_path / "sessions", prompt(1, 100)
+    options = {"context_length": CONTEXT, "contexts": 4}
+    with pyllama.load(folder, **options) as model:
+        answer = solo(model, ids, max_tokens=12)
+        later = [*ids, *answer[0], *prompt(3, 20)]
+        expected = solo(model, later, max_tokens=12)
+        engine = Engine(model, session_dir=str(sessions))
+        assert asked(engine, ids, answer, max_tokens=12) == 0
+        engine.stop()
+    files = sorted(sessions.rglob("*.state"))
+    assert len(files) == 2, "of the prompt's last whole page and of the end"
+    for number in range(2):
+        with pyllama.load(folder, **options) as model:
+            engine = Engine(model, session_dir=str(sessions))
+            assert asked(engine, later, expected, max_tokens=12) == (0 if number else 111)
+            nothing_lost(engine, model)
+        for file in files:  # what a disk does to a file
+            if file.exists():
+                data = bytearray(file.read_bytes())
+                data[-5] ^= 1
+                file.write_bytes(data)
+    assert "checksum does not match; ignored and removed" in caplog.text
+
+
+def test_states_on_disk_have_as_much_room_as_is_allowed(folder, tmp_path):
+    with pyllama.load(folder, context_length=CONTEXT, contexts=4) as model:
+        state, page = model.decoder.cache.state_pool.slot_nbytes, model.decoder.cache.page_nbytes
+        room = 2 * state + 12 * page + (1 << 18)
+        engine = Engine(model, session_dir=str(tmp_path / "s"), session_nbytes=room)
+        for number in range(6):
+            asked(engine, prompt(number, 100), solo(model, prompt(number, 100), max_tokens=3), max_tokens=3)
+            while engine._prefix_cache.save_one() or engine._prefix_cache.save_state():
+                pass
+            assert sum(file.stat().st_size for file in (tmp_path / "s").rglob("*.*")) <= room
+        engine.stop()
+        nothing_lost(engine, model)
+
+
 def test_one_at_a_time_where_memory_is_for_one(folder):
     with pyllama.load(folder, context_length=CONTEXT) as model:
         model.plan = None  # as a model made without one
