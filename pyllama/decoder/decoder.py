@@ -278,7 +278,9 @@ class Decoder:
         where = kernels.Batch(self._pool.addresses, planned.pages, planned.positions, planned.sequences, planned.writes)
 
         walk = None
-        if self.states is not None and planned.steps is not None:
+        if self.states is not None:
+            if planned.steps is None:  # layers left out would be a wrong answer
+                raise RequestError("forward: a pass without what layers with a state do in it")
             self.states.grow(planned.steps.slot_count, planned.steps.row_count)
             walk = self.states.walk(planned.steps)
 
