@@ -100,7 +100,9 @@ def test_greedy_continuation_is_that_of_transformers(case: tuple[Golden, Decoder
 @pytest.mark.parametrize("name", CASES)
 def test_configs_of_transformers_4_and_5_are_the_same(name: str) -> None:
     golden = load_case(name)
-    assert "rope_theta" in golden.huggingface_v4 and "rope_parameters" in golden.huggingface
+    if golden.config.model_type not in reference.GEMMA4:  # which transformers 4 never wrote
+        assert "rope_theta" in golden.huggingface_v4
+    assert "rope_parameters" in golden.huggingface
     assert huggingface_config(golden.huggingface_v4).for_context(CONTEXT) == golden.config
 
 
