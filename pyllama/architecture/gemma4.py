@@ -11,15 +11,24 @@ import math
 from collections.abc import Container, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from pyllama.architecture.config import Config, FullAttention
 from pyllama.architecture.family import GGUF_NAMES, Biases, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.gemma2 import SANDWICH_NAMES
 from pyllama.architecture.layer import (
-    SANDWICH, Layer, Linear, Mlp, Norm, PerLayerInput, Rope, layer_name, llama_layers, main_rope,
-)  # fmt: skip
+    SANDWICH,
+    Layer,
+    Linear,
+    Mlp,
+    Norm,
+    PerLayerInput,
+    Rope,
+    layer_name,
+    llama_layers,
+    main_rope,
+)
 from pyllama.architecture.names import Names
 from pyllama.architecture.sliding import gguf_windows, sliding_window
 
@@ -65,7 +74,7 @@ class Gemma4(Family):
     rotary_scalings = ("proportional",)
     sliding_theta = "rope_local_base_freq"
     huggingface = Names("model.layers.", inner={"layer_scalar": "layer_scalar"})
-    gguf_architecture = "gemma4"
+    gguf_architecture: ClassVar[str | None] = "gemma4"
     gguf_factors = True
     gguf = Names(
         GGUF_NAMES.layers,
@@ -195,9 +204,7 @@ class Gemma4(Family):
             "full_attention": FullAttention(f.size("head_dim", "attention.key_length"), kv_heads),
             "num_kv_shared_layers": sharing,
             "shared_intermediate_size": 0 if wide == inner else wide,
-            "hidden_size_per_layer_input": f.size(
-                "hidden_size_per_layer_input", "embedding_length_per_layer_input", 0
-            ),
+            "hidden_size_per_layer_input": f.size("hidden_size_per_layer_input", "embedding_length_per_layer_input", 0),
         }
 
     def gguf_found(self, options: dict[str, Any], names: Container[str]) -> dict[str, Any]:
@@ -270,6 +277,7 @@ def _own(layer: Layer, number: int, config: Config) -> Layer:
     """Llama's layer -> what is otherwise in this family's."""
     hidden, windows, full = config.hidden_size, config.layer_windows, config.full_attention
     mixer = layer.mixer
+    assert mixer.k is not None and mixer.v is not None  # Llama's has both
     if windows[number] is None and full is not None:
         dim, heads = full.head_dim, full.num_key_value_heads
         mixer = replace(

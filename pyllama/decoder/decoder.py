@@ -19,8 +19,13 @@ from pyllama.architecture.gpt_oss import ALPHA
 from pyllama.architecture.layer import Experts, Layer, Linear, Mlp, Norm
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import (
-    EMBEDDING, FINAL_NORM, HEAD, PER_LAYER_EMBEDDING, PER_LAYER_NORM, PER_LAYER_PROJECTION,
-)  # fmt: skip
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    PER_LAYER_EMBEDDING,
+    PER_LAYER_NORM,
+    PER_LAYER_PROJECTION,
+)
 from pyllama.decoder.buffers import OWN_ROWS, Buffers
 from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import PagePool, View
@@ -335,7 +340,10 @@ class Decoder:
         return out
 
     def _per_layer_inputs(self, of: _PerLayer, token_ids: np.ndarray, a: Buffers) -> None:
-        """per_layer = (RMSNorm(projection(x) / sqrt(hidden_size)) + embedding_per_layer[token] * sqrt(size)) / sqrt(2)"""
+        """per_layer = (RMSNorm(projection(x) / sqrt(hidden_size)) + own * sqrt(size)) / sqrt(2)
+
+        own is the token's row of the embedding for all layers.
+        """
         self._linear(_PER_LAYER, a.x, (a.per_layer,))
         kernels.scale(a.per_layer, of.projection_scale, a.per_layer)
         kernels.rmsnorm(a.per_layer, of.norm.weight, self.config.rms_norm_eps, a.per_layer, of.norm.cols)

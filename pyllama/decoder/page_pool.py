@@ -6,8 +6,8 @@ A page holds 32 positions of every layer:
              values (kv_heads, ceil(head_dim / 32), 32, 32)  panels of 32 dimensions, positions across rows
     layer 1: ...
 
-in float16 (saturated at 65504) or float32; a layer that reads those of another has none. Whose pages they are is the KV cache's business: a process that only runs
-passes needs no more than this.
+in float16 (saturated at 65504) or float32; a layer that reads those of another has none. Whose pages they are is the KV
+cache's business: a process that only runs passes needs no more than this.
 """
 
 from collections.abc import Sequence as Views

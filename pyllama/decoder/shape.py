@@ -40,8 +40,8 @@ class Shape(NamedTuple):
     hidden_size        the residual stream, whole wherever it is
     attention          of each layer: query and key/value heads computed here, as many of the former for each of the
                        latter
-    intermediate_size  rows of gate_proj and up_proj computed here, in layers without experts; 0: all have some. Of layers
-                       that differ, the most
+    intermediate_size  rows of gate_proj and up_proj computed here, in layers without experts, of those that differ the
+                       most; 0: all have some
     vocab_size         rows of lm_head computed here
     rotated            elements of a head that each kind of rotation among the layers turns
     experts            of a layer that has some, or 0

@@ -7,8 +7,8 @@ from statistics import median
 import numpy as np
 
 from pyllama import _kernels
-from pyllama.decoder.shape import Heads, Shape
 from pyllama.decoder.page_pool import POSITIONS, PagePool, View
+from pyllama.decoder.shape import Heads, Shape
 from pyllama.measure.ceilings import ones
 from pyllama.streaming.memory import huge_empty
 

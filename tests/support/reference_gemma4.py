@@ -14,7 +14,17 @@ import reference
 from reference import Array, float64, gelu, linear, rmsnorm, softcapped
 
 #: What forward() can leave out or take otherwise, for tests that each of them is seen.
-PIECES = ("v_norm", "raw_values", "last_source", "scalar", "projection", "own_rows", "own_norm", "own_gate", "interleaved")
+PIECES = (
+    "v_norm",
+    "raw_values",
+    "last_source",
+    "scalar",
+    "projection",
+    "own_rows",
+    "own_norm",
+    "own_gate",
+    "interleaved",
+)
 
 
 def per_layer_inputs(
@@ -49,7 +59,7 @@ def forward(
     embedding = float64(tensors["model.embed_tokens.weight"])
     hidden = embedding[np.asarray(token_ids)] * config.embedding_scale
     own = per_layer_inputs(config, tensors, hidden, token_ids, without) if config.hidden_size_per_layer_input else None
-    kept: dict[bool, tuple[Array, Array]] = {}  # whether a layer has a window -> keys and values of the last that has any
+    kept: dict[bool, tuple[Array, Array]] = {}  # sees everything -> keys and values of the last such layer
 
     for layer, window in enumerate(windows):
         prefix = f"model.layers.{layer}."
@@ -94,7 +104,8 @@ def forward(
             out = linear(inner, weight("per_layer_projection"))
             hidden = hidden + (out if without == "own_norm" else norm(out, "post_per_layer_input_norm"))
         if without != "scalar":
-            hidden = hidden * float64(tensors[f"{prefix}layer_scalar"])
+            name = f"{prefix}layer_scalar"  # as in files; pyllama's own name has .weight, as all have
+            hidden = hidden * float64(tensors[name] if name in tensors else tensors[f"{name}.weight"])
 
     hidden = rmsnorm(hidden, tensors["model.norm.weight"], eps)
     return softcapped(linear(hidden, embedding), config.logits_softcap)
@@ -126,7 +137,12 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
             "mlp.down_proj.weight": (hidden, inner),
             "layer_scalar": (1,),
         }
-        norms = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+        norms = (
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+        )
         found |= {f"{name}.weight": (hidden,) for name in norms}
         if own:
             found |= {"self_attn.k_proj.weight": (kv_rows, hidden), "self_attn.k_norm.weight": (dim,)}
