@@ -228,6 +228,7 @@ class Gemma4(Family):
             "rope.freq_base_swa": float(theta),
             "attention.shared_kv_layers": config.num_kv_shared_layers,
             "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
+            "final_logit_softcapping": float(config.logits_softcap),  # llama.cpp's is 30 where this is not written
         }
         if full.num_key_value_heads != config.num_key_value_heads:
             found["attention.head_count_kv"] = [
@@ -238,8 +239,6 @@ class Gemma4(Family):
             found["feed_forward_length"] = [config.intermediate_size] * own + [
                 config.shared_intermediate_size
             ] * config.num_kv_shared_layers
-        if config.logits_softcap:
-            found["final_logit_softcapping"] = float(config.logits_softcap)
         return found
 
     def gguf_window(self, window: int, f: Fields) -> int:
