@@ -29,8 +29,8 @@ def test_overrides_by_layer_say_what_global_sizes_say(config):
         own["num_key_value_heads"] = config["num_global_key_value_heads"]
     full = [str(i) for i, kind in enumerate(config["layer_types"]) if kind == "full_attention"]
     without = {k: v for k, v in config.items() if k not in ("global_head_dim", "num_global_key_value_heads")}
-    assert huggingface_config(without | {"per_layer_config": dict.fromkeys(full, own)}) == huggingface_config(config)
-    for wrong in ({full[0]: own | {"sliding_window": 3}}, {"0": own}, dict.fromkeys(full, {"q": 1})):
+    assert huggingface_config(without | {"per_layer_config": {key: own for key in full}}) == huggingface_config(config)
+    for wrong in ({full[0]: own | {"sliding_window": 3}}, {"0": own}, {key: {"q": 1} for key in full}):
         with pytest.raises(UnsupportedError, match="per_layer_config"):
             huggingface_config(without | {"per_layer_config": wrong})
 
