@@ -89,8 +89,7 @@ class _Reader:
             raise NoTokenizerError(f"tokenizer.ggml.model: {found}, expected {_MODELS} (file {self._where})")
         if model not in ("gpt2", "llama", "gemma4"):
             raise TokenizerError(
-                f"tokenizer.ggml.model: {str(model)[:40]!r} is not supported, expected {_MODELS} "
-                f"(file {self._where})"
+                f"tokenizer.ggml.model: {str(model)[:40]!r} is not supported, expected {_MODELS} (file {self._where})"
             )
         tokens = self._list("ggml.tokens")
         types = self._numbers("ggml.token_type", len(tokens), "iu")
