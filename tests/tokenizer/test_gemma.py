@@ -3,7 +3,6 @@
 The real file is found through PYLLAMA_GEMMA3 (a GGUF of Gemma 3); its ids are those of llama.cpp and of tokenizers.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -15,9 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pyllama.checkpoint import open_checkpoint
 from pyllama.errors import TokenizerError
-from pyllama.tokenizer import folder, gguf, load_tokenizer
+from pyllama.tokenizer import folder, gguf
 from pyllama.tokenizer.tokenizer import Tokenizer
 
 MARK = "\u2581"
