@@ -7,7 +7,7 @@ import time
 from pyllama.cli.pass_line import PassLine
 from pyllama.cli.streams import TerminalText
 from pyllama.generation import Generation
-from pyllama.generation.thinking import ThinkingSplit
+from pyllama.generation.thinking import THINK, Marks, ThinkingSplit
 from pyllama.printable import visible
 from pyllama.terminal.style import dim, is_dumb, is_plain
 from pyllama.terminal.word_wrap import WordWrap
@@ -24,11 +24,21 @@ class AnswerView:
     begun     the prompt has ended where thinking begins
     fold      show of the thinking only how long it took
     wrap      lines end between words
+    marks     what the model thinks between
     """
 
-    def __init__(self, terminal: TerminalText, signs: PassLine, *, begun: bool, fold: bool, wrap: bool):
+    def __init__(
+        self,
+        terminal: TerminalText,
+        signs: PassLine,
+        *,
+        begun: bool,
+        fold: bool,
+        wrap: bool,
+        marks: Marks = THINK,
+    ):
         self._terminal, self._signs = terminal, signs
-        self._split = ThinkingSplit(begun=begun)
+        self._split = ThinkingSplit(begun=begun, marks=marks)
         self._fold = fold
         self._wrap = WordWrap(lambda: shutil.get_terminal_size().columns) if wrap and not is_dumb() else None
         self._thinking: bool | None = None

@@ -19,7 +19,7 @@ from pyllama.closing import Closing
 from pyllama.errors import RequestError, reason_of
 from pyllama.generation.defaults import sampling_defaults
 from pyllama.generation.sampler import SamplingParams
-from pyllama.generation.thinking import begins_in_thought
+from pyllama.generation.thinking import begins_in_thought, marks_of
 from pyllama.printable import one_line
 from pyllama.synonyms import meant
 from pyllama.terminal.style import dim
@@ -115,8 +115,9 @@ class Conversation(Closing):
             self._last = generation
             if isinstance(sys.stdout, streams.TerminalText):
                 end = self._model.tokenizer.decode(generation.prompt_ids[-8:], skip_special_tokens=False)
-                begun = begins_in_thought(end)
-                view = AnswerView(sys.stdout, self._signs, begun=begun, fold=self._fold, wrap=self._wrap)
+                marks = marks_of(self._model.tokenizer.chat_template)
+                begun = begins_in_thought(end, marks)
+                view = AnswerView(sys.stdout, self._signs, begun=begun, fold=self._fold, wrap=self._wrap, marks=marks)
                 try:
                     view.show(generation)
                 finally:

@@ -7,13 +7,16 @@ answer apart as it comes, choice and forced are what a request asks for, convers
 from pyllama.server.tools.choice import ToolChoice, tool_choice
 from pyllama.server.tools.conversation import messages_for_template
 from pyllama.server.tools.forced import calls_or, forced_grammar
-from pyllama.server.tools.forms import HERMES, LLAMA, MISTRAL, ToolCall, ToolFormat, format_of
+from pyllama.server.tools.forms import GEMMA, GRANITE, HERMES, LLAMA, MISTRAL, PHI, ToolCall, ToolFormat, format_of
 from pyllama.server.tools.parser import ToolParser
 
 __all__ = [
+    "GEMMA",
+    "GRANITE",
     "HERMES",
     "LLAMA",
     "MISTRAL",
+    "PHI",
     "ToolCall",
     "ToolChoice",
     "ToolFormat",
