@@ -102,7 +102,7 @@ class ChatTemplate:
         self._renderer: Any = None
         self._lock = threading.Lock()
         self._marker: Marker | None = None
-        self._tool_turns = ToolTurns()
+        self._tool_turns = ToolTurns(responses="tool_responses" in source)
 
     @property
     def process_nbytes(self) -> int:

@@ -187,10 +187,14 @@ def _text_of(call: Any) -> str:
 
 
 class ToolTurns:
-    """What one template wants, found out when the first conversation with a call comes."""
+    """What one template wants, found out when the first conversation with a call comes.
 
-    def __init__(self) -> None:
+    responses  whether it speaks of `tool_responses`: then it is asked first whether results go there
+    """
+
+    def __init__(self, *, responses: bool = False) -> None:
         self._style: CallStyle | None = None
+        self._responses = responses
 
     def render(self, messages: list[Message], render: Callable[[list[Message]], Text], probe: Render) -> Text:
         """The text of a conversation.
@@ -201,7 +205,9 @@ class ToolTurns:
         if not any(message.get("tool_calls") for message in messages):
             return render(messages)
         if self._style is None:
-            self._style = _style_of(probe)
+            own = CallStyle(responses=True)
+            takes_them = self._responses and _score(probe, own, 2, result=_RESULT) is not None
+            self._style = own if takes_them else _style_of(probe)
         end = time.monotonic() + _PROBES_S
         try:
             return render(self._style.applied(messages))
@@ -255,9 +261,6 @@ PROBE_TOOL = {
 
 def _style_of(probe: Render) -> CallStyle:
     end = time.monotonic() + _PROBES_S
-    responses = CallStyle(responses=True)
-    if _score(probe, responses, 2, result=_RESULT) is not None:
-        return responses  # none but a template that knows them would write the results out
     scored = []
     for order, style in enumerate(_styles()):
         if time.monotonic() > end:
