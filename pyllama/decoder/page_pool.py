@@ -41,6 +41,14 @@ def cache_nbytes(shape: Shape, positions: int, dtype: str) -> int:
     return -(-positions // POSITIONS) * _page_nbytes(shape, dtype)
 
 
+def beyond_windows_nbytes(shape: Shape, windows: Views[int | None], positions: int, dtype: str) -> int:
+    """Of cache_nbytes(), what layers with a window keep and see no more once a sequence is so long."""
+    unseen = (max(0, positions - window) if window else 0 for window in windows)
+    own = (i == of.source for i, of in enumerate(shape.attention))
+    layers = zip(shape.attention, unseen, own, strict=True)
+    return sum(count // POSITIONS * sum(_layer_nbytes(of, dtype)) for of, count, kept in layers if kept)
+
+
 class View(NamedTuple):
     """What a layer's queries see, and by what their products are scaled.
 
