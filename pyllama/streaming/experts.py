@@ -19,13 +19,14 @@ import numpy as np
 
 from pyllama import _kernels
 from pyllama.checkpoint import Tensor
+from pyllama.checkpoint.apart import join
 from pyllama.checkpoint.files import SECTOR
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.machine import forked
 from pyllama.streaming.blocks import Block, Span, cut, smallest_room
 from pyllama.streaming.memory import huge_empty
-from pyllama.streaming.pieces import Reads, extents, joined, merged, together
+from pyllama.streaming.pieces import Reads, extents, joined, merged, together, turn_room, turns
 from pyllama.streaming.readers import Readers
 
 READERS = 4  # reads in flight
@@ -73,11 +74,13 @@ class Counters:
 
 
 class Sizes(NamedTuple):
-    """What a slot must hold: of a whole expert, and at least; nbytes of all experts as stored."""
+    """What a slot must hold: of a whole expert, and at least; nbytes of all experts as stored; what readers need
+    besides, all together."""
 
     whole: int
     least: int
     nbytes: int
+    readers: int = 0
 
 
 def sizes(experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sizes:
@@ -86,13 +89,20 @@ def sizes(experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sizes:
     whole = stored = 0
     for expert in experts:
         spans = extents(expert)
-        whole = max(whole, sum(span.room for span in merged(spans)[0]))
-        stored += sum(span.nbytes for span in spans)
-    return Sizes(max(whole, least), least, stored)
+        apart = [block for tensor in expert for part in tensor.parts if part.apart for block in cut(tensor, 1 << 50)]
+        whole = max(whole, sum(span.room for span in merged(spans)[0]) + sum(block.room for block in apart))
+        stored += sum(span.nbytes for span in spans) + sum(block.nbytes for block in apart)
+    readers = READERS * turn_room(tensor for expert in experts for tensor in expert)
+    return Sizes(max(whole, least), least, stored, readers)
 
 
 def _blocks(expert: Sequence[Tensor], room: int) -> list[Block]:
-    return [block for tensor in expert for block in cut(tensor, room)]
+    """Gate, up, down; of gate and up that take turns in the file, the same rows of both one after the other."""
+    blocks = [cut(tensor, room) for tensor in expert]
+    gate, up, down = blocks
+    if gate[0].apart and len(gate) == len(up):
+        return [block for both in zip(gate, up, strict=True) for block in both] + down
+    return [*gate, *up, *down]
 
 
 class _Slot:
@@ -144,6 +154,7 @@ class ExpertStore(Readers):
         most = len(every) if self.whole else 2 * of.nbytes // self.room + 3 * len(every)  # as many as there can be
         self.slots = max(LEAST_SLOTS, min(slots, most))
         self.nbytes_stored = of.nbytes
+        self._turn_room = turn_room(tensor for expert in every for tensor in expert)
         self.counters = Counters()
         self.waited_s = 0.0  # that passes have waited for experts
         shape = (len(layers), max(len(experts) for experts in layers.values()))
@@ -344,6 +355,8 @@ class ExpertStore(Readers):
         """What is to be read of an expert, slot by slot."""
         matrices = self._layers[layer][expert]
         room = self.room if not self.whole else max(self.room, smallest_room(matrices))
+        if self.whole and any(part.apart for tensor in matrices for part in tensor.parts):
+            room = 1 << 50  # what is put together needs no cut
         blocks = _blocks(matrices, room)
         if self.whole:
             return [together(blocks)]
@@ -372,6 +385,7 @@ class ExpertStore(Readers):
                 thread.start()
 
     def _run(self) -> None:
+        scratch: np.ndarray | None = None  # for what has to be put together
         while True:
             with self._changed:
                 slot = None
@@ -384,9 +398,11 @@ class ExpertStore(Readers):
                     return
                 self._reading += 1
                 reads = self._pieces.get(slot.key[:2]) if slot.key else None
+            if self._turn_room and scratch is None:
+                scratch = huge_empty(self._turn_room)
             try:
                 assert slot.key is not None
-                steps = self._fill(slot, reads or self._pieces_of(*slot.key[:2]))
+                steps = self._fill(slot, reads or self._pieces_of(*slot.key[:2]), scratch)
                 with self._changed:
                     slot.steps = steps
                     if steps is None:  # a guess that was given up
@@ -455,7 +471,7 @@ class ExpertStore(Readers):
         slot.key, slot.steps, slot.guess = None, None, False
         self._free.append(slot)
 
-    def _fill(self, slot: _Slot, pieces: Sequence[Reads]) -> list[Step] | None:
+    def _fill(self, slot: _Slot, pieces: Sequence[Reads], scratch: np.ndarray | None) -> list[Step] | None:
         """Read what a slot is for; None for a guess that something else came before."""
         assert slot.key is not None
         reads = pieces[slot.key[2]]
@@ -469,16 +485,33 @@ class ExpertStore(Readers):
             # In steps, so that what is needed meanwhile waits for one of them at most.
             skip, done = span.offset % SECTOR, 0
             while done < skip + span.nbytes:
-                with self._changed:
-                    if self._wanted and slot.guess and self._urgent != slot.key:
-                        return None
+                if self._given_up(slot):
+                    return None
                 step = min(GUESS_STEP, skip + span.nbytes - done)
                 begin = span.offset - skip + done
                 self._read(Span(span.file, begin, step), memory[done:])
                 done += step
+        for turn in turns(reads):
+            assert scratch is not None  # there is some where something lies apart
+            if slot.guess and self._given_up(slot):
+                return None
+            raw, at = [], 0
+            for span in turn.spans:
+                raw.append(self._read(span, scratch[at:]))
+                at += span.room
+            for block, place in turn.blocks:
+                width = block.tensor.row_nbytes
+                out = slot.memory[place : place + turn.rows * width].reshape(turn.rows, width)
+                if block.apart:
+                    join(block.tensor.dtype, block.apart, raw, out)
         with self._changed:
             self.counters.nbytes += sum(block.nbytes for block in reads.blocks)
         return _steps(reads, slot.memory, self.whole)
+
+    def _given_up(self, slot: _Slot) -> bool:
+        """Whether a guess has to make room for what is needed."""
+        with self._changed:
+            return bool(self._wanted) and slot.guess and self._urgent != slot.key
 
     # ------------------------------------------------------------------------------------------ its life
 

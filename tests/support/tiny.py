@@ -309,9 +309,10 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "
     blobs = []
     position = 0
     for name, values in tensors.items():
-        blob = encode_plain(dtype, values)
+        stored_as = "U8" if values.dtype == np.uint8 else dtype
+        blob = values.tobytes() if stored_as == "U8" else encode_plain(dtype, values)
         header[name] = {
-            "dtype": dtype,
+            "dtype": stored_as,
             "shape": list(values.shape),
             "data_offsets": [position, position + len(blob)],
         }
