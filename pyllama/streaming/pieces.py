@@ -78,6 +78,20 @@ def turns(reads: Reads) -> Iterator[Turn]:
             yield Turn(spans, rows, tuple((block, place + row * width) for block, place in blocks))
 
 
+def parts_of(reads: Reads, most: int) -> list[tuple[Span, int] | Turn]:
+    """The reads in pieces of at most `most` bytes, a multiple of SECTOR, in order: (what, where in memory); then turns."""
+    found: list[tuple[Span, int] | Turn] = []
+    at = 0
+    for span in reads.spans:
+        skip, done = span.offset % SECTOR, 0
+        while done < skip + span.nbytes:
+            nbytes = min(most, skip + span.nbytes - done)
+            found.append((Span(span.file, span.offset - skip + done, nbytes), at + done))
+            done += nbytes
+        at += span.room
+    return [*found, *turns(reads)]
+
+
 def turn_room(tensors: Iterable[Tensor]) -> int:
     """Bytes of memory that the largest of turns() takes."""
     widths = [t.row_nbytes * part.apart.step for t in tensors for part in t.parts if part.apart is not None]
