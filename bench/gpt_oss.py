@@ -42,9 +42,9 @@ def tensors() -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def metadata() -> dict[str, bytes]:
-    words = [f"<{i}>".encode() for i in range(VOCAB)]
+    words = [b"aaa", b"bbb", b"aaabbb", *(f"<{i}>".encode() for i in range(3, VOCAB))]
     values = {
-        "general.architecture": "gpt-oss", "general.name": "noise", "gpt-oss.block_count": np.uint32(LAYERS),
+        "general.architecture": "gpt-oss", "general.name": "of noise.", "gpt-oss.block_count": np.uint32(LAYERS),
         "gpt-oss.context_length": np.uint32(131072), "gpt-oss.embedding_length": np.uint32(HIDDEN),
         "gpt-oss.feed_forward_length": np.uint32(INNER), "gpt-oss.attention.head_count": np.uint32(HEADS),
         "gpt-oss.attention.head_count_kv": np.uint32(KV), "gpt-oss.attention.key_length": np.uint32(DIM),
@@ -55,7 +55,7 @@ def metadata() -> dict[str, bytes]:
         "gpt-oss.rope.scaling.factor": np.float32(32), "gpt-oss.vocab_size": np.uint32(VOCAB),
         "gpt-oss.rope.scaling.original_context_length": np.uint32(4096), "general.file_type": np.uint32(38),
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-4o", "tokenizer.ggml.tokens": words,
-        "tokenizer.ggml.token_type": np.ones(VOCAB, np.int32), "tokenizer.ggml.merges": [b"< 0", b"0 >"],
+        "tokenizer.ggml.token_type": np.ones(VOCAB, np.int32), "tokenizer.ggml.merges": [b"aaa bbb"],
         "tokenizer.ggml.bos_token_id": np.uint32(199998), "tokenizer.ggml.eos_token_id": np.uint32(200002),
     }  # fmt: skip
     return {key: encoded(value) for key, value in values.items()}

@@ -79,7 +79,7 @@ def turns(reads: Reads) -> Iterator[Turn]:
 
 
 def parts_of(reads: Reads, most: int) -> list[tuple[Span, int] | Turn]:
-    """The reads in pieces of at most `most` bytes, a multiple of SECTOR, in order: (what, where in memory); then turns."""
+    """The reads in pieces of at most `most` bytes, of whole sectors: (what, where in memory); then turns."""
     found: list[tuple[Span, int] | Turn] = []
     at = 0
     for span in reads.spans:
