@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> None:
     predicted, bound = pass_seconds(checkpoint, model.plan, rates, 1, 128, hits=experts["hit_rate"])
     kept = ("pinned", "weights", "streamed", "expert_slots", "expert_room", "experts_share", "max_pass_tokens")
     result = {
-        "memory": args.memory,
+        "budget": args.memory,
         "plan": {name: getattr(model.plan, name) for name in kept},
         "prompt_tokens": args.prompt,
         "prompt_s": round(prompt_s, 3),
@@ -181,7 +181,7 @@ def cells(args: argparse.Namespace) -> None:
                     cell = {"model": name, "engine": engine, "memory": memory, "disk": disk}
                     if not any(cell.items() <= line.items() for line in done):
                         with args.out.open("a") as out:
-                            out.write(json.dumps(cell | one_cell(args, engine, path, memory, disk)) + "\n")
+                            out.write(json.dumps(one_cell(args, engine, path, memory, disk) | cell) + "\n")
 
 
 def one_cell(args: argparse.Namespace, engine: str, path: str, memory: str, disk: float) -> dict[str, Any]:

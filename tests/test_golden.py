@@ -45,6 +45,7 @@ AS_GGUF = [
     "qwen2",
     "qwen25_yarn",
     "mixtral",
+    "granitemoe",
     "qwen3",
     "smollm2",
     "tinyllama",
