@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama.cli.prompt import read_file
 from pyllama.errors import RequestError
+from pyllama.generation.harmony import ROLE, START
 
 if TYPE_CHECKING:
     from pyllama.generation import Guide
     from pyllama.model import Model
-    from pyllama.server.tools import ToolParser
+    from pyllama.server.tools import ChannelParser, ToolParser
 
 
 def add_constraints(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ class Constraints(NamedTuple):
 
     guide: "Guide | None" = None
     tools: list[dict[str, Any]] | None = None
-    parser: "ToolParser | None" = None
+    parser: "ToolParser | ChannelParser | None" = None
 
 
 def read_constraints(args: argparse.Namespace) -> dict[str, Any]:
@@ -63,7 +64,8 @@ def constrain(model: "Model", given: dict[str, Any]) -> Constraints:
 
         option = f"--{next(iter(given)).replace('_', '-')}"
         raise RequestError(f"{option}: {error.name} is not installed; {how_to_install('server')}") from None
-    guide, offered, parser = None, None, None
+    guide, offered = None, None
+    parser: ToolParser | ChannelParser | None = None
     try:
         if "json_schema" in given:
             guide = Grammars(model).json(given["json_schema"], "--json-schema")
@@ -75,7 +77,11 @@ def constrain(model: "Model", given: dict[str, Any]) -> Constraints:
             form = calls.format_of(model.tokenizer.chat_template, lambda text: model.tokenizer.id_of(text) is not None)
             choice = calls.tool_choice(body, form)
             assert form is not None  # or tool_choice() would have refused
-            offered, parser = choice.tools, calls.ToolParser(form, choice.offered)
+            offered = choice.tools
+            if form is calls.HARMONY:
+                parser = calls.ChannelParser(choice.offered, f"{START}{ROLE}")
+            else:
+                parser = calls.ToolParser(form, choice.offered)
     except ApiError as error:
         raise RequestError(error.message) from None
     return Constraints(guide, offered, parser)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllama.cli import streams
-from pyllama.cli.answer_view import AnswerView, show_plain
+from pyllama.cli.answer_view import AnswerView, show_plain, split_of
 from pyllama.cli.drafting import drafted, who_drafts
 from pyllama.cli.folders import state_folder
 from pyllama.cli.options import SAMPLING, sampling_text
@@ -19,7 +19,6 @@ from pyllama.closing import Closing
 from pyllama.errors import RequestError, reason_of
 from pyllama.generation.defaults import sampling_defaults
 from pyllama.generation.sampler import SamplingParams
-from pyllama.generation.thinking import begins_in_thought
 from pyllama.printable import one_line
 from pyllama.synonyms import meant
 from pyllama.terminal.style import dim
@@ -113,16 +112,15 @@ class Conversation(Closing):
         """Shows the answer as it comes. An interrupted one counts as far as it was shown."""
         with self.chat.send(message) as generation:
             self._last = generation
+            split = split_of(self._model.tokenizer, generation.prompt_ids)
             if isinstance(sys.stdout, streams.TerminalText):
-                end = self._model.tokenizer.decode(generation.prompt_ids[-8:], skip_special_tokens=False)
-                begun = begins_in_thought(end)
-                view = AnswerView(sys.stdout, self._signs, begun=begun, fold=self._fold, wrap=self._wrap)
+                view = AnswerView(sys.stdout, self._signs, split=split, fold=self._fold, wrap=self._wrap)
                 try:
                     view.show(generation)
                 finally:
                     self._thought = view.thought
             else:
-                show_plain(generation, self._signs)
+                show_plain(generation, self._signs, split)
         if generation.finish_reason == "length":
             streams.note("[cut: --max-tokens reached, or the context is full]")
         if self._verbose:

@@ -28,36 +28,57 @@ def _widths(layers: Iterable[Layer]) -> tuple[tuple[str, int], ...]:
     return tuple(found.items())
 
 
+class Heads(NamedTuple):
+    """Attention of one layer: its heads, and where the keys and values lie that it reads.
+
+    source  the number of that layer: its own, but where it has none
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    source: int
+
+    @property
+    def q_size(self) -> int:
+        """Columns of the queries of a token."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Columns of the keys of a token, and of its values."""
+        return self.kv_heads * self.head_dim
+
+
 class Shape(NamedTuple):
     """Counts that buffers, pages and kernels are sized by. A config says what a whole model has; this, what is here.
 
-    layers             that keep keys and values
     hidden_size        the residual stream, whole wherever it is
-    heads, kv_heads    query and key/value heads computed here, as many of the former for each of the latter
-    head_dim
-    intermediate_size  rows of gate_proj and up_proj computed here, in layers without experts; 0: all have some
+    attention          of each layer that has some: query and key/value heads computed here, as many of the former for
+                       each of the latter
+    intermediate_size  rows of gate_proj and up_proj computed here, in layers without experts, of those that differ the
+                       most; 0: all have some
     vocab_size         rows of lm_head computed here
     rotated            elements of a head that each kind of rotation among the layers turns
     experts            of a layer that has some, or 0
     chosen             experts that a token goes to
     expert_size        rows of an expert's gate_proj and up_proj
+    per_layer_size     what a token has for each layer beside x, or 0
     gated              whether the result of attention has a gate, which q_proj makes beside the queries
     state_floats       what a text carries from token to token, in all layers that do
     input_floats       what that depends on, of a token
     recurrent          buffer -> columns, of what these layers compute
     """
 
-    layers: int
     hidden_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    attention: tuple[Heads, ...]
     intermediate_size: int
     vocab_size: int
     rotated: tuple[int, ...] = ()
     experts: int = 0
     chosen: int = 0
     expert_size: int = 0
+    per_layer_size: int = 0
     gated: bool = False
     state_floats: int = 0
     input_floats: int = 0
@@ -72,17 +93,18 @@ class Shape(NamedTuple):
         attending = attentions(layers)
         carrying = [layer.mixer for layer in layers if not isinstance(layer.mixer, Attention)]
         return cls(
-            layers=len(attending),
             hidden_size=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
+            attention=tuple(
+                Heads(mixer.heads, mixer.kv_heads, mixer.head_dim, number if mixer.source is None else mixer.source)
+                for number, mixer in enumerate(attending)
+            ),
             intermediate_size=max((mlp.gate.rows for mlp in mlps if isinstance(mlp, Mlp)), default=0),
             vocab_size=config.vocab_size,
             rotated=tuple(rope.dim for rope in kinds_of_rope(layers)),
             experts=experts.count if experts else 0,
             chosen=experts.chosen if experts else 0,
             expert_size=experts.gate.rows if experts else 0,
+            per_layer_size=config.hidden_size_per_layer_input,
             gated=any(mixer.gated for mixer in attending),
             state_floats=sum(mixer.state_floats for mixer in carrying),
             input_floats=sum(mixer.input_floats for mixer in carrying),
@@ -95,11 +117,16 @@ class Shape(NamedTuple):
         return len(self.rotated)
 
     @property
+    def layers(self) -> int:
+        """Those with attention."""
+        return len(self.attention)
+
+    @property
     def q_size(self) -> int:
-        """Columns of the queries of a token."""
-        return self.heads * self.head_dim
+        """Columns of the queries of a token, in the layer that has most."""
+        return max(of.q_size for of in self.attention)
 
     @property
     def kv_size(self) -> int:
-        """Columns of the keys of a token, and of its values."""
-        return self.kv_heads * self.head_dim
+        """Columns of the keys of a token, and of its values, in the layer that has most."""
+        return max(of.kv_size for of in self.attention)

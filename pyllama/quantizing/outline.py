@@ -271,7 +271,9 @@ def _interleaved(checkpoint: Checkpoint) -> dict[str, int]:
         raise UnsupportedError(f"{checkpoint.path}: rows in interleaved rotary order, expected the half-split one")
     found = {}
     for layer in layers_of(checkpoint.config):
-        if isinstance(layer.mixer, Attention):
-            for linear in (layer.mixer.q, layer.mixer.k):
+        if not isinstance(layer.mixer, Attention):
+            continue
+        for linear in (layer.mixer.q, layer.mixer.k):
+            if linear is not None:
                 found[f"{layer.name}{linear.name}"] = layer.mixer.head_dim
     return found

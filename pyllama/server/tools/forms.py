@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyllama.generation.harmony import is_harmony
+
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
@@ -22,6 +24,8 @@ class ToolFormat:
     is_list     whether forced calls are written as a list
     between     what stands between forced calls
     id_length   characters of a call's id; Mistral's templates insist on 9
+    before_name what stands before the name of a call whose arguments follow at once, as in call:name{...}; "": a call
+                is an object with both
     """
 
     name: str
@@ -31,6 +35,7 @@ class ToolFormat:
     is_list: bool = False
     between: str = ""
     id_length: int = 24
+    before_name: str = ""
 
     def new_id(self) -> str:
         letters = string.ascii_letters + string.digits
@@ -38,12 +43,17 @@ class ToolFormat:
         return text if self.id_length < 24 else "call_" + text
 
 
-_HERMES, _MISTRAL, _LFM2 = "<tool_call>", "[TOOL_CALLS]", "<|tool_call_start|>"
+_HERMES, _MISTRAL, _GEMMA, _GRANITE = "<tool_call>", "[TOOL_CALLS]", "<|tool_call>", "<|tool_call|>"
+_LFM2 = "<|tool_call_start|>"
 HERMES = ToolFormat("hermes", _HERMES, "</tool_call>", between="\n")
 MISTRAL = ToolFormat("mistral", _MISTRAL, None, is_list=True, between=", ", id_length=9)
+GEMMA = ToolFormat("gemma", _GEMMA, "<tool_call|>", before_name="call:")
+GRANITE = ToolFormat("granite", _GRANITE, None, is_list=True, between=", ")
+PHI = ToolFormat("phi", _GRANITE, "<|/tool_call|>")
 #: Calls as a list in Python, [name(key=value)], between markers.
 LFM2 = ToolFormat("lfm2", _LFM2, "<|tool_call_end|>", is_list=True, between=", ")
 LLAMA = ToolFormat("llama", None, None, arguments="parameters", between="; ")
+HARMONY = ToolFormat("harmony", None, None)  # taken apart by channels.py
 
 
 def format_of(template: str | None, has_token: Callable[[str], bool] = lambda text: False) -> ToolFormat | None:
@@ -53,10 +63,18 @@ def format_of(template: str | None, has_token: Callable[[str], bool] = lambda te
     """
     if not template or "tools" not in template:
         return None
+    if is_harmony(template):
+        return HARMONY
     if _MISTRAL in template:
         return MISTRAL
     if _HERMES in template:
         return HERMES
+    if _GEMMA in template:
+        return GEMMA
+    if "<|/tool|>" in template:  # Phi-4-mini's shows no call, only where the tools are
+        return PHI
+    if _GRANITE in template:
+        return GRANITE
     if _LFM2 in template or has_token(_LFM2):
         return LFM2
     return LLAMA
