@@ -7,10 +7,11 @@ import time
 from pyllama.cli.pass_line import PassLine
 from pyllama.cli.streams import TerminalText
 from pyllama.generation import Generation
-from pyllama.generation.thinking import ThinkingSplit
+from pyllama.generation.thinking import ThinkingSplit, begins_in_thought
 from pyllama.printable import visible
 from pyllama.terminal.style import dim, is_dumb, is_plain
 from pyllama.terminal.word_wrap import WordWrap
+from pyllama.tokenizer import Tokenizer
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 _THINKING = "thinking ..."
@@ -84,6 +85,16 @@ class AnswerView:
         text = visible(text)
         self._terminal.obeyed(self._wrap.push(text) if self._wrap else text)
         self._at_left = text.endswith("\n") if text else self._at_left
+
+
+def view_of(
+    generation: Generation, tokenizer: Tokenizer, signs: PassLine, *, fold: bool, wrap: bool
+) -> AnswerView | None:
+    """For an answer to messages, if standard output is a terminal."""
+    if not isinstance(sys.stdout, TerminalText):
+        return None
+    end = tokenizer.decode(generation.prompt_ids[-8:], skip_special_tokens=False)
+    return AnswerView(sys.stdout, signs, begun=begins_in_thought(end), fold=fold, wrap=wrap)
 
 
 def show_plain(generation: Generation, signs: PassLine) -> None:

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse.Namespace, signs: PassLine) -> int:
     from pyllama.cli.answer_lines import show_calls, show_logprobs
-    from pyllama.cli.answer_view import show_plain
+    from pyllama.cli.answer_view import show_plain, view_of
     from pyllama.cli.drafting import drafted, who_drafts
     from pyllama.cli.plan_lines import memory_text
     from pyllama.cli.timings import timings
@@ -93,6 +93,10 @@ def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse
             show_logprobs(generation, model.tokenizer, signs)
         elif form.parser:
             show_calls(generation, form.parser, signs)
+        elif not isinstance(request, str) and (
+            view := view_of(generation, model.tokenizer, signs, fold=False, wrap=False)
+        ):
+            view.show(generation)
         else:
             show_plain(generation, signs)
         if args.verbose:
