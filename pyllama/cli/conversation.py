@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllama.cli import streams
-from pyllama.cli.answer_view import show_plain, view_of
+from pyllama.cli.answer_view import show_plain, split_of, view_of
 from pyllama.cli.drafting import drafted, who_drafts
 from pyllama.cli.folders import state_folder
 from pyllama.cli.options import SAMPLING, sampling_text
@@ -114,7 +114,7 @@ class Conversation(Closing):
             self._last = generation
             view = view_of(generation, self._model.tokenizer, self._signs, fold=self._fold, wrap=self._wrap)
             if view is None:
-                show_plain(generation, self._signs)
+                show_plain(generation, self._signs, split_of(self._model.tokenizer, generation.prompt_ids))
             else:
                 try:
                     view.show(generation)
