@@ -506,7 +506,8 @@ GGUF_OWN_NAMES["lfm2"] = {
     ".conv.": ".shortconv.",
 }  # fmt: skip
 GGUF_OWN_NAMES["qwen3_5_text"] = {
-    "ffn_norm": "post_attention_norm", "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate",
+    "post_attention_layernorm": "post_attention_norm",
+    "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate",
     "linear_attn.in_proj_b": "ssm_beta", "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.conv1d": "ssm_conv1d",
     "linear_attn.dt_bias": "ssm_dt.bias", "linear_attn.A_log": "ssm_a", "linear_attn.norm": "ssm_norm",
     "linear_attn.out_proj": "ssm_out",
