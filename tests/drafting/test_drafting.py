@@ -83,7 +83,9 @@ def drafted(path, drafts, prompt_ids, **sampling):
 
 def always(drafter, **options):
     """Drafts that stream, as far as they know, so that nothing stops them."""
-    return Drafts(drafter, streamed=lambda: True, **options)
+    drafts = Drafts(drafter, streamed=lambda: True, **options)
+    drafts._account(drafter)._has_paid = True
+    return drafts
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 4}, {"temperature": 1.0, "top_k": 9, "seed": 2}])
