@@ -179,7 +179,7 @@ def cells(args: argparse.Namespace) -> None:
             for memory in args.memory.split(","):
                 for engine in engines:
                     cell = {"model": name, "engine": engine, "memory": memory, "disk": disk}
-                    if not any(cell.items() <= line.items() for line in done):
+                    if not any(cell.items() <= line.items() and "error" not in line for line in done):
                         with args.out.open("a") as out:
                             out.write(json.dumps(one_cell(args, engine, path, memory, disk) | cell) + "\n")
 
