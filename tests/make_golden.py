@@ -47,7 +47,7 @@ def case(
     inner: int = 77,
     layers: int = 2,
     vocab: int = 307,
-    theta: float = 10000.0,
+    theta: float | None = 10000.0,
     eps: float = 1e-5,
     tied: bool = False,
     explicit_head_dim: bool = False,
@@ -64,6 +64,8 @@ def case(
         "gpt_oss": "GptOssForCausalLM",
         "gemma2": "Gemma2ForCausalLM",
         "gemma3_text": "Gemma3ForCausalLM",
+        "gemma4_text": "Gemma4ForCausalLM",
+        "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
         "smollm3": "SmolLM3ForCausalLM",
         "olmo2": "Olmo2ForCausalLM",
         "olmo3": "Olmo3ForCausalLM",
@@ -92,6 +94,8 @@ def case(
     }
     if kv_heads is None:
         del config["num_key_value_heads"]
+    if theta is None:  # said in rope_parameters
+        del config["rope_theta"]
     if explicit_head_dim or config["hidden_size"] != heads * head_dim:
         config["head_dim"] = head_dim
     return config | more
@@ -105,6 +109,17 @@ LLAMA31 = {
     "original_max_position_embeddings": 32,
 }
 GEMMA = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "tied": True, "eps": 1e-6}
+#: Never written by transformers 4: the same in both forms.
+GEMMA4 = GEMMA | {
+    "theta": None,
+    "explicit_head_dim": True,
+    "pad_token_id": 0,
+    "sliding_window": 11,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 1000.0},
+    },
+}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
 
 PHI4 = {"max_position_embeddings": 512, "sliding_window": 262144, "pad_token_id": 0}
@@ -310,6 +325,53 @@ CASES = {
         sliding_window=11,
         sliding_window_pattern=3,
         **GEMMA,
+    ),
+    # E2B and E4B: embeddings for each layer, layers that read the keys of others and have a wider mlp.
+    "gemma4_e2b": case(
+        "gemma4_text",
+        6,
+        2,
+        10,
+        hidden=66,
+        layers=6,
+        global_head_dim=18,
+        layer_types=["sliding_attention", "full_attention"] * 3,
+        num_kv_shared_layers=2,
+        use_double_wide_mlp=True,
+        hidden_size_per_layer_input=14,
+        vocab_size_per_layer_input=307,
+        final_logit_softcapping=40.0,
+        **GEMMA4,
+    ),
+    # 31B, and the 12B without towers: values that are keys, fewer heads for them.
+    "gemma4_31b": case(
+        "gemma4_text",
+        6,
+        3,
+        14,
+        hidden=60,
+        layers=4,
+        global_head_dim=22,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        hidden_size_per_layer_input=0,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        final_logit_softcapping=50.0,
+        **GEMMA4,
+    ),
+    "gemma4_12b": case(
+        "gemma4_unified_text",
+        4,
+        2,
+        12,
+        hidden=70,
+        layers=3,
+        global_head_dim=20,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=2,
+        use_bidirectional_attention="vision",
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        **GEMMA4,
     ),
     "phi3": case("phi3", 5, 1, 14, sliding_window=13, original_max_position_embeddings=128, pad_token_id=0),
     # Phi-4-mini: three quarters of a head are rotated. Texts shorter than the original context, and longer ones.

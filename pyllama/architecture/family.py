@@ -5,7 +5,7 @@ The readers of the forms of file do the reading; they ask a family wherever fami
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -200,8 +200,25 @@ class Family:
         """The same for a GGUF file; `layer_windows` and `sliding_rope` are among them where layers differ."""
         return {}
 
+    def full_head_dim(self, f: Fields) -> int:
+        """head_dim of the layers that see everything, by config.json, where it is not that of the others."""
+        return f.size("head_dim")
+
+    def gguf_fields(self, f: Fields, layers: int) -> Fields:
+        """The metadata of a GGUF file with one number where layers differ: that of the layers which Config's own fields
+        are about. (gguf_options() has the file's.)"""
+        return f
+
+    def gguf_found(self, options: dict[str, Any], names: Container[str]) -> dict[str, Any]:
+        """What gguf_options() made, and what only the tensors' names, ours, tell of it."""
+        return options
+
+    def ignores(self, config: Config, number: int, name: str) -> bool:
+        """Whether files may have a tensor in this layer, ours without .weight, that nothing is computed with."""
+        return False
+
     def gguf_values(self, config: Config) -> dict[str, Any]:
-        """What gguf_options() reads: key, without the architecture -> a number, boolean or list."""
+        """What gguf_options() reads: key, without the architecture -> a number, or a list of numbers or booleans."""
         return {}
 
     def refuse(self, f: Fields) -> None:

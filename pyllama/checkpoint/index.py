@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import Config
 from pyllama.architecture.names import Names
 from pyllama.architecture.tensors import HEAD, tensor_shapes
@@ -136,6 +137,7 @@ class Tensor:
 MXFP4_COLS = DTYPES["MXFP4"][0]
 
 # Buffers that old versions saved along with the weights, which the decoder computes, and what training left behind.
+_IN_LAYER = re.compile(r"model\.layers\.([0-9]{1,4})\.([a-z0-9_.]{1,100})\.weight")
 _IGNORED = re.compile(
     r"(model\.)?(layers\.[0-9]{1,4}\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"
     r"|model\.layers\.[0-9]{1,4}\.self_attn\.(masked_bias|bias)"
@@ -147,9 +149,13 @@ _IGNORED = re.compile(
 
 
 def is_ignored(name: str, config: Config) -> bool:
-    """Whether the decoder has no use for a tensor: a buffer it computes, or the copy of a tied head."""
+    """Whether the decoder has no use for a tensor: a buffer it computes, the copy of a tied head, or what a family
+    leaves unused."""
     if name == HEAD:
         return config.tie_word_embeddings
+    within = _IN_LAYER.fullmatch(name)
+    if within and FAMILIES[config.model_type].ignores(config, int(within[1]), within[2]):
+        return True
     return _IGNORED.fullmatch(name) is not None
 
 

@@ -8,7 +8,7 @@ from pyllama.cli.pass_line import PassLine
 from pyllama.cli.streams import TerminalText
 from pyllama.generation import Generation
 from pyllama.generation.harmony import PROMPT_END, HarmonySplit, is_harmony
-from pyllama.generation.thinking import ThinkingSplit, begins_in_thought
+from pyllama.generation.thinking import ThinkingSplit, begins_in_thought, marks_of
 from pyllama.printable import visible
 from pyllama.terminal.style import dim, is_dumb, is_plain
 from pyllama.terminal.word_wrap import WordWrap
@@ -95,7 +95,8 @@ def split_of(tokenizer: Tokenizer, prompt_ids: list[int]) -> ThinkingSplit | Har
     end = tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
     if is_harmony(tokenizer.chat_template):
         return HarmonySplit(end)
-    return ThinkingSplit(begun=begins_in_thought(end))
+    marks = marks_of(tokenizer.chat_template)
+    return ThinkingSplit(begun=begins_in_thought(end, marks), marks=marks)
 
 
 def show_plain(generation: Generation, signs: PassLine, split: ThinkingSplit | HarmonySplit | None = None) -> None:

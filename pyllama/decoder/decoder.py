@@ -4,6 +4,7 @@ Thin on purpose: every line of arithmetic is a kernel's, every weight comes from
 streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Tokens
 from decimal import Decimal
@@ -17,8 +18,15 @@ from pyllama.architecture.config import QueryGrowth
 from pyllama.architecture.gpt_oss import ALPHA
 from pyllama.architecture.layer import Experts, Layer, Linear, Mlp, Norm
 from pyllama.architecture.rope import frequencies
-from pyllama.architecture.tensors import FINAL_NORM, HEAD
-from pyllama.decoder.buffers import Buffers
+from pyllama.architecture.tensors import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    PER_LAYER_EMBEDDING,
+    PER_LAYER_NORM,
+    PER_LAYER_PROJECTION,
+)
+from pyllama.decoder.buffers import OWN_ROWS, Buffers
 from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.passes import Pass, Segment, build
@@ -41,6 +49,8 @@ class _Linear(NamedTuple):
 
 
 _HEAD = _Linear((HEAD,), (None,))
+_PER_LAYER = _Linear((PER_LAYER_PROJECTION,), (None,))
+_NO_WRITES = np.zeros((0, 2), np.int32)
 _ACTIVATIONS = {"silu": kernels.swiglu, "gelu": kernels.geglu}
 
 
@@ -104,15 +114,39 @@ class _Layer:
         self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
         self.residual_scale = layer.residual_scale
         self.growth = mixer.growth
-        self.qkv, self.o = linears(mixer.q, mixer.k, mixer.v), linears(mixer.o)
+        self.heads, self.kv_heads, self.head_dim = mixer.heads, mixer.kv_heads, mixer.head_dim
+        self.q_size, self.kv_size = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+        projections = [linear for linear in (mixer.q, mixer.k, mixer.v) if linear is not None]
+        self.qkv, self.o = linears(*projections), linears(mixer.o)
+        self.has_keys, self.has_values = mixer.k is not None, mixer.v is not None
+        ones = np.ones(mixer.head_dim, np.float32)
+        self.v_norm = _Norm(kernels.Floats(ones), mixer.head_dim) if mixer.v_normed else None
+        own = layer.per_layer_input
+        self.own_gate = linears(own.gate) if own else None
+        self.own_projection = linears(own.projection) if own else None
+        self.own_norm = norm(own.norm) if own else None
+        self.scalar = kernels.Floats(weights.vector(f"{layer.name}{layer.scalar}.weight")) if layer.scalar else None
         self.experts = mlp if isinstance(mlp, Experts) else None
         self.name = layer.name
         if isinstance(mlp, Mlp):
             self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
+            self.inner = mlp.gate.rows
             self.activation = _ACTIVATIONS[mlp.activation]
         else:
             self.router = linears(mlp.router)
             self.biases = [one_biases(mlp.expert(number)) for number in range(mlp.count)] if mlp.down.bias else None
+
+
+class _PerLayer:
+    """Small vectors and factors of what tokens have for each layer."""
+
+    def __init__(self, config: Config, weights: Weights):
+        size = config.hidden_size_per_layer_input
+        self.norm = _Norm(norm_vector(weights, PER_LAYER_NORM, config.norm_plus_one), size)
+        self.projection_scale = np.array([1 / math.sqrt(config.hidden_size)], np.float32)
+        self.embedding_scale = np.array([math.sqrt(size)], np.float32)
+        self.scale = np.array([1 / math.sqrt(2)], np.float32)
+        self.rows = kernels.Floats(np.empty((OWN_ROWS, config.num_hidden_layers * size), np.float32))
 
 
 class Decoder:
@@ -167,6 +201,8 @@ class Decoder:
         ]
         self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
+        self._per_layer = _PerLayer(config, weights) if config.hidden_size_per_layer_input else None
+        self._own = config.num_hidden_layers - config.num_kv_shared_layers
         self._logits_scale = np.array([1 / config.logits_scale], np.float32)
         self._buffers = Buffers(shape, 1)
 
@@ -259,9 +295,11 @@ class Decoder:
         a.resize(tokens)
         where = kernels.Batch(self._pool.addresses, planned.pages, planned.positions, planned.sequences, planned.writes)
 
-        self.weights.embedding(planned.token_ids, a.x.array)
+        self.weights.embedding(EMBEDDING, planned.token_ids, a.x.array)
         if self.config.embedding_scale != 1:
             kernels.scale(a.x, self._embedding_scale, a.x)
+        if self._per_layer:
+            self._per_layer_inputs(self._per_layer, planned.token_ids, a)
         growths = {layer.growth for layer in self._layers if layer.growth}
         growing = {growth: _growth(growth, planned.positions) for growth in growths}
         for (inv_freq, scale), (cos, sin) in zip(self._ropes, a.rotations, strict=True):
@@ -270,13 +308,25 @@ class Decoder:
             for told in (self.on_layer, on_layer):
                 if told:
                     told(i)
+            if i == self._own and len(planned.rows) < tokens:
+                # From here on nobody reads what a token leaves behind: those whose logits are not wanted are done.
+                rows = planned.rows
+                a.keep(rows)
+                growing = {growth: factors[rows] for growth, factors in growing.items()}
+                where = kernels.Batch(
+                    self._pool.addresses, planned.pages, planned.positions[rows], planned.sequences[rows], _NO_WRITES
+                )
             self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
             if layer.experts is None:
                 self._mlp_block(layer, a)
             else:
                 self._experts_block(i, layer, layer.experts, a)
+            if layer.own_gate is not None and layer.own_projection is not None:
+                self._own_block(i, layer, layer.own_gate, layer.own_projection, a)
+            if layer.scalar is not None:
+                kernels.scale(a.x, layer.scalar, a.x)
 
-        x: np.ndarray = a.x.array[planned.rows]
+        x: np.ndarray = a.x.array[planned.rows] if a.x.rows == tokens else a.x.array.copy()
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
         self.passes += 1
         if hidden:
@@ -289,37 +339,72 @@ class Decoder:
             kernels.softcap(out, self.config.logits_softcap, out)
         return out
 
+    def _per_layer_inputs(self, of: _PerLayer, token_ids: np.ndarray, a: Buffers) -> None:
+        """per_layer = (RMSNorm(projection(x) / sqrt(hidden_size)) + own * sqrt(size)) / sqrt(2)
+
+        own is the token's row of the embedding for all layers.
+        """
+        self._linear(_PER_LAYER, a.x, (a.per_layer,))
+        kernels.scale(a.per_layer, of.projection_scale, a.per_layer)
+        kernels.rmsnorm(a.per_layer, of.norm.weight, self.config.rms_norm_eps, a.per_layer, of.norm.cols)
+        for start in range(0, len(token_ids), OWN_ROWS):
+            ids = token_ids[start : start + OWN_ROWS]
+            made, rows = kernels.Floats(a.per_layer.array[start : start + len(ids)]), of.rows
+            rows.rows = len(ids)
+            self.weights.embedding(PER_LAYER_EMBEDDING, ids, rows.array)
+            kernels.scale(rows, of.embedding_scale, rows)
+            kernels.add(made, rows, made)
+        kernels.scale(a.per_layer, of.scale, a.per_layer)
+
     def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None) -> None:
         """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
 
         growing  what each token's query is multiplied by, (T, 1), or None
         """
-        shape, eps = self.shape, self.config.rms_norm_eps
-        self._linear(layer.qkv, self._normed(layer.mixer_norm, a), (a.q, a.k, a.v))
-        if layer.q_norm is not None and layer.k_norm is not None:
-            kernels.rmsnorm(a.q, layer.q_norm.weight, eps, a.q, layer.q_norm.cols)
-            kernels.rmsnorm(a.k, layer.k_norm.weight, eps, a.k, layer.k_norm.cols)
+        eps = self.config.rms_norm_eps
+        q, attended = a.sized("q", layer.q_size), a.sized("attended", layer.q_size)
+        k, v = a.sized("k", layer.kv_size), a.sized("v", layer.kv_size)
+        outs = (q, k, v) if layer.has_values else (q, k) if layer.has_keys else (q,)
+        self._linear(layer.qkv, self._normed(layer.mixer_norm, a), outs)
+        if layer.v_norm is not None:
+            kernels.rmsnorm(v if layer.has_values else k, layer.v_norm.weight, eps, v, layer.v_norm.cols)
+        if layer.q_norm is not None:
+            kernels.rmsnorm(q, layer.q_norm.weight, eps, q, layer.q_norm.cols)
+        if layer.k_norm is not None:
+            kernels.rmsnorm(k, layer.k_norm.weight, eps, k, layer.k_norm.cols)
+        turned = [(q, layer.heads), (k, layer.kv_heads)][: 2 if layer.has_keys else 1]
         if layer.rope is not None:
             cos, sin = a.rotations[layer.rope]
-            kernels.rope(a.q, cos, sin, shape.heads, self.rope_interleaved)
-            kernels.rope(a.k, cos, sin, shape.kv_heads, self.rope_interleaved)
+            for of, heads in turned:
+                kernels.rope(of, cos, sin, heads, self.rope_interleaved)
         elif self.rope_interleaved:  # rotated by nothing: what puts their elements in the order of the other form
-            one = np.ones((a.q.rows, shape.head_dim // 2), np.float32)
-            kernels.rope(a.q, one, np.zeros_like(one), shape.heads, True)
-            kernels.rope(a.k, one, np.zeros_like(one), shape.kv_heads, True)
+            one = np.ones((q.rows, layer.head_dim // 2), np.float32)
+            for of, heads in turned:
+                kernels.rope(of, one, np.zeros_like(one), heads, True)
         if growing is not None:
-            kernels.scale(a.q, growing, a.q)
-        layer.attention.append(where, a.k, a.v)
-        layer.attention.attend(where, a.q, a.attended)
-        self._linear(layer.o, a.attended, (a.normed,))
+            kernels.scale(q, growing, q)
+        if layer.has_keys:
+            layer.attention.append(where, k, v)
+        layer.attention.attend(where, q, attended)
+        self._linear(layer.o, attended, (a.normed,))
         self._add(layer, layer.mixer_post_norm, a)
 
     def _mlp_block(self, layer: _Layer, a: Buffers) -> None:
         """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
-        self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (a.gate, a.up))
-        layer.activation(a.gate, a.up, a.gate)
-        self._linear(layer.down, a.gate, (a.normed,))
+        gate, up = a.sized("gate", layer.inner), a.sized("up", layer.inner)
+        self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (gate, up))
+        layer.activation(gate, up, gate)
+        self._linear(layer.down, gate, (a.normed,))
         self._add(layer, layer.mlp_post_norm, a)
+
+    def _own_block(self, number: int, layer: _Layer, gate: _Linear, projection: _Linear, a: Buffers) -> None:
+        """x += RMSNorm(projection(gelu(gate(x)) * what the token has for this layer))"""
+        size = a.own.cols
+        np.copyto(a.own.array, a.per_layer.array[:, number * size : (number + 1) * size])
+        self._linear(gate, a.x, (a.own_gate,))
+        kernels.geglu(a.own_gate, a.own, a.own_gate)
+        self._linear(projection, a.own_gate, (a.normed,))
+        self._add(layer, layer.own_norm, a)
 
     def _normed(self, norm: _Norm | None, a: Buffers) -> "kernels.Floats":
         """What a block takes: RMSNorm(x), or x itself where there is no norm before it."""

@@ -47,7 +47,10 @@ async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked
     choice, prompt_ids = await prompt_of(service, request, body, beginning)
     grammar = _grammar(service, choice, body)
     guide = await service.guide(request, grammar, want.n) if grammar else None
-    options: AnswerOptions = {"guide": guide, "show_special": choice.tools is not None or service.has_channels}
+    options: AnswerOptions = {
+        "guide": guide,
+        "show_special": choice.tools is not None or service.thinking_marks.control or service.has_channels,
+    }
     options["continuation"] = beginning.continue_final_message
     options["prediction"] = await _prediction(service, request, body.get("prediction"))
     return Asked(service.submit([prompt_ids], want, request, body.get("user"), "messages", **options), want, choice)
@@ -117,15 +120,19 @@ def _grammar(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -
         return lark_grammar(text, "tools" if functions else "response_format")
     if form is None or choice.tools is None or not (choice.forced or schema):
         return json_grammar(schema, "response_format") if schema else None
-    marker = service.tokenizer.id_of(form.opening) if form.opening else None
-    if marker not in service.tokenizer.special_ids:
-        marker = None
+    marker = _control(service, form.opening), _control(service, form.closing)
     if choice.forced:
         return lark_grammar(tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel), "tools")
     assert schema is not None
     functions = list(choice.offered.values())
     json_grammar(schema, "response_format")  # whose fault an error is
     return lark_grammar(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
+
+
+def _control(service: Service, text: str | None) -> int | None:
+    """The token of a marker, if it is a control one."""
+    found = service.tokenizer.id_of(text) if text else None
+    return found if found in service.tokenizer.special_ids else None
 
 
 def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:

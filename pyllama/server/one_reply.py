@@ -48,8 +48,9 @@ class OneReply(ABC):
         prompt_ids = self.request.answer.prompt_ids
         self._choice = Choice(service.tool_format, asked.choice, channels_of(service, asked.choice, prompt_ids))
         end = prompt_ids[-_PROMPT_END:]
-        begun = begins_in_thought(service.tokenizer.decode(end, skip_special_tokens=False))
-        self._split = ThinkingSplit(begun=begun)
+        marks = service.thinking_marks
+        begun = begins_in_thought(service.tokenizer.decode(end, skip_special_tokens=False), marks)
+        self._split = ThinkingSplit(begun=begun, marks=marks)
 
     @property
     def request(self) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pyllama import _kernels
 from pyllama.architecture import layers_of
 from pyllama.architecture.layer import Experts
-from pyllama.architecture.tensors import EMBEDDING, HEAD, model_tensors
+from pyllama.architecture.tensors import BY_ROW, EMBEDDING, HEAD, model_tensors
 from pyllama.checkpoint import Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import SECTOR
@@ -70,7 +70,7 @@ def matrices(model: Described) -> list[tuple[str, Tensor]]:
     order = [
         (of.name, model.tensors[of.name])
         for of in model_tensors(model.config)
-        if len(of.shape) == 2 and of.expert is None and of.name not in (EMBEDDING, HEAD)
+        if len(of.shape) == 2 and of.expert is None and of.name not in (*BY_ROW, HEAD)
     ]
     head = model.tensors.get(HEAD) or model.tensors[EMBEDDING]
     return [*order, (HEAD, head)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pyllama import _kernels
-from pyllama.architecture.tensors import EMBEDDING, model_tensors
+from pyllama.architecture.tensors import model_tensors
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import SECTOR
 from pyllama.checkpoint.index import files_of
@@ -253,8 +253,8 @@ class StreamedWeights(forked.ForkAware):
         _kernels.widen(_kernels.Matrix(tensor.dtype, 1, tensor.cols, raw.reshape(-1)), out)
         return out
 
-    def embedding(self, token_ids: np.ndarray, out: np.ndarray) -> None:
-        tensor = self._checkpoint.tensors[EMBEDDING]
+    def embedding(self, name: str, token_ids: np.ndarray, out: np.ndarray) -> None:
+        tensor = self._checkpoint.tensors[name]
         raw = np.empty((len(token_ids), tensor.row_nbytes), np.uint8)
         for i, token_id in enumerate(token_ids):
             raw[i] = self._checkpoint.read_rows(tensor, int(token_id), 1)[0]

@@ -80,7 +80,7 @@ def inv_freq(head_dim: int, rope_theta: float, scaling: Any = None) -> Array:
         return plain
     if scaling.kind == "linear":
         return plain / scaling.factor
-    if scaling.kind == "factors":
+    if scaling.kind in ("factors", "proportional"):
         return plain / float64(scaling.factors)
     if scaling.kind == "llama3":
         return _llama3(plain, scaling)
@@ -280,6 +280,9 @@ WHOLE_NORMS = ("olmo2", "olmo3")
 GELU = ("gemma2", "gemma3_text")
 
 
+#: Those that have a function of their own, in reference_gemma4.py.
+GEMMA4 = ("gemma4_text", "gemma4_unified_text")
+
 #: Those whose q, k and v are stored as one matrix, and gate and up as another.
 FUSED = ("phi3",)
 
@@ -327,6 +330,10 @@ def forward(
     interleaved  the rows of q_proj and k_proj (and their biases) are in interleaved RoPE order
     ropes        each layer's own theta and scaling, where they are not the config's
     """
+    if config.model_type in GEMMA4:
+        import reference_gemma4
+
+        return reference_gemma4.forward(config, tensors, token_ids, interleaved)
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     rotated = config.rotary_dim or head_dim
     kind, eps = config.model_type, config.rms_norm_eps
@@ -398,6 +405,10 @@ def forward(
 def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Every tensor the model of this Config has, under its name in transformers 5, shapes (out, in); the experts of a
     layer are in one."""
+    if config.model_type in GEMMA4:
+        import reference_gemma4
+
+        return reference_gemma4.tensor_shapes(config)
     hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
     q_rows, kv_rows = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
@@ -466,11 +477,13 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
     sharpness = 1.5 if any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm")) else 1.0
     if name.endswith("post_feedforward_layernorm.weight"):  # as for o_proj and down_proj below
         return round_to_bfloat16(np.float32(16.0) + np.float32(4.0) * noise)
-    if name.endswith("norm.weight"):
+    if name.endswith("post_per_layer_input_norm.weight"):
+        return round_to_bfloat16(np.float32(8.0) + np.float32(2.0) * noise)
+    if name.endswith(("norm.weight", "layer_scalar")):
         return round_to_bfloat16(np.float32(sharpness) + np.float32(0.25) * noise)
     if name.endswith((".bias", "_bias", ".sinks")):
         return round_to_bfloat16(np.float32(0.25) * noise)
-    if name == "model.embed_tokens.weight":
+    if name in ("model.embed_tokens.weight", "model.embed_tokens_per_layer.weight"):
         return round_to_bfloat16(noise)
     # The branches outweigh the embedding, else a tied head would have every token predict itself.
     gain = 12.0 if "o_proj" in name or "down_proj" in name else sharpness

@@ -8,14 +8,28 @@ from pyllama.server.tools.channels import ChannelParser
 from pyllama.server.tools.choice import ToolChoice, tool_choice
 from pyllama.server.tools.conversation import messages_for_template
 from pyllama.server.tools.forced import calls_or, channels_grammar, forced_grammar
-from pyllama.server.tools.forms import HARMONY, HERMES, LLAMA, MISTRAL, ToolCall, ToolFormat, format_of
+from pyllama.server.tools.forms import (
+    GEMMA,
+    GRANITE,
+    HARMONY,
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    PHI,
+    ToolCall,
+    ToolFormat,
+    format_of,
+)
 from pyllama.server.tools.parser import ToolParser
 
 __all__ = [
+    "GEMMA",
+    "GRANITE",
     "HARMONY",
     "HERMES",
     "LLAMA",
     "MISTRAL",
+    "PHI",
     "ChannelParser",
     "ToolCall",
     "ToolChoice",

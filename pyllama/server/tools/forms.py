@@ -23,6 +23,8 @@ class ToolFormat:
     is_list     whether forced calls are written as a list
     between     what stands between forced calls
     id_length   characters of a call's id; Mistral's templates insist on 9
+    before_name what stands before the name of a call whose arguments follow at once, as in call:name{...}; "": a call
+                is an object with both
     """
 
     name: str
@@ -32,6 +34,7 @@ class ToolFormat:
     is_list: bool = False
     between: str = ""
     id_length: int = 24
+    before_name: str = ""
 
     def new_id(self) -> str:
         letters = string.ascii_letters + string.digits
@@ -39,9 +42,12 @@ class ToolFormat:
         return text if self.id_length < 24 else "call_" + text
 
 
-_HERMES, _MISTRAL = "<tool_call>", "[TOOL_CALLS]"
+_HERMES, _MISTRAL, _GEMMA, _GRANITE = "<tool_call>", "[TOOL_CALLS]", "<|tool_call>", "<|tool_call|>"
 HERMES = ToolFormat("hermes", _HERMES, "</tool_call>", between="\n")
 MISTRAL = ToolFormat("mistral", _MISTRAL, None, is_list=True, between=", ", id_length=9)
+GEMMA = ToolFormat("gemma", _GEMMA, "<tool_call|>", before_name="call:")
+GRANITE = ToolFormat("granite", _GRANITE, None, is_list=True, between=", ")
+PHI = ToolFormat("phi", _GRANITE, "<|/tool_call|>")
 LLAMA = ToolFormat("llama", None, None, arguments="parameters", between="; ")
 HARMONY = ToolFormat("harmony", None, None)  # taken apart by channels.py
 
@@ -56,6 +62,12 @@ def format_of(template: str | None) -> ToolFormat | None:
         return MISTRAL
     if _HERMES in template:
         return HERMES
+    if _GEMMA in template:
+        return GEMMA
+    if "<|/tool|>" in template:  # Phi-4-mini's shows no call, only where the tools are
+        return PHI
+    if _GRANITE in template:
+        return GRANITE
     return LLAMA
 
 
