@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 
+import mxfp4_folder
 import reference
+import tiny
 from golden import FOLDER, sampled_columns
 
 PROMPT_TOKENS = 24
@@ -67,6 +70,7 @@ def case(
         "olmo2": "Olmo2ForCausalLM",
         "olmo3": "Olmo3ForCausalLM",
         "granite": "GraniteForCausalLM",
+        "granitemoe": "GraniteMoeForCausalLM",
         "ministral3": "Ministral3ForCausalLM",
         "phi3": "Phi3ForCausalLM",
     }[model_type]
@@ -270,6 +274,25 @@ CASES = {
             "truncate": False,
         },
     ),
+    # As published: read by transformers from a folder of MXFP4, and widened there.
+    "gpt_oss_mxfp4": case(
+        "gpt_oss",
+        6,
+        2,
+        16,
+        hidden=64,
+        inner=96,
+        layers=3,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        sliding_window=9,
+        swiglu_limit=7.0,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False},
+        quantization_config=mxfp4_folder.QUANTIZATION,
+    ),
     "mixtral": case(
         "mixtral", 6, 2, 12, theta=1000000.0, num_local_experts=5, num_experts_per_tok=2, sliding_window=None
     ),
@@ -420,6 +443,21 @@ CASES = {
         attention_bias=False,
         mlp_bias=False,
     ),
+    "granitemoe": case(
+        "granitemoe",
+        6,
+        2,
+        10,
+        layers=3,
+        inner=39,
+        num_local_experts=7,
+        num_experts_per_tok=3,
+        embedding_multiplier=3.0,
+        attention_multiplier=0.21,
+        residual_multiplier=0.4,
+        logits_scaling=5.0,
+        attention_bias=False,
+    ),
     "ministral3": case(
         "ministral3",
         6,
@@ -468,6 +506,26 @@ def transformers_model(config: dict[str, Any], tensors_of: Any) -> Any:
     return model.eval()
 
 
+def from_folder(config: dict[str, Any], seed: int) -> Any:
+    """The same of gpt-oss, read by transformers from a folder such as the published one."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
+
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(json.dumps(plain))))
+    shapes = {name: tuple(parameter.shape) for name, parameter in empty.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.write_huggingface(Path(folder), config, mxfp4_folder.stored_weights(shapes, seed))
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            quantization_config=Mxfp4Config(dequantize=True),
+        ).eval()
+
+
 def oracle_logits(model: Any, token_ids: list[int]) -> np.ndarray:
     """Float32 logits (T, V) of one pass without a cache, on one thread."""
     import torch
@@ -511,7 +569,10 @@ def capture(name: str, config: dict[str, Any]) -> str:
     vocab_size = config["vocab_size"]
     prompt = prompt_of(name, vocab_size, PROMPT_TOKENS)
     for seed in range(200):
-        model = transformers_model(config, partial(reference.random_tensor, seed=seed))
+        if "quantization_config" in config:
+            model = from_folder(config, seed)
+        else:
+            model = transformers_model(config, partial(reference.random_tensor, seed=seed))
         greedy, chosen_from = oracle_greedy(model, prompt, GREEDY_TOKENS)
         clear = gaps(chosen_from) / np.abs(chosen_from).max(axis=-1)
         if clear.min() >= SMALLEST_GAP and len(set(greedy)) >= FEWEST_DISTINCT:
@@ -532,6 +593,8 @@ def capture(name: str, config: dict[str, Any]) -> str:
     )
     version5 = json.loads(model.config.to_json_string())
     version5 |= {"architectures": config["architectures"], "dtype": config["torch_dtype"]}
+    if "quantization_config" in config:  # widened, the model has none any more
+        version5["quantization_config"] = config["quantization_config"]
     record = {
         "made_with": f"transformers {transformers.__version__}",
         "seed": seed,

@@ -196,6 +196,13 @@ def within(module: str, wing: str) -> bool:
     return f"{module}.".startswith(f"pyllama.{wing}.")
 
 
+def test_the_command_line_is_described_without_the_kernels():
+    """setup.py makes completions of it before they are built."""
+    run_python(
+        "import sys; sys.modules['pyllama._kernels'] = None; from pyllama.cli import build_parser; build_parser()"
+    )
+
+
 def test_import_loads_nothing_heavy():
     names = set(
         run_python(

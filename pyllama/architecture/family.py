@@ -141,6 +141,7 @@ class Family:
     gguf              the names of its tensors there
     gguf_truncated    whether the range of YaRN's pairs is rounded in its GGUF files, which do not say
     quantizations     quant_method of config.json's quantization_config that its files may have
+    experts_apart     whether its folders have gate and up of an expert by turns, in MXFP4 (checkpoint/apart.py)
     gguf_factors      whether llama.cpp divides rotary frequencies by a rope_freqs.weight there
     gguf_interleaved  whether q and k rows lie in interleaved rotary order there
     meta              the names of its tensors in Meta's form, or None
@@ -161,6 +162,7 @@ class Family:
     has_experts: ClassVar[bool] = False
     gguf_truncated: ClassVar[bool] = True
     quantizations: ClassVar[frozenset[str]] = frozenset()
+    experts_apart: ClassVar[bool] = False
     gguf_factors: ClassVar[bool] = False
     gguf: ClassVar[Names] = GGUF_NAMES
     gguf_interleaved: ClassVar[bool] = False

@@ -28,16 +28,21 @@ class Span:
     @property
     def room(self) -> int:
         """Bytes of memory a direct read of it takes."""
-        return -(-(self.offset % SECTOR + self.nbytes) // SECTOR) * SECTOR
+        return _sectors(self.offset % SECTOR + self.nbytes)
+
+
+def _sectors(nbytes: int) -> int:
+    return -(-nbytes // SECTOR) * SECTOR
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """Rows [row, row + rows) of a matrix.
 
-    spans   where they lie: one, but for Meta's shards that cut a matrix by columns
+    spans   where they lie: one, but for Meta's shards that cut a matrix by columns; none where they lie apart
     stored  "rows", or "packed" as pyllama's own files hold them
     crc32   of the stored bytes, or None where the file has none
+    apart   the part that has them with rows of another matrix between, or without their scales (checkpoint/apart.py)
     """
 
     tensor: Tensor
@@ -46,15 +51,16 @@ class Block:
     spans: tuple[Span, ...]
     stored: str = "rows"
     crc32: int | None = None
+    apart: Part | None = None
 
     @property
     def room(self) -> int:
-        return sum(span.room for span in self.spans)
+        return _sectors(self.nbytes) if self.apart else sum(span.room for span in self.spans)
 
     @property
     def nbytes(self) -> int:
         """Bytes read for it, without what alignment adds."""
-        return sum(span.nbytes for span in self.spans)
+        return self.rows * self.tensor.row_nbytes if self.apart else sum(span.nbytes for span in self.spans)
 
 
 def matrices(model: Described) -> list[tuple[str, Tensor]]:
@@ -90,9 +96,10 @@ def smallest_room(tensors: Iterable[Tensor]) -> int:
             most = max(most, *(Span(b.file, b.offset, b.nbytes).room for b in tensor.blocks))
         else:
             pieces = {(p.col, p.cols) for p in tensor.parts}
-            rows = min(_kernels.PANEL, tensor.rows)
+            turns = max(part.apart.step if part.apart else 1 for part in tensor.parts)  # they come in one read
+            rows = min(_kernels.PANEL, tensor.rows) * turns
             most = max(most, sum(rows * row_nbytes(tensor.dtype, cols) + 2 * SECTOR for _, cols in pieces))
-    return -(-most // SECTOR) * SECTOR
+    return _sectors(most)
 
 
 def cut(tensor: Tensor, room: int) -> list[Block]:
@@ -108,9 +115,13 @@ def cut(tensor: Tensor, room: int) -> list[Block]:
     for (first, count), parts in sorted(bands.items()):
         parts = sorted(parts, key=lambda part: part.col)
         stride = sum(row_nbytes(tensor.dtype, part.cols) for part in parts)
-        most = max(1, (room - 2 * SECTOR * len(parts)) // (stride * _kernels.PANEL)) * _kernels.PANEL
+        turns = parts[0].apart.step if parts[0].apart else 1
+        most = max(1, (room // turns - 2 * SECTOR * len(parts)) // (stride * _kernels.PANEL)) * _kernels.PANEL
         for row in range(first, first + count, most):
             rows = min(most, first + count - row)
+            if parts[0].apart:
+                blocks.append(Block(tensor, row, rows, (), apart=parts[0]))
+                continue
             spans = []
             for part in parts:
                 nbytes = row_nbytes(tensor.dtype, part.cols)

@@ -19,6 +19,7 @@ from pyllama import _kernels
 from pyllama.architecture.tensors import model_tensors
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import SECTOR
+from pyllama.checkpoint.index import files_of
 from pyllama.decoder.shape import Shape
 from pyllama.decoder.weights import Step
 from pyllama.errors import CheckpointError, PyllamaError
@@ -89,7 +90,7 @@ class StreamedWeights(forked.ForkAware):
         paths = dict.fromkeys(span.file for place in self._places for span in place.block.spans)
         layers = experts_of(checkpoint)
         for tensor in (tensor for experts in layers.values() for expert in experts for tensor in expert):
-            paths.update(dict.fromkeys(piece.file for piece in tensor.parts or tensor.blocks))
+            paths.update(files_of(tensor))
         self._files = {path: DirectFile(path) for path in paths}
         self._experts: ExpertStore | None = None
         if layers:

@@ -223,6 +223,14 @@ def gpt_oss_experts(x: Array, tensors: Mapping[str, Array], prefix: str, mixture
     return out
 
 
+def expert_names(kind: str) -> tuple[str, str, str]:
+    """Of the router, and of all experts' gate and up, and down, as the class in transformers 5 calls them."""
+    if kind == "granitemoe":
+        block = "block_sparse_moe."
+        return f"{block}router.weight", f"{block}experts.gate_up_proj", f"{block}experts.down_proj"
+    return "mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+
+
 def softcapped(x: Array, cap: float) -> Array:
     """cap * tanh(x / cap), between -cap and cap; x itself if cap is 0."""
     return cap * np.tanh(float64(x) / cap) if cap else float64(x)
@@ -378,9 +386,9 @@ def forward(
             hidden = hidden + gpt_oss_experts(x, tensors, prefix + "mlp.", mixture)
             continue
         if mixture and mixture.layers[layer]:
-            stacks = ("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-            weights = [tensors[prefix + name] for name in stacks]
-            hidden = hidden + experts(x, *weights, mixture.num_experts_per_tok, mixture.norm_topk_prob)
+            weights = [tensors[prefix + name] for name in expert_names(kind)]
+            mixed = experts(x, *weights, mixture.num_experts_per_tok, mixture.norm_topk_prob)
+            hidden = hidden + config.residual_scale * mixed
             continue
         gate, up = project("mlp.gate_proj", x), project("mlp.up_proj", x)  # (T, intermediate)
         inner = gelu(gate) * up if kind in GELU else swiglu(gate, up)
@@ -437,9 +445,10 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
             continue
         if config.mixture and config.mixture.layers[layer]:
             count, width = config.mixture.num_experts, config.mixture.moe_intermediate_size
-            shapes[prefix + "mlp.gate.weight"] = (count, hidden)
-            shapes[prefix + "mlp.experts.gate_up_proj"] = (count, 2 * width, hidden)
-            shapes[prefix + "mlp.experts.down_proj"] = (count, hidden, width)
+            router, gate_up, down = expert_names(config.model_type)
+            shapes[prefix + router] = (count, hidden)
+            shapes[prefix + gate_up] = (count, 2 * width, hidden)
+            shapes[prefix + down] = (count, hidden, width)
             continue
         if config.model_type in FUSED:
             add(prefix + "mlp.gate_up_proj", 2 * inner, hidden, False)

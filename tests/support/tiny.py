@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "granite": "GraniteForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
@@ -49,6 +50,10 @@ OWN: dict[str, dict[str, Any]] = {
     "granite": {
         "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.5, "logits_scaling": 4.0,
     },
+    "granitemoe": {
+        "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.5, "logits_scaling": 4.0,
+        "num_local_experts": 6, "num_experts_per_tok": 2,
+    },
     "olmo3": {"num_hidden_layers": 4, "sliding_window": 16},
     "ministral3": {
         "rope_scaling": {
@@ -63,14 +68,14 @@ OWN: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
     **tiny_gemma4.OWN,
 }  # fmt: skip
-MIXTURES = ("qwen3_moe", "mixtral")
+MIXTURES = ("qwen3_moe", "mixtral", "granitemoe")
 GEMMAS = ("gemma2", "gemma3_text")
 GEMMA4 = tuple(tiny_gemma4.OWN)
 GEMMA4_MIXTURE: dict[str, Any] = {"model_type": "gemma4_text", **tiny_gemma4.MIXTURE}
 _OLMOS = ("olmo2", "olmo3")
 _HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
 #: Families whose files have the rows of q and k in interleaved rotary order in GGUF, as the converter puts them.
-INTERLEAVED = ("llama", "mistral", "mixtral", "ministral3", "smollm3", "granite")
+INTERLEAVED = ("llama", "mistral", "mixtral", "ministral3", "smollm3", "granite", "granitemoe")
 
 
 def tiny_config(**overrides: Any) -> dict[str, Any]:
@@ -232,6 +237,21 @@ def as_mixtral(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
+def as_granitemoe(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Under the names of Granite's published files: all experts of a layer in one tensor."""
+    names = {
+        "mlp.gate.": "block_sparse_moe.router.layer.",
+        "mlp.experts.gate_up_proj": "block_sparse_moe.input_linear.weight",
+        "mlp.experts.down_proj": "block_sparse_moe.output_linear.weight",
+    }
+    found = {}
+    for name, values in as_stacks(tensors).items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        found[name] = values
+    return found
+
+
 def _norms(kind: str) -> tuple[str, ...]:
     """A layer's norms: before and after attention, before and after the mlp; "" where there is none."""
     if kind in GEMMAS:
@@ -321,9 +341,10 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "
     blobs = []
     position = 0
     for name, values in tensors.items():
-        blob = encode_plain(dtype, values)
+        stored_as = "U8" if values.dtype == np.uint8 else dtype
+        blob = values.tobytes() if stored_as == "U8" else encode_plain(dtype, values)
         header[name] = {
-            "dtype": dtype,
+            "dtype": stored_as,
             "shape": list(values.shape),
             "data_offsets": [position, position + len(blob)],
         }
@@ -494,7 +515,7 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
         found[f"{arch}.expert_used_count"] = config["num_experts_per_tok"]
         if arch != "llama":
             found[f"{arch}.expert_feed_forward_length"] = width
-    if kind == "granite":
+    if kind in ("granite", "granitemoe"):
         for ours, theirs in (("embedding_multiplier", "embedding_scale"), ("attention_multiplier", "attention.scale"),
                              ("residual_multiplier", "residual_scale"), ("logits_scaling", "logit_scale")):  # fmt: skip
             found[f"{arch}.{theirs}"] = float(config[ours])
@@ -596,6 +617,9 @@ def _gpt_oss_gguf(tensors: dict[str, np.ndarray], dtype: str) -> list[tuple[str,
 def _gguf_stacks(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Gate, up and down of a layer's experts in one tensor each."""
     found: dict[str, np.ndarray] = {}
+    of_granite = (("block_sparse_moe.router.", "mlp.gate."), ("block_sparse_moe.experts.", "mlp.experts."))
+    for theirs, ours in of_granite:
+        tensors = {name.replace(theirs, ours): values for name, values in tensors.items()}
     for name, values in as_experts(tensors).items():
         if ".experts." not in name:
             found[name] = values

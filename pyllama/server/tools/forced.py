@@ -6,6 +6,7 @@ Each function's parameters are a schema of their own in the grammar, so `#`, `$d
 import json
 from typing import Any
 
+from pyllama.generation.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, ROLE, START
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import embedded
 from pyllama.server.tools.forms import ToolFormat
@@ -35,6 +36,36 @@ def calls_or(
 ) -> str:
     """Calls, or JSON of the schema."""
     return f"start: calls | format\nformat: {embedded(schema)}\n{_calls(form, functions, markers, parallel)}"
+
+
+def channels_grammar(
+    schema: dict[str, Any] | None, functions: list[dict[str, Any]], marker_ids: dict[str, int | None]
+) -> str:
+    """An answer in harmony: thought, if the model will, then JSON of the schema, if there is one, or a call.
+
+    marker_ids  harmony's markers as text -> their tokens
+    """
+
+    def marker(text: str) -> str:
+        found = marker_ids.get(text)
+        return _text(text) if found is None else f"<[{found}]>"
+
+    channel, message, again = marker(CHANNEL), marker(MESSAGE), f"{marker(END)} {marker(START)} {_text(ROLE)}"
+    answers, rules = [], []
+    if schema is not None:
+        answers.append("final")
+        rules.append(f"final: {channel} {_text('final')} {message} format")
+        rules.append(f"format: {embedded(schema)}")
+    for index, function in enumerate(functions):
+        answers.append(f"call_{index}")
+        head = _text(f"commentary to=functions.{function['name']} ")
+        kind = f"{marker(CONSTRAIN)} {_text('json')}"
+        rules.append(f"call_{index}: {channel} {head} {kind} {message} arguments_{index}")
+        rules.append(f"arguments_{index}: {embedded(_of_arguments(function))}")
+    thought = f"{channel} {_text('analysis')} {message} THOUGHT {again}"
+    return "\n".join(
+        [f"start: thought? ({' | '.join(answers)})", f"thought: {thought}", r"THOUGHT: /(.|\n)*/", *rules, ""]
+    )
 
 
 def _calls(form: ToolFormat, functions: list[dict[str, Any]], markers: Markers | None, parallel: bool) -> str:

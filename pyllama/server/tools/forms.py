@@ -9,6 +9,8 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
+from pyllama.generation.harmony import is_harmony
+
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
@@ -47,12 +49,15 @@ GEMMA = ToolFormat("gemma", _GEMMA, "<tool_call|>", before_name="call:")
 GRANITE = ToolFormat("granite", _GRANITE, None, is_list=True, between=", ")
 PHI = ToolFormat("phi", _GRANITE, "<|/tool_call|>")
 LLAMA = ToolFormat("llama", None, None, arguments="parameters", between="; ")
+HARMONY = ToolFormat("harmony", None, None)  # taken apart by channels.py
 
 
 def format_of(template: str | None) -> ToolFormat | None:
     """The form that a template's model writes calls in; None if the template takes no tools."""
     if not template or "tools" not in template:
         return None
+    if is_harmony(template):
+        return HARMONY
     if _MISTRAL in template:
         return MISTRAL
     if _HERMES in template:
