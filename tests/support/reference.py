@@ -386,7 +386,9 @@ def forward(
             hidden = hidden + gpt_oss_experts(x, tensors, prefix + "mlp.", mixture)
             continue
         if mixture and mixture.layers[layer]:
-            weights = [tensors[prefix + name] for name in expert_names(kind)]
+            own = expert_names(kind)  # as its class has them; pyllama calls all alike
+            stacks = own if prefix + own[0] in tensors else expert_names("qwen3_moe")
+            weights = [tensors[prefix + name] for name in stacks]
             mixed = experts(x, *weights, mixture.num_experts_per_tok, mixture.norm_topk_prob)
             hidden = hidden + config.residual_scale * mixed
             continue
