@@ -213,6 +213,13 @@ def test_import_loads_nothing_heavy():
     assert names & LOADED_LATE == set()
 
 
+def test_load_is_there_without_the_decoder():
+    """Which all families come with, and whoever only asks what there is does not need."""
+    names = run_python("import sys, pyllama; pyllama.load, pyllama.Model; print('\\n'.join(sys.modules))").split()
+    assert "pyllama.model" in names
+    assert [name for name in names if name.startswith(("pyllama.decoder", "pyllama.architecture"))] == []
+
+
 @pytest.mark.skipif(EMULATED, reason="counts the emulator's memory too")
 def test_import_keeps_the_resident_set_under_60_mb():
     status = run_python("import pyllama; print(open('/proc/self/status').read())")
