@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pyllama.architecture import Config, Layer, layers_of
-from pyllama.architecture.layer import Experts, Mlp, Rope
+from pyllama.architecture.layer import Mlp, Rope
 
 
 def kinds_of_rope(layers: Iterable[Layer]) -> tuple[Rope, ...]:
@@ -47,6 +47,7 @@ class Shape(NamedTuple):
     experts            of a layer that has some, or 0
     chosen             experts that a token goes to
     expert_size        rows of an expert's gate_proj and up_proj
+    beside             whether a layer has experts beside an mlp
     per_layer_size     what a token has for each layer beside x, or 0
     """
 
@@ -59,13 +60,14 @@ class Shape(NamedTuple):
     chosen: int = 0
     expert_size: int = 0
     per_layer_size: int = 0
+    beside: bool = False
 
     @classmethod
     def whole(cls, config: Config) -> "Shape":
         """All of a model."""
         layers = layers_of(config)
         mlps = [layer.mlp for layer in layers]
-        experts = next((mlp for mlp in mlps if isinstance(mlp, Experts)), None)
+        experts = next((layer.experts for layer in layers if layer.experts), None)
         return cls(
             hidden_size=config.hidden_size,
             attention=tuple(
@@ -79,6 +81,7 @@ class Shape(NamedTuple):
             chosen=experts.chosen if experts else 0,
             expert_size=experts.gate.rows if experts else 0,
             per_layer_size=config.hidden_size_per_layer_input,
+            beside=any(layer.beside for layer in layers),
         )
 
     @property
