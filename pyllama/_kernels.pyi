@@ -83,6 +83,38 @@ class Attention:
     def append(self, batch: Batch, k: _Float32, v: _Float32) -> None: ...
     def attend(self, batch: Batch, q: _Float32, out: _Float32) -> None: ...
 
+class Walk:
+    rows: int
+    nbytes: int
+    def __init__(
+        self,
+        slots: NDArray[np.uint64],
+        nbytes: int,
+        sources: NDArray[np.int32],
+        starts: NDArray[np.int32],
+        steps: NDArray[np.int32],
+        store_starts: NDArray[np.int32],
+        stores: NDArray[np.int32],
+    ) -> None: ...
+
+def conv(
+    x: _Float32, first: int, weight: _Float32, bias: _Float32 | None, silu: bool, walk: Walk, offset: int, out: _Float32
+) -> None: ...
+def sigmoid_gate(x: _Float32, gate: _Float32, out: _Float32) -> None: ...
+def delta_gates(a: _Float32, b: _Float32, rate: _Float32, bias: _Float32, decay: _Float32, beta: _Float32) -> None: ...
+def delta(
+    q: _Float32,
+    k: _Float32,
+    v: _Float32,
+    decay: _Float32,
+    beta: _Float32,
+    key_heads: int,
+    tiled: bool,
+    walk: Walk,
+    offset: int,
+    out: _Float32,
+) -> None: ...
+def delta_floats(heads: int, key_dim: int, value_dim: int) -> int: ...
 def input_nbytes(tokens: int, cols: int, dtypes: Iterable[str]) -> int: ...
 def matmul(w: Matrix | Blocks, x: _Float32 | Input, out: _Float32 | tuple[_Float32, ...], row: int = 0) -> None: ...
 def pack_panels(w: Matrix, out: NDArray[np.uint8]) -> None: ...

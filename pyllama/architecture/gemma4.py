@@ -20,6 +20,7 @@ from pyllama.architecture.fields import Fields
 from pyllama.architecture.gemma2 import SANDWICH_NAMES
 from pyllama.architecture.layer import (
     SANDWICH,
+    Attention,
     Beside,
     Layer,
     Linear,
@@ -316,7 +317,7 @@ def _own(layer: Layer, number: int, config: Config) -> Layer:
     """Llama's layer -> what is otherwise in this family's."""
     hidden, windows, full = config.hidden_size, config.layer_windows, config.full_attention
     mixer = layer.mixer
-    assert mixer.k is not None and mixer.v is not None  # Llama's has both
+    assert isinstance(mixer, Attention) and mixer.k is not None and mixer.v is not None  # Llama's has both
     if windows[number] is None and full is not None:
         dim, heads = full.head_dim, full.num_key_value_heads
         mixer = replace(

@@ -16,7 +16,7 @@ from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
 from pyllama.architecture.config import QueryGrowth
 from pyllama.architecture.gpt_oss import ALPHA
-from pyllama.architecture.layer import Experts, Layer, Linear, Mlp, Norm
+from pyllama.architecture.layer import Attention, Experts, Layer, Linear, Mlp, Norm
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import (
     EMBEDDING,
@@ -30,8 +30,11 @@ from pyllama.decoder.buffers import OWN_ROWS, Buffers
 from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.passes import Pass, Segment, build
+from pyllama.decoder.recurrent import recurrence
 from pyllama.decoder.routes import Routes
 from pyllama.decoder.shape import Shape, kinds_of_rope
+from pyllama.decoder.state_pool import StatePool
+from pyllama.decoder.states import Steps
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
 from pyllama.errors import RequestError
 
@@ -67,8 +70,7 @@ def norm_vector(weights: Weights, name: str, plus_one: bool) -> "kernels.Floats"
     return kernels.Floats(np.add(vector, np.float32(1)) if plus_one else vector)
 
 
-def _attention_view(layer: Layer, weights: Weights) -> View:
-    mixer = layer.mixer
+def _attention_view(layer: Layer, mixer: Attention, weights: Weights) -> View:
     sinks = weights.vector(f"{layer.name}{mixer.sinks}") if mixer.sinks else None
     return View(mixer.window, mixer.scale, mixer.softcap, sinks)
 
@@ -86,7 +88,10 @@ def _growth(growth: QueryGrowth, positions: np.ndarray) -> np.ndarray:
 class _Layer:
     """Names and small vectors of one layer, looked up once."""
 
-    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention", rope: int | None):
+    def __init__(
+        self, number: int, layer: Layer, weights: Weights, attention: "kernels.Attention | None", rope: int | None,
+        eps: float,
+    ):  # fmt: skip
         def norm(of: Norm | None) -> _Norm | None:
             if of is None:
                 return None
@@ -111,16 +116,22 @@ class _Layer:
         self.attention, self.rope = attention, rope
         self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
         self.mixer_post_norm, self.mlp_post_norm = norm(layer.mixer_post_norm), norm(layer.mlp_post_norm)
-        self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
         self.residual_scale = layer.residual_scale
-        self.growth = mixer.growth
-        self.heads, self.kv_heads, self.head_dim = mixer.heads, mixer.kv_heads, mixer.head_dim
-        self.q_size, self.kv_size = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
-        projections = [linear for linear in (mixer.q, mixer.k, mixer.v) if linear is not None]
-        self.qkv, self.o = linears(*projections), linears(mixer.o)
-        self.has_keys, self.has_values = mixer.k is not None, mixer.v is not None
-        ones = np.ones(mixer.head_dim, np.float32)
-        self.v_norm = _Norm(kernels.Floats(ones), mixer.head_dim) if mixer.v_normed else None
+        self.growth = mixer.growth if isinstance(mixer, Attention) else None
+        self.recurrence = recurrence(number, layer, weights, eps)
+        if isinstance(mixer, Attention):
+            self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
+            self.heads, self.kv_heads, self.head_dim = mixer.heads, mixer.kv_heads, mixer.head_dim
+            self.q_size, self.kv_size = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+            projections = [linear for linear in (mixer.q, mixer.k, mixer.v) if linear is not None]
+            self.qkv, self.o = linears(*projections), linears(mixer.o)
+            self.has_keys, self.has_values = mixer.k is not None, mixer.v is not None
+            ones = np.ones(mixer.head_dim, np.float32)
+            self.v_norm = _Norm(kernels.Floats(ones), mixer.head_dim) if mixer.v_normed else None
+            self.gated = mixer.gated
+        else:
+            *before, after = mixer.linears
+            self.before, self.after = linears(*before), linears(after)
         own = layer.per_layer_input
         self.own_gate = linears(own.gate) if own else None
         self.own_projection = linears(own.projection) if own else None
@@ -176,6 +187,7 @@ class Decoder:
                      be multiplied with, which are not the caller's to keep
     shape            how much of the model is computed here
     cache            whose positions lie in which pages
+    states           memory of what layers carry from token to token, or None where none does
     """
 
     def __init__(
@@ -203,13 +215,18 @@ class Decoder:
         self.on_layer = on_layer
         self.on_input: Callable[[tuple[str, ...], np.ndarray], None] | None = None
         layers = layers_of(config)
-        self._pool = PagePool(shape, [_attention_view(layer, weights) for layer in layers], kv_dtype)
-        self.cache = KVCache(self._pool, context_length)
+        attending = [(layer, layer.mixer) for layer in layers if isinstance(layer.mixer, Attention)]
+        self._pool = PagePool(shape, [_attention_view(layer, mixer, weights) for layer, mixer in attending], kv_dtype)
+        self.states = StatePool(shape, layers) if shape.state_floats else None
+        self.cache = KVCache(self._pool, context_length, self.states)
         kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
         self._ropes = [frequencies(rope) for rope in kinds]
+        names = [layer.name for layer, _ in attending]
+        kernels_of = dict(zip(names, self._pool.attention, strict=True))
+        ropes = {layer.name: kinds[mixer.rope] for layer, mixer in attending if mixer.rope}
         self._layers = [
-            _Layer(layer, weights, attention, kinds[layer.mixer.rope] if layer.mixer.rope else None)
-            for layer, attention in zip(layers, self._pool.attention, strict=True)
+            _Layer(number, layer, weights, kernels_of.get(layer.name), ropes.get(layer.name), config.rms_norm_eps)
+            for number, layer in enumerate(layers)
         ]
         self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
@@ -275,7 +292,7 @@ class Decoder:
                 sequence.release_unused()
             raise
         for sequence, ids in batch:
-            sequence.length += len(ids)
+            sequence.advance(len(ids))
         return out, rows
 
     def _check(self, batch: Tokens[Segment]) -> None:
@@ -301,11 +318,19 @@ class Decoder:
         for source, target in planned.copies:  # first: whatever fails later, they have been made
             self._pool.copy(source, target)
         tokens = len(planned.token_ids)
-        if tokens > self._buffers.capacity:
-            self._buffers = Buffers(self.shape, tokens)
+        again = len(planned.steps.gathered) if planned.steps else 0
+        if tokens > self._buffers.capacity or again > self._buffers.again:
+            self._buffers = Buffers(self.shape, max(tokens, self._buffers.capacity), max(again, self._buffers.again))
         a = self._buffers
         a.resize(tokens)
         where = kernels.Batch(self._pool.addresses, planned.pages, planned.positions, planned.sequences, planned.writes)
+
+        walk = None
+        if self.states is not None:
+            if planned.steps is None:  # layers left out would be a wrong answer
+                raise RequestError("forward: a pass without what layers with a state do in it")
+            self.states.grow(planned.steps.slot_count, planned.steps.row_count)
+            walk = self.states.walk(planned.steps)
 
         self.weights.embedding(EMBEDDING, planned.token_ids, a.x.array)
         if self.config.embedding_scale != 1:
@@ -328,7 +353,11 @@ class Decoder:
                 where = kernels.Batch(
                     self._pool.addresses, planned.pages, planned.positions[rows], planned.sequences[rows], _NO_WRITES
                 )
-            self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
+            if layer.attention is not None:
+                growth = growing.get(layer.growth) if layer.growth else None
+                self._attention_block(layer, layer.attention, a, where, growth)
+            elif walk is not None and planned.steps is not None:
+                self._recurrent_block(layer, a, planned.steps, walk)
             if layer.experts is None:
                 self._mlp_block(layer, a)
             elif layer.router_norm is None:
@@ -370,7 +399,10 @@ class Decoder:
             kernels.add(made, rows, made)
         kernels.scale(a.per_layer, of.scale, a.per_layer)
 
-    def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None) -> None:
+    def _attention_block(
+        self, layer: _Layer, attention: "kernels.Attention", a: Buffers, where: "kernels.Batch",
+        growing: np.ndarray | None,
+    ) -> None:  # fmt: skip
         """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
 
         growing  what each token's query is multiplied by, (T, 1), or None
@@ -378,8 +410,14 @@ class Decoder:
         eps = self.config.rms_norm_eps
         q, attended = a.sized("q", layer.q_size), a.sized("attended", layer.q_size)
         k, v = a.sized("k", layer.kv_size), a.sized("v", layer.kv_size)
-        outs = (q, k, v) if layer.has_values else (q, k) if layer.has_keys else (q,)
+        asked = a.sized("q_gate", 2 * layer.q_size) if layer.gated else q
+        outs = (asked, k, v) if layer.has_values else (asked, k) if layer.has_keys else (asked,)
         self._linear(layer.qkv, self._normed(layer.mixer_norm, a), outs)
+        if layer.gated:
+            parted = asked.array.reshape(-1, layer.heads, 2, layer.head_dim)  # (T, H, 2, D)
+            gate = a.sized("attention_gate", layer.q_size)
+            for part, out in enumerate((q, gate)):
+                np.copyto(out.array.reshape(-1, layer.heads, layer.head_dim), parted[:, :, part])
         if layer.v_norm is not None:
             kernels.rmsnorm(v if layer.has_values else k, layer.v_norm.weight, eps, v, layer.v_norm.cols)
         if layer.q_norm is not None:
@@ -398,9 +436,19 @@ class Decoder:
         if growing is not None:
             kernels.scale(q, growing, q)
         if layer.has_keys:
-            layer.attention.append(where, k, v)
-        layer.attention.attend(where, q, attended)
+            attention.append(where, k, v)
+        attention.attend(where, q, attended)
+        if layer.gated:
+            kernels.sigmoid_gate(attended, gate, attended)
         self._linear(layer.o, attended, (a.normed,))
+        self._add(layer, layer.mixer_post_norm, a)
+
+    def _recurrent_block(self, layer: _Layer, a: Buffers, steps: Steps, walk: "kernels.Walk") -> None:
+        """x += out_proj(what the layer's state and RMSNorm(x) make)"""
+        if layer.recurrence is None or self.states is None:
+            return
+        self._linear(layer.before, self._normed(layer.mixer_norm, a), layer.recurrence.before(a))
+        self._linear(layer.after, layer.recurrence.walk(a, steps, self.states, walk), (a.normed,))
         self._add(layer, layer.mixer_post_norm, a)
 
     def _mlp_block(self, layer: _Layer, a: Buffers) -> None:

@@ -4,12 +4,28 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pyllama.architecture import Config, Layer, layers_of
-from pyllama.architecture.layer import Mlp, Rope
+from pyllama.architecture.layer import Attention, GatedDelta, Mlp, Rope, ShortConv, attentions
 
 
 def kinds_of_rope(layers: Iterable[Layer]) -> tuple[Rope, ...]:
     """The different rotations of some layers, in the order in which they come."""
-    return tuple(dict.fromkeys(layer.mixer.rope for layer in layers if layer.mixer.rope is not None))
+    return tuple(dict.fromkeys(mixer.rope for mixer in attentions(layers) if mixer.rope is not None))
+
+
+def _widths(layers: Iterable[Layer]) -> tuple[tuple[str, int], ...]:
+    """Buffer -> columns, of what layers with a state compute."""
+    found: dict[str, int] = {}
+    for layer in layers:
+        mixer = layer.mixer
+        if isinstance(mixer, ShortConv):
+            channels = mixer.conv.channels
+            found |= {"mixed": 3 * channels, "convolved": channels, "recurred": channels}
+        elif isinstance(mixer, GatedDelta):
+            heads = mixer.value_heads
+            found |= {"mixed": mixer.conv.channels, "z": mixer.values, "b": heads, "a": heads, "decay": heads}
+            found |= {"beta": heads, "state_q": mixer.keys, "state_k": mixer.keys, "state_v": mixer.values}
+            found |= {"recurred": mixer.values}
+    return tuple(found.items())
 
 
 class Heads(NamedTuple):
@@ -38,8 +54,8 @@ class Shape(NamedTuple):
     """Counts that buffers, pages and kernels are sized by. A config says what a whole model has; this, what is here.
 
     hidden_size        the residual stream, whole wherever it is
-    attention          of each layer: query and key/value heads computed here, as many of the former for each of the
-                       latter
+    attention          of each layer that has some: query and key/value heads computed here, as many of the former for
+                       each of the latter
     intermediate_size  rows of gate_proj and up_proj computed here, in layers without experts, of those that differ the
                        most; 0: all have some
     vocab_size         rows of lm_head computed here
@@ -49,6 +65,10 @@ class Shape(NamedTuple):
     expert_size        rows of an expert's gate_proj and up_proj
     beside             whether a layer has experts beside an mlp
     per_layer_size     what a token has for each layer beside x, or 0
+    gated              whether the result of attention has a gate, which q_proj makes beside the queries
+    state_floats       what a text carries from token to token, in all layers that do
+    input_floats       what that depends on, of a token
+    recurrent          buffer -> columns, of what these layers compute
     """
 
     hidden_size: int
@@ -61,6 +81,10 @@ class Shape(NamedTuple):
     expert_size: int = 0
     per_layer_size: int = 0
     beside: bool = False
+    gated: bool = False
+    state_floats: int = 0
+    input_floats: int = 0
+    recurrent: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def whole(cls, config: Config) -> "Shape":
@@ -68,11 +92,13 @@ class Shape(NamedTuple):
         layers = layers_of(config)
         mlps = [layer.mlp for layer in layers]
         experts = next((layer.experts for layer in layers if layer.experts), None)
+        attending = attentions(layers)
+        carrying = [layer.mixer for layer in layers if not isinstance(layer.mixer, Attention)]
         return cls(
             hidden_size=config.hidden_size,
             attention=tuple(
                 Heads(mixer.heads, mixer.kv_heads, mixer.head_dim, number if mixer.source is None else mixer.source)
-                for number, mixer in enumerate(layer.mixer for layer in layers)
+                for number, mixer in enumerate(attending)
             ),
             intermediate_size=max((mlp.gate.rows for mlp in mlps if isinstance(mlp, Mlp)), default=0),
             vocab_size=config.vocab_size,
@@ -82,6 +108,10 @@ class Shape(NamedTuple):
             expert_size=experts.gate.rows if experts else 0,
             per_layer_size=config.hidden_size_per_layer_input,
             beside=any(layer.beside for layer in layers),
+            gated=any(mixer.gated for mixer in attending),
+            state_floats=sum(mixer.state_floats for mixer in carrying),
+            input_floats=sum(mixer.input_floats for mixer in carrying),
+            recurrent=_widths(layers),
         )
 
     @property
@@ -91,6 +121,7 @@ class Shape(NamedTuple):
 
     @property
     def layers(self) -> int:
+        """Those with attention."""
         return len(self.attention)
 
     @property
