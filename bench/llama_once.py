@@ -27,10 +27,11 @@ def main() -> None:
     params = xllamacpp.CommonParams()
     params.model.path = args.path
     params.n_ctx = 256
-    params.n_batch = params.n_ubatch = params.n_parallel = 1
+    params.n_batch, params.n_ubatch, params.n_parallel = 64, 1, 1  # a token a pass
     params.warmup = params.fit_params = False
     params.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_MMAP
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count()
+    params.no_extra_bufts = True  # a copy of the weights in another order would not be what is mapped
     params.verbosity = -1
     started = time.perf_counter()
     server = xllamacpp.Server(params)

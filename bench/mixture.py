@@ -147,7 +147,8 @@ def run(args: argparse.Namespace) -> None:
     token_s = sum(times) / len(times)
     experts = weights.expert_counters.as_dict(counted)
     rates = Rates((before + after) / 2e9, DRAM_GB_S, 1e6, 1.0)
-    predicted, bound = pass_seconds(checkpoint, model.plan, rates, 1, 128, hits=experts["hit_rate"])
+    hits = (experts["hits"] - experts["guesses_used"]) / experts["asked"]  # what a guess brought was read as well
+    predicted, bound = pass_seconds(checkpoint, model.plan, rates, 1, 128, hits=hits)
     kept = ("pinned", "weights", "streamed", "expert_slots", "expert_room", "experts_share", "max_pass_tokens")
     result = {
         "budget": args.memory,
@@ -179,7 +180,7 @@ def cells(args: argparse.Namespace) -> None:
             for memory in args.memory.split(","):
                 for engine in engines:
                     cell = {"model": name, "engine": engine, "memory": memory, "disk": disk}
-                    if not any(cell.items() <= line.items() for line in done):
+                    if not any(cell.items() <= line.items() and "error" not in line for line in done):
                         with args.out.open("a") as out:
                             out.write(json.dumps(one_cell(args, engine, path, memory, disk) | cell) + "\n")
 

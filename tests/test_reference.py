@@ -160,6 +160,7 @@ def test_each_piece_of_gemma4_changes_its_logits(name: str) -> None:
     there = {"v_norm": True, "scalar": True, "raw_values": config.full_attention.values_are_keys,
              "last_source": sharing, "projection": own, "own_rows": own, "own_norm": own, "own_gate": own,
              "interleaved": own}  # fmt: skip
+    there |= dict.fromkeys(("router_scale", "router_residual", "expert_scale", "expert_gelu"), config.mixture)
     assert set(there) == set(reference_gemma4.PIECES)
     for piece in (piece for piece, has in there.items() if has):
         logits = reference_gemma4.forward(config, golden.tensors, golden.tokens, without=piece)

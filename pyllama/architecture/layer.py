@@ -191,7 +191,8 @@ class Experts:
     count, chosen   experts there are, and that a token goes to
     of_chosen       whether the softmax that weighs them is over those chosen, or over all
     gate, up, down  of one expert; their names have {} where its number stands
-    limit           what gate and up are bounded by, in gpt-oss's activation (MODEL.md, "Clamped SwiGLU"); 0: it is silu
+    limit           what gate and up are bounded by, in gpt-oss's activation (MODEL.md, "Clamped SwiGLU"); 0: it is not
+    activation      then: "silu" or "gelu"
     """
 
     router: Linear
@@ -202,11 +203,30 @@ class Experts:
     up: Linear
     down: Linear
     limit: float = 0.0
+    activation: str = "silu"
 
     def expert(self, number: int) -> Mlp:
         """One of them."""
         gate, up, down = (replace(of, name=of.name.format(number)) for of in (self.gate, self.up, self.down))
         return Mlp(gate, up, down)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Experts beside a layer's mlp: norm(norm_1(mlp(norm(x))) + norm_2(experts(norm_2'(x)))) is added.
+
+    norm, post_norm  before and after the experts
+    mlp_norm         of what the mlp makes
+    router_scale     name of what the router's input is multiplied by, once x is normed without a weight
+    expert_scale     name of what each expert's weight is multiplied by
+    """
+
+    experts: Experts
+    norm: Norm
+    post_norm: Norm
+    mlp_norm: Norm
+    router_scale: str
+    expert_scale: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +246,7 @@ class Layer:
     mixer_norm, mlp_norm  of what a block takes, or None
     mixer_post_norm, ...  of what it adds, or None
     residual_scale        of what a block adds, after that
+    beside                experts beside the mlp, or None
     per_layer_input       a third block, of what each token has for each layer, or None
     scalar                name of the one number that all of x is multiplied by in the end, or None
     """
@@ -240,6 +261,12 @@ class Layer:
     residual_scale: float = 1.0
     per_layer_input: PerLayerInput | None = None
     scalar: str | None = None
+    beside: Beside | None = None
+
+    @property
+    def experts(self) -> Experts | None:
+        """The layer's experts, in the place of an mlp or beside it."""
+        return self.mlp if isinstance(self.mlp, Experts) else self.beside.experts if self.beside else None
 
 
 def attentions(layers: Iterable[Layer]) -> list[Attention]:

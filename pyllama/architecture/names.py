@@ -97,7 +97,8 @@ class Names:
             inner = next((stored for stored, name in names.items() if name == wanted), None)
             if inner:
                 inner = inner.format(number[1]) if number else inner
-                return f"{self.layers}{match[1]}.{inner}.{match[3]}"
+                kind = "" if inner.endswith(".scale") else f".{match[3]}"
+                return f"{self.layers}{match[1]}.{inner}{kind}"
         return None
 
 

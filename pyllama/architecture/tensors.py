@@ -105,13 +105,21 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
     if isinstance(mlp, Mlp):
         for projection in (mlp.gate, mlp.up, mlp.down):
             yield from linear(projection, "mlp")
-    else:
-        yield from linear(mlp.router, "router")
-        for number in range(mlp.count):
-            one = mlp.expert(number)
+    beside, experts = layer.beside, layer.experts
+    if beside:
+        yield from norm(beside.mlp_norm)
+        yield ModelTensor(f"{layer.name}{beside.router_scale}.weight", (beside.norm.size,), "norms")
+        yield ModelTensor(f"{layer.name}{beside.expert_scale}.weight", (beside.experts.count,), "norms")
+        yield from norm(beside.norm)
+    if experts:
+        yield from linear(experts.router, "router")
+        for number in range(experts.count):
+            one = experts.expert(number)
             for projection in (one.gate, one.up, one.down):
                 for tensor in linear(projection, "experts"):
                     yield tensor._replace(expert=number)
+    if beside:
+        yield from norm(beside.post_norm)
     yield from norm(layer.mlp_post_norm)
     if layer.per_layer_input:
         yield from linear(layer.per_layer_input.gate, "per_layer")
@@ -161,8 +169,9 @@ def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
         linears = [linear for linear in of_mixer if linear is not None]
         own = layer.per_layer_input
         linears += [own.gate, own.projection] if own else []
-        linears += [mlp.gate, mlp.up, mlp.down] * (1 if isinstance(mlp, Mlp) else mlp.chosen)
-        linears += [] if isinstance(mlp, Mlp) else [mlp.router]
+        linears += [mlp.gate, mlp.up, mlp.down] if isinstance(mlp, Mlp) else []
+        experts = layer.experts
+        linears += [experts.router, *[experts.gate, experts.up, experts.down] * experts.chosen] if experts else []
         total += 2 * sum(linear.rows * linear.cols for linear in linears)
         if isinstance(mixer, Attention):
             total += 4 * mixer.heads * mixer.head_dim * positions

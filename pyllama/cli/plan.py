@@ -151,13 +151,9 @@ def make_report(
 
 def _counted(model: "Checkpoint | Outline", plan: "Plan") -> float | None:
     """The hits of a pool of those experts that were chosen most so far, if that is written down."""
-    from pyllama.decoder import Shape
-    from pyllama.streaming.expert_counts import counts_path, hit_share, read_counts
+    from pyllama.streaming.expert_counts import counts_of, hit_share
 
-    shape, mixture = Shape.whole(model.config), model.config.mixture
-    if mixture is None or not plan.experts_share:
-        return None
-    counts = read_counts(counts_path(model.path), sum(mixture.layers), shape.experts)
+    counts = counts_of(model, model.path) if plan.experts_share else None
     return None if counts is None else hit_share(counts, plan.expert_slots)
 
 

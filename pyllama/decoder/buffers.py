@@ -45,6 +45,7 @@ def _of_experts(shape: Shape) -> dict[str, int]:
         "gathered": shape.hidden_size,  # rows of the tokens that go to an expert
         "expert_gate": shape.expert_size,
         "expert_up": shape.expert_size,
+        **({"beside": shape.hidden_size} if shape.beside else {}),  # what the mlp beside them has made
         "routed": shape.chosen * shape.hidden_size,  # what its experts make of a token, until all of them are done
     }
 
@@ -95,6 +96,7 @@ class Buffers:
     expert_gate: kernels.Floats
     expert_up: kernels.Floats
     routed: kernels.Floats
+    beside: kernels.Floats
     q_gate: kernels.Floats
     attention_gate: kernels.Floats
     mixed: kernels.Floats

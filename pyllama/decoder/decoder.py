@@ -137,15 +137,27 @@ class _Layer:
         self.own_projection = linears(own.projection) if own else None
         self.own_norm = norm(own.norm) if own else None
         self.scalar = kernels.Floats(weights.vector(f"{layer.name}{layer.scalar}.weight")) if layer.scalar else None
-        self.experts = mlp if isinstance(mlp, Experts) else None
+        self.experts = layer.experts
         self.name = layer.name
         if isinstance(mlp, Mlp):
             self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
             self.inner = mlp.gate.rows
             self.activation = _ACTIVATIONS[mlp.activation]
-        else:
-            self.router = linears(mlp.router)
-            self.biases = [one_biases(mlp.expert(number)) for number in range(mlp.count)] if mlp.down.bias else None
+        if self.experts is not None:
+            count, biased = self.experts.count, self.experts.down.bias
+            self.router = linears(self.experts.router)
+            self.expert_activation = _ACTIVATIONS[self.experts.activation]
+            self.biases = [one_biases(self.experts.expert(number)) for number in range(count)] if biased else None
+        beside = layer.beside
+        self.beside_norm = norm(beside.norm) if beside else None
+        self.expert_scale: np.ndarray | None = None
+        self.router_norm: _Norm | None = None
+        if beside:
+            self.beside_post_norm, self.beside_mlp_norm = norm(beside.post_norm), norm(beside.mlp_norm)
+            scale = weights.vector(f"{layer.name}{beside.router_scale}.weight")
+            self.router_norm = _Norm(kernels.Floats(scale), beside.norm.size)
+            self.router_scale = np.array([1 / math.sqrt(beside.norm.size)], np.float32)
+            self.expert_scale = weights.vector(f"{layer.name}{beside.expert_scale}.weight")
 
 
 class _PerLayer:
@@ -348,8 +360,10 @@ class Decoder:
                 self._recurrent_block(layer, a, planned.steps, walk)
             if layer.experts is None:
                 self._mlp_block(layer, a)
-            else:
+            elif layer.router_norm is None:
                 self._experts_block(i, layer, layer.experts, a)
+            else:
+                self._both_blocks(i, layer, layer.experts, layer.router_norm, a)
             if layer.own_gate is not None and layer.own_projection is not None:
                 self._own_block(i, layer, layer.own_gate, layer.own_projection, a)
             if layer.scalar is not None:
@@ -439,11 +453,14 @@ class Decoder:
 
     def _mlp_block(self, layer: _Layer, a: Buffers) -> None:
         """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
+        self._mlp(layer, a)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _mlp(self, layer: _Layer, a: Buffers) -> None:
         gate, up = a.sized("gate", layer.inner), a.sized("up", layer.inner)
         self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (gate, up))
         layer.activation(gate, up, gate)
         self._linear(layer.down, gate, (a.normed,))
-        self._add(layer, layer.mlp_post_norm, a)
 
     def _own_block(self, number: int, layer: _Layer, gate: _Linear, projection: _Linear, a: Buffers) -> None:
         """x += RMSNorm(projection(gelu(gate(x)) * what the token has for this layer))"""
@@ -468,14 +485,41 @@ class Decoder:
         kernels.add(a.x, a.normed, a.x, layer.residual_scale)
 
     def _experts_block(self, number: int, layer: _Layer, experts: Experts, a: Buffers) -> None:
-        """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)
+        """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)"""
+        x = self._normed(layer.mlp_norm, a)
+        self._linear(layer.router, x, (a.logits,))
+        self._experts(number, layer, experts, x, a)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _both_blocks(self, number: int, layer: _Layer, experts: Experts, router_norm: _Norm, a: Buffers) -> None:
+        """x += RMSNorm(RMSNorm(mlp(RMSNorm(x))) + RMSNorm(experts(RMSNorm(x))))
+
+        The router gets x, normed without a weight, * router_scale / sqrt(hidden_size).
+        """
+        eps = self.config.rms_norm_eps
+        self._mlp(layer, a)
+        if layer.beside_mlp_norm is not None:
+            kernels.rmsnorm(a.normed, layer.beside_mlp_norm.weight, eps, a.beside)
+        self._router_input(layer, router_norm, a.normed, a)
+        self._linear(layer.router, a.normed, (a.logits,))
+        x = self._normed(layer.beside_norm, a)
+        self._experts(number, layer, experts, x, a)
+        if layer.beside_post_norm is not None:
+            kernels.rmsnorm(a.normed, layer.beside_post_norm.weight, eps, a.normed)
+        kernels.add(a.beside, a.normed, a.normed)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _router_input(self, layer: _Layer, norm: _Norm, out: "kernels.Floats", a: Buffers) -> None:
+        kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, out)
+        kernels.scale(out, layer.router_scale, out)
+
+    def _experts(self, number: int, layer: _Layer, experts: Experts, x: "kernels.Floats", a: Buffers) -> None:
+        """normed = the weighted sum of what the experts with the largest logits make of x
 
         Each expert that is needed comes once, in whatever order it is at hand, for all tokens that go to it. What it
         makes of them waits in `routed`, so that every token's sum is in ascending order of the experts' numbers.
         """
-        x = self._normed(layer.mlp_norm, a)
-        self._linear(layer.router, x, (a.logits,))
-        routes = Routes.of(a.logits, experts.chosen, experts.of_chosen)
+        routes = Routes.of(a.logits, experts.chosen, experts.of_chosen, layer.expert_scale)
         if x.rows <= GUESS_TOKENS and self.weights.guesses_help:
             self._guess(number + 1, a)
         routed = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
@@ -483,7 +527,6 @@ class Decoder:
             tokens, rows = routes.of_expert(expert)
             self._expert(layer, experts, expert, steps, a, x, tokens, routed[rows])
         kernels.mix(routed, routes.rows, routes.weights, a.normed)
-        self._add(layer, layer.mlp_post_norm, a)
 
     def _guess(self, number: int, a: Buffers) -> None:
         """Tell which experts a layer will need if its mixer changes little: those its router gives to x as it is."""
@@ -494,7 +537,11 @@ class Decoder:
         if router is None:
             return
         x, logits = a.x, np.empty((a.x.rows, layer.experts.count), np.float32)
-        if layer.mlp_norm is not None:
+        if layer.router_norm is not None:
+            a.gathered.rows = x.rows
+            self._router_input(layer, layer.router_norm, a.gathered, a)
+            x = a.gathered
+        elif layer.mlp_norm is not None:
             a.gathered.rows = x.rows
             kernels.rmsnorm(x, layer.mlp_norm.weight, self.config.rms_norm_eps, a.gathered)
             x = a.gathered
@@ -506,7 +553,7 @@ class Decoder:
         self, layer: _Layer, experts: Experts, number: int, steps: Iterable[Step], a: Buffers, x: "kernels.Floats",
         tokens: np.ndarray, out: np.ndarray,
     ) -> None:  # fmt: skip
-        """out = down(silu(gate(h)) * up(h)) of one expert, for the rows of x that these tokens have."""
+        """out = down(activation(gate(h)) * up(h)) of one expert, for the rows of x that these tokens have."""
         count = len(tokens)
         for buffer in (a.gathered, a.expert_gate, a.expert_up):
             buffer.rows = count
@@ -530,7 +577,7 @@ class Decoder:
                     if experts.limit:
                         kernels.clamped_swiglu(gate, up, ALPHA, experts.limit, gate)
                     else:
-                        kernels.swiglu(gate, up, gate)
+                        layer.expert_activation(gate, up, gate)
                     if self.on_input and one:
                         self.on_input((f"{layer.name}{one.down.name}.weight",), gate.array)
                     taken, activated = self._buffers.input.take(gate), True

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pyllama.architecture import Config, Layer, layers_of
-from pyllama.architecture.layer import Attention, Experts, GatedDelta, Mlp, Rope, ShortConv, attentions
+from pyllama.architecture.layer import Attention, GatedDelta, Mlp, Rope, ShortConv, attentions
 
 
 def kinds_of_rope(layers: Iterable[Layer]) -> tuple[Rope, ...]:
@@ -63,6 +63,7 @@ class Shape(NamedTuple):
     experts            of a layer that has some, or 0
     chosen             experts that a token goes to
     expert_size        rows of an expert's gate_proj and up_proj
+    beside             whether a layer has experts beside an mlp
     per_layer_size     what a token has for each layer beside x, or 0
     gated              whether the result of attention has a gate, which q_proj makes beside the queries
     state_floats       what a text carries from token to token, in all layers that do
@@ -79,6 +80,7 @@ class Shape(NamedTuple):
     chosen: int = 0
     expert_size: int = 0
     per_layer_size: int = 0
+    beside: bool = False
     gated: bool = False
     state_floats: int = 0
     input_floats: int = 0
@@ -89,7 +91,7 @@ class Shape(NamedTuple):
         """All of a model."""
         layers = layers_of(config)
         mlps = [layer.mlp for layer in layers]
-        experts = next((mlp for mlp in mlps if isinstance(mlp, Experts)), None)
+        experts = next((layer.experts for layer in layers if layer.experts), None)
         attending = attentions(layers)
         carrying = [layer.mixer for layer in layers if not isinstance(layer.mixer, Attention)]
         return cls(
@@ -105,6 +107,7 @@ class Shape(NamedTuple):
             chosen=experts.chosen if experts else 0,
             expert_size=experts.gate.rows if experts else 0,
             per_layer_size=config.hidden_size_per_layer_input,
+            beside=any(layer.beside for layer in layers),
             gated=any(mixer.gated for mixer in attending),
             state_floats=sum(mixer.state_floats for mixer in carrying),
             input_floats=sum(mixer.input_floats for mixer in carrying),

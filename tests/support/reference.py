@@ -487,7 +487,9 @@ def forward(
             hidden = hidden + gpt_oss_experts(x, tensors, prefix + "mlp.", mixture)
             continue
         if mixture and mixture.layers[layer]:
-            weights = [tensors[prefix + name] for name in expert_names(kind)]
+            own = expert_names(kind)  # as its class has them; pyllama calls all alike
+            stacks = own if prefix + own[0] in tensors else expert_names("qwen3_moe")
+            weights = [tensors[prefix + name] for name in stacks]
             mixed = experts(x, *weights, mixture.num_experts_per_tok, mixture.norm_topk_prob)
             hidden = hidden + config.residual_scale * mixed
             continue
@@ -610,12 +612,16 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
         return round_to_bfloat16(np.float32(0.75) * noise)
     if name.endswith("post_per_layer_input_norm.weight"):
         return round_to_bfloat16(np.float32(8.0) + np.float32(2.0) * noise)
-    if name.endswith(("norm.weight", "layer_scalar")):
+    if "router." in name and name.endswith("scale"):
+        return round_to_bfloat16(np.float32(1.0) + np.float32(0.4) * noise)
+    if name.endswith(("norm.weight", "layer_scalar", "layernorm_1.weight", "layernorm_2.weight")):
         return round_to_bfloat16(np.float32(sharpness) + np.float32(0.25) * noise)
     if name.endswith((".bias", "_bias", ".sinks")):
         return round_to_bfloat16(np.float32(0.25) * noise)
     if name in ("model.embed_tokens.weight", "model.embed_tokens_per_layer.weight"):
         return round_to_bfloat16(noise)
+    if name.endswith("router.proj.weight"):  # whose input is small: / sqrt(hidden)
+        return round_to_bfloat16(np.float32(2.0) * noise)
     # The branches outweigh the embedding, else a tied head would have every token predict itself.
     ends = ("o_proj", "down_proj", ".out_proj", ".w2")
     gain = 12.0 if any(part in name for part in ends) else sharpness

@@ -82,6 +82,7 @@ OWN: dict[str, dict[str, Any]] = {
 MIXTURES = ("qwen3_moe", "mixtral", "granitemoe")
 GEMMAS = ("gemma2", "gemma3_text")
 GEMMA4 = tuple(tiny_gemma4.OWN)
+GEMMA4_MIXTURE: dict[str, Any] = {"model_type": "gemma4_text", **tiny_gemma4.MIXTURE}
 _OLMOS = ("olmo2", "olmo3")
 #: Families whose norms are stored as what is added to 1.
 PLUS_ONE = (*GEMMAS, "qwen3_5_text")
@@ -381,15 +382,17 @@ def random_tensors(config: dict[str, Any], seed: int = 0, dtype: str = "BF16") -
     tensors = {}
     for name, shape in tensor_shapes(config).items():
         values = random.standard_normal(shape)
-        if name.endswith(("norm.weight", "layer_scalar")):
+        if name.endswith(
+            ("norm.weight", "layer_scalar", "layernorm_1.weight", "layernorm_2.weight", "_scale", ".scale")
+        ):
             added = config["model_type"] in PLUS_ONE and "linear_attn" not in name  # the model adds 1 itself
             values = (0.0 if added else 1.0) + 0.2 * values
-        elif len(shape) == 1:
+        elif len(shape) == 1 or name.endswith(".bias"):
             values = 0.3 * values
         elif len(shape) == 3:
             values = values / np.sqrt(shape[2])
         else:
-            values = values / np.sqrt(shape[1]) * (3.0 if "embed" in name or "lm_head" in name else 1.0)
+            values = values / np.sqrt(shape[-1]) * (3.0 if "embed" in name or "lm_head" in name else 1.0)
         tensors[name] = decode_plain(dtype, encode_plain(dtype, values.astype(np.float32))).reshape(shape)
     return tensors
 
@@ -699,7 +702,7 @@ def gguf_tensors(
         stored.append(("rope_freqs.weight", "F32", factors.shape, factors.tobytes()))
     if config["model_type"] == "gpt_oss":
         return stored + _gpt_oss_gguf(tensors, dtype)
-    for name, values in _gguf_stacks(tensors).items():
+    for name, values in (tensors if config["model_type"] in GEMMA4 else _gguf_stacks(tensors)).items():
         if config["model_type"] in INTERLEAVED:
             values = _interleaved(config, name, values)
         if config["model_type"] in PLUS_ONE and name.endswith("norm.weight") and "linear_attn" not in name:
