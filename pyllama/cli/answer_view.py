@@ -12,7 +12,7 @@ from pyllama.generation.thinking import ThinkingSplit, begins_in_thought, marks_
 from pyllama.printable import visible
 from pyllama.terminal.style import dim, is_dumb, is_plain
 from pyllama.terminal.word_wrap import WordWrap
-from pyllama.tokenizer.tokenizer import Tokenizer
+from pyllama.tokenizer import Tokenizer
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 _THINKING = "thinking ..."
@@ -97,6 +97,16 @@ def split_of(tokenizer: Tokenizer, prompt_ids: list[int]) -> ThinkingSplit | Har
         return HarmonySplit(end)
     marks = marks_of(tokenizer.chat_template)
     return ThinkingSplit(begun=begins_in_thought(end, marks), marks=marks)
+
+
+def view_of(
+    generation: Generation, tokenizer: Tokenizer, signs: PassLine, *, fold: bool, wrap: bool
+) -> AnswerView | None:
+    """For an answer to messages, if standard output is a terminal."""
+    if not isinstance(sys.stdout, TerminalText):
+        return None
+    split = split_of(tokenizer, generation.prompt_ids)
+    return AnswerView(sys.stdout, signs, split=split, fold=fold, wrap=wrap)
 
 
 def show_plain(generation: Generation, signs: PassLine, split: ThinkingSplit | HarmonySplit | None = None) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama.cli.prompt import read_file
 from pyllama.errors import RequestError
-from pyllama.generation.harmony import ROLE, START
 
 if TYPE_CHECKING:
     from pyllama.generation import Guide
@@ -79,6 +78,8 @@ def constrain(model: "Model", given: dict[str, Any]) -> Constraints:
             assert form is not None  # or tool_choice() would have refused
             offered = choice.tools
             if form is calls.HARMONY:
+                from pyllama.generation.harmony import ROLE, START
+
                 parser = calls.ChannelParser(choice.offered, f"{START}{ROLE}")
             else:
                 parser = calls.ToolParser(form, choice.offered)

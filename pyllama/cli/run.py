@@ -69,7 +69,7 @@ def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse
     import json
 
     from pyllama.cli.answer_lines import show_calls, show_logprobs
-    from pyllama.cli.answer_view import show_plain, split_of
+    from pyllama.cli.answer_view import show_plain, split_of, view_of
     from pyllama.cli.drafting import drafted, who_drafts
     from pyllama.cli.plan_lines import memory_text
     from pyllama.cli.timings import timings
@@ -101,6 +101,10 @@ def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse
             show_logprobs(generation, model.tokenizer, signs)
         elif form.parser:
             show_calls(generation, form.parser, signs)
+        elif not isinstance(request, str) and (
+            view := view_of(generation, model.tokenizer, signs, fold=False, wrap=False)
+        ):
+            view.show(generation)
         else:
             show_plain(generation, signs, split_of(model.tokenizer, generation.prompt_ids) if chats else None)
         if args.verbose:
