@@ -523,12 +523,15 @@ def matmul(w, x, out, int64_t row=0):
         pl_matmul(_kernels, _threads, matrices, to, stacks, input.forms)
 
 
-def pack_panels(Matrix w not None, uint8_t[::1] out):
-    """The rows of w as panels: the same bits, 32 rows side by side. out has panels_nbytes(...) bytes."""
+def pack_panels(Matrix w not None, uint8_t[::1] out, int threads=0):
+    """The rows of w as panels: the same bits, 32 rows side by side. out has panels_nbytes(...) bytes.
+
+    threads  0: as many as products take
+    """
     if w.c.layout != LAYOUT_ROWS or out.shape[0] != panels_nbytes(w.dtype, w.c.rows, w.c.cols):
         raise PyllamaError(f"pack_panels: {w.layout} of {w.c.rows} x {w.c.cols} into {out.shape[0]} bytes")
     with nogil:
-        pl_pack_panels(_kernels, _threads, &w.c, &out[0])
+        pl_pack_panels(_kernels, threads if threads > 0 else _threads, &w.c, &out[0])
 
 
 def join_mxfp4(const uint8_t[:, :] codes, const uint8_t[:, :] scales, uint8_t[:, ::1] out):
