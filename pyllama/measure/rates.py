@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from pyllama import _kernels
 from pyllama.errors import PyllamaError
 from pyllama.hub.cache import hub_cache, xdg_cache
 from pyllama.machine.memory import available_nbytes
+from pyllama.machine.threads import default_threads
 from pyllama.measure import disk
 from pyllama.measure.ceilings import Ceilings, buffer_nbytes
 from pyllama.measure.kernels import quick
@@ -35,7 +35,7 @@ def measure(
     model_files  the model's own files, if they are here and large: then the largest is read, else the largest
                  model in the cache, else a temporary file of `nbytes` there
     """
-    threads = _kernels.num_threads()
+    threads = default_threads()  # as a model would be loaded with
     source = {}
     if disk_gb_s is None:
         disk_gb_s, source["disk"] = _disk(model_files or [], seconds, nbytes)

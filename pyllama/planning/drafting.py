@@ -57,10 +57,10 @@ class Acceptance:
 
 
 _LOOKUP = ((8, 1.1),)
-#: By kind of drafter: Qwen2.5-Coder-1.5B drafted by the 0.5B, by a copy of itself in 3.44 bits (importance-weighted, its
-#: tree by probabilities raised to 1.5) and by look-up; 12 chat prompts of different kinds, greedy (docs/plan.md). A tree
-#: has nodes only where they are worth their time: where 64 were allowed, the sibling's had 25 in the mean and the copy's
-#: 10, and both gave 7.9 tokens. The small trees and the chains are of a fixed size.
+#: By kind of drafter: Qwen2.5-Coder-1.5B drafted by the 0.5B, by a copy of itself in 3.44 bits (importance-weighted,
+#: its tree by probabilities raised to 1.5) and by look-up; 12 chat prompts of different kinds, greedy (docs/plan.md). A
+#: tree has nodes only where they are worth their time: where 64 were allowed, the sibling's had 25 in the mean and the
+#: copy's 10, and both gave 7.9 tokens. The small trees and the chains are of a fixed size.
 TOKENS_A_PASS = {
     "sibling": Acceptance(
         chain=((1, 1.8), (4, 3.2), (8, 4.0), (16, 4.5)), tree=((1, 1.8), (4, 3.2), (16, 5.7), (32, 6.8), (64, 7.9))

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from published_shapes import LLAMA_7B, LLAMA_13B, LLAMA_70B
 
+from pyllama import _kernels
 from pyllama.checkpoint import open_checkpoint
 from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.checkpoint.outline import outline, outline_huggingface, stored_nbytes
@@ -184,6 +185,16 @@ def test_rates_are_measured_on_the_largest_model_at_hand(tmp_path, monkeypatch):
     assert "the largest file in the model cache" in measuring.measure([], **quick).source["disk"]
     given = measuring.measure([], disk_gb_s=0.25, dram_gb_s=3.0, **quick)
     assert (given.disk_gb_s, given.dram_gb_s) == (0.25, 3.0) and given.source["disk"] == "as given"
+
+
+def test_rates_are_those_of_the_threads_that_a_model_is_loaded_with(monkeypatch):
+    monkeypatch.setattr(measuring, "default_threads", lambda: 3)
+    threads = _kernels.num_threads()
+    try:
+        source = measuring.measure([], disk_gb_s=1.0, nbytes=2 << 20, seconds=0.02).source
+        assert "3 threads" in source["dram"] and "3 threads" in source["compute"]
+    finally:
+        _kernels.set_num_threads(threads)
 
 
 def test_boards_are_said_to_be_a_model_of_one():
