@@ -117,6 +117,8 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             layer |= {name.replace(".weight", ".bias"): layer[name][:1] for name in linears}
         shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (hidden,)
+    if not config.get("tie_word_embeddings", True):
+        shapes["lm_head.weight"] = (vocab, hidden)
     return shapes
 
 
