@@ -16,7 +16,7 @@ from pyllama.architecture.config import Config
 from pyllama.checkpoint import packed_rows
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.index import Tensor, stored_dtype
+from pyllama.checkpoint.index import StoredBlock, Tensor, stored_dtype
 from pyllama.closing import Closing
 from pyllama.errors import CheckpointError
 from pyllama.machine import forked
@@ -91,6 +91,10 @@ class Checkpoint(forked.ForkAware, Closing):
             start = row_nbytes(tensor.dtype, part.col)
             out[first - row : last - row, start : start + nbytes] = piece
         return out
+
+    def part_of_block(self, tensor: Tensor, block: StoredBlock, first: int, count: int) -> StoredBlock:
+        """Rows [first, first + count) of a tensor's block as a block of their own; reads a few bytes a panel."""
+        return packed_rows.part_of(tensor, block, first, count, self._fill)
 
     def _fill(self, path: Path, offset: int, rows: np.ndarray) -> None:
         file = self._open.get(path)

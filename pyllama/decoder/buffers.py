@@ -27,6 +27,7 @@ def widths(shape: Shape) -> dict[str, int]:
             "up": shape.intermediate_size,
         }
         | _of_experts(shape)
+        | _of_ranks(shape)
         | {f"{name}{rope}": dim // 2 for rope, dim in enumerate(shape.rotated) for name in ("cos", "sin")}
     )
 
@@ -43,10 +44,26 @@ def _of_experts(shape: Shape) -> dict[str, int]:
     }
 
 
+def _of_ranks(shape: Shape) -> dict[str, int]:
+    """Where the model is shared: what is put together of all ranks' pieces, and this one's piece of a block's sum."""
+    if shape.shared is None:
+        return {}
+    shared = shape.shared
+    return {
+        "all_attended": shared.q,  # before that, where all heads are normed as one, the queries
+        "all_keys": shared.kv,
+        "all_gate": shared.inner,
+        "piece": shared.hidden,
+        "staged": max(shared.q, shared.inner, shape.hidden_size),  # pieces on their way
+    }
+
+
 def _widest_input(shape: Shape) -> int:
     """Columns of the widest activations that a matrix multiplies."""
     columns = widths(shape)
-    return max(columns.get(name, 0) for name in ("normed", "attended", "gate", "expert_gate"))
+    return max(
+        columns.get(name, 0) for name in ("normed", "attended", "gate", "expert_gate", "all_attended", "all_gate")
+    )
 
 
 def buffers_nbytes(shape: Shape, tokens: int, dtypes: Collection[str]) -> int:
@@ -76,6 +93,10 @@ class Buffers:
     expert_gate: kernels.Floats
     expert_up: kernels.Floats
     routed: kernels.Floats
+    all_attended: kernels.Floats
+    all_keys: kernels.Floats
+    all_gate: kernels.Floats
+    piece: kernels.Floats
 
     def __init__(self, shape: Shape, tokens: int):
         self._all = {
@@ -83,6 +104,8 @@ class Buffers:
         }
         for name, buffer in self._all.items():
             setattr(self, name, buffer)
+        if shape.shared is None:
+            self.all_attended, self.all_keys, self.all_gate, self.piece = self.attended, self.k, self.gate, self.normed
         self.rotations = [(self._all[f"cos{rope}"], self._all[f"sin{rope}"]) for rope in range(shape.ropes)]
         self.input = kernels.Input(tokens, _widest_input(shape))
         self.capacity = tokens

@@ -5,7 +5,6 @@ streams, and MODEL.md has the mathematics. Knows neither files nor text nor samp
 """
 
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Tokens
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -19,9 +18,11 @@ from pyllama.architecture.layer import Experts, Layer, Linear, Mlp, Norm
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import FINAL_NORM, HEAD
 from pyllama.decoder.buffers import Buffers
-from pyllama.decoder.kv_cache import KVCache, Sequence
+from pyllama.decoder.extending import Extender
+from pyllama.decoder.kv_cache import KVCache
 from pyllama.decoder.page_pool import PagePool, View
-from pyllama.decoder.passes import Pass, Segment, build
+from pyllama.decoder.passes import Pass
+from pyllama.decoder.ranks import Ranks
 from pyllama.decoder.routes import Routes
 from pyllama.decoder.shape import Shape, kinds_of_rope
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
@@ -42,6 +43,17 @@ class _Linear(NamedTuple):
 
 _HEAD = _Linear((HEAD,), (None,))
 _ACTIVATIONS = {"silu": kernels.swiglu, "gelu": kernels.geglu}
+
+
+def _computed_here(linear: _Linear, outs: tuple[_Floats, ...]) -> tuple[_Linear, tuple[_Floats, ...]]:
+    """Without the matrices of which this rank has no rows."""
+    columns = [out.cols if isinstance(out, kernels.Floats) else out.shape[1] for out in outs]
+    if all(columns):
+        return linear, outs
+    kept = [i for i, count in enumerate(columns) if count]
+    return _Linear(tuple(linear.names[i] for i in kept), tuple(linear.biases[i] for i in kept)), tuple(
+        outs[i] for i in kept
+    )
 
 
 class _Norm(NamedTuple):
@@ -76,7 +88,7 @@ def _growth(growth: QueryGrowth, positions: np.ndarray) -> np.ndarray:
 class _Layer:
     """Names and small vectors of one layer, looked up once."""
 
-    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention", rope: int | None):
+    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention | None", rope: int | None):
         def norm(of: Norm | None) -> _Norm | None:
             if of is None:
                 return None
@@ -115,7 +127,7 @@ class _Layer:
             self.biases = [one_biases(mlp.expert(number)) for number in range(mlp.count)] if mlp.down.bias else None
 
 
-class Decoder:
+class Decoder(Extender):
     """A model that is ready to run.
 
     config           the model's hyperparameters
@@ -129,6 +141,7 @@ class Decoder:
     on_input         None, or called with the names of matrices and the rows, float32 (T, cols), that they are about to
                      be multiplied with, which are not the caller's to keep
     shape            how much of the model is computed here
+    ranks            with whom the rest is shared, or None
     cache            whose positions lie in which pages
     """
 
@@ -142,13 +155,15 @@ class Decoder:
         max_pass_tokens: int = MAX_PASS_TOKENS,
         rope_interleaved: bool = False,
         on_layer: Callable[[int], None] | None = None,
+        ranks: Ranks | None = None,
     ):
         if context_length < 1:
             raise RequestError(f"context_length: got {context_length}, expected at least 1")
         if max_pass_tokens < 1:
             raise RequestError(f"max_pass_tokens: got {max_pass_tokens}, expected at least 1")
         self.config = config
-        self.shape = shape = Shape.whole(config)
+        self.shape = shape = Shape.whole(config) if ranks is None else Shape.of_share(config, ranks.share)
+        self.ranks = ranks
         self.weights = weights
         self.context_length = context_length
         self.max_pass_tokens = min(max_pass_tokens, context_length)
@@ -161,94 +176,19 @@ class Decoder:
         self.cache = KVCache(self._pool, context_length)
         kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
         self._ropes = [frequencies(rope) for rope in kinds]
+        attention: list[kernels.Attention] | list[None] = self._pool.attention or [None] * len(layers)
         self._layers = [
-            _Layer(layer, weights, attention, kinds[layer.mixer.rope] if layer.mixer.rope else None)
-            for layer, attention in zip(layers, self._pool.attention, strict=True)
+            _Layer(layer, weights, kernel, kinds[layer.mixer.rope] if layer.mixer.rope else None)
+            for layer, kernel in zip(layers, attention, strict=True)
         ]
         self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
         self._logits_scale = np.array([1 / config.logits_scale], np.float32)
         self._buffers = Buffers(shape, 1)
 
-    def new_sequence(self) -> Sequence:
-        """An empty sequence; close() it to give its pages back."""
-        return self.cache.new_sequence()
-
-    def prefill(self, sequence: Sequence, token_ids: Tokens[int]) -> np.ndarray:
-        """Append token_ids to the sequence in as few passes as possible; logits (vocab_size,) of the last."""
-        if not len(token_ids):
-            raise RequestError("prefill: no tokens, expected at least one")
-        for start in range(0, len(token_ids), self.max_pass_tokens):
-            part = token_ids[start : start + self.max_pass_tokens]
-            logits, _ = self.extend([(sequence, part)], [start + len(part) == len(token_ids)])
-        row: np.ndarray = logits[0]
-        return row
-
-    def forward(
-        self, batch: Tokens[Segment], logits: str = "last", on_layer: Callable[[int], None] | None = None
-    ) -> np.ndarray:
-        """Append each segment's tokens to its sequence, all in one pass over the weights.
-
-        batch     (sequence, token ids) segments, no sequence twice; at most max_pass_tokens tokens in all
-        logits    "last": a row per segment, for its last token; "all": a row per token
-        on_layer  for this pass, besides the decoder's own
-
-        Returns float32 (rows, vocab_size), the caller's to keep. Raises ContextOverflowError for a sequence
-        that cannot hold its tokens and RequestError for anything else amiss; then, and when a pass fails
-        half-way, no sequence has changed its length.
-        """
-        if logits not in ("last", "all"):
-            raise RequestError(f"logits: got {logits!r}, expected 'last' or 'all'")
-        wanted = [1 if logits == "last" else len(ids) for _, ids in batch]
-        out, rows = self.extend(batch, wanted, on_layer)
-        return out if sum(wanted) == len(out) else out[np.concatenate(rows)]
-
-    def extend(
-        self,
-        batch: Tokens[Segment],
-        wanted: Tokens[int],
-        on_layer: Callable[[int], None] | None = None,
-        hidden: bool = False,
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """As forward(), with forks of one text welcome among the segments: what they have in common is computed once.
-
-        wanted  how many of each segment's last tokens get a row of logits
-        hidden  rows are the final hidden states, after the last norm, in place of logits
-
-        Returns the logits, float32 (rows, vocab_size), or hidden states, (rows, hidden_size), one row a token however
-        many forks share it, and for each segment the indices of its rows.
-        """
-        self._check(batch)
-        planned, rows = build(self.cache, batch, wanted, self.max_pass_tokens)
-        try:
-            out = self.run(planned, on_layer, hidden)
-        except BaseException:
-            for sequence, _ in batch:
-                sequence.release_unused()
-            raise
-        for sequence, ids in batch:
-            sequence.length += len(ids)
-        return out, rows
-
-    def _check(self, batch: Tokens[Segment]) -> None:
-        if not batch or not all(len(ids) for _, ids in batch):
-            raise RequestError("forward: a segment without tokens, expected at least one token each")
-        if len({id(sequence) for sequence, _ in batch}) != len(batch):
-            raise RequestError("forward: a sequence appears twice in one pass")
-        for _, ids in batch:
-            low, high = min(ids), max(ids)
-            if low < 0 or high >= self.config.vocab_size:
-                bad = low if low < 0 else high
-                raise RequestError(f"token id {bad}, expected 0 to {self.config.vocab_size - 1}")
-
     def run(self, planned: Pass, on_layer: Callable[[int], None] | None = None, hidden: bool = False) -> np.ndarray:
-        """Logits of the rows that the pass asks for, float32 (R, vocab_size), the caller's to keep.
-
-        Needs nothing but the pass and those before it: the sequences they were built from may live elsewhere.
-
-        on_layer  for this pass, besides the decoder's own
-        hidden    what the head would make logits of, (R, hidden_size), in their place
-        """
+        """As Extender.run(). Needs nothing but the pass and those before it: the sequences they were built from may
+        live elsewhere. Of several ranks only the first returns logits, the others none."""
         self._pool.grow(planned.page_count)
         for source, target in planned.copies:  # first: whatever fails later, they have been made
             self._pool.copy(source, target)
@@ -259,7 +199,10 @@ class Decoder:
         a.resize(tokens)
         where = kernels.Batch(self._pool.addresses, planned.pages, planned.positions, planned.sequences, planned.writes)
 
-        self.weights.embedding(planned.token_ids, a.x.array)
+        if self.ranks is None:
+            self.weights.embedding(planned.token_ids, a.x.array)
+        else:
+            self.ranks.embed(self.weights, planned.token_ids, a.x)
         if self.config.embedding_scale != 1:
             kernels.scale(a.x, self._embedding_scale, a.x)
         growths = {layer.growth for layer in self._layers if layer.growth}
@@ -280,25 +223,64 @@ class Decoder:
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
         self.passes += 1
         if hidden:
+            if self.ranks is not None:  # as with logits: all of them end the pass together
+                self.ranks.collect([range(0)] * len(self.ranks.shares), x[:, :0], None)
             return x
         out = np.empty((len(x), self.shape.vocab_size), np.float32)
         self._linear(_HEAD, x, (out,))
-        if self.config.logits_scale != 1:
+        if self.config.logits_scale != 1 and out.size:
             kernels.scale(out, self._logits_scale, out)
-        if self.config.logits_softcap:
+        if self.config.logits_softcap and out.size:
             kernels.softcap(out, self.config.logits_softcap, out)
+        return out if self.ranks is None else self._all_logits(self.ranks, out)
+
+    def _all_logits(self, ranks: Ranks, piece: np.ndarray) -> np.ndarray:
+        rows = (len(piece), self.config.vocab_size) if ranks.rank == 0 else (0, self.config.vocab_size)
+        out = np.empty(rows, np.float32)
+        ranks.collect([share.vocab for share in ranks.shares], piece, out if ranks.rank == 0 else None)
         return out
+
+    def _gather(self, what: str, piece: kernels.Floats, whole: kernels.Floats) -> None:
+        """whole = the pieces of all ranks, side by side; `what` names a field of Share."""
+        if self.ranks is not None:
+            unit = self.shape.head_dim if what in ("heads", "kv_heads") else 1
+            ranges: list[range] = [getattr(share, what) for share in self.ranks.shares]
+            self.ranks.gather([range(r.start * unit, r.stop * unit) for r in ranges], piece, whole)
 
     def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None) -> None:
         """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
 
         growing  what each token's query is multiplied by, (T, 1), or None
         """
-        shape, eps = self.shape, self.config.rms_norm_eps
         self._linear(layer.qkv, self._normed(layer.mixer_norm, a), (a.q, a.k, a.v))
         if layer.q_norm is not None and layer.k_norm is not None:
-            kernels.rmsnorm(a.q, layer.q_norm.weight, eps, a.q, layer.q_norm.cols)
-            kernels.rmsnorm(a.k, layer.k_norm.weight, eps, a.k, layer.k_norm.cols)
+            self._norm_heads("heads", layer.q_norm, a.q, a.all_attended)
+            self._norm_heads("kv_heads", layer.k_norm, a.k, a.all_keys)
+        if layer.attention is not None:
+            self._attend(layer, layer.attention, a, where, growing)
+        self._gather("heads", a.attended, a.all_attended)
+        self._linear(layer.o, a.all_attended, (a.piece,))
+        self._gather("hidden", a.piece, a.normed)
+        self._add(layer, layer.mixer_post_norm, a)
+
+    def _norm_heads(self, what: str, norm: _Norm, x: kernels.Floats, whole: kernels.Floats) -> None:
+        """RMSNorm of each head, or of all heads as one: then of those that other ranks have, too."""
+        eps = self.config.rms_norm_eps
+        if self.ranks is None or norm.cols == self.shape.head_dim:
+            if x.cols:
+                kernels.rmsnorm(x, norm.weight, eps, x, norm.cols)
+            return
+        self._gather(what, x, whole)
+        kernels.rmsnorm(whole, norm.weight, eps, whole, norm.cols)
+        first = getattr(self.ranks.share, what).start * self.shape.head_dim
+        x.array[:] = whole.array[:, first : first + x.cols]
+
+    def _attend(
+        self, layer: _Layer, attention: "kernels.Attention", a: Buffers, where: "kernels.Batch",
+        growing: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        """attended = attention(rope(q), rope(k), v)"""
+        shape = self.shape
         if layer.rope is not None:
             cos, sin = a.rotations[layer.rope]
             kernels.rope(a.q, cos, sin, shape.heads, self.rope_interleaved)
@@ -309,16 +291,17 @@ class Decoder:
             kernels.rope(a.k, one, np.zeros_like(one), shape.kv_heads, True)
         if growing is not None:
             kernels.scale(a.q, growing, a.q)
-        layer.attention.append(where, a.k, a.v)
-        layer.attention.attend(where, a.q, a.attended)
-        self._linear(layer.o, a.attended, (a.normed,))
-        self._add(layer, layer.mixer_post_norm, a)
+        attention.append(where, a.k, a.v)
+        attention.attend(where, a.q, a.attended)
 
     def _mlp_block(self, layer: _Layer, a: Buffers) -> None:
         """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
         self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (a.gate, a.up))
-        layer.activation(a.gate, a.up, a.gate)
-        self._linear(layer.down, a.gate, (a.normed,))
+        if a.gate.cols:
+            layer.activation(a.gate, a.up, a.gate)
+        self._gather("inner", a.gate, a.all_gate)
+        self._linear(layer.down, a.all_gate, (a.piece,))
+        self._gather("hidden", a.piece, a.normed)
         self._add(layer, layer.mlp_post_norm, a)
 
     def _normed(self, norm: _Norm | None, a: Buffers) -> "kernels.Floats":
@@ -411,6 +394,10 @@ class Decoder:
         """out = x @ w.T + bias for each matrix and its out: in one call if they are in memory, else block by block."""
         if self.on_input:
             self.on_input(linear.names, x.array if isinstance(x, kernels.Floats) else x)
+        if self.ranks is not None:
+            linear, outs = _computed_here(linear, outs)
+            if not outs:
+                return
         taken = self._buffers.input.take(x)
         blocks = self.weights.resident(*linear.names)
         if blocks is not None:

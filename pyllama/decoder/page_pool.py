@@ -57,7 +57,8 @@ class PagePool:
     shape       the layers and heads whose keys and values are kept here
     views       of each layer
     dtype       "f16" or "f32"
-    attention   per layer, the kernel that knows where in a page the layer's keys and values lie
+    attention   per layer, the kernel that knows where in a page the layer's keys and values lie;
+                none where no heads are here
     page_nbytes bytes of a page
     addresses   (pages,) uint64, by number: for kernels.Batch
     """
@@ -81,7 +82,7 @@ class PagePool:
                 k_offset=layer * (keys + values),
                 v_offset=layer * (keys + values) + keys,
             )
-            for layer, view in enumerate(views)
+            for layer, view in enumerate(views if shape.heads else ())
         ]
         self.addresses = np.zeros(0, np.uint64)
         self._memory: list[np.ndarray] = []

@@ -5,11 +5,26 @@ from typing import NamedTuple
 
 from pyllama.architecture import Config, Layer, layers_of
 from pyllama.architecture.layer import Experts, Mlp, Rope
+from pyllama.decoder.ranks import Share
 
 
 def kinds_of_rope(layers: Iterable[Layer]) -> tuple[Rope, ...]:
     """The different rotations of some layers, in the order in which they come."""
     return tuple(dict.fromkeys(layer.mixer.rope for layer in layers if layer.mixer.rope is not None))
+
+
+class Shared(NamedTuple):
+    """Columns of what ranks gather, and of the piece of the residual stream that is computed here.
+
+    q, kv   of the queries, and of the keys, of all heads
+    inner   of the gated product
+    hidden  rows of o_proj and down_proj computed here
+    """
+
+    q: int
+    kv: int
+    inner: int
+    hidden: int
 
 
 class Shape(NamedTuple):
@@ -25,6 +40,7 @@ class Shape(NamedTuple):
     experts            of a layer that has some, or 0
     chosen             experts that a token goes to
     expert_size        rows of an expert's gate_proj and up_proj
+    shared             what is gathered from all ranks, where a model is shared; None: all of it is here
     """
 
     layers: int
@@ -38,6 +54,7 @@ class Shape(NamedTuple):
     experts: int = 0
     chosen: int = 0
     expert_size: int = 0
+    shared: Shared | None = None
 
     @classmethod
     def whole(cls, config: Config) -> "Shape":
@@ -57,6 +74,18 @@ class Shape(NamedTuple):
             experts=experts.count if experts else 0,
             chosen=experts.chosen if experts else 0,
             expert_size=experts.gate.rows if experts else 0,
+        )
+
+    @classmethod
+    def of_share(cls, config: Config, share: Share) -> "Shape":
+        """What a rank computes of it."""
+        whole = cls.whole(config)
+        return whole._replace(
+            heads=len(share.heads),
+            kv_heads=len(share.kv_heads),
+            intermediate_size=len(share.inner),
+            vocab_size=len(share.vocab),
+            shared=Shared(whole.q_size, whole.kv_size, whole.intermediate_size, len(share.hidden)),
         )
 
     @property
