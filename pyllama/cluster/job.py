@@ -33,6 +33,7 @@ _END_S = 1.5  # that mpiexec is given to end its ranks
 
 _KILLED = re.compile(r"process rank (\d+) with PID (\d+) on node (\S+) exited on signal (\d+)")
 _ENDED = re.compile(r"Process name: \[[^\]]*,(\d+)\] Exit code: (\d+)")
+_PEER = re.compile(r"Peer host: (\S+)|lost communication with a remote daemon.* on node (\S+) This is")
 _SSH = re.compile(r"(ssh: [^\n]*|[^\n]*Permission denied[^\n]*|[^\n]*Host key verification failed[^\n]*)")
 
 
@@ -81,6 +82,8 @@ class Job:
                 with contextlib.suppress(TimeoutError):
                     connection, _ = listening.accept()
                     break
+                if found := _SSH.search("\n".join(self._errors)):  # mpiexec itself takes its time
+                    self._set_fault(f"hosts: {found[1].strip()}")
                 if self._fault is not None or self._process.poll() is not None:
                     raise self.fault()
         connection.settimeout(None)
@@ -115,12 +118,16 @@ class Job:
             name = signal.Signals(number).name if number in {each.value for each in signal.Signals} else number
             hint = "; was its memory short?" if number == signal.SIGKILL else ""
             return f"{self._name(int(found[1]))}: the rank was ended by signal {name}{hint}"
+        peer = _PEER.search(text)
+        lost = peer and (peer[1] or peer[2])
+        if any(host.name == lost for host in self.hosts):
+            return f"{lost}: the rank there has ended, or its link is down"
         said = [line for line in self._errors if line.startswith("pyllama: ")]
         if found := _ENDED.search(text):
             return f"{self._name(int(found[1]))}: {said[-1][9:] if said else f'the rank ended with code {found[2]}'}"
         if found := _SSH.search("\n".join(self._errors)):
             return f"hosts: {found[1].strip()}"
-        last = next((line for line in reversed(self._errors) if line.strip(" -")), "mpiexec ended")
+        last = next((line for line in reversed(self._errors) if line.strip("- ")), "mpiexec ended")
         return one_line(f"hosts: {last}")
 
     def _name(self, rank: int) -> str:
@@ -138,7 +145,7 @@ class Job:
 
     def _read_signs(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._process.stdout:  # to the end of whoever has the other one, which may be ssh
             with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
                 said = json.loads(line)
                 self.signs[said["rank"]] = said
@@ -147,7 +154,7 @@ class Job:
     def _read_errors(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            self._errors.append(line.decode("utf-8", "replace").rstrip()[:1000])
+            self._errors.append(line.decode("utf-8", "replace").strip("\0 \t\r\n")[:1000])
 
     def _watch(self) -> None:
         looked = time.monotonic()
@@ -189,6 +196,11 @@ class Job:
             process.kill()
         process.wait()
 
+    def _end_group(self) -> None:
+        """What mpiexec has left of its own: ssh to a board that does not answer."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def end(self) -> None:
         """Ends the ranks, if they run. Ending twice does nothing."""
         self._ending = True
@@ -202,10 +214,7 @@ class Job:
         if hasattr(self, "_process"):
             if self._process.poll() is None:
                 self._end_ranks()
-            for pipe in (self._process.stdout, self._process.stderr):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+            self._end_group()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

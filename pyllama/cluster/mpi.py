@@ -20,6 +20,9 @@ _PIECE, _TALK = 1, 2  # tags: pieces of a pass, and what is said besides
 _SPIN_S, _SHORT_S, _LONG_S = 0.001, 0.00005, 0.002
 
 
+LostError = MPI.Exception  # a peer is gone
+
+
 class MpiExchange:
     """The Exchange (gathering.py) of this rank, and bytes of any length to and from single ranks.
 
@@ -28,6 +31,9 @@ class MpiExchange:
 
     def __init__(self) -> None:
         self._world: Any = MPI.COMM_WORLD
+        # Whoever loses a peer is not to end the job in its own name: mpiexec knows which rank it was, and how it ended.
+        for communicator in (MPI.COMM_WORLD, MPI.COMM_SELF):
+            communicator.Set_errhandler(MPI.ERRORS_RETURN)
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
         self.seconds = 0.0

@@ -6,12 +6,15 @@ Standard output is for signs of life, a line of JSON each, twice a second. A ran
 when whatever started it is gone. Knows no tokens' meaning, no text, no sampling.
 """
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from pyllama.cluster.mpi import MpiExchange
 
 BEAT_S = 0.5
+LOST_S = 10.0
+PROBE_S = 1.0
 
 
 class _AbandonedError(Exception):
@@ -62,6 +67,36 @@ class Signs:
             if os.getppid() != self._parent:  # mpiexec, or its daemon on this board, is gone
                 os._exit(1)
             time.sleep(BEAT_S)
+
+
+def watch_link() -> None:
+    """On a board that ssh reached: end this rank, and the daemon that started it, once the first board is out of reach.
+
+    Nothing else would: TCP waits a quarter of an hour for a link that is down. Any answer to a connection counts, a
+    refusal as well; where there never is one, as behind some firewalls, nothing is watched.
+    """
+    first = os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
+    if not first or not _answers(first):
+        return
+    failed = 0
+    while failed < 3:
+        time.sleep(PROBE_S)
+        failed = 0 if _answers(first) else failed + 1
+    daemon = os.getppid()
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/{daemon}/comm").read_text().strip() == "prted":
+            os.kill(daemon, signal.SIGKILL)
+    os._exit(1)
+
+
+def _answers(address: str) -> bool:
+    try:
+        socket.create_connection((address, 22), timeout=2).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 class Worker:
@@ -240,11 +275,13 @@ def _why(error: BaseException) -> str:
 
 
 def main() -> None:
-    from pyllama.cluster.mpi import MpiExchange
+    from pyllama.cluster.mpi import LostError, MpiExchange
 
     exchange = MpiExchange()
     signs = Signs(exchange.rank)
     link = None
+    if exchange.rank:
+        threading.Thread(target=watch_link, name="pyllama-link", daemon=True).start()
     if exchange.rank == 0:
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(os.environ[SOCKET])
@@ -253,6 +290,9 @@ def main() -> None:
         Worker(exchange, link, signs).run()
     except (_RefusedError, ClosedError):
         pass
+    except LostError:
+        time.sleep(LOST_S)  # mpiexec ends the job meanwhile, and names the rank that is gone
+        os._exit(1)
     except BaseException as error:  # noqa: BLE001 - a bug is told by the front end, in a line
         print(f"pyllama: internal error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # at which mpiexec ends the others
