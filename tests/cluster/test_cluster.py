@@ -18,6 +18,7 @@ from pyllama.engine import Engine
 from pyllama.errors import BoardError, RequestError, UnsupportedError
 from pyllama.generation.sampler import SamplingParams
 from pyllama.packing import pack
+from pyllama.server.errors import as_api_error
 
 pytest.importorskip("mpi4py", reason="the extra `cluster` is not installed")
 PROMPT = list(range(3, 30))
@@ -139,7 +140,7 @@ def test_many_requests_share_passes(folder):
 
 
 def test_too_little_memory_is_told_with_the_board_and_what_it_needs(folder):
-    with pytest.raises(ClusterError, match=r"localhost \(rank 0\): memory: 31 MB, this model needs at least "):
+    with pytest.raises(ClusterError, match=r"localhost \(rank 0\): memory: 32 MB, this model needs at least "):
         pyllama.load(folder, context_length=128, hosts=hosts(2), memory="30M")
 
 
@@ -300,3 +301,32 @@ def test_ranks_end_with_a_front_end_that_is_killed(folder):
     while pids & ranks_alive():
         assert time.monotonic() < end, "left behind"
         time.sleep(0.1)
+
+
+def test_an_engine_tells_a_fault_to_all_its_requests_and_knows_nothing_of_them_afterwards(folder):
+    expected = answer(folder)
+    with pyllama.load(folder, context_length=128, hosts=hosts(2), contexts=4) as model:
+        engine = Engine(model)
+        engine.start()
+        try:
+            events = [[], []]
+            for heard in events:
+                engine.submit(PROMPT, SamplingParams(max_tokens=90, ignore_eos=True), heard.append)
+            while not all(events):
+                time.sleep(0.01)
+            os.kill(pid_of(model, 1), signal.SIGKILL)
+            end = time.monotonic() + 2 * WITHIN_S
+            while not all(isinstance(heard[-1], BoardError) for heard in events):
+                assert time.monotonic() < end, [heard[-1] for heard in events]
+                time.sleep(0.05)
+            assert engine.stats().pages_used == 0
+            assert as_api_error(events[0][-1]).status == 503
+            time.sleep(2.1)
+            heard = []
+            params = SamplingParams(max_tokens=6, ignore_eos=True)
+            request = engine.submit(PROMPT, params, heard.append, fingerprint=True)
+            while not (heard and (isinstance(heard[-1], BoardError) or heard[-1].finish_reason)):
+                time.sleep(0.05)
+            assert (request.answer.token_ids, request.answer.fingerprint.hexdigest()) == expected
+        finally:
+            engine.stop()
