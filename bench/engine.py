@@ -1,10 +1,10 @@
 """One model kept in memory by one engine, which times a prompt or some tokens whenever it is told to.
 
-usage: engine.py MODEL THREADS
+usage: engine.py MODEL THREADS [ENGINE]
 
-Started by quantized.py with the Python that has the engine; which one that is, what can be imported there says:
-xllamacpp, llama_cpp (llama-cpp-python, whose LLAMA_CPP_LIB_PATH names a folder with another build of its library) or
-pyllama. Needs nothing else. Prints what the engine is, as JSON; then, for each line of its input, {"prefill": [token
+Started by quantized.py with the Python that has the engine. Unless it is named, what can be imported there says which
+one: xllamacpp, llama_cpp (llama-cpp-python, whose LLAMA_CPP_LIB_PATH names a folder with another build of its library)
+or pyllama. Needs nothing else. Prints what the engine is, as JSON; then, for each line of its input, {"prefill": [token
 ids]} or {"decode": how many}, the seconds it took: a prompt from an empty cache until the logits of its last token, or
 so many tokens one by one after a first, from an empty cache too. The cache is in float16, the weights in the engine's
 own memory.
@@ -136,7 +136,7 @@ ENGINES = {"xllamacpp": load_xllamacpp, "llama_cpp": load_llama_cpp, "pyllama": 
 
 def main() -> None:
     model, threads = sys.argv[1], int(sys.argv[2])
-    name = next((name for name in ENGINES if importlib.util.find_spec(name)), None)
+    name = next((name for name in sys.argv[3:] or ENGINES if importlib.util.find_spec(name)), None)
     if name is None:
         raise SystemExit(f"engine.py: {sys.executable} has none of {', '.join(ENGINES)}")
     build, prefill, decode = ENGINES[name](model, threads)

@@ -2,7 +2,12 @@
 """A mixture of true sizes on a small disk, and seconds a token from a budget beside what the disk gives.
 
 usage: mixture.py make DST [--skew]     a Qwen3-30B-A3B, packed: one layer's file under 48 names (2.7 GB)
-       mixture.py run DST --memory 1G [--tokens N] [--warm N] [--prompt N] [--no-guesses]
+       mixture.py run DST --memory 1G [--tokens N] [--warm N] [--prompt N] [--no-guesses]     DST: that, or a GGUF file
+       mixture.py cells NAME=DST ... --board board.py [--memory 1G,4G] [--disk 450e6] [--llama PYTHON] --out FILE.jsonl
+
+`cells` runs each model in each of so much memory (a fresh control group, page cache included; pyllama gets 15/16 of it)
+with the disk held to so many bytes a second, and a GGUF file in llama.cpp as well, mapped, with the Python that has
+xllamacpp. A cell that stands in the file already is not run again. board.py: see streamed.py.
 
 Weights are seeded noise with trained-like exponents, so tokens go to all experts alike; --skew scales rows of the
 routers so that 13 % of the experts get about 60 % of them. `run` prints one line of JSON: seconds a token (mean), bytes
@@ -17,8 +22,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from streamed import direct_rate
@@ -28,6 +36,7 @@ from pyllama.checkpoint import Checkpoint, open_checkpoint
 from pyllama.checkpoint.files import InputFile
 from pyllama.packing.pack import pack
 
+DRAM_GB_S = 20.0  # of the machine these runs were made on, about; the disk decides
 LAYERS = 48
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144,
@@ -98,12 +107,14 @@ def run(args: argparse.Namespace) -> None:
     from pyllama.loading import assemble
     from pyllama.machine.memory import parse_size, peak_resident_nbytes, resident_nbytes
     from pyllama.machine.threads import default_threads
+    from pyllama.planning.time import Rates, pass_seconds
     from pyllama.tokenizer import load_tokenizer
 
     _kernels.set_num_threads(default_threads())
-    checkpoint = open_shared(args.folder)
-    some = str(args.folder / "one/model.safetensors")
-    before = direct_rate(some, 1 << 30)
+    whole = args.folder.is_file()
+    checkpoint = open_checkpoint(args.folder) if whole else open_shared(args.folder)
+    some = str(args.folder if whole else args.folder / "one/model.safetensors")
+    before = direct_rate(some, 1 << 29)
     tokenizer = load_tokenizer(checkpoint)
     model = assemble(
         checkpoint,
@@ -117,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     if args.no_guesses:
         weights.guess = lambda layer, experts: None
     random = np.random.default_rng(5)
-    ids = random.integers(3, CONFIG["vocab_size"], args.prompt + args.warm + args.tokens).tolist()
+    ids = random.integers(3, checkpoint.config.vocab_size, args.prompt + args.warm + args.tokens).tolist()
     digest, times = hashlib.sha256(), []
     with decoder.new_sequence() as sequence:
         started = time.perf_counter()
@@ -126,16 +137,21 @@ def run(args: argparse.Namespace) -> None:
         for number, token in enumerate(ids[args.prompt :]):
             if number == args.warm:
                 read, counted = weights.bytes_read, weights.expert_counters
+                waited = weights.waited_s
             started = time.perf_counter()
             digest.update(decoder.forward([(sequence, [token])]).tobytes())
             times.append(time.perf_counter() - started)
     times = times[args.warm :]
     read = (weights.bytes_read - read) / len(times)
-    after = direct_rate(some, 1 << 30)
+    after = direct_rate(some, 1 << 29)
     token_s = sum(times) / len(times)
+    experts = weights.expert_counters.as_dict(counted)
+    rates = Rates((before + after) / 2e9, DRAM_GB_S, 1e6, 1.0)
+    hits = (experts["hits"] - experts["guesses_used"]) / experts["asked"]  # what a guess brought was read as well
+    predicted, bound = pass_seconds(checkpoint, model.plan, rates, 1, 128, hits=hits)
     kept = ("pinned", "weights", "streamed", "expert_slots", "expert_room", "experts_share", "max_pass_tokens")
     result = {
-        "memory": args.memory,
+        "budget": args.memory,
         "plan": {name: getattr(model.plan, name) for name in kept},
         "prompt_tokens": args.prompt,
         "prompt_s": round(prompt_s, 3),
@@ -143,13 +159,50 @@ def run(args: argparse.Namespace) -> None:
         "bytes_token": round(read),
         "rate_mb_s": round(read / token_s / 1e6),
         "direct_mb_s": [round(before / 1e6), round(after / 1e6)],
-        "experts": weights.expert_counters.as_dict(counted),
+        "experts": experts,
+        "waited_s": round((weights.waited_s - waited) / len(times), 4),
+        "predicted_s": round(predicted, 4),
+        "bound": bound,
         "peak_rss": peak_resident_nbytes(),
         "fingerprint": digest.hexdigest()[:16],
     }
     print(json.dumps(result), flush=True)
     weights._counts = None  # of a made-up model
     model.close()
+
+
+def cells(args: argparse.Namespace) -> None:
+    """Each cell once, its line added to the file as soon as it is there."""
+    done = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    for name, path in (model.split("=", 1) for model in args.models):
+        engines = ["pyllama", "llama.cpp"] if args.llama and Path(path).is_file() else ["pyllama"]
+        for disk in map(float, args.disk.split(",")):
+            for memory in args.memory.split(","):
+                for engine in engines:
+                    cell = {"model": name, "engine": engine, "memory": memory, "disk": disk}
+                    if not any(cell.items() <= line.items() and "error" not in line for line in done):
+                        with args.out.open("a") as out:
+                            out.write(json.dumps(one_cell(args, engine, path, memory, disk) | cell) + "\n")
+
+
+def one_cell(args: argparse.Namespace, engine: str, path: str, memory: str, disk: float) -> dict[str, Any]:
+    from pyllama.machine.memory import parse_size
+
+    here = Path(__file__).resolve().parent
+    counts = ["--tokens", str(args.tokens), "--warm", str(args.warm)]
+    if engine == "pyllama":
+        command = [sys.executable, str(here / "mixture.py"), "run", path, *counts]
+        command += ["--memory", str(parse_size(memory) * 15 // 16)]
+    else:
+        command = [args.llama, str(here / "llama_once.py"), path, *counts]
+    limits = [sys.executable, args.board, "--memory", memory, "--disk", str(disk), "--evict", path, "--"]
+    ended = subprocess.run(limits + command, capture_output=True, text=True)
+    lines = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    result = {"used": lines[-1] if lines else None, **(lines[0] if len(lines) > 1 else {})}
+    if len(lines) < 2:
+        result["error"] = (ended.stderr.strip().splitlines() or ["no output"])[-1][:300]
+    print(engine, path, memory, disk, result.get("token_s"), result.get("error"), flush=True)
+    return result
 
 
 def main() -> None:
@@ -164,9 +217,20 @@ def main() -> None:
     running.add_argument("--warm", type=int, default=4)
     running.add_argument("--prompt", type=int, default=1)
     running.add_argument("--no-guesses", action="store_true")
+    several = commands.add_parser("cells")
+    several.add_argument("models", nargs="+", metavar="NAME=DST")
+    several.add_argument("--board", required=True)
+    several.add_argument("--memory", default="1G,2G,4G,8G")
+    several.add_argument("--disk", default="450e6,850e6")
+    several.add_argument("--tokens", type=int, default=8)
+    several.add_argument("--warm", type=int, default=24)
+    several.add_argument("--llama", help="a Python that has xllamacpp")
+    several.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.command == "make":
         make(args.folder, args.skew)
+    elif args.command == "cells":
+        cells(args)
     else:
         run(args)
 

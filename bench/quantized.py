@@ -54,6 +54,8 @@ class Engine:
     def __init__(self, label: str, python: str, model: Path, threads: int):
         self.label = label
         command = [python, Path(__file__).with_name("engine.py"), model, threads]
+        if label == OURS:  # its Python may have a peer as well
+            command.append(OURS)
         self._process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -89,6 +89,8 @@ cdef extern from "kernels.h" nogil:
     void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
     void pl_mix(const pl_kernels *k, int threads, const float *y, const int32_t *rows, const float *weights,
                 int64_t tokens, int chosen, int64_t cols, float *out)
+    void pl_join_mxfp4(const uint8_t *codes, int64_t codes_stride, const uint8_t *scales, int64_t scales_stride,
+                       int64_t rows, int64_t blocks, uint8_t *out)
     void pl_route(const pl_kernels *k, const float *logits, int64_t tokens, int experts, int chosen, int of_chosen,
                   int32_t *ids, float *weights)
     void pl_clamped_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float alpha,
@@ -485,6 +487,24 @@ def pack_panels(Matrix w not None, uint8_t[::1] out):
         raise PyllamaError(f"pack_panels: {w.layout} of {w.c.rows} x {w.c.cols} into {out.shape[0]} bytes")
     with nogil:
         pl_pack_panels(_kernels, _threads, &w.c, &out[0])
+
+
+def join_mxfp4(const uint8_t[:, :] codes, const uint8_t[:, :] scales, uint8_t[:, ::1] out):
+    """Rows of MXFP4 whose codes and scales lie apart, as OpenAI's folders have them -> rows as all else has them.
+
+    codes   (rows, 16 * blocks)  two weights a byte, the first in its low half; each row contiguous
+    scales  (rows, blocks)       each row contiguous
+    out     (rows, 17 * blocks)  overwritten
+
+    Raises PyllamaError for sizes that do not agree.
+    """
+    cdef int64_t rows = scales.shape[0], blocks = scales.shape[1]
+    if rows < 1 or blocks < 1 or codes.shape[0] != rows or codes.shape[1] != 16 * blocks \
+            or out.shape[0] != rows or out.shape[1] != 17 * blocks or codes.strides[1] != 1 or scales.strides[1] != 1:
+        raise PyllamaError(f"join_mxfp4: codes ({codes.shape[0]}, {codes.shape[1]}), scales ({rows}, {blocks}) into "
+                           f"({out.shape[0]}, {out.shape[1]})")
+    with nogil:
+        pl_join_mxfp4(&codes[0, 0], codes.strides[0], &scales[0, 0], scales.strides[0], rows, blocks, &out[0, 0])
 
 
 def packed_nbytes(int64_t rows, int64_t cols):

@@ -3,9 +3,18 @@
 Never by pyllama's own name, which belongs to another project on the package index today.
 """
 
+import os
+import shlex
+import shutil
+import sys
 
-def how_to_install(extra: str) -> str:
-    """The command for a part, "server", "grammar" or "cluster", as a shell takes it."""
+
+def how_to_install(extra: str, *, here: bool = True) -> str:
+    """The command for a part, "server", "grammar" or "cluster", as a shell takes it.
+
+    here   for whoever is at this machine: with the pip of the environment that runs this, by its path where another one
+           comes first on the PATH. Otherwise no path is told
+    """
     import re
     from importlib import metadata  # which costs more to load than all of the command line
 
@@ -15,7 +24,14 @@ def how_to_install(extra: str) -> str:
         lines = []
     found = [line.split(";")[0].strip() for line in lines if re.search(rf"extra == ['\"]{extra}['\"]", line)]
     wanted = [line for line in found if not line.startswith("pyllama")] or list(_UNVERSIONED[extra])
-    return "pip install " + " ".join(f"'{line}'" for line in wanted)
+    return f"{_pip() if here else 'pip'} install " + " ".join(f"'{line}'" for line in wanted)
+
+
+def _pip() -> str:
+    found = shutil.which("pip")
+    if found and os.path.dirname(found) == os.path.dirname(sys.executable):
+        return "pip"
+    return f"{shlex.quote(sys.executable)} -m pip"
 
 
 _UNVERSIONED = {"server": ("starlette", "uvicorn", "prometheus-client"), "grammar": ("llguidance",),

@@ -12,6 +12,7 @@ from pyllama.closing import Closing
 from pyllama.errors import ContextOverflowError, PyllamaError, RequestError
 from pyllama.generation import Generation, Guide
 from pyllama.generation.chat import Chat
+from pyllama.generation.harmony import is_harmony
 from pyllama.generation.prompt import Prompt, is_chat
 from pyllama.generation.sampler import SamplingParams
 
@@ -86,7 +87,8 @@ class Model(Closing):
                        those in messages are plain text
         variables      of the chat template, besides messages, such as {"enable_thinking": False} or {"tools": [...]}
         guide          restricts the tokens, as a grammar does; for this answer alone
-        show_special   whether control tokens show in the text, as calls of tools need
+        show_special   whether control tokens show in the text, as calls of tools need; in answers to messages they do
+                       where the model writes harmony: generation.harmony.said() takes those apart
         prediction     text or token ids that the answer may repeat in part, as an edited file does the old one: where
                        there is a drafter, it proposes them. Changes nothing but time
         sampling       fields of SamplingParams: temperature, top_p, seed, max_tokens, stop, ...
@@ -101,6 +103,7 @@ class Model(Closing):
             self.tokenizer.refuse()  # a stop string is text, and would never be found
         prompt_ids = self.encode_prompt(prompt, parse_special=parse_special, variables=variables)
         predicted = self._predicted(prediction)
+        show_special = show_special or (is_chat(prompt) and is_harmony(self.tokenizer.chat_template))
         sequence = self.new_sequence()
         try:
             return Generation(

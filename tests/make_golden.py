@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 
+import mxfp4_folder
 import reference
+import tiny
 from golden import FOLDER, sampled_columns
 
 PROMPT_TOKENS = 24
@@ -44,7 +47,7 @@ def case(
     inner: int = 77,
     layers: int = 2,
     vocab: int = 307,
-    theta: float = 10000.0,
+    theta: float | None = 10000.0,
     eps: float = 1e-5,
     tied: bool = False,
     explicit_head_dim: bool = False,
@@ -61,10 +64,13 @@ def case(
         "gpt_oss": "GptOssForCausalLM",
         "gemma2": "Gemma2ForCausalLM",
         "gemma3_text": "Gemma3ForCausalLM",
+        "gemma4_text": "Gemma4ForCausalLM",
+        "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
         "smollm3": "SmolLM3ForCausalLM",
         "olmo2": "Olmo2ForCausalLM",
         "olmo3": "Olmo3ForCausalLM",
         "granite": "GraniteForCausalLM",
+        "granitemoe": "GraniteMoeForCausalLM",
         "ministral3": "Ministral3ForCausalLM",
         "phi3": "Phi3ForCausalLM",
     }[model_type]
@@ -88,6 +94,8 @@ def case(
     }
     if kv_heads is None:
         del config["num_key_value_heads"]
+    if theta is None:  # said in rope_parameters
+        del config["rope_theta"]
     if explicit_head_dim or config["hidden_size"] != heads * head_dim:
         config["head_dim"] = head_dim
     return config | more
@@ -101,6 +109,17 @@ LLAMA31 = {
     "original_max_position_embeddings": 32,
 }
 GEMMA = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "tied": True, "eps": 1e-6}
+#: Never written by transformers 4: the same in both forms.
+GEMMA4 = GEMMA | {
+    "theta": None,
+    "explicit_head_dim": True,
+    "pad_token_id": 0,
+    "sliding_window": 11,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 1000.0},
+    },
+}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
 
 PHI4 = {"max_position_embeddings": 512, "sliding_window": 262144, "pad_token_id": 0}
@@ -255,6 +274,25 @@ CASES = {
             "truncate": False,
         },
     ),
+    # As published: read by transformers from a folder of MXFP4, and widened there.
+    "gpt_oss_mxfp4": case(
+        "gpt_oss",
+        6,
+        2,
+        16,
+        hidden=64,
+        inner=96,
+        layers=3,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        sliding_window=9,
+        swiglu_limit=7.0,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False},
+        quantization_config=mxfp4_folder.QUANTIZATION,
+    ),
     "mixtral": case(
         "mixtral", 6, 2, 12, theta=1000000.0, num_local_experts=5, num_experts_per_tok=2, sliding_window=None
     ),
@@ -287,6 +325,53 @@ CASES = {
         sliding_window=11,
         sliding_window_pattern=3,
         **GEMMA,
+    ),
+    # E2B and E4B: embeddings for each layer, layers that read the keys of others and have a wider mlp.
+    "gemma4_e2b": case(
+        "gemma4_text",
+        6,
+        2,
+        10,
+        hidden=66,
+        layers=6,
+        global_head_dim=18,
+        layer_types=["sliding_attention", "full_attention"] * 3,
+        num_kv_shared_layers=2,
+        use_double_wide_mlp=True,
+        hidden_size_per_layer_input=14,
+        vocab_size_per_layer_input=307,
+        final_logit_softcapping=40.0,
+        **GEMMA4,
+    ),
+    # 31B, and the 12B without towers: values that are keys, fewer heads for them.
+    "gemma4_31b": case(
+        "gemma4_text",
+        6,
+        3,
+        14,
+        hidden=60,
+        layers=4,
+        global_head_dim=22,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        hidden_size_per_layer_input=0,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        final_logit_softcapping=50.0,
+        **GEMMA4,
+    ),
+    "gemma4_12b": case(
+        "gemma4_unified_text",
+        4,
+        2,
+        12,
+        hidden=70,
+        layers=3,
+        global_head_dim=20,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=2,
+        use_bidirectional_attention="vision",
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        **GEMMA4,
     ),
     "phi3": case("phi3", 5, 1, 14, sliding_window=13, original_max_position_embeddings=128, pad_token_id=0),
     # Phi-4-mini: three quarters of a head are rotated. Texts shorter than the original context, and longer ones.
@@ -337,6 +422,21 @@ CASES = {
         attention_bias=False,
         mlp_bias=False,
     ),
+    "granitemoe": case(
+        "granitemoe",
+        6,
+        2,
+        10,
+        layers=3,
+        inner=39,
+        num_local_experts=7,
+        num_experts_per_tok=3,
+        embedding_multiplier=3.0,
+        attention_multiplier=0.21,
+        residual_multiplier=0.4,
+        logits_scaling=5.0,
+        attention_bias=False,
+    ),
     "ministral3": case(
         "ministral3",
         6,
@@ -385,6 +485,26 @@ def transformers_model(config: dict[str, Any], tensors_of: Any) -> Any:
     return model.eval()
 
 
+def from_folder(config: dict[str, Any], seed: int) -> Any:
+    """The same of gpt-oss, read by transformers from a folder such as the published one."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
+
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(json.dumps(plain))))
+    shapes = {name: tuple(parameter.shape) for name, parameter in empty.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.write_huggingface(Path(folder), config, mxfp4_folder.stored_weights(shapes, seed))
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            quantization_config=Mxfp4Config(dequantize=True),
+        ).eval()
+
+
 def oracle_logits(model: Any, token_ids: list[int]) -> np.ndarray:
     """Float32 logits (T, V) of one pass without a cache, on one thread."""
     import torch
@@ -428,7 +548,10 @@ def capture(name: str, config: dict[str, Any]) -> str:
     vocab_size = config["vocab_size"]
     prompt = prompt_of(name, vocab_size, PROMPT_TOKENS)
     for seed in range(200):
-        model = transformers_model(config, partial(reference.random_tensor, seed=seed))
+        if "quantization_config" in config:
+            model = from_folder(config, seed)
+        else:
+            model = transformers_model(config, partial(reference.random_tensor, seed=seed))
         greedy, chosen_from = oracle_greedy(model, prompt, GREEDY_TOKENS)
         clear = gaps(chosen_from) / np.abs(chosen_from).max(axis=-1)
         if clear.min() >= SMALLEST_GAP and len(set(greedy)) >= FEWEST_DISTINCT:
@@ -449,6 +572,8 @@ def capture(name: str, config: dict[str, Any]) -> str:
     )
     version5 = json.loads(model.config.to_json_string())
     version5 |= {"architectures": config["architectures"], "dtype": config["torch_dtype"]}
+    if "quantization_config" in config:  # widened, the model has none any more
+        version5["quantization_config"] = config["quantization_config"]
     record = {
         "made_with": f"transformers {transformers.__version__}",
         "seed": seed,

@@ -197,6 +197,13 @@ def within(module: str, wing: str) -> bool:
     return f"{module}.".startswith(f"pyllama.{wing}.")
 
 
+def test_the_command_line_is_described_without_the_kernels():
+    """setup.py makes completions of it before they are built."""
+    run_python(
+        "import sys; sys.modules['pyllama._kernels'] = None; from pyllama.cli import build_parser; build_parser()"
+    )
+
+
 def test_import_loads_nothing_heavy():
     names = set(
         run_python(
@@ -205,6 +212,13 @@ def test_import_loads_nothing_heavy():
     )
     assert "pyllama" in names
     assert names & LOADED_LATE == set()
+
+
+def test_load_is_there_without_the_decoder():
+    """Which all families come with, and whoever only asks what there is does not need."""
+    names = run_python("import sys, pyllama; pyllama.load, pyllama.Model; print('\\n'.join(sys.modules))").split()
+    assert "pyllama.model" in names
+    assert [name for name in names if name.startswith(("pyllama.decoder", "pyllama.architecture"))] == []
 
 
 @pytest.mark.skipif(EMULATED, reason="counts the emulator's memory too")

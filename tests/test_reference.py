@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import reference
+import reference_gemma4
 from golden import CASES, Golden, load_case
 
 from pyllama.architecture.config import Config, RopeScaling
@@ -45,6 +46,8 @@ def test_greedy_path_is_clear_and_lively(golden: Golden) -> None:
 
 def test_each_feature_of_a_case_changes_its_logits(golden: Golden) -> None:
     config, plain = golden.config, []
+    if config.model_type in reference.GEMMA4:
+        pytest.skip("test_each_piece_of_gemma4_changes_its_logits")
     if config.rope_scaling:
         plain.append(dataclasses.replace(config, rope_scaling=None))
         if config.rope_scaling.kind == "longrope":
@@ -91,8 +94,36 @@ def test_each_feature_of_a_case_changes_its_logits(golden: Golden) -> None:
         assert golden.error(reference.forward(config, without, golden.tokens)) > 1e-3, bias
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if load_case(name).config.model_type in reference.GEMMA4])
+def test_each_piece_of_gemma4_changes_its_logits(name: str) -> None:
+    golden = load_case(name)
+    config, changed = golden.config, []
+    turned = config.rope_scaling.factors.count(config.rope_scaling.factor)
+    for pairs in (turned - 1, turned + 1, len(config.rope_scaling.factors)):
+        factors = (1.0,) * pairs + (math.inf,) * (len(config.rope_scaling.factors) - pairs)
+        changed.append({"rope_scaling": dataclasses.replace(config.rope_scaling, factors=factors)})
+    for other in (10**6, 10, 12):
+        changed.append({"layer_windows": tuple(window and other for window in config.layer_windows)})
+    changed.append({"rope_theta": config.sliding_rope[0]})
+    changed.append({"sliding_rope": (config.rope_theta, None)})
+    changed += [{"embedding_scale": 1.0}, {"attention_scale": None}]
+    changed += [{"logits_softcap": 0.0}] if config.logits_softcap else []
+    for change in changed:
+        assert golden.error(logits_of(golden, dataclasses.replace(config, **change))) > 1e-3, change
+    own, sharing = config.hidden_size_per_layer_input, config.num_kv_shared_layers
+    there = {"v_norm": True, "scalar": True, "raw_values": config.full_attention.values_are_keys,
+             "last_source": sharing, "projection": own, "own_rows": own, "own_norm": own, "own_gate": own,
+             "interleaved": own}  # fmt: skip
+    assert set(there) == set(reference_gemma4.PIECES)
+    for piece in (piece for piece, has in there.items() if has):
+        logits = reference_gemma4.forward(config, golden.tensors, golden.tokens, without=piece)
+        assert golden.error(logits) > 1e-3, piece
+
+
 def test_interleaved_rows_give_the_same_logits(golden: Golden) -> None:
     config = golden.config
+    if config.model_type in reference.GEMMA4:
+        pytest.skip("no file has its rows interleaved")
     if config.rotary_dim:
         pytest.skip("no file has the rows of a part of each head interleaved")
     tensors = reference.separated(config, golden.tensors)

@@ -11,8 +11,10 @@ from pyllama.architecture.config import Config
 from pyllama.architecture.family import Family
 from pyllama.architecture.gemma2 import Gemma2
 from pyllama.architecture.gemma3 import Gemma3
+from pyllama.architecture.gemma4 import Gemma4, Gemma4Unified
 from pyllama.architecture.gpt_oss import GptOss
 from pyllama.architecture.granite import Granite
+from pyllama.architecture.granitemoe import GraniteMoe
 from pyllama.architecture.layer import Layer
 from pyllama.architecture.llama import Llama
 from pyllama.architecture.ministral3 import Ministral3
@@ -33,7 +35,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         Llama(), Mistral(), Ministral3(), Qwen2(), Qwen3(), SmolLM3(), Granite(), Olmo2(), Olmo3(), Gemma2(), Gemma3(),
-        Phi3(), Mixtral(), Qwen3Moe(), GptOss(),
+        Gemma4(), Gemma4Unified(), Phi3(), Mixtral(), Qwen3Moe(), GptOss(), GraniteMoe(),
     )
 }  # fmt: skip
 

@@ -24,6 +24,7 @@ LIMITS = {
     "num_experts": (1, 1024),
     "num_experts_per_tok": (1, 1024),
     "moe_intermediate_size": (1, MAX_SIZE),
+    "hidden_size_per_layer_input": (0, MAX_SIZE),
 }
 _OF_MIXTURE = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
@@ -38,6 +39,7 @@ class RopeScaling:
                     `attention_factor` multiplies cos and sin and is always resolved by the reader (`mscale` and
                     `mscale_all_dim` are kept only to show where it came from)
     kind "factors": frequency i divided by `factors[i]`, head_dim / 2 of them (GGUF's rope_freqs.weight)
+    kind "proportional": likewise, `factor` for the first pairs and inf for the others, which are not turned
     kind "longrope": by `factors[i]`, or by `long_factors[i]` where `long`: for all positions of a sequence, since keys
                     that were rotated by the one cannot be compared with queries rotated by the other;
                     `original_max_position_embeddings`; `attention_factor` as for yarn, with either
@@ -80,6 +82,18 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True)
+class FullAttention:
+    """Heads of the layers that see everything, where they are not those of layers with a window.
+
+    values_are_keys  what k_proj makes is the value as well, as it is before its norm and rotation
+    """
+
+    head_dim: int
+    num_key_value_heads: int
+    values_are_keys: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class QueryGrowth:
     """Queries at position p are multiplied by 1 + beta * ln(1 + floor(p / original))."""
 
@@ -104,6 +118,10 @@ class Config:
     unrotated_layers    their numbers
     mixture             experts in place of feed-forward blocks, or None
     query_growth        how queries grow with their position, or None
+    full_attention      heads of layers without a window, where they have their own; None: all are alike
+    num_kv_shared_layers  the last so many read keys and values of the last one before them that sees as they do
+    shared_intermediate_size  intermediate_size of these
+    hidden_size_per_layer_input  width of what a token's own embedding for each layer adds to it there; 0: none
     """
 
     model_type: str
@@ -138,6 +156,10 @@ class Config:
     sliding_rope: tuple[float, RopeScaling | None] | None = None
     unrotated_layers: tuple[int, ...] = ()
     query_growth: QueryGrowth | None = None
+    full_attention: FullAttention | None = None
+    num_kv_shared_layers: int = 0
+    shared_intermediate_size: int = 0
+    hidden_size_per_layer_input: int = 0
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -191,11 +213,34 @@ def _check_ranges(c: Config) -> None:
         raise CheckpointError(
             f"mixture: got {len(c.mixture.layers)} layers, expected num_hidden_layers {c.num_hidden_layers}"
         )
+    _check_sharing(c)
     rotated = c.head_dim if c.rotary_dim is None else c.rotary_dim
     if not 2 <= rotated <= c.head_dim or rotated % 2:
         raise CheckpointError(f"rotary_dim: got {rotated}, expected an even number up to head_dim {c.head_dim}")
+    if c.full_attention:
+        rotated = c.full_attention.head_dim
     scaling = c.rope_scaling
     needed = scaling is not None and scaling.kind == "longrope"
     for factors in (scaling.factors, scaling.long_factors) if scaling else ():
         if (factors or needed) and len(factors) != rotated // 2:
             raise CheckpointError(f"rotary factors: got {len(factors)}, expected half of the {rotated} rotated")
+
+
+def _check_sharing(c: Config) -> None:
+    """That the layers without keys and values of their own have a layer to read them from, and heads that fit it."""
+    full, own = c.full_attention, c.num_hidden_layers - c.num_kv_shared_layers
+    if full and (full.head_dim % 2 or c.num_attention_heads % full.num_key_value_heads):
+        raise CheckpointError(
+            f"global_head_dim: {full.head_dim}, for {full.num_key_value_heads} key/value heads of "
+            f"{c.num_attention_heads}, expected an even number and a divisor"
+        )
+    if full and c.num_attention_heads * full.head_dim > MAX_SIZE:
+        raise CheckpointError(
+            f"global_head_dim: got {full.head_dim}, expected at most {MAX_SIZE // c.num_attention_heads}"
+        )
+    if own < c.num_hidden_layers and not {w is None for w in c.layer_windows} <= {
+        w is None for w in c.layer_windows[:own]
+    }:
+        raise CheckpointError(
+            f"num_kv_shared_layers: got {c.num_kv_shared_layers}, expected a layer of each kind before those that share"
+        )

@@ -5,7 +5,7 @@ The readers of the forms of file do the reading; they ask a family wherever fami
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -141,6 +141,7 @@ class Family:
     gguf              the names of its tensors there
     gguf_truncated    whether the range of YaRN's pairs is rounded in its GGUF files, which do not say
     quantizations     quant_method of config.json's quantization_config that its files may have
+    experts_apart     whether its folders have gate and up of an expert by turns, in MXFP4 (checkpoint/apart.py)
     gguf_factors      whether llama.cpp divides rotary frequencies by a rope_freqs.weight there
     gguf_interleaved  whether q and k rows lie in interleaved rotary order there
     meta              the names of its tensors in Meta's form, or None
@@ -161,6 +162,7 @@ class Family:
     has_experts: ClassVar[bool] = False
     gguf_truncated: ClassVar[bool] = True
     quantizations: ClassVar[frozenset[str]] = frozenset()
+    experts_apart: ClassVar[bool] = False
     gguf_factors: ClassVar[bool] = False
     gguf: ClassVar[Names] = GGUF_NAMES
     gguf_interleaved: ClassVar[bool] = False
@@ -198,8 +200,25 @@ class Family:
         """The same for a GGUF file; `layer_windows` and `sliding_rope` are among them where layers differ."""
         return {}
 
+    def full_head_dim(self, f: Fields) -> int:
+        """head_dim of the layers that see everything, by config.json, where it is not that of the others."""
+        return f.size("head_dim")
+
+    def gguf_fields(self, f: Fields, layers: int) -> Fields:
+        """The metadata of a GGUF file with one number where layers differ: that of the layers which Config's own fields
+        are about. (gguf_options() has the file's.)"""
+        return f
+
+    def gguf_found(self, options: dict[str, Any], names: Container[str]) -> dict[str, Any]:
+        """What gguf_options() made, and what only the tensors' names, ours, tell of it."""
+        return options
+
+    def ignores(self, config: Config, number: int, name: str) -> bool:
+        """Whether files may have a tensor in this layer, ours without .weight, that nothing is computed with."""
+        return False
+
     def gguf_values(self, config: Config) -> dict[str, Any]:
-        """What gguf_options() reads: key, without the architecture -> a number, boolean or list."""
+        """What gguf_options() reads: key, without the architecture -> a number, or a list of numbers or booleans."""
         return {}
 
     def refuse(self, f: Fields) -> None:

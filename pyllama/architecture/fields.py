@@ -34,6 +34,12 @@ class Fields:
     def get(self, key: str) -> Any:
         return self._source.get(self._prefix + key)
 
+    def having(self, values: Mapping[str, Any]) -> Fields:
+        """The same with other values under these keys."""
+        return Fields(
+            {**self._source, **{self._prefix + key: v for key, v in values.items()}}, self._where, self._prefix
+        )
+
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
         return self.get(key) is not None

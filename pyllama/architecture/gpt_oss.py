@@ -24,6 +24,7 @@ class GptOss(Family):
     )
     has_experts = True
     quantizations = frozenset({"mxfp4"})
+    experts_apart = True
     huggingface = Names(
         "model.layers.",
         inner={

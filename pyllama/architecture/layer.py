@@ -49,6 +49,11 @@ class Attention:
     """softmax(rope(q) rope(k) * scale) v over the positions a query may see.
 
     heads, kv_heads  query heads and key/value heads that are computed here
+    k                None: the layer has no keys and values of its own
+    v                None, where there is a k: what that makes is the value too, as it is before norm and rotation
+    source           where there is no k: the number of the layer whose keys and values are read, which has a window and
+                     heads like these
+    v_normed         whether each head of v is normed, without a weight
     window           positions a query sees, its own included; None: all before it
     rope             None: nothing is rotated
     q_norm, k_norm   RMSNorm before the rotation, of each head or, by its size, of all of them as one; or None
@@ -64,14 +69,16 @@ class Attention:
     scale: float
     rope: Rope | None
     q: Linear
-    k: Linear
-    v: Linear
+    k: Linear | None
+    v: Linear | None
     o: Linear
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     softcap: float = 0.0
     sinks: str | None = None
     growth: QueryGrowth | None = None
+    source: int | None = None
+    v_normed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,15 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
+class PerLayerInput:
+    """x = x + norm(projection(gelu(gate(x)) * input)), the input being the token's own for this layer."""
+
+    gate: Linear
+    projection: Linear
+    norm: Norm
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A layer.
 
@@ -118,6 +134,8 @@ class Layer:
     mixer_norm, mlp_norm  of what a block takes, or None
     mixer_post_norm, ...  of what it adds, or None
     residual_scale        of what a block adds, after that
+    per_layer_input       a third block, of what each token has for each layer, or None
+    scalar                name of the one number that all of x is multiplied by in the end, or None
     """
 
     name: str
@@ -128,11 +146,14 @@ class Layer:
     mixer_post_norm: Norm | None = None
     mlp_post_norm: Norm | None = None
     residual_scale: float = 1.0
+    per_layer_input: PerLayerInput | None = None
+    scalar: str | None = None
 
 
 def main_rope(config: Config) -> Rope:
     """The rotation of the layers that have none of their own: what rope_theta and rope_scaling make."""
-    return Rope(config.rope_theta, config.rotary_dim or config.head_dim, config.rope_scaling)
+    dim = config.full_attention.head_dim if config.full_attention else config.rotary_dim or config.head_dim
+    return Rope(config.rope_theta, dim, config.rope_scaling)
 
 
 def layer_name(number: int) -> str:

@@ -31,7 +31,7 @@ def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
         return _llama3(inv_freq, scaling), 1.0
     if scaling.kind == "yarn":
         return _yarn(inv_freq, scaling, rope), scaling.attention_factor
-    if scaling.kind == "factors":
+    if scaling.kind in ("factors", "proportional"):
         return inv_freq / np.array(scaling.factors, np.float64), 1.0
     if scaling.kind == "longrope":
         factors = scaling.long_factors if scaling.long else scaling.factors

@@ -6,10 +6,10 @@ from pyllama.architecture.config import MAX_POSITIONS
 from pyllama.architecture.fields import Fields
 
 
-def sliding_window(f: Fields) -> int | None:
-    """`sliding_window`: 4096 unless the key is there, none if it is null."""
+def sliding_window(f: Fields, default: int = 4096) -> int | None:
+    """`sliding_window`: the default unless the key is there, none if it is null."""
     if f.absent("sliding_window") or f.has("sliding_window"):
-        return f.integer("sliding_window", 1, MAX_POSITIONS, 4096)
+        return f.integer("sliding_window", 1, MAX_POSITIONS, default)
     return None
 
 

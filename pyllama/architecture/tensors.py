@@ -15,8 +15,14 @@ from pyllama.architecture.layer import Layer, Linear, Mlp, Norm
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
+# What a token has for each layer: an embedding of its own, all layers in a row, and a projection of the other one.
+PER_LAYER_EMBEDDING = "model.embed_tokens_per_layer.weight"
+PER_LAYER_PROJECTION = "model.per_layer_model_projection.weight"
+PER_LAYER_NORM = "model.per_layer_projection_norm.weight"
+#: Matrices of which a pass reads the rows of its tokens and no others, unless one is the head as well.
+BY_ROW = (EMBEDDING, PER_LAYER_EMBEDDING)
 
-PARTS = ("embedding", "attention", "mlp", "router", "experts", "norms", "lm_head")
+PARTS = ("embedding", "per_layer", "attention", "mlp", "router", "experts", "norms", "lm_head")
 
 
 class ModelTensor(NamedTuple):
@@ -38,6 +44,14 @@ def model_tensors(config: Config) -> list[ModelTensor]:
     """Every tensor of a model, in the order a pass uses them."""
     hidden = config.hidden_size
     tensors = [ModelTensor(EMBEDDING, (config.vocab_size, hidden), "embedding")]
+    size = config.hidden_size_per_layer_input
+    if size:
+        columns = config.num_hidden_layers * size
+        tensors += [
+            ModelTensor(PER_LAYER_EMBEDDING, (config.vocab_size, columns), "embedding"),
+            ModelTensor(PER_LAYER_PROJECTION, (columns, hidden), "per_layer"),
+            ModelTensor(PER_LAYER_NORM, (size,), "norms"),
+        ]
     for number, layer in enumerate(layers_of(config)):
         tensors += [tensor._replace(layer=number) for tensor in _of_layer(layer)]
     tensors.append(ModelTensor(FINAL_NORM, (hidden,), "norms"))
@@ -77,7 +91,8 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
 
     yield from norm(layer.mixer_norm)
     for projection in (mixer.q, mixer.k, mixer.v):
-        yield from linear(projection, "attention")
+        if projection is not None:
+            yield from linear(projection, "attention")
     yield from norm(mixer.q_norm)
     yield from norm(mixer.k_norm)
     if mixer.sinks:
@@ -96,6 +111,12 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
                 for tensor in linear(projection, "experts"):
                     yield tensor._replace(expert=number)
     yield from norm(layer.mlp_post_norm)
+    if layer.per_layer_input:
+        yield from linear(layer.per_layer_input.gate, "per_layer")
+        yield from linear(layer.per_layer_input.projection, "per_layer")
+        yield from norm(layer.per_layer_input.norm)
+    if layer.scalar:
+        yield ModelTensor(f"{layer.name}{layer.scalar}.weight", (1,), "norms")
 
 
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -113,9 +134,12 @@ def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
     total = 0.0
     for layer in layers_of(config):
         mixer, mlp = layer.mixer, layer.mlp
-        linears = [mixer.q, mixer.k, mixer.v, mixer.o]
+        linears = [linear for linear in (mixer.q, mixer.k, mixer.v, mixer.o) if linear is not None]
+        own = layer.per_layer_input
+        linears += [own.gate, own.projection] if own else []
         linears += [mlp.gate, mlp.up, mlp.down] * (1 if isinstance(mlp, Mlp) else mlp.chosen)
         linears += [] if isinstance(mlp, Mlp) else [mlp.router]
         total += 2 * sum(linear.rows * linear.cols for linear in linears)
         total += 4 * mixer.heads * mixer.head_dim * positions
+    total += 2 * config.num_hidden_layers * config.hidden_size_per_layer_input * config.hidden_size
     return tokens * total + rows * 2 * config.vocab_size * config.hidden_size

@@ -14,9 +14,10 @@ import numpy as np
 
 from pyllama.architecture.config import Config
 from pyllama.checkpoint import packed_rows
+from pyllama.checkpoint.apart import join
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.index import StoredBlock, Tensor, stored_dtype
+from pyllama.checkpoint.index import StoredBlock, Tensor, ranges, stored_dtype
 from pyllama.closing import Closing
 from pyllama.errors import CheckpointError
 from pyllama.machine import forked
@@ -79,6 +80,13 @@ class Checkpoint(forked.ForkAware, Closing):
         for part in tensor.parts:
             first, last = max(row, part.row), min(row + count, part.row + part.rows)
             if first >= last:
+                continue
+            if part.apart:
+                pieces = ranges(tensor.dtype, part, first, last - first)
+                raw = [np.empty(piece.nbytes, np.uint8) for piece in pieces]
+                for place, data in zip(pieces, raw, strict=True):
+                    self._fill(place.file, place.offset, data)
+                join(tensor.dtype, part, raw, out[first - row : last - row])
                 continue
             nbytes = row_nbytes(tensor.dtype, part.cols)
             offset = part.offset + (first - part.row) * nbytes

@@ -10,6 +10,7 @@ order: the converter permutes them. Those of qwen2 and qwen3 do not.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from array import array
@@ -26,7 +27,7 @@ from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
 from pyllama.checkpoint.files import InputFile, opening
 from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
-from pyllama.checkpoint.gguf_config import gguf_config, gguf_family
+from pyllama.checkpoint.gguf_config import UNTURNED, gguf_config, gguf_family
 from pyllama.checkpoint.index import Part, Tensor, check_index, deal
 from pyllama.checkpoint.string_list import PREFIX, StringList
 from pyllama.errors import CheckpointError, UnsupportedError, shown
@@ -182,7 +183,7 @@ def factor_tensors(scaling: RopeScaling | None) -> list[tuple[str, np.ndarray]]:
     if scaling is None or not scaling.factors:
         return []
     if scaling.kind != "longrope":
-        return [(ROPE_FREQS, np.array(scaling.factors, "<f4"))]
+        return [(ROPE_FREQS, np.minimum(scaling.factors, 10 * UNTURNED).astype("<f4"))]
     both = ((ROPE_LONG, scaling.long_factors), (ROPE_SHORT, scaling.factors))
     return [(name, np.array(values, "<f4")) for name, values in both]
 
@@ -193,7 +194,7 @@ def rope_factors(file: InputFile, tensor: Tensor) -> tuple[float, ...]:
         raise CheckpointError(f"{tensor.name}: {tensor.dtype} {tensor.shape}, expected F32 (head_dim / 2,)")
     values = np.frombuffer(file.read(tensor.parts[0].offset, tensor.nbytes), "<f4")
     # Comparisons with NaN are false.
-    if not np.all((values > 0) & (values < 1e9)):
+    if not np.all((values > 0) & ((values < 1e9) | ((values >= UNTURNED) & (values < math.inf)))):
         raise CheckpointError(f"{tensor.name}: values out of range, expected positive numbers below 1e9")
     return tuple(float(value) for value in values)
 

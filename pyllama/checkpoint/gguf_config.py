@@ -5,6 +5,7 @@ What metadata leaves to the tensors (the vocabulary, a tied head, biases, Llama 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from pyllama.checkpoint import foreign
 from pyllama.errors import shown
 
 RopeFactors = tuple[float, ...]
+UNTURNED = 1e29  # of rotary factors, those from here on
 _WHERE = "GGUF metadata"
 _FAMILIES = {
     (family.gguf_architecture, family.has_experts): family for family in FAMILIES.values() if family.gguf_architecture
@@ -64,8 +66,9 @@ def gguf_config(
     prefix = f"{family.gguf_architecture}."
     f = Fields({k: _plain(v) for k, v in metadata.items() if k.startswith(prefix)}, _WHERE, prefix)
     family.refuse_gguf(f)
-    hidden_size = f.size("hidden_size", "embedding_length")
     layers = f.size("num_hidden_layers", "block_count")
+    stored, f = f, family.gguf_fields(f, layers)
+    hidden_size = f.size("hidden_size", "embedding_length")
     heads = f.size("num_attention_heads", "attention.head_count")
     if not f.has("attention.key_length") and hidden_size % heads:
         raise f.fail("embedding_length", f"a multiple of head_count {heads}, or attention.key_length")
@@ -79,7 +82,8 @@ def gguf_config(
     window = None
     if f.has("attention.sliding_window") and f.integer("attention.sliding_window", 0, MAX_POSITIONS):
         window = family.gguf_window(f.integer("attention.sliding_window", 0, MAX_POSITIONS), f)
-    options = {"layer_windows": (window,) * layers} | family.gguf_options(f, head_dim, layers)
+    options = {"layer_windows": (window,) * layers} | family.gguf_options(stored, head_dim, layers)
+    options = family.gguf_found(options, names)
     theta = f.number("rope.freq_base", 1.0001, 1e12, family.defaults.rope_theta)
     if long_factors:
         scaling: RopeScaling | None = _longrope(f, positions, rope_factors, long_factors)
@@ -146,12 +150,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _divided(factors: RopeFactors) -> RopeScaling:
+    """1e30 is how a file says that a pair is not turned."""
+    if max(factors) < UNTURNED:
+        return RopeScaling("factors", factors=factors)
+    exact = tuple(math.inf if factor >= UNTURNED else factor for factor in factors)
+    return RopeScaling("proportional", factor=factors[0] if exact[0] < math.inf else 1.0, factors=exact)
+
+
 def _rope(f: Fields, positions: int, factors: RopeFactors) -> RopeScaling | None:
     kind = f.text("rope.scaling.type")
     if kind is None:
         kind = "linear" if f.has("rope.scale_linear") else "none"
     if kind == "none":
-        return RopeScaling("factors", factors=factors) if factors else None
+        return _divided(factors) if factors else None
     if kind not in ("linear", "yarn"):
         raise f.unsupported("rope.scaling.type", f"{shown(kind)} (supported: none, linear, yarn)")
     key = "rope.scaling.factor" if f.has("rope.scaling.factor") else "rope.scale_linear"
@@ -159,7 +171,7 @@ def _rope(f: Fields, positions: int, factors: RopeFactors) -> RopeScaling | None
     if factors:
         if factor != 1.0:
             raise f.unsupported("rope.scaling.type", f"{shown(kind)} together with rope_freqs.weight")
-        return RopeScaling("factors", factors=factors)
+        return _divided(factors)
     if kind == "linear":
         return RopeScaling("linear", factor=factor) if factor != 1.0 else None
     original = f.size("max_position_embeddings", "rope.scaling.original_context_length", positions)

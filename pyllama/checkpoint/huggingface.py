@@ -13,6 +13,7 @@ from typing import Any
 from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import MAX_SIZE, Config
 from pyllama.architecture.tensors import EMBEDDING, HEAD, tensor_shapes
+from pyllama.checkpoint.apart import single_experts
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import PLAIN
 from pyllama.checkpoint.files import InputFile, opening, read_small
@@ -58,8 +59,10 @@ def open_huggingface(folder: Path) -> Checkpoint:
         if config.tie_word_embeddings:
             _check_tied(tensors, files)
         sizes = {path: file.nbytes for path, file in files.items()}
-        stored_as = FAMILIES[config.model_type].huggingface
-        index = check_index(deal(tensors, stored_as, tensor_shapes(config)), config, sizes, "config.json")
+        family = FAMILIES[config.model_type]
+        if family.experts_apart:
+            tensors = single_experts(tensors)
+        index = check_index(deal(tensors, family.huggingface, tensor_shapes(config)), config, sizes, "config.json")
         return Checkpoint(folder, "huggingface", config, index, files)
 
 

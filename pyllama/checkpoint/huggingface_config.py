@@ -6,6 +6,7 @@ refused by name. Reads no files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -207,10 +208,12 @@ def _one_rope(f: Fields, parameters: Mapping[str, Any], key: str, positions: int
         theta = f.number("rope_theta", 1.0001, 1e12, family.defaults.rope_theta)
     within = r if r.has("partial_rotary_factor") else f
     rotated = within.number("partial_rotary_factor", 0.0, 1.0, 1.0)
-    if rotated != 1.0 and "partial_rotary_factor" not in family.read_here:
-        raise r.unsupported("partial_rotary_factor", f"{within.get('partial_rotary_factor')} (expected 1.0)")
     name = "rope_type" if r.has("rope_type") else "type"
     kind = r.text(name) or "default"
+    if kind == "proportional" and kind in family.rotary_scalings:
+        return _Ropes(theta, _proportional(r, rotated, family.full_head_dim(f)))
+    if rotated != 1.0 and "partial_rotary_factor" not in family.read_here:
+        raise r.unsupported("partial_rotary_factor", f"{within.get('partial_rotary_factor')} (expected 1.0)")
     if kind == "default":
         return _Ropes(theta, None, rotated)
     if kind not in family.rotary_scalings:
@@ -226,6 +229,13 @@ def _one_rope(f: Fields, parameters: Mapping[str, Any], key: str, positions: int
     if kind == "llama3":
         return _Ropes(theta, _llama3(r, original, r.number("factor", 1e-3, 1e6)), rotated)
     return _Ropes(theta, _yarn(r, original, r.number("factor", 1e-3, 1e6, positions / original)), rotated)
+
+
+def _proportional(r: Fields, rotated: float, head_dim: int) -> RopeScaling:
+    """Frequencies of a whole head, of which the first are turned and the others are not."""
+    factor, turned = r.number("factor", 1e-3, 1e6, 1.0), int(rotated * head_dim // 2)
+    factors = (factor,) * turned + (math.inf,) * (head_dim // 2 - turned)
+    return RopeScaling("proportional", factor=factor, factors=factors)
 
 
 def _llama3(r: Fields, original: int, factor: float) -> RopeScaling:

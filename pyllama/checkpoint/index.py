@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
+from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import Config
 from pyllama.architecture.names import Names
 from pyllama.architecture.tensors import HEAD, tensor_shapes
@@ -21,12 +23,25 @@ from pyllama.checkpoint.dtypes import DTYPES, PLAIN, row_nbytes
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 
+class Apart(NamedTuple):
+    """How the rows of a part, or the elements of a vector, lie that take turns with those of another tensor.
+
+    step    from one of ours to the next, in rows or elements of what is stored
+    phase   our first one
+    scales  (file, first byte) of the scales, a byte each, of MXFP4 that is stored without; None: nothing is missing
+    """
+
+    step: int
+    phase: int
+    scales: tuple[Path, int] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A rectangle of a tensor, stored contiguous and row-major at `offset` of `file`.
 
     Covers rows [row, row + rows) and columns [col, col + cols). One part is the whole tensor, except
-    in Meta's sharded files.
+    in Meta's sharded files. With `apart`, `offset` is that of all that take turns (apart.py).
     """
 
     file: Path
@@ -35,6 +50,39 @@ class Part:
     rows: int
     col: int
     cols: int
+    apart: Apart | None = None
+
+
+class Range(NamedTuple):
+    """Consecutive bytes of a file."""
+
+    file: Path
+    offset: int
+    nbytes: int
+
+
+def ranges(dtype: str, part: Part, row: int, rows: int) -> tuple[Range, ...]:
+    """What has to be read for rows [row, row + rows) of a part: with `apart`, codes and then scales, of all that take
+    turns; a vector, which is one row, as a whole."""
+    apart = part.apart
+    if apart is None:
+        width = row_nbytes(dtype, part.cols)
+        return (Range(part.file, part.offset + (row - part.row) * width, rows * width),)
+    if apart.scales is None:
+        return (Range(part.file, part.offset, apart.step * row_nbytes(dtype, part.cols)),)
+    file, offset = apart.scales
+    first, count = (row - part.row) * apart.step, rows * apart.step
+    codes, scales = part.cols // 2, part.cols // MXFP4_COLS
+    return (
+        Range(part.file, part.offset + first * codes, count * codes),
+        Range(file, offset + first * scales, count * scales),
+    )
+
+
+def files_of(tensor: Tensor) -> dict[Path, None]:
+    """The files that hold it, in order."""
+    found = dict.fromkeys(piece.file for piece in tensor.parts or tensor.blocks)
+    return found | {part.apart.scales[0]: None for part in tensor.parts if part.apart and part.apart.scales}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +141,10 @@ class Tensor:
         return self.rows * self.row_nbytes
 
 
+MXFP4_COLS = DTYPES["MXFP4"][0]
+
 # Buffers that old versions saved along with the weights, which the decoder computes, and what training left behind.
+_IN_LAYER = re.compile(r"model\.layers\.([0-9]{1,4})\.([a-z0-9_.]{1,100})\.weight")
 _IGNORED = re.compile(
     r"(model\.)?(layers\.[0-9]{1,4}\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"
     r"|model\.layers\.[0-9]{1,4}\.self_attn\.(masked_bias|bias)"
@@ -105,9 +156,13 @@ _IGNORED = re.compile(
 
 
 def is_ignored(name: str, config: Config) -> bool:
-    """Whether the decoder has no use for a tensor: a buffer it computes, or the copy of a tied head."""
+    """Whether the decoder has no use for a tensor: a buffer it computes, the copy of a tied head, or what a family
+    leaves unused."""
     if name == HEAD:
         return config.tie_word_embeddings
+    within = _IN_LAYER.fullmatch(name)
+    if within and FAMILIES[config.model_type].ignores(config, int(within[1]), within[2]):
+        return True
     return _IGNORED.fullmatch(name) is not None
 
 
@@ -236,12 +291,13 @@ def _check_parts(tensor: Tensor, sizes: Mapping[Path, int]) -> None:
         )  # fmt: skip
         if not inside or part.cols % block_cols or part.col % block_cols:
             raise CheckpointError(f"{tensor.name}: a shard does not fit shape {tensor.shape} (file {part.file.name})")
-        end = part.offset + part.rows * row_nbytes(tensor.dtype, part.cols)
-        if part.offset < 0 or end > sizes[part.file]:
-            raise CheckpointError(
-                f"{tensor.name}: bytes {part.offset} to {end}, expected within the {sizes[part.file]} of "
-                f"file {part.file.name} (truncated?)"
-            )
+        for piece in ranges(tensor.dtype, part, part.row, part.rows):
+            end = piece.offset + piece.nbytes
+            if piece.offset < 0 or end > sizes[piece.file]:
+                raise CheckpointError(
+                    f"{tensor.name}: bytes {piece.offset} to {end}, expected within the {sizes[piece.file]} of "
+                    f"file {piece.file.name} (truncated?)"
+                )
         area += part.rows * part.cols
     # Readers build either one part or a row of equal cuts, so equal area means each weight exactly once.
     if area != tensor.rows * tensor.cols:
@@ -249,11 +305,13 @@ def _check_parts(tensor: Tensor, sizes: Mapping[Path, int]) -> None:
 
 
 def check_overlaps(tensors: Iterable[Tensor]) -> None:
-    """Raise CheckpointError where two byte ranges of a file share a byte."""
+    """Raise CheckpointError where two byte ranges of a file share a byte. What takes turns is left out: where stacks
+    of experts may lie is proven by their reader."""
     ranges = sorted(
         (str(part.file), part.offset, part.offset + part.rows * row_nbytes(t.dtype, part.cols), t.name)
         for t in tensors
         for part in t.parts
+        if part.apart is None
     )
     for before, after in itertools.pairwise(ranges):
         if before[0] == after[0] and after[1] < before[2]:

@@ -9,10 +9,10 @@ from pyllama.generation import Generation, Step
 from pyllama.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from pyllama.server.tools import ToolCall, ToolParser
+    from pyllama.server.tools import ChannelParser, ToolCall, ToolParser
 
 
-def show_calls(generation: Generation, parser: "ToolParser", signs: PassLine) -> None:
+def show_calls(generation: Generation, parser: "ToolParser | ChannelParser", signs: PassLine) -> None:
     """Text as it comes; at its end each call as {"name": ..., "arguments": {...}}, a line each."""
     made: list[ToolCall] = []
     shown = ""

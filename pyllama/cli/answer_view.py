@@ -7,10 +7,12 @@ import time
 from pyllama.cli.pass_line import PassLine
 from pyllama.cli.streams import TerminalText
 from pyllama.generation import Generation
-from pyllama.generation.thinking import ThinkingSplit
+from pyllama.generation.harmony import PROMPT_END, HarmonySplit, is_harmony
+from pyllama.generation.thinking import ThinkingSplit, begins_in_thought, marks_of
 from pyllama.printable import visible
 from pyllama.terminal.style import dim, is_dumb, is_plain
 from pyllama.terminal.word_wrap import WordWrap
+from pyllama.tokenizer import Tokenizer
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 _THINKING = "thinking ..."
@@ -21,14 +23,16 @@ class AnswerView:
 
     terminal  where to show it
     signs     the status line to clear first
-    begun     the prompt has ended where thinking begins
+    split     takes the answer apart into what is thought and what is said
     fold      show of the thinking only how long it took
     wrap      lines end between words
     """
 
-    def __init__(self, terminal: TerminalText, signs: PassLine, *, begun: bool, fold: bool, wrap: bool):
+    def __init__(
+        self, terminal: TerminalText, signs: PassLine, *, split: ThinkingSplit | HarmonySplit, fold: bool, wrap: bool
+    ):
         self._terminal, self._signs = terminal, signs
-        self._split = ThinkingSplit(begun=begun)
+        self._split = split
         self._fold = fold
         self._wrap = WordWrap(lambda: shutil.get_terminal_size().columns) if wrap and not is_dumb() else None
         self._thinking: bool | None = None
@@ -86,14 +90,39 @@ class AnswerView:
         self._at_left = text.endswith("\n") if text else self._at_left
 
 
-def show_plain(generation: Generation, signs: PassLine) -> None:
-    """The answer as it is, as it comes, and a newline."""
+def split_of(tokenizer: Tokenizer, prompt_ids: list[int]) -> ThinkingSplit | HarmonySplit:
+    """What takes an answer to this prompt apart."""
+    end = tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
+    if is_harmony(tokenizer.chat_template):
+        return HarmonySplit(end)
+    marks = marks_of(tokenizer.chat_template)
+    return ThinkingSplit(begun=begins_in_thought(end, marks), marks=marks)
+
+
+def view_of(
+    generation: Generation, tokenizer: Tokenizer, signs: PassLine, *, fold: bool, wrap: bool
+) -> AnswerView | None:
+    """For an answer to messages, if standard output is a terminal."""
+    if not isinstance(sys.stdout, TerminalText):
+        return None
+    split = split_of(tokenizer, generation.prompt_ids)
+    return AnswerView(sys.stdout, signs, split=split, fold=fold, wrap=wrap)
+
+
+def show_plain(generation: Generation, signs: PassLine, split: ThinkingSplit | HarmonySplit | None = None) -> None:
+    """The answer as it is, or of a model that writes harmony what is said, as it comes, and a newline."""
+    shown = ""
     try:
         for step in generation:
+            text = step.text
+            if isinstance(split, HarmonySplit):
+                parts = split.push(text) + (split.finish() if step.finish_reason else [])
+                text = "".join(part for thinking, part in parts if not thinking)
             signs.clear()
-            sys.stdout.write(step.text)
+            sys.stdout.write(text)
             sys.stdout.flush()
+            shown = text or shown
     finally:
         signs.clear()
-    if not generation.text.endswith("\n"):
+    if not shown.endswith("\n"):
         print(flush=True)

@@ -12,7 +12,7 @@ from pyllama.errors import RequestError
 if TYPE_CHECKING:
     from pyllama.generation import Guide
     from pyllama.model import Model
-    from pyllama.server.tools import ToolParser
+    from pyllama.server.tools import ChannelParser, ToolParser
 
 
 def add_constraints(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ class Constraints(NamedTuple):
 
     guide: "Guide | None" = None
     tools: list[dict[str, Any]] | None = None
-    parser: "ToolParser | None" = None
+    parser: "ToolParser | ChannelParser | None" = None
 
 
 def read_constraints(args: argparse.Namespace) -> dict[str, Any]:
@@ -63,7 +63,8 @@ def constrain(model: "Model", given: dict[str, Any]) -> Constraints:
 
         option = f"--{next(iter(given)).replace('_', '-')}"
         raise RequestError(f"{option}: {error.name} is not installed; {how_to_install('server')}") from None
-    guide, offered, parser = None, None, None
+    guide, offered = None, None
+    parser: ToolParser | ChannelParser | None = None
     try:
         if "json_schema" in given:
             guide = Grammars(model).json(given["json_schema"], "--json-schema")
@@ -75,7 +76,13 @@ def constrain(model: "Model", given: dict[str, Any]) -> Constraints:
             form = calls.format_of(model.tokenizer.chat_template)
             choice = calls.tool_choice(body, form)
             assert form is not None  # or tool_choice() would have refused
-            offered, parser = choice.tools, calls.ToolParser(form, choice.offered)
+            offered = choice.tools
+            if form is calls.HARMONY:
+                from pyllama.generation.harmony import ROLE, START
+
+                parser = calls.ChannelParser(choice.offered, f"{START}{ROLE}")
+            else:
+                parser = calls.ToolParser(form, choice.offered)
     except ApiError as error:
         raise RequestError(error.message) from None
     return Constraints(guide, offered, parser)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllama.cli import streams
-from pyllama.cli.answer_view import AnswerView, show_plain
+from pyllama.cli.answer_view import show_plain, split_of, view_of
 from pyllama.cli.drafting import drafted, who_drafts
 from pyllama.cli.folders import state_folder
 from pyllama.cli.options import SAMPLING, sampling_text
@@ -19,7 +19,6 @@ from pyllama.closing import Closing
 from pyllama.errors import RequestError, reason_of
 from pyllama.generation.defaults import sampling_defaults
 from pyllama.generation.sampler import SamplingParams
-from pyllama.generation.thinking import begins_in_thought
 from pyllama.printable import one_line
 from pyllama.synonyms import meant
 from pyllama.terminal.style import dim
@@ -113,16 +112,14 @@ class Conversation(Closing):
         """Shows the answer as it comes. An interrupted one counts as far as it was shown."""
         with self.chat.send(message) as generation:
             self._last = generation
-            if isinstance(sys.stdout, streams.TerminalText):
-                end = self._model.tokenizer.decode(generation.prompt_ids[-8:], skip_special_tokens=False)
-                begun = begins_in_thought(end)
-                view = AnswerView(sys.stdout, self._signs, begun=begun, fold=self._fold, wrap=self._wrap)
+            view = view_of(generation, self._model.tokenizer, self._signs, fold=self._fold, wrap=self._wrap)
+            if view is None:
+                show_plain(generation, self._signs, split_of(self._model.tokenizer, generation.prompt_ids))
+            else:
                 try:
                     view.show(generation)
                 finally:
                     self._thought = view.thought
-            else:
-                show_plain(generation, self._signs)
         if generation.finish_reason == "length":
             streams.note("[cut: --max-tokens reached, or the context is full]")
         if self._verbose:
@@ -144,7 +141,9 @@ class Conversation(Closing):
         print(HELP, flush=True)
 
     def _clear(self, rest: str) -> None:
+        count = sum(message["role"] != "system" for message in self.chat.messages)
         self.chat.reset()
+        streams.note(f"forgotten: {count} messages" if count else "nothing to forget")
 
     def _regenerate(self, rest: str) -> None:
         before = self.chat.messages
@@ -175,6 +174,7 @@ class Conversation(Closing):
     def _system(self, rest: str) -> None:
         if rest:
             self.chat.system = None if rest == "-" else rest
+            streams.note("no system message from now on" if rest == "-" else "the system message from now on")
         else:
             print(self.chat.system or "(no system message)", flush=True)
 
@@ -192,7 +192,9 @@ class Conversation(Closing):
         elif name in ("think", "nothink"):
             self._think("off" if name == "nothink" else value or "on")
         elif name in _SWITCHES:
-            setattr(self, f"_{_SWITCHES[name]}", name in ("verbose", "wordwrap"))
+            on = name in ("verbose", "wordwrap")
+            setattr(self, f"_{_SWITCHES[name]}", on)
+            streams.note(f"{_SWITCHES[name]}: {'on' if on else 'off'}")
         else:
             self._set_option(name, value)
 
@@ -261,8 +263,11 @@ class Conversation(Closing):
     def _think(self, rest: str) -> None:
         if rest in ("on", "off"):
             self.chat.variables["enable_thinking"] = rest == "on"
+            asks = "enable_thinking" in (self._model.tokenizer.chat_template or "")
+            streams.note(f"thinking: {rest}" if asks else "this model's chat template cannot ask for that")
         elif rest in ("show", "fold"):
             self._fold = rest == "fold"
+            streams.note(f"thoughts: {'folded' if self._fold else 'shown'}")
         elif rest:
             raise RequestError(f"/think: got {rest!r}, expected on, off, show or fold")
         elif isinstance(sys.stdout, streams.TerminalText) and self._thought:

@@ -54,7 +54,7 @@ def examine(command_line: argparse.ArgumentParser) -> dict[str, Any]:
     parts = {"server": ("starlette", "uvicorn", "prometheus_client"), "grammar": ("llguidance",)}
     problems = [{"problem": found.problem, "remedy": found.remedy} for found in advice(disk)]
     problems += [
-        {"problem": f"{variable} is set, and no option of any command", "remedy": f"unset {variable}; see docs/cli.md"}
+        {"problem": f"{variable} is set, and no option of any command", "remedy": _remedy(command_line, variable)}
         for variable in unknown_variables(command_line, list(os.environ))
     ]
     return {
@@ -75,11 +75,23 @@ def examine(command_line: argparse.ArgumentParser) -> dict[str, Any]:
 
 def unknown_variables(command_line: argparse.ArgumentParser, names: list[str]) -> list[str]:
     """PYLLAMA_* variables that nothing here looks at."""
+    known = _known_variables(command_line)
+    return sorted(name for name in names if name.startswith(settings.PREFIX) and name not in known)
+
+
+def _remedy(command_line: argparse.ArgumentParser, variable: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(variable, sorted(_known_variables(command_line)), 1, 0.85)
+    return f"unset {variable}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _known_variables(command_line: argparse.ArgumentParser) -> set[str]:
     known = {settings.PREFIX + name for name in _OTHERS}
     for command, parser in commands_of(command_line).items():
         for option in settings.settable(parser):
             known |= {f"{settings.PREFIX}{option.upper()}", f"{settings.PREFIX}{command.upper()}_{option.upper()}"}
-    return sorted(name for name in names if name.startswith(settings.PREFIX) and name not in known)
+    return known
 
 
 def _lines(report: dict[str, Any]):

@@ -160,7 +160,8 @@ def _finite(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    how = f"windows of {report['context']}" + (f", every {report['stride']}" if report["stride"] else "")
+    windows = "window" if report["chunks"] == 1 else "windows"
+    how = f"{windows} of {report['context']}" + (f", every {report['stride']}" if report["stride"] else "")
     lines = [
         f"{report['tokens']} tokens, {report['chunks']} {how}, {report['positions']} tokens scored",
         f"perplexity       {_shown(report['perplexity'], report['perplexity_error'])}",

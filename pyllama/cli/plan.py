@@ -10,6 +10,7 @@ from pyllama.errors import BudgetError, HubError, RequestError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyllama.architecture import Config
     from pyllama.checkpoint import Checkpoint
     from pyllama.checkpoint.outline import Outline
     from pyllama.hub.fetch import Wanted
@@ -122,6 +123,7 @@ def make_report(
     weighed = weigh(draft, drafters, model, budget, measured, options)
     report = {
         "model": _about(model, files),
+        "context": _context(config.for_context(asked_context), context, kv_dtype),
         "plan": spent(weighed.chosen.plan if weighed.chosen else plan),
         "enough_memory": enough(model, **options),
         "rates": asdict(measured),
@@ -149,13 +151,9 @@ def make_report(
 
 def _counted(model: "Checkpoint | Outline", plan: "Plan") -> float | None:
     """The hits of a pool of those experts that were chosen most so far, if that is written down."""
-    from pyllama.decoder import Shape
-    from pyllama.streaming.expert_counts import counts_path, hit_share, read_counts
+    from pyllama.streaming.expert_counts import counts_of, hit_share
 
-    shape, mixture = Shape.whole(model.config), model.config.mixture
-    if mixture is None or not plan.experts_share:
-        return None
-    counts = read_counts(counts_path(model.path), sum(mixture.layers), shape.experts)
+    counts = counts_of(model, model.path) if plan.experts_share else None
     return None if counts is None else hit_share(counts, plan.expert_slots)
 
 
@@ -319,6 +317,21 @@ def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:
     if not files:
         about["disk_free"] = shutil.disk_usage(nearest(hub_cache())).free
     return about
+
+
+def _context(config: "Config", positions: int, kv_dtype: str) -> dict[str, Any]:
+    """What the length of a context decides, or does not: LongRoPE's factors, and what windows leave unseen."""
+    from pyllama.decoder import Shape
+    from pyllama.decoder.page_pool import beyond_windows_nbytes
+
+    scaling, windows = config.rope_scaling, [window for window in config.layer_windows if window is not None]
+    unseen = beyond_windows_nbytes(Shape.whole(config), config.layer_windows, positions, kv_dtype)
+    longrope = scaling is not None and scaling.kind == "longrope"
+    return {
+        "rotary_factors": ("long" if scaling.long else "short") if scaling and longrope else None,
+        "original_positions": scaling.original_max_position_embeddings if scaling and longrope else None,
+        "windows": {"layers": len(windows), "positions": min(windows), "unseen_nbytes": unseen} if windows else None,
+    }
 
 
 def _predicted(

@@ -10,7 +10,7 @@ from pyllama.errors import BudgetError, UnsupportedError
 
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
-    from pyllama.checkpoint.outline import Described, Outline
+    from pyllama.checkpoint.outline import Outline
     from pyllama.planning.drafting import Drafted, Drafter
     from pyllama.planning.time import Rates
 
@@ -112,7 +112,12 @@ class Weighed:
 
 
 def weigh(
-    asked: str, found: list[Candidate], model: "Described", budget: int, rates: "Rates", options: dict[str, Any]
+    asked: str,
+    found: list[Candidate],
+    model: "Checkpoint | Outline",
+    budget: int,
+    rates: "Rates",
+    options: dict[str, Any],
 ) -> Weighed:
     """All that fit, each as it would be, and the first that pays: of auto's, of those that are here, as run takes it.
 
@@ -120,14 +125,16 @@ def weigh(
     """
     from pyllama.planning.drafting import SOURCE, drafter_plan
     from pyllama.planning.memory import make_plan
+    from pyllama.streaming.expert_counts import counts_of
 
     rows: list[dict[str, Any]] = []
     chosen: Drafted | None = None
     taken = None
+    counts = counts_of(model, model.path)
     wanted = asked != AUTO or make_plan(model, budget, **options).streamed > 0
     for candidate in found:
         try:
-            drafted = drafter_plan(model, candidate.drafter, budget, rates, **options)
+            drafted = drafter_plan(model, candidate.drafter, budget, rates, counts=counts, **options)
         except BudgetError:
             if asked != AUTO:
                 raise

@@ -30,6 +30,8 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         yield line("", f"not here: {format_nbytes(about['nbytes'])} to fetch, {free}{'' if fits else ': does not fit'}")
     yield line("memory", f"{size(plan['budget'])} for {plan['context_length']} positions, passes of "
                          f"{plan['max_pass_tokens']} tokens")  # fmt: skip
+    for text in _of_context(report["context"]):
+        yield line("", text)
     for name, nbytes in parts(plan).items():
         note = f"  {plan['pinned'] / plan['weights']:.0%} of all" if name == "weights" else ""
         yield line(f"  {name}", f"{size(nbytes):>8}{note}")
@@ -63,6 +65,21 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     if plan["streamed"] or plan["experts_share"] < 1:
         yield ""
         yield from _what_ifs(report)
+
+
+def _of_context(context: dict[str, Any]) -> Iterator[str]:
+    """What the length of the context decides of the model, and what it keeps that nobody sees."""
+    original = context["original_positions"]
+    if context["rotary_factors"] == "short":
+        yield f"short rotary factors; with --context above {original} the long ones, which change all logits"
+    elif context["rotary_factors"] == "long":
+        yield f"long rotary factors, since --context is above {original}: other logits than with less, for all texts"
+    windows = context["windows"]
+    if windows and windows["unseen_nbytes"]:
+        yield (
+            f"{windows['layers']} layers see {windows['positions']} positions; all are kept for them too, "
+            f"{size(windows['unseen_nbytes'])} of the cache more than is seen"
+        )
 
 
 def parts(plan: dict[str, Any]) -> dict[str, int]:

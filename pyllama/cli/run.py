@@ -66,13 +66,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse.Namespace, signs: PassLine) -> int:
+    import json
+
     from pyllama.cli.answer_lines import show_calls, show_logprobs
-    from pyllama.cli.answer_view import show_plain
+    from pyllama.cli.answer_view import show_plain, split_of, view_of
     from pyllama.cli.drafting import drafted, who_drafts
     from pyllama.cli.plan_lines import memory_text
     from pyllama.cli.timings import timings
+    from pyllama.generation.harmony import is_harmony, said
 
     request = _as_request(model, prompt, args)
+    chats = not isinstance(request, str)
     form = constrain(model, args.constraints)
     variables: dict[str, Any] = {"enable_thinking": False} if args.no_think else {}
     if form.tools:
@@ -88,13 +92,21 @@ def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse
         if args.json:
             steps = list(generation)
             signs.clear()
-            print(_as_json(model, generation, form, steps if args.logprobs else None))
+            told = _as_json(model, generation, form, steps if args.logprobs else None)
+            if chats and form.parser is None and is_harmony(model.tokenizer.chat_template):
+                thought, text = said(generation.text)
+                told |= {"text": text, "reasoning_content": thought}
+            print(json.dumps(told, allow_nan=False))
         elif args.logprobs:
             show_logprobs(generation, model.tokenizer, signs)
         elif form.parser:
             show_calls(generation, form.parser, signs)
+        elif not isinstance(request, str) and (
+            view := view_of(generation, model.tokenizer, signs, fold=False, wrap=False)
+        ):
+            view.show(generation)
         else:
-            show_plain(generation, signs)
+            show_plain(generation, signs, split_of(model.tokenizer, generation.prompt_ids) if chats else None)
         if args.verbose:
             if model.plan is not None:
                 streams.note(f"memory: {memory_text(model.plan)}")
@@ -116,9 +128,7 @@ def _as_request(model: "Model", prompt: str, args: argparse.Namespace) -> str | 
     return [*system, {"role": "user", "content": prompt}]
 
 
-def _as_json(model: "Model", generation: "Generation", form: Constraints, steps: "list[Step] | None") -> str:
-    import json
-
+def _as_json(model: "Model", generation: "Generation", form: Constraints, steps: "list[Step] | None") -> dict[str, Any]:
     from pyllama.cli.answer_lines import logprobs_of
     from pyllama.cli.drafting import as_json
     from pyllama.cli.timings import rate
@@ -149,4 +159,4 @@ def _as_json(model: "Model", generation: "Generation", form: Constraints, steps:
         result |= {"text": content, "tool_calls": [call.as_openai() for call in calls]}
     if steps:
         result["logprobs"] = [logprobs_of(step, model.tokenizer) for step in steps]
-    return json.dumps(result, allow_nan=False)
+    return result

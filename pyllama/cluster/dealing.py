@@ -25,7 +25,7 @@ def deal(config: Config, shares: Sequence[float]) -> tuple[Share, ...]:
     if not 1 <= len(shares) <= MOST_RANKS or not all(0 < share < 1e9 for share in shares):
         raise RequestError(f"hosts: {len(shares)} shares, expected 1 to {MOST_RANKS} positive numbers")
     whole = Shape.whole(config)
-    heads = deal_heads(whole.heads, whole.kv_heads, shares)
+    heads = deal_heads(whole.attention[0].heads, whole.attention[0].kv_heads, shares)
     hidden, inner, vocab = (
         deal_rows(rows, shares) for rows in (whole.hidden_size, whole.intermediate_size, whole.vocab_size)
     )

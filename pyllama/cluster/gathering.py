@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from pyllama import _kernels as kernels
+from pyllama.architecture.tensors import EMBEDDING
 from pyllama.decoder.ranks import Share
 from pyllama.decoder.weights import Weights
 
@@ -55,7 +56,7 @@ class GatheringRanks:
         own = rows[self.rank]
         piece = np.empty((len(own), x.cols), np.float32)
         if len(own):
-            weights.embedding(token_ids[own] - self.share.vocab.start, piece)
+            weights.embedding(EMBEDDING, token_ids[own] - self.share.vocab.start, piece)
         received = self._staged([len(of) * x.cols for of in rows])
         self._swap([piece.reshape(-1)] * len(rows), received)
         received[self.rank] = piece.reshape(-1)

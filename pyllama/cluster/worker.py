@@ -173,7 +173,7 @@ class Worker:
                 kv_dtype=asked["kv_dtype"],
                 interpreter=resident_nbytes() + (asked["front_nbytes"] if self.rank == 0 else 0),
                 contexts=asked["contexts"],
-                branches=asked["branches"] * shape.kv_heads // whole.kv_heads,
+                branches=asked["branches"] * shape.kv_size // whole.kv_size,
                 shape=shape,
             )
             weights = StreamedWeights(local, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)

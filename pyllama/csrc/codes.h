@@ -165,7 +165,7 @@ INLINE vi scale_bytes(const pl_dtype t, const uint8_t *p, int r, const int n)
     case DT_Q4_K: case DT_Q5_K: /* 8, and 8 minima, of 6 bits in 12 bytes */
         low = vi_load(FIELD(4, 0));
         if (n == 0) return vi_and(low, vi_set1(0x3f3f3f3f));
-        return vi_or(vi_and(vi_load(FIELD(4, 2)), fours), vi_and(vi_shr(low, 2), vi_set1(0x30303030)));
+        return vi_six(vi_and(vi_load(FIELD(4, 2)), fours), low);
     case DT_Q6_K: return vi_xor(vi_load(FIELD(2, n)), vi_set1((int32_t)0x80808080)); /* 16 signed bytes */
     case DT_IQ4_XS: /* 8 of 6 bits: the low 4 in 8 nibbles, the high 2 in the twos of a 16-bit field */
         low = vi_and(vi_shr(vi_load(FIELD(4, 0)), 16 * n), vi_set1(0xffff));
@@ -180,11 +180,10 @@ INLINE vi scale_bytes(const pl_dtype t, const uint8_t *p, int r, const int n)
 /* Its minima, likewise. */
 INLINE vi min_bytes(const pl_dtype t, const uint8_t *p, int r, const int n)
 {
-    const vi fours = vi_set1(0x0f0f0f0f);
-    if (t == DT_Q2_K) return vi_and(vi_shr(vi_load(FIELD(4, n)), 4), fours);
+    if (t == DT_Q2_K) return vi_nibbles(vi_load(FIELD(4, n)));
     const vi b = vi_load(FIELD(4, 1));
     if (n == 0) return vi_and(b, vi_set1(0x3f3f3f3f));
-    return vi_or(vi_and(vi_shr(vi_load(FIELD(4, 2)), 4), fours), vi_and(vi_shr(b, 2), vi_set1(0x30303030)));
+    return vi_six(vi_nibbles(vi_load(FIELD(4, 2))), b);
 }
 /* Byte i of each lane, less `bias`. */
 INLINE vf byte_float(vi bytes, const int i, const int bias)

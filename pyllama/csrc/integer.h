@@ -54,6 +54,14 @@ INLINE void prefetch_share(const uint8_t *p, const int nbytes, const int j, cons
 INLINE void few_sums(const pl_dtype t, const int n, const int nv, const uint8_t *p, const int b, const int u, const int units,
                      const pl_d16 *x, int64_t blocks, vb_table levels, const int runs, vi sums[][FEW_TOKENS][MOST_VECTORS])
 {
+#ifdef NIBBLE_SUMS
+    if (t == DT_Q4_K && n == 1 && runs == 2 && nv == 2) {
+        /* All but the first are within reach of one base, as the first is of p: a load of two vectors reaches 1008 bytes. */
+        const int at = (16 + 32 * (b >> 1)) * GROUP_ROWS, middle = b < 2 ? 0 : 80 * GROUP_ROWS;
+        nibble_sums(p + middle, at - middle, x[0].codes[0], sizeof *x, sums[0][0], sums[1][0]);
+        return;
+    }
+#endif
     const int bits = FEW_BITS(n, code_bits(t));
     /* A base near these columns' fields: of NEON, a load of two vectors reaches 1008 bytes. */
     const int near = block_cols(t) == 256 ? block_nbytes(t) * GROUP_ROWS / 8 * b & ~15 : 0;
@@ -129,13 +137,16 @@ INLINE void few_large(const pl_dtype t, const int n, const uint8_t *p, const pl_
         const uint8_t *codes = p + 4 * r;
         /* One base for all fields: GCC would make a register of each one's distance from p, and keep them on the stack. */
         __asm__("" : "+r"(codes));
+        /* Fields of 4 bytes a row are counted from there too; IQ4_XS has some of 2 among them. */
+        const uint8_t *fields = t == DT_IQ4_XS ? p : codes;
+        const int first = t == DT_IQ4_XS ? r : 0;
         vf blk[FEW_TOKENS][MOST_VECTORS];
         for (int s = 0; s < n; s++)
             for (int v = 0; v < nv; v++) blk[s][v] = v_set1(0.0f);
         UNROLL
         for (int m = 0; m < scales / 4; m++) {
             vi bytes[MOST_VECTORS], sums[2][FEW_TOKENS][MOST_VECTORS];
-            for (int v = 0; v < nv; v++) bytes[v] = scale_bytes(t, p, r + v * VL, m);
+            for (int v = 0; v < nv; v++) bytes[v] = scale_bytes(t, fields, first + v * VL, m);
             UNROLL
             for (int i = 0; i < 4; i++) {
                 const int j = 4 * m + i, b = narrow ? j >> 1 : j;
@@ -153,24 +164,27 @@ INLINE void few_large(const pl_dtype t, const int n, const uint8_t *p, const pl_
                 }
             }
         }
+        vf mb[FEW_TOKENS][MOST_VECTORS];
+        if (has_minima(t)) {
+            for (int s = 0; s < n; s++)
+                for (int v = 0; v < nv; v++) mb[s][v] = v_set1(0.0f);
+            UNROLL
+            for (int j = 0; j < scales; j++)
+                UNROLL
+                for (int v = 0; v < nv; v++) {
+                    const vf least = byte_float(min_bytes(t, fields, first + v * VL, j / 4), j % 4, 0);
+                    UNROLL
+                    for (int s = 0; s < n; s++) mb[s][v] = v_fma(least, v_set1(sum_of(x + s * blocks, narrow, j)), mb[s][v]);
+                }
+        }
         UNROLL
         for (int v = 0; v < nv; v++) {
             const int at = r + v * VL;
-            vf mb[FEW_TOKENS];
-            if (has_minima(t)) {
-                for (int s = 0; s < n; s++) mb[s] = v_set1(0.0f);
-                UNROLL
-                for (int j = 0; j < scales; j++) {
-                    const vf least = byte_float(min_bytes(t, p, at, j / 4), j % 4, 0);
-                    UNROLL
-                    for (int s = 0; s < n; s++) mb[s] = v_fma(least, v_set1(sum_of(x + s * blocks, narrow, j)), mb[s]);
-                }
-            }
             UNROLL
             for (int s = 0; s < n; s++) {
                 float *to = acc + (size_t)s * lda + g + v * VL;
                 vf a = v_fma(blk[s][v], super_scale(p, at), v_load(to));
-                if (has_minima(t)) a = v_fma(mb[s], super_min(p, at), a);
+                if (has_minima(t)) a = v_fma(mb[s][v], super_min(p, at), a);
                 v_store(to, a);
             }
         }

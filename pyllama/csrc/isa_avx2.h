@@ -36,6 +36,10 @@ INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
 INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((vi *)p, a); }
 INLINE vi v_round(vf a) { return _mm256_cvtps_epi32(a); }
 INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+/* Each byte's upper four bits. */
+INLINE vi vi_nibbles(vi a) { return vi_and(vi_shr(a, 4), vi_set1(0x0f0f0f0f)); }
+/* Bytes of six bits: four of `low`, whose others are 0, and above them the top two of `tops`. */
+INLINE vi vi_six(vi low, vi tops) { return vi_or(low, vi_and(vi_shr(tops, 2), vi_set1(0x30303030))); }
 INLINE vi vi_byte(vi a, const int i)
 {
     const __m128i lanes = _mm_setr_epi8((char)i, -1, -1, -1, (char)(4 + i), -1, -1, -1, (char)(8 + i), -1, -1, -1,

@@ -34,6 +34,10 @@ INLINE vi vi_max(vi a, vi b) { return a > b ? a : b; }
 INLINE void vi_store(int32_t *p, vi a) { *p = a; }
 INLINE vi v_round(vf a) { return (vi)rintf(a); } /* to the nearest, even; of numbers that fit */
 INLINE vi vi_xor(vi a, vi b) { return a ^ b; }
+/* Each byte's upper four bits. */
+INLINE vi vi_nibbles(vi a) { return vi_and(vi_shr(a, 4), vi_set1(0x0f0f0f0f)); }
+/* Bytes of six bits: four of `low`, whose others are 0, and above them the top two of `tops`. */
+INLINE vi vi_six(vi low, vi tops) { return vi_or(low, vi_and(vi_shr(tops, 2), vi_set1(0x30303030))); }
 INLINE vi vi_byte(vi a, int i) { return (vi)((uint32_t)a >> 8 * i & 255); } /* byte i of each lane */
 INLINE vi vi_load(const uint8_t *p) { vi a; memcpy(&a, p, 4); return a; }
 INLINE vi vi_load_u16(const uint16_t *p) { return *p; }

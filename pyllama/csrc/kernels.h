@@ -283,6 +283,11 @@ const char *pl_cpu_feature(int index);
 void pl_rope_table(const int64_t *positions, int64_t tokens, const double *inv_freq, int64_t half, double scale,
                    float *cos, float *sin);
 
+/* mxfp4.c: rows of MXFP4 whose codes (16 bytes for 32 weights, two neighbours a byte, the first in its low half) and scales
+ * (a byte each) lie apart, so many bytes from row to row -> its blocks of 17 bytes, one row behind the other. */
+void pl_join_mxfp4(const uint8_t *codes, int64_t codes_stride, const uint8_t *scales, int64_t scales_stride, int64_t rows,
+                   int64_t blocks, uint8_t *out);
+
 /* route.c: ids[t] (chosen) of the largest logits[t] (experts), equals by lower id, in ascending order, and their weights:
  * exp(logit - largest) over the sum of that, in ascending order, of those chosen or of all. */
 void pl_route(const pl_kernels *k, const float *logits, int64_t tokens, int experts, int chosen, int of_chosen,

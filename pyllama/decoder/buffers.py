@@ -11,6 +11,8 @@ from pyllama import _kernels as kernels
 from pyllama.decoder.shape import Shape
 
 _FLOAT_NBYTES = 4
+#: Tokens whose own embeddings for each layer are read at once.
+OWN_ROWS = 16
 
 
 def widths(shape: Shape) -> dict[str, int]:
@@ -28,6 +30,7 @@ def widths(shape: Shape) -> dict[str, int]:
         }
         | _of_experts(shape)
         | _of_ranks(shape)
+        | _of_each_layer(shape)
         | {f"{name}{rope}": dim // 2 for rope, dim in enumerate(shape.rotated) for name in ("cos", "sin")}
     )
 
@@ -58,17 +61,26 @@ def _of_ranks(shape: Shape) -> dict[str, int]:
     }
 
 
+def _of_each_layer(shape: Shape) -> dict[str, int]:
+    if not shape.per_layer_size:
+        return {}
+    return {
+        "per_layer": shape.layers * shape.per_layer_size,  # what a token has for each layer, all in a row
+        "own": shape.per_layer_size,  # of one layer
+        "own_gate": shape.per_layer_size,
+    }
+
+
 def _widest_input(shape: Shape) -> int:
     """Columns of the widest activations that a matrix multiplies."""
     columns = widths(shape)
-    return max(
-        columns.get(name, 0) for name in ("normed", "attended", "gate", "expert_gate", "all_attended", "all_gate")
-    )
+    names = ("normed", "attended", "gate", "expert_gate", "own_gate", "all_attended", "all_gate")
+    return max(columns.get(name, 0) for name in names)
 
 
 def buffers_nbytes(shape: Shape, tokens: int, dtypes: Collection[str]) -> int:
     """Bytes of Buffers for a pass of so many tokens through weights of these dtypes, and of a row of logits."""
-    columns = tokens * sum(widths(shape).values()) + shape.vocab_size
+    columns = tokens * sum(widths(shape).values()) + shape.vocab_size + OWN_ROWS * shape.layers * shape.per_layer_size
     return _FLOAT_NBYTES * columns + kernels.input_nbytes(tokens, _widest_input(shape), dtypes)
 
 
@@ -97,6 +109,9 @@ class Buffers:
     all_keys: kernels.Floats
     all_gate: kernels.Floats
     piece: kernels.Floats
+    per_layer: kernels.Floats
+    own: kernels.Floats
+    own_gate: kernels.Floats
 
     def __init__(self, shape: Shape, tokens: int):
         self._all = {
@@ -107,10 +122,31 @@ class Buffers:
         if shape.shared is None:
             self.all_attended, self.all_keys, self.all_gate, self.piece = self.attended, self.k, self.gate, self.normed
         self.rotations = [(self._all[f"cos{rope}"], self._all[f"sin{rope}"]) for rope in range(shape.ropes)]
+        self._narrower: dict[tuple[str, int], kernels.Floats] = {}
         self.input = kernels.Input(tokens, _widest_input(shape))
         self.capacity = tokens
 
     def resize(self, tokens: int) -> None:
         """Use the first rows only."""
-        for buffer in self._all.values():
+        for buffer in (*self._all.values(), *self._narrower.values()):
             buffer.rows = tokens
+
+    def sized(self, name: str, cols: int) -> kernels.Floats:
+        """A buffer's memory, as that of rows of so many columns: the buffer itself, but in layers that have fewer."""
+        whole = self._all[name]
+        if cols == whole.cols:
+            return whole
+        found = self._narrower.get((name, cols))
+        if found is None:
+            memory = whole.base.reshape(-1)[: self.capacity * cols]
+            found = self._narrower[name, cols] = kernels.Floats(memory.reshape(self.capacity, cols))
+            found.rows = whole.rows
+        return found
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with these tokens' rows, ascending, of what a layer begins with."""
+        carried = [self.x, *(of for both in self.rotations for of in both)]
+        carried += [self.per_layer] if "per_layer" in self._all else []
+        for buffer in carried:
+            buffer.array[: len(rows)] = buffer.array[rows]
+        self.resize(len(rows))

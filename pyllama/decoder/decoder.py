@@ -4,6 +4,7 @@ Thin on purpose: every line of arithmetic is a kernel's, every weight comes from
 streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import NamedTuple
@@ -16,15 +17,22 @@ from pyllama.architecture.config import QueryGrowth
 from pyllama.architecture.gpt_oss import ALPHA
 from pyllama.architecture.layer import Experts, Layer, Linear, Mlp, Norm
 from pyllama.architecture.rope import frequencies
-from pyllama.architecture.tensors import FINAL_NORM, HEAD
-from pyllama.decoder.buffers import Buffers
+from pyllama.architecture.tensors import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    PER_LAYER_EMBEDDING,
+    PER_LAYER_NORM,
+    PER_LAYER_PROJECTION,
+)
+from pyllama.decoder.buffers import OWN_ROWS, Buffers
 from pyllama.decoder.extending import Extender
 from pyllama.decoder.kv_cache import KVCache
 from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.passes import Pass
 from pyllama.decoder.ranks import Ranks
 from pyllama.decoder.routes import Routes
-from pyllama.decoder.shape import Shape, kinds_of_rope
+from pyllama.decoder.shape import Heads, Shape, kinds_of_rope
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
 from pyllama.errors import RequestError
 
@@ -42,6 +50,8 @@ class _Linear(NamedTuple):
 
 
 _HEAD = _Linear((HEAD,), (None,))
+_PER_LAYER = _Linear((PER_LAYER_PROJECTION,), (None,))
+_NO_WRITES = np.zeros((0, 2), np.int32)
 _ACTIVATIONS = {"silu": kernels.swiglu, "gelu": kernels.geglu}
 
 
@@ -88,7 +98,12 @@ def _growth(growth: QueryGrowth, positions: np.ndarray) -> np.ndarray:
 class _Layer:
     """Names and small vectors of one layer, looked up once."""
 
-    def __init__(self, layer: Layer, weights: Weights, attention: "kernels.Attention | None", rope: int | None):
+    def __init__(
+        self, layer: Layer, weights: Weights, attention: "kernels.Attention | None", rope: int | None, heads: Heads,
+        inner: int | None,
+    ):  # fmt: skip
+        """heads: those computed here; inner: rows of gate_proj computed here, or None for all"""
+
         def norm(of: Norm | None) -> _Norm | None:
             if of is None:
                 return None
@@ -116,15 +131,39 @@ class _Layer:
         self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
         self.residual_scale = layer.residual_scale
         self.growth = mixer.growth
-        self.qkv, self.o = linears(mixer.q, mixer.k, mixer.v), linears(mixer.o)
+        self.heads, self.kv_heads, self.head_dim = heads.heads, heads.kv_heads, heads.head_dim
+        self.q_size, self.kv_size = heads.q_size, heads.kv_size
+        projections = [linear for linear in (mixer.q, mixer.k, mixer.v) if linear is not None]
+        self.qkv, self.o = linears(*projections), linears(mixer.o)
+        self.has_keys, self.has_values = mixer.k is not None, mixer.v is not None
+        ones = np.ones(mixer.head_dim, np.float32)
+        self.v_norm = _Norm(kernels.Floats(ones), mixer.head_dim) if mixer.v_normed else None
+        own = layer.per_layer_input
+        self.own_gate = linears(own.gate) if own else None
+        self.own_projection = linears(own.projection) if own else None
+        self.own_norm = norm(own.norm) if own else None
+        self.scalar = kernels.Floats(weights.vector(f"{layer.name}{layer.scalar}.weight")) if layer.scalar else None
         self.experts = mlp if isinstance(mlp, Experts) else None
         self.name = layer.name
         if isinstance(mlp, Mlp):
             self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
+            self.inner = mlp.gate.rows if inner is None else inner
             self.activation = _ACTIVATIONS[mlp.activation]
         else:
             self.router = linears(mlp.router)
             self.biases = [one_biases(mlp.expert(number)) for number in range(mlp.count)] if mlp.down.bias else None
+
+
+class _PerLayer:
+    """Small vectors and factors of what tokens have for each layer."""
+
+    def __init__(self, config: Config, weights: Weights):
+        size = config.hidden_size_per_layer_input
+        self.norm = _Norm(norm_vector(weights, PER_LAYER_NORM, config.norm_plus_one), size)
+        self.projection_scale = np.array([1 / math.sqrt(config.hidden_size)], np.float32)
+        self.embedding_scale = np.array([math.sqrt(size)], np.float32)
+        self.scale = np.array([1 / math.sqrt(2)], np.float32)
+        self.rows = kernels.Floats(np.empty((OWN_ROWS, config.num_hidden_layers * size), np.float32))
 
 
 class Decoder(Extender):
@@ -177,12 +216,15 @@ class Decoder(Extender):
         kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
         self._ropes = [frequencies(rope) for rope in kinds]
         attention: list[kernels.Attention] | list[None] = self._pool.attention or [None] * len(layers)
+        inner = None if ranks is None else shape.intermediate_size
         self._layers = [
-            _Layer(layer, weights, kernel, kinds[layer.mixer.rope] if layer.mixer.rope else None)
-            for layer, kernel in zip(layers, attention, strict=True)
+            _Layer(layer, weights, kernel, kinds[layer.mixer.rope] if layer.mixer.rope else None, heads, inner)
+            for layer, kernel, heads in zip(layers, attention, shape.attention, strict=True)
         ]
         self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
+        self._per_layer = _PerLayer(config, weights) if config.hidden_size_per_layer_input else None
+        self._own = config.num_hidden_layers - config.num_kv_shared_layers
         self._logits_scale = np.array([1 / config.logits_scale], np.float32)
         self._buffers = Buffers(shape, 1)
 
@@ -200,11 +242,13 @@ class Decoder(Extender):
         where = kernels.Batch(self._pool.addresses, planned.pages, planned.positions, planned.sequences, planned.writes)
 
         if self.ranks is None:
-            self.weights.embedding(planned.token_ids, a.x.array)
+            self.weights.embedding(EMBEDDING, planned.token_ids, a.x.array)
         else:
             self.ranks.embed(self.weights, planned.token_ids, a.x)
         if self.config.embedding_scale != 1:
             kernels.scale(a.x, self._embedding_scale, a.x)
+        if self._per_layer:
+            self._per_layer_inputs(self._per_layer, planned.token_ids, a)
         growths = {layer.growth for layer in self._layers if layer.growth}
         growing = {growth: _growth(growth, planned.positions) for growth in growths}
         for (inv_freq, scale), (cos, sin) in zip(self._ropes, a.rotations, strict=True):
@@ -213,13 +257,25 @@ class Decoder(Extender):
             for told in (self.on_layer, on_layer):
                 if told:
                     told(i)
+            if i == self._own and len(planned.rows) < tokens:
+                # From here on nobody reads what a token leaves behind: those whose logits are not wanted are done.
+                rows = planned.rows
+                a.keep(rows)
+                growing = {growth: factors[rows] for growth, factors in growing.items()}
+                where = kernels.Batch(
+                    self._pool.addresses, planned.pages, planned.positions[rows], planned.sequences[rows], _NO_WRITES
+                )
             self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
             if layer.experts is None:
                 self._mlp_block(layer, a)
             else:
                 self._experts_block(i, layer, layer.experts, a)
+            if layer.own_gate is not None and layer.own_projection is not None:
+                self._own_block(i, layer, layer.own_gate, layer.own_projection, a)
+            if layer.scalar is not None:
+                kernels.scale(a.x, layer.scalar, a.x)
 
-        x: np.ndarray = a.x.array[planned.rows]
+        x: np.ndarray = a.x.array[planned.rows] if a.x.rows == tokens else a.x.array.copy()
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
         self.passes += 1
         if hidden:
@@ -243,66 +299,104 @@ class Decoder(Extender):
     def _gather(self, what: str, piece: kernels.Floats, whole: kernels.Floats) -> None:
         """whole = the pieces of all ranks, side by side; `what` names a field of Share."""
         if self.ranks is not None:
-            unit = self.shape.head_dim if what in ("heads", "kv_heads") else 1
+            unit = self.shape.attention[0].head_dim if what in ("heads", "kv_heads") else 1
             ranges: list[range] = [getattr(share, what) for share in self.ranks.shares]
             self.ranks.gather([range(r.start * unit, r.stop * unit) for r in ranges], piece, whole)
+
+    def _per_layer_inputs(self, of: _PerLayer, token_ids: np.ndarray, a: Buffers) -> None:
+        """per_layer = (RMSNorm(projection(x) / sqrt(hidden_size)) + own * sqrt(size)) / sqrt(2)
+
+        own is the token's row of the embedding for all layers.
+        """
+        self._linear(_PER_LAYER, a.x, (a.per_layer,))
+        kernels.scale(a.per_layer, of.projection_scale, a.per_layer)
+        kernels.rmsnorm(a.per_layer, of.norm.weight, self.config.rms_norm_eps, a.per_layer, of.norm.cols)
+        for start in range(0, len(token_ids), OWN_ROWS):
+            ids = token_ids[start : start + OWN_ROWS]
+            made, rows = kernels.Floats(a.per_layer.array[start : start + len(ids)]), of.rows
+            rows.rows = len(ids)
+            self.weights.embedding(PER_LAYER_EMBEDDING, ids, rows.array)
+            kernels.scale(rows, of.embedding_scale, rows)
+            kernels.add(made, rows, made)
+        kernels.scale(a.per_layer, of.scale, a.per_layer)
 
     def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None) -> None:
         """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
 
         growing  what each token's query is multiplied by, (T, 1), or None
         """
-        self._linear(layer.qkv, self._normed(layer.mixer_norm, a), (a.q, a.k, a.v))
-        if layer.q_norm is not None and layer.k_norm is not None:
-            self._norm_heads("heads", layer.q_norm, a.q, a.all_attended)
-            self._norm_heads("kv_heads", layer.k_norm, a.k, a.all_keys)
+        eps = self.config.rms_norm_eps
+        q, attended = a.sized("q", layer.q_size), a.sized("attended", layer.q_size)
+        k, v = a.sized("k", layer.kv_size), a.sized("v", layer.kv_size)
+        outs = (q, k, v) if layer.has_values else (q, k) if layer.has_keys else (q,)
+        self._linear(layer.qkv, self._normed(layer.mixer_norm, a), outs)
+        if layer.v_norm is not None and v.cols:
+            kernels.rmsnorm(v if layer.has_values else k, layer.v_norm.weight, eps, v, layer.v_norm.cols)
+        if layer.q_norm is not None:
+            self._norm_heads("heads", layer.q_norm, q, a.all_attended)
+        if layer.k_norm is not None:
+            self._norm_heads("kv_heads", layer.k_norm, k, a.all_keys)
         if layer.attention is not None:
-            self._attend(layer, layer.attention, a, where, growing)
-        self._gather("heads", a.attended, a.all_attended)
-        self._linear(layer.o, a.all_attended, (a.piece,))
+            self._attend(layer, layer.attention, (q, k, v, attended), a, where, growing)
+        whole = attended if self.ranks is None else a.all_attended
+        self._gather("heads", attended, whole)
+        self._linear(layer.o, whole, (a.piece,))
         self._gather("hidden", a.piece, a.normed)
         self._add(layer, layer.mixer_post_norm, a)
 
     def _norm_heads(self, what: str, norm: _Norm, x: kernels.Floats, whole: kernels.Floats) -> None:
         """RMSNorm of each head, or of all heads as one: then of those that other ranks have, too."""
         eps = self.config.rms_norm_eps
-        if self.ranks is None or norm.cols == self.shape.head_dim:
+        if self.ranks is None or norm.cols == self.shape.attention[0].head_dim:
             if x.cols:
                 kernels.rmsnorm(x, norm.weight, eps, x, norm.cols)
             return
         self._gather(what, x, whole)
         kernels.rmsnorm(whole, norm.weight, eps, whole, norm.cols)
-        first = getattr(self.ranks.share, what).start * self.shape.head_dim
+        first = getattr(self.ranks.share, what).start * self.shape.attention[0].head_dim
         x.array[:] = whole.array[:, first : first + x.cols]
 
     def _attend(
-        self, layer: _Layer, attention: "kernels.Attention", a: Buffers, where: "kernels.Batch",
-        growing: np.ndarray | None,
+        self, layer: _Layer, attention: "kernels.Attention", buffers: tuple[kernels.Floats, ...], a: Buffers,
+        where: "kernels.Batch", growing: np.ndarray | None,
     ) -> None:  # fmt: skip
-        """attended = attention(rope(q), rope(k), v)"""
-        shape = self.shape
+        """attended = attention(rope(q), rope(k), v); buffers: of these, q, k, v and attended"""
+        q, k, v, attended = buffers
+        turned = [(q, layer.heads), (k, layer.kv_heads)][: 2 if layer.has_keys else 1]
         if layer.rope is not None:
             cos, sin = a.rotations[layer.rope]
-            kernels.rope(a.q, cos, sin, shape.heads, self.rope_interleaved)
-            kernels.rope(a.k, cos, sin, shape.kv_heads, self.rope_interleaved)
+            for of, heads in turned:
+                kernels.rope(of, cos, sin, heads, self.rope_interleaved)
         elif self.rope_interleaved:  # rotated by nothing: what puts their elements in the order of the other form
-            one = np.ones((a.q.rows, shape.head_dim // 2), np.float32)
-            kernels.rope(a.q, one, np.zeros_like(one), shape.heads, True)
-            kernels.rope(a.k, one, np.zeros_like(one), shape.kv_heads, True)
+            one = np.ones((q.rows, layer.head_dim // 2), np.float32)
+            for of, heads in turned:
+                kernels.rope(of, one, np.zeros_like(one), heads, True)
         if growing is not None:
-            kernels.scale(a.q, growing, a.q)
-        attention.append(where, a.k, a.v)
-        attention.attend(where, a.q, a.attended)
+            kernels.scale(q, growing, q)
+        if layer.has_keys:
+            attention.append(where, k, v)
+        attention.attend(where, q, attended)
 
     def _mlp_block(self, layer: _Layer, a: Buffers) -> None:
         """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
-        self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (a.gate, a.up))
-        if a.gate.cols:
-            layer.activation(a.gate, a.up, a.gate)
-        self._gather("inner", a.gate, a.all_gate)
-        self._linear(layer.down, a.all_gate, (a.piece,))
+        gate, up = a.sized("gate", layer.inner), a.sized("up", layer.inner)
+        self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (gate, up))
+        if gate.cols:
+            layer.activation(gate, up, gate)
+        whole = gate if self.ranks is None else a.all_gate
+        self._gather("inner", gate, whole)
+        self._linear(layer.down, whole, (a.piece,))
         self._gather("hidden", a.piece, a.normed)
         self._add(layer, layer.mlp_post_norm, a)
+
+    def _own_block(self, number: int, layer: _Layer, gate: _Linear, projection: _Linear, a: Buffers) -> None:
+        """x += RMSNorm(projection(gelu(gate(x)) * what the token has for this layer))"""
+        size = a.own.cols
+        np.copyto(a.own.array, a.per_layer.array[:, number * size : (number + 1) * size])
+        self._linear(gate, a.x, (a.own_gate,))
+        kernels.geglu(a.own_gate, a.own, a.own_gate)
+        self._linear(projection, a.own_gate, (a.normed,))
+        self._add(layer, layer.own_norm, a)
 
     def _normed(self, norm: _Norm | None, a: Buffers) -> "kernels.Floats":
         """What a block takes: RMSNorm(x), or x itself where there is no norm before it."""

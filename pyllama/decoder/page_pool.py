@@ -6,8 +6,8 @@ A page holds 32 positions of every layer:
              values (kv_heads, ceil(head_dim / 32), 32, 32)  panels of 32 dimensions, positions across rows
     layer 1: ...
 
-in float16 (saturated at 65504) or float32. Whose pages they are is the KV cache's business: a process that only runs
-passes needs no more than this.
+in float16 (saturated at 65504) or float32; a layer that reads those of another has none. Whose pages they are is the KV
+cache's business: a process that only runs passes needs no more than this.
 """
 
 from collections.abc import Sequence as Views
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pyllama import _kernels as kernels
-from pyllama.decoder.shape import Shape
+from pyllama.decoder.shape import Heads, Shape
 from pyllama.errors import PyllamaError, RequestError
 from pyllama.kv_dtypes import KV_DTYPES
 
@@ -24,17 +24,29 @@ POSITIONS = kernels.PANEL
 _ALIGN = 64
 
 
-def _layer_nbytes(shape: Shape, dtype: str) -> tuple[int, int]:
+def _layer_nbytes(of: Heads, dtype: str) -> tuple[int, int]:
     """Bytes of a page that one layer's keys and its values take."""
     element = 2 if dtype == "f16" else 4
-    dims = -(-shape.head_dim // POSITIONS) * POSITIONS
-    heads = shape.kv_heads * POSITIONS * element
-    return heads * shape.head_dim, heads * dims
+    dims = -(-of.head_dim // POSITIONS) * POSITIONS
+    heads = of.kv_heads * POSITIONS * element
+    return heads * of.head_dim, heads * dims
+
+
+def _page_nbytes(shape: Shape, dtype: str) -> int:
+    return sum(sum(_layer_nbytes(of, dtype)) for i, of in enumerate(shape.attention) if of.source == i)
 
 
 def cache_nbytes(shape: Shape, positions: int, dtype: str) -> int:
     """Bytes of the pages that hold so many positions of one sequence."""
-    return -(-positions // POSITIONS) * shape.layers * sum(_layer_nbytes(shape, dtype))
+    return -(-positions // POSITIONS) * _page_nbytes(shape, dtype)
+
+
+def beyond_windows_nbytes(shape: Shape, windows: Views[int | None], positions: int, dtype: str) -> int:
+    """Of cache_nbytes(), what layers with a window keep and see no more once a sequence is so long."""
+    unseen = (max(0, positions - window) if window else 0 for window in windows)
+    own = (i == of.source for i, of in enumerate(shape.attention))
+    layers = zip(shape.attention, unseen, own, strict=True)
+    return sum(count // POSITIONS * sum(_layer_nbytes(of, dtype)) for of, count, kept in layers if kept)
 
 
 class View(NamedTuple):
@@ -67,22 +79,31 @@ class PagePool:
         if dtype not in KV_DTYPES:
             raise RequestError(f"kv_dtype: got {dtype!r}, expected {' or '.join(map(repr, KV_DTYPES))}")
         self.dtype = dtype
-        keys, values = _layer_nbytes(shape, dtype)
-        self.page_nbytes = shape.layers * (keys + values)
+        self.page_nbytes = _page_nbytes(shape, dtype)
+        offsets: list[tuple[int, int]] = []  # by layer: of its keys and of its values in a page
+        end = 0
+        for layer, of in enumerate(shape.attention):
+            keys, values = _layer_nbytes(of, dtype)
+            if of.source == layer:
+                offsets.append((end, end + keys))
+                end += keys + values
+            else:
+                offsets.append(offsets[of.source])
         self.attention = [
             kernels.Attention(
-                shape.heads,
-                shape.kv_heads,
-                shape.head_dim,
+                of.heads,
+                of.kv_heads,
+                of.head_dim,
                 f16=dtype == "f16",
                 window=view.window or 0,
                 scale=view.scale,
                 softcap=view.softcap,
                 sinks=view.sinks,
-                k_offset=layer * (keys + values),
-                v_offset=layer * (keys + values) + keys,
+                k_offset=offset[0],
+                v_offset=offset[1],
             )
-            for layer, view in enumerate(views if shape.heads else ())
+            for of, view, offset in zip(shape.attention, views, offsets, strict=True)
+            if of.heads
         ]
         self.addresses = np.zeros(0, np.uint64)
         self._memory: list[np.ndarray] = []

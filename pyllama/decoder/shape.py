@@ -27,33 +27,54 @@ class Shared(NamedTuple):
     hidden: int
 
 
+class Heads(NamedTuple):
+    """Attention of one layer: its heads, and where the keys and values lie that it reads.
+
+    source  the number of that layer: its own, but where it has none
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    source: int
+
+    @property
+    def q_size(self) -> int:
+        """Columns of the queries of a token."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Columns of the keys of a token, and of its values."""
+        return self.kv_heads * self.head_dim
+
+
 class Shape(NamedTuple):
     """Counts that buffers, pages and kernels are sized by. A config says what a whole model has; this, what is here.
 
-    layers
     hidden_size        the residual stream, whole wherever it is
-    heads, kv_heads    query and key/value heads computed here, as many of the former for each of the latter
-    head_dim
-    intermediate_size  rows of gate_proj and up_proj computed here, in layers without experts; 0: all have some
+    attention          of each layer: query and key/value heads computed here, as many of the former for each of the
+                       latter
+    intermediate_size  rows of gate_proj and up_proj computed here, in layers without experts, of those that differ the
+                       most; 0: all have some
     vocab_size         rows of lm_head computed here
     rotated            elements of a head that each kind of rotation among the layers turns
     experts            of a layer that has some, or 0
     chosen             experts that a token goes to
     expert_size        rows of an expert's gate_proj and up_proj
+    per_layer_size     what a token has for each layer beside x, or 0
     shared             what is gathered from all ranks, where a model is shared; None: all of it is here
     """
 
-    layers: int
     hidden_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    attention: tuple[Heads, ...]
     intermediate_size: int
     vocab_size: int
     rotated: tuple[int, ...] = ()
     experts: int = 0
     chosen: int = 0
     expert_size: int = 0
+    per_layer_size: int = 0
     shared: Shared | None = None
 
     @classmethod
@@ -63,17 +84,18 @@ class Shape(NamedTuple):
         mlps = [layer.mlp for layer in layers]
         experts = next((mlp for mlp in mlps if isinstance(mlp, Experts)), None)
         return cls(
-            layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
+            attention=tuple(
+                Heads(mixer.heads, mixer.kv_heads, mixer.head_dim, number if mixer.source is None else mixer.source)
+                for number, mixer in enumerate(layer.mixer for layer in layers)
+            ),
             intermediate_size=max((mlp.gate.rows for mlp in mlps if isinstance(mlp, Mlp)), default=0),
             vocab_size=config.vocab_size,
             rotated=tuple(rope.dim for rope in kinds_of_rope(layers)),
             experts=experts.count if experts else 0,
             chosen=experts.chosen if experts else 0,
             expert_size=experts.gate.rows if experts else 0,
+            per_layer_size=config.hidden_size_per_layer_input,
         )
 
     @classmethod
@@ -81,8 +103,9 @@ class Shape(NamedTuple):
         """What a rank computes of it."""
         whole = cls.whole(config)
         return whole._replace(
-            heads=len(share.heads),
-            kv_heads=len(share.kv_heads),
+            attention=tuple(
+                of._replace(heads=len(share.heads), kv_heads=len(share.kv_heads)) for of in whole.attention
+            ),
             intermediate_size=len(share.inner),
             vocab_size=len(share.vocab),
             shared=Shared(whole.q_size, whole.kv_size, whole.intermediate_size, len(share.hidden)),
@@ -94,11 +117,15 @@ class Shape(NamedTuple):
         return len(self.rotated)
 
     @property
+    def layers(self) -> int:
+        return len(self.attention)
+
+    @property
     def q_size(self) -> int:
-        """Columns of the queries of a token."""
-        return self.heads * self.head_dim
+        """Columns of the queries of a token, in the layer that has most."""
+        return max(of.q_size for of in self.attention)
 
     @property
     def kv_size(self) -> int:
-        """Columns of the keys of a token, and of its values."""
-        return self.kv_heads * self.head_dim
+        """Columns of the keys of a token, and of its values, in the layer that has most."""
+        return max(of.kv_size for of in self.attention)

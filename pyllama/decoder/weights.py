@@ -63,6 +63,6 @@ class Weights(Protocol):
         """A norm's weight or a bias, float32 (n,). Kept by the caller."""
         ...
 
-    def embedding(self, token_ids: np.ndarray, out: np.ndarray) -> None:
-        """out[t] = the embedding of token_ids[t]; out (T, hidden_size) float32."""
+    def embedding(self, name: str, token_ids: np.ndarray, out: np.ndarray) -> None:
+        """out[t] = row token_ids[t] of a matrix of which nothing else is kept; out (T, cols) float32."""
         ...

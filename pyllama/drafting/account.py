@@ -8,6 +8,7 @@ _LEAST_PASSES = 3
 _LEAST_RESIDENT = 2
 _FIRST_PAUSE, _LAST_PAUSE = 16, 512
 _TRIES = 3
+_TRIES_UNPAID = 2
 
 
 class _Entry(NamedTuple):
@@ -18,6 +19,10 @@ class _Entry(NamedTuple):
 class Account:
     """Of one drafter, over a sliding window.
 
+    Where weights are streamed, what it holds in memory lengthens every pass, also those in which it proposes nothing. So
+    one that has not paid yet is tried twice without a pause between; one that has, and all where weights are in memory,
+    more often, after pauses that grow.
+
     open     whether it may propose now
     hopeless whether it has been tried often enough
     """
@@ -27,6 +32,12 @@ class Account:
         self._pause = _FIRST_PAUSE
         self._left = 0
         self._failures = 0
+        self._has_paid = False
+        self._streamed = False
+
+    @property
+    def _unpaid(self) -> bool:
+        return self._streamed and not self._has_paid
 
     @property
     def open(self) -> bool:
@@ -34,7 +45,7 @@ class Account:
 
     @property
     def hopeless(self) -> bool:
-        return self._failures >= _TRIES
+        return self._failures >= (_TRIES_UNPAID if self._unpaid else _TRIES)
 
     def skipped(self) -> None:
         """A pass went by without it."""
@@ -42,13 +53,15 @@ class Account:
 
     def book(self, seconds: float, passes: float, base_s: float | None, streamed: bool) -> None:
         """A pass with proposals took `seconds`, drafting included, and gave what `passes` passes of base_s give."""
+        self._streamed = streamed
         self._window.append(_Entry(seconds, passes))
         if base_s is None or len(self._window) < (_LEAST_PASSES if streamed else _LEAST_RESIDENT):
             return
         if sum(e.seconds for e in self._window) > base_s * sum(e.passes for e in self._window):
             self._window.clear()
             self._failures += 1
-            self._left = self._pause
-            self._pause = min(_LAST_PAUSE, 4 * self._pause)
+            if not self._unpaid:
+                self._left = self._pause
+                self._pause = min(_LAST_PAUSE, 4 * self._pause)
         elif len(self._window) == _WINDOW:
-            self._failures, self._pause = 0, _FIRST_PAUSE
+            self._failures, self._pause, self._has_paid = 0, _FIRST_PAUSE, True

@@ -109,7 +109,8 @@ class ModelDrafter:
                 return [Tree() for _ in tasks]
 
     def _trees(self, tasks: Sequence[Task], wanted: Wanted, on_layer: OnLayer | None) -> list[Tree]:
-        growing = {task: _Growing(task, wanted, self._power) for task in tasks if self._reach(task) > 0}
+        reaches = {task: self._reach(task) for task in tasks}
+        growing = {task: _Growing(task, wanted, reach, self._power) for task, reach in reaches.items() if reach > 0}
         self._read(list(growing.values()), on_layer)
         while True:
             group: list[tuple[_Growing, int]] = []
@@ -182,11 +183,11 @@ class ModelDrafter:
 
 
 class _Growing:
-    """A tree in the making. `state` is set before it grows."""
+    """A tree in the making, at most `reach` deep. `state` is set before it grows."""
 
     state: _State
 
-    def __init__(self, task: Task, wanted: Wanted, power: float):
+    def __init__(self, task: Task, wanted: Wanted, reach: int, power: float):
         self.task = task
         self.tree = Tree()
         self._wanted = wanted
@@ -195,7 +196,7 @@ class _Growing:
         self._beyond = max(wanted.beyond, self._least)
         self._nodes = min(wanted.nodes, MOST_CHAIN) if wanted.chain else wanted.nodes
         self._depths: list[int] = []
-        self._most = min(DEPTH, task.answer.most_proposed)
+        self._most = min(DEPTH, reach, task.answer.most_proposed)
         self._order = itertools.count()
         # (-probability, order, parent, token id) of nodes that may be added; each at most as probable as its parent.
         self._open: list[tuple[float, int, int, int]] = []

@@ -27,6 +27,7 @@ from pyllama.hub import resolve
 from pyllama.planning.drafting import DRAFTER_PASS_TOKENS, Drafted, Drafter, choose, drafter_plan, kind_of
 from pyllama.planning.memory import Plan, make_plan
 from pyllama.streaming import StreamedWeights
+from pyllama.streaming.expert_counts import counts_of
 from pyllama.tokenizer import load_tokenizer
 
 AUTO, LOOKUP, SELF, OFF = "auto", "lookup", "self", "off"
@@ -58,14 +59,15 @@ def choose_drafter(
     draft = os.fspath(draft)
     if draft == OFF or (draft == AUTO and not _streams(checkpoint, budget, options)):
         return None
-    rates = quick_rates(checkpoint)
+    rates, counts = quick_rates(checkpoint), counts_of(checkpoint, checkpoint.path)
     if draft != AUTO:
         drafter, path = _named(draft, checkpoint, tokenizer)
-        return Meant(drafter_plan(checkpoint, drafter, budget, rates, least_nodes=LEAST_NODES, **options), path)
+        best = drafter_plan(checkpoint, drafter, budget, rates, least_nodes=LEAST_NODES, counts=counts, **options)
+        return Meant(best, path)
     for drafter, path in _candidates(checkpoint, tokenizer):
-        best, _ = choose(checkpoint, [drafter], budget, rates, least_nodes=LEAST_NODES, **options)
-        if best is not None:
-            return Meant(best, path)
+        paying, _ = choose(checkpoint, [drafter], budget, rates, least_nodes=LEAST_NODES, counts=counts, **options)
+        if paying is not None:
+            return Meant(paying, path)
     return None
 
 

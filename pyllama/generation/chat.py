@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pyllama.closing import Closing
 from pyllama.errors import BusyError, RequestError
 from pyllama.generation import Drafting, Generation
+from pyllama.generation.harmony import is_harmony, said
 from pyllama.generation.sampler import SamplingParams
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Chat(Closing):
         self._drafting = drafting
         self.params = params
         self.variables: dict[str, Any] = {}
+        self._harmony = is_harmony(tokenizer.chat_template)
         self._sequence = decoder.new_sequence()
         self._cached_ids: list[int] = []  # what the sequence holds, token for token
         self._generation: Generation | None = None
@@ -71,6 +73,7 @@ class Chat(Closing):
                 prompt_ids,
                 self.params,
                 drafting=self._drafting,
+                show_special=self._harmony,
                 on_close=lambda: self._end_turn(messages),
             )
             return self._generation
@@ -157,7 +160,8 @@ class Chat(Closing):
         ids = generation.prompt_ids + generation.token_ids
         self._cached_ids = ids[: self._sequence.length]
         if generation.text or generation.finish_reason:
-            self.messages = [*messages, {"role": "assistant", "content": generation.text}]
+            text = said(generation.text)[1] if self._harmony else generation.text
+            self.messages = [*messages, {"role": "assistant", "content": text}]
 
 
 def _common_prefix(first: list[int], second: list[int]) -> int:

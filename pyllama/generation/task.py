@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from pyllama.decoder.page_pool import POSITIONS
 from pyllama.generation.answer import Answer, Step
 from pyllama.generation.tree import Tree
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from pyllama.decoder.passes import Segment
 
 OnLayer = Callable[[int], None]
-#: Tokens of a prompt's end that a whole tree may follow: every branch has pages of its own for all of them.
-TREE_AFTER = POSITIONS
 
 
 class Runner(Protocol):
@@ -88,6 +85,8 @@ class Task:
         """Pages beyond the text's own that the branches of its tree take in a pass that takes `count` known tokens."""
         if not self.tree or self.sequence is None:
             return 0
+        from pyllama.decoder.page_pool import POSITIONS  # loads the decoder, which is there by now
+
         start = self.sequence.length
         own = -(-(start + count) // POSITIONS)
         held = [-(-(start + count + len(ids)) // POSITIONS) - start // POSITIONS for ids in self.tree.branches()]
@@ -218,6 +217,8 @@ def draft(
     parts  tasks and how many of their known tokens the pass takes
     room   who has the pages; None: nobody else wants any
     """
+    from pyllama.decoder.page_pool import POSITIONS
+
     for task, _ in parts:
         task.tree = None
     wanting = {task: count for task, count in parts if count == task.remaining and task.answer.most_proposed > 0}
@@ -229,7 +230,7 @@ def draft(
     needed = 0
     for task, proposed in zip(wanting, drafting.propose(list(wanting), nodes, on_layer), strict=True):
         task.tree = _sound(task.answer, proposed).first(nodes)
-        if task.remaining > TREE_AFTER:
+        if task.remaining > POSITIONS:  # every branch would have pages of its own for all of them
             task.tree = task.tree.best_branch()
         count = wanting[task]
         while spare is not None and task.tree and needed + task.branch_pages(count) > spare:

@@ -1,19 +1,44 @@
-"""An answer's text in pieces -> what the model thinks, between <think> and </think>, and what it says."""
+"""An answer's text in pieces -> what the model thinks, between <think> and </think> or a family's own marks, and what
+it says.
+"""
+
+from typing import NamedTuple
 
 from pyllama.generation.answer import overlap
 
-OPENING, CLOSING = "<think>", "</think>"
 Part = tuple[bool, str]  # whether it is thought, and the text
+
+
+class Marks(NamedTuple):
+    """What stands around what a model thinks.
+
+    control  whether they are control tokens, which an answer does not show unless it is asked to
+    """
+
+    opening: str
+    closing: str
+    control: bool = False
+
+
+THINK = Marks("<think>", "</think>")
+CHANNEL = Marks("<|channel>thought", "<channel|>", control=True)  # Gemma 4
+
+
+def marks_of(template: str | None) -> Marks:
+    """The marks that the model of a chat template thinks between."""
+    return CHANNEL if template and CHANNEL.opening in template else THINK
 
 
 class ThinkingSplit:
     """Splits one answer. Thinking is at its beginning or nowhere; the marks and white space around them are left out.
 
-    begun     the prompt has ended with <think> already
+    begun     the prompt has ended with the opening mark already
+    marks     of the model
     thinking  whether the last of the text is what the model thinks
     """
 
-    def __init__(self, *, begun: bool = False):
+    def __init__(self, *, begun: bool = False, marks: Marks = THINK):
+        self._opening, self._closing, _ = marks
         self._held = ""
         self.thinking = begun
         self._decided = begun
@@ -25,23 +50,23 @@ class ThinkingSplit:
         self._held = ""
         if not self._decided:
             start = text.lstrip()
-            if len(start) < len(OPENING) and OPENING.startswith(start):
+            if len(start) < len(self._opening) and self._opening.startswith(start):
                 self._held = text
                 return []
             self._decided = True
-            self.thinking = start.startswith(OPENING)
+            self.thinking = start.startswith(self._opening)
             if self.thinking:
                 self._after_mark = True
-                text = start[len(OPENING) :]
+                text = start[len(self._opening) :]
         if not self.thinking:
             return self._part(text)
-        thought, closing, said = text.partition(CLOSING)
+        thought, closing, said = text.partition(self._closing)
         if closing:
             parts = self._part(thought.rstrip())
             self.thinking, self._after_mark = False, True
             return parts + self._part(said)
         # What may still become the closing mark, and white space that may stand before it.
-        keep = len(text) - len(text[: len(text) - overlap(text, CLOSING)].rstrip())
+        keep = len(text) - len(text[: len(text) - overlap(text, self._closing)].rstrip())
         self._held = text[len(text) - keep :]
         return self._part(text[: len(text) - keep])
 
@@ -57,6 +82,6 @@ class ThinkingSplit:
         return [(self.thinking, text)] if text else []
 
 
-def begins_in_thought(prompt_end: str) -> bool:
+def begins_in_thought(prompt_end: str, marks: Marks = THINK) -> bool:
     """Whether a prompt that ends so leaves the model in the midst of thinking."""
-    return prompt_end.rstrip().endswith(OPENING)
+    return prompt_end.rstrip().endswith(marks.opening)

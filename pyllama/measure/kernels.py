@@ -7,8 +7,8 @@ from statistics import median
 import numpy as np
 
 from pyllama import _kernels
-from pyllama.decoder import Shape
 from pyllama.decoder.page_pool import POSITIONS, PagePool, View
+from pyllama.decoder.shape import Heads, Shape
 from pyllama.measure.ceilings import ones
 from pyllama.streaming.memory import huge_empty
 
@@ -61,7 +61,7 @@ def product_s(matrix: "_kernels.Matrix", tokens: int, seconds: float = 0.3) -> f
 def attention_s(positions: int, seconds: float = 0.3) -> tuple[float, int]:
     """Seconds of a token's attention over so many positions of a layer, and the bytes of cache it reads."""
     size = HEADS * HEAD_DIM
-    shape = Shape(1, size, HEADS, HEADS, HEAD_DIM, intermediate_size=1, vocab_size=1)
+    shape = Shape(size, (Heads(HEADS, HEADS, HEAD_DIM, 0),), intermediate_size=1, vocab_size=1)
     pool = PagePool(shape, [View(None, HEAD_DIM**-0.5)])
     pages = np.array([[pool.add() for _ in range(-(-positions // POSITIONS))]], np.int32)
     for start in range(0, positions, TOKENS):  # pages never written to would all be one page of zeros

@@ -5,12 +5,13 @@ taken: then that one can go. Nothing is read or written here.
 """
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pyllama.checkpoint import Checkpoint, Part, Tensor
+from pyllama.checkpoint.index import Apart, files_of
 from pyllama.checkpoint.packed import Carried
 from pyllama.errors import PackError
 from pyllama.packing.rows import state_of
@@ -58,7 +59,7 @@ class Journal:
 
     def files_done(self, count: int) -> list[Path]:
         """The source files from which nothing is wanted once `count` shards are there."""
-        wanted = {part.file for shard in self.shards[count:] for tensor in shard for part in tensor.parts}
+        wanted = {path for shard in self.shards[count:] for tensor in shard for path in files_of(tensor)}
         return [path for path in self.states if path not in wanted]
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class Journal:
 def into_shards(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """The tensors, in order, cut into files."""
     tensors = list(tensors)
-    last_use = {part.file: i for i, tensor in enumerate(tensors) for part in tensor.parts}
+    last_use = {path: i for i, tensor in enumerate(tensors) for path in files_of(tensor)}
     ends = set(last_use.values())
     shards: list[list[Tensor]] = [[]]
     nbytes = 0
@@ -116,15 +117,31 @@ def into_shards(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def _absolute(tensor: Tensor) -> Tensor:
-    parts = (Part(Path(os.path.abspath(p.file)), p.offset, p.row, p.rows, p.col, p.cols) for p in tensor.parts)
-    return Tensor(tensor.name, tensor.dtype, tensor.shape, tuple(parts))
+    return replace(tensor, parts=tuple(_at(part, lambda path: Path(os.path.abspath(path))) for part in tensor.parts))
+
+
+def _at(part: Part, place: Callable[[Any], Any]) -> Part:
+    """The part with what `place` makes of its files."""
+    apart = part.apart
+    if apart and apart.scales:
+        apart = apart._replace(scales=(place(apart.scales[0]), apart.scales[1]))
+    return replace(part, file=place(part.file), apart=apart)
 
 
 def _to_list(tensor: Tensor, number: dict[Path, int]) -> list[Any]:
-    parts = [[number[p.file], p.offset, p.row, p.rows, p.col, p.cols] for p in tensor.parts]
-    return [tensor.name, tensor.dtype, tensor.shape, parts]
+    parts = [_at(part, number.__getitem__) for part in tensor.parts]
+    told = [[p.file, p.offset, p.row, p.rows, p.col, p.cols, *([list(p.apart)] if p.apart else [])] for p in parts]
+    return [tensor.name, tensor.dtype, tensor.shape, told]
 
 
 def _from_list(item: Any, files: Sequence[Path]) -> Tensor:
     name, dtype, shape, parts = item
-    return Tensor(name, dtype, tuple(shape), tuple(Part(files[number], *numbers) for number, *numbers in parts))
+    return Tensor(name, dtype, tuple(shape), tuple(_part(numbers, files) for numbers in parts))
+
+
+def _part(item: Any, files: Sequence[Path]) -> Part:
+    numbers, apart = item[:6], None
+    if len(item) > 6:
+        step, phase, scales = item[6]
+        apart = Apart(step, phase, None if scales is None else (scales[0], scales[1]))
+    return _at(replace(Part(*numbers), apart=apart), files.__getitem__)

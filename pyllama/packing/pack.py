@@ -14,7 +14,7 @@ import numpy as np
 
 from pyllama.checkpoint import Tensor, open_checkpoint
 from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.index import StoredBlock
+from pyllama.checkpoint.index import StoredBlock, files_of
 from pyllama.checkpoint.packed import Carried, Shard, read_shard, shard_name
 from pyllama.checkpoint.packed_rows import unpack
 from pyllama.errors import CheckpointError, PackError, RequestError
@@ -199,7 +199,7 @@ def _take_over(
     """The shard that an earlier run finished, after reading all of it; None if it has to be written again."""
     tensors, label = plan.shards[number - 1], progress.label
     nbytes = sum(tensor.nbytes for tensor in tensors)
-    there = all(part.file.exists() for tensor in tensors for part in tensor.parts)
+    there = all(path.exists() for tensor in tensors for path in files_of(tensor))
     try:
         shard = header_of(path)
         told = (shard.shard, shard.shards, shard.previous, shard.source, shard.rope_interleaved)

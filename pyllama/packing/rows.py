@@ -7,11 +7,14 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from pyllama.checkpoint import Tensor
+from pyllama.checkpoint import Part, Tensor
+from pyllama.checkpoint.apart import join
 from pyllama.checkpoint.dtypes import row_nbytes
+from pyllama.checkpoint.index import files_of, ranges
 from pyllama.closing import Closing
 from pyllama.errors import CheckpointError
 from pyllama.streaming.blocks import Span
@@ -39,19 +42,26 @@ class Rows:
     @property
     def room(self) -> int:
         """Bytes of memory that reading them takes."""
-        return sum(span.room for span, *_ in self.pieces())
+        return sum(span.room for piece in self.pieces() for span in piece.spans)
 
-    def pieces(self) -> list[tuple[Span, int, int, int]]:
-        """(where it lies, first row, first byte of the row, bytes of the row) of each stored rectangle."""
+    def pieces(self) -> list["Piece"]:
         found = []
         for part in self.tensor.parts:
             first = max(self.row, part.row)
             last = min(self.row + self.rows, part.row + part.rows)
             if first < last:
-                width = row_nbytes(self.tensor.dtype, part.cols)
-                span = Span(part.file, part.offset + (first - part.row) * width, (last - first) * width)
-                found.append((span, first - self.row, row_nbytes(self.tensor.dtype, part.col), width))
+                spans = tuple(Span(*place) for place in ranges(self.tensor.dtype, part, first, last - first))
+                found.append(Piece(spans, part, first - self.row, last - first))
         return found
+
+
+class Piece(NamedTuple):
+    """Rows out of one part of a tensor: where they lie, the first of them within all that are read, how many."""
+
+    spans: tuple[Span, ...]
+    part: Part
+    row: int
+    rows: int
 
 
 class SourceFiles(Closing):
@@ -63,7 +73,7 @@ class SourceFiles(Closing):
 
     def open(self, tensors: Iterable[Tensor]) -> None:
         """Open what these tensors lie in, and close the rest."""
-        wanted = {part.file for tensor in tensors for part in tensor.parts}
+        wanted = {path for tensor in tensors for path in files_of(tensor)}
         for path in self._files.keys() - wanted:
             self._files.pop(path).close()
         for path in wanted - self._files.keys():
@@ -74,13 +84,17 @@ class SourceFiles(Closing):
     def read(self, rows: Rows, memory: np.ndarray) -> np.ndarray:
         """The rows' bytes, 1-D uint8: a view into `memory` (rows.room bytes, from a page boundary) or new."""
         pieces = rows.pieces()
-        if len(pieces) == 1:
-            return self._files[pieces[0][0].file].read(pieces[0][0], memory)
+        if len(pieces) == 1 and not pieces[0].part.apart:
+            return self._files[pieces[0].spans[0].file].read(pieces[0].spans[0], memory)
+        dtype = rows.tensor.dtype
         out = np.empty((rows.rows, rows.tensor.row_nbytes), np.uint8)
-        for span, row, start, width in pieces:
-            data = self._files[span.file].read(span, memory).reshape(-1, width)
-            out[row : row + len(data), start : start + width] = data
-            memory = memory[span.room :]
+        for piece in pieces:
+            raw = []
+            for span in piece.spans:
+                raw.append(self._files[span.file].read(span, memory))
+                memory = memory[span.room :]
+            start, width = row_nbytes(dtype, piece.part.col), row_nbytes(dtype, piece.part.cols)
+            join(dtype, piece.part, raw, out[piece.row : piece.row + piece.rows, start : start + width])
         return out.reshape(-1)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from pyllama import _kernels
-from pyllama.architecture.tensors import EMBEDDING
+from pyllama.architecture.tensors import BY_ROW, EMBEDDING
 from pyllama.checkpoint import Tensor
 from pyllama.checkpoint.files import SECTOR
 from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, VERSION, header_crc32, padded
@@ -47,7 +47,8 @@ LARGEST = Entry(2**31 - 1, 2**40, 2**32 - 1, False)  # no entry takes more room 
 
 def packs(tensor: Tensor, tied: bool) -> bool:
     """Whether a tensor is packed where it gets smaller; an embedding read row by row stays plain."""
-    return tensor.dtype == "BF16" and len(tensor.shape) == 2 and (tied or tensor.name != EMBEDDING)
+    by_row = tensor.name in BY_ROW and not (tied and tensor.name == EMBEDDING)
+    return tensor.dtype == "BF16" and len(tensor.shape) == 2 and not by_row
 
 
 def cut(tensor: Tensor, packed: bool) -> list[Rows]:

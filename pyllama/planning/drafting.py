@@ -14,12 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from pyllama.checkpoint.outline import Described
 from pyllama.decoder import Shape
 from pyllama.decoder.page_pool import POSITIONS, cache_nbytes
 from pyllama.errors import BudgetError
 from pyllama.planning.memory import Plan, make_plan
-from pyllama.planning.time import OF_DISK, Rates, forecast, pass_seconds
+from pyllama.planning.time import OF_DISK, Rates, pass_seconds
 
 #: Nodes of a tree at most, and tokens of a chain where nothing is streamed.
 MOST_NODES = 64
@@ -199,11 +201,15 @@ def forecast_drafted(
     division: Plan | None = None,
     kv_dtype: str = "f16",
     tokens_a_pass: float | None = None,
+    counts: np.ndarray | None = None,
 ) -> DraftedForecast:
-    """What a token takes where each pass verifies so many nodes; tokens_a_pass in place of the borrowed rate."""
+    """What a token takes where each pass verifies so many nodes; tokens_a_pass in place of the borrowed rate.
+
+    counts  of a mixture's experts, as of time.demand()
+    """
     half = max(1, plan.context_length // 2)
     cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
-    pass_s, bound = pass_seconds(model, plan, rates, 1 + nodes, half, cache=cache, rows=1 + nodes)
+    pass_s, bound = pass_seconds(model, plan, rates, 1 + nodes, half, cache=cache, rows=1 + nodes, counts=counts)
     draft_s = load_s = 0.0
     if drafter.model is not None and division is not None:
         own = cache_nbytes(Shape.whole(drafter.model.config), half, kv_dtype)
@@ -218,18 +224,29 @@ def forecast_drafted(
 
 
 def drafter_plan(
-    model: Described, drafter: Drafter, budget: int, rates: Rates, *, least_nodes: int = 1, **options: Any
+    model: Described,
+    drafter: Drafter,
+    budget: int,
+    rates: Rates,
+    *,
+    least_nodes: int = 1,
+    counts: np.ndarray | None = None,
+    **options: Any,
 ) -> Drafted:
     """The best that a drafter can do for a model within a budget; whether that pays is the result's to say.
 
     least_nodes  of a tree, for which there is to be room even if the disk seems to leave no time for them
+    counts       how often each of a mixture's experts was chosen so far; None: all alike
     options      as of make_plan(); context_length among them
 
     A tree has as many nodes as the disk leaves time for, or fewer where their branches take more than they give; where
     nothing is streamed, a chain. Raises BudgetError where model and drafter do not fit together.
     """
     kv_dtype = options.get("kv_dtype", "f16")
-    off_s = forecast(model, make_plan(model, budget, **options), rates, kv_dtype=kv_dtype).token_s
+    without = make_plan(model, budget, **options)
+    half = max(1, without.context_length // 2)
+    own_cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
+    off_s, _ = pass_seconds(model, without, rates, 1, half, cache=own_cache, counts=counts)
 
     def divided(nodes: int) -> Plan | None:
         if drafter.model is None:
@@ -244,7 +261,15 @@ def drafter_plan(
 
     def predicted(plan: Plan, nodes: int) -> DraftedForecast:
         return forecast_drafted(
-            model, plan, rates, drafter, shape=shape, nodes=nodes, division=divided(nodes), kv_dtype=kv_dtype
+            model,
+            plan,
+            rates,
+            drafter,
+            shape=shape,
+            nodes=nodes,
+            division=divided(nodes),
+            kv_dtype=kv_dtype,
+            counts=counts,
         )
 
     least = make_plan(model, budget, **reserved("chain", 1), **options)
@@ -266,13 +291,22 @@ def drafter_plan(
 
 
 def choose(
-    model: Described, drafters: Iterable[Drafter], budget: int, rates: Rates, *, least_nodes: int = 1, **options: Any
+    model: Described,
+    drafters: Iterable[Drafter],
+    budget: int,
+    rates: Rates,
+    *,
+    least_nodes: int = 1,
+    counts: np.ndarray | None = None,
+    **options: Any,
 ) -> tuple[Drafted | None, list[Drafted]]:
     """The drafter that makes a token cheapest, or None where nothing is streamed or none pays; and all that fit."""
     fitting: list[Drafted] = []
     for drafter in drafters:
         try:
-            fitting.append(drafter_plan(model, drafter, budget, rates, least_nodes=least_nodes, **options))
+            fitting.append(
+                drafter_plan(model, drafter, budget, rates, least_nodes=least_nodes, counts=counts, **options)
+            )
         except BudgetError:
             continue
     streamed = make_plan(model, budget, **options).streamed

@@ -151,6 +151,7 @@ def make_plan(
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
         activations = buffers_nbytes(shape, tokens, dtypes)
         process = interpreter + biases + (stored // room + len(order)) * BLOCK_OBJECTS
+        process += of_experts.readers if of_experts else 0
         made = Plan(budget, context_length, tokens, slots, room, process, cache, activations, 0, weights, stored)
         made = replace(made, drafter=drafter, branches=branches)
         if of_experts is not None:

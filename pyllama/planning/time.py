@@ -7,6 +7,9 @@ decides. Measures nothing.
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from pyllama import _kernels
 from pyllama.architecture.tensors import flop
@@ -128,12 +131,37 @@ def forecast(
     return Forecast(token[0], first[0], prompts, bounds, tuple(hit_rates))
 
 
-def _expert_nbytes(model: Described, plan: Plan, tokens: int) -> float:
-    """Bytes of the experts that a pass of so many tokens goes to, routed to all of them alike."""
+class Demand(NamedTuple):
+    """Bytes of the experts that a pass goes to, each once, and of those of them that are not in memory."""
+
+    needed: float
+    missed: float
+
+
+def demand(
+    model: Described, plan: Plan, tokens: int, *, hits: float | None = None, counts: np.ndarray | None = None
+) -> Demand:
+    """What a pass of so many tokens is expected to need: a tree of proposed tokens goes to more experts than one token.
+
+    hits    share of them that is in memory; None: as many as the pool holds
+    counts  how often each expert was chosen so far, (layers, experts): a token goes to expert e of a layer with the
+            chance p(e) that they tell, so a pass needs it with 1 - (1 - p(e))^tokens, and the pool holds those chosen
+            most. None: to all alike
+    """
     if not plan.experts_stored:
-        return 0.0
+        return Demand(0.0, 0.0)
     shape = Shape.whole(model.config)
-    return plan.experts_stored * (1 - (1 - shape.chosen / shape.experts) ** tokens)
+    if counts is None or not counts.sum():
+        needed = plan.experts_stored * (1 - (1 - shape.chosen / shape.experts) ** tokens)
+        return Demand(needed, needed * (1 - (plan.experts_share if hits is None else hits)))
+    chances = np.minimum(shape.chosen * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), 1.0)
+    wanted = 1 - (1 - chances) ** tokens
+    here = np.zeros(counts.size, bool)
+    if plan.experts_share:
+        here[np.argsort(-counts.ravel(), kind="stable")[: plan.expert_slots]] = True
+    each = plan.experts_stored / counts.size
+    needed = each * float(wanted.sum())
+    return Demand(needed, each * float(wanted.ravel()[~here].sum()) if hits is None else needed * (1 - hits))
 
 
 def pass_seconds(
@@ -147,6 +175,7 @@ def pass_seconds(
     read: int | None = None,
     rows: int = 1,
     hits: float | None = None,
+    counts: np.ndarray | None = None,
 ) -> tuple[float, str]:
     """Seconds of a pass, and what bounds it: "disk", "memory" or "compute".
 
@@ -156,9 +185,9 @@ def pass_seconds(
     read       bytes from disk; None: what the plan streams
     rows       tokens whose logits are wanted
     hits       share of a mixture's experts that are in memory; None: as many as the pool holds
+    counts     as of demand()
     """
-    experts = _expert_nbytes(model, plan, tokens)
-    missed = experts * (1 - (plan.experts_share if hits is None else hits))
+    experts, missed = demand(model, plan, tokens, hits=hits, counts=counts)
     of_all = plan.streamed if read is None else read
     from_disk = of_all + missed
     times = {

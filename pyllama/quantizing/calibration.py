@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from pyllama.architecture.names import expert_number
 from pyllama.architecture.tensors import HEAD
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import read_small
@@ -81,10 +82,10 @@ def calibrated(
             raise RequestError(f"{beside}: already there, of another text or model; move it, or give it by --imatrix")
         return found
     sums, counts, windows = _collected(work, checkpoint, text, budget, threads, pre_tokenizer, progress)
-    names = stored_names(checkpoint)
+    stored_sums, stored_counts = _as_stored(checkpoint, sums, counts)
     data = importance_bytes(
-        {names[ours]: squares for ours, squares in sums.items()},
-        {names[ours]: counts[ours] for ours in sums},
+        stored_sums,
+        stored_counts,
         {
             "imatrix.datasets": [os.fsencode(text_path.name)],
             "imatrix.chunk_count": np.uint32(windows),
@@ -101,19 +102,39 @@ def calibrated(
     return read_importance(beside)
 
 
+def _as_stored(
+    checkpoint: Checkpoint, sums: dict[str, np.ndarray], counts: dict[str, int]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Under GGUF's names, the experts of a layer in one: zeros for those that nothing went to."""
+    names, mixture = stored_names(checkpoint), checkpoint.config.mixture
+    found: dict[str, np.ndarray] = {}
+    tokens: dict[str, np.ndarray] = {}
+    for ours, squares in sums.items():
+        name, number = names[ours], expert_number(ours)
+        if number is None or mixture is None:
+            found[name], tokens[name] = squares, np.array([counts[ours]])
+            continue
+        found.setdefault(name, np.zeros((mixture.num_experts, len(squares))))[number] = squares
+        tokens.setdefault(name, np.zeros(mixture.num_experts))[number] = counts[ours]
+    return found, tokens
+
+
 class _Sums:
     """Sums of squares of what each matrix is multiplied with; matrices that share their input share them.
 
     squares  the names of the matrices -> float64 (cols,)
+    counts   and of how many tokens
     """
 
     def __init__(self) -> None:
         self.squares: dict[tuple[str, ...], np.ndarray] = {}
+        self.counts: dict[tuple[str, ...], int] = {}
 
     def add(self, names: tuple[str, ...], rows: np.ndarray) -> None:
         if names == (HEAD,):
             return  # computed for the last token only, and stored fine enough
         squares = self.squares.setdefault(names, np.zeros(rows.shape[1]))
+        self.counts[names] = self.counts.get(names, 0) + len(rows)
         for first in range(0, len(rows), _ROWS):
             part = rows[first : first + _ROWS].astype(np.float64)
             squares += np.square(part, out=part).sum(axis=0)
@@ -121,7 +142,8 @@ class _Sums:
     def state(self, windows: int, tokens: int) -> bytes:
         out = io.BytesIO()
         arrays = {",".join(names): squares for names, squares in self.squares.items()}
-        np.savez(out, done=np.array([windows, tokens]), **arrays)  # type: ignore[arg-type]
+        counts = np.array([self.counts[names] for names in self.squares], np.int64)
+        np.savez(out, done=np.array([windows, tokens]), counts=counts, **arrays)  # type: ignore[arg-type]
         data = out.getvalue()
         return zlib.crc32(data).to_bytes(4, "little") + data
 
@@ -136,7 +158,11 @@ class _Sums:
         except (OSError, ValueError):
             return 0, 0
         windows, tokens = found.pop("done").tolist()
+        counts = found.pop("counts", None)
+        if counts is None or len(counts) != len(found):  # of an earlier version
+            return 0, 0
         self.squares = {tuple(names.split(",")): squares for names, squares in found.items()}
+        self.counts = dict(zip(self.squares, counts.tolist(), strict=True))
         return windows, tokens
 
 
@@ -155,6 +181,8 @@ def _collected(
     sums = _Sums()
     done, tokens = sums.load(work.folder / STATE)
     inputs = 3 * config.hidden_size + config.intermediate_size  # of a layer: for q, k and v; o; gate and up; down
+    if config.mixture:
+        inputs += config.mixture.num_experts * (config.hidden_size + config.mixture.moe_intermediate_size)
     room = config.num_hidden_layers * inputs * 8 * 3  # the sums, and what a state is made of
     split = pre_tokenizer if checkpoint.format == "gguf" else None
     with contextlib.ExitStack() as stack:
@@ -194,7 +222,8 @@ def _collected(
         raise CheckpointError(
             f"{checkpoint.path}: calibration came upon what is no finite number; are its weights sound?"
         )
-    return found, dict.fromkeys(found, tokens), len(windows)
+    counts = {name: count for names, count in sums.counts.items() for name in names}
+    return found, counts, len(windows)
 
 
 def _windows(tokenizer: Any, text: str, length: int) -> list[list[int]]:

@@ -92,13 +92,15 @@ def of_config(config: Config, name: str) -> dict[str, Value]:
 
 
 def _typed(value: Any) -> Value:
-    """A family's number as GGUF stores its kind."""
+    """A family's number, or list of them, as GGUF stores its kind."""
+    if isinstance(value, list):
+        return np.array(value, np.bool_ if type(value[0]) is bool else np.uint32)
     return np.uint32(value) if type(value) is int else np.float32(value)
 
 
 def _scaling(config: Config) -> dict[str, Value]:
     scaling = config.rope_scaling
-    if scaling is None or scaling.kind in ("llama3", "factors"):
+    if scaling is None or scaling.kind in ("llama3", "factors", "proportional"):
         return {}  # a tensor says it: rope_factors()
     if scaling.kind == "longrope":
         return {
@@ -124,7 +126,7 @@ def rope_factors(config: Config) -> list[tuple[str, np.ndarray]]:
     Raises UnsupportedError where llama.cpp would not look at them.
     """
     scaling = config.rope_scaling
-    if scaling is None or scaling.kind not in ("llama3", "factors", "longrope"):
+    if scaling is None or scaling.kind not in ("llama3", "factors", "proportional", "longrope"):
         return []
     family = written_family(config)
     if scaling.kind == "longrope":
@@ -133,7 +135,7 @@ def rope_factors(config: Config) -> list[tuple[str, np.ndarray]]:
         raise UnsupportedError(
             f"rope_scaling: {scaling.kind!r} has no name in a GGUF file of the architecture {family.gguf_architecture}"
         )
-    if scaling.kind == "factors":
+    if scaling.kind in ("factors", "proportional"):
         return factor_tensors(scaling)
     rope = main_rope(config)
     values = (frequencies(Rope(rope.theta, rope.dim))[0] / frequencies(rope)[0]).astype(np.float32)

@@ -28,7 +28,7 @@ _MAX_NAME = 256
 class Importance:
     """What a file says.
 
-    columns   GGUF's name of a matrix -> importance of each column, float32 (cols,)
+    columns   GGUF's name of a matrix -> importance of each column, float32 (cols,); of experts (experts, cols)
     datasets  the texts it was collected from
     metadata  of a GGUF file
     """
@@ -69,10 +69,20 @@ def _read_gguf(file: InputFile) -> Importance:
         if name.endswith(_SUMS):
             matrix = name.removesuffix(_SUMS)
             sums, counts = values(name), values(matrix + _COUNTS)
-            if len(counts) == 1 and counts[0] > 0:  # more than one: experts, which no model here has
-                columns[matrix] = sums / counts[0]
+            if len(counts) and counts.sum() > 0 and len(sums) % len(counts) == 0:
+                columns[matrix] = _means(sums.reshape(len(counts), -1), counts)
     datasets = header.metadata.get("imatrix.datasets", ())
     return Importance(columns, tuple(map(str, datasets)), header.metadata)
+
+
+def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(cols,) of one matrix, (experts, cols) of several. An expert that nothing went to is like all the others taken as
+    one: their inputs are of the same layer."""
+    if len(counts) == 1:
+        return np.asarray(sums[0] / counts[0])
+    whole = sums.sum(axis=0, dtype=np.float64) / counts.sum(dtype=np.float64)
+    means = [row / count if count > 0 else whole for row, count in zip(sums, counts, strict=True)]
+    return np.array(means, np.float32)
 
 
 def _read_legacy(path: Path) -> Importance:
@@ -109,12 +119,17 @@ def _read_legacy(path: Path) -> Importance:
     return Importance(columns, (text,) if text else (), {})
 
 
-def importance_bytes(sums: Mapping[str, np.ndarray], counts: Mapping[str, int], metadata: Mapping[str, Value]) -> bytes:
-    """A GGUF file of sums of squares, float64 (cols,), over so many tokens each."""
+def importance_bytes(
+    sums: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray], metadata: Mapping[str, Value]
+) -> bytes:
+    """A GGUF file of sums of squares, float64 (cols,) over so many tokens (1,); of experts (experts, cols) and
+    (experts,)."""
     arrays: dict[str, np.ndarray] = {}
     for name, squares in sums.items():
         arrays[name + _SUMS] = squares.astype("<f4")
-        arrays[name + _COUNTS] = np.array([counts[name]], "<f4")
+        arrays[name + _COUNTS] = (
+            counts[name].reshape(-1, 1).astype("<f4") if squares.ndim > 1 else counts[name].astype("<f4")
+        )
     values: dict[str, Value] = {"general.type": "imatrix", **metadata}
     infos = laid_out((name, "F32", array.shape) for name, array in arrays.items())
     out = [head({key: encoded(value) for key, value in values.items()}, infos)]
@@ -129,7 +144,14 @@ def check_fits(found: Importance, shapes: Mapping[str, tuple[int, ...]], path: P
     shapes: under GGUF's names, of the model's tensors
     """
     for name, columns in found.columns.items():
-        if name in shapes and len(columns) != shapes[name][-1]:
-            raise RequestError(f"{path}: {name} has {len(columns)} columns, expected {shapes[name][-1]} of this model")
+        if name not in shapes:
+            continue
+        shape = shapes[name]
+        if columns.shape[-1] != shape[-1]:
+            raise RequestError(f"{path}: {name} has {columns.shape[-1]} columns, expected {shape[-1]} of this model")
+        experts = shape[0] if len(shape) == 3 else 1
+        if columns.size != experts * shape[-1]:
+            told = columns.size // shape[-1]
+            raise RequestError(f"{path}: {name} is of {told} matrices, expected {experts} of this model")
     if not found.columns.keys() & shapes.keys():
         raise RequestError(f"{path}: no importance of a tensor of this model")

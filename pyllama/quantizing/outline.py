@@ -210,5 +210,6 @@ def _interleaved(checkpoint: Checkpoint) -> dict[str, int]:
     found = {}
     for layer in layers_of(checkpoint.config):
         for linear in (layer.mixer.q, layer.mixer.k):
-            found[f"{layer.name}{linear.name}"] = layer.mixer.head_dim
+            if linear is not None:
+                found[f"{layer.name}{linear.name}"] = layer.mixer.head_dim
     return found

@@ -19,7 +19,7 @@ import numpy as np
 
 from pyllama import _kernels
 from pyllama.checkpoint import Checkpoint, open_checkpoint
-from pyllama.errors import BudgetError, CheckpointError, PackError, RequestError, UnsupportedError
+from pyllama.errors import BudgetError, CheckpointError, PackError, RequestError
 from pyllama.hub import resolve
 from pyllama.machine.memory import default_budget, parse_size, resident_nbytes, warn_if_beyond
 from pyllama.machine.threads import default_threads
@@ -86,9 +86,6 @@ def quantize(
         begun = False
         try:
             with open_checkpoint(path) as checkpoint:
-                if checkpoint.config.mixture and (calibration is not None or imatrix is not None):
-                    what = "calibration" if calibration is not None else "imatrix"
-                    raise UnsupportedError(f"{what}: importance weights of a mixture's experts are not supported yet")
                 _tell_losses(checkpoint, wanted)
                 progress.note("comparing tokenizers" if checkpoint.format != "gguf" else "")
                 made = outline(

@@ -156,7 +156,7 @@ def converted(
 ) -> Iterator[tuple[Piece, memoryview]]:
     """(piece, its bytes in the file), in order; the bytes are valid until the next are asked for.
 
-    importance  GGUF's name -> importance of each column, float32 (cols,)
+    importance  GGUF's name -> importance of each column, float32 (cols,); of a stack of experts (experts, cols)
 
     Raises CheckpointError for a weight that is no number, by tensor and row.
     """
@@ -182,8 +182,24 @@ def converted(
             if dtype == "F32":
                 data = weights.view(np.uint8).reshape(-1)
             else:
-                _kernels.quantize(dtype, weights, importance.get(name), data)
+                for first, last, columns in _weighed(piece, importance.get(name)):
+                    width = piece.stored.row_nbytes
+                    _kernels.quantize(dtype, weights[first:last], columns, data[first * width : last * width])
         yield piece, memoryview(data)
+
+
+def _weighed(piece: Piece, columns: np.ndarray | None) -> Iterator[tuple[int, int, np.ndarray | None]]:
+    """(first row, last row, importance of their columns) of a piece: of one expert each where they have their own."""
+    if columns is None or columns.ndim == 1:
+        yield 0, piece.rows, columns
+        return
+    each = piece.stored.info.shape[-2]
+    first = 0
+    while first < piece.rows:
+        expert, within = divmod(piece.row + first, each)
+        last = min(piece.rows, first + each - within)
+        yield first, last, np.ascontiguousarray(columns[expert])
+        first = last
 
 
 def _in_order(data: np.ndarray, piece: Piece) -> np.ndarray:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from pyllama.engine import Stream
 from pyllama.generation import AnswerOptions
+from pyllama.generation.harmony import MARKS
 from pyllama.server import tools
 from pyllama.server.continuation import FLAGS, Beginning, beginning_of
 from pyllama.server.errors import ApiError
@@ -46,7 +47,10 @@ async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked
     choice, prompt_ids = await prompt_of(service, request, body, beginning)
     grammar = _grammar(service, choice, body)
     guide = await service.guide(request, grammar, want.n) if grammar else None
-    options: AnswerOptions = {"guide": guide, "show_special": choice.tools is not None}
+    options: AnswerOptions = {
+        "guide": guide,
+        "show_special": choice.tools is not None or service.thinking_marks.control or service.has_channels,
+    }
     options["continuation"] = beginning.continue_final_message
     options["prediction"] = await _prediction(service, request, body.get("prediction"))
     return Asked(service.submit([prompt_ids], want, request, body.get("user"), "messages", **options), want, choice)
@@ -72,6 +76,9 @@ def _encode(service: Service, body: dict[str, Any], choice: tools.ToolChoice, be
         "add_generation_prompt": beginning.add_generation_prompt,
     }
     variables = dict(body.get("chat_template_kwargs") or {})
+    effort = body.get("reasoning_effort")
+    if effort is not None:
+        variables.setdefault("reasoning_effort", "low" if effort in ("none", "minimal") else effort)
     for name in (*options, "messages"):
         if variables.pop(name, None) is not None and name not in FLAGS:
             at = f"chat_template_kwargs.{name}"
@@ -104,17 +111,28 @@ def _grammar(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -
     """What restricts the tokens: a tool that must be called, or else the format asked for, unless one is called."""
     form = service.tool_format
     schema = _format(body.get("response_format"))
+    if service.has_channels and (choice.forced or schema):
+        if schema:
+            json_grammar(schema, "response_format")  # whose fault an error is
+        functions = choice.forced or (list(choice.offered.values()) if choice.tools else [])
+        ids = {mark: service.tokenizer.id_of(mark) for mark in MARKS}
+        text = tools.channels_grammar(None if choice.forced else schema, functions, ids)
+        return lark_grammar(text, "tools" if functions else "response_format")
     if form is None or choice.tools is None or not (choice.forced or schema):
         return json_grammar(schema, "response_format") if schema else None
-    marker = service.tokenizer.id_of(form.opening) if form.opening else None
-    if marker not in service.tokenizer.special_ids:
-        marker = None
+    marker = _control(service, form.opening), _control(service, form.closing)
     if choice.forced:
         return lark_grammar(tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel), "tools")
     assert schema is not None
     functions = list(choice.offered.values())
     json_grammar(schema, "response_format")  # whose fault an error is
     return lark_grammar(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
+
+
+def _control(service: Service, text: str | None) -> int | None:
+    """The token of a marker, if it is a control one."""
+    found = service.tokenizer.id_of(text) if text else None
+    return found if found in service.tokenizer.special_ids else None
 
 
 def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:

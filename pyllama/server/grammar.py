@@ -103,7 +103,7 @@ def _check_installed(param: str) -> None:
     if not found:
         raise ApiError(
             400,
-            f"{param}: cannot be enforced where llguidance is not installed; {how_to_install('grammar')}",
+            f"{param}: cannot be enforced where llguidance is not installed; {how_to_install('grammar', here=False)}",
             param,
             "unsupported",
         )

@@ -16,7 +16,7 @@ from pyllama.generation import Step
 from pyllama.generation.thinking import ThinkingSplit, begins_in_thought
 from pyllama.server import tools
 from pyllama.server.answers import PING, EventStream, merged, unless_hung_up
-from pyllama.server.choice import Choice
+from pyllama.server.choice import Choice, channels_of
 from pyllama.server.conversation import Asked
 from pyllama.server.errors import ApiError
 from pyllama.server.service import Service
@@ -45,10 +45,12 @@ class OneReply(ABC):
         self.blocks: list[Block] = []
         self.finish_reason: str | None = None
         self.thinking_tokens = 0
-        self._choice = Choice(service.tool_format, asked.choice)
-        end = self.request.answer.prompt_ids[-_PROMPT_END:]
-        begun = begins_in_thought(service.tokenizer.decode(end, skip_special_tokens=False))
-        self._split = ThinkingSplit(begun=begun)
+        prompt_ids = self.request.answer.prompt_ids
+        self._choice = Choice(service.tool_format, asked.choice, channels_of(service, asked.choice, prompt_ids))
+        end = prompt_ids[-_PROMPT_END:]
+        marks = service.thinking_marks
+        begun = begins_in_thought(service.tokenizer.decode(end, skip_special_tokens=False), marks)
+        self._split = ThinkingSplit(begun=begun, marks=marks)
 
     @property
     def request(self) -> Any:
@@ -120,13 +122,17 @@ class OneReply(ABC):
 
     def _pieces(self, step: Step) -> list[tuple[str, str, tools.ToolCall | None]]:
         content, calls = self._choice.take(step)
+        if self._choice.channels:
+            self.thinking_tokens += self._choice.channels.thinking
+            self.finish_reason = self._choice.finish_reason
+            return _pieces(self._choice.thought, content, calls)
         parts = self._split.push(content)
         self.thinking_tokens += self._split.thinking
         if calls or step.finish_reason:
             parts += self._split.finish()
         self.finish_reason = self._choice.finish_reason
         thought, said = ("".join(text for thinking, text in parts if thinking is kind) for kind in (True, False))
-        return [("thinking", thought, None), ("text", said, None), *(("call", call.arguments, call) for call in calls)]
+        return _pieces(thought, said, calls)
 
     def _take(self, kind: str, text: str, call: tools.ToolCall | None) -> list[bytes]:
         if not text:
@@ -141,3 +147,7 @@ class OneReply(ABC):
             out.append(self.opened(len(self.blocks) - 1, last))
         last.text += text
         return [*out, self.grown(len(self.blocks) - 1, last, text)]
+
+
+def _pieces(thought: str, said: str, calls: list[tools.ToolCall]) -> list[tuple[str, str, tools.ToolCall | None]]:
+    return [("thinking", thought, None), ("text", said, None), *(("call", call.arguments, call) for call in calls)]

@@ -176,6 +176,7 @@ CHAT: Schema = obj(
             ),
         ),
         "parallel_tool_calls": flag("whether an answer may have several calls; default true"),
+        "reasoning_effort": text("none, minimal, low, medium, high: how long to think, for templates that ask"),
         "chat_template_kwargs": {"type": "object", "description": "more variables for the chat template"},
         "parse_special": flag("control tokens written out in messages count as such; default false: they are text"),
         **CONTINUATION,

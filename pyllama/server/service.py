@@ -14,6 +14,8 @@ from pyllama.engine import AsyncEngine, Stream
 from pyllama.engine.turns import Turns
 from pyllama.errors import BusyError, ContextOverflowError
 from pyllama.generation.defaults import sampling_defaults
+from pyllama.generation.harmony import is_harmony
+from pyllama.generation.thinking import marks_of
 from pyllama.server.answers import unless_hung_up
 from pyllama.server.body import announced_nbytes, check_head, parse, read_body
 from pyllama.server.errors import ApiError
@@ -99,6 +101,8 @@ class Service:
         self.grammars = Grammars(self.model)
         self.sampling_defaults = sampling_defaults(self.model.checkpoint)
         self.tool_format: ToolFormat | None = format_of(self.tokenizer.chat_template)
+        self.thinking_marks = marks_of(self.tokenizer.chat_template)
+        self.has_channels = is_harmony(self.tokenizer.chat_template)
         limit = self.settings.max_body_nbytes
         if limit is None:
             limit = BODY_NBYTES + BODY_NBYTES_A_TOKEN * self.model.context_length

@@ -11,7 +11,7 @@ from pathlib import Path
 from pyllama import _kernels
 from pyllama.architecture import layers_of
 from pyllama.architecture.layer import Experts
-from pyllama.architecture.tensors import EMBEDDING, HEAD, model_tensors
+from pyllama.architecture.tensors import BY_ROW, EMBEDDING, HEAD, model_tensors
 from pyllama.checkpoint import Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import SECTOR
@@ -30,17 +30,22 @@ class Span:
     @property
     def room(self) -> int:
         """Bytes of memory a direct read of it takes."""
-        return -(-(self.offset % SECTOR + self.nbytes) // SECTOR) * SECTOR
+        return _sectors(self.offset % SECTOR + self.nbytes)
+
+
+def _sectors(nbytes: int) -> int:
+    return -(-nbytes // SECTOR) * SECTOR
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """Rows [row, row + rows) of a matrix.
 
-    spans   where they lie: one, but for Meta's shards that cut a matrix by columns
+    spans   where they lie: one, but for Meta's shards that cut a matrix by columns; none where they lie apart
     stored  "rows", or "packed" as pyllama's own files hold them
     crc32   of the stored bytes, or None where the file has none
     part    the part of a stored block that it is, where its bytes are no block as they lie there; or None
+    apart   the part that has them with rows of another matrix between, or without their scales (checkpoint/apart.py)
     """
 
     tensor: Tensor
@@ -50,15 +55,18 @@ class Block:
     stored: str = "rows"
     crc32: int | None = None
     part: StoredBlock | None = None
+    apart: Part | None = None
 
     @property
     def room(self) -> int:
+        if self.apart:
+            return _sectors(self.nbytes)
         return sum(span.room for span in self.spans) + _room_around(self.part)
 
     @property
     def nbytes(self) -> int:
         """Bytes read for it, without what alignment adds."""
-        return sum(span.nbytes for span in self.spans)
+        return self.rows * self.tensor.row_nbytes if self.apart else sum(span.nbytes for span in self.spans)
 
 
 def _room_around(part: StoredBlock | None) -> int:
@@ -72,7 +80,7 @@ def matrices(model: Described) -> list[tuple[str, Tensor]]:
     order = [
         (of.name, model.tensors[of.name])
         for of in model_tensors(model.config)
-        if len(of.shape) == 2 and of.expert is None and of.name not in (EMBEDDING, HEAD)
+        if len(of.shape) == 2 and of.expert is None and of.name not in (*BY_ROW, HEAD)
     ]
     head = model.tensors.get(HEAD) or model.tensors[EMBEDDING]
     return [(name, tensor) for name, tensor in [*order, (HEAD, head)] if tensor.rows]
@@ -98,9 +106,10 @@ def smallest_room(tensors: Iterable[Tensor]) -> int:
             most = max(most, *(Span(b.file, b.offset, b.nbytes).room + _room_around(b) for b in tensor.blocks))
         else:
             pieces = {(p.col, p.cols) for p in tensor.parts}
-            rows = min(_kernels.PANEL, tensor.rows)
+            turns = max(part.apart.step if part.apart else 1 for part in tensor.parts)  # they come in one read
+            rows = min(_kernels.PANEL, tensor.rows) * turns
             most = max(most, sum(rows * row_nbytes(tensor.dtype, cols) + 2 * SECTOR for _, cols in pieces))
-    return -(-most // SECTOR) * SECTOR
+    return _sectors(most)
 
 
 def cut(tensor: Tensor, room: int) -> list[Block]:
@@ -120,9 +129,13 @@ def cut(tensor: Tensor, room: int) -> list[Block]:
     for (first, count), parts in sorted(bands.items()):
         parts = sorted(parts, key=lambda part: part.col)
         stride = sum(row_nbytes(tensor.dtype, part.cols) for part in parts)
-        most = max(1, (room - 2 * SECTOR * len(parts)) // (stride * _kernels.PANEL)) * _kernels.PANEL
+        turns = parts[0].apart.step if parts[0].apart else 1
+        most = max(1, (room // turns - 2 * SECTOR * len(parts)) // (stride * _kernels.PANEL)) * _kernels.PANEL
         for row in range(first, first + count, most):
             rows = min(most, first + count - row)
+            if parts[0].apart:
+                blocks.append(Block(tensor, row, rows, (), apart=parts[0]))
+                continue
             spans = []
             for part in parts:
                 nbytes = row_nbytes(tensor.dtype, part.cols)

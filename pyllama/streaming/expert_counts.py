@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pyllama.checkpoint.files import read_small
+from pyllama.checkpoint.outline import Described
 from pyllama.errors import PyllamaError
 from pyllama.strict_json import MAX_NBYTES, parse_object
 
@@ -22,6 +23,12 @@ _MOST = 1 << 40  # a count: then all are halved
 def counts_path(model: Path) -> Path:
     """The file for a model that lies at `model`, a folder or a file."""
     return model / NAME if model.is_dir() else model.with_name(f"{model.name}.{NAME}")
+
+
+def counts_of(model: Described, path: Path) -> np.ndarray | None:
+    """What is kept of a model that lies there; None for one without experts, too."""
+    mixture = model.config.mixture
+    return read_counts(counts_path(path), sum(mixture.layers), mixture.num_experts) if mixture else None
 
 
 def read_counts(path: Path, layers: int, experts: int) -> np.ndarray | None:

@@ -19,23 +19,26 @@ import numpy as np
 
 from pyllama import _kernels
 from pyllama.checkpoint import Tensor
+from pyllama.checkpoint.apart import join
 from pyllama.checkpoint.files import SECTOR
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.machine import forked
 from pyllama.streaming.blocks import Block, Span, cut, smallest_room
 from pyllama.streaming.memory import huge_empty
-from pyllama.streaming.pieces import Reads, extents, joined, merged, together
+from pyllama.streaming.pieces import Reads, Turn, extents, joined, merged, parts_of, together, turn_room
 from pyllama.streaming.readers import Readers
 
 READERS = 4  # reads in flight
 LEAST_SLOTS = 4  # one in use, the rest being read
-GUESS_STEP = 1 << 20  # bytes of a guess that are read before looking whether something is needed
+PART_NBYTES = 2 << 20  # of an expert, in one read: large enough for the disk's full rate, small enough for all readers
 GUESSING = 4  # times the experts of a token in a layer: in fewer slots a guess drives out what is needed before it
 RECOUNT = 64  # requests between two looks at which experts are chosen most
 PROTECTED = 0.75  # of the slots, at most, are kept for those
 
 _Key = tuple[int, int, int]  # layer, expert, piece
+Part = tuple[Span, int] | Turn  # a read, and where it goes in the slot's memory; or what is put together after it
+_Task = tuple["_Slot", list[Part]]
 
 
 @dataclass(slots=True)
@@ -73,11 +76,13 @@ class Counters:
 
 
 class Sizes(NamedTuple):
-    """What a slot must hold: of a whole expert, and at least; nbytes of all experts as stored."""
+    """What a slot must hold: of a whole expert, and at least; nbytes of all experts as stored; what readers need
+    besides, all together."""
 
     whole: int
     least: int
     nbytes: int
+    readers: int = 0
 
 
 def sizes(experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sizes:
@@ -86,19 +91,26 @@ def sizes(experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sizes:
     whole = stored = 0
     for expert in experts:
         spans = extents(expert)
-        whole = max(whole, sum(span.room for span in merged(spans)[0]))
-        stored += sum(span.nbytes for span in spans)
-    return Sizes(max(whole, least), least, stored)
+        apart = [block for tensor in expert for part in tensor.parts if part.apart for block in cut(tensor, 1 << 50)]
+        whole = max(whole, sum(span.room for span in merged(spans)[0]) + sum(block.room for block in apart))
+        stored += sum(span.nbytes for span in spans) + sum(block.nbytes for block in apart)
+    readers = READERS * turn_room(tensor for expert in experts for tensor in expert)
+    return Sizes(max(whole, least), least, stored, readers)
 
 
 def _blocks(expert: Sequence[Tensor], room: int) -> list[Block]:
-    return [block for tensor in expert for block in cut(tensor, room)]
+    """Gate, up, down; of gate and up that take turns in the file, the same rows of both one after the other."""
+    blocks = [cut(tensor, room) for tensor in expert]
+    gate, up, down = blocks
+    if gate[0].apart and len(gate) == len(up):
+        return [block for both in zip(gate, up, strict=True) for block in both] + down
+    return [*gate, *up, *down]
 
 
 class _Slot:
     """key: what it holds, or is being filled with, since which request; steps: that, once it is here."""
 
-    __slots__ = ("error", "guess", "key", "memory", "request", "steps", "using")
+    __slots__ = ("error", "failed", "guess", "key", "left", "memory", "reads", "request", "steps", "using")
 
     def __init__(self, memory: np.ndarray):
         self.memory = memory
@@ -108,6 +120,9 @@ class _Slot:
         self.guess = False  # a guess brought it, and nobody has asked for it yet
         self.request = 0
         self.error: BaseException | None = None
+        self.reads: Reads | None = None  # what is on its way,
+        self.left = 0  # so many parts of it,
+        self.failed: BaseException | None = None  # and what went wrong with one
 
 
 class ExpertStore(Readers):
@@ -144,6 +159,7 @@ class ExpertStore(Readers):
         most = len(every) if self.whole else 2 * of.nbytes // self.room + 3 * len(every)  # as many as there can be
         self.slots = max(LEAST_SLOTS, min(slots, most))
         self.nbytes_stored = of.nbytes
+        self._turn_room = turn_room(tensor for expert in every for tensor in expert)
         self.counters = Counters()
         self.waited_s = 0.0  # that passes have waited for experts
         shape = (len(layers), max(len(experts) for experts in layers.values()))
@@ -160,7 +176,10 @@ class ExpertStore(Readers):
         self._wanted: deque[_Key] = deque()  # to be read, in this order
         self._urgent: _Key | None = None  # what the decoder waits for
         self._reserved: set[_Key] = set()  # here, and needed before this layer is done
+        self._parts: deque[tuple[_Slot, Part]] = deque()  # of what has been claimed
         self._guesses: deque[_Key] = deque()
+        self._all_here = False
+        self._total = len(every)
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._reading = 0
@@ -344,6 +363,8 @@ class ExpertStore(Readers):
         """What is to be read of an expert, slot by slot."""
         matrices = self._layers[layer][expert]
         room = self.room if not self.whole else max(self.room, smallest_room(matrices))
+        if self.whole and any(part.apart for tensor in matrices for part in tensor.parts):
+            room = 1 << 50  # what is put together needs no cut
         blocks = _blocks(matrices, room)
         if self.whole:
             return [together(blocks)]
@@ -372,56 +393,102 @@ class ExpertStore(Readers):
                 thread.start()
 
     def _run(self) -> None:
+        scratch: np.ndarray | None = None  # for what has to be put together
         while True:
             with self._changed:
-                slot = None
-                while not self._stopping:
-                    slot = None if self._forks else self._next()
-                    if slot is not None:
+                task = None
+                while not self._stopping and not self._all_here:
+                    task = None if self._forks else self._next()
+                    if task is not None:
                         break
                     self._changed.wait()
-                if slot is None:
+                if task is None:
                     return
                 self._reading += 1
-                reads = self._pieces.get(slot.key[:2]) if slot.key else None
+            slot, parts = task
+            failed: BaseException | None = None
+            given_up = False
             try:
-                assert slot.key is not None
-                steps = self._fill(slot, reads or self._pieces_of(*slot.key[:2]))
-                with self._changed:
-                    slot.steps = steps
-                    if steps is None:  # a guess that was given up
-                        self._forget(slot)
-                    elif not slot.guess:
-                        self._reserved.add(slot.key)  # until it is used
+                if self._turn_room and scratch is None:
+                    scratch = huge_empty(self._turn_room)
+                for part in parts:
+                    # A guess is read in steps, so that what is needed meanwhile waits for one of them at most.
+                    given_up = len(parts) > 1 and self._given_up(slot)
+                    if given_up:
+                        break
+                    self._read_part(part, slot.memory, scratch)
             except BaseException as error:  # noqa: BLE001 - the decoder raises it
-                with self._changed:
-                    if slot.guess:
-                        self._forget(slot)  # whoever needs it reads it again, and is told
-                    else:
-                        slot.error = error
-            finally:
-                with self._changed:
-                    self._reading -= 1
-                    self._changed.notify_all()
+                failed = error
+            self._end_task(slot, len(parts), failed, given_up)
 
-    def _next(self) -> _Slot | None:
-        """A slot for what is to be read next, claimed; None if nothing is, or there is no room for it."""
+    def _end_task(self, slot: _Slot, parts: int, failed: BaseException | None, given_up: bool) -> None:
+        """So many parts of a slot's expert have been read, or not; with the last one it can be used."""
+        with self._changed:
+            slot.failed = slot.failed or failed
+            slot.left -= parts
+            last = slot.left == 0
+        steps: list[Step] = []
+        try:
+            if last and slot.reads and not (slot.failed or given_up):
+                steps = _steps(slot.reads, slot.memory, self.whole)
+        except BaseException as error:  # noqa: BLE001 - as above
+            slot.failed = error
+        with self._changed:
+            if last and slot.reads and not given_up and not slot.failed:
+                slot.steps = steps
+                self.counters.nbytes += sum(block.nbytes for block in slot.reads.blocks)
+                if not slot.guess and slot.key is not None:
+                    self._reserved.add(slot.key)  # until it is used
+                self._all_here = (
+                    self.whole
+                    and len(self._held) == self._total
+                    and all(slot.steps is not None for slot in self._held.values())
+                )
+            elif last and (given_up or slot.guess):
+                self._forget(slot)  # whoever needs it reads it again, and is told
+            elif last:
+                slot.error = slot.failed
+            self._reading -= 1
+            self._changed.notify_all()
+
+    def _next(self) -> _Task | None:
+        """What is to be read next, its slot claimed; None if nothing is, or there is no room for it.
+
+        The parts of one expert are read by all readers at once, and then those of the next: so they become ready one
+        after the other, and products go on meanwhile.
+        """
+        if self._parts:
+            slot, part = self._parts.popleft()
+            return slot, [part]
         if self._wanted:
             urgent = self._urgent in self._wanted
             key = self._urgent if urgent else self._wanted[0]
             assert key is not None
-            slot = self._room(key, urgent)
-            if slot is not None:
-                self._wanted.remove(key)
-            return slot
+            slot_or_none = self._room(key, urgent)
+            if slot_or_none is None:
+                return None
+            self._wanted.remove(key)
+            parts = self._claim(slot_or_none, key)
+            self._parts.extend((slot_or_none, part) for part in parts[1:])
+            if len(parts) > 1:
+                self._changed.notify_all()
+            return slot_or_none, parts[:1]
         if self._guesses and not self._reading and not self._busy():
             key = self._guesses.popleft()
-            slot = None if key in self._held else self._room(key, False, guess=True)
-            if slot is not None:
-                slot.guess = True
+            slot_or_none = None if key in self._held else self._room(key, False, guess=True)
+            if slot_or_none is not None:
+                slot_or_none.guess = True
                 self.counters.guesses += 1
-            return slot
+                return slot_or_none, self._claim(slot_or_none, key)
         return None
+
+    def _claim(self, slot: _Slot, key: _Key) -> list[Part]:
+        """What has to be read for a key into its slot."""
+        pieces = self._pieces.get(key[:2]) or self._pieces_of(*key[:2])
+        slot.reads = pieces[key[2]]
+        parts = parts_of(slot.reads, PART_NBYTES)
+        slot.left, slot.failed = len(parts), None
+        return parts
 
     def _room(self, key: _Key, urgent: bool, guess: bool = False) -> _Slot | None:
         """A slot that nothing needs more than this key, taken from what it held; for a guess no protected one."""
@@ -455,30 +522,26 @@ class ExpertStore(Readers):
         slot.key, slot.steps, slot.guess = None, None, False
         self._free.append(slot)
 
-    def _fill(self, slot: _Slot, pieces: Sequence[Reads]) -> list[Step] | None:
-        """Read what a slot is for; None for a guess that something else came before."""
-        assert slot.key is not None
-        reads = pieces[slot.key[2]]
-        at = 0
-        for span in reads.spans:
-            memory = slot.memory[at : at + span.room]
+    def _read_part(self, part: Part, memory: np.ndarray, scratch: np.ndarray | None) -> None:
+        if not isinstance(part, Turn):
+            span, at = part
+            self._read(span, memory[at:])
+            return
+        assert scratch is not None  # there is some where something lies apart
+        raw, at = [], 0
+        for span in part.spans:
+            raw.append(self._read(span, scratch[at:]))
             at += span.room
-            if not slot.guess:
-                self._read(span, memory)
-                continue
-            # In steps, so that what is needed meanwhile waits for one of them at most.
-            skip, done = span.offset % SECTOR, 0
-            while done < skip + span.nbytes:
-                with self._changed:
-                    if self._wanted and slot.guess and self._urgent != slot.key:
-                        return None
-                step = min(GUESS_STEP, skip + span.nbytes - done)
-                begin = span.offset - skip + done
-                self._read(Span(span.file, begin, step), memory[done:])
-                done += step
+        for block, place in part.blocks:
+            width = block.tensor.row_nbytes
+            out = memory[place : place + part.rows * width].reshape(part.rows, width)
+            if block.apart:
+                join(block.tensor.dtype, block.apart, raw, out)
+
+    def _given_up(self, slot: _Slot) -> bool:
+        """Whether a guess has to make room for what is needed."""
         with self._changed:
-            self.counters.nbytes += sum(block.nbytes for block in reads.blocks)
-        return _steps(reads, slot.memory, self.whole)
+            return bool(self._wanted) and slot.guess and self._urgent != slot.key
 
     # ------------------------------------------------------------------------------------------ its life
 
@@ -489,6 +552,7 @@ class ExpertStore(Readers):
         self._generation += 1
         self._wanted.clear()
         self._guesses.clear()
+        self._parts.clear()
         self._reserved.clear()
         for slot in self._slots:
             slot.using = False

@@ -23,7 +23,7 @@ from pyllama.errors import UnsupportedError
 def rows_of_share(config: Config, share: Share) -> dict[str, range]:
     """Name -> which rows of a matrix, or elements of a vector, are this rank's; what is not named here is whole.
 
-    Raises UnsupportedError for a mixture of experts.
+    Raises UnsupportedError for a mixture of experts, and for layers that differ in heads or rows.
     """
     dim = config.head_dim
     queries = range(share.heads.start * dim, share.heads.stop * dim)
@@ -31,8 +31,13 @@ def rows_of_share(config: Config, share: Share) -> dict[str, range]:
     found = {EMBEDDING: share.vocab, HEAD: share.vocab}
     for layer in layers_of(config):
         mixer, mlp = layer.mixer, layer.mlp
+        plain = (mixer.k, mixer.v, mixer.source, layer.per_layer_input, mixer.heads, mixer.head_dim)
+        same = None not in plain[:2] and plain[2:] == (None, None, config.num_attention_heads, dim)
+        if isinstance(mlp, Mlp) and (not same or mlp.gate.rows != config.intermediate_size):
+            raise UnsupportedError("hosts: a model whose layers differ in heads or rows is not shared by boards yet")
         if not isinstance(mlp, Mlp):
             raise UnsupportedError("hosts: a mixture of experts is not shared by boards yet; run it on one")
+        assert mixer.k is not None and mixer.v is not None
         of = [(mixer.q, queries), (mixer.k, keys), (mixer.v, keys), (mixer.o, share.hidden)]
         of += [(mlp.gate, share.inner), (mlp.up, share.inner), (mlp.down, share.hidden)]
         for linear, rows in of:

@@ -3,23 +3,27 @@
 Blocks that are neighbours in a file are one read. Reads nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from pyllama.checkpoint import Tensor
+from pyllama.checkpoint import Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import SECTOR
+from pyllama.checkpoint.index import ranges
 from pyllama.streaming.blocks import Block, Span
 
+TURN_NBYTES = 1 << 20  # of rows that are put together after they are read: large enough for the disk's full rate
 _KINDS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Reads(NamedTuple):
     """blocks, and the spans that hold them all: each goes into span.room bytes of memory, one behind the other.
 
-    places  for each span of each block, in order: its first byte in that memory
+    places  for each span of each block, in order: its first byte in that memory; of a block that lies apart, the first
+            byte of its rows, which are behind all spans
     """
 
     blocks: tuple[Block, ...]
@@ -28,13 +32,70 @@ class Reads(NamedTuple):
 
     @property
     def room(self) -> int:
-        return sum(span.room for span in self.spans)
+        return sum(span.room for span in self.spans) + sum(block.room for block in self.blocks if block.apart)
 
 
 def together(blocks: Sequence[Block]) -> Reads:
     """Reads of the blocks, as few as their places in the files allow."""
-    spans, places = merged([span for block in blocks for span in block.spans])
+    spans, of_spans = merged([span for block in blocks for span in block.spans])
+    places, left = [], iter(of_spans)
+    end = sum(span.room for span in spans)
+    for block in blocks:
+        places += [next(left) for _ in block.spans]
+        if block.apart:
+            places.append(end)
+            end += block.room
     return Reads(tuple(blocks), tuple(spans), tuple(places))
+
+
+class Turn(NamedTuple):
+    """Some rows of one or more blocks that take turns, to be read as one.
+
+    spans   codes and scales of all of them
+    rows    of each, and of each where they go: first byte in memory
+    """
+
+    spans: tuple[Span, ...]
+    rows: int
+    blocks: tuple[tuple[Block, int], ...]
+
+
+def turns(reads: Reads) -> Iterator[Turn]:
+    """What has to be read for the blocks that lie apart, in reads of at most TURN_NBYTES where rows allow."""
+    together: dict[tuple[Part, int, int], list[tuple[Block, int]]] = {}
+    places = iter(reads.places)
+    for block in reads.blocks:
+        place = [next(places) for _ in range(1 if block.apart else len(block.spans))][-1]
+        if block.apart and block.apart.apart:
+            part = replace(block.apart, apart=block.apart.apart._replace(phase=0))
+            together.setdefault((part, block.row, block.rows), []).append((block, place))
+    for (part, first, count), blocks in together.items():
+        width = blocks[0][0].tensor.row_nbytes
+        each = max(1, TURN_NBYTES // (width * (part.apart.step if part.apart else 1)))
+        for row in range(0, count, each):
+            rows = min(each, count - row)
+            spans = tuple(Span(*r) for r in ranges(blocks[0][0].tensor.dtype, part, first + row, rows))
+            yield Turn(spans, rows, tuple((block, place + row * width) for block, place in blocks))
+
+
+def parts_of(reads: Reads, most: int) -> list[tuple[Span, int] | Turn]:
+    """The reads in pieces of at most `most` bytes, of whole sectors: (what, where in memory); then turns."""
+    found: list[tuple[Span, int] | Turn] = []
+    at = 0
+    for span in reads.spans:
+        skip, done = span.offset % SECTOR, 0
+        while done < skip + span.nbytes:
+            nbytes = min(most, skip + span.nbytes - done)
+            found.append((Span(span.file, span.offset - skip + done, nbytes), at + done))
+            done += nbytes
+        at += span.room
+    return [*found, *turns(reads)]
+
+
+def turn_room(tensors: Iterable[Tensor]) -> int:
+    """Bytes of memory that the largest of turns() takes."""
+    widths = [t.row_nbytes * part.apart.step for t in tensors for part in t.parts if part.apart is not None]
+    return max(TURN_NBYTES, *widths) + 4 * SECTOR if widths else 0
 
 
 def merged(pieces: Sequence[Span]) -> tuple[list[Span], list[int]]:
@@ -57,9 +118,11 @@ def merged(pieces: Sequence[Span]) -> tuple[list[Span], list[int]]:
 
 
 def extents(tensors: Sequence[Tensor]) -> list[Span]:
-    """Where whole matrices lie."""
+    """Where whole matrices lie that do not lie apart."""
     found = []
     for tensor in tensors:
+        if any(part.apart for part in tensor.parts):
+            continue
         if tensor.blocks:
             found += [Span(b.file, b.offset, b.nbytes) for b in tensor.blocks]
         else:
@@ -71,7 +134,8 @@ def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[int, Block, np.nd
     """(0 gate, 1 up or 2 down, block, its bytes) of each block, once the reads lie in memory."""
     places = iter(reads.places)
     for block in reads.blocks:
-        pieces = [memory[at : at + span.nbytes] for span, at in zip(block.spans, places, strict=False)]
+        sizes = [block.nbytes] if block.apart else [span.nbytes for span in block.spans]
+        pieces = [memory[at : at + nbytes] for nbytes in sizes for at in (next(places),)]
         data = pieces[0]
         if len(pieces) > 1:  # shards cut by columns, side by side as rows
             data = np.concatenate([piece.reshape(block.rows, -1) for piece in pieces], axis=1).reshape(-1)

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from pyllama import _kernels
-from pyllama.architecture.tensors import EMBEDDING, model_tensors
+from pyllama.architecture.tensors import model_tensors
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.index import StoredBlock
+from pyllama.checkpoint.index import StoredBlock, files_of
 from pyllama.checkpoint.packed_rows import rows_of
 from pyllama.decoder.shape import Shape
 from pyllama.decoder.weights import Step
@@ -92,7 +92,7 @@ class StreamedWeights(forked.ForkAware):
         paths = dict.fromkeys(span.file for place in self._places for span in place.block.spans)
         layers = experts_of(checkpoint)
         for tensor in (tensor for experts in layers.values() for expert in experts for tensor in expert):
-            paths.update(dict.fromkeys(piece.file for piece in tensor.parts or tensor.blocks))
+            paths.update(files_of(tensor))
         self._files = {path: DirectFile(path) for path in paths}
         self._experts: ExpertStore | None = None
         if layers:
@@ -257,8 +257,8 @@ class StreamedWeights(forked.ForkAware):
         _kernels.widen(_kernels.Matrix(tensor.dtype, 1, tensor.cols, raw.reshape(-1)), out)
         return out
 
-    def embedding(self, token_ids: np.ndarray, out: np.ndarray) -> None:
-        tensor = self._checkpoint.tensors[EMBEDDING]
+    def embedding(self, name: str, token_ids: np.ndarray, out: np.ndarray) -> None:
+        tensor = self._checkpoint.tensors[name]
         raw = np.empty((len(token_ids), tensor.row_nbytes), np.uint8)
         for i, token_id in enumerate(token_ids):
             raw[i] = self._checkpoint.read_rows(tensor, int(token_id), 1)[0]

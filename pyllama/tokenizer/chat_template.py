@@ -15,7 +15,7 @@ from typing import Any
 from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer.known_templates import is_known
 from pyllama.tokenizer.marks import NO_MARKS, Marker, Marks, texts_of
-from pyllama.tokenizer.tool_turns import PROBE_TOOL, ToolTurns
+from pyllama.tokenizer.tool_turns import PROBE_TOOL, ToolTurns, tools_elsewhere
 
 # Llama 2 (llama_recipes/inference/chat_utils): [INST] <<SYS>> system <</SYS>> user [/INST] answer, a BOS each turn.
 LLAMA2 = """\
@@ -102,7 +102,7 @@ class ChatTemplate:
         self._renderer: Any = None
         self._lock = threading.Lock()
         self._marker: Marker | None = None
-        self._tool_turns = ToolTurns()
+        self._tool_turns = ToolTurns(responses="tool_responses" in source)
 
     @property
     def process_nbytes(self) -> int:
@@ -162,6 +162,7 @@ class ChatTemplate:
     ) -> Rendered:
         """The text of messages that are plain."""
         given = {"tools": None, "documents": None, **_plain(variables), "messages": chat}
+        given = tools_elsewhere(self.source, given)
         marks = NO_MARKS
         if spellings:
             if self._marker is None:

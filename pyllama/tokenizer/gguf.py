@@ -1,4 +1,5 @@
-"""Tokenizers out of a GGUF file's metadata: byte-level BPE ("gpt2") and SentencePiece ("llama").
+"""Tokenizers out of a GGUF file's metadata: byte-level BPE ("gpt2"), SentencePiece ("llama") and Gemma 4's ("gemma4"),
+whose pieces of text are merged by rank.
 
 Takes the key/values of a file that was already read. Where GGUF has no word for a rule (flags of added tokens, the
 pre-tokenizer's pattern), the rule is that of the model the key names. An id that names no token is as if absent:
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pyllama.errors import RequestError, TokenizerError
-from pyllama.tokenizer import pre_tokenizers, token_bytes
+from pyllama.tokenizer import pre_tokenizers, steps, token_bytes
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.bpe import ByteLevelModel
 from pyllama.tokenizer.chat_template import ChatTemplate
@@ -21,6 +22,7 @@ from pyllama.tokenizer.missing import NoTokenizerError
 from pyllama.tokenizer.pieces import from_pieces
 from pyllama.tokenizer.pre_tokenizers import PreTokenizer
 from pyllama.tokenizer.scored_pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from pyllama.tokenizer.sentencepiece import SentencePieceModel, byte_pieces
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
@@ -30,6 +32,7 @@ _BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<\uff5cbegin\u2581of\u2581se
 _SENTENCEPIECE_IDS = {"unknown_token_id": (0, UNKNOWN), "bos_token_id": (1, CONTROL), "eos_token_id": (2, CONTROL)}
 # The repository, file and padding tokens of fill-in-the-middle end what is filled in.
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+_MODELS = "'gpt2', 'llama' or 'gemma4'"
 _MAX_ADDED = 1 << 16  # a Python object each; the most in a published model is 6,400
 
 
@@ -83,11 +86,10 @@ class _Reader:
         model = self._get("ggml.model", str)
         if model in (None, "none", "no_vocab"):
             found = "missing" if model is None else repr(model)
-            raise NoTokenizerError(f"tokenizer.ggml.model: {found}, expected 'gpt2' or 'llama' (file {self._where})")
-        if model not in ("gpt2", "llama"):
+            raise NoTokenizerError(f"tokenizer.ggml.model: {found}, expected {_MODELS} (file {self._where})")
+        if model not in ("gpt2", "llama", "gemma4"):
             raise TokenizerError(
-                f"tokenizer.ggml.model: {str(model)[:40]!r} is not supported, expected 'gpt2' or 'llama' "
-                f"(file {self._where})"
+                f"tokenizer.ggml.model: {str(model)[:40]!r} is not supported, expected {_MODELS} (file {self._where})"
             )
         tokens = self._list("ggml.tokens")
         types = self._numbers("ggml.token_type", len(tokens), "iu")
@@ -103,7 +105,7 @@ class _Reader:
                     f"pre_tokenizer: {self._given_pre[:40]!r}, expected none: a SentencePiece tokenizer has none "
                     f"(file {self._where})"
                 )
-            parts = self._sentencepiece(tokens, types)
+            parts = self._merged_pieces(tokens, types) if model == "gemma4" else self._sentencepiece(tokens, types)
             self._add_ends(parts, tokens, types, True)
         self._add_template(parts, tokens, types)
         return parts
@@ -166,6 +168,32 @@ class _Reader:
             space_prefix=prefix,
             collapse_spaces=self._get("ggml.remove_extra_whitespaces", bool, False),
             where=where,
+        )
+
+    def _merged_pieces(self, tokens: Sequence[str], types: np.ndarray) -> Parts:
+        """Characters, spaces as marks, merged by rank; bytes where there is no character."""
+        where = f"tokenizer.ggml.tokens (file {self._where})"
+        chunks = token_bytes.packed(map(_text, tokens), MAX_TOKENS, where)
+        vocabulary = Vocabulary(*token_bytes.token_table(chunks, in_byte_alphabet=False))
+        added = self._added(tokens, types)
+        special = frozenset(token.id for token in added if token.special)
+        where = f"tokenizer.ggml.merges (file {self._where})"
+        reader = token_bytes.MergeReader(vocabulary, in_byte_alphabet=False, where=where)
+        for chunk in token_bytes.packed(map(_text, self._list("ggml.merges")), token_bytes.MAX_MERGES, where):
+            reader.add_spaced(chunk)
+        byte_ids = byte_pieces(vocabulary)
+        text_ids = np.ones(vocabulary.size, bool)
+        text_ids[list(special)] = False
+        model = SentencePieceModel(
+            vocabulary, reader.table(special), text_ids, byte_ids=byte_ids, unk_id=self._id("unknown_token_id", types)
+        )
+        decoded = {token.id: token.content.encode("utf-8", "replace") for token in added}
+        decoded |= {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}
+        prefix = self._get("ggml.add_space_prefix", bool, False)
+        spaces = steps.replace(" ", steps.SPACE_MARK)
+        normalizer = steps.in_turn([steps.prepend(" "), spaces]) if prefix else spaces
+        return Parts(
+            "sentencepiece", vocabulary, model, added, decoded, normalizer, None, spaces=True, strip_space=prefix
         )
 
     def _id(self, name: str, types: np.ndarray) -> int | None:

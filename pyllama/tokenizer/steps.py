@@ -111,6 +111,21 @@ def split_isolated(pattern: patterns.Pattern) -> PreTokenizer:
     return split
 
 
+def split_after(text: str) -> PreTokenizer:
+    """Each stretch up to and with the string is a piece: tokenizers' Split that merges with the previous."""
+
+    def split(pieces: list[str], first: bool) -> list[str]:
+        out: list[str] = []
+        for piece in pieces:
+            parts = piece.split(text)
+            out += [part + text for part in parts[:-1]]
+            if parts[-1]:
+                out.append(parts[-1])
+        return out
+
+    return split
+
+
 def keep_matches(pattern: patterns.Pattern) -> PreTokenizer:
     """Each match is a piece; the rest is dropped."""
 

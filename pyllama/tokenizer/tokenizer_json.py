@@ -158,6 +158,8 @@ class TokenizerJson:
                     found.append(steps.split_isolated(pattern))
                 elif behavior == "Removed" and invert:
                     found.append(steps.keep_matches(pattern))
+                elif behavior == "MergedWithPrevious" and not invert and not is_regex:  # Gemma's
+                    found.append(steps.split_after(text))
                 else:
                     raise self._error("Split.behavior", f"{behavior}, invert {invert}", "Isolated")
             elif kind == "Digits":

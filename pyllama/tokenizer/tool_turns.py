@@ -36,6 +36,7 @@ class CallStyle:
     apart      text beside calls goes into a message of its own, before them
     as_text    the template knows no calls: they are written into the content
     as_user    nor a role for their results: they come from the user
+    responses  results are given with the calls, as `tool_responses` (Gemma 4)
     """
 
     arguments: str = "object"
@@ -44,6 +45,7 @@ class CallStyle:
     apart: bool = False
     as_text: bool = False
     as_user: bool = False
+    responses: bool = False
 
     def applied(self, messages: list[Message]) -> list[Message]:
         """The conversation with its calls in this style; the messages given are not changed."""
@@ -51,6 +53,8 @@ class CallStyle:
             messages = list(_one_by_one(messages))
         result: list[Message] = []
         for message in messages:
+            if self.responses and message.get("role") == "tool" and _add_response(result, message):
+                continue
             if self.as_user and message.get("role") == "tool":
                 _add_result(result, message)
                 continue
@@ -133,6 +137,48 @@ def _add_result(messages: list[Message], result: Message) -> None:
         messages.append({"role": "user", "content": text})
 
 
+def _add_response(messages: list[Message], result: Message) -> bool:
+    """Puts a result beside the calls it is of; whether there are such."""
+    if not messages or not messages[-1].get("tool_calls"):
+        return False
+    content = result.get("content") or ""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    name = result.get("name") or next(
+        (
+            call.get("function", call).get("name")
+            for call in messages[-1]["tool_calls"]
+            if isinstance(call, dict) and call.get("id") == result.get("tool_call_id")
+        ),
+        None,
+    )
+    response = {"name": name, "response": found if isinstance(found, dict) else content}
+    before = messages[-1].get("tool_responses") or []
+    messages[-1] = {**messages[-1], "tool_responses": [*before, response]}
+    return True
+
+
+def tools_elsewhere(source: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What a template sees, with the tools where it looks for them: SmolLM3's under `xml_tools`, unless the request has
+    told which kind it wants; Phi-4-mini's as text in the system message."""
+    tools = given.get("tools")
+    if not tools:
+        return given
+    if "xml_tools" in source and not (given.get("xml_tools") or given.get("python_tools")):
+        return {**given, "xml_tools": tools}
+    if "'tools' in message" not in source:
+        return given
+    functions = [tool.get("function", tool) if isinstance(tool, dict) else tool for tool in tools]
+    text, messages = json.dumps(functions, ensure_ascii=False), given["messages"]
+    if messages and messages[0].get("role") == "system":
+        first, rest = messages[0], messages[1:]
+    else:
+        first, rest = {"role": "system", "content": ""}, messages
+    return {**given, "messages": [{"tools": text, **first}, *rest]}
+
+
 def _text_of(call: Any) -> str:
     """A call as text, in the form that most models have seen."""
     function = call.get("function", call) if isinstance(call, dict) else {}
@@ -141,10 +187,14 @@ def _text_of(call: Any) -> str:
 
 
 class ToolTurns:
-    """What one template wants, found out when the first conversation with a call comes."""
+    """What one template wants, found out when the first conversation with a call comes.
 
-    def __init__(self) -> None:
+    responses  whether it speaks of `tool_responses`: then it is asked first whether results go there
+    """
+
+    def __init__(self, *, responses: bool = False) -> None:
         self._style: CallStyle | None = None
+        self._responses = responses
 
     def render(self, messages: list[Message], render: Callable[[list[Message]], Text], probe: Render) -> Text:
         """The text of a conversation.
@@ -155,7 +205,9 @@ class ToolTurns:
         if not any(message.get("tool_calls") for message in messages):
             return render(messages)
         if self._style is None:
-            self._style = _style_of(probe)
+            own = CallStyle(responses=True)
+            takes_them = self._responses and _score(probe, own, 2, result=_RESULT) is not None
+            self._style = own if takes_them else _style_of(probe)
         end = time.monotonic() + _PROBES_S
         try:
             return render(self._style.applied(messages))

@@ -336,14 +336,19 @@ def test_gguf_metadata_gives_the_config_of_config_json(model_type):
     config = tiny.tiny_config(model_type=model_type)
     ours = huggingface_config(config)
     # A mistral is stored under the architecture of llama; float32 numbers come back as the decimals they were.
-    metadata = {k: np.float32(v).item() if isinstance(v, float) else v
+    metadata = {k: np.float32(v).item() if isinstance(v, float) else np.array(v) if isinstance(v, list) else v
                 for k, v in tiny.gguf_metadata(config).items()}  # fmt: skip
     bias = ["model.layers.0.self_attn.q_proj.bias"] if model_type == "qwen2" else []
     scaling, factors = ours.rope_scaling, {}
     if scaling and scaling.kind == "longrope":
         factors = {"rope_factors": scaling.factors, "long_factors": scaling.long_factors}
+    if scaling and scaling.kind == "proportional":
+        factors = {"rope_factors": tuple(min(factor, 1e30) for factor in scaling.factors)}
+        if not ours.full_attention.values_are_keys:
+            bias.append("model.layers.1.self_attn.v_proj.weight")
     theirs = gguf_config(metadata, bias if ours.tie_word_embeddings else [HEAD, *bias], vocab_size=101, **factors)
-    assert theirs.model_type == {"mistral": "llama", "olmo3": "olmo2"}.get(model_type, model_type)
+    written_as = {"mistral": "llama", "olmo3": "olmo2", "gemma4_unified_text": "gemma4_text"}
+    assert theirs.model_type == written_as.get(model_type, model_type)
     # Norms have their 1 added there; what YaRN's factor is made of is not told apart from what it is.
     same = [f for f in ours.__slots__ if f not in ("model_type", "architecture", "norm_plus_one", "rope_scaling")]
     assert {f: getattr(ours, f) for f in same} == {f: getattr(theirs, f) for f in same}

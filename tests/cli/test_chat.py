@@ -203,11 +203,12 @@ def test_commands_change_the_conversation(terminal, chat_folder):
     say(t, "/edit", until="> one")
     say(t, " more")
     assert asked(t) == ["one more"]
-    say(t, "/system second")
+    assert "system message from now on" in say(t, "/system second")
     assert "second" in say(t, "/system")
     assert messages(t)[0] == {"role": "system", "content": "second"}
     say(t, "/save kept")
-    say(t, "/clear")
+    assert "forgotten: 2 messages" in say(t, "/clear")
+    assert "nothing to forget" in say(t, "/clear")
     assert messages(t) == [{"role": "system", "content": "second"}]
     say(t, "/load kept")
     assert asked(t) == ["one more"]
@@ -233,6 +234,8 @@ def test_what_is_sampled_with_can_be_changed(terminal, chat_folder):
 def test_other_programs_words_and_mistakes(terminal, chat_folder):
     t = talk(terminal, chat_folder)
     assert "did you mean /undo?" in say(t, "/undu")
+    assert "cannot ask for that" in say(t, "/set nothink")
+    assert "wrap: off" in say(t, "/set nowordwrap")
     assert "/regenerate" in say(t, "/?")
     assert "there is no message yet" in say(t, "/regenerate")
     assert "there is no answer yet" in say(t, "/copy")
@@ -268,8 +271,17 @@ def test_thinking_is_dim_or_folded_or_not_asked_for(terminal, tmp_path):
     assert "\x1b[2m" in seen and "\x1b[22m" in seen
     seen = say(t, "/think", until=r"\x1b\[1m> ")
     assert "\x1b[2m" in seen
-    say(t, "/think fold", until=r"\x1b\[1m> ")
+    assert "thoughts: folded" in say(t, "/think fold", until=r"\x1b\[1m> ")
     assert "[thought for 0 s; /think shows it]" in say(t, "hello", until=r"\x1b\[1m> ")
-    say(t, "/set nothink", until=r"\x1b\[1m> ")
+    assert "thinking: off" in say(t, "/set nothink", until=r"\x1b\[1m> ")
     assert "thought" not in say(t, "hello", until=r"\x1b\[1m> ")
     leave(t)
+
+
+def test_run_shows_thinking_dim_on_a_terminal(terminal, tmp_path):
+    folder = write_model(tmp_path / "thinks", template=THINKS)
+    t = terminal("run", folder, "hello", "-n", 9, "--ignore-eos", TERM="xterm")
+    assert t.wait() == 0
+    assert "\x1b[2m" in t.output and "\x1b[22m" in t.output
+    t = terminal("run", folder, "hello", "-n", 9, "--ignore-eos", "--no-think", TERM="xterm")
+    assert t.wait() == 0 and "\x1b[2m" not in t.output

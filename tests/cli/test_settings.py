@@ -170,3 +170,9 @@ def test_doctor_tells_what_is_so(capsys):
 def test_doctor_finds_variables_that_nobody_reads():
     names = ["PYLLAMA_MEMORY", "PYLLAMA_SERVE_PORT", "PYLLAMA_TEMPRATURE", "PYLLAMA_ISA", "PYLLAMA_CHAT_PORT", "HOME"]
     assert unknown_variables(build_parser(), names) == ["PYLLAMA_CHAT_PORT", "PYLLAMA_TEMPRATURE"]
+
+
+def test_doctor_says_which_variable_was_meant(monkeypatch, capsys):
+    monkeypatch.setenv("PYLLAMA_MEMRY", "1G")
+    assert main(["doctor"]) == 2
+    assert "unset PYLLAMA_MEMRY; did you mean PYLLAMA_MEMORY?" in capsys.readouterr().out

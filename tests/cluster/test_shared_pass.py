@@ -12,7 +12,7 @@ from pyllama.packing import pack
 from pyllama.streaming import StreamedWeights
 from pyllama.streaming.local import LocalCheckpoint
 
-DENSE = [family for family in tiny.FAMILIES if family not in tiny.MIXTURES]
+DENSE = [family for family in tiny.FAMILIES if family not in (*tiny.MIXTURES, "gemma4_text")]
 SHARES = {
     "1": [1],
     "2": [1, 1],

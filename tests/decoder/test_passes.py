@@ -9,10 +9,11 @@ import tiny
 
 from pyllama import _kernels as kernels
 from pyllama.checkpoint import open_checkpoint
-from pyllama.decoder import Decoder, Shape
+from pyllama.decoder import Decoder
 from pyllama.decoder.buffers import Buffers, buffers_nbytes, widths
 from pyllama.decoder.page_pool import POSITIONS, PagePool, View, cache_nbytes
 from pyllama.decoder.passes import build
+from pyllama.decoder.shape import Heads, Shape
 from pyllama.errors import BudgetError, ContextOverflowError, PyllamaError, RequestError
 from pyllama.streaming import StreamedWeights
 
@@ -363,11 +364,8 @@ def test_more_tokens_than_a_pass_takes_are_counted_as_nodes(decoder):
 @pytest.mark.parametrize("tokens", [1, 2, 512])
 def test_the_planner_counts_the_bytes_that_buffers_have(tokens):
     shape = Shape(
-        layers=2,
         hidden_size=48,
-        heads=6,
-        kv_heads=3,
-        head_dim=10,
+        attention=(Heads(6, 3, 10, 0), Heads(6, 3, 8, 1)),
         intermediate_size=90,
         vocab_size=101,
         rotated=(10, 6),
@@ -387,7 +385,8 @@ def test_the_planner_counts_the_bytes_that_buffers_have(tokens):
 
 def test_a_rank_with_fewer_heads_has_smaller_pages_and_buffers(decoder):
     whole = Shape.whole(decoder.config)
-    half = whole._replace(heads=whole.heads // 3, kv_heads=whole.kv_heads // 3)
+    third = [of._replace(heads=of.heads // 3, kv_heads=of.kv_heads // 3) for of in whole.attention]
+    half = whole._replace(attention=tuple(third))
     assert 3 * cache_nbytes(half, 100, "f16") == cache_nbytes(whole, 100, "f16")
     pools = [PagePool(shape, [View(None, 1)] * shape.layers) for shape in (whole, half)]
     assert pools[0].page_nbytes == 3 * pools[1].page_nbytes
@@ -398,8 +397,8 @@ def test_a_rank_with_fewer_heads_has_smaller_pages_and_buffers(decoder):
 @pytest.mark.parametrize("dtype", ["f16", "f32"])
 def test_a_rank_computes_the_bits_of_its_heads(dtype):
     """Attention over a third of the heads, in pages of its own, is that third of the whole."""
-    whole = Shape(layers=2, hidden_size=60, heads=12, kv_heads=3, head_dim=10, intermediate_size=8, vocab_size=8)
-    share = whole._replace(heads=4, kv_heads=1)
+    whole = Shape(60, (Heads(12, 3, 10, 0), Heads(12, 3, 10, 1)), intermediate_size=8, vocab_size=8)
+    share = whole._replace(attention=(Heads(4, 1, 10, 0), Heads(4, 1, 10, 1)))
     tokens = 70
     draw = np.random.default_rng(1)
     q = draw.standard_normal((tokens, whole.q_size), np.float32)
@@ -440,7 +439,7 @@ def test_pages_are_zeroed_and_aligned(decoder):
     with pytest.raises(RequestError, match="kv_dtype"):
         PagePool(decoder.shape, [View(None, 1)], "f8")
     with pytest.raises(PyllamaError, match="attention"):
-        PagePool(decoder.shape._replace(kv_heads=decoder.shape.heads + 1), [View(None, 1)])
+        PagePool(decoder.shape._replace(attention=(Heads(2, 3, 10, 0),)), [View(None, 1)])
 
 
 def test_prefill_asks_for_the_last_row_alone(decoder, alone, monkeypatch):

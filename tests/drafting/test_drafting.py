@@ -83,7 +83,9 @@ def drafted(path, drafts, prompt_ids, **sampling):
 
 def always(drafter, **options):
     """Drafts that stream, as far as they know, so that nothing stops them."""
-    return Drafts(drafter, streamed=lambda: True, **options)
+    drafts = Drafts(drafter, streamed=lambda: True, **options)
+    drafts._account(drafter)._has_paid = True
+    return drafts
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 4}, {"temperature": 1.0, "top_k": 9, "seed": 2}])
@@ -314,19 +316,39 @@ def test_passes_of_prompts_are_left_out():
     assert pace.node_s < 0.05
 
 
-def test_an_account_closes_when_drafting_does_not_pay_and_is_hopeless_in_the_end():
-    account = Account()
+def until_hopeless(account, streamed):
+    """(passes with proposals, passes) until a drafter that never hits is given up."""
     tried = passed = 0
     while not account.hopeless:
         if account.open:
-            account.book(1.2, 1.0, 1.0, streamed=True)
+            account.book(1.2, 1.0, 1.0, streamed=streamed)
             tried += 1
         else:
             account.skipped()
         passed += 1
         assert passed < 2000
-    assert tried == 9
-    assert passed > 80  # the pauses grow
+    return tried, passed
+
+
+def test_a_drafter_whose_memory_streamed_weights_could_have_is_soon_given_up_if_it_never_paid():
+    assert until_hopeless(Account(), streamed=True) == (6, 6)
+
+
+def test_one_that_has_paid_is_tried_again_after_pauses_that_grow():
+    account = Account()
+    for _ in range(16):
+        account.book(1.2, 3.0, 1.0, streamed=True)
+    while account.open:
+        account.book(1.2, 0.5, 1.0, streamed=True)
+    tried, passed = until_hopeless(account, streamed=True)
+    assert tried == 6
+    assert passed > 80
+
+
+def test_where_weights_are_in_memory_pauses_grow_from_the_start():
+    tried, passed = until_hopeless(Account(), streamed=False)
+    assert tried == 6
+    assert passed > 80
 
 
 def test_an_account_stays_open_while_it_pays():

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mxfp4_folder
 import numpy as np
 import reference
 
@@ -38,6 +39,7 @@ class Golden:
     huggingface: dict[str, Any]  # config.json as transformers 5 writes it
     huggingface_v4: dict[str, Any]  # and as transformers 4 did
     config: Config
+    seed: int
     tensors: dict[str, np.ndarray]  # Hugging Face name -> float32, exact in bfloat16
     prompt: list[int]
     greedy: list[int]
@@ -67,6 +69,18 @@ class Golden:
         return logits[len(self.prompt) - 1 :].argmax(axis=-1).tolist()
 
 
+def _weights(config: Config, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What the class in transformers holds; of a folder of MXFP4, what that stands for."""
+    if "quantization_config" in record["config"]:
+        return mxfp4_folder.widened(stored_weights(config, record["seed"]))
+    return reference.random_weights(config, record["seed"])
+
+
+def stored_weights(config: Config, seed: int) -> dict[str, np.ndarray]:
+    """What a folder of gpt-oss has, float32 and uint8."""
+    return mxfp4_folder.stored_weights(reference.tensor_shapes(config), seed)
+
+
 @cache
 def load_case(name: str) -> Golden:
     # Here, so that make_golden.py runs where pyllama is not installed.
@@ -80,7 +94,8 @@ def load_case(name: str) -> Golden:
             huggingface=record["config"],
             huggingface_v4=record["config_v4"],
             config=config,
-            tensors=reference.random_weights(config, record["seed"]),
+            seed=record["seed"],
+            tensors=_weights(config, record),
             prompt=record["prompt"],
             greedy=record["greedy"],
             smallest_gap=record["smallest_gap"],

@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from published_shapes import LLAMA_7B, LLAMA_70B, QWEN_05B, QWEN_15B
 
+from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.checkpoint.outline import outline
 from pyllama.errors import BudgetError
 from pyllama.planning.drafting import (
@@ -24,7 +26,7 @@ from pyllama.planning.drafting import (
     leaves,
 )
 from pyllama.planning.memory import TooSmallError, make_plan
-from pyllama.planning.time import BOARDS, Rates, forecast, packed, pass_seconds
+from pyllama.planning.time import BOARDS, Rates, demand, forecast, packed, pass_seconds
 from pyllama.quantizing.prospect import prospect
 
 PI5 = BOARDS["pi5"].rates
@@ -242,3 +244,64 @@ def test_what_was_measured_on_real_models_is_predicted():
         tokens_a_pass=14.8,
     )
     assert code.token_s == pytest.approx(0.217, rel=0.15)
+
+
+# --- mixtures: a tree wants more experts ---
+
+MIXTURE = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 512, "intermediate_size": 1024,
+    "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1000,
+    "num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 256, "norm_topk_prob": True,
+}  # fmt: skip
+EXPERTS = outline(huggingface_config(MIXTURE), "BF16")
+
+
+def some_experts(share):
+    """A plan whose pool holds so much of all experts."""
+    whole = make_plan(EXPERTS, 1 << 40, **OPTIONS)
+    return make_plan(EXPERTS, int(whole.besides + whole.weights - (1 - share) * whole.experts), **OPTIONS)
+
+
+def test_the_experts_of_a_pass_are_those_that_any_of_its_tokens_goes_to():
+    plan = some_experts(0.5)
+    one = demand(EXPERTS, plan, 1)
+    assert one.needed == pytest.approx(plan.experts_stored * 4 / 32)
+    assert one.missed == pytest.approx(one.needed * (1 - plan.experts_share))
+    random = np.random.default_rng(1)
+    counts = random.integers(1, 100, (4, 32)) ** 3
+    for tokens in (1, 5, 40):
+        got = demand(EXPERTS, plan, tokens, counts=counts)
+        held = np.zeros(128, bool)
+        held[np.argsort(-counts.ravel(), kind="stable")[: plan.expert_slots]] = True
+        needed, missed = [], []
+        for _ in range(2000):  # each expert of a token by itself, with its own chance
+            chances = np.minimum(4 * counts / counts.sum(axis=1, keepdims=True), 1)
+            drawn = (random.random((tokens, *chances.shape)) < chances).any(axis=0).ravel()
+            needed.append(drawn.sum())
+            missed.append(drawn[~held].sum())
+        each = plan.experts_stored / 128
+        assert got.needed == pytest.approx(each * np.mean(needed), rel=0.02)
+        assert got.missed == pytest.approx(each * np.mean(missed), rel=0.05)
+
+
+def test_counts_that_say_nothing_are_uniform_routing():
+    plan = some_experts(0.5)
+    for tokens in (1, 9):
+        assert demand(EXPERTS, plan, tokens, counts=np.zeros((4, 32), int)) == demand(EXPERTS, plan, tokens)
+        alike = demand(EXPERTS, plan, tokens, counts=np.ones((4, 32), int))
+        assert alike.needed == pytest.approx(demand(EXPERTS, plan, tokens).needed)
+
+
+def test_a_drafter_pays_where_its_tokens_go_to_experts_that_are_here_and_not_where_each_needs_others():
+    slow = dataclasses.replace(PI5, disk_gb_s=0.05)
+    budget = some_experts(0.4).budget
+    few = np.ones((4, 32), int)
+    few[:, :6] = 10**9  # nearly all tokens go to six of a layer, which fit
+    alike = drafter_plan(EXPERTS, LOOKUP, budget, slow, **OPTIONS)
+    skewed = drafter_plan(EXPERTS, LOOKUP, budget, slow, counts=few, **OPTIONS)
+    assert alike.plan.streamed == skewed.plan.streamed == 0
+    more = forecast_drafted(EXPERTS, alike.plan, slow, LOOKUP, shape="chain", nodes=8).pass_s
+    assert more > 4 * alike.off_s and not alike.pays
+    assert skewed.off_s < alike.off_s / 10
+    eight = forecast_drafted(EXPERTS, skewed.plan, slow, LOOKUP, shape="chain", nodes=8, counts=few)
+    assert eight.pass_s < 2 * more / 10

@@ -10,6 +10,7 @@ import tiny
 from published_shapes import LLAMA_7B, LLAMA_13B, LLAMA_70B
 
 from pyllama.checkpoint import open_checkpoint
+from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.checkpoint.outline import outline, outline_huggingface, stored_nbytes
 from pyllama.cli import main
 from pyllama.cli.plan import make_report
@@ -351,3 +352,21 @@ def test_products_of_quantized_weights_have_a_rate_of_their_own(tmp_path):
             seconds[dtype, whole] = predicted.prompt_s[64]
     assert seconds["BF16", None] == seconds["BF16", 4] == seconds["Q8_0", None]
     assert seconds["Q8_0", 4] == pytest.approx(seconds["Q8_0", None] / 4)
+
+
+def test_a_plan_says_which_rotary_factors_hold_and_what_windows_leave_unseen():
+    def rates(files):
+        return BOARDS["pi5"].rates
+
+    config = tiny.tiny_config(model_type="phi3", sliding_window=24)
+    model = outline(huggingface_config(config), "BF16")
+    for context, factors in ((None, "short"), (64, "short"), (128, "long")):
+        report = make_report(model, 1 << 30, asked_context=context, kv_dtype="f16", rates=rates)
+        assert report["context"]["rotary_factors"] == factors and report["context"]["original_positions"] == 64
+        assert f"{factors} rotary factors" in "\n".join(lines(report))
+    unseen = 2 * 3 * 2 * 32 * (8 + 32) * ((128 - 24) // 32)  # two layers, three heads of 8 in f16, whole pages
+    assert report["context"]["windows"] == {"layers": 2, "positions": 24, "unseen_nbytes": unseen}
+    assert "2 layers see 24 positions; all are kept for them too" in "\n".join(lines(report))
+    model = outline(huggingface_config(tiny.tiny_config()), "BF16")
+    plain = make_report(model, 1 << 30, asked_context=None, kv_dtype="f16", rates=rates)
+    assert plain["context"] == {"rotary_factors": None, "original_positions": None, "windows": None}

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import os
 import struct
 
@@ -15,6 +16,7 @@ from pyllama import _kernels, load
 from pyllama.checkpoint import open_checkpoint
 from pyllama.cli import main
 from pyllama.errors import CheckpointError, RequestError, TokenizerError
+from pyllama.packing.pack import pack
 from pyllama.quantizing import calibration, quantize
 from pyllama.quantizing.importance import importance_bytes, read_importance
 from pyllama.terminal.progress import Progress
@@ -28,6 +30,7 @@ CONFIG = {
 }
 TEXT = "hello and hello, and the 12 words. " * 60
 LAYERS = 2
+ONE = np.array([1])
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
@@ -210,10 +213,12 @@ def test_files_of_another_model_or_of_no_use_are_refused(tmp_path, source):
 
     name = "blk.0.attn_q.weight"
     meta = {"imatrix.datasets": [b"t"]}
-    refused(importance_bytes({name: np.ones(32)}, {name: 1}, meta), "attn_q.weight has 32 columns, expected 64")
-    refused(importance_bytes({"blk.9.x": np.ones(64)}, {"blk.9.x": 1}, meta), "no importance of a tensor of this model")
+    refused(importance_bytes({name: np.ones(32)}, {name: ONE}, meta), "attn_q.weight has 32 columns, expected 64")
+    refused(
+        importance_bytes({"blk.9.x": np.ones(64)}, {"blk.9.x": ONE}, meta), "no importance of a tensor of this model"
+    )
     for value in (np.nan, np.inf, -1.0):
-        data = importance_bytes({name: np.full(64, value)}, {name: 1}, meta)
+        data = importance_bytes({name: np.full(64, value)}, {name: ONE}, meta)
         refused(data, "an importance that is no number from 0 on", CheckpointError)
     refused(tiny.gguf_bytes({"general.type": "model"}, []), "general.type is 'model', not 'imatrix'", CheckpointError)
     refused(b"", "no importance matrix", CheckpointError)
@@ -268,3 +273,75 @@ def test_a_short_text_is_one_window_and_the_command_takes_it(tmp_path, source, t
     assert read_importance(tmp_path / "made.gguf.imatrix.gguf").metadata["imatrix.chunk_count"] == 1
     assert main([*arguments, "--imatrix", "x"]) == 2
     assert importlib.import_module("pyllama.quantizing.calibration").WINDOW == 512
+
+
+# --- experts ---
+
+EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """A mixture that sends no token to expert 3 of layer 0."""
+    folder = tmp_path / "mixture"
+    folder.mkdir()
+    more = {"model_type": "qwen3_moe", "moe_intermediate_size": 96, "num_experts": 6, "num_experts_per_tok": 2}
+    conftest.write_model(folder, **CONFIG, **more)
+    config = tiny.tiny_config(**json.loads((folder / "config.json").read_text()))
+    tensors = tiny.random_tensors(config, seed=1)
+    router = tensors["model.layers.0.mlp.gate.weight"]
+    router[1] = router[3] = router[0]  # of three equals the lower two are chosen, if any
+    tiny.write_huggingface(folder, config, tensors)
+    return folder
+
+
+def test_importance_of_experts_is_that_of_the_tokens_that_go_to_them(tmp_path, mixture, text, small_windows):
+    found = read_importance(collected(tmp_path, mixture, text))
+    seen: dict[str, list[np.ndarray]] = {}
+    with load(mixture, memory="4G", context_length=64) as model:
+        ids = model.tokenizer.encode(TEXT, add_special_tokens=False)
+        model.decoder.on_input = lambda names, rows: seen.setdefault(names[-1], []).append(rows.astype(np.float64))
+        for i in range(len(ids) // 64):
+            sequence = model.decoder.new_sequence()
+            model.decoder.prefill(sequence, ids[64 * i : 64 * i + 64])
+            sequence.close()
+    assert not any("layers.0.mlp.experts.3." in name for name in seen)
+    for layer in range(LAYERS):
+        for stored, part in (("ffn_up_exps", "up_proj"), ("ffn_down_exps", "down_proj")):
+            columns = found.columns[f"blk.{layer}.{stored}.weight"]
+            rows = [seen.get(f"model.layers.{layer}.mlp.experts.{j}.{part}.weight", []) for j in range(6)]
+            everything = np.concatenate([row for of_one in rows for row in of_one])
+            for j, of_one in enumerate(rows):  # one without tokens is like all of them
+                expected = np.square(np.concatenate(of_one) if of_one else everything).mean(axis=0)
+                np.testing.assert_allclose(columns[j], expected, rtol=1e-5)
+    assert found.columns["blk.1.ffn_gate_inp.weight"].shape == (64,)
+
+
+def test_each_expert_is_quantized_by_its_own_importance(tmp_path, mixture, text, small_windows):
+    quantize(mixture, tmp_path / "made.gguf", "q4_0", calibration=text)
+    columns = read_importance(tmp_path / ("made.gguf" + calibration.SUFFIX)).columns
+    with open_checkpoint(mixture) as before, open_checkpoint(tmp_path / "made.gguf") as after:
+        for layer, number, part in ((0, 3, "gate"), (1, 0, "up"), (1, 5, "down")):
+            name = f"model.layers.{layer}.mlp.experts.{number}.{part}_proj.weight"
+            ours, theirs = before.tensors[name], after.tensors[name]
+            raw = tiny.decode_plain("BF16", before.read_rows(ours, 0, ours.rows).tobytes()).reshape(ours.shape)
+            expected = np.empty(theirs.nbytes, np.uint8)
+            weights = columns[f"blk.{layer}.ffn_{part}_exps.weight"][number]
+            _kernels.quantize(theirs.dtype, raw, np.ascontiguousarray(weights), expected)
+            assert (after.read_rows(theirs, 0, theirs.rows).reshape(-1) == expected).all(), name
+    pack(mixture, tmp_path / "packed")
+    imatrix = tmp_path / ("made.gguf" + calibration.SUFFIX)
+    quantize(tmp_path / "packed", tmp_path / "again.gguf", "q4_0", imatrix=imatrix)
+    quantize(mixture, tmp_path / "given.gguf", "q4_0", imatrix=imatrix)
+    with open_checkpoint(tmp_path / "again.gguf") as one, open_checkpoint(tmp_path / "given.gguf") as other:
+        for name, tensor in one.tensors.items():
+            theirs = other.tensors[name]
+            assert (one.read_rows(tensor, 0, tensor.rows) == other.read_rows(theirs, 0, theirs.rows)).all(), name
+
+
+def test_importance_of_another_number_of_experts_is_refused(tmp_path, mixture):
+    path = tmp_path / "other.gguf"
+    name = "blk.0.ffn_up_exps.weight"
+    path.write_bytes(importance_bytes({name: np.ones((5, 64))}, {name: np.ones(5)}, {}))
+    with pytest.raises(RequestError, match="is of 5 matrices, expected 6"):
+        quantize(mixture, tmp_path / "made.gguf", "q4_0", imatrix=path)

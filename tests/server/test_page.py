@@ -425,7 +425,7 @@ def test_an_empty_conversation_has_examples_and_the_header_the_context(page, ser
     page.click(".example")
     page.wait("!live() && current.messages.length === 2")
     stats = "statsOf({usage: {completion_tokens: 9, completion_tokens_details: {accepted_prediction_tokens: 4}}})"
-    assert "4 of them drafted, 1.8 a pass" in page.run(f"return {stats}")
+    assert "4 of them drafted · 1.8 a pass" in page.run(f"return {stats}")
 
 
 @in_browser
@@ -443,6 +443,7 @@ def test_a_key_is_asked_for_and_kept(page, served):
     page.open(url)
     page.wait("$('key').open && $('key-title').textContent.includes('API key')")
     assert page.run("return document.activeElement.name") == "api_key"
+    assert page.run("return $('status').textContent") == "the server asks for an API key: Settings, API key"
     for wrong in ("guessed", "\u00e4 key"):
         page.keys(wrong + ENTER)
         page.wait("$('key-problem').textContent === 'This key is wrong.'")

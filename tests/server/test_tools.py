@@ -214,6 +214,88 @@ def test_mistrals_calls(text, content, calls):
         assert taken_apart(text, size, tools.MISTRAL) == (content, calls)
 
 
+Q = '<|"|>'
+GEMMA_CALLS = {
+    "one": (f"<|tool_call>call:get_weather{{city:{Q}Paris{Q}}}<tool_call|>", "", [PARIS]),
+    "two": (
+        f"<|tool_call>call:get_weather{{city:{Q}Paris{Q}}}<tool_call|>"
+        f"<|tool_call>call:get_weather{{city:{Q}Oslo{Q},days:2}}<tool_call|>",
+        "",
+        [PARIS, OSLO],
+    ),
+    "text before": ("Let me see.\n<|tool_call>call:now{}<tool_call|>", "Let me see.\n", [("now", {})]),
+    "marks within a string": (
+        f'<|tool_call>call:write{{text:{Q}a}}<tool_call|>{{,:"b{Q}}}<tool_call|>',
+        "",
+        [("write", {"text": 'a}<tool_call|>{,:"b'})],
+    ),
+    "nested": (
+        f"<|tool_call>call:write{{lines:[{Q}a{Q},1,-2.5,true,null,{{x:{Q}{Q},y:[]}}],text:{Q}{Q}}}<tool_call|>",
+        "",
+        [("write", {"lines": ["a", 1, -2.5, True, None, {"x": "", "y": []}], "text": ""})],
+    ),
+    "keys in quotes": (f"<|tool_call>call:write{{{Q}text{Q}:{Q}x{Q}}}<tool_call|>", "", [("write", {"text": "x"})]),
+    "JSON, as a forced call is": ('<|tool_call>call:get_weather{"city": "Paris"}<tool_call|>', "", [PARIS]),
+    "not closed": (f"<|tool_call>call:get_weather{{city:{Q}Paris{Q}}}", "", [PARIS]),
+    "after thinking": (
+        "<|channel>thought\nhm<channel|><|tool_call>call:now{}<tool_call|>",
+        "<|channel>thought\nhm<channel|>",
+        [("now", {})],
+    ),
+}
+GEMMA_TEXTS = [
+    "<|tool_call>call:nobody{}<tool_call|>", "<|tool_call>call:now{a}<tool_call|>", "<|tool_call>now{}<tool_call|>",
+    "<|tool_call>call:now{a:1}x<tool_call|>", "<|tool_call>call:now{a:<tool_call|>",
+    "<|tool_call>call:now{a:[1 2]}<tool_call|>", "<|tool_call>call:now{a:NaN}<tool_call|>", "<|tool_call>",
+    "<|tool_call>call:now" + "{a:" * 200 + "1" + "}" * 200 + "<tool_call|>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GEMMA_CALLS)
+def test_gemmas_calls(name):
+    text, content, calls = GEMMA_CALLS[name]
+    for size in (1, 2, 3, 7, 1000):
+        assert taken_apart(text, size, tools.GEMMA) == (content, calls), size
+
+
+@pytest.mark.parametrize("text", GEMMA_TEXTS)
+def test_what_is_no_call_of_gemmas_is_text(text):
+    for size in (1, 5, 1000):
+        assert taken_apart(text, size, tools.GEMMA) == (text, [])
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "calls"),
+    [
+        (tools.GRANITE, f"<|tool_call|>[{ONE}]", [PARIS]),
+        (tools.GRANITE, f"<|tool_call|>[{ONE}, {TWO}]", [PARIS, OSLO]),
+        (tools.GRANITE, f"<|tool_call|>{ONE}", [PARIS]),
+        (tools.GRANITE, f"<tool_call>[{ONE}]", [PARIS]),  # granite writes it so now and then, as a whole answer
+        (tools.PHI, f"<|tool_call|>[{ONE}]<|/tool_call|>", [PARIS]),
+        (tools.PHI, f"<|tool_call|>{ONE}<|/tool_call|><|tool_call|>{TWO}<|/tool_call|>", [PARIS, OSLO]),
+        (tools.PHI, f"<|tool_call|>[{ONE}, {TWO}]<|/tool_call|>", [PARIS, OSLO]),
+    ],
+)
+def test_calls_of_granite_and_phi(form, text, calls):
+    for size in (1, 3, 1000):
+        assert taken_apart(text, size, form) == ("", calls)
+
+
+@pytest.mark.parametrize(
+    ("template", "form"),
+    [
+        ("{{ tools }}<|tool_call>call:", tools.GEMMA),
+        ("{{ tools }}<|tool_call|>", tools.GRANITE),
+        ("{{ message['tools'] }}<|tool|><|/tool|>", tools.PHI),
+        ("{{ tools }}<tool_call><|tool_call|>", tools.HERMES),
+        ("{{ xml_tools }}<tool_call>", tools.HERMES),
+        ("<|tool_call>", None),
+    ],
+)
+def test_a_template_tells_the_form(template, form):
+    assert tools.format_of(template) is form
+
+
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 @pytest.mark.parametrize("name", TEXTS)
 def test_all_else_is_text_and_complete(name, form):

@@ -80,7 +80,7 @@ def inv_freq(head_dim: int, rope_theta: float, scaling: Any = None) -> Array:
         return plain
     if scaling.kind == "linear":
         return plain / scaling.factor
-    if scaling.kind == "factors":
+    if scaling.kind in ("factors", "proportional"):
         return plain / float64(scaling.factors)
     if scaling.kind == "llama3":
         return _llama3(plain, scaling)
@@ -223,6 +223,14 @@ def gpt_oss_experts(x: Array, tensors: Mapping[str, Array], prefix: str, mixture
     return out
 
 
+def expert_names(kind: str) -> tuple[str, str, str]:
+    """Of the router, and of all experts' gate and up, and down, as the class in transformers 5 calls them."""
+    if kind == "granitemoe":
+        block = "block_sparse_moe."
+        return f"{block}router.weight", f"{block}experts.gate_up_proj", f"{block}experts.down_proj"
+    return "mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+
+
 def softcapped(x: Array, cap: float) -> Array:
     """cap * tanh(x / cap), between -cap and cap; x itself if cap is 0."""
     return cap * np.tanh(float64(x) / cap) if cap else float64(x)
@@ -272,6 +280,9 @@ WHOLE_NORMS = ("olmo2", "olmo3")
 GELU = ("gemma2", "gemma3_text")
 
 
+#: Those that have a function of their own, in reference_gemma4.py.
+GEMMA4 = ("gemma4_text", "gemma4_unified_text")
+
 #: Those whose q, k and v are stored as one matrix, and gate and up as another.
 FUSED = ("phi3",)
 
@@ -319,6 +330,10 @@ def forward(
     interleaved  the rows of q_proj and k_proj (and their biases) are in interleaved RoPE order
     ropes        each layer's own theta and scaling, where they are not the config's
     """
+    if config.model_type in GEMMA4:
+        import reference_gemma4
+
+        return reference_gemma4.forward(config, tensors, token_ids, interleaved)
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     rotated = config.rotary_dim or head_dim
     kind, eps = config.model_type, config.rms_norm_eps
@@ -371,9 +386,9 @@ def forward(
             hidden = hidden + gpt_oss_experts(x, tensors, prefix + "mlp.", mixture)
             continue
         if mixture and mixture.layers[layer]:
-            stacks = ("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-            weights = [tensors[prefix + name] for name in stacks]
-            hidden = hidden + experts(x, *weights, mixture.num_experts_per_tok, mixture.norm_topk_prob)
+            weights = [tensors[prefix + name] for name in expert_names(kind)]
+            mixed = experts(x, *weights, mixture.num_experts_per_tok, mixture.norm_topk_prob)
+            hidden = hidden + config.residual_scale * mixed
             continue
         gate, up = project("mlp.gate_proj", x), project("mlp.up_proj", x)  # (T, intermediate)
         inner = gelu(gate) * up if kind in GELU else swiglu(gate, up)
@@ -390,6 +405,10 @@ def forward(
 def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Every tensor the model of this Config has, under its name in transformers 5, shapes (out, in); the experts of a
     layer are in one."""
+    if config.model_type in GEMMA4:
+        import reference_gemma4
+
+        return reference_gemma4.tensor_shapes(config)
     hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
     q_rows, kv_rows = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
@@ -426,9 +445,10 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
             continue
         if config.mixture and config.mixture.layers[layer]:
             count, width = config.mixture.num_experts, config.mixture.moe_intermediate_size
-            shapes[prefix + "mlp.gate.weight"] = (count, hidden)
-            shapes[prefix + "mlp.experts.gate_up_proj"] = (count, 2 * width, hidden)
-            shapes[prefix + "mlp.experts.down_proj"] = (count, hidden, width)
+            router, gate_up, down = expert_names(config.model_type)
+            shapes[prefix + router] = (count, hidden)
+            shapes[prefix + gate_up] = (count, 2 * width, hidden)
+            shapes[prefix + down] = (count, hidden, width)
             continue
         if config.model_type in FUSED:
             add(prefix + "mlp.gate_up_proj", 2 * inner, hidden, False)
@@ -457,11 +477,13 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
     sharpness = 1.5 if any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm")) else 1.0
     if name.endswith("post_feedforward_layernorm.weight"):  # as for o_proj and down_proj below
         return round_to_bfloat16(np.float32(16.0) + np.float32(4.0) * noise)
-    if name.endswith("norm.weight"):
+    if name.endswith("post_per_layer_input_norm.weight"):
+        return round_to_bfloat16(np.float32(8.0) + np.float32(2.0) * noise)
+    if name.endswith(("norm.weight", "layer_scalar")):
         return round_to_bfloat16(np.float32(sharpness) + np.float32(0.25) * noise)
     if name.endswith((".bias", "_bias", ".sinks")):
         return round_to_bfloat16(np.float32(0.25) * noise)
-    if name == "model.embed_tokens.weight":
+    if name in ("model.embed_tokens.weight", "model.embed_tokens_per_layer.weight"):
         return round_to_bfloat16(noise)
     # The branches outweigh the embedding, else a tied head would have every token predict itself.
     gain = 12.0 if "o_proj" in name or "down_proj" in name else sharpness

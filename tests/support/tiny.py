@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny_gemma4
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -23,11 +24,14 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "granite": "GraniteForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma4_text": "Gemma4ForCausalLM",
+    "gemma4_unified_text": "Gemma4UnifiedForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "mixtral": "MixtralForCausalLM",
@@ -46,6 +50,10 @@ OWN: dict[str, dict[str, Any]] = {
     "granite": {
         "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.5, "logits_scaling": 4.0,
     },
+    "granitemoe": {
+        "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.5, "logits_scaling": 4.0,
+        "num_local_experts": 6, "num_experts_per_tok": 2,
+    },
     "olmo3": {"num_hidden_layers": 4, "sliding_window": 16},
     "ministral3": {
         "rope_scaling": {
@@ -58,13 +66,15 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_GEMMA, "num_hidden_layers": 6, "rope_local_base_freq": 500.0},
     "qwen3_moe": {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 56, "norm_topk_prob": True},
     "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    **tiny_gemma4.OWN,
 }  # fmt: skip
-MIXTURES = ("qwen3_moe", "mixtral")
+MIXTURES = ("qwen3_moe", "mixtral", "granitemoe")
 GEMMAS = ("gemma2", "gemma3_text")
+GEMMA4 = tuple(tiny_gemma4.OWN)
 _OLMOS = ("olmo2", "olmo3")
 _HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
 #: Families whose files have the rows of q and k in interleaved rotary order in GGUF, as the converter puts them.
-INTERLEAVED = ("llama", "mistral", "mixtral", "ministral3", "smollm3", "granite")
+INTERLEAVED = ("llama", "mistral", "mixtral", "ministral3", "smollm3", "granite", "granitemoe")
 
 
 def tiny_config(**overrides: Any) -> dict[str, Any]:
@@ -110,6 +120,8 @@ def _sizes(config: dict[str, Any]) -> tuple[int, int, int, int, int]:
 
 def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """name -> shape of the model that `config` describes, written down apart from pyllama's own list."""
+    if config["model_type"] in GEMMA4:
+        return tiny_gemma4.tensor_shapes(config)
     hidden, inner, heads, kv_heads, head_dim = _sizes(config)
     kind = config["model_type"]
     attention_bias = config.get("attention_bias", False)
@@ -224,6 +236,21 @@ def as_mixtral(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
+def as_granitemoe(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Under the names of Granite's published files: all experts of a layer in one tensor."""
+    names = {
+        "mlp.gate.": "block_sparse_moe.router.layer.",
+        "mlp.experts.gate_up_proj": "block_sparse_moe.input_linear.weight",
+        "mlp.experts.down_proj": "block_sparse_moe.output_linear.weight",
+    }
+    found = {}
+    for name, values in as_stacks(tensors).items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        found[name] = values
+    return found
+
+
 def _norms(kind: str) -> tuple[str, ...]:
     """A layer's norms: before and after attention, before and after the mlp; "" where there is none."""
     if kind in GEMMAS:
@@ -235,7 +262,7 @@ def _norms(kind: str) -> tuple[str, ...]:
 
 
 def separated(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors with one for each matrix: what phi3 stores as one, cut by rows."""
+    """The tensors as pyllama calls them, one for each matrix: what phi3 stores as one, cut by rows."""
     _, inner, heads, kv_heads, head_dim = _sizes(config)
     found = {}
     for name, values in tensors.items():
@@ -246,6 +273,8 @@ def separated(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[st
         elif "gate_up_proj" in name:
             parts = zip(("gate", "up"), np.split(values, (inner,)), strict=True)
             found |= {name.replace("gate_up_proj", f"{part}_proj"): rows for part, rows in parts}
+        elif name.endswith("layer_scalar"):
+            found[f"{name}.weight"] = values
         else:
             found[name] = values
     return found
@@ -261,7 +290,7 @@ def random_tensors(config: dict[str, Any], seed: int = 0, dtype: str = "BF16") -
     tensors = {}
     for name, shape in tensor_shapes(config).items():
         values = random.standard_normal(shape)
-        if name.endswith("norm.weight"):
+        if name.endswith(("norm.weight", "layer_scalar")):
             values = (0.0 if config["model_type"] in GEMMAS else 1.0) + 0.2 * values  # Gemma adds 1 itself
         elif name.endswith(".bias"):
             values = 0.3 * values
@@ -309,9 +338,10 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "
     blobs = []
     position = 0
     for name, values in tensors.items():
-        blob = encode_plain(dtype, values)
+        stored_as = "U8" if values.dtype == np.uint8 else dtype
+        blob = values.tobytes() if stored_as == "U8" else encode_plain(dtype, values)
         header[name] = {
-            "dtype": dtype,
+            "dtype": stored_as,
             "shape": list(values.shape),
             "data_offsets": [position, position + len(blob)],
         }
@@ -375,6 +405,7 @@ GGUF_OWN_NAMES = {
 }  # fmt: skip
 
 
+GGUF_OWN_NAMES |= dict.fromkeys(GEMMA4, tiny_gemma4.GGUF_OWN_NAMES)
 GGUF_OWN_NAMES["phi3"] = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
 
@@ -398,7 +429,7 @@ def _interleaved(config: dict[str, Any], name: str, values: np.ndarray) -> np.nd
 
 
 def gguf_name(name: str, kind: str = "llama") -> str:
-    for ours, theirs in {**GGUF_NAMES, **GGUF_OWN_NAMES.get(kind, {})}.items():
+    for ours, theirs in {**GGUF_OWN_NAMES.get(kind, {}), **GGUF_NAMES, **GGUF_OWN_NAMES.get(kind, {})}.items():
         name = name.replace(ours, theirs)
     return name
 
@@ -454,7 +485,7 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     kind = config["model_type"]
     arch = {
         "mistral": "llama", "mixtral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "gemma3_text": "gemma3",
-        "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss",
+        "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "gemma4_text": "gemma4", "gemma4_unified_text": "gemma4",
     }.get(kind, kind)  # fmt: skip
     found: dict[str, Any] = {
         "general.architecture": arch,
@@ -466,7 +497,7 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
         f"{arch}.attention.head_count": heads,
         f"{arch}.attention.head_count_kv": kv_heads,
         f"{arch}.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-        f"{arch}.rope.freq_base": float(config["rope_theta"]),
+        f"{arch}.rope.freq_base": float(config.get("rope_theta", 0)),
         f"{arch}.rope.dimension_count": int(head_dim * config.get("partial_rotary_factor", 1.0)),
         f"{arch}.attention.key_length": head_dim,
         f"{arch}.attention.value_length": head_dim,
@@ -481,7 +512,7 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
         found[f"{arch}.expert_used_count"] = config["num_experts_per_tok"]
         if arch != "llama":
             found[f"{arch}.expert_feed_forward_length"] = width
-    if kind == "granite":
+    if kind in ("granite", "granitemoe"):
         for ours, theirs in (("embedding_multiplier", "embedding_scale"), ("attention_multiplier", "attention.scale"),
                              ("residual_multiplier", "residual_scale"), ("logits_scaling", "logit_scale")):  # fmt: skip
             found[f"{arch}.{theirs}"] = float(config[ours])
@@ -506,6 +537,8 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     if scaled == "yarn":
         original = scaling["original_max_position_embeddings"]
         found[f"{arch}.rope.scaling.original_context_length"] = original
+    if kind in GEMMA4:
+        found |= tiny_gemma4.gguf_metadata(config)
     for key in ("bos_token_id", "eos_token_id"):
         if isinstance(config.get(key), int):
             found[f"tokenizer.ggml.{key}"] = config[key]
@@ -537,6 +570,9 @@ def gguf_tensors(
     for which in ("long", "short") if "long_factor" in scaling else ():
         factors = np.array(scaling[f"{which}_factor"], "<f4")
         stored.append((f"rope_factors_{which}.weight", "F32", factors.shape, factors.tobytes()))
+    if config["model_type"] in GEMMA4:
+        factors = tiny_gemma4.rope_freqs(config)
+        stored.append(("rope_freqs.weight", "F32", factors.shape, factors.tobytes()))
     if config["model_type"] == "gpt_oss":
         return stored + _gpt_oss_gguf(tensors, dtype)
     for name, values in _gguf_stacks(tensors).items():
@@ -578,6 +614,9 @@ def _gpt_oss_gguf(tensors: dict[str, np.ndarray], dtype: str) -> list[tuple[str,
 def _gguf_stacks(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Gate, up and down of a layer's experts in one tensor each."""
     found: dict[str, np.ndarray] = {}
+    of_granite = (("block_sparse_moe.router.", "mlp.gate."), ("block_sparse_moe.experts.", "mlp.experts."))
+    for theirs, ours in of_granite:
+        tensors = {name.replace(theirs, ours): values for name, values in tensors.items()}
     for name, values in as_experts(tensors).items():
         if ".experts." not in name:
             found[name] = values

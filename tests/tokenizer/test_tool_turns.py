@@ -105,6 +105,52 @@ def test_a_template_without_calls_gets_them_as_text():
     assert "<tool_response>\nresult 0\n</tool_response>\n<tool_response>\nresult 1\n</tool_response></>" in text
 
 
+RESPONSES = (
+    HEAD + CALLS + "{% for r in m.tool_responses or [] %}{{ '{' }}{{ r.name }} "
+    "{{ r.response.n if r.response is mapping else r.response }}{{ '}' }}{% endfor %}{{ m.content }}" + TAIL
+)
+
+
+def test_results_go_beside_the_calls_where_a_template_wants_them_there():
+    """Gemma 4: the model goes on in the turn of its calls."""
+    messages = conversation(None, ("f", '{"a": 1}'), ("g", "{}"))
+    messages[3]["content"] = '{"n": 7}'
+    text = rendered(RESPONSES, [*messages, {"role": "assistant", "content": "so"}])
+    assert text == '<user>go</><assistant>[f {"a": 1}][g {}]{f result 0}{g 7}</><assistant>so</>'
+    named = [{**message, "name": "x"} if message["role"] == "tool" else message for message in messages]
+    assert "{x result 0}" in rendered(RESPONSES, named)
+    alone = [{"role": "tool", "content": "result 0"}, *conversation(None, ("f", "{}"))]
+    assert rendered(RESPONSES, alone).startswith("<tool>result 0</>")  # of no call that is here
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+
+def with_tools(source, messages, **variables):
+    return ChatTemplate(source, {}, "a test").render(messages, tools=TOOLS, **variables)
+
+
+def test_tools_are_where_a_template_looks_for_them():
+    talk = [{"role": "user", "content": "go"}]
+    smollm3 = "{{ xml_tools | tojson if xml_tools else python_tools }}"
+    assert with_tools(smollm3, talk) == str(TOOLS).replace("'", '"')
+    assert with_tools(smollm3, talk, python_tools=["p"]) == "['p']"
+    assert with_tools(smollm3, talk, xml_tools=["own"]) == '["own"]'
+    phi = (
+        "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}"
+        "{% if 'tools' in message and message['tools'] is not none %}<|tool|>{{ message['tools'] }}<|/tool|>"
+        "{% endif %}{% endfor %}"
+    )
+    as_text = '<|tool|>[{"name": "f", "parameters": {}}]<|/tool|>'
+    assert with_tools(phi, talk) == f"<system>{as_text}<user>go"
+    assert with_tools(phi, [{"role": "system", "content": "Be brief."}, *talk]) == (
+        f"<system>Be brief.{as_text}<user>go"
+    )
+    own = {"role": "system", "content": "", "tools": "mine"}
+    assert with_tools(phi, [own, *talk]) == "<system><|tool|>mine<|/tool|><user>go"
+    assert ChatTemplate(phi, {}, "a test").render(talk) == "<user>go"
+
+
 def test_without_calls_nothing_is_changed_and_nothing_is_asked():
     template = ChatTemplate(HEAD + "{{ m.content is none }} {{ m.content is defined }}" + TAIL, {}, "a test")
     assert template.render_adapted([{"role": "assistant", "content": None}], {}) == "<assistant>False False</>"

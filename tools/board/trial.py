@@ -113,7 +113,7 @@ class Trial:
 
     def serving(self) -> bool:
         try:
-            return b"smollm2" in self.ask("/v1/models", timeout=30)
+            return b"smollm2" in self.ask("/v1/models", timeout=900)
         except OSError:
             return False
 

@@ -53,7 +53,7 @@ async def show(request: Request) -> JSONResponse:
     abilities = {
         "completion": True,
         "tools": service.tool_format is not None,
-        "thinking": "<think>" in (template or ""),
+        "thinking": service.has_channels or "<think>" in (template or ""),
         "embedding": service.settings.embeddings,
         "insert": can_fill_in(service.tokenizer),
     }

@@ -33,6 +33,8 @@ def conversation_of(body: dict[str, Any], messages: list[dict[str, Any]]) -> dic
     think = body.get("think")
     if think is not None:
         found["chat_template_kwargs"] = {"enable_thinking": think not in (False, "none")}
+        if isinstance(think, str):
+            found["reasoning_effort"] = think
     form = body.get("format")
     if isinstance(form, dict):
         found["response_format"] = {"type": "json_schema", "json_schema": {"schema": form}}

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pyllama.generation import Step
-from pyllama.server.choice import Choice
+from pyllama.server.choice import Choice, channels_of
 from pyllama.server.conversation import Asked, ask
 from pyllama.server.openai import foreign_fields, logprobs
 from pyllama.server.openai.reply import Part, Reply
@@ -27,7 +27,14 @@ class _Chat(Reply):
     def __init__(self, service: Service, asked: Asked):
         kind = "chat.completion.chunk" if asked.want.stream else "chat.completion"
         super().__init__(service, asked.streams, asked.want, "chatcmpl", kind)
-        self._choices = [Choice(service.tool_format, asked.choice) for _ in asked.streams]
+        self._choices = [
+            Choice(
+                service.tool_format,
+                asked.choice,
+                channels_of(service, asked.choice, stream.request.answer.prompt_ids),
+            )
+            for stream in asked.streams
+        ]
         self._logged: list[list[dict[str, Any]]] = [[] for _ in asked.streams]
 
     def opening(self) -> list[Part]:
@@ -40,6 +47,8 @@ class _Chat(Reply):
         if reported and not self._want.stream:
             self._logged[index] += reported["content"]
         parts = []
+        if choice.thought:
+            parts.append(_delta(index, {"reasoning_content": choice.thought}))
         if content or (reported and reported["content"]):
             parts.append(_delta(index, {"content": content}, reported))
         parts += [_delta(index, {"tool_calls": [call.as_openai(told + i)]}) for i, call in enumerate(new)]
@@ -59,6 +68,8 @@ class _Chat(Reply):
 
     def _choice(self, index: int, choice: Choice) -> Part:
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
+        if choice.reasoning:
+            message["reasoning_content"] = choice.reasoning
         if choice.calls:
             message["content"] = choice.content or None
             message["tool_calls"] = [call.as_openai() for call in choice.calls]

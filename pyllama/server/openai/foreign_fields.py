@@ -1,6 +1,6 @@
 """Fields of OpenAI's API that this server has no part in: those that would change the answer are refused, saying why.
 
-All others (store, metadata, service_tier, reasoning_effort, prompt_cache_key, ...) change nothing that a client could
+All others (store, metadata, service_tier, prompt_cache_key, ...) change nothing that a client could
 see, and are passed over.
 """
 

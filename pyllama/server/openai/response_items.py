@@ -33,6 +33,7 @@ def conversation_of(body: dict[str, Any], before: list[dict[str, Any]]) -> dict[
     effort = (body.get("reasoning") or {}).get("effort")
     if effort is not None:
         variables.setdefault("enable_thinking", effort not in ("none", "minimal"))
+        found["reasoning_effort"] = effort
     found["chat_template_kwargs"] = variables
     form = (body.get("text") or {}).get("format")
     if form:

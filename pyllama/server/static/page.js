@@ -306,7 +306,10 @@ async function problemOf(response) {
   } catch {
     message = response.statusText || "no reason given";
   }
-  if (response.status === 401) askForKey();
+  if (response.status === 401) {
+    askForKey();
+    return "the server asks for an API key: Settings, API key"; // the server's own words are of headers
+  }
   const wait = response.headers.get("retry-after");
   return `${response.status}: ${message}${wait ? ` (try again in ${wait} s)` : ""}`;
 }
@@ -432,7 +435,9 @@ function statsOf(mine) {
   const seconds = times ? times.total_s - times.first_token_s : (mine.last - mine.first) / 1000;
   const parts = [`${tokens} ${tokens === 1 ? "token" : "tokens"}`, rate(tokens - 1, seconds)];
   const accepted = mine.usage?.completion_tokens_details?.accepted_prediction_tokens;
-  if (accepted) parts.push(`${accepted} of them drafted, ${(tokens / (tokens - accepted)).toFixed(1)} a pass`);
+  if (accepted) parts.push(`${accepted} of them drafted`);
+  // In a few tokens more than one a pass: nothing to tell.
+  if (accepted > tokens / 10) parts.push(`${(tokens / (tokens - accepted)).toFixed(1)} a pass`);
   if (times) parts.push(`first after ${spell(times.first_token_s)}`);
   if (mine.usage?.prompt_tokens) parts.push(`prompt ${mine.usage.prompt_tokens}${context ? ` of ${context}` : ""}`);
   parts.push(ending);

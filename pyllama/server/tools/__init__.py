@@ -4,21 +4,39 @@ forms says how a family writes calls, reading understands them, scan tells early
 answer apart as it comes, choice and forced are what a request asks for, conversation the messages before it.
 """
 
+from pyllama.server.tools.channels import ChannelParser
 from pyllama.server.tools.choice import ToolChoice, tool_choice
 from pyllama.server.tools.conversation import messages_for_template
-from pyllama.server.tools.forced import calls_or, forced_grammar
-from pyllama.server.tools.forms import HERMES, LLAMA, MISTRAL, ToolCall, ToolFormat, format_of
+from pyllama.server.tools.forced import calls_or, channels_grammar, forced_grammar
+from pyllama.server.tools.forms import (
+    GEMMA,
+    GRANITE,
+    HARMONY,
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    PHI,
+    ToolCall,
+    ToolFormat,
+    format_of,
+)
 from pyllama.server.tools.parser import ToolParser
 
 __all__ = [
+    "GEMMA",
+    "GRANITE",
+    "HARMONY",
     "HERMES",
     "LLAMA",
     "MISTRAL",
+    "PHI",
+    "ChannelParser",
     "ToolCall",
     "ToolChoice",
     "ToolFormat",
     "ToolParser",
     "calls_or",
+    "channels_grammar",
     "forced_grammar",
     "format_of",
     "messages_for_template",

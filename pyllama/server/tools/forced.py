@@ -6,50 +6,93 @@ Each function's parameters are a schema of their own in the grammar, so `#`, `$d
 import json
 from typing import Any
 
+from pyllama.generation.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, ROLE, START
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import embedded
 from pyllama.server.tools.forms import ToolFormat
 
+Markers = tuple[int | None, int | None]
 #: Calls of one answer: a model that goes on for ever is stopped.
 MAX_CALLS = 16
 
 
 def forced_grammar(
-    form: ToolFormat, functions: list[dict[str, Any]], marker_id: int | None, *, parallel: bool = False
+    form: ToolFormat, functions: list[dict[str, Any]], markers: Markers | None, *, parallel: bool = False
 ) -> str:
     """One call of one of the functions, or with parallel one or more.
 
-    marker_id  the opening's token, if it is a control one
+    markers  the tokens of opening and closing, those that are control ones
     """
-    return f"start: calls\n{_calls(form, functions, marker_id, parallel)}"
+    return f"start: calls\n{_calls(form, functions, markers, parallel)}"
 
 
 def calls_or(
-    schema: dict[str, Any], form: ToolFormat, functions: list[dict[str, Any]], marker_id: int | None, *, parallel: bool
+    schema: dict[str, Any],
+    form: ToolFormat,
+    functions: list[dict[str, Any]],
+    markers: Markers | None,
+    *,
+    parallel: bool,
 ) -> str:
     """Calls, or JSON of the schema."""
-    return f"start: calls | format\nformat: {embedded(schema)}\n{_calls(form, functions, marker_id, parallel)}"
+    return f"start: calls | format\nformat: {embedded(schema)}\n{_calls(form, functions, markers, parallel)}"
 
 
-def _calls(form: ToolFormat, functions: list[dict[str, Any]], marker_id: int | None, parallel: bool) -> str:
+def channels_grammar(
+    schema: dict[str, Any] | None, functions: list[dict[str, Any]], marker_ids: dict[str, int | None]
+) -> str:
+    """An answer in harmony: thought, if the model will, then JSON of the schema, if there is one, or a call.
+
+    marker_ids  harmony's markers as text -> their tokens
+    """
+
+    def marker(text: str) -> str:
+        found = marker_ids.get(text)
+        return _text(text) if found is None else f"<[{found}]>"
+
+    channel, message, again = marker(CHANNEL), marker(MESSAGE), f"{marker(END)} {marker(START)} {_text(ROLE)}"
+    answers, rules = [], []
+    if schema is not None:
+        answers.append("final")
+        rules.append(f"final: {channel} {_text('final')} {message} format")
+        rules.append(f"format: {embedded(schema)}")
+    for index, function in enumerate(functions):
+        answers.append(f"call_{index}")
+        head = _text(f"commentary to=functions.{function['name']} ")
+        kind = f"{marker(CONSTRAIN)} {_text('json')}"
+        rules.append(f"call_{index}: {channel} {head} {kind} {message} arguments_{index}")
+        rules.append(f"arguments_{index}: {embedded(_of_arguments(function))}")
+    thought = f"{channel} {_text('analysis')} {message} THOUGHT {again}"
+    return "\n".join(
+        [f"start: thought? ({' | '.join(answers)})", f"thought: {thought}", r"THOUGHT: /(.|\n)*/", *rules, ""]
+    )
+
+
+def _calls(form: ToolFormat, functions: list[dict[str, Any]], markers: Markers | None, parallel: bool) -> str:
+    opening_id, closing_id = markers or (None, None)
     rules = []
     for index, function in enumerate(functions):
         # In the pieces that JSON of a schema is made of: where either may stand, the lexer must not run ahead in one.
         name = json.dumps(function["name"], ensure_ascii=False)
-        head = " ".join(map(_text, ("{", '"name"', ": ", name, ", ", f'"{form.arguments}"', ": ")))
-        rules.append(f"call_{index}: {head} arguments_{index} {_text('}')}")
+        if form.before_name:
+            rules.append(f"call_{index}: {_text(form.before_name + function['name'])} arguments_{index}")
+        else:
+            head = " ".join(map(_text, ("{", '"name"', ": ", name, ", ", f'"{form.arguments}"', ": ")))
+            rules.append(f"call_{index}: {head} arguments_{index} {_text('}')}")
         rules.append(f"arguments_{index}: {embedded(_of_arguments(function))}")
     rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(functions))))
     one = "call"
     opening = ""
     if form.opening:
-        newline = "\n" if form.closing else ""
-        opening = f"<[{marker_id}]>" if marker_id is not None else _text(form.opening + newline)
+        newline = "\n" if form.closing and form.between == "\n" else ""
+        opening = f"<[{opening_id}]>" if opening_id is not None else _text(form.opening + newline)
         if form.closing:
-            one = f"{opening} call {_text(newline + form.closing)}"
+            closing = f"<[{closing_id}]>" if closing_id is not None else _text(newline + form.closing)
+            one = f"{opening} call {closing}"
             opening = ""
-    more = f" ({_text(form.between)} {one}){{0,{MAX_CALLS - 1}}}" if parallel else ""
-    if more and form.closing:
+    between = f"{_text(form.between)} " if form.between else ""
+    more = f" ({between}{one}){{0,{MAX_CALLS - 1}}}" if parallel else ""
+    if more and form.closing and form.between:
         more += f" {_text(form.between)}?"  # a model that has begun a line after its call need not call again
     many = f"{one}{more}"
     if form.is_list:

@@ -9,6 +9,8 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
+from pyllama.generation.harmony import is_harmony
+
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
@@ -21,6 +23,8 @@ class ToolFormat:
     is_list     whether forced calls are written as a list
     between     what stands between forced calls
     id_length   characters of a call's id; Mistral's templates insist on 9
+    before_name what stands before the name of a call whose arguments follow at once, as in call:name{...}; "": a call
+                is an object with both
     """
 
     name: str
@@ -30,6 +34,7 @@ class ToolFormat:
     is_list: bool = False
     between: str = ""
     id_length: int = 24
+    before_name: str = ""
 
     def new_id(self) -> str:
         letters = string.ascii_letters + string.digits
@@ -37,20 +42,32 @@ class ToolFormat:
         return text if self.id_length < 24 else "call_" + text
 
 
-_HERMES, _MISTRAL = "<tool_call>", "[TOOL_CALLS]"
+_HERMES, _MISTRAL, _GEMMA, _GRANITE = "<tool_call>", "[TOOL_CALLS]", "<|tool_call>", "<|tool_call|>"
 HERMES = ToolFormat("hermes", _HERMES, "</tool_call>", between="\n")
 MISTRAL = ToolFormat("mistral", _MISTRAL, None, is_list=True, between=", ", id_length=9)
+GEMMA = ToolFormat("gemma", _GEMMA, "<tool_call|>", before_name="call:")
+GRANITE = ToolFormat("granite", _GRANITE, None, is_list=True, between=", ")
+PHI = ToolFormat("phi", _GRANITE, "<|/tool_call|>")
 LLAMA = ToolFormat("llama", None, None, arguments="parameters", between="; ")
+HARMONY = ToolFormat("harmony", None, None)  # taken apart by channels.py
 
 
 def format_of(template: str | None) -> ToolFormat | None:
     """The form that a template's model writes calls in; None if the template takes no tools."""
     if not template or "tools" not in template:
         return None
+    if is_harmony(template):
+        return HARMONY
     if _MISTRAL in template:
         return MISTRAL
     if _HERMES in template:
         return HERMES
+    if _GEMMA in template:
+        return GEMMA
+    if "<|/tool|>" in template:  # Phi-4-mini's shows no call, only where the tools are
+        return PHI
+    if _GRANITE in template:
+        return GRANITE
     return LLAMA
 
 

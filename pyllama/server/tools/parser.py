@@ -9,11 +9,12 @@ import json
 from typing import Any
 
 from pyllama.generation import overlap
-from pyllama.server.tools.forms import MISTRAL, ToolCall, ToolFormat
+from pyllama.server.tools.forms import GEMMA, MISTRAL, ToolCall, ToolFormat
+from pyllama.server.tools.gemma import GemmaScan, read_gemma
 from pyllama.server.tools.reading import Offered, read
 from pyllama.server.tools.scan import Scan
 
-_REASONED = "</think>"
+_REASONED = {True: "<channel|>", False: "</think>"}  # by whether it is Gemma's
 _HEAD = 200  # characters in which an answer's first marker stands, if it begins with one
 
 
@@ -29,13 +30,14 @@ class ToolParser:
         self._form = form
         self._offered = offered
         self._parallel = parallel
-        self._mistral = form is MISTRAL
+        self._mistral, self._gemma = form is MISTRAL, form is GEMMA
+        self._reasoned = _REASONED[self._gemma]
         self._held = ""
         self._quiet = True  # whether nothing but white space has come since the beginning, or the last call
         self._space = ""  # that white space
         self.calls = 0
         self._whole: Scan | None = Scan(offered)  # of an answer that may be nothing but calls
-        self._call: Scan | None = None  # of what follows an opening marker
+        self._call: Scan | GemmaScan | None = None  # of what follows an opening marker
         self._fed = 0  # characters of a call that its scan has seen
 
     def push(self, piece: str) -> tuple[str, list[ToolCall]]:
@@ -72,7 +74,7 @@ class ToolParser:
         text, self._held = self._held, ""
         if self._call:
             self._call = None
-            calls = read(text, self._offered, mistral=self._mistral)
+            calls = self._read_call(text)
             if calls:
                 return "", self._made(calls)
             text = (self._form.opening or "") + text
@@ -91,7 +93,7 @@ class ToolParser:
 
     def _look_for_call(self, content: list[str]) -> bool:
         """Shows the text before a call or the end of reasoning; whether either was found."""
-        marks = [mark for mark in (self._form.opening, None if self.calls else _REASONED) if mark]
+        marks = [mark for mark in (self._form.opening, None if self.calls else self._reasoned) if mark]
         found = [(at, mark) for mark in marks if (at := self._held.find(mark)) >= 0]
         if not found:
             keep = max((overlap(self._held, mark) for mark in marks), default=0)
@@ -99,13 +101,13 @@ class ToolParser:
             self._held = self._held[len(self._held) - keep :]
             return False
         at, mark = min(found)
-        shown = at + len(mark) if mark == _REASONED else at
+        shown = at + len(mark) if mark == self._reasoned else at
         content.append(self._show(self._held[:shown]))
         self._held = self._held[at + len(mark) :]
-        if mark == _REASONED:
+        if mark == self._reasoned:
             self._whole = Scan(self._offered)
         else:
-            self._call = Scan(self._offered, mistral=self._mistral)
+            self._call = self._scan_of_call()
             self._fed = 0
         return True
 
@@ -124,7 +126,7 @@ class ToolParser:
                 break
             if end < 0:
                 return False
-        found = read(self._held[:end], self._offered) if alive else None
+        found = self._read_call(self._held[:end]) if alive else None
         self._call = None
         if found:
             calls += self._made(found)
@@ -132,6 +134,17 @@ class ToolParser:
         else:
             content.append(self._show(self._form.opening or ""))
         return True
+
+    def _scan_of_call(self) -> Scan | GemmaScan:
+        if self._gemma:
+            return GemmaScan(self._offered)
+        return Scan(self._offered, mistral=self._mistral, closing=self._form.closing)
+
+    def _read_call(self, text: str) -> list[tuple[str, dict[str, Any]]] | None:
+        """The calls between two markers."""
+        if self._gemma:
+            return read_gemma(text, self._offered)
+        return read(text, self._offered, mistral=self._mistral)
 
     def _show(self, text: str) -> str:
         """Content; white space around calls is part of their form."""

@@ -20,13 +20,16 @@ class Scan:
 
     names    of the functions that are offered
     mistral  whether calls may be name[ARGS]{...}
+    closing  the family's own marker that ends a call, if it has one
     open     whether a block or a tag is still to be closed
     """
 
-    def __init__(self, names: Iterable[str], *, mistral: bool = False):
+    def __init__(self, names: Iterable[str], *, mistral: bool = False, closing: str | None = None):
         self._names = frozenset(names)
         self._mistral = mistral
         self._tags = {f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/")} | {PYTHON_TAG}
+        self._tags |= {closing} if closing else set()
+        self._closing = closing
         self._functions = {f"<function={name}>" for name in self._names}
         self._state: Callable[[str], bool] = self._between
         self._word = ""  # of the fence, tag or name that is being read
@@ -106,7 +109,8 @@ class Scan:
             self._items += 1
             return self._begin(self._function, "")
         if self._word in self._tags:
-            self._opened += -1 if self._word[1] == "/" else self._word != PYTHON_TAG
+            if not (self._word == self._closing and "|" in self._word):  # whose opening the scan has not seen
+                self._opened += -1 if self._word[1] == "/" else self._word != PYTHON_TAG
             self._python = self._python or self._word == PYTHON_TAG
             return self._begin(self._between, "")
         return any(known.startswith(self._word) for known in self._tags | self._functions)

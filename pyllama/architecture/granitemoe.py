@@ -1,0 +1,49 @@
+"""Granite 3's mixtures (1B-A400M, 3B-A800M): Granite's block with experts in place of its feed-forward block."""
+
+from __future__ import annotations
+
+from pyllama.architecture.config import Mixture
+from pyllama.architecture.experts import gguf_mixture, num_experts
+from pyllama.architecture.family import GGUF_EXPERT_NAMES, Biases
+from pyllama.architecture.fields import Fields
+from pyllama.architecture.granite import Granite
+from pyllama.architecture.names import Names
+
+_GATE_UP = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj")
+_DOWN = "mlp.experts.{}.down_proj"
+
+
+class GraniteMoe(Granite):
+    model_type = "granitemoe"
+    architecture = "GraniteMoeForCausalLM"
+    has_experts = True
+    # The hub's files have the first names of each; the class in transformers 5 holds the second.
+    huggingface = Names(
+        "model.layers.",
+        inner={"block_sparse_moe.router.layer": "mlp.gate", "block_sparse_moe.router": "mlp.gate"},
+        stacks={
+            "block_sparse_moe.input_linear": _GATE_UP,
+            "block_sparse_moe.output_linear": _DOWN,
+            "block_sparse_moe.experts.gate_up_proj": _GATE_UP,
+            "block_sparse_moe.experts.down_proj": _DOWN,
+        },
+    )
+    gguf_architecture = "granitemoe"
+    gguf = GGUF_EXPERT_NAMES
+
+    def biases(self, f: Fields) -> Biases:
+        return super().biases(f)._replace(mlp=False)
+
+    def mixture(self, f: Fields, layers: int) -> Mixture:
+        return Mixture(
+            num_experts=num_experts(f, 8),
+            num_experts_per_tok=f.size("num_experts_per_tok", default=2),
+            moe_intermediate_size=f.size("intermediate_size"),
+            norm_topk_prob=True,
+            layers=(True,) * layers,
+        )
+
+    def gguf_mixture(self, f: Fields, layers: int) -> Mixture:
+        if f.get("expert_shared_feed_forward_length"):
+            raise f.unsupported("expert_shared_feed_forward_length", "an expert that all tokens go to")
+        return gguf_mixture(f, layers, f.size("intermediate_size", "feed_forward_length"))
