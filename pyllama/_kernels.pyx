@@ -64,6 +64,43 @@ cdef extern from "kernels.h" nogil:
         const int64_t *positions
         const int32_t *sequences
         const pl_write *writes
+    enum:
+        MAX_CONV
+    ctypedef struct pl_store:
+        int32_t step
+        int32_t slot
+    ctypedef struct pl_walk:
+        int64_t texts
+        const uint64_t *slots
+        const int32_t *sources
+        const int32_t *starts
+        const int32_t *steps
+        const int32_t *store_starts
+        const pl_store *stores
+    ctypedef struct pl_conv:
+        int64_t channels
+        int width
+        int silu
+        const float *x
+        int64_t stride_x
+        const float *weight
+        const float *bias
+        size_t offset
+        int64_t stride
+        float *out
+    ctypedef struct pl_delta:
+        int key_heads
+        int value_heads
+        int key_dim
+        int value_dim
+        int tiled
+        const float *q
+        const float *k
+        const float *v
+        const float *decay
+        const float *beta
+        size_t offset
+        float *out
     ctypedef struct pl_kernels:
         const char *isa
         void (*exp)(const float *x, float *out, int64_t first, int64_t last) nogil
@@ -100,6 +137,11 @@ cdef extern from "kernels.h" nogil:
     void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new,
                          const float *v_new, int64_t writes)
     int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out)
+    void pl_conv_walk(const pl_kernels *k, int threads, const pl_walk *w, const pl_conv *c)
+    void pl_sigmoid_gate(const pl_kernels *k, int threads, const float *x, const float *gate, float *out, int64_t n)
+    int pl_delta_walk(const pl_kernels *k, int threads, const pl_walk *w, const pl_delta *d)
+    void pl_delta_gates(const pl_kernels *k, const float *a, const float *b, const float *rate, const float *bias,
+                        int64_t tokens, int64_t heads, float *decay, float *beta)
     double pl_spin(const pl_kernels *k, int threads, int64_t rounds)
     uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes)
     int pl_openmp()
@@ -481,12 +523,15 @@ def matmul(w, x, out, int64_t row=0):
         pl_matmul(_kernels, _threads, matrices, to, stacks, input.forms)
 
 
-def pack_panels(Matrix w not None, uint8_t[::1] out):
-    """The rows of w as panels: the same bits, 32 rows side by side. out has panels_nbytes(...) bytes."""
+def pack_panels(Matrix w not None, uint8_t[::1] out, int threads=0):
+    """The rows of w as panels: the same bits, 32 rows side by side. out has panels_nbytes(...) bytes.
+
+    threads  0: as many as products take
+    """
     if w.c.layout != LAYOUT_ROWS or out.shape[0] != panels_nbytes(w.dtype, w.c.rows, w.c.cols):
         raise PyllamaError(f"pack_panels: {w.layout} of {w.c.rows} x {w.c.cols} into {out.shape[0]} bytes")
     with nogil:
-        pl_pack_panels(_kernels, _threads, &w.c, &out[0])
+        pl_pack_panels(_kernels, threads if threads > 0 else _threads, &w.c, &out[0])
 
 
 def join_mxfp4(const uint8_t[:, :] codes, const uint8_t[:, :] scales, uint8_t[:, ::1] out):
@@ -843,6 +888,146 @@ cdef class Attention:
             failed = pl_attend(_kernels, _threads, &self.c, a.p, a.n, o.p)
         if failed:
             raise MemoryError("attend: no memory for scratch")
+
+
+cdef class Walk:
+    """The steps of the texts of a pass through layers that carry a state from token to token.
+
+    slots         (n,) uint64  addresses of slots by number; the caller keeps them alive
+    nbytes        of a slot
+    sources       (S,) int32  the slot with the state before each text's first step; -1: all zero
+    starts        (S + 1,) int32  where the steps of each text begin in `steps`
+    steps         (N,) int32  rows of the layers' input, in order; several texts may have the same
+    store_starts  (S + 1,) int32  where the stores of each begin in `stores`
+    stores        (M, 2) int32  after which of `steps` the state goes into which slot: one of the text's, ascending
+
+    Raises PyllamaError for what is out of range. A slot that is stored into must be none that is read.
+    """
+    cdef pl_walk c
+    cdef readonly int64_t rows
+    cdef readonly size_t nbytes
+    cdef tuple kept
+
+    def __init__(self, const uint64_t[::1] slots, size_t nbytes, const int32_t[::1] sources, const int32_t[::1] starts,
+                 const int32_t[::1] steps, const int32_t[::1] store_starts, const int32_t[:, ::1] stores):
+        cdef int64_t texts = sources.shape[0], i, text, count = slots.shape[0]
+        if (starts.shape[0] != texts + 1 or store_starts.shape[0] != texts + 1 or stores.shape[1] != 2 or texts < 1
+                or starts[0] != 0 or starts[texts] != steps.shape[0]
+                or store_starts[0] != 0 or store_starts[texts] != stores.shape[0]):
+            raise PyllamaError(f"walk: {texts} texts, {steps.shape[0]} steps, {stores.shape[0]} stores")
+        self.rows = 0
+        for i in range(steps.shape[0]):
+            if steps[i] < 0:
+                raise PyllamaError(f"walk: row {steps[i]}")
+            self.rows = max(self.rows, steps[i] + 1)
+        for text in range(texts):
+            if (starts[text] > starts[text + 1] or store_starts[text] > store_starts[text + 1]
+                    or not -1 <= sources[text] < count):
+                raise PyllamaError(f"walk: text {text} from slot {sources[text]} of {count}")
+            for i in range(store_starts[text], store_starts[text + 1]):
+                if (not starts[text] <= stores[i, 0] < starts[text + 1] or not 0 <= stores[i, 1] < count
+                        or (i > store_starts[text] and stores[i, 0] < stores[i - 1, 0])):
+                    raise PyllamaError(f"walk: step {stores[i, 0]} of text {text} stored into slot {stores[i, 1]}")
+        self.kept = (slots, sources, starts, steps, store_starts, stores)
+        self.nbytes = nbytes
+        self.c.texts = texts
+        self.c.slots = &slots[0] if count else NULL
+        self.c.sources = &sources[0]
+        self.c.starts = &starts[0]
+        self.c.steps = &steps[0] if steps.shape[0] else NULL
+        self.c.store_starts = &store_starts[0]
+        self.c.stores = <const pl_store *>&stores[0, 0] if stores.shape[0] else NULL
+
+
+def conv(x, int64_t first, weight, bias, bint silu, Walk walk not None, int64_t offset, out):
+    """out[row, c] = sum over j of weight[j, c] * x[row K - 1 - j steps before, first + c], + bias[c]; through silu if so.
+
+    x       (N, W)  float32, the input of all channels; out takes C of them
+    weight  (K, C)  float32, that of the oldest input first; 2 <= K <= 16
+    bias    (C,) float32, or None
+    offset  floats from a slot's start to the state of all W channels: the last K - 1 inputs, (K - 1, W), oldest first
+    out     (N, C)  float32, overwritten in the rows that are walked; must not overlap x
+
+    A chain of fused multiply-adds over ascending j, from 0.
+    """
+    cdef Floats a = _input(x), w = _input(weight), o = _output(out), b = None
+    cdef pl_conv c
+    if bias is not None:
+        b = _input(bias)
+    if (not 2 <= w.n <= MAX_CONV or o.cols != w.cols or o.n != a.n or first < 0 or first + w.cols > a.cols
+            or walk.rows > a.n or offset < 0 or 4 * <size_t>(offset + (w.n - 1) * a.cols) > walk.nbytes
+            or (b is not None and b.n * b.cols != w.cols)):
+        raise PyllamaError(f"conv: x {_shape(a)} from {first}, weight {_shape(w)}, {walk.rows} rows, out {_shape(o)}")
+    c.channels, c.width, c.silu = w.cols, <int>w.n, silu
+    c.x, c.stride_x, c.weight = a.p + first, a.cols, w.p
+    c.bias = b.p if b is not None else NULL
+    c.offset, c.stride, c.out = offset + first, a.cols, o.p
+    if walk.rows:
+        with nogil:
+            pl_conv_walk(_kernels, _threads, &walk.c, &c)
+
+
+def sigmoid_gate(x, gate, out):
+    """out = x / (1 + exp(-gate)), elementwise, (T, n); out may be x or gate."""
+    cdef Floats a = _input(x), g = _input(gate), o = _output(out)
+    if g.n != a.n or g.cols != a.cols or o.n != a.n or o.cols != a.cols:
+        raise PyllamaError(f"sigmoid_gate: x {_shape(a)}, gate {_shape(g)}, out {_shape(o)}")
+    if a.n and a.cols:
+        with nogil:
+            pl_sigmoid_gate(_kernels, _threads, a.p, g.p, o.p, a.n * a.cols)
+
+
+def delta_gates(a, b, rate, bias, decay, beta):
+    """decay = exp(rate * softplus(a + bias)), beta = 1 / (1 + exp(-b)); all (T, H), rate and bias (H,).
+
+    softplus(t) = max(t, 0) + ln(1 + exp(-|t|)).
+    """
+    cdef Floats x = _input(a), y = _input(b), r = _input(rate), s = _input(bias), d = _output(decay), e = _output(beta)
+    if (y.n != x.n or y.cols != x.cols or d.n != x.n or d.cols != x.cols or e.n != x.n or e.cols != x.cols
+            or r.n * r.cols != x.cols or s.n * s.cols != x.cols):
+        raise PyllamaError(f"delta_gates: a {_shape(x)}, b {_shape(y)}, rate {_shape(r)}, decay {_shape(d)}")
+    if x.n and x.cols:
+        with nogil:
+            pl_delta_gates(_kernels, x.p, y.p, r.p, s.p, x.n, x.cols, d.p, e.p)
+
+
+def delta(q, k, v, decay, beta, int key_heads, bint tiled, Walk walk not None, int64_t offset, out):
+    """Along each text, of each value head: S = decay * S; S += k (beta * (v - k S)); out = q S.
+
+    q, k         (N, key_heads * A)  float32
+    v, out       (N, value_heads * B)  float32; out is overwritten in the rows that are walked, and must not overlap
+    decay, beta  (N, value_heads)  float32
+    tiled        value head h has key head h % key_heads, else h // (value_heads / key_heads)
+    offset       floats from a slot's start to the states (A, B) of all value heads; see delta_floats()
+
+    Sums over the rows of S are chains of fused multiply-adds in ascending order, from 0.
+    """
+    cdef Floats query = _input(q), key = _input(k), value = _input(v), d = _input(decay), e = _input(beta)
+    cdef Floats o = _output(out)
+    cdef pl_delta c
+    cdef int64_t heads = d.cols
+    cdef int failed
+    if (key_heads < 1 or heads < 1 or heads % key_heads or query.cols % key_heads or key.cols != query.cols
+            or value.cols % heads or o.cols != value.cols or e.cols != heads or query.cols // key_heads > MAX_HEAD_DIM
+            or value.cols // heads > MAX_HEAD_DIM
+            or any(one.n < walk.rows for one in (query, key, value, d, e, o)) or offset < 0
+            or 4 * <size_t>(offset + delta_floats(heads, query.cols // key_heads, value.cols // heads)) > walk.nbytes):
+        raise PyllamaError(f"delta: q {_shape(query)}, v {_shape(value)}, {key_heads} key heads, decay {_shape(d)}, "
+                           f"{walk.rows} rows")
+    c.key_heads, c.value_heads = key_heads, <int>heads
+    c.key_dim, c.value_dim, c.tiled = <int>(query.cols // key_heads), <int>(value.cols // heads), tiled
+    c.q, c.k, c.v, c.decay, c.beta = query.p, key.p, value.p, d.p, e.p
+    c.offset, c.out = offset, o.p
+    if walk.rows:
+        with nogil:
+            failed = pl_delta_walk(_kernels, _threads, &walk.c, &c)
+        if failed:
+            raise MemoryError("delta: no memory for scratch")
+
+
+def delta_floats(int64_t heads, int64_t key_dim, int64_t value_dim):
+    """Floats of the states of so many value heads in a slot."""
+    return heads * key_dim * ((value_dim + PANEL_ROWS - 1) // PANEL_ROWS * PANEL_ROWS)
 
 
 def read_memory(const uint8_t[::1] data):

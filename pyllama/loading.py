@@ -169,6 +169,8 @@ def assemble(
         rope_interleaved=checkpoint.rope_interleaved,
         on_layer=on_layer,
     )
+    if decoder.cache.states is not None:
+        decoder.cache.states.slots.enough = plan.state_slots
     return Model(checkpoint, tokenizer, decoder, plan, _drafts(meant, weights, decoder) if meant else None)
 
 

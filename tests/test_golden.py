@@ -35,6 +35,7 @@ UNDECIDED = 1e-3  # a gap between the two best logits that another order of sums
 # What the writers of the other forms can say: no biases in llama, no windows in qwen, yarn by factor alone.
 AS_GGUF = [
     "gemma4_12b",
+    "gemma4_26b",
     "gemma4_31b",
     "gemma4_e2b",
     "gpt_oss",

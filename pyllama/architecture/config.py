@@ -82,6 +82,39 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True)
+class ShortConvs:
+    """Short convolutions in place of attention.
+
+    width   tokens that one reaches over
+    bias    whether it and the products around it have one
+    layers  for each layer, whether it has one
+    """
+
+    width: int
+    bias: bool
+    layers: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRule:
+    """The gated delta rule in place of attention.
+
+    key_heads, value_heads, key_dim, value_dim
+    width   tokens that the convolution before it reaches over
+    layers  for each layer, whether it has one
+    tiled   whether value head h has key head h % key_heads, and the decay's rate is stored as -exp(A_log): GGUF's form
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    width: int
+    layers: tuple[bool, ...]
+    tiled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class FullAttention:
     """Heads of the layers that see everything, where they are not those of layers with a window.
 
@@ -118,6 +151,8 @@ class Config:
     unrotated_layers    their numbers
     mixture             experts in place of feed-forward blocks, or None
     query_growth        how queries grow with their position, or None
+    short_convs         layers with a short convolution in place of attention, or None
+    delta_rule          layers with the gated delta rule in place of attention, or None
     full_attention      heads of layers without a window, where they have their own; None: all are alike
     num_kv_shared_layers  the last so many read keys and values of the last one before them that sees as they do
     shared_intermediate_size  intermediate_size of these
@@ -156,6 +191,8 @@ class Config:
     sliding_rope: tuple[float, RopeScaling | None] | None = None
     unrotated_layers: tuple[int, ...] = ()
     query_growth: QueryGrowth | None = None
+    short_convs: ShortConvs | None = None
+    delta_rule: DeltaRule | None = None
     full_attention: FullAttention | None = None
     num_kv_shared_layers: int = 0
     shared_intermediate_size: int = 0
@@ -212,6 +249,18 @@ def _check_ranges(c: Config) -> None:
     if c.mixture and len(c.mixture.layers) != c.num_hidden_layers:
         raise CheckpointError(
             f"mixture: got {len(c.mixture.layers)} layers, expected num_hidden_layers {c.num_hidden_layers}"
+        )
+    for of in (c.short_convs, c.delta_rule):
+        if of is not None and (len(of.layers) != c.num_hidden_layers or all(of.layers)):
+            raise CheckpointError(
+                f"layer_types: {sum(of.layers)} of {len(of.layers)} layers carry a state, expected num_hidden_layers "
+                f"{c.num_hidden_layers} and some with attention"
+            )
+    delta = c.delta_rule
+    if delta and (delta.value_heads % delta.key_heads or delta.key_heads * delta.key_dim > MAX_SIZE):
+        raise CheckpointError(
+            f"linear_num_value_heads: got {delta.value_heads}, expected a multiple of linear_num_key_heads "
+            f"{delta.key_heads}"
         )
     _check_sharing(c)
     rotated = c.head_dim if c.rotary_dim is None else c.rotary_dim

@@ -130,6 +130,7 @@ class Family:
     activations       names of the activation its mlp has
     read_here         keys that mean other mathematics elsewhere, and that options() or gguf_options() reads
     rotary_scalings   rope_type of config.json that its class knows
+    layer_kinds       what `layer_types` may call a layer
     wrappers          model_type of files whose `text_config` is a model of this family -> the class of these
     sliding_theta     the key of config.json for the base of rotary frequencies in layers with a window, where it is one
                       of its own and rope_scaling is not for them; None: all layers rotate alike
@@ -153,6 +154,7 @@ class Family:
     activations: ClassVar[tuple[str, ...]] = ("silu", "swish")
     read_here: ClassVar[frozenset[str]] = frozenset()
     rotary_scalings: ClassVar[tuple[str, ...]] = ("linear", "llama3", "yarn")
+    layer_kinds: ClassVar[frozenset[str]] = frozenset({"full_attention", "sliding_attention"})
     wrappers: ClassVar[Mapping[str, str]] = MappingProxyType({})
     sliding_theta: ClassVar[str | None] = None
     norm_plus_one: ClassVar[bool] = False
@@ -167,6 +169,10 @@ class Family:
     gguf: ClassVar[Names] = GGUF_NAMES
     gguf_interleaved: ClassVar[bool] = False
     meta: ClassVar[Names | None] = None
+
+    def plain(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
+        """config.json with the keys that are this family's alone under the names that others have for them."""
+        return source
 
     def layers(self, config: Config) -> tuple[Layer, ...]:
         """The layers of a model, in order."""
@@ -194,6 +200,10 @@ class Family:
 
     def options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:
         """The fields of Config that few families have, by config.json: name -> value."""
+        return {}
+
+    def state_options(self, f: Fields, kinds: list[str]) -> dict[str, Any]:
+        """The fields of Config about layers that carry a state, by config.json and the kinds of the layers."""
         return {}
 
     def gguf_options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:

@@ -31,6 +31,10 @@ class Fields:
     def where(self) -> str:
         return self._where
 
+    @property
+    def source(self) -> Mapping[str, Any]:
+        return self._source
+
     def get(self, key: str) -> Any:
         return self._source.get(self._prefix + key)
 

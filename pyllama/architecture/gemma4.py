@@ -1,8 +1,8 @@
-"""Gemma 4, the text models: E2B, E4B and 31B, and 12B ("unified"), whose layers are of two kinds.
+"""Gemma 4, the text models: E2B, E4B, 31B, 26B-A4B and 12B ("unified"), whose layers are of two kinds.
 
 Layers that see everything have larger heads than those with a window, or fewer of them for keys and values, and may
 take as a value what k_proj makes. The last layers may have no keys and values of their own. In the small models each
-token has an embedding for each layer.
+token has an embedding for each layer; the mixture has experts beside each layer's mlp.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from pyllama.architecture.config import Config, FullAttention
-from pyllama.architecture.family import GGUF_NAMES, Biases, Defaults, Family
+from pyllama.architecture.config import Config, FullAttention, Mixture
+from pyllama.architecture.experts import gguf_mixture
+from pyllama.architecture.family import GGUF_EXPERT_NAMES, GGUF_NAMES, Biases, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.gemma2 import SANDWICH_NAMES
 from pyllama.architecture.layer import (
     SANDWICH,
+    Attention,
+    Beside,
     Layer,
     Linear,
     Mlp,
     Norm,
     PerLayerInput,
     Rope,
+    experts_of,
     layer_name,
     llama_layers,
     main_rope,
@@ -37,7 +41,7 @@ _GLOBAL_HEAD_DIM = 512
 
 
 class Gemma4(Family):
-    """All but the mixture.
+    """All but 12B.
 
     per_layer  hidden_size_per_layer_input where config.json has nothing
     """
@@ -73,7 +77,20 @@ class Gemma4(Family):
     )
     rotary_scalings = ("proportional",)
     sliding_theta = "rope_local_base_freq"
-    huggingface = Names("model.layers.", inner={"layer_scalar": "layer_scalar"})
+    has_experts = True  # in one model, 26B-A4B; without enable_moe_block there are none
+    huggingface = Names(
+        "model.layers.",
+        inner={
+            "layer_scalar": "layer_scalar",
+            "router.proj": "mlp.gate",
+            "router.scale": "router.scale",
+            "router.per_expert_scale": "router.per_expert_scale",
+        },
+        stacks={
+            "experts.gate_up_proj": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
+            "experts.down_proj": "mlp.experts.{}.down_proj",
+        },
+    )
     gguf_architecture: ClassVar[str | None] = "gemma4"
     gguf_factors = True
     gguf = Names(
@@ -92,13 +109,23 @@ class Gemma4(Family):
             "proj": "per_layer_projection",
             "post_norm": "post_per_layer_input_norm",
             "layer_output_scale": "layer_scalar",
+            "ffn_gate_inp": "mlp.gate",
+            "ffn_gate_inp.scale": "router.scale",
+            "ffn_down_exps.scale": "router.per_expert_scale",
+            "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+            "post_ffw_norm_1": "post_feedforward_layernorm_1",
+            "post_ffw_norm_2": "post_feedforward_layernorm_2",
+        },
+        {
+            "ffn_gate_up_exps": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
+            **GGUF_EXPERT_NAMES.stacks,
         },
     )
     per_layer = 256
     window = 512
 
     def layers(self, config: Config) -> tuple[Layer, ...]:
-        plain = llama_layers(config, head_norms=True, norms=SANDWICH, activation="gelu")
+        plain = llama_layers(replace(config, mixture=None), head_norms=True, norms=SANDWICH, activation="gelu")
         return tuple(_own(layer, number, config) for number, layer in enumerate(plain))
 
     def biases(self, f: Fields) -> Biases:
@@ -109,12 +136,26 @@ class Gemma4(Family):
         super().refuse(f)
         if f.text("use_bidirectional_attention") not in (None, "vision"):  # images see each other; text does not
             raise f.unsupported("use_bidirectional_attention", str(f.get("use_bidirectional_attention")))
-        if f.boolean("enable_moe_block", False):
-            raise f.unsupported("enable_moe_block", "a mixture of experts")
         if self._size_per_layer(f):
             vocab = f.size("vocab_size", default=self.defaults.sizes["vocab_size"])
             if f.size("vocab_size", "vocab_size_per_layer_input", 262144) != vocab:
                 raise f.fail("vocab_size_per_layer_input", f"vocab_size {vocab}")
+
+    def mixture(self, f: Fields, layers: int) -> Mixture | None:
+        if not f.boolean("enable_moe_block", False):
+            return None
+        return Mixture(
+            num_experts=f.size("num_experts"),
+            num_experts_per_tok=f.size("num_experts_per_tok", "top_k_experts"),
+            moe_intermediate_size=f.size("moe_intermediate_size"),
+            norm_topk_prob=True,
+            layers=(True,) * layers,
+        )
+
+    def gguf_mixture(self, f: Fields, layers: int) -> Mixture | None:
+        if f.get("expert_count") in (None, 0):
+            return None
+        return gguf_mixture(f, layers, f.size("moe_intermediate_size", "expert_feed_forward_length"))
 
     def _size_per_layer(self, f: Fields) -> int:
         default = self.per_layer if f.absent("hidden_size_per_layer_input") else 0
@@ -276,7 +317,7 @@ def _own(layer: Layer, number: int, config: Config) -> Layer:
     """Llama's layer -> what is otherwise in this family's."""
     hidden, windows, full = config.hidden_size, config.layer_windows, config.full_attention
     mixer = layer.mixer
-    assert mixer.k is not None and mixer.v is not None  # Llama's has both
+    assert isinstance(mixer, Attention) and mixer.k is not None and mixer.v is not None  # Llama's has both
     if windows[number] is None and full is not None:
         dim, heads = full.head_dim, full.num_key_value_heads
         mixer = replace(
@@ -314,4 +355,16 @@ def _own(layer: Layer, number: int, config: Config) -> Layer:
         Linear("per_layer_projection", hidden, size),
         Norm("post_per_layer_input_norm", hidden),
     )
-    return replace(layer, mixer=mixer, mlp=mlp, per_layer_input=third if size else None, scalar="layer_scalar")
+    beside = None
+    experts = experts_of(config)
+    if experts is not None:
+        beside = Beside(
+            replace(experts, activation="gelu"),
+            norm=Norm("pre_feedforward_layernorm_2", hidden),
+            post_norm=Norm("post_feedforward_layernorm_2", hidden),
+            mlp_norm=Norm("post_feedforward_layernorm_1", hidden),
+            router_scale="router.scale",
+            expert_scale="router.per_expert_scale",
+        )
+    third_or_none = third if size else None
+    return replace(layer, mixer=mixer, mlp=mlp, per_layer_input=third_or_none, scalar="layer_scalar", beside=beside)

@@ -9,7 +9,7 @@ from pyllama.architecture.config import MAX_POSITIONS, Config, Mixture
 from pyllama.architecture.experts import gguf_mixture, num_experts
 from pyllama.architecture.family import GGUF_EXPERT_NAMES, Biases, Defaults, Family
 from pyllama.architecture.fields import Fields
-from pyllama.architecture.layer import Experts, Layer, llama_layers
+from pyllama.architecture.layer import Attention, Experts, Layer, llama_layers
 from pyllama.architecture.names import Names
 
 ALPHA = 1.702  # of the activation, in all models so far
@@ -82,8 +82,10 @@ class GptOss(Family):
 
 
 def _with_biases(layer: Layer, config: Config) -> Layer:
-    mlp = layer.mlp
-    assert isinstance(mlp, Experts) and config.mixture is not None  # every layer has some
+    mlp, mixer = layer.mlp, layer.mixer
+    assert (
+        isinstance(mlp, Experts) and isinstance(mixer, Attention) and config.mixture is not None
+    )  # every layer has some
     router, gate, up, down = (replace(of, bias=True) for of in (mlp.router, mlp.gate, mlp.up, mlp.down))
     experts = replace(mlp, router=router, gate=gate, up=up, down=down, limit=config.mixture.swiglu_limit)
-    return replace(layer, mixer=replace(layer.mixer, sinks="self_attn.sinks.weight"), mlp=experts)
+    return replace(layer, mixer=replace(mixer, sinks="self_attn.sinks.weight"), mlp=experts)

@@ -10,6 +10,7 @@ Face's, within the layer and without `.weight`. Holds no weight and computes not
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -60,6 +61,8 @@ class Attention:
     softcap          scores become softcap * tanh(score / softcap); 0: they stay
     sinks            name of the scores, one a head, that take part in the softmax without a value; None: none
     growth           what queries are multiplied by, or None
+    gated            whether q has twice the rows, of each head the query's and then those of a gate g, and the result
+                     is divided by 1 + exp(-g)
     """
 
     heads: int
@@ -77,8 +80,97 @@ class Attention:
     softcap: float = 0.0
     sinks: str | None = None
     growth: QueryGrowth | None = None
+    gated: bool = False
     source: int | None = None
     v_normed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """Of each channel by itself, over the last `width` tokens; its weight is kept as one vector, (channels, width)."""
+
+    name: str
+    channels: int
+    width: int
+    bias: bool = False
+
+    @property
+    def state_floats(self) -> int:
+        """What it carries from token to token."""
+        return (self.width - 1) * self.channels
+
+
+@dataclass(frozen=True, slots=True)
+class ShortConv:
+    """out(C * conv(B * x)), with B, C, x the three thirds of in_proj(h)."""
+
+    in_proj: Linear
+    conv: Convolution
+    out: Linear
+
+    @property
+    def state_floats(self) -> int:
+        return self.conv.state_floats
+
+    @property
+    def input_floats(self) -> int:
+        """Of a token, what the state depends on."""
+        return self.conv.channels
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.in_proj, self.out
+
+
+@dataclass(frozen=True, slots=True)
+class GatedDelta:
+    """out(norm(delta rule over silu(conv(qkv(h)))) * silu(z(h))), as MODEL.md has it, "Gated delta rule".
+
+    key_heads, value_heads  as many of the latter for each of the former
+    key_dim, value_dim      of a head
+    tiled                   value head h has key head h % key_heads, else h // (value_heads / key_heads)
+    rate                    name of the vector of -exp(A_log), or of A_log itself where `rate_log`
+    dt                      name of the vector that is added to a
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    qkv: Linear
+    z: Linear
+    b: Linear
+    a: Linear
+    conv: Convolution
+    rate: str
+    rate_log: bool
+    dt: str
+    norm: Norm
+    out: Linear
+    tiled: bool = False
+
+    @property
+    def keys(self) -> int:
+        """Columns of the keys of a token, and of its queries."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        return self.value_heads * self.value_dim
+
+    @property
+    def state_floats(self) -> int:
+        """What it carries: of the convolution, and of each value head (key_dim, value_dim), in panels of 32 columns."""
+        return self.conv.state_floats + self.value_heads * self.key_dim * (-(-self.value_dim // 32) * 32)
+
+    @property
+    def input_floats(self) -> int:
+        """Of a token, what the state depends on: the input of the convolution, b and a."""
+        return self.conv.channels + 2 * self.value_heads
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.qkv, self.z, self.b, self.a, self.out
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +191,8 @@ class Experts:
     count, chosen   experts there are, and that a token goes to
     of_chosen       whether the softmax that weighs them is over those chosen, or over all
     gate, up, down  of one expert; their names have {} where its number stands
-    limit           what gate and up are bounded by, in gpt-oss's activation (MODEL.md, "Clamped SwiGLU"); 0: it is silu
+    limit           what gate and up are bounded by, in gpt-oss's activation (MODEL.md, "Clamped SwiGLU"); 0: it is not
+    activation      then: "silu" or "gelu"
     """
 
     router: Linear
@@ -110,11 +203,30 @@ class Experts:
     up: Linear
     down: Linear
     limit: float = 0.0
+    activation: str = "silu"
 
     def expert(self, number: int) -> Mlp:
         """One of them."""
         gate, up, down = (replace(of, name=of.name.format(number)) for of in (self.gate, self.up, self.down))
         return Mlp(gate, up, down)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Experts beside a layer's mlp: norm(norm_1(mlp(norm(x))) + norm_2(experts(norm_2'(x)))) is added.
+
+    norm, post_norm  before and after the experts
+    mlp_norm         of what the mlp makes
+    router_scale     name of what the router's input is multiplied by, once x is normed without a weight
+    expert_scale     name of what each expert's weight is multiplied by
+    """
+
+    experts: Experts
+    norm: Norm
+    post_norm: Norm
+    mlp_norm: Norm
+    router_scale: str
+    expert_scale: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +246,14 @@ class Layer:
     mixer_norm, mlp_norm  of what a block takes, or None
     mixer_post_norm, ...  of what it adds, or None
     residual_scale        of what a block adds, after that
+    beside                experts beside the mlp, or None
     per_layer_input       a third block, of what each token has for each layer, or None
     scalar                name of the one number that all of x is multiplied by in the end, or None
     """
 
     name: str
     mixer_norm: Norm | None
-    mixer: Attention
+    mixer: Attention | ShortConv | GatedDelta
     mlp_norm: Norm | None
     mlp: Mlp | Experts
     mixer_post_norm: Norm | None = None
@@ -148,6 +261,17 @@ class Layer:
     residual_scale: float = 1.0
     per_layer_input: PerLayerInput | None = None
     scalar: str | None = None
+    beside: Beside | None = None
+
+    @property
+    def experts(self) -> Experts | None:
+        """The layer's experts, in the place of an mlp or beside it."""
+        return self.mlp if isinstance(self.mlp, Experts) else self.beside.experts if self.beside else None
+
+
+def attentions(layers: Iterable[Layer]) -> list[Attention]:
+    """The mixers that keep keys and values, in order."""
+    return [layer.mixer for layer in layers if isinstance(layer.mixer, Attention)]
 
 
 def main_rope(config: Config) -> Rope:

@@ -28,6 +28,7 @@ class Names:
             are stored as one; {} in both where an expert's number stands
     stacks  stored name of the matrices of all experts of a layer, in one -> ours, with {} for the number; several where
             the rows of several follow each other in every expert
+    exact   stored name within a layer, all of it -> ours, without `.weight`, which ours has
 
     Some tensors are stored without `.weight`.
     """
@@ -36,6 +37,7 @@ class Names:
     outer: Mapping[str, str] = field(default_factory=dict)
     inner: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     stacks: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    exact: Mapping[str, str] = field(default_factory=dict)
 
     def ours(self, stored: str, experts: int = 1) -> tuple[str, ...]:
         """Our names of the tensors that are stored under this one, in the order of their rows; () for none.
@@ -49,6 +51,9 @@ class Names:
         match = _IN_LAYER.fullmatch(stored, len(self.layers))
         if match is None:
             return ()
+        whole = stored[match.end(1) + 1 :]
+        if whole in self.exact:
+            return (f"{layer_name(int(match[1]))}{self.exact[whole]}.weight",)
         kind = match[3]
         if match[2] in self.stacks and experts <= MAX_STACKED:
             each = _tuple(self.stacks[match[2]])
@@ -83,13 +88,17 @@ class Names:
         match = _OURS.fullmatch(ours)
         if match is None:
             return None
+        exact = next((stored for stored, name in self.exact.items() if name == match[2]), None)
+        if exact and match[3] == "weight":
+            return f"{self.layers}{match[1]}.{exact}"
         number = _NUMBER.search(match[2])
         wanted = _with_braces(match[2], number) if number else match[2]
         for names in (self.stacks, self.inner):
             inner = next((stored for stored, name in names.items() if name == wanted), None)
             if inner:
                 inner = inner.format(number[1]) if number else inner
-                return f"{self.layers}{match[1]}.{inner}.{match[3]}"
+                kind = "" if inner.endswith(".scale") else f".{match[3]}"
+                return f"{self.layers}{match[1]}.{inner}{kind}"
         return None
 
 

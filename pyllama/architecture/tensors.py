@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pyllama.architecture import layers_of
 from pyllama.architecture.config import Config
-from pyllama.architecture.layer import Layer, Linear, Mlp, Norm
+from pyllama.architecture.layer import Attention, GatedDelta, Layer, Linear, Mlp, Norm, ShortConv
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -22,7 +22,7 @@ PER_LAYER_NORM = "model.per_layer_projection_norm.weight"
 #: Matrices of which a pass reads the rows of its tokens and no others, unless one is the head as well.
 BY_ROW = (EMBEDDING, PER_LAYER_EMBEDDING)
 
-PARTS = ("embedding", "per_layer", "attention", "mlp", "router", "experts", "norms", "lm_head")
+PARTS = ("embedding", "per_layer", "attention", "recurrent", "mlp", "router", "experts", "norms", "lm_head")
 
 
 class ModelTensor(NamedTuple):
@@ -65,14 +65,9 @@ def norms_plus_one(config: Config) -> set[str]:
     found = {FINAL_NORM} if config.norm_plus_one else set()
     for layer in layers_of(config):
         mixer = layer.mixer
-        norms = (
-            layer.mixer_norm,
-            layer.mixer_post_norm,
-            layer.mlp_norm,
-            layer.mlp_post_norm,
-            mixer.q_norm,
-            mixer.k_norm,
-        )
+        norms = [layer.mixer_norm, layer.mixer_post_norm, layer.mlp_norm, layer.mlp_post_norm]
+        if isinstance(mixer, Attention):
+            norms += [mixer.q_norm, mixer.k_norm]
         found |= {f"{layer.name}{norm.name}.weight" for norm in norms if norm and norm.plus_one}
     return found
 
@@ -90,26 +85,41 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
             yield ModelTensor(f"{layer.name}{of.name}.bias", (of.rows,), part)
 
     yield from norm(layer.mixer_norm)
-    for projection in (mixer.q, mixer.k, mixer.v):
-        if projection is not None:
-            yield from linear(projection, "attention")
-    yield from norm(mixer.q_norm)
-    yield from norm(mixer.k_norm)
-    if mixer.sinks:
-        yield ModelTensor(f"{layer.name}{mixer.sinks}", (mixer.heads,), "attention")
-    yield from linear(mixer.o, "attention")
+    if isinstance(mixer, Attention):
+        for projection in (mixer.q, mixer.k, mixer.v):
+            if projection is not None:
+                yield from linear(projection, "attention")
+        yield from norm(mixer.q_norm)
+        yield from norm(mixer.k_norm)
+        if mixer.sinks:
+            yield ModelTensor(f"{layer.name}{mixer.sinks}", (mixer.heads,), "attention")
+        yield from linear(mixer.o, "attention")
+    else:
+        *before, after = mixer.linears
+        for projection in before:
+            yield from linear(projection, "recurrent")
+        yield from _of_state(layer.name, mixer)
+        yield from linear(after, "recurrent")
     yield from norm(layer.mixer_post_norm)
     yield from norm(layer.mlp_norm)
     if isinstance(mlp, Mlp):
         for projection in (mlp.gate, mlp.up, mlp.down):
             yield from linear(projection, "mlp")
-    else:
-        yield from linear(mlp.router, "router")
-        for number in range(mlp.count):
-            one = mlp.expert(number)
+    beside, experts = layer.beside, layer.experts
+    if beside:
+        yield from norm(beside.mlp_norm)
+        yield ModelTensor(f"{layer.name}{beside.router_scale}.weight", (beside.norm.size,), "norms")
+        yield ModelTensor(f"{layer.name}{beside.expert_scale}.weight", (beside.experts.count,), "norms")
+        yield from norm(beside.norm)
+    if experts:
+        yield from linear(experts.router, "router")
+        for number in range(experts.count):
+            one = experts.expert(number)
             for projection in (one.gate, one.up, one.down):
                 for tensor in linear(projection, "experts"):
                     yield tensor._replace(expert=number)
+    if beside:
+        yield from norm(beside.post_norm)
     yield from norm(layer.mlp_post_norm)
     if layer.per_layer_input:
         yield from linear(layer.per_layer_input.gate, "per_layer")
@@ -117,6 +127,27 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
         yield from norm(layer.per_layer_input.norm)
     if layer.scalar:
         yield ModelTensor(f"{layer.name}{layer.scalar}.weight", (1,), "norms")
+
+
+def _of_state(name: str, mixer: ShortConv | GatedDelta) -> Iterator[ModelTensor]:
+    """The vectors of a mixer that carries a state."""
+    conv = mixer.conv
+    yield ModelTensor(f"{name}{conv.name}.weight", (conv.channels * conv.width,), "recurrent")
+    if conv.bias:
+        yield ModelTensor(f"{name}{conv.name}.bias", (conv.channels,), "recurrent")
+    if isinstance(mixer, GatedDelta):
+        for vector in (mixer.rate, mixer.dt):
+            yield ModelTensor(f"{name}{vector}.weight", (mixer.value_heads,), "recurrent")
+        yield ModelTensor(f"{name}{mixer.norm.name}.weight", (mixer.norm.size,), "norms")
+
+
+def convolutions(config: Config) -> dict[str, tuple[int, int]]:
+    """Name -> (channels, width) of the weights that are kept as one vector, and stored as a matrix."""
+    return {
+        f"{layer.name}{layer.mixer.conv.name}.weight": (layer.mixer.conv.channels, layer.mixer.conv.width)
+        for layer in layers_of(config)
+        if not isinstance(layer.mixer, Attention)
+    }
 
 
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -134,12 +165,19 @@ def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
     total = 0.0
     for layer in layers_of(config):
         mixer, mlp = layer.mixer, layer.mlp
-        linears = [linear for linear in (mixer.q, mixer.k, mixer.v, mixer.o) if linear is not None]
+        of_mixer = (mixer.q, mixer.k, mixer.v, mixer.o) if isinstance(mixer, Attention) else mixer.linears
+        linears = [linear for linear in of_mixer if linear is not None]
         own = layer.per_layer_input
         linears += [own.gate, own.projection] if own else []
-        linears += [mlp.gate, mlp.up, mlp.down] * (1 if isinstance(mlp, Mlp) else mlp.chosen)
-        linears += [] if isinstance(mlp, Mlp) else [mlp.router]
+        linears += [mlp.gate, mlp.up, mlp.down] if isinstance(mlp, Mlp) else []
+        experts = layer.experts
+        linears += [experts.router, *[experts.gate, experts.up, experts.down] * experts.chosen] if experts else []
         total += 2 * sum(linear.rows * linear.cols for linear in linears)
-        total += 4 * mixer.heads * mixer.head_dim * positions
+        if isinstance(mixer, Attention):
+            total += 4 * mixer.heads * mixer.head_dim * positions
+        else:
+            total += 2 * mixer.conv.channels * mixer.conv.width
+        if isinstance(mixer, GatedDelta):
+            total += 7 * mixer.key_dim * mixer.values
     total += 2 * config.num_hidden_layers * config.hidden_size_per_layer_input * config.hidden_size
     return tokens * total + rows * 2 * config.vocab_size * config.hidden_size

@@ -102,7 +102,7 @@ def gguf_config(
         intermediate_size=f.size("intermediate_size", "feed_forward_length"),
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=f.size("num_key_value_heads", "attention.head_count_kv", heads),
+        num_key_value_heads=_kv_heads(f, heads),
         head_dim=head_dim,
         vocab_size=vocab_size,
         rms_norm_eps=f.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
@@ -119,6 +119,17 @@ def gguf_config(
         rotary_dim=None if rotary_dim == head_dim else rotary_dim,
         **options,
     )
+
+
+def _kv_heads(f: Fields, heads: int) -> int:
+    """Of the layers that have some: the others, which keep no keys and values, are 0 in a list."""
+    counts = f.get("attention.head_count_kv")
+    if isinstance(counts, tuple) and len(set(counts) - {0}) == 1:
+        low, high = LIMITS["num_key_value_heads"]
+        count = next(count for count in counts if count)
+        if isinstance(count, int) and low <= count <= high:
+            return count
+    return f.size("num_key_value_heads", "attention.head_count_kv", heads)
 
 
 def _longrope(f: Fields, positions: int, short: RopeFactors, long: RopeFactors) -> RopeScaling:

@@ -42,6 +42,7 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
     f, outer = _text_model(Fields(config, "config.json"))
     family = _family(f)
     _refuse_quantized(f, family)
+    f = Fields(family.plain(f.source), f.where)
     if outer:
         _refuse_quantized(outer, family)
         _check_class(outer, family.wrappers[str(outer.text("model_type"))])
@@ -62,8 +63,9 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
     if not f.has("head_dim") and dim_default is None and hidden_size % heads:
         raise f.fail("hidden_size", f"a multiple of num_attention_heads {heads}, or an explicit head_dim")
     positions = f.size("max_position_embeddings", default=defaults.max_position_embeddings)
-    kinds = _layer_types(f, layers) or family.layer_types(f, layers)
-    rope = _rope(f, positions, family, set(kinds or ["full_attention"]))
+    kinds = _layer_types(f, layers, family) or family.layer_types(f, layers)
+    rotated = {kind for kind in kinds or () if kind.endswith("_attention") and kind != "linear_attention"}
+    rope = _rope(f, positions, family, rotated or {"full_attention"})
     biases = family.biases(f)
     head_dim = f.size("head_dim", default=dim_default or hidden_size // heads)
     rotary_dim = int(head_dim * rope.rotated)
@@ -94,6 +96,7 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
         rotary_dim=None if rotary_dim == head_dim else rotary_dim,
         sliding_rope=rope.sliding,
         **family.options(f, head_dim, layers),
+        **family.state_options(f, kinds or []),
     )
 
 
@@ -159,14 +162,14 @@ def _refuse_quantized(f: Fields, family: Family) -> None:
             )
 
 
-def _layer_types(f: Fields, layers: int) -> list[str] | None:
+def _layer_types(f: Fields, layers: int, family: Family) -> list[str] | None:
     kinds = f.get("layer_types")
     if kinds is None:
         return None
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise f.fail("layer_types", f"a list of num_hidden_layers = {layers} names")
     for kind in kinds:
-        if not isinstance(kind, str) or kind not in ("full_attention", "sliding_attention"):
+        if not isinstance(kind, str) or kind not in family.layer_kinds:
             raise f.unsupported("layer_types", shown(kind))
     return kinds
 

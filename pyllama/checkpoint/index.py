@@ -150,8 +150,9 @@ _IGNORED = re.compile(
     r"|model\.layers\.[0-9]{1,4}\.self_attn\.(masked_bias|bias)"
     r"|v_head\.(summary\.)?(weight|bias)"  # a value head that training put beside the model's own
     # What a model that sees or hears has beside its text model.
-    r"|(model\.)?(vision_tower|vision_model|vision_embedder|multi_modal_projector|audio_tower|embed_vision|embed_audio)"
+    r"|(model\.)?(vision_tower|vision_model|vision_embedder|multi_modal_projector|audio_tower|embed_vision|embed_audio|visual)"
     r"\..{1,200}"
+    r"|mtp\..{1,200}"  # layers that guess further tokens
 )
 
 
@@ -182,12 +183,23 @@ def deal(
         ours = names.ours(name, tensor.shape[0] if stack else 1)
         if not ours and foreign is not None:
             raise UnsupportedError(f"{shown(name)}: not a tensor of {foreign}")
+        if len(ours) == 1 and len(shapes.get(ours[0], ())) == 1:
+            tensor = _as_vector(tensor, shapes[ours[0]])
+            stack = False
         cut = len(ours) > 1 or (ours and stack)
         for piece in _cut(tensor, ours, shapes) if cut else (replace(tensor, name=(ours or (name,))[0]),):
             if piece.name in dealt:
                 raise CheckpointError(f"{shown(piece.name)}: stored twice, expected once (file {_file(tensor)})")
             dealt[piece.name] = piece
     return dealt
+
+
+def _as_vector(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """What we have as a vector and files as a matrix: a convolution's weight, row after row."""
+    part = tensor.parts[0]
+    if len(tensor.shape) < 2 or prod(tensor.shape) != shape[0] or tensor.dtype not in PLAIN or len(tensor.parts) != 1:
+        return tensor
+    return replace(tensor, shape=shape, parts=(Part(part.file, part.offset, 0, 1, 0, shape[0]),))
 
 
 def _cut(tensor: Tensor, names: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> Iterable[Tensor]:

@@ -73,7 +73,7 @@ def constrain(model: "Model", given: dict[str, Any]) -> Constraints:
         if "tools" in given:
             body = {"messages": [{"role": "user", "content": ""}], "tools": given["tools"]}
             check(body, CHAT)
-            form = calls.format_of(model.tokenizer.chat_template)
+            form = calls.format_of(model.tokenizer.chat_template, lambda text: model.tokenizer.id_of(text) is not None)
             choice = calls.tool_choice(body, form)
             assert form is not None  # or tool_choice() would have refused
             offered = choice.tools

@@ -321,11 +321,14 @@ def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:
 
 def _context(config: "Config", positions: int, kv_dtype: str) -> dict[str, Any]:
     """What the length of a context decides, or does not: LongRoPE's factors, and what windows leave unseen."""
+    from pyllama.architecture import layers_of
+    from pyllama.architecture.layer import attentions
     from pyllama.decoder import Shape
     from pyllama.decoder.page_pool import beyond_windows_nbytes
 
+    keeping = [mixer.window for mixer in attentions(layers_of(config))]
     scaling, windows = config.rope_scaling, [window for window in config.layer_windows if window is not None]
-    unseen = beyond_windows_nbytes(Shape.whole(config), config.layer_windows, positions, kv_dtype)
+    unseen = beyond_windows_nbytes(Shape.whole(config), keeping, positions, kv_dtype)
     longrope = scaling is not None and scaling.kind == "longrope"
     return {
         "rotary_factors": ("long" if scaling.long else "short") if scaling and longrope else None,

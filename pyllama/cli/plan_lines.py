@@ -84,16 +84,16 @@ def _of_context(context: dict[str, Any]) -> Iterator[str]:
 
 def parts(plan: dict[str, Any]) -> dict[str, int]:
     """What a plan's bytes are spent on, by the names that people see; drafter and experts where there are some."""
-    others = {name: plan[name] for name in ("drafter", "branches", "experts") if plan[name]}
+    others = {name: plan[name] for name in ("states", "drafter", "branches", "experts") if plan[name]}
     names = {"process": "interpreter", "cache": "cache", "activations": "activations", "ring": "ring"}
     return {name: plan[key] for name, key in names.items()} | others | {"weights": plan["pinned"]}
 
 
 def spent(plan: "Plan") -> dict[str, Any]:
     """A plan as --json has it."""
-    names = ("budget", "context_length", "max_pass_tokens", "interpreter", "cache", "activations", "ring", "pinned",
-             "drafter", "branches", "weights", "stored", "streamed", "experts", "expert_slots", "expert_room",
-             "experts_stored", "experts_share", "active")  # fmt: skip
+    names = ("budget", "context_length", "max_pass_tokens", "interpreter", "cache", "states", "state_slots",
+             "activations", "ring", "pinned", "drafter", "branches", "weights", "stored", "streamed", "experts",
+             "expert_slots", "expert_room", "experts_stored", "experts_share", "active")  # fmt: skip
     return {name: getattr(plan, name) for name in names}
 
 

@@ -23,7 +23,7 @@ class ClosedError(Exception):
 
 
 def pass_to_bytes(planned: Pass) -> bytes:
-    """The counts first, then the arrays one behind the other."""
+    """The counts first, then the arrays one behind the other; of a model whose layers carry no state."""
     arrays = [np.ascontiguousarray(getattr(planned, name), dtype) for name, dtype, _ in _ARRAYS]
     counts = [planned.page_count, *(size for array in arrays for size in array.shape)]
     return struct.pack(f"<{len(counts)}q", *counts) + b"".join(array.tobytes() for array in arrays)
@@ -32,7 +32,8 @@ def pass_to_bytes(planned: Pass) -> bytes:
 def pass_of_bytes(data: bytes) -> Pass:
     dimensions = [dim for _, _, dim in _ARRAYS]
     counts = struct.unpack_from(f"<{1 + sum(dimensions)}q", data)
-    at, number, arrays = 8 * len(counts), 1, {}
+    arrays: dict[str, Any] = {}
+    at, number = 8 * len(counts), 1
     for name, dtype, dim in _ARRAYS:
         shape = counts[number : number + dim]
         number += dim

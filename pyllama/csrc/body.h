@@ -18,6 +18,7 @@
 #include "matmul.h"
 #include "elementwise.h"
 #include "attention.h"
+#include "recurrent.h"
 
 static int64_t k_spin(int64_t rounds, float *sink)
 {
@@ -32,5 +33,6 @@ static int64_t k_spin(int64_t rounds, float *sink)
 
 static const pl_kernels table = {
     ISA_NAME, k_matmul, k_pack_tokens, k_make_d16, k_pack_panels, k_unpack, k_count_exponents, k_count_escapes, k_pack_panel, k_widen, k_rmsnorm, k_rope,
-    k_swiglu, k_clamped_swiglu, k_geglu, k_softcap, k_mix, k_exp, k_cache_append, k_attend, k_spin,
+    k_swiglu, k_clamped_swiglu, k_geglu, k_softcap, k_mix, k_exp, k_cache_append, k_attend, k_conv, k_sigmoid_gate,
+    k_delta, k_spin,
 };

@@ -19,7 +19,7 @@ static inline uint64_t splitmix(uint64_t state, uint64_t n)
 
 /* ln x of a normal x > 0, under 1 ulp: x = 2^e m with m in (sqrt 1/2, sqrt 2], f = m - 1, s = f / (2 + f), and
  * ln m = 2 artanh s = f - s (f - 2 (s^2/3 + s^4/5 + ...)). The first term left out is under 2^-62 of s. */
-static double natural_log(double x)
+double pl_natural_log(double x)
 {
     static const double c[] = {2.0 / 3, 2.0 / 5, 2.0 / 7, 2.0 / 9, 2.0 / 11, 2.0 / 13, 2.0 / 15, 2.0 / 17, 2.0 / 19,
                                2.0 / 21, 2.0 / 23};
@@ -39,7 +39,7 @@ static double natural_log(double x)
 static double noise(uint64_t hash)
 {
     uint64_t k = hash >> 11;
-    return -natural_log(-natural_log((double)(k ? k : 1) * 0x1p-53));
+    return -pl_natural_log(-pl_natural_log((double)(k ? k : 1) * 0x1p-53));
 }
 
 void pl_draw(const int64_t *ids, const float *logits, int64_t n, uint64_t seed, uint64_t index, int64_t count,

@@ -156,6 +156,46 @@ typedef struct {
     int kv_head, head, heads;
 } pl_attention_item;
 
+/* The steps of the texts of a pass through a layer with a state. A slot has the states of all such layers of one text. */
+typedef struct {
+    int32_t step, slot;
+} pl_store;
+
+typedef struct {
+    int64_t texts;
+    const uint64_t *slots;       /* addresses by number */
+    const int32_t *sources;      /* (texts) the slot with the state before the first step; -1: all zero */
+    const int32_t *starts;       /* (texts + 1) where the steps of each begin */
+    const int32_t *steps;        /* rows of the layer's input, in order; several texts may have the same */
+    const int32_t *store_starts; /* (texts + 1) where the stores of each begin */
+    const pl_store *stores;      /* after which of `steps` the state goes into which slot, ascending */
+} pl_walk;
+
+/* A causal convolution of each channel by itself. State: the last `width` - 1 inputs, oldest first. */
+typedef struct {
+    int64_t channels;          /* C, some of the input's */
+    int width, silu;           /* K; whether the result goes through silu */
+    const float *x;            /* from the first of these channels on */
+    int64_t stride_x;          /* floats between rows of x */
+    const float *weight, *bias; /* (K, C), oldest input first; (C) or NULL */
+    size_t offset;             /* floats from a slot's start to the first of these channels */
+    int64_t stride;            /* floats between inputs there */
+    float *out;                /* (rows, C) */
+} pl_conv;
+
+enum { MAX_CONV = 16, CONV_CHANNELS = 64 };
+
+/* The gated delta rule (Yang, Kautz, Hatamizadeh 2024, arXiv 2412.06464, equation 10), token by token. State: of each value
+ * head, PANEL_ROWS columns at a time, (key_dim, PANEL_ROWS), the last columns padded. */
+typedef struct {
+    int key_heads, value_heads, key_dim, value_dim;
+    int tiled;                     /* value head h has the keys of head h % key_heads, else of h / (value_heads / key_heads) */
+    const float *q, *k, *v;        /* (rows, key_heads, key_dim) twice, (rows, value_heads, value_dim) */
+    const float *decay, *beta;     /* (rows, value_heads) */
+    size_t offset;                 /* floats from a slot's start */
+    float *out;                    /* (rows, value_heads, value_dim) */
+} pl_delta;
+
 typedef struct {
     const char *isa;
     /* out[t, row + r] = sum_c w[r, c] * x[t, c], for the panels [first, last) of w.
@@ -204,6 +244,14 @@ typedef struct {
     void (*cache_append)(const pl_attention *a, const float *k, const float *v, int64_t first, int64_t last);
     /* out[t, h] = softmax(q[t, h] . keys * scale) . values, for one item. */
     void (*attend)(const pl_attention *a, const pl_attention_item *item, const float *q, float *out, float *scratch);
+    /* out[row, c] = sum_j weight[j, c] * x[the row j - (K - 1) steps on, c], + bias, through silu, for the channels
+     * [first, last), at most CONV_CHANNELS of them. */
+    void (*conv)(const pl_walk *w, const pl_conv *c, int64_t first, int64_t last);
+    /* out = x / (1 + exp(-gate)), elementwise over [first, last). */
+    void (*sigmoid_gate)(const float *x, const float *gate, float *out, int64_t first, int64_t last);
+    /* Along a text: S = decay S, S += k (beta (v - k S)), out = q S; for the items [first, last), each PANEL_ROWS columns of
+     * a value head. scratch: key_dim * PANEL_ROWS floats. */
+    void (*delta)(const pl_walk *w, const pl_delta *d, float *scratch, int64_t first, int64_t last);
     /* Multiply-adds in registers, for the machine's peak: returns the floating-point operations done. */
     int64_t (*spin)(int64_t rounds, float *sink);
 } pl_kernels;
@@ -272,6 +320,9 @@ void pl_softcap(const pl_kernels *k, int threads, const float *x, float cap, flo
 void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
                      int64_t writes);
 int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out);
+void pl_conv_walk(const pl_kernels *k, int threads, const pl_walk *w, const pl_conv *c);
+void pl_sigmoid_gate(const pl_kernels *k, int threads, const float *x, const float *gate, float *out, int64_t n);
+int pl_delta_walk(const pl_kernels *k, int threads, const pl_walk *w, const pl_delta *d);
 double pl_spin(const pl_kernels *k, int threads, int64_t rounds);
 uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes);
 int pl_openmp(void);
@@ -292,6 +343,13 @@ void pl_join_mxfp4(const uint8_t *codes, int64_t codes_stride, const uint8_t *sc
  * exp(logit - largest) over the sum of that, in ascending order, of those chosen or of all. */
 void pl_route(const pl_kernels *k, const float *logits, int64_t tokens, int experts, int chosen, int of_chosen,
               int32_t *ids, float *weights);
+
+/* delta_gates.c: decay = exp(rate * softplus(a + bias)), beta = 1 / (1 + exp(-b)); a, b (tokens, heads), rate, bias (heads). */
+void pl_delta_gates(const pl_kernels *k, const float *a, const float *b, const float *rate, const float *bias,
+                    int64_t tokens, int64_t heads, float *decay, float *beta);
+
+/* gumbel.c: ln x of a normal x > 0, under 1 ulp, the same bits on every machine. */
+double pl_natural_log(double x);
 
 /* gumbel.c: the `count` <= n largest logits[i] + noise(seed, index, ids[i]), largest first, equals by lower id, in whatever
  * order the candidates come. */

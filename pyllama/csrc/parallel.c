@@ -408,6 +408,34 @@ int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const flo
     return failed ? -1 : 0;
 }
 
+void pl_conv_walk(const pl_kernels *k, int threads, const pl_walk *w, const pl_conv *c)
+{
+    SHARE(w->starts[w->texts] * c->channels * c->width, static, first, last, c->channels, CONV_CHANNELS,
+          for (int64_t at = first; at < last; at += CONV_CHANNELS)
+              k->conv(w, c, at, at + CONV_CHANNELS < last ? at + CONV_CHANNELS : last))
+}
+
+void pl_sigmoid_gate(const pl_kernels *k, int threads, const float *x, const float *gate, float *out, int64_t n)
+{
+    SHARE(n, static, first, last, n, 4096, k->sigmoid_gate(x, gate, out, first, last))
+}
+
+static int delta_items(const pl_kernels *k, const pl_walk *w, const pl_delta *d, int64_t first, int64_t last)
+{
+    float *own = scratch((size_t)d->key_dim * PANEL_ROWS);
+    if (own) k->delta(w, d, own, first, last);
+    return own == NULL;
+}
+
+int pl_delta_walk(const pl_kernels *k, int threads, const pl_walk *w, const pl_delta *d)
+{
+    const int64_t items = (int64_t)d->value_heads * ((d->value_dim + PANEL_ROWS - 1) / PANEL_ROWS);
+    int failed = 0;
+    SHARE(w->starts[w->texts] * items * d->key_dim * PANEL_ROWS, dynamic, first, last, items, 1,
+          if (delta_items(k, w, d, first, last)) failed = 1)
+    return failed ? -1 : 0;
+}
+
 /* Floating-point operations per second of multiply-adds in registers. */
 double pl_spin(const pl_kernels *k, int threads, int64_t rounds)
 {

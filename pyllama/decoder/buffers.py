@@ -11,6 +11,8 @@ from pyllama import _kernels as kernels
 from pyllama.decoder.shape import Shape
 
 _FLOAT_NBYTES = 4
+#: Tokens of passes before that layers with a state walk again, without new buffers.
+WALKED_AGAIN = 16
 #: Tokens whose own embeddings for each layer are read at once.
 OWN_ROWS = 16
 
@@ -28,6 +30,7 @@ def widths(shape: Shape) -> dict[str, int]:
             "gate": shape.intermediate_size,
             "up": shape.intermediate_size,
         }
+        | ({"q_gate": 2 * shape.q_size, "attention_gate": shape.q_size} if shape.gated else {})
         | _of_experts(shape)
         | _of_ranks(shape)
         | _of_each_layer(shape)
@@ -43,6 +46,7 @@ def _of_experts(shape: Shape) -> dict[str, int]:
         "gathered": shape.hidden_size,  # rows of the tokens that go to an expert
         "expert_gate": shape.expert_size,
         "expert_up": shape.expert_size,
+        **({"beside": shape.hidden_size} if shape.beside else {}),  # what the mlp beside them has made
         "routed": shape.chosen * shape.hidden_size,  # what its experts make of a token, until all of them are done
     }
 
@@ -75,12 +79,14 @@ def _widest_input(shape: Shape) -> int:
     """Columns of the widest activations that a matrix multiplies."""
     columns = widths(shape)
     names = ("normed", "attended", "gate", "expert_gate", "own_gate", "all_attended", "all_gate")
-    return max(columns.get(name, 0) for name in names)
+    widest = max(columns.get(name, 0) for name in names)
+    return max(widest, dict(shape.recurrent).get("recurred", 0))
 
 
 def buffers_nbytes(shape: Shape, tokens: int, dtypes: Collection[str]) -> int:
     """Bytes of Buffers for a pass of so many tokens through weights of these dtypes, and of a row of logits."""
     columns = tokens * sum(widths(shape).values()) + shape.vocab_size + OWN_ROWS * shape.layers * shape.per_layer_size
+    columns += (tokens + WALKED_AGAIN) * sum(columns for _, columns in shape.recurrent)
     return _FLOAT_NBYTES * columns + kernels.input_nbytes(tokens, _widest_input(shape), dtypes)
 
 
@@ -90,6 +96,7 @@ class Buffers:
     rotations  cos and sin of the positions' angles, (T, rotated / 2) each, for each kind of rotation
     input      what products multiply, in the forms that the weights' formats take
     capacity   the largest T
+    again      tokens beyond T that layers with a state have room for
     """
 
     x: kernels.Floats
@@ -109,15 +116,34 @@ class Buffers:
     all_keys: kernels.Floats
     all_gate: kernels.Floats
     piece: kernels.Floats
+    beside: kernels.Floats
+    q_gate: kernels.Floats
+    attention_gate: kernels.Floats
+    mixed: kernels.Floats
+    convolved: kernels.Floats
+    recurred: kernels.Floats
+    z: kernels.Floats
+    a: kernels.Floats
+    b: kernels.Floats
+    decay: kernels.Floats
+    beta: kernels.Floats
+    state_q: kernels.Floats
+    state_k: kernels.Floats
+    state_v: kernels.Floats
     per_layer: kernels.Floats
     own: kernels.Floats
     own_gate: kernels.Floats
 
-    def __init__(self, shape: Shape, tokens: int):
+    def __init__(self, shape: Shape, tokens: int, again: int = 0):
+        self.again = max(again, WALKED_AGAIN)
+        self._recurrent = {
+            name: kernels.Floats(np.empty((tokens + self.again, columns), np.float32))
+            for name, columns in shape.recurrent
+        }
         self._all = {
             name: kernels.Floats(np.empty((tokens, columns), np.float32)) for name, columns in widths(shape).items()
         }
-        for name, buffer in self._all.items():
+        for name, buffer in (self._all | self._recurrent).items():
             setattr(self, name, buffer)
         if shape.shared is None:
             self.all_attended, self.all_keys, self.all_gate, self.piece = self.attended, self.k, self.gate, self.normed
@@ -129,6 +155,12 @@ class Buffers:
     def resize(self, tokens: int) -> None:
         """Use the first rows only."""
         for buffer in (*self._all.values(), *self._narrower.values()):
+            buffer.rows = tokens
+        self.resize_recurrent(tokens)
+
+    def resize_recurrent(self, tokens: int) -> None:
+        """The same of what layers with a state compute, which have more of them: capacity + again."""
+        for buffer in self._recurrent.values():
             buffer.rows = tokens
 
     def sized(self, name: str, cols: int) -> kernels.Floats:

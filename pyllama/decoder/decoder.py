@@ -15,7 +15,7 @@ from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
 from pyllama.architecture.config import QueryGrowth
 from pyllama.architecture.gpt_oss import ALPHA
-from pyllama.architecture.layer import Experts, Layer, Linear, Mlp, Norm
+from pyllama.architecture.layer import Attention, Experts, Layer, Linear, Mlp, Norm
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import (
     EMBEDDING,
@@ -31,8 +31,11 @@ from pyllama.decoder.kv_cache import KVCache
 from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.passes import Pass
 from pyllama.decoder.ranks import Ranks
+from pyllama.decoder.recurrent import recurrence
 from pyllama.decoder.routes import Routes
 from pyllama.decoder.shape import Heads, Shape, kinds_of_rope
+from pyllama.decoder.state_pool import StatePool
+from pyllama.decoder.states import Steps
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
 from pyllama.errors import RequestError
 
@@ -79,8 +82,7 @@ def norm_vector(weights: Weights, name: str, plus_one: bool) -> "kernels.Floats"
     return kernels.Floats(np.add(vector, np.float32(1)) if plus_one else vector)
 
 
-def _attention_view(layer: Layer, weights: Weights) -> View:
-    mixer = layer.mixer
+def _attention_view(layer: Layer, mixer: Attention, weights: Weights) -> View:
     sinks = weights.vector(f"{layer.name}{mixer.sinks}") if mixer.sinks else None
     return View(mixer.window, mixer.scale, mixer.softcap, sinks)
 
@@ -99,10 +101,10 @@ class _Layer:
     """Names and small vectors of one layer, looked up once."""
 
     def __init__(
-        self, layer: Layer, weights: Weights, attention: "kernels.Attention | None", rope: int | None, heads: Heads,
-        inner: int | None,
+        self, number: int, layer: Layer, weights: Weights, attention: "kernels.Attention | None", rope: int | None,
+        heads: Heads | None, inner: int | None, eps: float,
     ):  # fmt: skip
-        """heads: those computed here; inner: rows of gate_proj computed here, or None for all"""
+        """heads: those computed here, of attention; inner: rows of gate_proj computed here, or None for all"""
 
         def norm(of: Norm | None) -> _Norm | None:
             if of is None:
@@ -128,30 +130,49 @@ class _Layer:
         self.attention, self.rope = attention, rope
         self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
         self.mixer_post_norm, self.mlp_post_norm = norm(layer.mixer_post_norm), norm(layer.mlp_post_norm)
-        self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
         self.residual_scale = layer.residual_scale
-        self.growth = mixer.growth
-        self.heads, self.kv_heads, self.head_dim = heads.heads, heads.kv_heads, heads.head_dim
-        self.q_size, self.kv_size = heads.q_size, heads.kv_size
-        projections = [linear for linear in (mixer.q, mixer.k, mixer.v) if linear is not None]
-        self.qkv, self.o = linears(*projections), linears(mixer.o)
-        self.has_keys, self.has_values = mixer.k is not None, mixer.v is not None
-        ones = np.ones(mixer.head_dim, np.float32)
-        self.v_norm = _Norm(kernels.Floats(ones), mixer.head_dim) if mixer.v_normed else None
+        self.growth = mixer.growth if isinstance(mixer, Attention) else None
+        self.recurrence = recurrence(number, layer, weights, eps)
+        if isinstance(mixer, Attention):
+            assert heads is not None
+            self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
+            self.heads, self.kv_heads, self.head_dim = heads.heads, heads.kv_heads, heads.head_dim
+            self.q_size, self.kv_size = heads.q_size, heads.kv_size
+            projections = [linear for linear in (mixer.q, mixer.k, mixer.v) if linear is not None]
+            self.qkv, self.o = linears(*projections), linears(mixer.o)
+            self.has_keys, self.has_values = mixer.k is not None, mixer.v is not None
+            ones = np.ones(mixer.head_dim, np.float32)
+            self.v_norm = _Norm(kernels.Floats(ones), mixer.head_dim) if mixer.v_normed else None
+            self.gated = mixer.gated
+        else:
+            *before, after = mixer.linears
+            self.before, self.after = linears(*before), linears(after)
         own = layer.per_layer_input
         self.own_gate = linears(own.gate) if own else None
         self.own_projection = linears(own.projection) if own else None
         self.own_norm = norm(own.norm) if own else None
         self.scalar = kernels.Floats(weights.vector(f"{layer.name}{layer.scalar}.weight")) if layer.scalar else None
-        self.experts = mlp if isinstance(mlp, Experts) else None
+        self.experts = layer.experts
         self.name = layer.name
         if isinstance(mlp, Mlp):
             self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
             self.inner = mlp.gate.rows if inner is None else inner
             self.activation = _ACTIVATIONS[mlp.activation]
-        else:
-            self.router = linears(mlp.router)
-            self.biases = [one_biases(mlp.expert(number)) for number in range(mlp.count)] if mlp.down.bias else None
+        if self.experts is not None:
+            count, biased = self.experts.count, self.experts.down.bias
+            self.router = linears(self.experts.router)
+            self.expert_activation = _ACTIVATIONS[self.experts.activation]
+            self.biases = [one_biases(self.experts.expert(number)) for number in range(count)] if biased else None
+        beside = layer.beside
+        self.beside_norm = norm(beside.norm) if beside else None
+        self.expert_scale: np.ndarray | None = None
+        self.router_norm: _Norm | None = None
+        if beside:
+            self.beside_post_norm, self.beside_mlp_norm = norm(beside.post_norm), norm(beside.mlp_norm)
+            scale = weights.vector(f"{layer.name}{beside.router_scale}.weight")
+            self.router_norm = _Norm(kernels.Floats(scale), beside.norm.size)
+            self.router_scale = np.array([1 / math.sqrt(beside.norm.size)], np.float32)
+            self.expert_scale = weights.vector(f"{layer.name}{beside.expert_scale}.weight")
 
 
 class _PerLayer:
@@ -182,6 +203,7 @@ class Decoder(Extender):
     shape            how much of the model is computed here
     ranks            with whom the rest is shared, or None
     cache            whose positions lie in which pages
+    states           memory of what layers carry from token to token, or None where none does
     """
 
     def __init__(
@@ -211,15 +233,29 @@ class Decoder(Extender):
         self.on_layer = on_layer
         self.on_input: Callable[[tuple[str, ...], np.ndarray], None] | None = None
         layers = layers_of(config)
-        self._pool = PagePool(shape, [_attention_view(layer, weights) for layer in layers], kv_dtype)
-        self.cache = KVCache(self._pool, context_length)
+        attending = [(layer, layer.mixer) for layer in layers if isinstance(layer.mixer, Attention)]
+        self._pool = PagePool(shape, [_attention_view(layer, mixer, weights) for layer, mixer in attending], kv_dtype)
+        self.states = StatePool(shape, layers) if shape.state_floats else None
+        self.cache = KVCache(self._pool, context_length, self.states)
         kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
         self._ropes = [frequencies(rope) for rope in kinds]
-        attention: list[kernels.Attention] | list[None] = self._pool.attention or [None] * len(layers)
+        names = [layer.name for layer, _ in attending]
+        kernels_of = dict(zip(names, self._pool.attention, strict=bool(self._pool.attention)))
+        ropes = {layer.name: kinds[mixer.rope] for layer, mixer in attending if mixer.rope}
+        heads = dict(zip(names, shape.attention, strict=True))
         inner = None if ranks is None else shape.intermediate_size
         self._layers = [
-            _Layer(layer, weights, kernel, kinds[layer.mixer.rope] if layer.mixer.rope else None, heads, inner)
-            for layer, kernel, heads in zip(layers, attention, shape.attention, strict=True)
+            _Layer(
+                number,
+                layer,
+                weights,
+                kernels_of.get(layer.name),
+                ropes.get(layer.name),
+                heads.get(layer.name),
+                inner,
+                config.rms_norm_eps,
+            )
+            for number, layer in enumerate(layers)
         ]
         self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
@@ -235,11 +271,19 @@ class Decoder(Extender):
         for source, target in planned.copies:  # first: whatever fails later, they have been made
             self._pool.copy(source, target)
         tokens = len(planned.token_ids)
-        if tokens > self._buffers.capacity:
-            self._buffers = Buffers(self.shape, tokens)
+        again = len(planned.steps.gathered) if planned.steps else 0
+        if tokens > self._buffers.capacity or again > self._buffers.again:
+            self._buffers = Buffers(self.shape, max(tokens, self._buffers.capacity), max(again, self._buffers.again))
         a = self._buffers
         a.resize(tokens)
         where = kernels.Batch(self._pool.addresses, planned.pages, planned.positions, planned.sequences, planned.writes)
+
+        walk = None
+        if self.states is not None:
+            if planned.steps is None:  # layers left out would be a wrong answer
+                raise RequestError("forward: a pass without what layers with a state do in it")
+            self.states.grow(planned.steps.slot_count, planned.steps.row_count)
+            walk = self.states.walk(planned.steps)
 
         if self.ranks is None:
             self.weights.embedding(EMBEDDING, planned.token_ids, a.x.array)
@@ -265,11 +309,16 @@ class Decoder(Extender):
                 where = kernels.Batch(
                     self._pool.addresses, planned.pages, planned.positions[rows], planned.sequences[rows], _NO_WRITES
                 )
-            self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
+            if layer.recurrence is None:
+                self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
+            elif walk is not None and planned.steps is not None:
+                self._recurrent_block(layer, a, planned.steps, walk)
             if layer.experts is None:
                 self._mlp_block(layer, a)
-            else:
+            elif layer.router_norm is None:
                 self._experts_block(i, layer, layer.experts, a)
+            else:
+                self._both_blocks(i, layer, layer.experts, layer.router_norm, a)
             if layer.own_gate is not None and layer.own_projection is not None:
                 self._own_block(i, layer, layer.own_gate, layer.own_projection, a)
             if layer.scalar is not None:
@@ -328,8 +377,14 @@ class Decoder(Extender):
         eps = self.config.rms_norm_eps
         q, attended = a.sized("q", layer.q_size), a.sized("attended", layer.q_size)
         k, v = a.sized("k", layer.kv_size), a.sized("v", layer.kv_size)
-        outs = (q, k, v) if layer.has_values else (q, k) if layer.has_keys else (q,)
+        asked = a.sized("q_gate", 2 * layer.q_size) if layer.gated else q
+        outs = (asked, k, v) if layer.has_values else (asked, k) if layer.has_keys else (asked,)
         self._linear(layer.qkv, self._normed(layer.mixer_norm, a), outs)
+        if layer.gated:
+            parted = asked.array.reshape(-1, layer.heads, 2, layer.head_dim)  # (T, H, 2, D)
+            gate = a.sized("attention_gate", layer.q_size)
+            for part, out in enumerate((q, gate)):
+                np.copyto(out.array.reshape(-1, layer.heads, layer.head_dim), parted[:, :, part])
         if layer.v_norm is not None and v.cols:
             kernels.rmsnorm(v if layer.has_values else k, layer.v_norm.weight, eps, v, layer.v_norm.cols)
         if layer.q_norm is not None:
@@ -338,6 +393,8 @@ class Decoder(Extender):
             self._norm_heads("kv_heads", layer.k_norm, k, a.all_keys)
         if layer.attention is not None:
             self._attend(layer, layer.attention, (q, k, v, attended), a, where, growing)
+        if layer.gated:
+            kernels.sigmoid_gate(attended, gate, attended)
         whole = attended if self.ranks is None else a.all_attended
         self._gather("heads", attended, whole)
         self._linear(layer.o, whole, (a.piece,))
@@ -377,8 +434,20 @@ class Decoder(Extender):
             attention.append(where, k, v)
         attention.attend(where, q, attended)
 
+    def _recurrent_block(self, layer: _Layer, a: Buffers, steps: Steps, walk: "kernels.Walk") -> None:
+        """x += out_proj(what the layer's state and RMSNorm(x) make)"""
+        if layer.recurrence is None or self.states is None:
+            return
+        self._linear(layer.before, self._normed(layer.mixer_norm, a), layer.recurrence.before(a))
+        self._linear(layer.after, layer.recurrence.walk(a, steps, self.states, walk), (a.normed,))
+        self._add(layer, layer.mixer_post_norm, a)
+
     def _mlp_block(self, layer: _Layer, a: Buffers) -> None:
         """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
+        self._mlp(layer, a)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _mlp(self, layer: _Layer, a: Buffers) -> None:
         gate, up = a.sized("gate", layer.inner), a.sized("up", layer.inner)
         self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (gate, up))
         if gate.cols:
@@ -387,7 +456,6 @@ class Decoder(Extender):
         self._gather("inner", gate, whole)
         self._linear(layer.down, whole, (a.piece,))
         self._gather("hidden", a.piece, a.normed)
-        self._add(layer, layer.mlp_post_norm, a)
 
     def _own_block(self, number: int, layer: _Layer, gate: _Linear, projection: _Linear, a: Buffers) -> None:
         """x += RMSNorm(projection(gelu(gate(x)) * what the token has for this layer))"""
@@ -412,14 +480,41 @@ class Decoder(Extender):
         kernels.add(a.x, a.normed, a.x, layer.residual_scale)
 
     def _experts_block(self, number: int, layer: _Layer, experts: Experts, a: Buffers) -> None:
-        """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)
+        """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)"""
+        x = self._normed(layer.mlp_norm, a)
+        self._linear(layer.router, x, (a.logits,))
+        self._experts(number, layer, experts, x, a)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _both_blocks(self, number: int, layer: _Layer, experts: Experts, router_norm: _Norm, a: Buffers) -> None:
+        """x += RMSNorm(RMSNorm(mlp(RMSNorm(x))) + RMSNorm(experts(RMSNorm(x))))
+
+        The router gets x, normed without a weight, * router_scale / sqrt(hidden_size).
+        """
+        eps = self.config.rms_norm_eps
+        self._mlp(layer, a)
+        if layer.beside_mlp_norm is not None:
+            kernels.rmsnorm(a.normed, layer.beside_mlp_norm.weight, eps, a.beside)
+        self._router_input(layer, router_norm, a.normed, a)
+        self._linear(layer.router, a.normed, (a.logits,))
+        x = self._normed(layer.beside_norm, a)
+        self._experts(number, layer, experts, x, a)
+        if layer.beside_post_norm is not None:
+            kernels.rmsnorm(a.normed, layer.beside_post_norm.weight, eps, a.normed)
+        kernels.add(a.beside, a.normed, a.normed)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _router_input(self, layer: _Layer, norm: _Norm, out: "kernels.Floats", a: Buffers) -> None:
+        kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, out)
+        kernels.scale(out, layer.router_scale, out)
+
+    def _experts(self, number: int, layer: _Layer, experts: Experts, x: "kernels.Floats", a: Buffers) -> None:
+        """normed = the weighted sum of what the experts with the largest logits make of x
 
         Each expert that is needed comes once, in whatever order it is at hand, for all tokens that go to it. What it
         makes of them waits in `routed`, so that every token's sum is in ascending order of the experts' numbers.
         """
-        x = self._normed(layer.mlp_norm, a)
-        self._linear(layer.router, x, (a.logits,))
-        routes = Routes.of(a.logits, experts.chosen, experts.of_chosen)
+        routes = Routes.of(a.logits, experts.chosen, experts.of_chosen, layer.expert_scale)
         if x.rows <= GUESS_TOKENS and self.weights.guesses_help:
             self._guess(number + 1, a)
         routed = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
@@ -427,7 +522,6 @@ class Decoder(Extender):
             tokens, rows = routes.of_expert(expert)
             self._expert(layer, experts, expert, steps, a, x, tokens, routed[rows])
         kernels.mix(routed, routes.rows, routes.weights, a.normed)
-        self._add(layer, layer.mlp_post_norm, a)
 
     def _guess(self, number: int, a: Buffers) -> None:
         """Tell which experts a layer will need if its mixer changes little: those its router gives to x as it is."""
@@ -438,7 +532,11 @@ class Decoder(Extender):
         if router is None:
             return
         x, logits = a.x, np.empty((a.x.rows, layer.experts.count), np.float32)
-        if layer.mlp_norm is not None:
+        if layer.router_norm is not None:
+            a.gathered.rows = x.rows
+            self._router_input(layer, layer.router_norm, a.gathered, a)
+            x = a.gathered
+        elif layer.mlp_norm is not None:
             a.gathered.rows = x.rows
             kernels.rmsnorm(x, layer.mlp_norm.weight, self.config.rms_norm_eps, a.gathered)
             x = a.gathered
@@ -450,7 +548,7 @@ class Decoder(Extender):
         self, layer: _Layer, experts: Experts, number: int, steps: Iterable[Step], a: Buffers, x: "kernels.Floats",
         tokens: np.ndarray, out: np.ndarray,
     ) -> None:  # fmt: skip
-        """out = down(silu(gate(h)) * up(h)) of one expert, for the rows of x that these tokens have."""
+        """out = down(activation(gate(h)) * up(h)) of one expert, for the rows of x that these tokens have."""
         count = len(tokens)
         for buffer in (a.gathered, a.expert_gate, a.expert_up):
             buffer.rows = count
@@ -474,7 +572,7 @@ class Decoder(Extender):
                     if experts.limit:
                         kernels.clamped_swiglu(gate, up, ALPHA, experts.limit, gate)
                     else:
-                        kernels.swiglu(gate, up, gate)
+                        layer.expert_activation(gate, up, gate)
                     if self.on_input and one:
                         self.on_input((f"{layer.name}{one.down.name}.weight",), gate.array)
                     taken, activated = self._buffers.input.take(gate), True

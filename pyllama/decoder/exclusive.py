@@ -61,11 +61,11 @@ class ExclusiveSequence(Sequence):
         self._refuse_in_pass("commit")
         super().commit(branch)  # which truncates this one
 
-    def adopt(self, pages: Tokens[int], length: int) -> None:
+    def adopt(self, pages: Tokens[int], length: int, state: int | None = None) -> None:
         self._refuse_another("adopt")
         with self.changing:
             self._refuse_in_pass("adopt")
-            super().adopt(pages, length)
+            super().adopt(pages, length, state)
 
     def truncate(self, length: int) -> None:
         self._refuse_another("truncate")

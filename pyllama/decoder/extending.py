@@ -96,7 +96,7 @@ class Extender:
                 sequence.release_unused()
             raise
         for sequence, ids in batch:
-            sequence.length += len(ids)
+            sequence.advance(len(ids))
         return out, rows
 
     def _check(self, batch: Tokens[Segment]) -> None:

@@ -12,7 +12,12 @@ import numpy as np
 
 from pyllama.closing import Closing
 from pyllama.decoder.page_pool import POSITIONS, PagePool
+from pyllama.decoder.state_pool import StatePool
+from pyllama.decoder.states import History, States
 from pyllama.errors import BudgetError, ContextOverflowError, RequestError
+
+#: Positions between states that are kept of a long prompt.
+SPARSE = 32 * POSITIONS
 
 
 class KVCache:
@@ -25,10 +30,14 @@ class KVCache:
     max_pages       pages there may be, or None: see limit()
     pages_used      pages held by somebody
     nbytes          bytes of all pages allocated so far; pages given back are reused, not freed
+    states          who holds which states, in a model with layers that carry one from token to token; else None
+    state_pool      their memory, or None
     """
 
-    def __init__(self, pool: PagePool, context_length: int):
+    def __init__(self, pool: PagePool, context_length: int, state_pool: StatePool | None = None):
         self.pool = pool
+        self.state_pool = state_pool
+        self.states = States() if state_pool else None
         self.context_length = context_length
         self.dtype = pool.dtype
         self.page_nbytes = pool.page_nbytes
@@ -104,12 +113,19 @@ class _Text:
 
 
 class Sequence(Closing):
-    """The positions of one text. `length` of them are filled; `table` (1, max_pages) int32 has the pages' numbers."""
+    """The positions of one text. `length` of them are filled; `table` (1, max_pages) int32 has the pages' numbers.
+
+    history      its state, in a model with layers that carry one; else None
+    provisional  how many of the last tokens of its next pass may be taken back: truncate() then goes back to any of
+                 them, whatever the model
+    """
 
     def __init__(self, cache: KVCache):
         self._cache = cache
         self._pages: list[int] = []
         self._text: _Text | None = None
+        self.history = History(cache.states) if cache.states else None
+        self.provisional = 0
         self.length = 0
         self.table = np.full((1, max(1, -(-cache.context_length // POSITIONS))), -1, np.int32)
 
@@ -123,10 +139,20 @@ class Sequence(Closing):
         """The same object for forks of the same text, until one of them grows, and again when it shrinks back."""
         return self._text if self._text is not None and self._text.length == self.length else None
 
-    def adopt(self, pages: Pages[int], length: int) -> None:
-        """Begin with the first `length` positions of these pages, held together with whoever holds them."""
+    def adopt(self, pages: Pages[int], length: int, state: int | None = None) -> None:
+        """Begin with the first `length` positions of these pages, held together with whoever holds them.
+
+        state  the slot with the state of these positions, in a model whose layers carry one
+        """
+        if self.history is not None and length and state is None:
+            raise RequestError(f"adopt: {length} positions without their state")
         if self._pages or not 0 <= length <= len(pages) * POSITIONS:
             raise RequestError(f"adopt: {length} positions of {len(pages)} pages, by a sequence of {self.length}")
+        self._adopt(pages, length)
+        if self.history is not None and length:
+            self.history.begin(length, state)
+
+    def _adopt(self, pages: Pages[int], length: int) -> None:
         for page in pages[: -(-length // POSITIONS)]:
             self._cache.hold(page)
             self._append(page)
@@ -143,7 +169,9 @@ class Sequence(Closing):
         with the same tokens in one pass have these computed once.
         """
         branch = self._another()
-        branch.adopt(self._pages, self.length)
+        branch._adopt(self._pages, self.length)
+        if branch.history is not None and self.history is not None:
+            branch.history.fork_of(self.history)
         if self.text is None:
             self._text = _Text(self.length)
         branch._text = self._text
@@ -153,11 +181,42 @@ class Sequence(Closing):
         """Become the branch: its positions are this sequence's, whose own are given back; the branch is empty then."""
         if branch is self or branch._cache is not self._cache:
             raise RequestError("commit: expected a branch of this sequence")
-        self.close()
+        if self.history is not None and branch.history is not None:
+            self.history.become(branch.history)
+        self._drop(0)
         self._pages, branch._pages = branch._pages, []
         self._text, branch._text = branch._text, None
         self.table, branch.table = branch.table, self.table
         self.length, branch.length = branch.length, 0
+
+    def restorable(self, length: int) -> int:
+        """The most positions up to so many that truncate() can leave: all of them, unless layers carry a state."""
+        length = min(length, self.length)
+        return length if self.history is None else self.history.restorable(length)
+
+    def mark(self, length: int, exactly: bool = False, common: int = 0) -> None:
+        """Keep states on the way to a prompt's end, where layers carry one and there is room.
+
+        That of its last whole page and, sparsely, of those before; exactly: that before its last token as well.
+
+        common  tokens that other texts began with as well
+
+        A text that goes on from one of them need not be computed anew.
+        """
+        if self.history is None:
+            return
+        end = (length - 1) // POSITIONS * POSITIONS
+        marks = {end, common // POSITIONS * POSITIONS, *range(SPARSE, end, SPARSE), *([length - 1] if exactly else [])}
+        self.history.marks = {mark for mark in marks if mark > self.length}
+
+    def take_states(self) -> dict[int, int]:
+        """Position -> slot, of the states there are of this text; to be given back. None where layers carry none."""
+        return self.history.take_kept() if self.history is not None else {}
+
+    def give_states_back(self, states: dict[int, int]) -> None:
+        if self._cache.states is not None:
+            for slot in states.values():
+                self._cache.states.slots.give_back(slot)
 
     def pages_needed(self, length: int) -> int:
         """Pages that reserve(length) would take."""
@@ -193,9 +252,14 @@ class Sequence(Closing):
             self._append(self._cache.take())
 
     def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on."""
+        """Forget the positions from `length` on. Raises RequestError where restorable() has another length."""
         if not 0 <= length <= self.length:
             raise RequestError(f"truncate: got {length}, expected 0 to {self.length}")
+        if self.history is not None:
+            self.history.truncate(length)
+        self._drop(length)
+
+    def _drop(self, length: int) -> None:
         self.length = length
         if self._text is not None and length < self._text.length:
             self._text = None
@@ -203,10 +267,22 @@ class Sequence(Closing):
 
     def release_unused(self) -> None:
         """Give back pages beyond `length`, as after a pass that failed."""
+        self.provisional = 0
+        if self.history is not None:
+            self.history.undo()
         while (len(self._pages) - 1) * POSITIONS >= self.length and self._pages:
             self._cache.give_back(self._pages.pop())
             self.table[0, len(self._pages)] = -1
 
+    def advance(self, count: int) -> None:
+        """A pass over so many of its tokens was made."""
+        self.length += count
+        self.provisional = 0
+        if self.history is not None:
+            self.history.advance()
+
     def close(self) -> None:
         """Give all pages back; the sequence is empty then and may be used anew."""
         self.truncate(0)
+        if self.history is not None:
+            self.history.clear()

@@ -13,6 +13,7 @@ import numpy as np
 
 from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import POSITIONS
+from pyllama.decoder.states import Steps, steps_of
 from pyllama.errors import RequestError
 
 Segment = tuple[Sequence, Tokens[int]]
@@ -32,6 +33,7 @@ class Pass:
     copies     (C, 2) int32, pages to be copied before anything else, from and to, in order
     rows       (R,) int64, tokens whose logits are wanted, ascending
     page_count pages that there must be: whoever runs the pass adds what is missing
+    steps      what layers with a state do, or None in a model without
     """
 
     token_ids: np.ndarray
@@ -42,6 +44,7 @@ class Pass:
     copies: np.ndarray
     rows: np.ndarray
     page_count: int
+    steps: Steps | None = None
 
 
 def build(
@@ -67,6 +70,12 @@ def build(
         for sequence, _ in segments:
             sequence.release_unused()
         raise
+    try:
+        steps = _steps(cache, segments, paths, len(token_ids))
+    except BaseException:
+        for sequence, _ in segments:
+            sequence.release_unused()
+        raise
     ends = [path[len(path) - count :] for path, count in zip(paths, wanted, strict=True)]
     rows = _joined(ends)
     shared = len(token_ids) < sum(map(len, paths))
@@ -82,8 +91,20 @@ def build(
         copies=np.array(copies, np.int32) if copies else _NONE,
         rows=rows,
         page_count=len(cache.pool),
+        steps=steps,
     )
     return planned, [np.searchsorted(rows, end) for end in ends] if shared else _counted(ends)
+
+
+def _steps(cache: KVCache, segments: Tokens[Segment], paths: list[np.ndarray], tokens: int) -> Steps | None:
+    if cache.states is None:
+        return None
+    texts = [
+        (sequence.history, path.tolist(), sequence.provisional)
+        for (sequence, _), path in zip(segments, paths, strict=True)
+        if sequence.history is not None
+    ]
+    return steps_of(cache.states, texts, tokens)
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

@@ -29,12 +29,17 @@ class Routes(NamedTuple):
     weights: np.ndarray
 
     @classmethod
-    def of(cls, logits: kernels.Floats, chosen: int, of_chosen: bool) -> "Routes":
-        """Those with the largest logits, (T, experts); of_chosen: weights are a softmax over these, not over all."""
+    def of(cls, logits: kernels.Floats, chosen: int, of_chosen: bool, scales: np.ndarray | None = None) -> "Routes":
+        """Those with the largest logits, (T, experts); of_chosen: weights are a softmax over these, not over all.
+
+        scales  (experts,) float32, what each one's weight is multiplied by after that, or None
+        """
         count = logits.rows
         ids = np.empty((count, chosen), np.int32)
         weights = np.empty((count, chosen), np.float32)
         kernels.route(logits, ids, weights, of_chosen)
+        if scales is not None:
+            weights *= scales[ids]
         if count == 1:
             experts = ids[0].tolist()
             rows = np.arange(chosen, dtype=np.int32).reshape(1, -1)

@@ -4,13 +4,29 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pyllama.architecture import Config, Layer, layers_of
-from pyllama.architecture.layer import Experts, Mlp, Rope
+from pyllama.architecture.layer import Attention, GatedDelta, Mlp, Rope, ShortConv, attentions
 from pyllama.decoder.ranks import Share
 
 
 def kinds_of_rope(layers: Iterable[Layer]) -> tuple[Rope, ...]:
     """The different rotations of some layers, in the order in which they come."""
-    return tuple(dict.fromkeys(layer.mixer.rope for layer in layers if layer.mixer.rope is not None))
+    return tuple(dict.fromkeys(mixer.rope for mixer in attentions(layers) if mixer.rope is not None))
+
+
+def _widths(layers: Iterable[Layer]) -> tuple[tuple[str, int], ...]:
+    """Buffer -> columns, of what layers with a state compute."""
+    found: dict[str, int] = {}
+    for layer in layers:
+        mixer = layer.mixer
+        if isinstance(mixer, ShortConv):
+            channels = mixer.conv.channels
+            found |= {"mixed": 3 * channels, "convolved": channels, "recurred": channels}
+        elif isinstance(mixer, GatedDelta):
+            heads = mixer.value_heads
+            found |= {"mixed": mixer.conv.channels, "z": mixer.values, "b": heads, "a": heads, "decay": heads}
+            found |= {"beta": heads, "state_q": mixer.keys, "state_k": mixer.keys, "state_v": mixer.values}
+            found |= {"recurred": mixer.values}
+    return tuple(found.items())
 
 
 class Shared(NamedTuple):
@@ -53,8 +69,8 @@ class Shape(NamedTuple):
     """Counts that buffers, pages and kernels are sized by. A config says what a whole model has; this, what is here.
 
     hidden_size        the residual stream, whole wherever it is
-    attention          of each layer: query and key/value heads computed here, as many of the former for each of the
-                       latter
+    attention          of each layer that has some: query and key/value heads computed here, as many of the former for
+                       each of the latter
     intermediate_size  rows of gate_proj and up_proj computed here, in layers without experts, of those that differ the
                        most; 0: all have some
     vocab_size         rows of lm_head computed here
@@ -62,7 +78,12 @@ class Shape(NamedTuple):
     experts            of a layer that has some, or 0
     chosen             experts that a token goes to
     expert_size        rows of an expert's gate_proj and up_proj
+    beside             whether a layer has experts beside an mlp
     per_layer_size     what a token has for each layer beside x, or 0
+    gated              whether the result of attention has a gate, which q_proj makes beside the queries
+    state_floats       what a text carries from token to token, in all layers that do
+    input_floats       what that depends on, of a token
+    recurrent          buffer -> columns, of what these layers compute
     shared             what is gathered from all ranks, where a model is shared; None: all of it is here
     """
 
@@ -75,6 +96,11 @@ class Shape(NamedTuple):
     chosen: int = 0
     expert_size: int = 0
     per_layer_size: int = 0
+    beside: bool = False
+    gated: bool = False
+    state_floats: int = 0
+    input_floats: int = 0
+    recurrent: tuple[tuple[str, int], ...] = ()
     shared: Shared | None = None
 
     @classmethod
@@ -82,12 +108,14 @@ class Shape(NamedTuple):
         """All of a model."""
         layers = layers_of(config)
         mlps = [layer.mlp for layer in layers]
-        experts = next((mlp for mlp in mlps if isinstance(mlp, Experts)), None)
+        experts = next((layer.experts for layer in layers if layer.experts), None)
+        attending = attentions(layers)
+        carrying = [layer.mixer for layer in layers if not isinstance(layer.mixer, Attention)]
         return cls(
             hidden_size=config.hidden_size,
             attention=tuple(
                 Heads(mixer.heads, mixer.kv_heads, mixer.head_dim, number if mixer.source is None else mixer.source)
-                for number, mixer in enumerate(layer.mixer for layer in layers)
+                for number, mixer in enumerate(attending)
             ),
             intermediate_size=max((mlp.gate.rows for mlp in mlps if isinstance(mlp, Mlp)), default=0),
             vocab_size=config.vocab_size,
@@ -96,6 +124,11 @@ class Shape(NamedTuple):
             chosen=experts.chosen if experts else 0,
             expert_size=experts.gate.rows if experts else 0,
             per_layer_size=config.hidden_size_per_layer_input,
+            beside=any(layer.beside for layer in layers),
+            gated=any(mixer.gated for mixer in attending),
+            state_floats=sum(mixer.state_floats for mixer in carrying),
+            input_floats=sum(mixer.input_floats for mixer in carrying),
+            recurrent=_widths(layers),
         )
 
     @classmethod
@@ -118,6 +151,7 @@ class Shape(NamedTuple):
 
     @property
     def layers(self) -> int:
+        """Those with attention."""
         return len(self.attention)
 
     @property

@@ -19,9 +19,9 @@ class _Entry(NamedTuple):
 class Account:
     """Of one drafter, over a sliding window.
 
-    Where weights are streamed, what it holds in memory lengthens every pass, also those in which it proposes nothing. So
-    one that has not paid yet is tried twice without a pause between; one that has, and all where weights are in memory,
-    more often, after pauses that grow.
+    Where weights are streamed, what it holds in memory lengthens every pass, also those in which it proposes nothing.
+    So one that has not paid yet is tried twice without a pause between; one that has, and all where weights are in
+    memory, more often, after pauses that grow.
 
     open     whether it may propose now
     hopeless whether it has been tried often enough

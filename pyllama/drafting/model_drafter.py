@@ -58,7 +58,7 @@ class _State:
             self.sequence.commit(self.branches.pop(kept))
         self.close_branches()
         if self.sequence.length >= task.answer.length:  # the last pass came to nothing
-            self.sequence.truncate(task.answer.length - 1)
+            self.sequence.truncate(self.sequence.restorable(task.answer.length - 1))
 
 
 class ModelDrafter:
@@ -164,6 +164,7 @@ class ModelDrafter:
             parent = tree.tree.parents[node]
             above = tree.state.sequence if parent == ROOT else tree.state.branches[parent]
             tree.state.branches[node] = branch = above.fork()
+            branch.provisional = 1
             segments.append((branch, [tree.tree.tokens[node]]))
         # Forks of one text meet in the pass as branches do, so the bits are those of a plain sequence.
         logits, rows = self.decoder.extend(segments, [1] * len(segments), on_layer)

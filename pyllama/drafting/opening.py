@@ -132,6 +132,8 @@ def open_drafter(meant: Meant, *, context_length: int) -> ModelDrafter | None:
             rope_interleaved=checkpoint.rope_interleaved,
         )
         decoder.cache.limit((division.cache + division.branches) // decoder.cache.page_nbytes)
+        if decoder.cache.states is not None:
+            decoder.cache.states.slots.limit = division.state_slots
 
         def close() -> None:
             weights.close()

@@ -30,6 +30,7 @@ SHARED_PREFILL = 128
 MAX_RUNNING = 8
 MAX_WAITING = 64
 SESSION_NBYTES = 2 << 30
+SMALL_STATE = 16  # pages: a state of no more bytes is saved as soon as there is nothing to do, others at the end
 
 _log = logging.getLogger("pyllama")
 
@@ -127,12 +128,14 @@ class Engine:
         self._cache = cache = model.decoder.cache
         self._max_pages = _max_pages(model, max_running, kv_nbytes)
         cache.limit(self._max_pages)
-        store = None
+        store, self._small_states = None, False
         if session_dir is not None:
             if getattr(model.decoder, "hosts", None):
                 raise RequestError("session_dir: pages of several boards are not saved yet; leave it out with hosts")
             name = pages_name(model.checkpoint, cache.dtype)
-            store = PageStore(session_dir, name, cache.page_nbytes, session_nbytes)
+            state_nbytes = cache.state_pool.slot_nbytes if cache.state_pool else 0
+            store = PageStore(session_dir, name, cache.page_nbytes, session_nbytes, state_nbytes)
+            self._small_states = 0 < state_nbytes <= SMALL_STATE * cache.page_nbytes
         self._prefix_cache = PrefixCache(cache, store)
         self._scheduler = Scheduler(
             model.decoder.new_sequence,
@@ -140,6 +143,7 @@ class Engine:
             max_running=max_running,
             max_pass_tokens=model.decoder.max_pass_tokens,
             shared_prefill=shared_prefill,
+            places=_places(model, max_running),
         )
         # What other threads leave for the engine's, under the lock.
         self._wake = threading.Condition()
@@ -283,6 +287,8 @@ class Engine:
                 if self.step():
                     continue
                 saved = not self._stopping and self._prefix_cache.save_one()
+                if not saved and not self._stopping and self._small_states:
+                    saved = self._prefix_cache.save_state()
             except Exception as error:  # noqa: BLE001 - a bug: what runs is lost, what comes may do better
                 _log.exception("engine: a pass failed")
                 self._fail_all(PyllamaError(f"internal error: {type(error).__name__}"))
@@ -313,7 +319,7 @@ class Engine:
     def _shut_down(self) -> None:
         self._take_in()
         self._fail_all(StoppingError("the engine is stopping"))
-        while self._prefix_cache.save_one():
+        while self._prefix_cache.save_one() or self._prefix_cache.save_state():
             self._progress_at = time.monotonic()
         self._prefix_cache.close()
 
@@ -455,6 +461,17 @@ def _last_of_most(waiting: list[Request], client: str) -> Request | None:
 
 def _to_nobody(event: Step | PyllamaError) -> None:
     pass
+
+
+def _places(model: "Model", max_running: int) -> int | None:
+    """Requests whose states there is room for, two each; None in a model whose layers carry none."""
+    states = model.decoder.cache.states
+    if states is None:
+        return None
+    planned = model.plan.state_slots if model.plan else 2 * (max_running + 1) + MAX_RUNNING
+    most: int = max(2, planned)
+    states.slots.limit = most
+    return most // 2
 
 
 def _max_pages(model: "Model", max_running: int, kv_nbytes: int | None) -> int:

@@ -3,6 +3,8 @@
     <directory>/<model>/<text>.page        names are digests
     b"pyllama page 2\n"  sha256  path length (uint32)  path  page
 
+    <directory>/<model>/<text>.state       the same with what layers carry from token to token, after the text
+
 The path is the tokens of the text up to and in this page, 32 to a page, as int32; all numbers little-endian. The
 checksum is of the model's name, the path and the page: it catches what a disk does to a file, and a file in the wrong
 folder. A file is written under another name, synced and renamed, so it is whole or not there. Files of other models in
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 _MAGIC = b"pyllama page 2\n"
 _HEADER = struct.Struct("<15s32sI")
 _PAGE_KEY = 4 * POSITIONS
-_SUFFIX = ".page"
+_PAGE, _STATE = ".page", ".state"
 _MODEL = re.compile("[0-9a-f]+")
 _MAX_PATH = 1 << 26  # bytes of tokens: of more, no context is made
 
@@ -59,10 +61,14 @@ def pages_name(checkpoint: "Checkpoint", kv_dtype: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A page on disk. name: of its file; path: the keys of its text's pages, its own last."""
+    """A page or a state on disk. name: of its file; path: the keys of its text's pages, its own last."""
 
     name: str
     path: tuple[bytes, ...]
+
+    @property
+    def is_state(self) -> bool:
+        return self.name.endswith(_STATE)
 
 
 class PageStore:
@@ -71,11 +77,14 @@ class PageStore:
     directory   where, made if need be (not its parents); RequestError if that cannot be, or is not the user's alone
     model       pages_name() of the model
     max_nbytes  for the files of all models together
+    state_nbytes  of a state, 0 where there are none
     """
 
-    def __init__(self, directory: str | os.PathLike[str], model: str, page_nbytes: int, max_nbytes: int):
+    def __init__(
+        self, directory: str | os.PathLike[str], model: str, page_nbytes: int, max_nbytes: int, state_nbytes: int = 0
+    ):
         self._model = model
-        self._page_nbytes = page_nbytes
+        self._nbytes_of = {_PAGE: page_nbytes, _STATE: state_nbytes}
         self._max_nbytes = max_nbytes
         self._failed = False
         try:
@@ -84,69 +93,78 @@ class PageStore:
             for name in self._folder.names(".tmp"):  # by a process that was killed
                 self._folder.remove(name)
             others: list[tuple[float, PrivateFolder, str]] = []
-            self._nbytes = sum(size for _, size, _ in self._folder.files(_SUFFIX))
+            self._nbytes = sum(size for _, size, _ in self._all_files(self._folder))
             for other in root.folders():
                 if other != model and _MODEL.fullmatch(other):  # what else lies there is not ours to touch
                     folder = root.folder(other)
-                    for time, size, name in folder.files(_SUFFIX):
+                    for time, size, name in self._all_files(folder):
                         others.append((time, folder, name))
                         self._nbytes += size
             self._others = [(folder, name) for _, folder, name in sorted(others, key=lambda one: one[0])]
         except OSError as error:
             raise RequestError(f"session directory {os.fspath(directory)}: {reason_of(error)}") from None
 
+    @staticmethod
+    def _all_files(folder: PrivateFolder) -> list[tuple[float, int, str]]:
+        return [file for suffix in (_PAGE, _STATE) for file in folder.files(suffix)]
+
     def scan(self) -> Iterator[Stored]:
         """All files whose first bytes make sense, least recently used first."""
-        for name in self._folder.names(_SUFFIX):
+        for name in [name for suffix in (_PAGE, _STATE) for name in self._folder.names(suffix)]:
             if not self._folder.is_file(name):
                 self._ignore(name, ValueError("not a file of this user's own"))
-        for _, _, name in sorted(self._folder.files(_SUFFIX)):
+        for _, _, name in sorted(self._all_files(self._folder)):
             try:
                 with self._folder.read(name) as handle:
-                    path, _ = self._read_header(handle, os.fstat(handle.fileno()).st_size)
+                    path, _ = self._read_header(handle, os.fstat(handle.fileno()).st_size, self._nbytes_named(name))
             except (OSError, ValueError) as error:
                 self._ignore(name, error)
             else:
                 yield Stored(name, path)
 
-    def _read_header(self, handle: BinaryIO, size: int) -> tuple[tuple[bytes, ...], bytes]:
-        """(path, checksum). Raises ValueError."""
+    def _nbytes_named(self, name: str) -> int:
+        """Bytes of what a file of that name holds."""
+        return self._nbytes_of[_STATE if name.endswith(_STATE) else _PAGE]
+
+    @staticmethod
+    def _read_header(handle: BinaryIO, size: int, nbytes: int) -> tuple[tuple[bytes, ...], bytes]:
+        """(path, checksum) of a file of so many bytes that holds so many. Raises ValueError."""
         magic, checksum, path_nbytes = _HEADER.unpack(handle.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
         if magic != _MAGIC:
             raise ValueError("not a page file")
         if not path_nbytes or path_nbytes % 4 or path_nbytes > _MAX_PATH:
             raise ValueError(f"a path of {path_nbytes} bytes")
-        if size != _HEADER.size + path_nbytes + self._page_nbytes:
-            raise ValueError(f"{size} bytes, expected {_HEADER.size + path_nbytes + self._page_nbytes}")
+        if size != _HEADER.size + path_nbytes + nbytes:
+            raise ValueError(f"{size} bytes, expected {_HEADER.size + path_nbytes + nbytes}")
         path = handle.read(path_nbytes)
         return tuple(path[i : i + _PAGE_KEY] for i in range(0, path_nbytes, _PAGE_KEY)), checksum
 
     def load(self, stored: Stored, out: np.ndarray) -> bool:
-        """Read a page; False, with a warning, for a damaged or missing file."""
+        """Read a page or a state; False, with a warning, for a damaged or missing file."""
         try:
             with self._folder.read(stored.name) as handle:
-                path, checksum = self._read_header(handle, os.fstat(handle.fileno()).st_size)
+                path, checksum = self._read_header(handle, os.fstat(handle.fileno()).st_size, len(out))
                 read = handle.readinto(out.data)
-            if read != self._page_nbytes or path != stored.path or checksum != self._checksum(path, out):
+            if read != len(out) or path != stored.path or checksum != self._checksum(path, out):
                 raise ValueError("checksum does not match")
         except (OSError, ValueError) as error:
             self._ignore(stored.name, error)
             return False
         return True
 
-    def has_room(self) -> bool:
-        """Whether one more page may be written; other models' oldest files make room first."""
-        needed = self._page_nbytes + (1 << 16)
+    def has_room(self, state: bool = False) -> bool:
+        """Whether one more page, or state, may be written; other models' oldest files make room first."""
+        needed = self._nbytes_of[_STATE if state else _PAGE] + (1 << 16)
         while self._nbytes + needed > self._max_nbytes and self._others:
             folder, name = self._others.pop(0)
             self._nbytes -= folder.remove(name)
         return self._nbytes + needed <= self._max_nbytes
 
-    def save(self, path: list[bytes], page: np.ndarray) -> Stored | None:
-        """Write a page; None, with a warning once, if the disk will not have it."""
+    def save(self, path: list[bytes], page: np.ndarray, state: bool = False) -> Stored | None:
+        """Write a page or a state; None, with a warning once, if the disk will not have it."""
         if self._failed:
             return None
-        stored = Stored(hashlib.sha256(b"".join(path)).hexdigest()[:32] + _SUFFIX, tuple(path))
+        stored = Stored(hashlib.sha256(b"".join(path)).hexdigest()[:32] + (_STATE if state else _PAGE), tuple(path))
         temporary = f".{secrets.token_hex(16)}.tmp"
         try:
             with self._folder.create(temporary) as handle:

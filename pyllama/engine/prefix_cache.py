@@ -7,7 +7,7 @@ are read when a text needs them. Knows token ids and pages, not what they mean.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Tokens
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from pyllama.decoder.kv_cache import KVCache, Sequence
 from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.page_store import PageStore, Stored
+from pyllama.errors import BudgetError
 
 _ID_NBYTES = 4
 
@@ -35,9 +36,11 @@ class _Node:
 
     page    its number in the KV cache, or None
     stored  on disk, or None
+    states  tokens of the page -> the slot with the state after them, in a model whose layers carry one
+    stored_states  the same on disk
     """
 
-    __slots__ = ("children", "key", "last_used", "page", "parent", "stored")
+    __slots__ = ("children", "key", "last_used", "page", "parent", "states", "stored", "stored_states")
 
     def __init__(self, key: bytes, parent: "_Node | None", last_used: int):
         self.key = key
@@ -45,6 +48,8 @@ class _Node:
         self.children: dict[bytes, _Node] = {}
         self.page: int | None = None
         self.stored: Stored | None = None
+        self.states: dict[int, int] = {}
+        self.stored_states: dict[int, Stored] = {}
         self.last_used = last_used
 
     def __iter__(self) -> Iterator["_Node"]:
@@ -81,9 +86,19 @@ class PrefixCache:
         # so nothing stands before what goes on from it.
         self._kept: OrderedDict[_Node, None] = OrderedDict()
         self._unsaved: set[_Node] = set()  # those of them that have no file
+        # Nodes with a page and a state, and which of its states, least recently used first.
+        self._with_state: OrderedDict[tuple[_Node, int], None] = OrderedDict()
+        if cache.states:
+            cache.states.slots.reclaim = self._evict_state
         if store:
+            states = []
             for stored in store.scan():  # least recently used first
-                self._add_stored(stored)
+                if stored.is_state:
+                    states.append(stored)
+                else:
+                    self._add_stored(stored)
+            for stored in states:
+                self._add_stored_state(stored)
 
     @property
     def pages(self) -> int:
@@ -98,8 +113,13 @@ class PrefixCache:
         return node.page is not None and self._cache.holders(node.page) == 1
 
     def begin(self, sequence: Sequence, ids: Tokens[int]) -> int:
-        """Let an empty sequence hold the positions known for the beginning of ids; their number."""
+        """Let an empty sequence hold the positions known for the beginning of ids; their number.
+
+        Where layers carry a state, that is as far as there is one.
+        """
         self._clock += 1
+        if self._cache.states is not None:
+            ids = ids[: self._last_state(ids)]
         node, length = self._root, 0
         path: list[_Node] = []
         pages: list[int] = []
@@ -115,17 +135,40 @@ class PrefixCache:
             length += common
             if common < POSITIONS:
                 break
-        sequence.adopt(pages, length)
+        state = self._load_state(path[-1], length - POSITIONS * (len(path) - 1)) if path else None
+        if self._cache.states is not None and state is None:  # a page of it is gone
+            length = 0
+        sequence.adopt(pages if length else [], length, state)
         for page in pages:
             self._cache.give_back(page)
         self._use(path)
         return length
+
+    def common(self, ids: Tokens[int]) -> int:
+        """Tokens of the beginning of ids that the tree has, whether or not there is a state of them."""
+        return self._known(ids)[0]
+
+    def _last_state(self, ids: Tokens[int]) -> int:
+        """Positions of the beginning of ids that the tree has, down to the last state there is of them."""
+        return self._known(ids)[1]
+
+    def _known(self, ids: Tokens[int]) -> tuple[int, int]:
+        node, length, found = self._root, 0, 0
+        while length < len(ids):
+            node, common = self._best_child(node, _key(ids[length : length + POSITIONS]))
+            found = max((length + at for at in {*node.states, *node.stored_states} if at <= common), default=found)
+            length += common
+            if common < POSITIONS:
+                break
+        return length, found
 
     def _use(self, path: list[_Node]) -> None:
         """The nodes of a text, from its beginning, were used just now."""
         for node in reversed(path):
             node.last_used = self._clock
             self._kept.move_to_end(node)
+            for at in node.states:
+                self._with_state.move_to_end((node, at))
 
     def _best_child(self, node: _Node, key: bytes) -> tuple[_Node, int]:
         child = node.children.get(key)
@@ -165,10 +208,49 @@ class PrefixCache:
 
     def _let_go(self, node: _Node) -> None:
         page, node.page = node.page, None
+        for at in list(node.states):
+            self._drop_state(node, at)
         if page is not None:
             self._cache.give_back(page)
             del self._kept[node]
             self._unsaved.discard(node)
+
+    def _keep_state(self, node: _Node, at: int, slot: int) -> None:
+        if at not in node.states:
+            assert self._cache.states is not None
+            self._cache.states.slots.hold(slot)
+            node.states[at] = slot
+            self._with_state[node, at] = None
+
+    def _load_state(self, node: _Node, at: int) -> int | None:
+        """The slot with a node's state, from disk if need be; None if there is no room, or the file is damaged."""
+        states, pool, stored = self._cache.states, self._cache.state_pool, node.stored_states.get(at)
+        if at in node.states or states is None or pool is None or self._store is None or stored is None:
+            return node.states.get(at)
+        try:
+            slot = states.slots.take()
+        except BudgetError:
+            return None
+        if self._store.load(stored, pool.memory(slot)):
+            self._keep_state(node, at, slot)
+        else:
+            del node.stored_states[at]
+        states.slots.give_back(slot)
+        return node.states.get(at)
+
+    def _drop_state(self, node: _Node, at: int) -> None:
+        assert self._cache.states is not None
+        self._cache.states.slots.give_back(node.states.pop(at))
+        del self._with_state[node, at]
+
+    def _evict_state(self) -> bool:
+        """Free the slot of the state that was used longest ago; False if there is none to free."""
+        states = self._cache.states
+        for node, at in self._with_state:
+            if states is not None and states.slots.holders(node.states[at]) == 1:
+                self._drop_state(node, at)
+                return True
+        return False
 
     def free(self) -> int | None:
         """Pages that the KV cache can hand out without evicting any; None: as many as there is memory for."""
@@ -180,23 +262,37 @@ class PrefixCache:
         free = self.free()
         return free is None or pages <= free
 
-    def insert(self, ids: Tokens[int], pages: Tokens[int]) -> None:
-        """Keep the pages of a text: page i holds tokens ids[32 * i : 32 * i + 32]."""
+    def insert(self, ids: Tokens[int], pages: Tokens[int], states: Mapping[int, int] | None = None) -> None:
+        """Keep the pages of a text: page i holds tokens ids[32 * i : 32 * i + 32].
+
+        states  number of tokens -> slot with the state after them, where layers carry one
+        """
         self._clock += 1
         node, path = self._root, []
         for index in range(-(-len(ids) // POSITIONS)):
             key = _key(ids[POSITIONS * index : POSITIONS * (index + 1)])
             child = node.children.get(key)
             if child is None:
-                if len(key) < POSITIONS * _ID_NBYTES and any(k.startswith(key) for k in node.children):
+                longer = [c for k, c in node.children.items() if k.startswith(key)]
+                if len(key) < POSITIONS * _ID_NBYTES and longer:
+                    if longer[0].page is not None:
+                        path.append(longer[0])
                     break  # the end of this text is the middle of another
+                child = _Node(key, node, self._clock)
                 for old in [c for c in node.children.values() if key.startswith(c.key)]:
+                    for at, slot in old.states.items():
+                        self._keep_state(child, at, slot)
+                    child.stored_states, old.stored_states = old.stored_states, {}
                     self._drop(old)  # the end of a text that now goes on
-                child = node.children[key] = _Node(key, node, self._clock)
+                node.children[key] = child
             if child.page is None:
                 self._hold(child, pages[index])
             path.append(child)
             node = child
+        for length, slot in (states or {}).items():
+            index = (length - 1) // POSITIONS
+            if 0 <= index < len(path) and length <= len(ids):
+                self._keep_state(path[index], length - POSITIONS * index, slot)
         self._use(path)
 
     def evict(self) -> bool:
@@ -226,6 +322,10 @@ class PrefixCache:
             node.stored = None
             if node.page is not None:
                 self._unsaved.add(node)
+        for stored in node.stored_states.values():
+            if self._store is not None:
+                self._store.delete(stored)
+        node.stored_states = {}
 
     # --- on disk ---
 
@@ -257,6 +357,37 @@ class PrefixCache:
         self._unsaved.discard(newest)
         return True
 
+    def _add_stored_state(self, stored: Stored) -> None:
+        """A file found at the start: of a page that was found as well, or it goes."""
+        node = self._root
+        for key in stored.path:
+            node, common = self._best_child(node, key)
+            if common * _ID_NBYTES < len(key):
+                if self._store:
+                    self._store.delete(stored)
+                return
+        node.stored_states[len(stored.path[-1]) // _ID_NBYTES] = stored
+
+    def save_state(self) -> bool:
+        """Write one state of a page that is on disk, those used last first; False if there is none worth writing."""
+        pool = self._cache.state_pool
+        if self._store is None or pool is None:
+            return False
+        for node, at in reversed(self._with_state):
+            if at in node.stored_states or node.stored is None:
+                continue
+            while not self._store.has_room(state=True):
+                if not self._forget_file(node.last_used):
+                    return False
+            path = node.path()
+            saved = self._store.save(
+                [*path[:-1], path[-1][: at * _ID_NBYTES]], pool.memory(node.states[at]), state=True
+            )
+            if saved is not None:
+                node.stored_states[at] = saved
+            return saved is not None  # what was forgotten may have been among those that are gone through
+        return False
+
     def _forget_file(self, before: int) -> bool:
         """Delete the file used longest ago, from the ends of texts, if that was before a time."""
         files = [node for node in self._root if node.stored and not any(c.stored for c in node.children.values())]
@@ -272,4 +403,5 @@ class PrefixCache:
         """Tell the store what was used when. The pages stay where they are."""
         if self._store:
             stored = [(node.last_used, node.stored) for node in self._root if node.stored]
+            stored += [(node.last_used, state) for node in self._root for state in node.stored_states.values()]
             self._store.touch([file for _, file in sorted(stored, key=lambda one: one[0])])

@@ -27,6 +27,7 @@ class Scheduler:
     max_running      requests that share passes; one more for a short prompt of a client who has none running
     max_pass_tokens  tokens of a pass
     shared_prefill   prompt tokens of a pass in which others write: bounds how long they wait for their next token
+    places           requests that there is room for at the same time, in all; None: no limit
     """
 
     def __init__(
@@ -37,11 +38,12 @@ class Scheduler:
         max_running: int,
         max_pass_tokens: int,
         shared_prefill: int,
+        places: int | None = None,
     ):
         self._new_sequence = new_sequence
         self._prefix_cache = prefix_cache
-        self._max_running = min(max_running, max_pass_tokens)
-        self._places = min(self._max_running + 1, max_pass_tokens)
+        self._places = min(max_running + 1, max_pass_tokens, max_pass_tokens if places is None else places)
+        self._max_running = min(max_running, self._places)
         self._max_pass_tokens = max_pass_tokens
         self._shared_prefill = shared_prefill
         self.waiting: list[Request] = []
@@ -72,7 +74,7 @@ class Scheduler:
         sequence = request.sequence
         if sequence is not None:
             whole = sequence.length // POSITIONS * POSITIONS  # a page that is still written is not shared
-            self._prefix_cache.insert(request.answer.tokens(0, whole), sequence.pages)
+            self._insert(request, sequence, whole)
 
     def remove(self, request: Request, keep: bool = True) -> None:
         """The request has ended, whether done, cancelled or failed. keep: its text may be continued."""
@@ -89,8 +91,13 @@ class Scheduler:
             return
         sequence.release_unused()
         if keep:
-            self._prefix_cache.insert(request.answer.tokens(0, sequence.length), sequence.pages)
+            self._insert(request, sequence, sequence.length)
         sequence.close()
+
+    def _insert(self, request: Request, sequence: Sequence, length: int) -> None:
+        states = sequence.take_states()
+        self._prefix_cache.insert(request.answer.tokens(0, length), sequence.pages, states)
+        sequence.give_states_back(states)
 
     # --- who runs ---
 
@@ -123,6 +130,8 @@ class Scheduler:
         if self.running and not self._prefix_cache.has_room(max(0, room - self._prefix_cache.evictable())):
             sequence.close()
             return False
+        if sequence.history is not None:
+            sequence.mark(answer.length, common=self._prefix_cache.common(answer.tokens(0, answer.reusable)))
         request.sequence = sequence
         if request.queue_s is None:
             request.queue_s = request.elapsed_s()

@@ -149,6 +149,7 @@ class Chat(Closing):
             raise BusyError("chat: the last answer is still being computed; it ends with the token under way")
 
     def _forget_beyond(self, length: int) -> None:
+        length = self._sequence.restorable(length)
         self._sequence.truncate(length)
         del self._cached_ids[length:]
 

@@ -72,7 +72,7 @@ class Generation(Closing):
             **options,
         )
         # The last token's logits are needed, so it is computed again even if the cache has it.
-        self.cached_tokens = min(sequence.length, self._answer.reusable)
+        self.cached_tokens = sequence.restorable(self._answer.reusable)
         self.prefill_s = 0.0
         self.decode_s = 0.0
         self._decoder = decoder
@@ -192,6 +192,7 @@ class Generation(Closing):
         if not self._started:
             self._started = True
             self._sequence.truncate(self.cached_tokens)
+            self._sequence.mark(self._answer.length, exactly=True)
         parts = share_out([self._task], self._decoder.max_pass_tokens)
         passed = run_pass(self._decoder, parts, self._drafting)
         self._steps = self._taken(passed)

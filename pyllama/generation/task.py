@@ -277,6 +277,7 @@ def compute(decoder: Runner, parts: Sequence[tuple[Task, int]], on_layer: OnLaye
             # The text itself goes last: by then nobody else holds its page, and it need not be copied.
             forks = [sequence.fork() for _ in branches[1:]]
             for branch, ids in zip([*forks, sequence], [*branches[1:], branches[0]], strict=True):
+                branch.provisional = len(ids)
                 segments.append((branch, known + ids))
                 wanted.append(rows + len(ids))
         logits, indices = decoder.extend(segments, wanted, on_layer, any(task.answer.hidden for task, _ in parts))

@@ -19,6 +19,7 @@ import numpy as np
 from pyllama.checkpoint.outline import Described
 from pyllama.decoder import Shape
 from pyllama.decoder.page_pool import POSITIONS, cache_nbytes
+from pyllama.decoder.state_pool import journal_nbytes
 from pyllama.errors import BudgetError
 from pyllama.planning.memory import Plan, make_plan
 from pyllama.planning.time import OF_DISK, Rates, pass_seconds
@@ -157,7 +158,9 @@ def drafter_division(
         "contexts": contexts,
         "interpreter": 0,
         "max_pass_tokens": DRAFTER_PASS_TOKENS,
-        "branches": nodes * cache_nbytes(shape, 1, kv_dtype) + (GROUP - 1) * 4 * config.vocab_size,
+        "branches": nodes * cache_nbytes(shape, 1, kv_dtype)
+        + (GROUP - 1) * 4 * config.vocab_size
+        + journal_nbytes(shape, 2 * nodes),
     }
     roomy = make_plan(drafter, _UNLIMITED, **options)
     return replace(roomy, budget=roomy.besides + roomy.weights)
@@ -177,7 +180,9 @@ def branch_pages(shape: str, nodes: int) -> int:
 def branches_nbytes(model: Described, shape: str, nodes: int, kv_dtype: str = "f16") -> int:
     """What proposed tokens take of a model's memory: pages of branches, and rows of logits beyond the text's one."""
     whole = Shape.whole(model.config)
-    return branch_pages(shape, nodes) * cache_nbytes(whole, POSITIONS, kv_dtype) + 4 * whole.vocab_size * nodes
+    pages = branch_pages(shape, nodes) * cache_nbytes(whole, POSITIONS, kv_dtype)
+    # Those of a pass are noted while those of the one before are walked again.
+    return pages + 4 * whole.vocab_size * nodes + journal_nbytes(whole, 2 * nodes)
 
 
 def free_tokens(model: Described, plan: Plan, rates: Rates) -> int:

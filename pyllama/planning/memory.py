@@ -15,6 +15,7 @@ from pyllama.checkpoint.outline import NOWHERE, Described
 from pyllama.decoder import MAX_PASS_TOKENS, Shape
 from pyllama.decoder.buffers import buffers_nbytes
 from pyllama.decoder.page_pool import cache_nbytes
+from pyllama.decoder.state_pool import slot_nbytes
 from pyllama.errors import BudgetError
 from pyllama.streaming.blocks import cut, experts_of, matrices, smallest_room
 from pyllama.streaming.experts import LEAST_SLOTS as LEAST_EXPERT_SLOTS
@@ -23,6 +24,8 @@ from pyllama.streaming.pinned import kept_nbytes
 from pyllama.streaming.weights import ROOM, SLOTS
 
 LEAST_SLOTS = 3
+#: States from before that are kept at most, within a sixteenth of the budget.
+MOST_SNAPSHOTS = 64
 #: Allocator slack, thread stacks, buffers of the front end: what nothing above counts.
 SLACK = 12 << 20
 #: Python's own bookkeeping of a block that may be streamed or kept: a 70B has 34,000.
@@ -45,6 +48,8 @@ class Plan:
 
     interpreter      Python, NumPy, tokenizer and slack
     cache            keys and values: of one sequence of context_length positions, or of as many as were asked for
+    states           of layers that carry one from token to token: state_slots of them, two for each sequence, since a
+                     pass does not write where it reads, and some from before, of texts that may go on from there
     activations      of a pass of max_pass_tokens tokens
     ring             slots * room: what streamed blocks flow through
     pinned           weights that stay, in the form they are kept in
@@ -76,6 +81,8 @@ class Plan:
     experts_stored: int = 0
     active: int = 0
     experts_share: float = 1.0
+    states: int = 0
+    state_slots: int = 0
 
     @property
     def ring(self) -> int:
@@ -89,7 +96,7 @@ class Plan:
     @property
     def besides(self) -> int:
         """All but the weights that stay."""
-        rest = self.drafter + self.branches + self.experts
+        rest = self.drafter + self.branches + self.experts + self.states
         return self.interpreter + self.cache + self.activations + self.ring + rest
 
     @property
@@ -131,6 +138,11 @@ def make_plan(
     if contexts > 1:  # sequences that share pages need one more, to copy one before it is written
         least_cache += cache_nbytes(shape, 1, kv_dtype)
         cache = least_cache + max(0, min(contexts * cache, budget // 4) - cache)
+    of_state = slot_nbytes(shape)
+    slots_of_states = least_slots = 2 if of_state else 0
+    if of_state:
+        running = max(1, min(contexts + (contexts > 1), budget // 8 // (2 * of_state)))
+        slots_of_states = 2 * running + min(MOST_SNAPSHOTS, budget // 16 // of_state)
     order = matrices(model)
     dtypes = {tensor.dtype for _, tensor in order}
     least_room = max(SECTOR, smallest_room(tensor for _, tensor in order))
@@ -147,13 +159,13 @@ def make_plan(
     of_experts = sizes(experts) if experts else None
     dtypes |= {tensor.dtype for expert in experts for tensor in expert}
 
-    def plan(tokens: int, slots: int, room: int, cache: int) -> Plan:
+    def plan(tokens: int, slots: int, room: int, cache: int, states: int) -> Plan:
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
         activations = buffers_nbytes(shape, tokens, dtypes)
         process = interpreter + biases + (stored // room + len(order)) * BLOCK_OBJECTS
         process += of_experts.readers if of_experts else 0
         made = Plan(budget, context_length, tokens, slots, room, process, cache, activations, 0, weights, stored)
-        made = replace(made, drafter=drafter, branches=branches)
+        made = replace(made, drafter=drafter, branches=branches, states=states * of_state, state_slots=states)
         if of_experts is not None:
             # Weights that every pass needs come first, but for what a layer's experts are read through.
             left = budget - made.besides
@@ -179,14 +191,14 @@ def make_plan(
         (64, 5, room), (64, LEAST_SLOTS, room), (64, LEAST_SLOTS, max(room // 2, least_room)),
         (32, LEAST_SLOTS, max(room // 4, least_room)), (8, LEAST_SLOTS, least_room),
     )  # fmt: skip
-    for pages in dict.fromkeys((cache, least_cache)):
+    for pages, states in dict.fromkeys(((cache, slots_of_states), (least_cache, least_slots))):
         for tokens, slots, size in steps:
             tokens = min(tokens, context_length, max_pass_tokens)
-            made = plan(tokens, slots, size, pages)
+            made = plan(tokens, slots, size, pages, states)
             roomy = made.pinned >= made.activations or made.pinned == weights
             if made.pinned >= 0 and (tokens <= 64 or roomy):
                 return made
-    least = plan(1, LEAST_SLOTS, least_room, least_cache)
+    least = plan(1, LEAST_SLOTS, least_room, least_cache, least_slots)
     if least.pinned >= 0:
         return least
     smallest = budget - least.pinned
@@ -214,7 +226,7 @@ def _kept_rows_nbytes(dtype: str, rows: int, cols: int, room: int) -> int:
 
 
 def _besides(plan: Plan) -> str:
-    parts = (("experts", plan.experts), ("drafter", plan.drafter), ("branches", plan.branches))
+    parts = (("states", plan.states), ("experts", plan.experts), ("drafter", plan.drafter), ("branches", plan.branches))
     return "".join(f", {name} {_mb(nbytes)}" for name, nbytes in parts if nbytes)
 
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from pyllama.architecture import layers_of
+from pyllama.architecture.config import Config
+from pyllama.architecture.layer import Attention, GatedDelta
 from pyllama.architecture.names import expert_number
-from pyllama.architecture.tensors import norms_plus_one
+from pyllama.architecture.tensors import convolutions, norms_plus_one
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.outline import Described
@@ -25,6 +28,25 @@ from pyllama.tokenizer import pre_tokenizers
 
 
 @dataclass(frozen=True, slots=True)
+class HeadOrder:
+    """Heads that the file has in another order: `dim` rows, columns or elements each, after `first` that stay.
+
+    heads  of the source, in the order of the file
+    """
+
+    first: int
+    dim: int
+    heads: tuple[int, ...]
+
+    def sources(self, begin: int, end: int) -> np.ndarray:
+        """What stands at [begin, end) of the file, by its numbers in the source."""
+        at = np.arange(begin, end)
+        head, within = np.divmod(at - self.first, self.dim)
+        moved = self.first + np.array(self.heads)[np.maximum(head, 0)] * self.dim + within
+        return np.where(at < self.first, at, moved)
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """A tensor of the file.
 
@@ -32,6 +54,9 @@ class Stored:
     interleaved  rows of a head, if they have to be brought into interleaved rotary order; else 0
     plus_one     whether 1 is added to its elements
     first        the row of the stored tensor that is its first: others may come before it there
+    rows         heads of its rows, or of a vector's elements, that change their order, or None
+    columns      the same of its columns
+    rate         whether -exp of its elements is stored
     """
 
     info: Info
@@ -39,6 +64,9 @@ class Stored:
     interleaved: int = 0
     plus_one: bool = False
     first: int = 0
+    rows: HeadOrder | None = None
+    columns: HeadOrder | None = None
+    rate: bool = False
 
     @property
     def row_nbytes(self) -> int:
@@ -101,7 +129,7 @@ def outline(
     if "general.alignment" in metadata:
         alignment = int(np.frombuffer(metadata["general.alignment"][4:], "<u4")[0])
     factors = gguf_metadata.rope_factors(config)
-    shapes, firsts = stored_shapes(whole, names)
+    shapes, firsts = stored_shapes(whole, names, convolutions(config))
     dtypes = tensor_types(
         wanted,
         shapes,
@@ -119,8 +147,12 @@ def outline(
         begin += data + bytes(-len(data) % alignment)
     heads, plus_one = _interleaved(checkpoint), norms_plus_one(config)
     by_name = {info.name: info for info in infos}
+    moved = _moved(config)
     stored = tuple(
-        Stored(by_name[names[ours]], tensor, heads.get(ours.rpartition(".")[0], 0), ours in plus_one, firsts[ours])
+        replace(
+            Stored(by_name[names[ours]], tensor, heads.get(ours.rpartition(".")[0], 0), ours in plus_one, firsts[ours]),
+            **moved.get(ours, {}),
+        )
         for ours, tensor in whole.items()
     )
     first, last = stored[0].info, stored[-1].info
@@ -141,15 +173,18 @@ def stored_names(checkpoint: Described) -> dict[str, str]:
 
 
 def stored_shapes(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str]
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], convolutions: Mapping[str, tuple[int, int]]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-    """GGUF's name -> shape, and our name -> the row of it that is the first of ours."""
+    """GGUF's name -> shape, and our name -> the row of it that is the first of ours.
+
+    convolutions  our name -> shape, of what is a vector here
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     firsts = {}
     for ours, tensor in tensors.items():
         name = names[ours]
         firsts[ours] = shapes[name][0] if name in shapes else 0
-        shapes[name] = (firsts[ours] + tensor.shape[0], *tensor.shape[1:])
+        shapes[name] = convolutions.get(ours) or (firsts[ours] + tensor.shape[0], *tensor.shape[1:])
     return shapes, firsts
 
 
@@ -200,6 +235,33 @@ def _metadata(checkpoint: Checkpoint, wanted: FileType, pre_tokenizer: str | Non
     return {key: encoded(value) for key, value in values.items()} | changes
 
 
+def _moved(config: Config) -> dict[str, dict[str, Any]]:
+    """Our name -> fields of Stored, of what the delta rule's value heads have in another order in a GGUF file."""
+    if config.delta_rule is None or config.delta_rule.tiled:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for layer in layers_of(config):
+        mixer = layer.mixer
+        if not isinstance(mixer, GatedDelta):
+            continue
+        order = np.arange(mixer.value_heads).reshape(mixer.key_heads, -1).T.reshape(-1)
+        heads = tuple(int(head) for head in order)
+        keys, width, dim = 2 * mixer.keys, mixer.conv.width, mixer.value_dim
+        rows = {
+            mixer.qkv.name: HeadOrder(keys, dim, heads),
+            mixer.z.name: HeadOrder(0, dim, heads),
+            mixer.b.name: HeadOrder(0, 1, heads),
+            mixer.a.name: HeadOrder(0, 1, heads),
+            mixer.dt: HeadOrder(0, 1, heads),
+            mixer.rate: HeadOrder(0, 1, heads),
+            mixer.conv.name: HeadOrder(keys * width, dim * width, heads),
+        }
+        found |= {f"{layer.name}{name}.weight": {"rows": of} for name, of in rows.items()}
+        found[f"{layer.name}{mixer.rate}.weight"]["rate"] = mixer.rate_log
+        found[f"{layer.name}{mixer.out.name}.weight"] = {"columns": HeadOrder(0, dim, heads)}
+    return found
+
+
 def _interleaved(checkpoint: Checkpoint) -> dict[str, int]:
     """Our name (without .weight, .bias) -> rows of a head, of what changes its order."""
     wanted = gguf_metadata.written_family(checkpoint.config).gguf_interleaved
@@ -209,6 +271,8 @@ def _interleaved(checkpoint: Checkpoint) -> dict[str, int]:
         raise UnsupportedError(f"{checkpoint.path}: rows in interleaved rotary order, expected the half-split one")
     found = {}
     for layer in layers_of(checkpoint.config):
+        if not isinstance(layer.mixer, Attention):
+            continue
         for linear in (layer.mixer.q, layer.mixer.k):
             if linear is not None:
                 found[f"{layer.name}{linear.name}"] = layer.mixer.head_dim

@@ -21,7 +21,7 @@ from pyllama.checkpoint.packed_rows import damaged, unpack
 from pyllama.errors import CheckpointError
 from pyllama.packing.ahead import SLOTS, read_ahead
 from pyllama.packing.rows import Rows, SourceFiles
-from pyllama.quantizing.outline import Stored
+from pyllama.quantizing.outline import HeadOrder, Stored
 from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.memory import HUGE_PAGE
@@ -68,7 +68,7 @@ def pieces(tensors: Sequence[Stored], most: int, first: int = 0, row: int = 0) -
     """The pieces of the tensors from row `row` of tensor `first` on, of `most` bytes of float32 each if rows allow."""
     for stored in tensors[first:]:
         tensor = stored.tensor
-        if tensor.blocks and not stored.interleaved and len(tensor.shape) > 1:
+        if tensor.blocks and not stored.interleaved and stored.rows is None and len(tensor.shape) > 1:
             for block in tensor.blocks:
                 if block.row >= row:
                     yield Piece(stored, block.row, block.rows, block)
@@ -87,7 +87,8 @@ def memory_nbytes(work: Sequence[Piece]) -> int:
     slot = max(piece.room for piece in work)
     packed = max((piece.nbytes for piece in work if piece.tensor.blocks), default=0)
     largest = max(piece.floats for piece in work)
-    in_order = max((piece.nbytes for piece in work if piece.stored.interleaved), default=0)
+    moved = (piece for piece in work if piece.stored.interleaved or piece.stored.rows or piece.stored.columns)
+    in_order = max((piece.nbytes for piece in moved), default=0)
     out = max(piece.rows * piece.stored.row_nbytes for piece in work)
     # The weights, and whether each is a number; what was read; what comes out, once more where it is copied.
     return SLOTS * (slot + packed) + 2 * HUGE_PAGE + in_order + largest + largest // _FLOAT + 2 * out
@@ -109,6 +110,8 @@ class Source:
     def read(self, piece: Piece, memory: np.ndarray) -> np.ndarray:
         """The piece's bytes as the source stores them, in its own order; uint8, 1-D. Called on several threads."""
         tensor = piece.tensor
+        if piece.stored.rows is not None and len(tensor.shape) > 1:
+            return self._moved(piece, piece.stored.rows)
         if not tensor.blocks:
             return self._files.read(Rows(tensor, piece.row, piece.rows), memory)
         if piece.block is not None:
@@ -122,6 +125,16 @@ class Source:
             for block in tensor.blocks:
                 self._checked(tensor, block, np.empty(0, np.uint8))
         return self._checkpoint.read_rows(tensor, piece.row, piece.rows).reshape(-1)
+
+    def _moved(self, piece: Piece, order: HeadOrder) -> np.ndarray:
+        """Rows that do not stand together in the source."""
+        if piece.row == 0:  # as above
+            for block in piece.tensor.blocks:
+                self._checked(piece.tensor, block, np.empty(0, np.uint8))
+        sources = order.sources(piece.row, piece.row + piece.rows)
+        runs = np.split(sources, np.flatnonzero(np.diff(sources) != 1) + 1)
+        rows = [self._checkpoint.read_rows(piece.tensor, int(run[0]), len(run)) for run in runs]
+        return np.concatenate(rows).reshape(-1)
 
     def _checked(self, tensor: Tensor, block: StoredBlock, memory: np.ndarray) -> np.ndarray:
         span = _span(block)
@@ -171,7 +184,13 @@ def converted(
         _kernels.widen(_kernels.Matrix(tensor.dtype, piece.rows, tensor.cols, data), weights)
         _check(weights, piece)
         name, dtype = piece.stored.info.name, piece.stored.info.dtype
-        if len(tensor.shape) == 1 and piece.stored.interleaved:
+        if len(tensor.shape) == 1 and piece.stored.rows is not None:
+            weights = np.ascontiguousarray(weights[:, piece.stored.rows.sources(0, tensor.cols)])
+            if piece.stored.rate:  # the bits that the decoder makes of it
+                _kernels.exp(weights, weights)
+                np.negative(weights, out=weights)
+            data = weights.view(np.uint8).reshape(-1)
+        elif len(tensor.shape) == 1 and piece.stored.interleaved:
             weights = _halves_together(weights.reshape(-1, 1), piece.stored.interleaved).reshape(1, -1)
             data = weights.view(np.uint8).reshape(-1)
         elif piece.stored.plus_one:
@@ -203,7 +222,10 @@ def _weighed(piece: Piece, columns: np.ndarray | None) -> Iterator[tuple[int, in
 
 
 def _in_order(data: np.ndarray, piece: Piece) -> np.ndarray:
-    """Rows of whole heads, brought into interleaved rotary order where they have to be."""
+    """Rows of whole heads, brought into interleaved rotary order where they have to be; and columns into theirs."""
+    if piece.stored.columns is not None:
+        of_rows = data.reshape(piece.rows, piece.tensor.cols, -1)  # of elements that are whole bytes
+        return np.ascontiguousarray(of_rows[:, piece.stored.columns.sources(0, piece.tensor.cols)]).reshape(-1)
     if not piece.stored.interleaved or len(piece.tensor.shape) == 1:
         return data
     return _halves_together(data.reshape(piece.rows, -1), piece.stored.interleaved).reshape(-1)
@@ -231,6 +253,8 @@ def _check(weights: np.ndarray, piece: Piece) -> None:
 
 def _source_row(row: int, piece: Piece) -> int:
     """The row that came to be row `row` of the piece."""
+    if piece.stored.rows is not None and len(piece.tensor.shape) > 1:
+        return int(piece.stored.rows.sources(piece.row + row, piece.row + row + 1)[0]) - piece.row
     head_dim = piece.stored.interleaved
     if not head_dim or len(piece.tensor.shape) == 1:
         return row

@@ -152,6 +152,10 @@ _LARGE_LAYERS = 80
 _LARGE_FAMILIES = ("llama", "qwen2")
 
 
+#: Routers and convolutions cost next to nothing.
+_ALWAYS_F32 = (".ffn_gate_inp.weight", ".bias", ".ssm_conv1d.weight", ".shortconv.conv.weight")
+
+
 def file_type(name: str) -> FileType:
     """The mixture of a name, however it is written. Raises RequestError."""
     upper = str(name).upper().replace("-", "_")
@@ -181,7 +185,7 @@ def tensor_types(
     head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
     found = {}
     for name, shape in shapes.items():
-        if len(shape) == 1 or name.endswith((".ffn_gate_inp.weight", ".bias")):  # a router costs next to nothing
+        if len(shape) == 1 or name.endswith(_ALWAYS_F32):
             found[name] = "F32"
             continue
         dtype = wanted.dtype

@@ -100,7 +100,9 @@ class Service:
         self.tokenizer = self.model.tokenizer
         self.grammars = Grammars(self.model)
         self.sampling_defaults = sampling_defaults(self.model.checkpoint)
-        self.tool_format: ToolFormat | None = format_of(self.tokenizer.chat_template)
+        self.tool_format: ToolFormat | None = format_of(
+            self.tokenizer.chat_template, lambda text: self.tokenizer.id_of(text) is not None
+        )
         self.thinking_marks = marks_of(self.tokenizer.chat_template)
         self.has_channels = is_harmony(self.tokenizer.chat_template)
         limit = self.settings.max_body_nbytes

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pyllama import _kernels
 from pyllama.architecture import layers_of
-from pyllama.architecture.layer import Experts
 from pyllama.architecture.tensors import BY_ROW, EMBEDDING, HEAD, model_tensors
 from pyllama.checkpoint import Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
@@ -93,8 +92,9 @@ def experts_of(model: Described) -> dict[int, list[tuple[Tensor, Tensor, Tensor]
         model.tensors[of.name] for of in model_tensors(model.config) if of.expert is not None and len(of.shape) == 2
     )
     for number, layer in enumerate(layers_of(model.config)):
-        if isinstance(layer.mlp, Experts):
-            found[number] = [(next(of_experts), next(of_experts), next(of_experts)) for _ in range(layer.mlp.count)]
+        if layer.experts:
+            each = range(layer.experts.count)
+            found[number] = [(next(of_experts), next(of_experts), next(of_experts)) for _ in each]
     return found
 
 

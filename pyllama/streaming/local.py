@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pyllama.architecture import Config, layers_of
-from pyllama.architecture.layer import Mlp
+from pyllama.architecture.layer import Attention, Mlp
 from pyllama.architecture.tensors import EMBEDDING, HEAD
 from pyllama.checkpoint import Checkpoint, Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
@@ -23,7 +23,8 @@ from pyllama.errors import UnsupportedError
 def rows_of_share(config: Config, share: Share) -> dict[str, range]:
     """Name -> which rows of a matrix, or elements of a vector, are this rank's; what is not named here is whole.
 
-    Raises UnsupportedError for a mixture of experts, and for layers that differ in heads or rows.
+    Raises UnsupportedError for a mixture of experts, for layers that carry a state or have a gate on attention, and for
+    layers that differ in heads or rows.
     """
     dim = config.head_dim
     queries = range(share.heads.start * dim, share.heads.stop * dim)
@@ -31,13 +32,19 @@ def rows_of_share(config: Config, share: Share) -> dict[str, range]:
     found = {EMBEDDING: share.vocab, HEAD: share.vocab}
     for layer in layers_of(config):
         mixer, mlp = layer.mixer, layer.mlp
-        plain = (mixer.k, mixer.v, mixer.source, layer.per_layer_input, mixer.heads, mixer.head_dim)
-        same = None not in plain[:2] and plain[2:] == (None, None, config.num_attention_heads, dim)
-        if isinstance(mlp, Mlp) and (not same or mlp.gate.rows != config.intermediate_size):
-            raise UnsupportedError("hosts: a model whose layers differ in heads or rows is not shared by boards yet")
-        if not isinstance(mlp, Mlp):
+        if layer.experts is not None or not isinstance(mlp, Mlp):
             raise UnsupportedError("hosts: a mixture of experts is not shared by boards yet; run it on one")
-        assert mixer.k is not None and mixer.v is not None
+        if not isinstance(mixer, Attention):
+            raise UnsupportedError(
+                "hosts: a model whose layers carry a state is not shared by boards yet; run it on one"
+            )
+        if mixer.gated:
+            raise UnsupportedError("hosts: a model with a gate on attention is not shared by boards yet; run it on one")
+        sizes = (mixer.heads, mixer.kv_heads, mixer.head_dim, mlp.gate.rows)
+        alike = sizes == (config.num_attention_heads, config.num_key_value_heads, dim, config.intermediate_size)
+        own = mixer.source is None and layer.per_layer_input is None
+        if mixer.k is None or mixer.v is None or not own or not alike:
+            raise UnsupportedError("hosts: a model whose layers differ in heads or rows is not shared by boards yet")
         of = [(mixer.q, queries), (mixer.k, keys), (mixer.v, keys), (mixer.o, share.hidden)]
         of += [(mlp.gate, share.inner), (mlp.up, share.inner), (mlp.down, share.hidden)]
         for linear, rows in of:

@@ -15,6 +15,7 @@ from pyllama.decoder import Decoder, Shape
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import CheckpointError, UnsupportedError
 from pyllama.planning.memory import make_plan
+from pyllama.quantizing import quantize
 from pyllama.streaming import StreamedWeights
 
 E2B = tiny.tiny_config(model_type="gemma4_text")
@@ -54,7 +55,8 @@ def test_what_a_config_leaves_out_is_what_the_class_has():
     "change, message",
     [
         ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
-        ({"enable_moe_block": True}, "enable_moe_block: a mixture"),
+        ({"enable_moe_block": True}, "num_experts: got nothing"),
+        ({**tiny.GEMMA4_MIXTURE, "top_k_experts": 6}, "at most num_experts 5"),
         ({"vocab_size_per_layer_input": 7}, "vocab_size_per_layer_input: got 7, expected vocab_size 101"),
         ({"num_kv_shared_layers": 4}, "num_kv_shared_layers"),
         ({"num_kv_shared_layers": 3}, "expected a layer of each kind"),
@@ -118,3 +120,25 @@ def test_rows_nobody_asks_for_are_not_computed_where_nobody_reads_them(tmp_path)
             step = decoder.forward([(other, [7])])
             decoder.on_input = None
             assert np.array_equal(step, decoder.forward([(one, [7])]))
+
+
+@pytest.mark.filterwarnings("ignore::pyllama.quantizing.warning.QuantizeWarning")
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+def test_a_mixture_is_written_as_it_was_read(tmp_path, form):
+    """Gate and up of a layer's experts are one tensor in both forms, two in what is written: llama.cpp takes either."""
+    config = tiny.tiny_config(**tiny.GEMMA4_MIXTURE)
+    tensors = tiny.random_tensors(config, seed=3)
+    if form == "folder":
+        source = tiny.write_huggingface(tmp_path / "source", config, tensors)
+    else:
+        extra = {"tokenizer.ggml.model": "none"}
+        source = tiny.write_gguf(tmp_path / "source.gguf", config, tensors, extra=extra)
+    made = quantize(source, tmp_path / "made.gguf", "f32")
+    found = []
+    for path in (source, made):
+        with open_checkpoint(path) as checkpoint:
+            assert checkpoint.config.mixture.num_experts == 5 and checkpoint.config.hidden_size_per_layer_input == 0
+            decoder = Decoder(checkpoint.config, StreamedWeights(checkpoint), context_length=64)
+            with decoder.new_sequence() as sequence:
+                found.append(decoder.forward([(sequence, list(range(3, 40)))], "all"))
+    assert np.array_equal(*found)

@@ -31,7 +31,7 @@ def test_folders(tmp_path, model_type, dtype, shards):
         assert (checkpoint.format, checkpoint.rope_interleaved, checkpoint.metadata) == ("huggingface", False, {})
         assert len(checkpoint.files) == shards
         assert checkpoint.dtype == dtype
-        assert_same_weights(checkpoint, tiny.separated(config, tensors), dtype)
+        assert_same_weights(checkpoint, tiny.as_read(config, tiny.separated(config, tensors)), dtype)
 
 
 def test_half_precision(tmp_path):

@@ -12,7 +12,8 @@ from pyllama.packing import pack
 from pyllama.streaming import StreamedWeights
 from pyllama.streaming.local import LocalCheckpoint
 
-DENSE = [family for family in tiny.FAMILIES if family not in (*tiny.MIXTURES, "gemma4_text")]
+#: Those that boards share: no mixtures, no states, no layers that differ.
+DENSE = [family for family in tiny.FAMILIES if family not in (*tiny.MIXTURES, *tiny.RECURRENT, *tiny.GEMMA4)]
 SHARES = {
     "1": [1],
     "2": [1, 1],

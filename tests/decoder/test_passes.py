@@ -240,7 +240,8 @@ def test_a_pass_is_integers_that_can_be_run_twice(decoder, alone):
             assert planned.writes.tolist() == [[0, a.pages[1]], [1, a.pages[1]], [0, b.pages[1]], [2, b.pages[1]]]
             assert planned.rows.tolist() == [0, 1, 2]
             assert [list(indices) for indices in rows] == [[0, 1], [0, 2]]
-            *arrays, page_count = (getattr(planned, name) for name in planned.__slots__)
+            *arrays, page_count, steps = (getattr(planned, name) for name in planned.__slots__)
+            assert steps is None, "no layer carries a state"
             assert all(array.dtype.kind == "i" for array in arrays) and page_count == len(decoder.cache.pool)
             out = decoder.run(planned)
             assert same(out, decoder.run(planned))

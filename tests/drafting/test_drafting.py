@@ -100,15 +100,19 @@ def test_a_model_drafts(folders, which, sampling, streamed):
     assert drafts.accepted <= drafts.proposed
 
 
-def test_a_model_that_is_its_own_drafter_is_right(folders):
+@pytest.mark.parametrize("kind", ["llama", *tiny.RECURRENT])
+def test_a_model_that_is_its_own_drafter_is_right(tmp_path, kind):
+    target = folder(tmp_path, 1, model_type=kind)
     for sampling in ({}, {"temperature": 0.9, "seed": 3}):
-        plain = drafted(folders / "target", None, [5, 9, 2], max_tokens=60, **sampling)
-        drafts = always(model_drafter(folders / "target"))
+        plain = drafted(target, None, [5, 9, 2], max_tokens=60, **sampling)
+        drafts = always(drafter := model_drafter(target))
         drafts._wanted = lambda tasks, room: Wanted(24)  # whatever its time
         drafts._book = lambda *arguments: None
-        found = drafted(folders / "target", drafts, [5, 9, 2], max_tokens=60, **sampling)
+        found = drafted(target, drafts, [5, 9, 2], max_tokens=60, **sampling)
         assert found[:2] == plain[:2]
         assert found[2] < plain[2] / 3
+        states = drafter.decoder.cache.states
+        assert states is None or (states.slots.used, states.rows.used) == (0, 0)
 
 
 def test_a_drafter_with_another_number_of_tokens(folders, tmp_path):

@@ -26,9 +26,13 @@ def ids(number, length):
     return [(7 * number * number + 3 * number * i + i * i) % VOCAB for i in range(length)]
 
 
-@pytest.fixture(scope="module", params=tiny.FAMILIES)
+MIXTURE = "gemma4_mixture"  # of a family that has models without experts too
+
+
+@pytest.fixture(scope="module", params=[*tiny.FAMILIES, MIXTURE])
 def folder(request, tmp_path_factory):
-    config = tiny.tiny_config(model_type=request.param)
+    kind = {"model_type": request.param}
+    config = tiny.tiny_config(**(kind if request.param != MIXTURE else tiny.GEMMA4_MIXTURE))
     path = tmp_path_factory.mktemp(request.param)
     return tiny.write_huggingface(path, config, tiny.random_tensors(config, seed=4))
 

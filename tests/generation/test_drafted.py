@@ -20,6 +20,8 @@ SHAPES = [
     {"model_type": "qwen2"},
     {"model_type": "qwen3"},
     {"model_type": "mistral", "sliding_window": 40},
+    {"model_type": "lfm2"},
+    {"model_type": "qwen3_5_text"},
 ]
 SAMPLING = [
     {},

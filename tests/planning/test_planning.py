@@ -209,7 +209,18 @@ def plan_json(capsys, *args) -> dict:
 
 def test_plan_json_of_a_model_that_is_here(folder, capsys):
     report = plan_json(capsys, folder, "--memory", "1G", "--context", "64", *GIVEN)
-    names = ["model", "plan", "enough_memory", "rates", "forecast", "what_if", "packed", "quantized", "draft"]
+    names = [
+        "model",
+        "context",
+        "plan",
+        "enough_memory",
+        "rates",
+        "forecast",
+        "what_if",
+        "packed",
+        "quantized",
+        "draft",
+    ]
     assert list(report) == names
     with open_checkpoint(folder) as checkpoint:
         assert report["model"]["nbytes"] == checkpoint.nbytes and report["model"]["here"]

@@ -749,6 +749,8 @@ def test_the_form_of_calls_is_told_by_the_template():
     assert tools.format_of(TOOL_TEMPLATE) is tools.HERMES
     assert tools.format_of("{{ tools }} [TOOL_CALLS]") is tools.MISTRAL
     assert tools.format_of("{{ tools }} Environment: ipython") is tools.LLAMA
+    assert tools.format_of("{{ tools }} <|tool_call_start|>") is tools.LFM2
+    assert tools.format_of("List of tools: {{ tools }}", lambda text: text == "<|tool_call_start|>") is tools.LFM2
 
 
 @pytest.mark.parametrize("form", [tools.HERMES, tools.MISTRAL, tools.LLAMA])

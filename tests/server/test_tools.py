@@ -175,7 +175,7 @@ TEXTS = {
     "nothing but white space": (" \n", None),
 }  # fmt: skip
 
-FORMS = [tools.HERMES, tools.MISTRAL, tools.LLAMA]
+FORMS = [tools.HERMES, tools.MISTRAL, tools.LLAMA, tools.LFM2]
 SIZES = (1, 2, 3, 7, 1000)
 
 
@@ -212,6 +212,30 @@ def test_calls_in_the_familys_own_markers(name):
 def test_mistrals_calls(text, content, calls):
     for size in SIZES:
         assert taken_apart(text, size, tools.MISTRAL) == (content, calls)
+
+
+@pytest.mark.parametrize(
+    "text, content, calls",
+    [
+        ('<|tool_call_start|>[get_weather(city="Paris")]<|tool_call_end|>', "", [PARIS]),
+        (
+            "<|tool_call_start|>[get_weather(city='Paris'), now(), get_weather(city='Oslo', days=2)]<|tool_call_end|>",
+            "",
+            [PARIS, ("now", {}), OSLO],
+        ),
+        (
+            'I look.<|tool_call_start|>[get_weather(city="Paris")]<|tool_call_end|>It will come.',
+            "I look.It will come.",
+            [PARIS],
+        ),
+        (f"<|tool_call_start|>[{ONE}]<|tool_call_end|>", "", [PARIS]),
+        ('<|tool_call_start|>[get_weather(city="Paris")]', "", [PARIS]),
+        ('<|tool_call_start|>[other(a=1)]<|tool_call_end|>', "<|tool_call_start|>[other(a=1)]<|tool_call_end|>", []),
+    ],
+)  # fmt: skip
+def test_lfm2s_calls(text, content, calls):
+    for size in SIZES:
+        assert taken_apart(text, size, tools.LFM2) == (content, calls)
 
 
 Q = '<|"|>'

@@ -275,13 +275,98 @@ def attention(
 
 
 #: model_type of the families that norm each head of q and k, all of them as one; that use gelu.
-HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
+HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text", "lfm2", "qwen3_5_text")
 WHOLE_NORMS = ("olmo2", "olmo3")
 GELU = ("gemma2", "gemma3_text")
 
 
 #: Those that have a function of their own, in reference_gemma4.py.
 GEMMA4 = ("gemma4_text", "gemma4_unified_text")
+
+#: What LFM2 calls tensors.
+LFM2_NAMES = {
+    "model.embedding_norm": "model.norm",
+    ".operator_norm": ".input_layernorm",
+    ".ffn_norm": ".post_attention_layernorm",
+    "_layernorm.weight": "_norm.weight",
+    "self_attn.out_proj": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "feed_forward.w2": "mlp.down_proj",
+}
+
+
+def as_lfm2(name: str) -> str:
+    """The name in LFM2's files of what others call so."""
+    for theirs, ours in LFM2_NAMES.items():
+        if theirs == "_layernorm.weight":
+            name = name.replace("q_norm", "q_layernorm").replace("k_norm", "k_layernorm")
+        else:
+            name = name.replace(ours, theirs)
+    return name
+
+
+# ------------------------------------------------------------------------------- layers that carry a state
+
+
+def causal_conv(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """out[t, c] = sum over j of weight[c, 0, j] * x[t - K + 1 + j, c], + bias[c]; zeros before the text.
+
+    x       (T, C)
+    weight  (C, 1, K)
+    """
+    width = weight.shape[-1]
+    padded = np.concatenate([np.zeros((width - 1, x.shape[1])), float64(x)])
+    out = sum(float64(weight)[:, 0, j] * padded[j : j + len(x)] for j in range(width))
+    return out if bias is None else out + float64(bias)
+
+
+def short_conv(x: Array, tensors: Mapping[str, Array], prefix: str) -> Array:
+    """out_proj(C * conv(B * x)), with B, C, x the thirds of in_proj(h). LFM2."""
+
+    def project(name: str, x: Array) -> Array:
+        return linear(x, tensors[f"{prefix}{name}.weight"], tensors.get(f"{prefix}{name}.bias"))
+
+    b, c, inner = np.split(project("in_proj", x), 3, axis=-1)
+    mixed = causal_conv(b * inner, tensors[prefix + "conv.weight"], tensors.get(prefix + "conv.bias"))
+    return project("out_proj", c * mixed)
+
+
+def delta_rule(q: Array, k: Array, v: Array, decay: Array, beta: Array) -> Array:
+    """S = decay * S; S += k (beta * (v - k S)); out = q S, from S = 0, token by token.
+
+    q, k         (T, H, A)
+    v            (T, H, B)
+    decay, beta  (T, H)
+    """
+    state = np.zeros((q.shape[1], q.shape[2], v.shape[2]))  # (H, A, B)
+    out = np.zeros(v.shape)
+    for t in range(len(q)):
+        state *= decay[t][:, None, None]
+        delta = beta[t][:, None] * (v[t] - np.einsum("ha,hab->hb", k[t], state))
+        state += k[t][:, :, None] * delta[:, None, :]
+        out[t] = np.einsum("ha,hab->hb", q[t], state)
+    return out
+
+
+def gated_delta(x: Array, tensors: Mapping[str, Array], prefix: str, of: Any, eps: float) -> Array:
+    """The gated delta rule as Qwen3.5 has it.
+
+    of  a DeltaRule; value head h has the keys of head h // (value_heads / key_heads)
+    """
+    keys, each = of.key_heads * of.key_dim, of.value_heads // of.key_heads
+    mixed, z, b, a = (linear(x, tensors[f"{prefix}in_proj_{name}.weight"]) for name in ("qkv", "z", "b", "a"))
+    mixed = silu(causal_conv(mixed, tensors[prefix + "conv1d.weight"]))
+    q, k, v = np.split(mixed, [keys, 2 * keys], axis=-1)
+    q, k = (np.repeat(of_all.reshape(len(x), of.key_heads, of.key_dim), each, axis=1) for of_all in (q, k))
+    q, k = (y / np.sqrt(np.sum(y * y, axis=-1, keepdims=True) + 1e-6) for y in (q, k))
+    v = v.reshape(len(x), of.value_heads, of.value_dim)
+    rate, dt = -np.exp(float64(tensors[prefix + "A_log"])), float64(tensors[prefix + "dt_bias"])
+    decay = np.exp(rate * np.logaddexp(0, a + dt))
+    out = delta_rule(q * of.key_dim**-0.5, k, v, decay, 1 / (1 + np.exp(-b)))
+    out = rmsnorm(out, tensors[prefix + "norm.weight"], eps).reshape(len(x), -1) * silu(z)
+    return linear(out, tensors[prefix + "out_proj.weight"])
+
 
 #: Those whose q, k and v are stored as one matrix, and gate and up as another.
 FUSED = ("phi3",)
@@ -338,6 +423,8 @@ def forward(
     rotated = config.rotary_dim or head_dim
     kind, eps = config.model_type, config.rms_norm_eps
     names = norm_names(kind)
+    if kind == "lfm2":
+        tensors = {ours: tensors[as_lfm2(ours)] for ours in tensor_shapes(config, plain=True)}
     tensors = separated(config, tensors)
     positions = np.arange(len(token_ids))
     embedding = tensors["model.embed_tokens.weight"]  # (V, hidden)
@@ -358,9 +445,22 @@ def forward(
 
         before, after, mlp_before, mlp_after = (name and prefix + name for name in names)
         x = norm(hidden, before)
+        carried = config.short_convs or config.delta_rule
+        if carried and carried.layers[layer]:
+            if config.short_convs:
+                hidden = hidden + short_conv(x, tensors, prefix + "conv.")
+            else:
+                hidden = hidden + gated_delta(x, tensors, prefix + "linear_attn.", carried, eps)
+            x = norm(hidden, mlp_before)
+            inner = swiglu(project("mlp.gate_proj", x), project("mlp.up_proj", x))
+            hidden = hidden + project("mlp.down_proj", inner)
+            continue
         q, k, v = (project(f"self_attn.{name}_proj", x) for name in "qkv")
         if kind in WHOLE_NORMS:
             q, k = norm(q, f"{prefix}self_attn.q_norm"), norm(k, f"{prefix}self_attn.k_norm")
+        gate = None
+        if kind == "qwen3_5_text":
+            q, gate = (part.reshape(len(x), -1) for part in np.split(q.reshape(len(x), heads, -1), 2, axis=-1))
         q = q.reshape(-1, heads, head_dim)  # (T, H, D)
         k, v = (of.reshape(-1, kv_heads, head_dim) for of in (k, v))  # (T, K, D)
         if kind in HEAD_NORMS:
@@ -377,7 +477,8 @@ def forward(
             q = q * growth[:, None, None]
         sinks = tensors.get(prefix + "self_attn.sinks")
         mixed = attention(q, k, v, positions, window, config.attention_scale, config.attention_softcap, sinks)
-        out = project("self_attn.o_proj", mixed.reshape(-1, heads * head_dim))
+        mixed = mixed.reshape(-1, heads * head_dim)
+        out = project("self_attn.o_proj", mixed if gate is None else mixed / (1 + np.exp(-gate)))
         hidden = hidden + config.residual_scale * norm(out, after)
 
         x = norm(hidden, mlp_before)
@@ -386,7 +487,9 @@ def forward(
             hidden = hidden + gpt_oss_experts(x, tensors, prefix + "mlp.", mixture)
             continue
         if mixture and mixture.layers[layer]:
-            weights = [tensors[prefix + name] for name in expert_names(kind)]
+            own = expert_names(kind)  # as its class has them; pyllama calls all alike
+            stacks = own if prefix + own[0] in tensors else expert_names("qwen3_moe")
+            weights = [tensors[prefix + name] for name in stacks]
             mixed = experts(x, *weights, mixture.num_experts_per_tok, mixture.norm_topk_prob)
             hidden = hidden + config.residual_scale * mixed
             continue
@@ -402,9 +505,9 @@ def forward(
 # ------------------------------------------------------------------------------------------- seeded weights
 
 
-def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: Any, plain: bool = False) -> dict[str, tuple[int, ...]]:
     """Every tensor the model of this Config has, under its name in transformers 5, shapes (out, in); the experts of a
-    layer are in one."""
+    layer are in one. plain: under names that other families have for the same."""
     if config.model_type in GEMMA4:
         import reference_gemma4
 
@@ -423,10 +526,17 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
         for name in norm_names(config.model_type):
             if name:
                 shapes[f"{prefix}{name}.weight"] = (hidden,)
+        carried = config.short_convs or config.delta_rule
+        if carried and carried.layers[layer]:
+            _add_carried(add, shapes, prefix, config)
+            for name in ("gate_proj", "up_proj", "down_proj"):
+                add(f"{prefix}mlp.{name}", *((hidden, inner) if name == "down_proj" else (inner, hidden)), False)
+            continue
         if config.model_type in FUSED:
             add(prefix + "self_attn.qkv_proj", q_rows + 2 * kv_rows, hidden, False)
         else:
-            add(prefix + "self_attn.q_proj", q_rows, hidden, config.qkv_bias)
+            gated = config.model_type == "qwen3_5_text"
+            add(prefix + "self_attn.q_proj", 2 * q_rows if gated else q_rows, hidden, config.qkv_bias)
             add(prefix + "self_attn.k_proj", kv_rows, hidden, config.qkv_bias)
             add(prefix + "self_attn.v_proj", kv_rows, hidden, config.qkv_bias)
         add(prefix + "self_attn.o_proj", hidden, q_rows, config.o_bias)
@@ -459,7 +569,28 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     shapes["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    if config.model_type == "lfm2" and not plain:
+        return {as_lfm2(name): shape for name, shape in shapes.items()}
     return shapes
+
+
+def _add_carried(add: Any, shapes: dict[str, tuple[int, ...]], prefix: str, config: Any) -> None:
+    """The tensors of a mixer that carries a state."""
+    hidden, convs, delta = config.hidden_size, config.short_convs, config.delta_rule
+    if convs:
+        add(prefix + "conv.in_proj", 3 * hidden, hidden, convs.bias)
+        add(prefix + "conv.conv", hidden, 1, convs.bias)
+        shapes[prefix + "conv.conv.weight"] = (hidden, 1, convs.width)
+        add(prefix + "conv.out_proj", hidden, hidden, convs.bias)
+        return
+    values = delta.value_heads * delta.value_dim
+    mixed = 2 * delta.key_heads * delta.key_dim + values
+    for name, rows in (("qkv", mixed), ("z", values), ("b", delta.value_heads), ("a", delta.value_heads)):
+        add(f"{prefix}linear_attn.in_proj_{name}", rows, hidden, False)
+    shapes[prefix + "linear_attn.conv1d.weight"] = (mixed, 1, delta.width)
+    shapes[prefix + "linear_attn.A_log"] = shapes[prefix + "linear_attn.dt_bias"] = (delta.value_heads,)
+    shapes[prefix + "linear_attn.norm.weight"] = (delta.value_dim,)
+    add(prefix + "linear_attn.out_proj", hidden, values, False)
 
 
 def random_weights(config: Any, seed: int) -> dict[str, Array]:
@@ -477,16 +608,23 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
     sharpness = 1.5 if any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm")) else 1.0
     if name.endswith("post_feedforward_layernorm.weight"):  # as for o_proj and down_proj below
         return round_to_bfloat16(np.float32(16.0) + np.float32(4.0) * noise)
+    if name.endswith(("A_log", "dt_bias")):
+        return round_to_bfloat16(np.float32(0.75) * noise)
     if name.endswith("post_per_layer_input_norm.weight"):
         return round_to_bfloat16(np.float32(8.0) + np.float32(2.0) * noise)
-    if name.endswith(("norm.weight", "layer_scalar")):
+    if "router." in name and name.endswith("scale"):
+        return round_to_bfloat16(np.float32(1.0) + np.float32(0.4) * noise)
+    if name.endswith(("norm.weight", "layer_scalar", "layernorm_1.weight", "layernorm_2.weight")):
         return round_to_bfloat16(np.float32(sharpness) + np.float32(0.25) * noise)
     if name.endswith((".bias", "_bias", ".sinks")):
         return round_to_bfloat16(np.float32(0.25) * noise)
     if name in ("model.embed_tokens.weight", "model.embed_tokens_per_layer.weight"):
         return round_to_bfloat16(noise)
+    if name.endswith("router.proj.weight"):  # whose input is small: / sqrt(hidden)
+        return round_to_bfloat16(np.float32(2.0) * noise)
     # The branches outweigh the embedding, else a tied head would have every token predict itself.
-    gain = 12.0 if "o_proj" in name or "down_proj" in name else sharpness
+    ends = ("o_proj", "down_proj", ".out_proj", ".w2")
+    gain = 12.0 if any(part in name for part in ends) else sharpness
     return round_to_bfloat16(np.float32(gain / math.sqrt(shape[-1])) * noise)
 
 

@@ -24,6 +24,10 @@ PIECES = (
     "own_norm",
     "own_gate",
     "interleaved",
+    "router_scale",
+    "router_residual",
+    "expert_scale",
+    "expert_gelu",
 )
 
 
@@ -45,6 +49,30 @@ def per_layer_inputs(
     if without == "interleaved":  # a layer's elements apart, and not together
         rows = own.reshape(-1, size, layers).swapaxes(1, 2)
     return (projected + rows) / math.sqrt(2)
+
+
+def beside(config: Any, tensors: Mapping[str, Array], prefix: str, x: Array, normed: Array, without: str = "") -> Array:
+    """The sum over the chosen experts of weight * per_expert_scale * down(gelu(gate(h)) * up(h)), h normed.
+
+    The router gets x normed by its root mean square alone, * scale / sqrt(hidden).
+    """
+    mixture, hidden = config.mixture, config.hidden_size
+    scale = np.ones(hidden) if without == "router_scale" else float64(tensors[f"{prefix}router.scale"])
+    routed = rmsnorm(x, scale, config.rms_norm_eps) / math.sqrt(hidden)
+    if without == "router_residual":
+        routed = normed * scale / math.sqrt(hidden)
+    logits = linear(routed, tensors[f"{prefix}router.proj.weight"])
+    ids, weights = reference.route(logits, mixture.num_experts_per_tok, True)
+    if without != "expert_scale":
+        weights = weights * float64(tensors[f"{prefix}router.per_expert_scale"])[ids]
+    gate_up, down = (tensors[f"{prefix}experts.{name}_proj"] for name in ("gate_up", "down"))
+    out = np.zeros_like(x)
+    for t, row in enumerate(normed):
+        for e, factor in zip(ids[t], weights[t], strict=True):
+            gate, up = np.split(linear(row, gate_up[e]), 2)
+            inner = reference.swiglu(gate, up) if without == "expert_gelu" else gelu(gate) * up
+            out[t] += factor * linear(inner, down[e])
+    return out
 
 
 def forward(
@@ -97,7 +125,12 @@ def forward(
 
         x = norm(hidden, "pre_feedforward_layernorm")
         inner = gelu(linear(x, weight("mlp.gate_proj"))) * linear(x, weight("mlp.up_proj"))
-        hidden = hidden + norm(linear(inner, weight("mlp.down_proj")), "post_feedforward_layernorm")
+        out = linear(inner, weight("mlp.down_proj"))
+        if config.mixture:
+            out = norm(out, "post_feedforward_layernorm_1")
+            experts = beside(config, tensors, prefix, hidden, norm(hidden, "pre_feedforward_layernorm_2"), without)
+            out = out + norm(experts, "post_feedforward_layernorm_2")
+        hidden = hidden + norm(out, "post_feedforward_layernorm")
         if own is not None:
             inner = gelu(linear(hidden, weight("per_layer_input_gate"))) * own[:, layer]
             inner = own[:, layer] if without == "own_gate" else inner
@@ -144,6 +177,15 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
             "post_feedforward_layernorm",
         )
         found |= {f"{name}.weight": (hidden,) for name in norms}
+        if config.mixture:
+            count, width = config.mixture.num_experts, config.mixture.moe_intermediate_size
+            names = ("pre_feedforward_layernorm_2", "post_feedforward_layernorm_1", "post_feedforward_layernorm_2")
+            found |= {f"{name}.weight": (hidden,) for name in names}
+            found["router.proj.weight"] = (count, hidden)
+            found["router.scale"] = (hidden,)
+            found["router.per_expert_scale"] = (count,)
+            found["experts.gate_up_proj"] = (count, 2 * width, hidden)
+            found["experts.down_proj"] = (count, hidden, width)
         if own:
             found |= {"self_attn.k_proj.weight": (kv_rows, hidden), "self_attn.k_norm.weight": (dim,)}
             if window or not full.values_are_keys:

@@ -35,6 +35,8 @@ ARCHITECTURES = {
     "phi3": "Phi3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "mixtral": "MixtralForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
 }
 #: model_type of every family that has tiny models.
 FAMILIES = tuple(ARCHITECTURES)
@@ -66,13 +68,27 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_GEMMA, "num_hidden_layers": 6, "rope_local_base_freq": 500.0},
     "qwen3_moe": {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 56, "norm_topk_prob": True},
     "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "lfm2": {
+        "num_hidden_layers": 4, "norm_eps": 1e-5, "block_auto_adjust_ff_dim": False, "conv_L_cache": 3,
+        "full_attn_idxs": [1, 3],
+    },
+    "qwen3_5_text": {
+        "num_hidden_layers": 4, "full_attention_interval": 2, "partial_rotary_factor": 0.25,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
+        "linear_conv_kernel_dim": 4,
+    },
     **tiny_gemma4.OWN,
 }  # fmt: skip
 MIXTURES = ("qwen3_moe", "mixtral", "granitemoe")
 GEMMAS = ("gemma2", "gemma3_text")
 GEMMA4 = tuple(tiny_gemma4.OWN)
+GEMMA4_MIXTURE: dict[str, Any] = {"model_type": "gemma4_text", **tiny_gemma4.MIXTURE}
 _OLMOS = ("olmo2", "olmo3")
-_HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")
+#: Families whose norms are stored as what is added to 1.
+PLUS_ONE = (*GEMMAS, "qwen3_5_text")
+#: Families with layers that carry a state from token to token.
+RECURRENT = ("lfm2", "qwen3_5_text")
+_HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text", *RECURRENT)
 #: Families whose files have the rows of q and k in interleaved rotary order in GGUF, as the converter puts them.
 INTERLEAVED = ("llama", "mistral", "mixtral", "ministral3", "smollm3", "granite", "granitemoe")
 
@@ -169,11 +185,87 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             inners = [layer.pop(f"mlp.{name}_proj.weight")[0] for name in ("gate", "up")]
             layer["self_attn.qkv_proj.weight"] = (sum(rows), hidden)
             layer["mlp.gate_up_proj.weight"] = (sum(inners), hidden)
+        if kind in RECURRENT:
+            layer = {name: of for name, of in _of_recurrent(config, i, layer).items() if _has(config, name)}
         shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
-    shapes["model.norm.weight"] = (hidden,)
+    shapes["model.embedding_norm.weight" if kind == "lfm2" else "model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings"):
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
     return shapes
+
+
+def carries(config: dict[str, Any], layer: int) -> bool:
+    """Whether a layer carries a state from token to token."""
+    if config["model_type"] == "lfm2":
+        return layer not in config["full_attn_idxs"]
+    return config["model_type"] == "qwen3_5_text" and bool((layer + 1) % config["full_attention_interval"])
+
+
+def _has(config: dict[str, Any], name: str) -> bool:
+    """Whether a family with a state has a bias of that name."""
+    return not name.endswith(".bias") or config["model_type"] == "qwen3_5_text"
+
+
+_LFM2_NAMES = {
+    "input_layernorm": "operator_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "self_attn.q_layernorm", "self_attn.k_norm": "self_attn.k_layernorm",
+    "self_attn.o_proj": "self_attn.out_proj",
+    "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2",
+}  # fmt: skip
+
+
+def _of_recurrent(config: dict[str, Any], i: int, layer: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a layer of LFM2 or Qwen3.5, of those that Qwen3's would have."""
+    hidden, lfm2 = config["hidden_size"], config["model_type"] == "lfm2"
+    rest = {name: shape for name, shape in layer.items() if not (carries(config, i) and "self_attn" in name)}
+    if lfm2:
+        if carries(config, i):
+            rest["conv.in_proj.weight"], rest["conv.out_proj.weight"] = (3 * hidden, hidden), (hidden, hidden)
+            rest["conv.conv.weight"] = (hidden, 1, config["conv_L_cache"])
+        renamed = {}
+        for name, shape in rest.items():
+            stem, dot, kind = name.rpartition(".")
+            renamed[_LFM2_NAMES.get(stem, stem) + dot + kind] = shape
+        return renamed
+    if not carries(config, i):
+        q = {name: (2 * shape[0], *shape[1:]) for name, shape in rest.items() if "q_proj" in name}
+        return rest | q
+    key_heads, heads, key_dim, dim = delta_sizes(config)
+    mixed = 2 * key_heads * key_dim + heads * dim
+    return {
+        **rest,
+        "linear_attn.in_proj_qkv.weight": (mixed, hidden),
+        "linear_attn.in_proj_z.weight": (heads * dim, hidden),
+        "linear_attn.in_proj_b.weight": (heads, hidden),
+        "linear_attn.in_proj_a.weight": (heads, hidden),
+        "linear_attn.conv1d.weight": (mixed, 1, config["linear_conv_kernel_dim"]),
+        "linear_attn.dt_bias": (heads,),
+        "linear_attn.A_log": (heads,),
+        "linear_attn.norm.weight": (dim,),
+        "linear_attn.out_proj.weight": (hidden, heads * dim),
+    }
+
+
+def as_read(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """LFM2's and Qwen3.5's tensors under the names and in the shapes that pyllama has for them."""
+    theirs = {new: old for old, new in _LFM2_NAMES.items()} if config["model_type"] == "lfm2" else {}
+    found = {}
+    for name, values in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        head, _, inner = stem.partition(".layers.")
+        number, _, inner = inner.partition(".")
+        if config["model_type"] in RECURRENT and kind in ("A_log", "dt_bias"):
+            name = f"{stem}.{'a_log' if kind == 'A_log' else 'dt'}.weight"
+        elif inner in theirs:
+            name = f"{head}.layers.{number}.{theirs[inner]}.{kind}"
+        found[name.replace("embedding_norm", "norm")] = values.reshape(-1) if values.ndim == 3 else values
+    return found
+
+
+def delta_sizes(config: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Key heads, value heads, and the width of each."""
+    heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    return *heads, config["linear_key_head_dim"], config["linear_value_head_dim"]
 
 
 def expert_sizes(config: dict[str, Any]) -> tuple[int, int]:
@@ -290,12 +382,17 @@ def random_tensors(config: dict[str, Any], seed: int = 0, dtype: str = "BF16") -
     tensors = {}
     for name, shape in tensor_shapes(config).items():
         values = random.standard_normal(shape)
-        if name.endswith(("norm.weight", "layer_scalar")):
-            values = (0.0 if config["model_type"] in GEMMAS else 1.0) + 0.2 * values  # Gemma adds 1 itself
-        elif name.endswith(".bias"):
+        if name.endswith(
+            ("norm.weight", "layer_scalar", "layernorm_1.weight", "layernorm_2.weight", "_scale", ".scale")
+        ):
+            added = config["model_type"] in PLUS_ONE and "linear_attn" not in name  # the model adds 1 itself
+            values = (0.0 if added else 1.0) + 0.2 * values
+        elif len(shape) == 1 or name.endswith(".bias"):
             values = 0.3 * values
+        elif len(shape) == 3:
+            values = values / np.sqrt(shape[2])
         else:
-            values = values / np.sqrt(shape[1]) * (3.0 if "embed" in name or "lm_head" in name else 1.0)
+            values = values / np.sqrt(shape[-1]) * (3.0 if "embed" in name or "lm_head" in name else 1.0)
         tensors[name] = decode_plain(dtype, encode_plain(dtype, values.astype(np.float32))).reshape(shape)
     return tensors
 
@@ -405,6 +502,19 @@ GGUF_OWN_NAMES = {
 }  # fmt: skip
 
 
+GGUF_OWN_NAMES["lfm2"] = {
+    "model.embedding_norm.": "token_embd_norm.", ".operator_norm": ".attn_norm", "ffn_norm": "ffn_norm",
+    "self_attn.q_layernorm": "attn_q_norm", "self_attn.k_layernorm": "attn_k_norm", "self_attn.out_proj": "attn_output",
+    "feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up", "feed_forward.w2": "ffn_down",
+    ".conv.": ".shortconv.",
+}  # fmt: skip
+GGUF_OWN_NAMES["qwen3_5_text"] = {
+    "post_attention_layernorm": "post_attention_norm",
+    "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_b": "ssm_beta", "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.dt_bias": "ssm_dt.bias", "linear_attn.A_log": "ssm_a", "linear_attn.norm": "ssm_norm",
+    "linear_attn.out_proj": "ssm_out",
+}  # fmt: skip
 GGUF_OWN_NAMES |= dict.fromkeys(GEMMA4, tiny_gemma4.GGUF_OWN_NAMES)
 GGUF_OWN_NAMES["phi3"] = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
@@ -486,6 +596,7 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     arch = {
         "mistral": "llama", "mixtral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "gemma3_text": "gemma3",
         "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "gemma4_text": "gemma4", "gemma4_unified_text": "gemma4",
+        "qwen3_5_text": "qwen35",
     }.get(kind, kind)  # fmt: skip
     found: dict[str, Any] = {
         "general.architecture": arch,
@@ -512,6 +623,22 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
         found[f"{arch}.expert_used_count"] = config["num_experts_per_tok"]
         if arch != "llama":
             found[f"{arch}.expert_feed_forward_length"] = width
+    if kind == "lfm2":
+        heads_of = [0 if carries(config, i) else kv_heads for i in range(config["num_hidden_layers"])]
+        found[f"{arch}.attention.head_count_kv"] = np.array(heads_of, "<i4")
+        found[f"{arch}.attention.layer_norm_rms_epsilon"] = float(config["norm_eps"])
+        found[f"{arch}.shortconv.l_cache"] = config["conv_L_cache"]
+    if kind == "qwen3_5_text":
+        key_heads, value_heads, key_dim, value_dim = delta_sizes(config)
+        found |= {
+            f"{arch}.ssm.conv_kernel": config["linear_conv_kernel_dim"],
+            f"{arch}.ssm.state_size": key_dim,
+            f"{arch}.ssm.group_count": key_heads,
+            f"{arch}.ssm.time_step_rank": value_heads,
+            f"{arch}.ssm.inner_size": value_heads * value_dim,
+            f"{arch}.full_attention_interval": config["full_attention_interval"],
+            f"{arch}.rope.dimension_sections": np.array([1, 0, 0, 0], "<i4"),
+        }
     if kind in ("granite", "granitemoe"):
         for ours, theirs in (("embedding_multiplier", "embedding_scale"), ("attention_multiplier", "attention.scale"),
                              ("residual_multiplier", "residual_scale"), ("logits_scaling", "logit_scale")):  # fmt: skip
@@ -575,15 +702,38 @@ def gguf_tensors(
         stored.append(("rope_freqs.weight", "F32", factors.shape, factors.tobytes()))
     if config["model_type"] == "gpt_oss":
         return stored + _gpt_oss_gguf(tensors, dtype)
-    for name, values in _gguf_stacks(tensors).items():
+    for name, values in (tensors if config["model_type"] in GEMMA4 else _gguf_stacks(tensors)).items():
         if config["model_type"] in INTERLEAVED:
             values = _interleaved(config, name, values)
-        if config["model_type"] in GEMMAS and name.endswith("norm.weight"):
+        if config["model_type"] in PLUS_ONE and name.endswith("norm.weight") and "linear_attn" not in name:
             values = values + np.float32(1)
+        if config["model_type"] in RECURRENT:
+            values = recurrent_gguf(config, name, values)
         theirs = gguf_name(name, config["model_type"])
-        kind = "F32" if values.ndim == 1 or "ffn_gate_inp" in theirs else dtype
+        plain = any(part in theirs for part in ("shortconv.conv", "conv1d", "ffn_gate_inp"))
+        kind = "F32" if values.ndim == 1 or plain else dtype
         stored.append((theirs, kind, values.shape, quantize(kind, values)))
     return stored
+
+
+def recurrent_gguf(config: dict[str, Any], name: str, values: np.ndarray) -> np.ndarray:
+    """A tensor of LFM2 or Qwen3.5 as the converter stores it: convolutions as matrices, the decay's rate itself, and
+    value heads so that the first of every key head come first."""
+    if values.ndim == 3:
+        values = values[:, 0]
+    if name.endswith("A_log"):
+        values = -np.exp(values)
+    if "linear_attn" not in name or name.endswith("norm.weight"):
+        return values
+    key_heads, heads, key_dim, dim = delta_sizes(config)
+    order = np.arange(heads).reshape(key_heads, -1).T.reshape(-1)  # h of key head h // (heads / key_heads)
+    if any(part in name for part in ("in_proj_a", "in_proj_b", "A_log", "dt_bias")):
+        return values[order]
+    rows = (order[:, None] * dim + np.arange(dim)).reshape(-1)
+    if "out_proj" in name:
+        return np.ascontiguousarray(values[:, rows])
+    keys = 0 if "in_proj_z" in name else 2 * key_heads * key_dim
+    return np.concatenate([values[:keys], values[keys:][rows]])
 
 
 def _gpt_oss_gguf(tensors: dict[str, np.ndarray], dtype: str) -> list[tuple[str, str, tuple[int, ...], bytes]]:

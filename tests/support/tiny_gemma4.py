@@ -17,19 +17,40 @@ _BOTH = {
 #: What config.json has besides, of a model like E2B and of one like 12B.
 OWN: dict[str, dict[str, Any]] = {
     "gemma4_text": {
-        **_BOTH, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 8,
-        "vocab_size_per_layer_input": 101, "final_logit_softcapping": 8.0,
+        **_BOTH,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 101,
+        "final_logit_softcapping": 8.0,
     },
     "gemma4_unified_text": {
-        **_BOTH, "num_hidden_layers": 3, "layer_types": ["sliding_attention"] * 2 + ["full_attention"],
-        "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+        **_BOTH,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention"] * 2 + ["full_attention"],
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
     },
+}
+#: More of a model like 26B-A4B, for a config of "gemma4_text".
+MIXTURE = {
+    "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 24,
+    "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "use_double_wide_mlp": False,
 }  # fmt: skip
 GGUF_OWN_NAMES = {
     "model.embed_tokens_per_layer.": "per_layer_token_embd.",
     "model.per_layer_model_projection.": "per_layer_model_proj.",
     "model.per_layer_projection_norm.": "per_layer_proj_norm.",
+    "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+    "post_feedforward_layernorm_1": "post_ffw_norm_1",
+    "post_feedforward_layernorm_2": "post_ffw_norm_2",
+    "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    "experts.down_proj": "ffn_down_exps.weight",
+    "router.proj": "ffn_gate_inp",
+    "router.scale": "ffn_gate_inp.scale",
+    "router.per_expert_scale": "ffn_down_exps.scale",
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
@@ -84,6 +105,13 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             layer["per_layer_projection.weight"] = (hidden, size)
             layer["post_per_layer_input_norm.weight"] = (hidden,)
         layer["layer_scalar"] = (1,)
+        if config.get("enable_moe_block"):
+            count, width = config["num_experts"], config["moe_intermediate_size"]
+            for name in ("post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2"):
+                layer[f"{name}.weight"] = (hidden,)
+            layer |= {"router.proj.weight": (count, hidden), "router.scale": (hidden,)}
+            layer |= {"router.per_expert_scale": (count,), "experts.gate_up_proj": (count, 2 * width, hidden)}
+            layer["experts.down_proj"] = (count, hidden, width)
         if config.get("attention_bias"):
             linears = [name for name in layer if name.startswith("self_attn.") and "_proj" in name]
             layer |= {name.replace(".weight", ".bias"): layer[name][:1] for name in linears}
@@ -112,6 +140,10 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     }
     if config.get("use_double_wide_mlp"):
         found["feed_forward_length"] = [inner_size(config, i) for i in layers]
+    if config.get("enable_moe_block"):
+        found["expert_count"] = config["num_experts"]
+        found["expert_used_count"] = config["top_k_experts"]
+        found["expert_feed_forward_length"] = config["moe_intermediate_size"]
     if config.get("num_global_key_value_heads"):
         found["attention.head_count_kv"] = [kv_heads(config, i) for i in layers]
     return {f"gemma4.{key}": value for key, value in found.items()}

@@ -6,6 +6,7 @@ What models write besides is in reading.py.
 
 import secrets
 import string
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,17 +44,23 @@ class ToolFormat:
 
 
 _HERMES, _MISTRAL, _GEMMA, _GRANITE = "<tool_call>", "[TOOL_CALLS]", "<|tool_call>", "<|tool_call|>"
+_LFM2 = "<|tool_call_start|>"
 HERMES = ToolFormat("hermes", _HERMES, "</tool_call>", between="\n")
 MISTRAL = ToolFormat("mistral", _MISTRAL, None, is_list=True, between=", ", id_length=9)
 GEMMA = ToolFormat("gemma", _GEMMA, "<tool_call|>", before_name="call:")
 GRANITE = ToolFormat("granite", _GRANITE, None, is_list=True, between=", ")
 PHI = ToolFormat("phi", _GRANITE, "<|/tool_call|>")
+#: Calls as a list in Python, [name(key=value)], between markers.
+LFM2 = ToolFormat("lfm2", _LFM2, "<|tool_call_end|>", is_list=True, between=", ")
 LLAMA = ToolFormat("llama", None, None, arguments="parameters", between="; ")
 HARMONY = ToolFormat("harmony", None, None)  # taken apart by channels.py
 
 
-def format_of(template: str | None) -> ToolFormat | None:
-    """The form that a template's model writes calls in; None if the template takes no tools."""
+def format_of(template: str | None, has_token: Callable[[str], bool] = lambda text: False) -> ToolFormat | None:
+    """The form that a template's model writes calls in; None if the template takes no tools.
+
+    has_token  whether the model's tokenizer has a token for a marker: templates of LFM2 do not all show it
+    """
     if not template or "tools" not in template:
         return None
     if is_harmony(template):
@@ -68,6 +75,8 @@ def format_of(template: str | None) -> ToolFormat | None:
         return PHI
     if _GRANITE in template:
         return GRANITE
+    if _LFM2 in template or has_token(_LFM2):
+        return LFM2
     return LLAMA
 
 
