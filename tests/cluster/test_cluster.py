@@ -1,7 +1,13 @@
-"""Ranks under MPI on this machine: the bits of one process, whatever their number and shares, and none left behind."""
+"""Ranks under MPI on this machine: the bits of one process, whatever their number and shares, and none left behind.
+
+Skipped where the extra `cluster` is not installed. PYLLAMA_TEST_CLUSTER=all, for a machine with nothing else to do, has
+more of everything, and holds the faults to the seconds that docs/cluster.md promises.
+"""
 
 import contextlib
+import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,16 +19,31 @@ import pytest
 import tiny
 
 import pyllama
-from pyllama.cluster.front import ClusterDecoder, ClusterError
+from pyllama.cluster import job
+from pyllama.cluster.front import AGAIN_S, ClusterError
 from pyllama.engine import Engine
-from pyllama.errors import BoardError, RequestError, UnsupportedError
+from pyllama.errors import BoardError
 from pyllama.generation.sampler import SamplingParams
 from pyllama.packing import pack
 from pyllama.server.errors import as_api_error
 
-pytest.importorskip("mpi4py", reason="the extra `cluster` is not installed")
+MPIEXEC = Path(sys.prefix) / "bin" / "mpiexec"
+if os.environ.get("PYLLAMA_EMULATED") == "1":
+    pytest.skip("mpiexec is not emulated", allow_module_level=True)
+if importlib.util.find_spec("mpi4py") is None or not (MPIEXEC.exists() or shutil.which("mpiexec")):
+    pytest.skip("the extra `cluster` is not installed", allow_module_level=True)
+
 PROMPT = list(range(3, 30))
-WITHIN_S = 5.0  # a fault is told
+ALL = os.environ.get("PYLLAMA_TEST_CLUSTER") == "all"
+WITHIN_S = 5.0 if ALL else 60.0  # a fault is told; a busy machine's time is not its ranks'
+by_hand = pytest.mark.skipif(not ALL, reason="takes long; PYLLAMA_TEST_CLUSTER=all runs it")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """On a busy machine a rank may be silent for seconds, and is not frozen."""
+    if not ALL:
+        monkeypatch.setattr(job, "LATE_S", 30.0)
 
 
 def hosts(count: int) -> str:
@@ -83,13 +104,22 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "names", ["localhost", hosts(2), "localhost=1,localhost=0.1,localhost=0.5", hosts(5), hosts(7)]
+    "names",
+    [
+        pytest.param("localhost", marks=by_hand),
+        hosts(2),
+        "localhost=1,localhost=0.1,localhost=0.5",
+        pytest.param(hosts(5), marks=by_hand),
+        pytest.param(hosts(7), marks=by_hand),
+    ],
 )
 def test_the_bits_of_one_process(folder, names):
     assert answer(folder, hosts=names) == answer(folder)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "olmo2", "gemma3_text"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("qwen2", marks=by_hand), "olmo2", pytest.param("gemma3_text", marks=by_hand)]
+)
 def test_biases_norms_over_all_heads_windows_and_a_tied_head(tmp_path, family):
     model = write(tmp_path / "m", model_type=family)
     assert answer(model, hosts=hosts(3)) == answer(model)
@@ -105,7 +135,7 @@ def test_packed_and_quantized(tmp_path):
     assert answer(tmp_path / "m.gguf", hosts=hosts(3)) == answer(tmp_path / "m.gguf")
 
 
-@pytest.mark.parametrize("draft", ["lookup", "itself"])
+@pytest.mark.parametrize("draft", [pytest.param("lookup", marks=by_hand), "itself"])
 def test_drafts_change_nothing(chat_folder, draft):
     who = str(chat_folder) if draft == "itself" else draft
     assert answer(chat_folder, hosts=hosts(2), draft=who) == answer(chat_folder, draft="off")
@@ -144,53 +174,12 @@ def test_too_little_memory_is_told_with_the_board_and_what_it_needs(folder):
         pyllama.load(folder, context_length=128, hosts=hosts(2), memory="30M")
 
 
-def test_a_mixture_is_refused_before_anything_is_started(tmp_path):
-    model = write(tmp_path / "m", model_type="mixtral")
-    with pytest.raises(UnsupportedError, match="hosts: a mixture of experts"):
-        pyllama.load(model, context_length=128, hosts=hosts(2))
-
-
-@pytest.mark.parametrize(
-    "names", ["", "localhost,", "local host", "localhost=0", "localhost=x", "-oProxyCommand=x", "/no/file"]
-)
-def test_nonsense_is_refused(folder, names):
-    with pytest.raises(RequestError, match="hosts"):
-        pyllama.load(folder, context_length=128, hosts=names)
-
-
-def test_this_machine_must_be_one_of_them(folder):
-    with pytest.raises(RequestError, match="none of them is this machine"):
-        pyllama.load(folder, context_length=128, hosts="192.0.2.1,192.0.2.2")
-
-
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh")
 def test_a_board_that_is_not_reached_is_told_soon(folder):
     started = time.monotonic()
     with pytest.raises(BoardError, match="hosts: .*"):
         pyllama.load(folder, context_length=128, hosts="localhost,nowhere.invalid")
-    assert time.monotonic() - started < 10
-
-
-class FakeJob:
-    @staticmethod
-    def name(rank):
-        return f"pi{rank + 1}"
-
-
-@pytest.mark.parametrize(
-    "other, told",
-    [
-        ({"version": "0.0.1"}, "pi2: pyllama 0.0.1, expected 9 as on pi1"),
-        ({"digest": "bbbb"}, "pi2: m is another model there than on pi1 .digest bbbb, expected aaaa."),
-        ({"error": "m: no such model"}, "pi2: m: no such model"),
-    ],
-)
-def test_boards_that_differ_are_named(other, told):
-    decoder = object.__new__(ClusterDecoder)
-    decoder._asked = type("Asked", (), {"model": "/models/m"})
-    alike = {"version": "9", "digest": "aaaa", "error": None}
-    decoder._check_alike(FakeJob, [alike, alike])
-    with pytest.raises(ClusterError, match=told):
-        decoder._check_alike(FakeJob, [alike, alike | other])
+    assert time.monotonic() - started < 2 * WITHIN_S
 
 
 # --- faults ---
@@ -230,11 +219,23 @@ def pid_of(model, rank):
     return model.decoder.signs[rank]["pid"]
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
 @pytest.mark.parametrize(
-    "number, told", [(signal.SIGKILL, "ended by signal SIGKILL"), (signal.SIGSTOP, "no sign of life for 3 s")]
+    "number, rank",
+    [
+        pytest.param(signal.SIGKILL, 0, marks=by_hand),
+        (signal.SIGKILL, 1),
+        pytest.param(signal.SIGKILL, 2, marks=by_hand),
+        pytest.param(signal.SIGSTOP, 0, marks=by_hand),
+        pytest.param(signal.SIGSTOP, 1, marks=by_hand),
+        (signal.SIGSTOP, 2),
+    ],
 )
-def test_a_rank_that_is_killed_or_frozen_is_named_and_the_next_text_starts_anew(folder, rank, number, told):
+def test_a_rank_that_is_killed_or_frozen_is_named_and_the_next_text_starts_anew(folder, number, rank, monkeypatch):
+    if not ALL:
+        monkeypatch.setattr(job, "LATE_S", 8.0)
+    told = {signal.SIGKILL: "ended by signal SIGKILL", signal.SIGSTOP: f"no sign of life for {job.LATE_S:.0f} s"}[
+        number
+    ]
     expected = answer(folder)
     with pyllama.load(folder, context_length=128, hosts=hosts(3)) as model:
         slow = Slow(model)
@@ -244,7 +245,7 @@ def test_a_rank_that_is_killed_or_frozen_is_named_and_the_next_text_starts_anew(
         line = slow.told(since)
         assert line.startswith(f"localhost (rank {rank}): ") and told in line
         assert not set(pids) & ranks_alive()
-        time.sleep(2.1)
+        time.sleep(AGAIN_S + 0.1)
         generation = model.generate(PROMPT, max_tokens=6, ignore_eos=True, fingerprint=True)
         assert ([step.token_id for step in generation], generation.fingerprint.hexdigest()) == expected
 
@@ -321,7 +322,7 @@ def test_an_engine_tells_a_fault_to_all_its_requests_and_knows_nothing_of_them_a
                 time.sleep(0.05)
             assert engine.stats().pages_used == 0
             assert as_api_error(events[0][-1]).status == 503
-            time.sleep(2.1)
+            time.sleep(AGAIN_S + 0.1)
             heard = []
             params = SamplingParams(max_tokens=6, ignore_eos=True)
             request = engine.submit(PROMPT, params, heard.append, fingerprint=True)

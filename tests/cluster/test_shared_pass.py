@@ -5,6 +5,7 @@ import pytest
 import tiny
 from thread_ranks import run_ranks
 
+from pyllama import _kernels as kernels
 from pyllama.checkpoint import open_checkpoint
 from pyllama.cluster.gathering import PeerFailedError
 from pyllama.decoder import Decoder
@@ -24,6 +25,15 @@ SHARES = {
     "2 unequal": [0.1, 1],
     "5 unequal": [0.3, 1, 0.1, 0.7, 1],
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Each rank is a thread: with more of them each, they wait for each other."""
+    before = kernels.num_threads()
+    kernels.set_num_threads(1)
+    yield
+    kernels.set_num_threads(before)
 
 
 def passes(decoder):

@@ -9,6 +9,8 @@ import numpy as np
 from pyllama.cluster.dealing import deal
 from pyllama.cluster.gathering import GatheringRanks, PeerFailedError
 
+PATIENCE_S = 120  # a busy machine's time is not its ranks'
+
 
 class ThreadExchange:
     """The Exchange of one rank: a queue to each other one."""
@@ -30,7 +32,7 @@ class ThreadExchange:
         return others
 
     def _take(self, rank: int, theirs: np.ndarray) -> bool:
-        message = self.queues[rank][self.rank].get(timeout=10)
+        message = self.queues[rank][self.rank].get(timeout=PATIENCE_S)
         if message:
             theirs[:] = np.frombuffer(message, np.uint8)
         return bool(message)
@@ -38,7 +40,7 @@ class ThreadExchange:
     def fail(self) -> None:
         empty = [np.empty(0, np.uint8)] * len(self.queues)
         for rank in self._give(empty):
-            self.queues[rank][self.rank].get(timeout=10)
+            self.queues[rank][self.rank].get(timeout=PATIENCE_S)
 
 
 def run_ranks(config, shares: Sequence[float], work: Callable[[GatheringRanks], object]) -> list[object]:
@@ -61,6 +63,6 @@ def run_ranks(config, shares: Sequence[float], work: Callable[[GatheringRanks], 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(2 * PATIENCE_S)
         assert not thread.is_alive(), "a rank hangs"
     return results
