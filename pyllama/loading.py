@@ -1,7 +1,7 @@
 """A path or a name in, a loaded Model out: checkpoint, tokenizer, plan, weights and decoder put together."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +12,8 @@ from pyllama.model import Model
 
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
-    from pyllama.decoder import Decoder
     from pyllama.drafting import Drafts
     from pyllama.drafting.opening import Meant
-    from pyllama.streaming import StreamedWeights
 
 #: Positions of a context nobody asked a length for, where the model allows as many.
 DEFAULT_CONTEXT_LENGTH = 4096
@@ -32,6 +30,8 @@ def load(
     contexts: int = 1,
     pre_tokenizer: str | None = None,
     draft: str | os.PathLike[str] = "auto",
+    hosts: "str | os.PathLike[str] | Sequence[str] | None" = None,
+    interface: str | None = None,
     **unknown: Any,
 ) -> "Model":
     """Opens a model; its weights are read by the first pass, and stay as far as memory allows.
@@ -83,6 +83,21 @@ def load(
             context_length = default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
         set_threads(threads)
         tokenizer = load_tokenizer(checkpoint, pre_tokenizer)
+        if hosts is not None:
+            return _assemble_cluster(
+                checkpoint,
+                tokenizer,
+                hosts,
+                draft,
+                memory=budget if memory is not None else None,
+                model=os.fspath(model),
+                context_length=int(context_length),
+                kv_dtype=kv_dtype,
+                threads=threads,
+                contexts=contexts,
+                interface=interface,
+                on_layer=on_layer,
+            )
         return assemble(
             checkpoint,
             tokenizer,
@@ -159,7 +174,41 @@ def assemble(
     return Model(checkpoint, tokenizer, decoder, plan, _drafts(meant, weights, decoder) if meant else None)
 
 
-def _drafts(meant: "Meant", weights: "StreamedWeights", decoder: "Decoder") -> "Drafts":
+def _assemble_cluster(
+    checkpoint: "Checkpoint",
+    tokenizer: Any,
+    hosts: "str | os.PathLike[str] | Sequence[str]",
+    draft: str | os.PathLike[str],
+    *,
+    memory: int | None,
+    **options: Any,
+) -> "Model":
+    """A Model whose decoder is on several boards; a drafter that is named is whole, and in this process."""
+    from pyllama.cluster.opening import open_cluster
+    from pyllama.machine.memory import default_budget, interpreter_nbytes
+
+    meant, front = None, interpreter_nbytes(tokenizer)
+    if draft not in ("auto", "off"):
+        from pyllama.drafting.opening import choose_drafter
+
+        planned = {name: options[name] for name in ("context_length", "kv_dtype", "contexts")}
+        budget = 64 * (memory or default_budget())  # of boards that are many; what a drafter takes is this one's
+        meant = choose_drafter(draft, checkpoint, tokenizer, budget, interpreter=front, **planned)
+    taken = meant.drafted.plan if meant else None
+    decoder = open_cluster(
+        checkpoint,
+        hosts,
+        memory=memory,
+        front_nbytes=front + (taken.drafter if taken else 0),
+        branches=taken.branches if taken else 0,
+        **options,
+    )
+    return Model(
+        checkpoint, tokenizer, decoder, decoder.plan, _drafts(meant, decoder.weights, decoder) if meant else None
+    )
+
+
+def _drafts(meant: "Meant", weights: Any, decoder: Any) -> "Drafts":
     from pyllama.drafting import Drafts
     from pyllama.drafting.opening import open_drafter
     from pyllama.planning.drafting import branch_pages

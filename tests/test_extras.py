@@ -10,7 +10,7 @@ import pytest
 from pyllama.extras import how_to_install
 
 
-@pytest.mark.parametrize("extra, package", [("server", "uvicorn"), ("grammar", "llguidance")])
+@pytest.mark.parametrize("extra, package", [("server", "uvicorn"), ("grammar", "llguidance"), ("cluster", "mpi4py")])
 def test_the_command_is_safe_in_a_shell_and_names_no_other_project(extra, package, monkeypatch):
     def without(name):
         raise metadata.PackageNotFoundError(name)

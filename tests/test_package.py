@@ -33,6 +33,7 @@ CHAIN = (
     "decoder",
     "streaming",
     "planning",
+    "cluster",
     "generation",
     "drafting",
     "model",
@@ -49,7 +50,7 @@ BESIDE = {"machine": ("checkpoint",), "terminal": ("checkpoint",), "hub": ("chec
           "packing": ("planning",), "quantizing": ("engine",)}  # fmt: skip
 
 # Each costs more to load than all of pyllama; the function that needs one imports it.
-LOADED_LATE = {"jinja2", "sentencepiece", "regex", "argparse", "asyncio", "http.client"}
+LOADED_LATE = {"jinja2", "sentencepiece", "regex", "argparse", "asyncio", "http.client", "mpi4py"}
 
 
 def distribution() -> importlib.metadata.Distribution:

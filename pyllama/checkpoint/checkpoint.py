@@ -17,7 +17,7 @@ from pyllama.checkpoint import packed_rows
 from pyllama.checkpoint.apart import join
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.index import Tensor, ranges, stored_dtype
+from pyllama.checkpoint.index import StoredBlock, Tensor, ranges, stored_dtype
 from pyllama.closing import Closing
 from pyllama.errors import CheckpointError
 from pyllama.machine import forked
@@ -99,6 +99,10 @@ class Checkpoint(forked.ForkAware, Closing):
             start = row_nbytes(tensor.dtype, part.col)
             out[first - row : last - row, start : start + nbytes] = piece
         return out
+
+    def part_of_block(self, tensor: Tensor, block: StoredBlock, first: int, count: int) -> StoredBlock:
+        """Rows [first, first + count) of a tensor's block as a block of their own; reads a few bytes a panel."""
+        return packed_rows.part_of(tensor, block, first, count, self._fill)
 
     def _fill(self, path: Path, offset: int, rows: np.ndarray) -> None:
         file = self._open.get(path)

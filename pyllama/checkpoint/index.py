@@ -90,7 +90,12 @@ class StoredBlock:
     """Rows [row, row + rows) as pyllama's own files hold them.
 
     stored  "rows": plain, row-major; "packed": bfloat16 in 12 bits (csrc/packed.h)
-    crc32   of the `nbytes` bytes at `offset`
+    crc32   of the `nbytes` bytes at `offset`; None for a part of a block, which nothing tells whole
+
+    Of a part of a packed block, the panels at `offset` alone lie in the file as they are:
+
+    around  what stands before and after them in a block of their own; () where the bytes are a block as they are
+    skip    rows of its first panel that are not wanted
     """
 
     file: Path
@@ -99,7 +104,9 @@ class StoredBlock:
     row: int
     rows: int
     stored: str
-    crc32: int
+    crc32: int | None
+    around: tuple[bytes, ...] = ()
+    skip: int = 0
 
 
 @dataclass(frozen=True, slots=True)

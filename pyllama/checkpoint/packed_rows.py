@@ -48,8 +48,32 @@ def _read_block(tensor: Tensor, block: StoredBlock, rows: np.ndarray, read_into:
         unpack(tensor, block, block.rows, data, rows.reshape(-1))
 
 
-def _read_panels(tensor: Tensor, block: StoredBlock, first: int, rows: np.ndarray, read_into: Callable) -> None:
+def _read_panels(
+    tensor: Tensor, block: StoredBlock, first: int, rows: np.ndarray, read_into: Callable[[Path, int, np.ndarray], None]
+) -> None:
     """Rows [first, first + len(rows)) of a packed block, through a block made of their panels alone."""
+    part = part_of(tensor, block, first, len(rows), read_into)
+    panels = np.empty(part.nbytes, np.uint8)
+    read_into(part.file, part.offset, panels)
+    head, tail = map(_bytes, part.around)
+    rows[:] = rows_of(tensor, part, np.concatenate([head, panels, tail]))
+
+
+def _bytes(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)
+
+
+def part_of(
+    tensor: Tensor, block: StoredBlock, first: int, count: int, read_into: Callable[[Path, int, np.ndarray], None]
+) -> StoredBlock:
+    """Rows [first, first + count) of a block as a block of their own: whole panels of a packed one. What stands around
+    them is read here, some bytes a panel. Raises CheckpointError for a damaged block."""
+    if (first, count) == (0, block.rows):
+        return block
+    row = block.row + first
+    if block.stored == "rows":
+        nbytes = tensor.row_nbytes
+        return StoredBlock(block.file, block.offset + first * nbytes, count * nbytes, row, count, "rows", None)
 
     def read(offset: int, count: int, dtype: str = "<u1") -> np.ndarray:
         data = np.empty(count, dtype)
@@ -57,7 +81,7 @@ def _read_panels(tensor: Tensor, block: StoredBlock, first: int, rows: np.ndarra
         return data
 
     panel = _kernels.PANEL
-    low, high, panels = first // panel, -(-(first + len(rows)) // panel), -(-block.rows // panel)
+    low, high, panels = first // panel, -(-(first + count) // panel), -(-block.rows // panel)
     width = (tensor.cols + 1) // 2 * _kernels.PACKED_PAIR
     starts_at = _kernels.PACKED_TABLE + panels * width
     keys_at = starts_at + (panels + 1) * 4
@@ -68,14 +92,20 @@ def _read_panels(tensor: Tensor, block: StoredBlock, first: int, rows: np.ndarra
     if not 0 <= begin <= end <= escapes:
         raise damaged(tensor, block)
     head[16:20] = np.array([end - begin], "<u4").view(np.uint8)
-    pieces = [head, read(_kernels.PACKED_TABLE + low * width, (high - low) * width), (starts - begin).astype("<u4")]
+    tail = [(starts - begin).astype("<u4")]
     if end > begin:
-        pieces += [read(keys_at + begin * 4, end - begin, "<u4"), read(keys_at + escapes * 4 + begin, end - begin)]
-    data = np.concatenate([piece.view(np.uint8) for piece in pieces])
-    unpacked = np.empty((min(block.rows, high * panel) - low * panel, tensor.row_nbytes), np.uint8)
-    unpack(tensor, block, len(unpacked), data, unpacked.reshape(-1))
-    at = first - low * panel
-    rows[:] = unpacked[at : at + len(rows)]
+        tail += [read(keys_at + begin * 4, end - begin, "<u4"), read(keys_at + escapes * 4 + begin, end - begin)]
+    around = (head.tobytes(), b"".join(piece.tobytes() for piece in tail))
+    at, nbytes = block.offset + _kernels.PACKED_TABLE + low * width, (high - low) * width
+    return StoredBlock(block.file, at, nbytes, row, count, "packed", None, around, first - low * panel)
+
+
+def rows_of(tensor: Tensor, part: StoredBlock, data: np.ndarray) -> np.ndarray:
+    """The plain rows, (part.rows, tensor.row_nbytes) uint8, of a part of a packed block, what is around it included."""
+    rows = part.skip + part.rows  # what its last panel has beyond them is not looked at
+    unpacked = np.empty((rows, tensor.row_nbytes), np.uint8)
+    unpack(tensor, part, rows, data, unpacked.reshape(-1))
+    return unpacked[part.skip : part.skip + part.rows]
 
 
 def unpack(tensor: Tensor, block: StoredBlock, rows: int, data: np.ndarray, out: np.ndarray) -> None:

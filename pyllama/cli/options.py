@@ -84,8 +84,21 @@ def add_draft(group: argparse._ActionsContainer, default: str | None = "auto", p
     )
 
 
+def add_hosts(group: argparse._ActionsContainer) -> None:
+    """The boards of a cluster."""
+    group.add_argument(
+        "--hosts",
+        metavar="NAMES",
+        help="boards that share the model, this one among them, such as pi1,pi2,pi3=0.5 (half a share), or a file with "
+        "a line for each (docs/cluster.md); the text does not depend on it",
+    )
+    group.add_argument(
+        "--interface", metavar="NAME", help="with --hosts: through which they talk, such as eth0; default: any"
+    )
+
+
 # Of add_loading()'s options, what load() takes.
-LOADING = ("memory", "context_length", "kv_dtype", "threads", "pre_tokenizer", "draft")
+LOADING = ("memory", "context_length", "kv_dtype", "threads", "pre_tokenizer", "draft", "hosts", "interface")
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +108,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     add_budget(group)
     add_threads(group)
     add_draft(group)
+    add_hosts(group)
     group.add_argument("--quiet", action="store_true", help="show no progress of what takes more than a second")
 
 

@@ -81,6 +81,8 @@ def _add_uninstall(actions: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def install(args: argparse.Namespace) -> int:
+    if args.hosts:
+        raise RequestError("--hosts: not for this unit, whose sandbox keeps ssh out; docs/cluster.md has one to write")
     from pyllama.service import memory_control
     from pyllama.service.systemd import Units
     from pyllama.service.unit import render

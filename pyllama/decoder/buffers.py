@@ -32,6 +32,7 @@ def widths(shape: Shape) -> dict[str, int]:
         }
         | ({"q_gate": 2 * shape.q_size, "attention_gate": shape.q_size} if shape.gated else {})
         | _of_experts(shape)
+        | _of_ranks(shape)
         | _of_each_layer(shape)
         | {f"{name}{rope}": dim // 2 for rope, dim in enumerate(shape.rotated) for name in ("cos", "sin")}
     )
@@ -50,6 +51,20 @@ def _of_experts(shape: Shape) -> dict[str, int]:
     }
 
 
+def _of_ranks(shape: Shape) -> dict[str, int]:
+    """Where the model is shared: what is put together of all ranks' pieces, and this one's piece of a block's sum."""
+    if shape.shared is None:
+        return {}
+    shared = shape.shared
+    return {
+        "all_attended": shared.q,  # before that, where all heads are normed as one, the queries
+        "all_keys": shared.kv,
+        "all_gate": shared.inner,
+        "piece": shared.hidden,
+        "staged": max(shared.q, shared.inner, shape.hidden_size),  # pieces on their way
+    }
+
+
 def _of_each_layer(shape: Shape) -> dict[str, int]:
     if not shape.per_layer_size:
         return {}
@@ -63,7 +78,8 @@ def _of_each_layer(shape: Shape) -> dict[str, int]:
 def _widest_input(shape: Shape) -> int:
     """Columns of the widest activations that a matrix multiplies."""
     columns = widths(shape)
-    widest = max(columns.get(name, 0) for name in ("normed", "attended", "gate", "expert_gate", "own_gate"))
+    names = ("normed", "attended", "gate", "expert_gate", "own_gate", "all_attended", "all_gate")
+    widest = max(columns.get(name, 0) for name in names)
     return max(widest, dict(shape.recurrent).get("recurred", 0))
 
 
@@ -96,6 +112,10 @@ class Buffers:
     expert_gate: kernels.Floats
     expert_up: kernels.Floats
     routed: kernels.Floats
+    all_attended: kernels.Floats
+    all_keys: kernels.Floats
+    all_gate: kernels.Floats
+    piece: kernels.Floats
     beside: kernels.Floats
     q_gate: kernels.Floats
     attention_gate: kernels.Floats
@@ -125,6 +145,8 @@ class Buffers:
         }
         for name, buffer in (self._all | self._recurrent).items():
             setattr(self, name, buffer)
+        if shape.shared is None:
+            self.all_attended, self.all_keys, self.all_gate, self.piece = self.attended, self.k, self.gate, self.normed
         self.rotations = [(self._all[f"cos{rope}"], self._all[f"sin{rope}"]) for rope in range(shape.ropes)]
         self._narrower: dict[tuple[str, int], kernels.Floats] = {}
         self.input = kernels.Input(tokens, _widest_input(shape))

@@ -6,7 +6,6 @@ streams, and MODEL.md has the mathematics. Knows neither files nor text nor samp
 
 import math
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Tokens
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -27,12 +26,14 @@ from pyllama.architecture.tensors import (
     PER_LAYER_PROJECTION,
 )
 from pyllama.decoder.buffers import OWN_ROWS, Buffers
-from pyllama.decoder.kv_cache import KVCache, Sequence
+from pyllama.decoder.extending import Extender
+from pyllama.decoder.kv_cache import KVCache
 from pyllama.decoder.page_pool import PagePool, View
-from pyllama.decoder.passes import Pass, Segment, build
+from pyllama.decoder.passes import Pass
+from pyllama.decoder.ranks import Ranks
 from pyllama.decoder.recurrent import recurrence
 from pyllama.decoder.routes import Routes
-from pyllama.decoder.shape import Shape, kinds_of_rope
+from pyllama.decoder.shape import Heads, Shape, kinds_of_rope
 from pyllama.decoder.state_pool import StatePool
 from pyllama.decoder.states import Steps
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
@@ -55,6 +56,17 @@ _HEAD = _Linear((HEAD,), (None,))
 _PER_LAYER = _Linear((PER_LAYER_PROJECTION,), (None,))
 _NO_WRITES = np.zeros((0, 2), np.int32)
 _ACTIVATIONS = {"silu": kernels.swiglu, "gelu": kernels.geglu}
+
+
+def _computed_here(linear: _Linear, outs: tuple[_Floats, ...]) -> tuple[_Linear, tuple[_Floats, ...]]:
+    """Without the matrices of which this rank has no rows."""
+    columns = [out.cols if isinstance(out, kernels.Floats) else out.shape[1] for out in outs]
+    if all(columns):
+        return linear, outs
+    kept = [i for i, count in enumerate(columns) if count]
+    return _Linear(tuple(linear.names[i] for i in kept), tuple(linear.biases[i] for i in kept)), tuple(
+        outs[i] for i in kept
+    )
 
 
 class _Norm(NamedTuple):
@@ -90,8 +102,10 @@ class _Layer:
 
     def __init__(
         self, number: int, layer: Layer, weights: Weights, attention: "kernels.Attention | None", rope: int | None,
-        eps: float,
+        heads: Heads | None, inner: int | None, eps: float,
     ):  # fmt: skip
+        """heads: those computed here, of attention; inner: rows of gate_proj computed here, or None for all"""
+
         def norm(of: Norm | None) -> _Norm | None:
             if of is None:
                 return None
@@ -120,9 +134,10 @@ class _Layer:
         self.growth = mixer.growth if isinstance(mixer, Attention) else None
         self.recurrence = recurrence(number, layer, weights, eps)
         if isinstance(mixer, Attention):
+            assert heads is not None
             self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
-            self.heads, self.kv_heads, self.head_dim = mixer.heads, mixer.kv_heads, mixer.head_dim
-            self.q_size, self.kv_size = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+            self.heads, self.kv_heads, self.head_dim = heads.heads, heads.kv_heads, heads.head_dim
+            self.q_size, self.kv_size = heads.q_size, heads.kv_size
             projections = [linear for linear in (mixer.q, mixer.k, mixer.v) if linear is not None]
             self.qkv, self.o = linears(*projections), linears(mixer.o)
             self.has_keys, self.has_values = mixer.k is not None, mixer.v is not None
@@ -141,7 +156,7 @@ class _Layer:
         self.name = layer.name
         if isinstance(mlp, Mlp):
             self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
-            self.inner = mlp.gate.rows
+            self.inner = mlp.gate.rows if inner is None else inner
             self.activation = _ACTIVATIONS[mlp.activation]
         if self.experts is not None:
             count, biased = self.experts.count, self.experts.down.bias
@@ -172,7 +187,7 @@ class _PerLayer:
         self.rows = kernels.Floats(np.empty((OWN_ROWS, config.num_hidden_layers * size), np.float32))
 
 
-class Decoder:
+class Decoder(Extender):
     """A model that is ready to run.
 
     config           the model's hyperparameters
@@ -186,6 +201,7 @@ class Decoder:
     on_input         None, or called with the names of matrices and the rows, float32 (T, cols), that they are about to
                      be multiplied with, which are not the caller's to keep
     shape            how much of the model is computed here
+    ranks            with whom the rest is shared, or None
     cache            whose positions lie in which pages
     states           memory of what layers carry from token to token, or None where none does
     """
@@ -200,13 +216,15 @@ class Decoder:
         max_pass_tokens: int = MAX_PASS_TOKENS,
         rope_interleaved: bool = False,
         on_layer: Callable[[int], None] | None = None,
+        ranks: Ranks | None = None,
     ):
         if context_length < 1:
             raise RequestError(f"context_length: got {context_length}, expected at least 1")
         if max_pass_tokens < 1:
             raise RequestError(f"max_pass_tokens: got {max_pass_tokens}, expected at least 1")
         self.config = config
-        self.shape = shape = Shape.whole(config)
+        self.shape = shape = Shape.whole(config) if ranks is None else Shape.of_share(config, ranks.share)
+        self.ranks = ranks
         self.weights = weights
         self.context_length = context_length
         self.max_pass_tokens = min(max_pass_tokens, context_length)
@@ -222,10 +240,21 @@ class Decoder:
         kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
         self._ropes = [frequencies(rope) for rope in kinds]
         names = [layer.name for layer, _ in attending]
-        kernels_of = dict(zip(names, self._pool.attention, strict=True))
+        kernels_of = dict(zip(names, self._pool.attention, strict=bool(self._pool.attention)))
         ropes = {layer.name: kinds[mixer.rope] for layer, mixer in attending if mixer.rope}
+        heads = dict(zip(names, shape.attention, strict=True))
+        inner = None if ranks is None else shape.intermediate_size
         self._layers = [
-            _Layer(number, layer, weights, kernels_of.get(layer.name), ropes.get(layer.name), config.rms_norm_eps)
+            _Layer(
+                number,
+                layer,
+                weights,
+                kernels_of.get(layer.name),
+                ropes.get(layer.name),
+                heads.get(layer.name),
+                inner,
+                config.rms_norm_eps,
+            )
             for number, layer in enumerate(layers)
         ]
         self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
@@ -235,85 +264,9 @@ class Decoder:
         self._logits_scale = np.array([1 / config.logits_scale], np.float32)
         self._buffers = Buffers(shape, 1)
 
-    def new_sequence(self) -> Sequence:
-        """An empty sequence; close() it to give its pages back."""
-        return self.cache.new_sequence()
-
-    def prefill(self, sequence: Sequence, token_ids: Tokens[int]) -> np.ndarray:
-        """Append token_ids to the sequence in as few passes as possible; logits (vocab_size,) of the last."""
-        if not len(token_ids):
-            raise RequestError("prefill: no tokens, expected at least one")
-        for start in range(0, len(token_ids), self.max_pass_tokens):
-            part = token_ids[start : start + self.max_pass_tokens]
-            logits, _ = self.extend([(sequence, part)], [start + len(part) == len(token_ids)])
-        row: np.ndarray = logits[0]
-        return row
-
-    def forward(
-        self, batch: Tokens[Segment], logits: str = "last", on_layer: Callable[[int], None] | None = None
-    ) -> np.ndarray:
-        """Append each segment's tokens to its sequence, all in one pass over the weights.
-
-        batch     (sequence, token ids) segments, no sequence twice; at most max_pass_tokens tokens in all
-        logits    "last": a row per segment, for its last token; "all": a row per token
-        on_layer  for this pass, besides the decoder's own
-
-        Returns float32 (rows, vocab_size), the caller's to keep. Raises ContextOverflowError for a sequence
-        that cannot hold its tokens and RequestError for anything else amiss; then, and when a pass fails
-        half-way, no sequence has changed its length.
-        """
-        if logits not in ("last", "all"):
-            raise RequestError(f"logits: got {logits!r}, expected 'last' or 'all'")
-        wanted = [1 if logits == "last" else len(ids) for _, ids in batch]
-        out, rows = self.extend(batch, wanted, on_layer)
-        return out if sum(wanted) == len(out) else out[np.concatenate(rows)]
-
-    def extend(
-        self,
-        batch: Tokens[Segment],
-        wanted: Tokens[int],
-        on_layer: Callable[[int], None] | None = None,
-        hidden: bool = False,
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """As forward(), with forks of one text welcome among the segments: what they have in common is computed once.
-
-        wanted  how many of each segment's last tokens get a row of logits
-        hidden  rows are the final hidden states, after the last norm, in place of logits
-
-        Returns the logits, float32 (rows, vocab_size), or hidden states, (rows, hidden_size), one row a token however
-        many forks share it, and for each segment the indices of its rows.
-        """
-        self._check(batch)
-        planned, rows = build(self.cache, batch, wanted, self.max_pass_tokens)
-        try:
-            out = self.run(planned, on_layer, hidden)
-        except BaseException:
-            for sequence, _ in batch:
-                sequence.release_unused()
-            raise
-        for sequence, ids in batch:
-            sequence.advance(len(ids))
-        return out, rows
-
-    def _check(self, batch: Tokens[Segment]) -> None:
-        if not batch or not all(len(ids) for _, ids in batch):
-            raise RequestError("forward: a segment without tokens, expected at least one token each")
-        if len({id(sequence) for sequence, _ in batch}) != len(batch):
-            raise RequestError("forward: a sequence appears twice in one pass")
-        for _, ids in batch:
-            low, high = min(ids), max(ids)
-            if low < 0 or high >= self.config.vocab_size:
-                bad = low if low < 0 else high
-                raise RequestError(f"token id {bad}, expected 0 to {self.config.vocab_size - 1}")
-
     def run(self, planned: Pass, on_layer: Callable[[int], None] | None = None, hidden: bool = False) -> np.ndarray:
-        """Logits of the rows that the pass asks for, float32 (R, vocab_size), the caller's to keep.
-
-        Needs nothing but the pass and those before it: the sequences they were built from may live elsewhere.
-
-        on_layer  for this pass, besides the decoder's own
-        hidden    what the head would make logits of, (R, hidden_size), in their place
-        """
+        """As Extender.run(). Needs nothing but the pass and those before it: the sequences they were built from may
+        live elsewhere. Of several ranks only the first returns logits, the others none."""
         self._pool.grow(planned.page_count)
         for source, target in planned.copies:  # first: whatever fails later, they have been made
             self._pool.copy(source, target)
@@ -332,7 +285,10 @@ class Decoder:
             self.states.grow(planned.steps.slot_count, planned.steps.row_count)
             walk = self.states.walk(planned.steps)
 
-        self.weights.embedding(EMBEDDING, planned.token_ids, a.x.array)
+        if self.ranks is None:
+            self.weights.embedding(EMBEDDING, planned.token_ids, a.x.array)
+        else:
+            self.ranks.embed(self.weights, planned.token_ids, a.x)
         if self.config.embedding_scale != 1:
             kernels.scale(a.x, self._embedding_scale, a.x)
         if self._per_layer:
@@ -353,9 +309,8 @@ class Decoder:
                 where = kernels.Batch(
                     self._pool.addresses, planned.pages, planned.positions[rows], planned.sequences[rows], _NO_WRITES
                 )
-            if layer.attention is not None:
-                growth = growing.get(layer.growth) if layer.growth else None
-                self._attention_block(layer, layer.attention, a, where, growth)
+            if layer.recurrence is None:
+                self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
             elif walk is not None and planned.steps is not None:
                 self._recurrent_block(layer, a, planned.steps, walk)
             if layer.experts is None:
@@ -373,14 +328,29 @@ class Decoder:
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
         self.passes += 1
         if hidden:
+            if self.ranks is not None:  # as with logits: all of them end the pass together
+                self.ranks.collect([range(0)] * len(self.ranks.shares), x[:, :0], None)
             return x
         out = np.empty((len(x), self.shape.vocab_size), np.float32)
         self._linear(_HEAD, x, (out,))
-        if self.config.logits_scale != 1:
+        if self.config.logits_scale != 1 and out.size:
             kernels.scale(out, self._logits_scale, out)
-        if self.config.logits_softcap:
+        if self.config.logits_softcap and out.size:
             kernels.softcap(out, self.config.logits_softcap, out)
+        return out if self.ranks is None else self._all_logits(self.ranks, out)
+
+    def _all_logits(self, ranks: Ranks, piece: np.ndarray) -> np.ndarray:
+        rows = (len(piece), self.config.vocab_size) if ranks.rank == 0 else (0, self.config.vocab_size)
+        out = np.empty(rows, np.float32)
+        ranks.collect([share.vocab for share in ranks.shares], piece, out if ranks.rank == 0 else None)
         return out
+
+    def _gather(self, what: str, piece: kernels.Floats, whole: kernels.Floats) -> None:
+        """whole = the pieces of all ranks, side by side; `what` names a field of Share."""
+        if self.ranks is not None:
+            unit = self.shape.attention[0].head_dim if what in ("heads", "kv_heads") else 1
+            ranges: list[range] = [getattr(share, what) for share in self.ranks.shares]
+            self.ranks.gather([range(r.start * unit, r.stop * unit) for r in ranges], piece, whole)
 
     def _per_layer_inputs(self, of: _PerLayer, token_ids: np.ndarray, a: Buffers) -> None:
         """per_layer = (RMSNorm(projection(x) / sqrt(hidden_size)) + own * sqrt(size)) / sqrt(2)
@@ -399,10 +369,7 @@ class Decoder:
             kernels.add(made, rows, made)
         kernels.scale(a.per_layer, of.scale, a.per_layer)
 
-    def _attention_block(
-        self, layer: _Layer, attention: "kernels.Attention", a: Buffers, where: "kernels.Batch",
-        growing: np.ndarray | None,
-    ) -> None:  # fmt: skip
+    def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None) -> None:
         """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
 
         growing  what each token's query is multiplied by, (T, 1), or None
@@ -418,12 +385,40 @@ class Decoder:
             gate = a.sized("attention_gate", layer.q_size)
             for part, out in enumerate((q, gate)):
                 np.copyto(out.array.reshape(-1, layer.heads, layer.head_dim), parted[:, :, part])
-        if layer.v_norm is not None:
+        if layer.v_norm is not None and v.cols:
             kernels.rmsnorm(v if layer.has_values else k, layer.v_norm.weight, eps, v, layer.v_norm.cols)
         if layer.q_norm is not None:
-            kernels.rmsnorm(q, layer.q_norm.weight, eps, q, layer.q_norm.cols)
+            self._norm_heads("heads", layer.q_norm, q, a.all_attended)
         if layer.k_norm is not None:
-            kernels.rmsnorm(k, layer.k_norm.weight, eps, k, layer.k_norm.cols)
+            self._norm_heads("kv_heads", layer.k_norm, k, a.all_keys)
+        if layer.attention is not None:
+            self._attend(layer, layer.attention, (q, k, v, attended), a, where, growing)
+        if layer.gated:
+            kernels.sigmoid_gate(attended, gate, attended)
+        whole = attended if self.ranks is None else a.all_attended
+        self._gather("heads", attended, whole)
+        self._linear(layer.o, whole, (a.piece,))
+        self._gather("hidden", a.piece, a.normed)
+        self._add(layer, layer.mixer_post_norm, a)
+
+    def _norm_heads(self, what: str, norm: _Norm, x: kernels.Floats, whole: kernels.Floats) -> None:
+        """RMSNorm of each head, or of all heads as one: then of those that other ranks have, too."""
+        eps = self.config.rms_norm_eps
+        if self.ranks is None or norm.cols == self.shape.attention[0].head_dim:
+            if x.cols:
+                kernels.rmsnorm(x, norm.weight, eps, x, norm.cols)
+            return
+        self._gather(what, x, whole)
+        kernels.rmsnorm(whole, norm.weight, eps, whole, norm.cols)
+        first = getattr(self.ranks.share, what).start * self.shape.attention[0].head_dim
+        x.array[:] = whole.array[:, first : first + x.cols]
+
+    def _attend(
+        self, layer: _Layer, attention: "kernels.Attention", buffers: tuple[kernels.Floats, ...], a: Buffers,
+        where: "kernels.Batch", growing: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        """attended = attention(rope(q), rope(k), v); buffers: of these, q, k, v and attended"""
+        q, k, v, attended = buffers
         turned = [(q, layer.heads), (k, layer.kv_heads)][: 2 if layer.has_keys else 1]
         if layer.rope is not None:
             cos, sin = a.rotations[layer.rope]
@@ -438,10 +433,6 @@ class Decoder:
         if layer.has_keys:
             attention.append(where, k, v)
         attention.attend(where, q, attended)
-        if layer.gated:
-            kernels.sigmoid_gate(attended, gate, attended)
-        self._linear(layer.o, attended, (a.normed,))
-        self._add(layer, layer.mixer_post_norm, a)
 
     def _recurrent_block(self, layer: _Layer, a: Buffers, steps: Steps, walk: "kernels.Walk") -> None:
         """x += out_proj(what the layer's state and RMSNorm(x) make)"""
@@ -459,8 +450,12 @@ class Decoder:
     def _mlp(self, layer: _Layer, a: Buffers) -> None:
         gate, up = a.sized("gate", layer.inner), a.sized("up", layer.inner)
         self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (gate, up))
-        layer.activation(gate, up, gate)
-        self._linear(layer.down, gate, (a.normed,))
+        if gate.cols:
+            layer.activation(gate, up, gate)
+        whole = gate if self.ranks is None else a.all_gate
+        self._gather("inner", gate, whole)
+        self._linear(layer.down, whole, (a.piece,))
+        self._gather("hidden", a.piece, a.normed)
 
     def _own_block(self, number: int, layer: _Layer, gate: _Linear, projection: _Linear, a: Buffers) -> None:
         """x += RMSNorm(projection(gelu(gate(x)) * what the token has for this layer))"""
@@ -591,6 +586,10 @@ class Decoder:
         """out = x @ w.T + bias for each matrix and its out: in one call if they are in memory, else block by block."""
         if self.on_input:
             self.on_input(linear.names, x.array if isinstance(x, kernels.Floats) else x)
+        if self.ranks is not None:
+            linear, outs = _computed_here(linear, outs)
+            if not outs:
+                return
         taken = self._buffers.input.take(x)
         blocks = self.weights.resident(*linear.names)
         if blocks is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyllama.decoder.decoder import Decoder
+from pyllama.decoder.extending import Extender
 from pyllama.decoder.kv_cache import Sequence
 from pyllama.decoder.passes import Segment
 from pyllama.errors import BusyError, PyllamaError, RequestError
@@ -46,7 +47,7 @@ class Turn(forked.ForkAware):
 class ExclusiveSequence(Sequence):
     """A sequence that is neither cut nor filled while a pass writes into its pages."""
 
-    def __init__(self, decoder: "ExclusiveDecoder"):
+    def __init__(self, decoder: "Exclusive"):
         super().__init__(decoder.cache)
         self.decoder = decoder
         self.last_pass: object = None
@@ -87,7 +88,7 @@ class ExclusiveSequence(Sequence):
             raise BusyError(f"{what}: a pass computes with this sequence")
 
 
-class ExclusiveDecoder(Decoder):
+class Exclusive(Extender):
     """A decoder for any thread, but for one at a time. Refuses with BusyError, and has computed nothing then.
 
     turn     to be taken by whoever wants no pass meanwhile
@@ -131,3 +132,7 @@ class ExclusiveDecoder(Decoder):
         self.turn.refuse("close")
         with self.turn.lock:
             self._retired = True
+
+
+class ExclusiveDecoder(Exclusive, Decoder):
+    """A decoder of this process, for any thread, but for one at a time."""

@@ -69,7 +69,8 @@ class PagePool:
     shape       the layers and heads whose keys and values are kept here
     views       of each layer
     dtype       "f16" or "f32"
-    attention   per layer, the kernel that knows where in a page the layer's keys and values lie
+    attention   per layer, the kernel that knows where in a page the layer's keys and values lie;
+                none where no heads are here
     page_nbytes bytes of a page
     addresses   (pages,) uint64, by number: for kernels.Batch
     """
@@ -102,6 +103,7 @@ class PagePool:
                 v_offset=offset[1],
             )
             for of, view, offset in zip(shape.attention, views, offsets, strict=True)
+            if of.heads
         ]
         self.addresses = np.zeros(0, np.uint64)
         self._memory: list[np.ndarray] = []

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from pyllama.architecture import Config, Layer, layers_of
 from pyllama.architecture.layer import Attention, GatedDelta, Mlp, Rope, ShortConv, attentions
+from pyllama.decoder.ranks import Share
 
 
 def kinds_of_rope(layers: Iterable[Layer]) -> tuple[Rope, ...]:
@@ -26,6 +27,20 @@ def _widths(layers: Iterable[Layer]) -> tuple[tuple[str, int], ...]:
             found |= {"beta": heads, "state_q": mixer.keys, "state_k": mixer.keys, "state_v": mixer.values}
             found |= {"recurred": mixer.values}
     return tuple(found.items())
+
+
+class Shared(NamedTuple):
+    """Columns of what ranks gather, and of the piece of the residual stream that is computed here.
+
+    q, kv   of the queries, and of the keys, of all heads
+    inner   of the gated product
+    hidden  rows of o_proj and down_proj computed here
+    """
+
+    q: int
+    kv: int
+    inner: int
+    hidden: int
 
 
 class Heads(NamedTuple):
@@ -69,6 +84,7 @@ class Shape(NamedTuple):
     state_floats       what a text carries from token to token, in all layers that do
     input_floats       what that depends on, of a token
     recurrent          buffer -> columns, of what these layers compute
+    shared             what is gathered from all ranks, where a model is shared; None: all of it is here
     """
 
     hidden_size: int
@@ -85,6 +101,7 @@ class Shape(NamedTuple):
     state_floats: int = 0
     input_floats: int = 0
     recurrent: tuple[tuple[str, int], ...] = ()
+    shared: Shared | None = None
 
     @classmethod
     def whole(cls, config: Config) -> "Shape":
@@ -112,6 +129,19 @@ class Shape(NamedTuple):
             state_floats=sum(mixer.state_floats for mixer in carrying),
             input_floats=sum(mixer.input_floats for mixer in carrying),
             recurrent=_widths(layers),
+        )
+
+    @classmethod
+    def of_share(cls, config: Config, share: Share) -> "Shape":
+        """What a rank computes of it."""
+        whole = cls.whole(config)
+        return whole._replace(
+            attention=tuple(
+                of._replace(heads=len(share.heads), kv_heads=len(share.kv_heads)) for of in whole.attention
+            ),
+            intermediate_size=len(share.inner),
+            vocab_size=len(share.vocab),
+            shared=Shared(whole.q_size, whole.kv_size, whole.intermediate_size, len(share.hidden)),
         )
 
     @property

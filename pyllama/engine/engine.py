@@ -19,7 +19,7 @@ from pyllama.engine.page_store import PageStore, pages_name
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Deliver, Request
 from pyllama.engine.scheduler import Part, Scheduler
-from pyllama.errors import BudgetError, BusyError, PyllamaError, RequestError, StoppingError
+from pyllama.errors import BoardError, BudgetError, BusyError, PyllamaError, RequestError, StoppingError
 from pyllama.generation import Answer, AnswerOptions, Found, Step, run_pass
 from pyllama.generation.sampler import SamplingParams
 
@@ -130,6 +130,8 @@ class Engine:
         cache.limit(self._max_pages)
         store, self._small_states = None, False
         if session_dir is not None:
+            if getattr(model.decoder, "hosts", None):
+                raise RequestError("session_dir: pages of several boards are not saved yet; leave it out with hosts")
             name = pages_name(model.checkpoint, cache.dtype)
             state_nbytes = cache.state_pool.slot_nbytes if cache.state_pool else 0
             store = PageStore(session_dir, name, cache.page_nbytes, session_nbytes, state_nbytes)
@@ -437,6 +439,11 @@ class Engine:
             error = PyllamaError(f"internal error: {type(error).__name__}")
         for request, _ in batch:
             self._end(request, "error", error)
+        if isinstance(error, BoardError):  # positions of all texts went with it
+            for request in list(self._scheduler.running):
+                self._end(request, "error", error)
+            while self._prefix_cache.evict():
+                pass
 
     def _fail_all(self, error: PyllamaError) -> None:
         for request in [*self._scheduler.running, *self._scheduler.waiting]:

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from pyllama.checkpoint.digest import model_digest
 from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.private_folder import PrivateFolder
 from pyllama.errors import RequestError, reason_of
-from pyllama.version import __version__
 
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
@@ -44,20 +44,6 @@ _MODEL = re.compile("[0-9a-f]+")
 _MAX_PATH = 1 << 26  # bytes of tokens: of more, no context is made
 
 _log = logging.getLogger("pyllama")
-
-
-def model_digest(checkpoint: "Checkpoint", kv_dtype: str) -> str:
-    """Names all that a page's bits depend on besides its tokens.
-
-    Of each tensor one row is read, not all: two models that differ nowhere there are one model retrained in no
-    matrix. Cost: a small read a tensor.
-    """
-    digest = hashlib.sha256(f"{__version__} {kv_dtype} {checkpoint.rope_interleaved} {checkpoint.config}".encode())
-    for name in sorted(checkpoint.tensors):
-        tensor = checkpoint.tensors[name]
-        digest.update(f"\n{name} {tensor.dtype} {tensor.shape} ".encode())
-        digest.update(checkpoint.read_rows(tensor, tensor.rows // 2, 1).tobytes())
-    return digest.hexdigest()[:32]
 
 
 def pages_name(checkpoint: "Checkpoint", kv_dtype: str) -> str:

@@ -117,11 +117,13 @@ def make_plan(
     max_pass_tokens: int = MAX_PASS_TOKENS,
     drafter: int = 0,
     branches: int = 0,
+    shape: Shape | None = None,
 ) -> Plan:
     """The best division of `budget` bytes. The cache gets room for so many contexts, but not for a second one where
     that takes more than a quarter of the budget.
 
     max_pass_tokens    more than these nobody will want in a pass: a drafter's are small
+    shape              of what is computed here, where the model is shared and `model` has this rank's rows alone
     drafter, branches  bytes that go to somebody else, as in Plan; nothing of them is planned here
 
     The weights get what is left over, so the rest is kept as small as it can be without costing speed: a pass takes
@@ -131,7 +133,7 @@ def make_plan(
     """
     config = model.config
     interpreter += SLACK
-    shape = Shape.whole(config)
+    shape = shape or Shape.whole(config)
     cache = least_cache = cache_nbytes(shape, context_length, kv_dtype)
     if contexts > 1:  # sequences that share pages need one more, to copy one before it is written
         least_cache += cache_nbytes(shape, 1, kv_dtype)
@@ -143,7 +145,7 @@ def make_plan(
         slots_of_states = 2 * running + min(MOST_SNAPSHOTS, budget // 16 // of_state)
     order = matrices(model)
     dtypes = {tensor.dtype for _, tensor in order}
-    least_room = smallest_room(tensor for _, tensor in order)
+    least_room = max(SECTOR, smallest_room(tensor for _, tensor in order))
     layer = _largest_layer(model)
     room = max(least_room, min(ROOM, layer // LEAST_SLOTS // SECTOR * SECTOR))
     weights = sum(_kept_nbytes(tensor, room) for _, tensor in order)

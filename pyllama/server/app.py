@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pyllama.checkpoint.digest import model_digest
 from pyllama.engine import AsyncEngine
-from pyllama.engine.page_store import model_digest
 from pyllama.errors import PyllamaError
 from pyllama.server import infill, status, text
 from pyllama.server.access import Access

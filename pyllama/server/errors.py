@@ -8,7 +8,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.errors import BusyError, ContextOverflowError, PyllamaError, RequestError, StoppingError, TokenizerError
+from pyllama.errors import (
+    BoardError,
+    BusyError,
+    ContextOverflowError,
+    PyllamaError,
+    RequestError,
+    StoppingError,
+    TokenizerError,
+)
 from pyllama.printable import one_line
 
 _log = logging.getLogger("pyllama")
@@ -108,6 +116,8 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
     """The error a client is told for one that was raised while its request was handled."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, BoardError):
+        return ApiError(503, str(error), code="busy", headers={"retry-after": "5"})
     if isinstance(error, BusyError):
         stopping = isinstance(error, StoppingError)
         status, headers = (503, None) if stopping else (429, {"retry-after": str(retry_after_s)})

@@ -14,6 +14,7 @@ from pyllama.architecture.tensors import BY_ROW, EMBEDDING, HEAD, model_tensors
 from pyllama.checkpoint import Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import SECTOR
+from pyllama.checkpoint.index import StoredBlock
 from pyllama.checkpoint.outline import Described
 
 
@@ -42,6 +43,7 @@ class Block:
     spans   where they lie: one, but for Meta's shards that cut a matrix by columns; none where they lie apart
     stored  "rows", or "packed" as pyllama's own files hold them
     crc32   of the stored bytes, or None where the file has none
+    part    the part of a stored block that it is, where its bytes are no block as they lie there; or None
     apart   the part that has them with rows of another matrix between, or without their scales (checkpoint/apart.py)
     """
 
@@ -51,11 +53,14 @@ class Block:
     spans: tuple[Span, ...]
     stored: str = "rows"
     crc32: int | None = None
+    part: StoredBlock | None = None
     apart: Part | None = None
 
     @property
     def room(self) -> int:
-        return _sectors(self.nbytes) if self.apart else sum(span.room for span in self.spans)
+        if self.apart:
+            return _sectors(self.nbytes)
+        return sum(span.room for span in self.spans) + _room_around(self.part)
 
     @property
     def nbytes(self) -> int:
@@ -63,16 +68,21 @@ class Block:
         return self.rows * self.tensor.row_nbytes if self.apart else sum(span.nbytes for span in self.spans)
 
 
+def _room_around(part: StoredBlock | None) -> int:
+    """Bytes of memory that what is not read takes: before the panels at most a sector, so that they are aligned."""
+    return SECTOR + len(part.around[1]) if part is not None and part.around else 0
+
+
 def matrices(model: Described) -> list[tuple[str, Tensor]]:
     """(name asked for, tensor) of every matrix that each pass multiplies by, in order; a tied head is the embedding.
-    Experts are not among them."""
+    Experts are not among them, nor is what has no rows here."""
     order = [
         (of.name, model.tensors[of.name])
         for of in model_tensors(model.config)
         if len(of.shape) == 2 and of.expert is None and of.name not in (*BY_ROW, HEAD)
     ]
     head = model.tensors.get(HEAD) or model.tensors[EMBEDDING]
-    return [*order, (HEAD, head)]
+    return [(name, tensor) for name, tensor in [*order, (HEAD, head)] if tensor.rows]
 
 
 def experts_of(model: Described) -> dict[int, list[tuple[Tensor, Tensor, Tensor]]]:
@@ -93,7 +103,7 @@ def smallest_room(tensors: Iterable[Tensor]) -> int:
     most = 0
     for tensor in tensors:
         if tensor.blocks:
-            most = max(most, *(Span(b.file, b.offset, b.nbytes).room for b in tensor.blocks))
+            most = max(most, *(Span(b.file, b.offset, b.nbytes).room + _room_around(b) for b in tensor.blocks))
         else:
             pieces = {(p.col, p.cols) for p in tensor.parts}
             turns = max(part.apart.step if part.apart else 1 for part in tensor.parts)  # they come in one read
@@ -106,8 +116,12 @@ def cut(tensor: Tensor, room: int) -> list[Block]:
     """The tensor in blocks that fit slots of `room` bytes (smallest_room at least)."""
     if tensor.blocks:
         return [
-            Block(tensor, b.row, b.rows, (Span(b.file, b.offset, b.nbytes),), b.stored, b.crc32) for b in tensor.blocks
-        ]
+            Block(
+                tensor, b.row, b.rows, (Span(b.file, b.offset, b.nbytes),), "rows" if b.skip else b.stored, b.crc32,
+                b if b.around else None,
+            )
+            for b in tensor.blocks
+        ]  # fmt: skip
     bands: dict[tuple[int, int], list[Part]] = {}
     for part in tensor.parts:
         bands.setdefault((part.row, part.rows), []).append(part)

@@ -19,7 +19,8 @@ from pyllama import _kernels
 from pyllama.architecture.tensors import model_tensors
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.index import files_of
+from pyllama.checkpoint.index import StoredBlock, files_of
+from pyllama.checkpoint.packed_rows import rows_of
 from pyllama.decoder.shape import Shape
 from pyllama.decoder.weights import Step
 from pyllama.errors import CheckpointError, PyllamaError
@@ -28,6 +29,7 @@ from pyllama.streaming.blocks import Block, Span, cut, experts_of, matrices, sma
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.expert_counts import LEAST, read_counts, write_counts
 from pyllama.streaming.experts import Counters, ExpertStore
+from pyllama.streaming.local import LocalCheckpoint
 from pyllama.streaming.pinned import Arena, kept_nbytes
 from pyllama.streaming.ring import PENDING, Ring
 
@@ -64,7 +66,7 @@ class StreamedWeights(forked.ForkAware):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: "Checkpoint | LocalCheckpoint",
         *,
         slots: int = SLOTS,
         room: int = ROOM,
@@ -250,6 +252,8 @@ class StreamedWeights(forked.ForkAware):
         tensor = self._checkpoint.tensors[name]
         out = np.empty(tensor.shape, np.float32)
         raw = self._checkpoint.read_rows(tensor, 0, 1)
+        if not out.size:  # a rank that computes none of these
+            return out
         _kernels.widen(_kernels.Matrix(tensor.dtype, 1, tensor.cols, raw.reshape(-1)), out)
         return out
 
@@ -313,6 +317,8 @@ class StreamedWeights(forked.ForkAware):
 
     def _fill(self, place: _Place, memory: np.ndarray) -> "_kernels.Matrix":
         block, used, pieces = place.block, 0, []
+        if block.part is not None:
+            return self._fill_part(block, block.part, memory)
         for span in block.spans:
             pieces.append(self._files[span.file].read(span, memory[used:]))
             used += span.room
@@ -322,6 +328,22 @@ class StreamedWeights(forked.ForkAware):
             raise CheckpointError(f"{block.tensor.name}: rows from {block.row} are damaged (pyllama verify tells more)")
         data = pieces[0] if len(pieces) == 1 else _join(block, pieces)
         return _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, data, block.stored)
+
+    def _fill_part(self, block: Block, part: StoredBlock, memory: np.ndarray) -> "_kernels.Matrix":
+        """Some panels of a packed block, with what makes a block of them put around them."""
+        head, tail = (np.frombuffer(piece, np.uint8) for piece in part.around)
+        panels = self._files[part.file].read(block.spans[0], memory[SECTOR:])
+        begin = SECTOR + block.spans[0].offset % SECTOR - len(head)
+        end = begin + len(head) + len(panels)
+        memory[begin : begin + len(head)] = head
+        memory[end : end + len(tail)] = tail
+        data = memory[begin : end + len(tail)]
+        with self._lock:
+            self._read_nbytes += block.nbytes
+        if part.skip:
+            plain = rows_of(block.tensor, part, data)
+            return _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, plain.reshape(-1), "rows")
+        return _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, data, "packed")
 
 
 def _join(block: Block, pieces: list[np.ndarray]) -> np.ndarray:

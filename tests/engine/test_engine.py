@@ -11,8 +11,9 @@ import pytest
 import tiny
 
 import pyllama
+from pyllama.checkpoint.digest import model_digest
 from pyllama.engine import AsyncEngine, Engine
-from pyllama.engine.page_store import PageStore, model_digest
+from pyllama.engine.page_store import PageStore
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.errors import BudgetError, BusyError, ContextOverflowError, PyllamaError, RequestError
 from pyllama.generation import Embedding, Step

@@ -26,6 +26,12 @@ class FakeSequence:
     def length(self):
         return len(self.tokens)
 
+    def restorable(self, length):
+        return min(length, len(self.tokens))
+
+    def mark(self, length, exactly=False, common=0):
+        pass
+
     def truncate(self, length):
         assert 0 <= length <= len(self.tokens)
         del self.tokens[length:]

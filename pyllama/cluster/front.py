@@ -1,0 +1,349 @@
+"""The front end's side of a cluster: a decoder whose passes are run by ranks, on this board and on others.
+
+Sequences and their pages are kept here, as numbers; what lies in the pages is with the ranks. A fault loses that: it
+is told to whoever asked, and the next pass starts the ranks anew and begins with nothing.
+"""
+
+import json
+import os
+import select
+import time
+from collections.abc import Callable, Sequence
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from pyllama.architecture import Config
+from pyllama.cluster.hosts import Host
+from pyllama.cluster.job import Job
+from pyllama.cluster.wire import ClosedError, pass_to_bytes
+from pyllama.decoder.exclusive import Exclusive, ExclusiveSequence, Turn
+from pyllama.decoder.kv_cache import KVCache
+from pyllama.decoder.page_pool import POSITIONS
+from pyllama.decoder.passes import Pass, Segment
+from pyllama.errors import BoardError, PyllamaError
+from pyllama.planning.memory import Plan
+
+AGAIN_S = 2.0  # after a fault, until the ranks are started anew
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the ranks are to load: as arguments of load(); bytes that the front end has on rank 0's board, and that
+    branches of a drafter's take of all boards together."""
+
+    model: str
+    context_length: int
+    kv_dtype: str
+    threads: int | None
+    contexts: int
+    memory: int | None
+    front_nbytes: int
+    branches: int = 0
+
+
+class ClusterError(PyllamaError):
+    """The boards cannot run a model together: another model, another version, too little memory."""
+
+
+class RemotePages:
+    """Numbers of pages whose memory is with the ranks; page_nbytes: of all of them together."""
+
+    def __init__(self, dtype: str, page_nbytes: int):
+        self.dtype = dtype
+        self.page_nbytes = page_nbytes
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        return self._count * self.page_nbytes
+
+    def add(self) -> int:
+        self._count += 1
+        return self._count - 1
+
+
+class RemoteWeights:
+    """What is to be told of the ranks' weights: sums over them, and the longest wait."""
+
+    expert_counters = None
+    guesses_help = False
+
+    def __init__(self, decoder: "ClusterDecoder"):
+        self._decoder = decoder
+
+    @property
+    def bytes_read(self) -> int:
+        said = self._decoder.signs
+        told = self._decoder.reports
+        return sum(
+            max(sign.get("bytes", 0), report.get("bytes_read", 0)) for sign, report in zip(said, told, strict=True)
+        )
+
+    @property
+    def waited_s(self) -> float:
+        return max((report.get("waited_s", 0.0) for report in self._decoder.reports), default=0.0)
+
+    @property
+    def nbytes_streamed(self) -> int:
+        return sum(report.get("streamed", 0) for report in self._decoder.reports)
+
+    def pin_more(self, nbytes: int) -> None:
+        """What a drafter gives up is not the ranks'."""
+
+    def close(self) -> None:
+        self._decoder.end()
+
+
+class ClusterSequence(ExclusiveSequence):
+    """A sequence that knows which ranks hold its positions."""
+
+    def __init__(self, decoder: "ClusterDecoder"):
+        super().__init__(decoder)
+        self.life = decoder.life
+
+    def _another(self) -> "ClusterSequence":
+        assert isinstance(self.decoder, ClusterDecoder)
+        branch = ClusterSequence(self.decoder)
+        branch.life = self.life
+        return branch
+
+    def truncate(self, length: int) -> None:
+        super().truncate(length)
+        if not self.length:  # nothing is left that could be lost
+            assert isinstance(self.decoder, ClusterDecoder)
+            self.life = self.decoder.life
+
+
+class ClusterDecoder(Exclusive):
+    """A decoder on several boards, for any thread, but for one at a time.
+
+    hosts    of each rank
+    life     how many times the ranks were started
+    plan     all boards' memory together
+    plans    each rank's own
+    reports  what each rank told after the last pass
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hosts: Sequence[Host],
+        asked: Asked,
+        *,
+        interface: str | None = None,
+        on_layer: Callable[[int], None] | None = None,
+    ):
+        """Starts the ranks. Raises BoardError, ClusterError, BudgetError."""
+        self.turn = Turn()
+        self.running: object = None
+        self._retired = False
+        self.config = config
+        self.hosts = tuple(hosts)
+        self.context_length = asked.context_length
+        self.on_layer = on_layer
+        self.passes = 0
+        self.life = 0
+        self.reports: list[dict[str, Any]] = [{} for _ in hosts]
+        self.plans: list[Plan] = []
+        self._asked = asked
+        self._interface = interface
+        self._failed_at = 0.0
+        self._fault: BoardError | None = None
+        self._job: Job | None = None
+        page_nbytes = self._begin()
+        self.max_pass_tokens = min(plan.max_pass_tokens for plan in self.plans)
+        pool: Any = RemotePages(asked.kv_dtype, page_nbytes)
+        self.cache = KVCache(pool, self.context_length)
+        self.plan = _together(self.plans, self._pages, page_nbytes)
+        self.weights = RemoteWeights(self)
+
+    @property
+    def signs(self) -> list[dict[str, Any]]:
+        """What each rank said of itself last."""
+        return self._job.signs if self._job is not None else [{} for _ in self.hosts]
+
+    def new_sequence(self) -> ClusterSequence:
+        return ClusterSequence(self)
+
+    # --- the ranks ---
+
+    def _begin(self) -> int:
+        """Start the ranks, and agree on what they run; bytes of a page of all of them together."""
+        job = Job(self.hosts, self._interface)
+        try:
+            here = [sum(other.name == host.name for other in self.hosts) for host in self.hosts]
+            memory = [host.memory or self._asked.memory for host in self.hosts]
+            shares = [host.share for host in self.hosts]
+            asked = {name: getattr(self._asked, name) for name in Asked.__slots__}
+            try:
+                job.link.send("open", asked | {"memory": memory, "shares": shares, "ranks_here": here})
+                self._check_alike(job, json.loads(job.link.receive()[1]))
+                job.link.send("go")
+                reports = json.loads(job.link.receive()[1])
+                for rank, report in enumerate(reports):
+                    if report["error"]:
+                        raise ClusterError(f"{job.name(rank)}: {report['error']}")
+                job.link.send("go")
+            except ClosedError:
+                raise job.fault() from None
+        except BaseException:
+            job.end()
+            raise
+        self.plans = [Plan(**report["plan"]) for report in reports]
+        pages = [
+            plan.cache // report["page_nbytes"]
+            for plan, report in zip(self.plans, reports, strict=True)
+            if report["page_nbytes"]
+        ]
+        self._pages = min(pages)
+        self._job = job
+        self.life += 1
+        self.reports = [{} for _ in self.hosts]
+        return sum(report["page_nbytes"] for report in reports)
+
+    def _check_alike(self, job: Job, reports: list[dict[str, Any]]) -> None:
+        """Raises ClusterError where a board has another model or version than the first."""
+        for rank, report in enumerate(reports):
+            if report["version"] != reports[0]["version"]:
+                raise ClusterError(
+                    f"{job.name(rank)}: pyllama {report['version']}, expected {reports[0]['version']} as on "
+                    f"{job.name(0)}"
+                )
+            if report["error"]:
+                raise ClusterError(f"{job.name(rank)}: {report['error']}")
+            if report["digest"] != reports[0]["digest"]:
+                raise ClusterError(
+                    f"{job.name(rank)}: {os.path.basename(self._asked.model)} is another model there than on "
+                    f"{job.name(0)} (digest {report['digest'][:8]}, expected {reports[0]['digest'][:8]})"
+                )
+
+    def _ready(self) -> Job:
+        """The running ranks; after a fault, those that are started anew. Raises BoardError while boards are missing."""
+        if self._job is not None and not self._job.running:
+            self._lost(self._job.fault())
+        if self._job is None:
+            if self._fault is not None and time.monotonic() - self._failed_at < AGAIN_S:
+                raise self._fault
+            try:
+                self._begin()
+            except PyllamaError as error:
+                self._failed_at = time.monotonic()
+                self._fault = BoardError(str(error))
+                raise self._fault from None
+        assert self._job is not None
+        return self._job
+
+    def _lost(self, fault: BoardError) -> NoReturn:
+        self._job = None
+        self._fault = fault
+        self._failed_at = time.monotonic()
+        raise fault
+
+    def end(self) -> None:
+        """Ends the ranks."""
+        job, self._job = self._job, None
+        if job is not None:
+            job.end()
+
+    # --- passes ---
+
+    def extend(
+        self,
+        batch: Tokens[Segment],
+        wanted: Tokens[int],
+        on_layer: Callable[[int], None] | None = None,
+        hidden: bool = False,
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        if not self._retired and not self.turn.lock.locked():
+            self._ready()
+        for sequence, _ in batch:
+            if isinstance(sequence, ClusterSequence) and sequence.life != self.life:
+                if sequence.length:
+                    raise BoardError("what was computed of this text was lost with the boards; begin it anew")
+                sequence.life = self.life
+        return super().extend(batch, wanted, on_layer, hidden)
+
+    def run(self, planned: Pass, on_layer: Callable[[int], None] | None = None, hidden: bool = False) -> np.ndarray:
+        job = self._ready()
+        width = self.config.hidden_size if hidden else self.config.vocab_size
+        try:
+            job.link.send("pass", bytes([hidden]) + pass_to_bytes(planned))
+            try:
+                reports = self._hear_reports(job, on_layer)
+            except ClosedError:
+                raise
+            except BaseException:
+                self._give_up(job)
+                raise
+            self.reports = reports
+            self._raise_errors(job, reports)
+            kind, data = job.link.receive()
+            if kind != "logits":
+                raise ClosedError
+        except ClosedError:
+            self._lost(job.fault())
+        self.passes += 1
+        return np.frombuffer(data, np.float32).reshape(len(planned.rows), width)
+
+    def _hear_reports(self, job: Job, on_layer: Callable[[int], None] | None) -> list[dict[str, Any]]:
+        while True:
+            select.select([job.link], [], [])  # where Ctrl-C ends the wait, and no frame is cut in two
+            kind, data = job.link.receive()
+            if kind == "reports":
+                reports: list[dict[str, Any]] = json.loads(data)
+                return reports
+            if kind == "layer":
+                for told in (self.on_layer, on_layer):
+                    if told:
+                        told(int(data))
+
+    def _give_up(self, job: Job) -> None:
+        """Nobody wants the pass any more: the ranks end it at the next layer, and are as they were before it."""
+        try:
+            job.link.send("stop")
+            kind = ""
+            while kind != "reports":
+                kind, data = job.link.receive()
+            if all(report["error"] is None for report in json.loads(data)):
+                job.link.receive()  # it had come to its end
+        except ClosedError:
+            job.fault()  # which the next pass tells
+        except BaseException:  # a second Ctrl-C
+            self.end()
+            raise
+
+    def _raise_errors(self, job: Job, reports: list[dict[str, Any]]) -> None:
+        for rank, report in enumerate(reports):
+            if report["error"]:
+                raise BoardError(f"{job.name(rank)}: {report['error']}")
+        if any(report["error"] is not None for report in reports):
+            raise BoardError("the pass was given up")
+
+
+def _together(plans: Sequence[Plan], pages: int, page_nbytes: int) -> Plan:
+    """Plans of all boards as one: sums, and the pages that each of them has room for."""
+    room = max(plan.room for plan in plans)
+
+    def total(name: str) -> int:
+        return sum(getattr(plan, name) for plan in plans)
+
+    return Plan(
+        budget=total("budget"),
+        context_length=plans[0].context_length,
+        max_pass_tokens=min(plan.max_pass_tokens for plan in plans),
+        slots=-(-total("ring") // room),
+        room=room,
+        interpreter=total("interpreter"),
+        cache=max(pages, -(-plans[0].context_length // POSITIONS)) * page_nbytes,
+        activations=total("activations"),
+        pinned=total("pinned"),
+        weights=total("weights"),
+        stored=total("stored"),
+        branches=total("branches"),
+    )

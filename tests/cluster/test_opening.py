@@ -1,0 +1,72 @@
+"""What is said before any rank is started: hosts that make no sense, models that are not shared, boards that differ."""
+
+import pytest
+import tiny
+
+import pyllama
+from pyllama.cluster.front import ClusterDecoder, ClusterError
+from pyllama.errors import RequestError, UnsupportedError
+
+
+def write(folder, **overrides):
+    config = tiny.tiny_config(**overrides)
+    folder.mkdir(exist_ok=True)
+    tiny.write_huggingface(folder, config, tiny.random_tensors(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.mark.parametrize(
+    "model, told",
+    [
+        *(({"model_type": family}, "a mixture of experts") for family in tiny.MIXTURES),
+        (tiny.GEMMA4_MIXTURE, "a mixture of experts"),
+        *(({"model_type": family}, "a model whose layers carry a state") for family in tiny.RECURRENT),
+        *(({"model_type": family}, "a model whose layers differ in heads or rows") for family in tiny.GEMMA4),
+    ],
+    ids=lambda of: of.get("model_type") if isinstance(of, dict) else None,
+)
+def test_a_model_that_is_not_shared_is_refused_in_a_line(tmp_path, model, told):
+    with pytest.raises(UnsupportedError, match=f"^hosts: {told}.* is not shared by boards yet") as refused:
+        pyllama.load(write(tmp_path / "m", **model), context_length=64, hosts="localhost,localhost")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "names", ["", "localhost,", "local host", "localhost=0", "localhost=x", "-oProxyCommand=x", "/no/file"]
+)
+def test_nonsense_is_refused(folder, names):
+    with pytest.raises(RequestError, match="hosts"):
+        pyllama.load(folder, context_length=128, hosts=names)
+
+
+def test_this_machine_must_be_one_of_them(folder):
+    with pytest.raises(RequestError, match="none of them is this machine"):
+        pyllama.load(folder, context_length=128, hosts="198.51.100.1,203.0.113.1")
+
+
+class FakeJob:
+    @staticmethod
+    def name(rank):
+        return f"pi{rank + 1}"
+
+
+@pytest.mark.parametrize(
+    "other, told",
+    [
+        ({"version": "0.0.1"}, "pi2: pyllama 0.0.1, expected 9 as on pi1"),
+        ({"digest": "bbbb"}, "pi2: m is another model there than on pi1 .digest bbbb, expected aaaa."),
+        ({"error": "m: no such model"}, "pi2: m: no such model"),
+    ],
+)
+def test_boards_that_differ_are_named(other, told):
+    decoder = object.__new__(ClusterDecoder)
+    decoder._asked = type("Asked", (), {"model": "/models/m"})
+    alike = {"version": "9", "digest": "aaaa", "error": None}
+    decoder._check_alike(FakeJob, [alike, alike])
+    with pytest.raises(ClusterError, match=told):
+        decoder._check_alike(FakeJob, [alike, alike | other])

@@ -1,0 +1,69 @@
+#!/bin/bash
+# Boards on one machine: network namespaces joined by a bridge, an sshd in each. By hand, as root.
+#
+# usage: tools/cluster_namespaces.sh COUNT COMMAND...
+#
+# Runs COMMAND on the first of COUNT boards, pi1 to piCOUNT, each with a name and addresses of its own; they share the
+# file system. PYLLAMA_BOARDS is "pi1,pi2,...". For faults: `ip -n NAME link set eth0 down`, NAME from `ip netns`.
+set -euo pipefail
+count=$1
+shift
+id=pl$$
+work=$(mktemp -d)
+pids=()
+
+clean() {
+    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+    for ((i = 1; i <= count; i++)); do
+        for pid in $(ip netns pids "$id-pi$i" 2>/dev/null); do kill -9 "$pid" 2>/dev/null || true; done
+        ip netns del "$id-pi$i" 2>/dev/null || true
+        rm -rf "/etc/netns/$id-pi$i"
+    done
+    ip link del "$id" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap clean EXIT
+
+ssh-keygen -q -t ed25519 -N '' -f "$work/host"
+ssh-keygen -q -t ed25519 -N '' -f "$work/user"
+cp "$work/user.pub" "$work/authorized"
+cat >"$work/sshd" <<END
+HostKey $work/host
+AuthorizedKeysFile $work/authorized
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+StrictModes no
+UsePAM no
+PidFile none
+END
+cat >"$work/ssh" <<END
+Host *
+IdentityFile $work/user
+StrictHostKeyChecking no
+UserKnownHostsFile /dev/null
+LogLevel ERROR
+END
+echo "127.0.0.1 localhost" >"$work/hosts"
+for ((i = 1; i <= count; i++)); do echo "10.86.0.$i pi$i" >>"$work/hosts"; done
+
+mkdir -p /run/sshd
+ip link add "$id" type bridge
+ip link set "$id" up
+for ((i = 1; i <= count; i++)); do
+    ns=$id-pi$i
+    mkdir -p "/etc/netns/$ns"
+    cp "$work/hosts" "/etc/netns/$ns/hosts"
+    ip netns add "$ns"
+    ip link add "${id}v$i" type veth peer name eth0 netns "$ns"
+    ip link set "${id}v$i" master "$id" up
+    ip -n "$ns" addr add "10.86.0.$i/24" dev eth0
+    ip -n "$ns" link set eth0 up
+    ip -n "$ns" link set lo up
+    ip netns exec "$ns" unshare --uts sh -c "hostname pi$i && exec /usr/sbin/sshd -D -f $work/sshd" &
+    pids+=($!)
+done
+sleep 1
+boards=pi1
+for ((i = 2; i <= count; i++)); do boards+=,pi$i; done
+export PYLLAMA_BOARDS=$boards PYLLAMA_NAMESPACES=$id PRTE_MCA_prte_ssh_agent="ssh -F $work/ssh"
+ip netns exec "$id-pi1" unshare --uts sh -c 'hostname pi1 && exec "$@"' sh "$@"
