@@ -138,8 +138,8 @@ def spills(neon: Path) -> dict[str, list[str]]:
     """Vector registers that an innermost loop with multiply-adds keeps on the stack, by function and loop."""
     found = {}
     for name, body in inner_loops(neon):
-        # k_spin measures the machine's peak and computes nothing; k_conv has the inputs before on the stack by design, a
-        # few rows of CONV_CHANNELS, and ends of rows go through it.
+        # k_spin measures the machine's peak and computes nothing; k_conv has the inputs before on the stack by design,
+        # a few rows of CONV_CHANNELS, and ends of rows go through it.
         if name in ("k_spin", "k_conv"):
             continue
         # A block's scales are put on the stack by design and loaded from there, and between sub-blocks a sum or two may
