@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 _WINDOW = 16
 _LEAST_PASSES = 3
-_LEAST_RESIDENT = 2
+_LEAST_RESIDENT = 4
 _FIRST_PAUSE, _LAST_PAUSE = 16, 512
 _TRIES = 3
 _TRIES_UNPAID = 2
@@ -20,8 +20,9 @@ class Account:
     """Of one drafter, over a sliding window.
 
     Where weights are streamed, what it holds in memory lengthens every pass, also those in which it proposes nothing.
-    So one that has not paid yet is tried twice without a pause between; one that has, and all where weights are in
-    memory, more often, after pauses that grow.
+    So one that has not paid yet is tried twice without a pause between; one that has, more often, after pauses that grow.
+    Where weights are in memory, reading what it missed in a pause costs more than the next try can bring: the pause is
+    long at once.
 
     open     whether it may propose now
     hopeless whether it has been tried often enough
@@ -61,7 +62,7 @@ class Account:
             self._window.clear()
             self._failures += 1
             if not self._unpaid:
-                self._left = self._pause
+                self._left = self._pause if streamed else _LAST_PAUSE
                 self._pause = min(_LAST_PAUSE, 4 * self._pause)
         elif len(self._window) == _WINDOW:
             self._failures, self._pause, self._has_paid = 0, _FIRST_PAUSE, True

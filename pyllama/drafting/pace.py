@@ -34,8 +34,7 @@ class Pace:
         if waited_s > _WAITING * seconds:
             self._disk_s = seconds if self._disk_s is None else 0.7 * self._disk_s + 0.3 * seconds
         if tokens == 1:
-            # The faster ones count: what delays a pass is others' work.
-            self._one_s = seconds if self._one_s is None else min(seconds, 0.8 * self._one_s + 0.2 * seconds)
+            self._one_s = seconds if self._one_s is None else 0.8 * self._one_s + 0.2 * seconds
 
     @property
     def node_s(self) -> float:
