@@ -20,9 +20,9 @@ class Account:
     """Of one drafter, over a sliding window.
 
     Where weights are streamed, what it holds in memory lengthens every pass, also those in which it proposes nothing.
-    So one that has not paid yet is tried twice without a pause between; one that has, more often, after pauses that grow.
-    Where weights are in memory, reading what it missed in a pause costs more than the next try can bring: the pause is
-    long at once.
+    So one that has not paid yet is tried twice without a pause between; one that has, more often, after pauses that
+    grow. Where weights are in memory, reading what it missed in a pause costs more than the next try can bring: the
+    pause is long at once.
 
     open     whether it may propose now
     hopeless whether it has been tried often enough
