@@ -80,6 +80,11 @@ class InputFile:
             os.close(self.fd)
             self.fd = -1
 
+    def __del__(self) -> None:
+        """Whoever drops it without closing it keeps no descriptor: a process has some thousand."""
+        if hasattr(self, "fd"):  # else it could not be opened
+            self.close()
+
 
 @contextmanager
 def opening() -> Iterator[dict[Path, InputFile]]:

@@ -70,3 +70,8 @@ class DirectFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def __del__(self) -> None:
+        """As of InputFile: what is dropped without being closed keeps no descriptor."""
+        if hasattr(self, "_fd"):
+            self.close()

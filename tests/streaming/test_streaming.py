@@ -1,5 +1,6 @@
 """Streaming: the same bits from any budget, and a clear error for whatever a disk can do."""
 
+import gc
 import os
 import threading
 
@@ -71,6 +72,19 @@ def test_no_budget_changes_a_bit(models, form):
         for slots, room in ((3, 0), (5, 100_000), (8, 4 << 20)):
             got = logits_of(models / form, slots=slots, room=room, pinned_nbytes=pinned)
             assert same_bits(got, expected), (pinned, slots)
+
+
+def test_what_is_dropped_without_being_closed_keeps_no_file_open(models):
+    def opened():
+        return len(os.listdir("/proc/self/fd"))
+
+    gc.collect()
+    before = opened()
+    weights = StreamedWeights(open_checkpoint(models / "hf"))
+    assert opened() > before
+    del weights
+    gc.collect()
+    assert opened() == before
 
 
 @pytest.mark.parametrize("form", FORMS)
