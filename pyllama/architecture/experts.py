@@ -12,6 +12,17 @@ def num_experts(f: Fields, default: int | None = None) -> int:
     return f.size("num_experts", key, default)
 
 
+def mixture_in_every_layer(f: Fields, layers: int) -> Mixture:
+    """As Mixtral's classes have it: the size of an expert is `intermediate_size`, eight of them, two for a token."""
+    return Mixture(
+        num_experts=num_experts(f, 8),
+        num_experts_per_tok=f.size("num_experts_per_tok", default=2),
+        moe_intermediate_size=f.size("intermediate_size"),
+        norm_topk_prob=True,
+        layers=(True,) * layers,
+    )
+
+
 def gguf_mixture(f: Fields, layers: int, moe_intermediate_size: int) -> Mixture:
     """Experts in every layer, the weights of those chosen adding up to 1, as llama.cpp has them unless told."""
     if f.get("expert_weights_norm") not in (None, True):

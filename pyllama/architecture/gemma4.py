@@ -350,12 +350,13 @@ def _own(layer: Layer, number: int, config: Config) -> Layer:
                 "gelu",
             )
     size = config.hidden_size_per_layer_input
-    third = PerLayerInput(
-        Linear("per_layer_input_gate", size, hidden),
-        Linear("per_layer_projection", hidden, size),
-        Norm("post_per_layer_input_norm", hidden),
-    )
-    beside = None
+    third, beside = None, None
+    if size:
+        third = PerLayerInput(
+            Linear("per_layer_input_gate", size, hidden),
+            Linear("per_layer_projection", hidden, size),
+            Norm("post_per_layer_input_norm", hidden),
+        )
     experts = experts_of(config)
     if experts is not None:
         beside = Beside(
@@ -366,5 +367,4 @@ def _own(layer: Layer, number: int, config: Config) -> Layer:
             router_scale="router.scale",
             expert_scale="router.per_expert_scale",
         )
-    third_or_none = third if size else None
-    return replace(layer, mixer=mixer, mlp=mlp, per_layer_input=third_or_none, scalar="layer_scalar", beside=beside)
+    return replace(layer, mixer=mixer, mlp=mlp, per_layer_input=third, scalar="layer_scalar", beside=beside)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyllama.architecture.config import Mixture
-from pyllama.architecture.experts import gguf_mixture, num_experts
+from pyllama.architecture.experts import gguf_mixture, mixture_in_every_layer
 from pyllama.architecture.family import GGUF_EXPERT_NAMES, Biases
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.granite import Granite
@@ -35,13 +35,7 @@ class GraniteMoe(Granite):
         return super().biases(f)._replace(mlp=False)
 
     def mixture(self, f: Fields, layers: int) -> Mixture:
-        return Mixture(
-            num_experts=num_experts(f, 8),
-            num_experts_per_tok=f.size("num_experts_per_tok", default=2),
-            moe_intermediate_size=f.size("intermediate_size"),
-            norm_topk_prob=True,
-            layers=(True,) * layers,
-        )
+        return mixture_in_every_layer(f, layers)
 
     def gguf_mixture(self, f: Fields, layers: int) -> Mixture:
         if f.get("expert_shared_feed_forward_length"):
