@@ -8,7 +8,7 @@ from pyllama.cli.pass_line import PassLine
 from pyllama.cli.streams import TerminalText
 from pyllama.generation import Generation
 from pyllama.generation.harmony import PROMPT_END, HarmonySplit, is_harmony
-from pyllama.generation.thinking import ThinkingSplit, begins_in_thought, marks_of
+from pyllama.generation.thinking import ThinkingSplit, marks_of, split_after
 from pyllama.printable import visible
 from pyllama.terminal.style import dim, is_dumb, is_plain
 from pyllama.terminal.word_wrap import WordWrap
@@ -92,11 +92,9 @@ class AnswerView:
 
 def split_of(tokenizer: Tokenizer, prompt_ids: list[int]) -> ThinkingSplit | HarmonySplit:
     """What takes an answer to this prompt apart."""
-    end = tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False)
     if is_harmony(tokenizer.chat_template):
-        return HarmonySplit(end)
-    marks = marks_of(tokenizer.chat_template)
-    return ThinkingSplit(begun=begins_in_thought(end, marks), marks=marks)
+        return HarmonySplit(tokenizer.decode(prompt_ids[-PROMPT_END:], skip_special_tokens=False))
+    return split_after(tokenizer, prompt_ids, marks_of(tokenizer.chat_template))
 
 
 def view_of(

@@ -2,9 +2,12 @@
 it says.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from pyllama.generation.answer import overlap
+
+_PROMPT_END = 8  # tokens that the opening mark and what stands around it take at most
 
 Part = tuple[bool, str]  # whether it is thought, and the text
 
@@ -85,3 +88,9 @@ class ThinkingSplit:
 def begins_in_thought(prompt_end: str, marks: Marks = THINK) -> bool:
     """Whether a prompt that ends so leaves the model in the midst of thinking."""
     return prompt_end.rstrip().endswith(marks.opening)
+
+
+def split_after(tokenizer: Any, prompt_ids: Sequence[int], marks: Marks) -> ThinkingSplit:
+    """What takes an answer to this prompt apart."""
+    end = tokenizer.decode(prompt_ids[-_PROMPT_END:], skip_special_tokens=False)
+    return ThinkingSplit(begun=begins_in_thought(end, marks), marks=marks)

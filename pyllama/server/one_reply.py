@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pyllama.generation import Step
-from pyllama.generation.thinking import ThinkingSplit, begins_in_thought
+from pyllama.generation.thinking import split_after
 from pyllama.server import tools
 from pyllama.server.answers import PING, EventStream, merged, unless_hung_up
 from pyllama.server.choice import Choice, channels_of
@@ -21,8 +21,6 @@ from pyllama.server.conversation import Asked
 from pyllama.server.errors import ApiError
 from pyllama.server.service import Service
 from pyllama.server.usage import usage
-
-_PROMPT_END = 8  # tokens that "<think>" and what stands around it take at most
 
 
 @dataclass(slots=True)
@@ -47,10 +45,7 @@ class OneReply(ABC):
         self.thinking_tokens = 0
         prompt_ids = self.request.answer.prompt_ids
         self._choice = Choice(service.tool_format, asked.choice, channels_of(service, asked.choice, prompt_ids))
-        end = prompt_ids[-_PROMPT_END:]
-        marks = service.thinking_marks
-        begun = begins_in_thought(service.tokenizer.decode(end, skip_special_tokens=False), marks)
-        self._split = ThinkingSplit(begun=begun, marks=marks)
+        self._split = split_after(service.tokenizer, prompt_ids, service.thinking_marks)
 
     @property
     def request(self) -> Any:
