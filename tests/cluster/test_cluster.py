@@ -91,16 +91,9 @@ def answer(folder, **options):
         return [step.token_id for step in generation], generation.fingerprint.hexdigest()
 
 
-def write(folder: Path, **overrides) -> Path:
-    config = tiny.tiny_config(**overrides)
-    folder.mkdir(exist_ok=True)
-    tiny.write_huggingface(folder, config, tiny.random_tensors(config))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("llama"))
+    return tiny.write_random(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.mark.parametrize(
@@ -121,12 +114,12 @@ def test_the_bits_of_one_process(folder, names):
     "family", [pytest.param("qwen2", marks=by_hand), "olmo2", pytest.param("gemma3_text", marks=by_hand)]
 )
 def test_biases_norms_over_all_heads_windows_and_a_tied_head(tmp_path, family):
-    model = write(tmp_path / "m", model_type=family)
+    model = tiny.write_random(tmp_path / "m", model_type=family)
     assert answer(model, hosts=hosts(3)) == answer(model)
 
 
 def test_packed_and_quantized(tmp_path):
-    model = write(tmp_path / "m")
+    model = tiny.write_random(tmp_path / "m")
     pack(model, tmp_path / "packed")
     assert answer(tmp_path / "packed", hosts=hosts(3)) == answer(model)
     config = tiny.tiny_config(hidden_size=64, intermediate_size=96, head_dim=16, num_attention_heads=4)
@@ -251,7 +244,7 @@ def test_a_rank_that_is_killed_or_frozen_is_named_and_the_next_text_starts_anew(
 
 
 def test_a_board_whose_disk_fails_is_named_and_the_others_go_on(tmp_path):
-    model_folder = write(tmp_path / "m", num_hidden_layers=8, hidden_size=512, intermediate_size=2048)
+    model_folder = tiny.write_random(tmp_path / "m", num_hidden_layers=8, hidden_size=512, intermediate_size=2048)
     weights = model_folder / "model.safetensors"
     with pyllama.load(model_folder, context_length=128, hosts=hosts(2), memory="150M") as model:
         pids = [pid_of(model, rank) for rank in range(2)]

@@ -8,16 +8,9 @@ from pyllama.cluster.front import ClusterDecoder, ClusterError
 from pyllama.errors import RequestError, UnsupportedError
 
 
-def write(folder, **overrides):
-    config = tiny.tiny_config(**overrides)
-    folder.mkdir(exist_ok=True)
-    tiny.write_huggingface(folder, config, tiny.random_tensors(config))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("llama"))
+    return tiny.write_random(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +25,7 @@ def folder(tmp_path_factory):
 )
 def test_a_model_that_is_not_shared_is_refused_in_a_line(tmp_path, model, told):
     with pytest.raises(UnsupportedError, match=f"^hosts: {told}.* is not shared by boards yet") as refused:
-        pyllama.load(write(tmp_path / "m", **model), context_length=64, hosts="localhost,localhost")
+        pyllama.load(tiny.write_random(tmp_path / "m", **model), context_length=64, hosts="localhost,localhost")
     assert "\n" not in str(refused.value)
 
 

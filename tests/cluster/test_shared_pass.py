@@ -82,16 +82,9 @@ def check(path, shares, kv_dtype="f16", **options):
             assert np.array_equal(ours.view(np.uint32), whole.view(np.uint32))
 
 
-def write(folder, seed=1, **overrides):
-    config = tiny.tiny_config(**overrides)
-    folder.mkdir(exist_ok=True)
-    tiny.write_huggingface(folder, config, tiny.random_tensors(config, seed))
-    return folder
-
-
 @pytest.fixture(scope="module", params=DENSE)
 def family(request, tmp_path_factory):
-    return write(tmp_path_factory.mktemp(request.param), model_type=request.param)
+    return tiny.write_random(tmp_path_factory.mktemp(request.param), 1, model_type=request.param)
 
 
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
@@ -102,7 +95,7 @@ def test_bits_of_one_process(family, shares):
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
 def test_more_panels_than_one(tmp_path, shares):
     sizes = {"hidden_size": 200, "intermediate_size": 328, "head_dim": 40, "num_attention_heads": 8}
-    folder = write(tmp_path / "m", num_key_value_heads=2, vocab_size=333, **sizes)
+    folder = tiny.write_random(tmp_path / "m", 1, num_key_value_heads=2, vocab_size=333, **sizes)
     check(folder, shares, kv_dtype="f32")
     check(folder, shares, pinned_nbytes=20_000, room=4096, slots=3)
 
@@ -110,7 +103,7 @@ def test_more_panels_than_one(tmp_path, shares):
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
 def test_packed_files(tmp_path, shares):
     sizes = {"hidden_size": 200, "intermediate_size": 328, "head_dim": 40, "num_attention_heads": 8}
-    folder = write(tmp_path / "m", num_key_value_heads=2, vocab_size=333, attention_bias=True, **sizes)
+    folder = tiny.write_random(tmp_path / "m", 1, num_key_value_heads=2, vocab_size=333, attention_bias=True, **sizes)
     packed = tmp_path / "packed"
     pack(folder, packed)
     check(packed, shares)

@@ -449,6 +449,12 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
 
 
+def write_random(folder: Path, seed: int = 0, **overrides: Any) -> Path:
+    """A Hugging Face folder of random weights."""
+    config = tiny_config(**overrides)
+    return write_huggingface(folder, config, random_tensors(config, seed=seed))
+
+
 def write_huggingface(
     folder: Path,
     config: dict[str, Any],
