@@ -2,44 +2,13 @@
 
 import pytest
 import tiny
+from company import changes_no_bit, prompt, result, run, solo, submit
 from conftest import write_model
 
 import pyllama
 from pyllama.engine import Engine
-from pyllama.generation import Step
-from pyllama.generation.sampler import SamplingParams
 
 CONTEXT = 256
-
-
-def prompt(number, length=20):
-    """Token ids of a text of its own."""
-    return [(7 * number * number + 3 * number * i + i * i) % 256 for i in range(length)]
-
-
-def submit(engine, prompt_ids, **options):
-    events: list = []
-    sampling = SamplingParams(ignore_eos=True, **options)
-    return engine.submit(prompt_ids, sampling, events.append, fingerprint=True), events
-
-
-def run(engine):
-    for _ in range(5000):
-        if not engine.step():
-            return
-    raise AssertionError("it does not end")
-
-
-def solo(model, prompt_ids, **options):
-    generation = model.generate(prompt_ids, ignore_eos=True, fingerprint=True, **options)
-    generation.read()
-    return generation.token_ids, generation.text, generation.fingerprint.hexdigest()
-
-
-def result(request, events):
-    answer = request.answer
-    assert isinstance(events[-1], Step)
-    return answer.token_ids, answer.text, answer.fingerprint.hexdigest()
 
 
 @pytest.fixture(scope="module", params=tiny.RECURRENT)
@@ -62,21 +31,7 @@ def nothing_lost(engine, model):
 
 
 def test_company_changes_no_bit(model):
-    cases = [
-        dict(prompt_ids=prompt(i, length), max_tokens=tokens, temperature=temperature, seed=i)
-        for i, (length, tokens, temperature) in enumerate(
-            [(3, 20, 0.0), (70, 5, 1.0), (33, 30, 0.7), (1, 1, 0.0), (120, 12, 2.0), (64, 40, 0.0), (20, 9, 1.0)]
-        )
-    ]
-    expected = [solo(model, **case) for case in cases]
-    engine = Engine(model, max_running=4, shared_prefill=16)
-    requests = []
-    for case in cases:
-        requests.append(submit(engine, **case))
-        engine.step()
-        engine.step()
-    run(engine)
-    assert [result(*request) for request in requests] == expected
+    engine = changes_no_bit(model)
     nothing_lost(engine, model)
 
 
