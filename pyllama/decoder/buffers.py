@@ -94,10 +94,11 @@ def buffers_nbytes(shape: Shape, tokens: int, dtypes: Collection[str]) -> int:
 class Buffers:
     """The activations of a pass, float32 (T, width) each, reused by every layer and every pass.
 
-    rotations  cos and sin of the positions' angles, (T, rotated / 2) each, for each kind of rotation
-    input      what products multiply, in the forms that the weights' formats take
-    capacity   the largest T
-    again      tokens beyond T that layers with a state have room for
+    rotations   cos and sin of the positions' angles, (T, rotated / 2) each, for each kind of rotation
+    input       what products multiply, in the forms that the weights' formats take
+    capacity    the largest T
+    again       tokens beyond T that layers with a state have room for
+    recordings  calls of kernels on these buffers, of a layer's number and T: what the decoder makes of them
     """
 
     x: kernels.Floats
@@ -151,6 +152,7 @@ class Buffers:
             self.all_attended, self.all_keys, self.all_gate, self.piece = self.attended, self.k, self.gate, self.normed
         self.rotations = [(self._all[f"cos{rope}"], self._all[f"sin{rope}"]) for rope in range(shape.ropes)]
         self._narrower: dict[tuple[str, int], kernels.Floats] = {}
+        self.recordings: dict[tuple[int, int], kernels.Recording] = {}
         self.input = kernels.Input(tokens, _widest_input(shape))
         self.capacity = tokens
 

@@ -40,6 +40,8 @@ from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
 from pyllama.errors import RequestError
 
 MAX_PASS_TOKENS = 512
+#: Of a pass whose calls are recorded, at most: those of more tokens take so long that Python's share is nothing.
+REPEATED_TOKENS = 4
 GUESS_TOKENS = 4  # of a pass, at most: more of them need most of a layer's experts
 
 _Floats = np.ndarray | kernels.Floats
@@ -161,6 +163,9 @@ class _Layer:
         self.scalar = kernels.Floats(weights.vector(f"{layer.name}{layer.scalar}.weight")) if layer.scalar else None
         self.experts = layer.experts
         self.name = layer.name
+        plain = isinstance(mixer, Attention) and not mixer.gated and mixer.growth is None
+        #: Nothing but kernels on buffers that stay where they are.
+        self.repeatable = plain and isinstance(mlp, Mlp) and layer.experts is None and layer.per_layer_input is None
         if isinstance(mlp, Mlp):
             self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
             self.inner = mlp.gate.rows if inner is None else inner
@@ -308,6 +313,7 @@ class Decoder(Extender):
         growing = {growth: _growth(growth, planned.positions) for growth in growths}
         for (inv_freq, scale), (cos, sin) in zip(self._ropes, a.rotations, strict=True):
             kernels.rope_table(planned.positions, inv_freq, scale, cos, sin)
+        repeated = self._repeats(tokens)
         for i, layer in enumerate(self._layers):
             for told in (self.on_layer, on_layer):
                 if told:
@@ -320,6 +326,9 @@ class Decoder(Extender):
                 where = kernels.Batch(
                     self._pool.addresses, planned.pages, planned.positions[rows], planned.sequences[rows], _NO_WRITES
                 )
+            if repeated and layer.repeatable:
+                self._repeat(i, layer, a, where)
+                continue
             if layer.recurrence is None:
                 self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
             elif walk is not None and planned.steps is not None:
@@ -334,8 +343,7 @@ class Decoder(Extender):
                 self._both_blocks(i, layer, layer.experts, layer.router_norm, a)
             if layer.own_gate is not None and layer.own_projection is not None:
                 self._own_block(i, layer, layer.own_gate, layer.own_projection, a)
-            if layer.scalar is not None:
-                kernels.scale(a.x, layer.scalar, a.x)
+            self._scaled(layer, a)
 
         x: np.ndarray = a.x.array[planned.rows] if a.x.rows == tokens else a.x.array.copy()
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
@@ -351,6 +359,29 @@ class Decoder(Extender):
         if self.config.logits_softcap and out.size:
             kernels.softcap(out, self.config.logits_softcap, out)
         return out if self.ranks is None else self._all_logits(self.ranks, out)
+
+    def _repeats(self, tokens: int) -> bool:
+        """Whether a layer does in every pass of so many tokens what it did in the first, but for what buffers hold."""
+        if tokens > REPEATED_TOKENS or self.ranks is not None or self.on_input is not None:
+            return False
+        first = next((layer for layer in self._layers if layer.repeatable), None)
+        return first is not None and self.weights.resident(*first.down.names) is not None
+
+    def _repeat(self, number: int, layer: _Layer, a: Buffers, where: "kernels.Batch") -> None:
+        """A layer of attention and an MLP whose weights are in memory: its calls, as an earlier pass recorded them."""
+        made = a.recordings.get((number, a.x.rows))
+        if made is not None:
+            made.replay(where)
+            return
+        with kernels.Recording() as made:
+            self._attention_block(layer, a, where, None)
+            self._mlp_block(layer, a)
+            self._scaled(layer, a)
+        a.recordings[number, a.x.rows] = made
+
+    def _scaled(self, layer: _Layer, a: Buffers) -> None:
+        if layer.scalar is not None:
+            kernels.scale(a.x, layer.scalar, a.x)
 
     def _all_logits(self, ranks: Ranks, piece: np.ndarray) -> np.ndarray:
         rows = (len(piece), self.config.vocab_size) if ranks.rank == 0 else (0, self.config.vocab_size)
