@@ -153,7 +153,13 @@ _LARGE_FAMILIES = ("llama", "qwen2")
 
 
 #: Routers and convolutions cost next to nothing.
-_ALWAYS_F32 = (".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight", ".bias", ".ssm_conv1d.weight", ".shortconv.conv.weight")
+_ALWAYS_F32 = (
+    ".ffn_gate_inp.weight",
+    ".ffn_gate_inp_shexp.weight",
+    ".bias",
+    ".ssm_conv1d.weight",
+    ".shortconv.conv.weight",
+)
 
 
 def file_type(name: str) -> FileType:

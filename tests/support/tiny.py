@@ -320,19 +320,21 @@ def has_experts(config: dict[str, Any], layer: int) -> bool:
     return sparse and layer not in config.get("mlp_only_layers", ())
 
 
+#: What the three matrices of an expert are called.
+_PARTS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+
+
 def as_stacks(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The experts of a layer in one tensor each, gate above up, as transformers 5 holds them."""
     found: dict[str, np.ndarray] = {}
     for name, values in tensors.items():
-        last = next((part for part in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")) if part[2] in name), None)
+        last = next((parts for parts in _PARTS if parts[2] in name), None)
         if ".experts." not in name:
             found[name] = values
         elif last and f".experts.0.{last[2]}." in name:
             prefix = name.split(f".0.{last[2]}")[0]
             count = sum(other.startswith(f"{prefix}.") and f".{last[2]}." in other for other in tensors)
-            gate, up, down = (
-                np.stack([tensors[f"{prefix}.{j}.{part}.weight"] for j in range(count)]) for part in last
-            )
+            gate, up, down = (np.stack([tensors[f"{prefix}.{j}.{part}.weight"] for j in range(count)]) for part in last)
             found[f"{prefix}.gate_up_proj"] = np.concatenate([gate, up], axis=1)
             found[f"{prefix}.down_proj"] = down
     return found
