@@ -1,4 +1,4 @@
-"""LFM2's and Qwen3.5's mixtures: published shapes, what is made of them, what GGUF says of them, and what is refused."""
+"""LFM2's and Qwen3.5's mixtures: published shapes, what is made of them and said of them in GGUF, what is refused."""
 
 import math
 
