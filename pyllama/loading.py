@@ -79,7 +79,13 @@ def load(
     budget = default_budget() if memory is None else parse_size(memory)
     if memory is not None:
         warn_if_beyond(budget)
-    checkpoint = open_checkpoint(resolve(model))
+    if hosts is None:
+        checkpoint = open_checkpoint(resolve(model))
+    else:
+        from pyllama.cluster.hosts import parse_hosts
+        from pyllama.cluster.own_part import open_front
+
+        checkpoint = open_front(model, parse_hosts(hosts))
     try:
         _check_integer("context_length", context_length, 1, checkpoint.config.max_position_embeddings)
         config = checkpoint.config = checkpoint.config.for_context(context_length)

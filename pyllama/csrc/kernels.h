@@ -405,6 +405,11 @@ void pl_join_mxfp4(const uint8_t *codes, int64_t codes_stride, const uint8_t *sc
 void pl_route(const pl_kernels *k, const float *logits, int64_t tokens, int experts, int chosen, int of_chosen,
               int32_t *ids, float *weights);
 
+/* route.c: the same of s = 1 / (1 + exp(-logit)): those with the largest s + bias (experts), or s where bias is NULL, weighed
+ * by s, over the sum of that and 1e-6 if of_chosen, times scale. */
+void pl_route_sigmoid(const pl_kernels *k, const float *logits, const float *bias, int64_t tokens, int experts, int chosen,
+                      int of_chosen, float scale, int32_t *ids, float *weights);
+
 /* delta_gates.c: decay = exp(rate * softplus(a + bias)), beta = 1 / (1 + exp(-b)); a, b (tokens, heads), rate, bias (heads). */
 void pl_delta_gates(const pl_kernels *k, const float *a, const float *b, const float *rate, const float *bias,
                     int64_t tokens, int64_t heads, float *decay, float *beta);

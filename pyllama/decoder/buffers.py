@@ -46,7 +46,8 @@ def _of_experts(shape: Shape) -> dict[str, int]:
         "gathered": shape.hidden_size,  # rows of the tokens that go to an expert
         "expert_gate": shape.expert_size,
         "expert_up": shape.expert_size,
-        **({"beside": shape.hidden_size} if shape.beside else {}),  # what the mlp beside them has made
+        # What the mlp beside them has made, and how much of it counts.
+        **({"beside": shape.hidden_size, "shared_gate": 1} if shape.beside else {}),
         "routed": shape.chosen * shape.hidden_size,  # what its experts make of a token, until all of them are done
     }
 
@@ -118,6 +119,7 @@ class Buffers:
     all_gate: kernels.Floats
     piece: kernels.Floats
     beside: kernels.Floats
+    shared_gate: kernels.Floats
     q_gate: kernels.Floats
     attention_gate: kernels.Floats
     mixed: kernels.Floats

@@ -15,7 +15,7 @@ from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
 from pyllama.architecture.config import QueryGrowth
 from pyllama.architecture.gpt_oss import ALPHA
-from pyllama.architecture.layer import Attention, Experts, Layer, Linear, Mlp, Norm
+from pyllama.architecture.layer import Attention, Beside, Experts, Layer, Linear, Mlp, Norm, Shared
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import (
     EMBEDDING,
@@ -69,6 +69,13 @@ def _computed_here(linear: _Linear, outs: tuple[_Floats, ...]) -> tuple[_Linear,
     return _Linear(tuple(linear.names[i] for i in kept), tuple(linear.biases[i] for i in kept)), tuple(
         outs[i] for i in kept
     )
+
+
+class _Routed(NamedTuple):
+    """Where a layer's tokens go, and (expert, its steps) of each that is needed, in the order in which they come."""
+
+    routes: Routes
+    coming: Iterable[tuple[int, Iterable[Step]]]
 
 
 class _Norm(NamedTuple):
@@ -169,10 +176,14 @@ class _Layer:
             self.expert_activation = _ACTIVATIONS[self.experts.activation]
             self.biases = [one_biases(self.experts.expert(number)) for number in range(count)] if biased else None
         beside = layer.beside
-        self.beside_norm = norm(beside.norm) if beside else None
+        self.shared_gate = linears(beside.gate) if isinstance(beside, Shared) else None
+        self.expert_bias: np.ndarray | None = None
+        if self.experts is not None and self.experts.bias:
+            self.expert_bias = weights.vector(f"{layer.name}{self.experts.bias}.weight")
+        self.beside_norm = norm(beside.norm) if isinstance(beside, Beside) else None
         self.expert_scale: np.ndarray | None = None
         self.router_norm: _Norm | None = None
-        if beside:
+        if isinstance(beside, Beside):
             self.beside_post_norm, self.beside_mlp_norm = norm(beside.post_norm), norm(beside.mlp_norm)
             scale = weights.vector(f"{layer.name}{beside.router_scale}.weight")
             self.router_norm = _Norm(kernels.Floats(scale), beside.norm.size)
@@ -324,6 +335,8 @@ class Decoder(Extender):
                 self._recurrent_block(layer, a, planned.steps, walk)
             if layer.experts is None:
                 self._mlp_block(layer, a)
+            elif layer.shared_gate is not None:
+                self._shared_block(i, layer, layer.experts, layer.shared_gate, a)
             elif layer.router_norm is None:
                 self._experts_block(i, layer, layer.experts, a)
             else:
@@ -514,7 +527,24 @@ class Decoder(Extender):
         """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)"""
         x = self._normed(layer.mlp_norm, a)
         self._linear(layer.router, x, (a.logits,))
-        self._experts(number, layer, experts, x, a)
+        self._experts(layer, experts, self._routed(number, layer, experts, a), x, a)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _shared_block(self, number: int, layer: _Layer, experts: Experts, gate: _Linear, a: Buffers) -> None:
+        """x += the weighted sum of the experts + mlp(h) / (1 + exp(-gate(h))), h = RMSNorm(x)
+
+        What is missing of the experts is read while the mlp, which all tokens go through, is computed.
+        """
+        x = self._normed(layer.mlp_norm, a)
+        self._linear(layer.router, x, (a.logits,))
+        routed = self._routed(number, layer, experts, a)
+        share = np.ones((x.rows, 1), np.float32)
+        self._linear(gate, x, (a.shared_gate,))
+        kernels.sigmoid_gate(share, a.shared_gate, share)
+        self._mlp(layer, a)
+        kernels.scale(a.normed, share, a.beside)
+        self._experts(layer, experts, routed, self._normed(layer.mlp_norm, a), a)
+        kernels.add(a.normed, a.beside, a.normed)
         self._add(layer, layer.mlp_post_norm, a)
 
     def _both_blocks(self, number: int, layer: _Layer, experts: Experts, router_norm: _Norm, a: Buffers) -> None:
@@ -529,7 +559,7 @@ class Decoder(Extender):
         self._router_input(layer, router_norm, a.normed, a)
         self._linear(layer.router, a.normed, (a.logits,))
         x = self._normed(layer.beside_norm, a)
-        self._experts(number, layer, experts, x, a)
+        self._experts(layer, experts, self._routed(number, layer, experts, a), x, a)
         if layer.beside_post_norm is not None:
             kernels.rmsnorm(a.normed, layer.beside_post_norm.weight, eps, a.normed)
         kernels.add(a.beside, a.normed, a.normed)
@@ -539,20 +569,25 @@ class Decoder(Extender):
         kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, out)
         kernels.scale(out, layer.router_scale, out)
 
-    def _experts(self, number: int, layer: _Layer, experts: Experts, x: "kernels.Floats", a: Buffers) -> None:
+    def _routed(self, number: int, layer: _Layer, experts: Experts, a: Buffers) -> _Routed:
+        """Which tokens go where by the router's logits, and the experts that are needed, asked for."""
+        routes = Routes.of(a.logits, experts, scales=layer.expert_scale, bias=layer.expert_bias)
+        if a.logits.rows <= GUESS_TOKENS and self.weights.guesses_help:
+            self._guess(number + 1, a)
+        return _Routed(routes, self.weights.experts(number, routes.experts, routes.counts))
+
+    def _experts(self, layer: _Layer, experts: Experts, routed: _Routed, x: "kernels.Floats", a: Buffers) -> None:
         """normed = the weighted sum of what the experts with the largest logits make of x
 
         Each expert that is needed comes once, in whatever order it is at hand, for all tokens that go to it. What it
         makes of them waits in `routed`, so that every token's sum is in ascending order of the experts' numbers.
         """
-        routes = Routes.of(a.logits, experts.chosen, experts.of_chosen, layer.expert_scale)
-        if x.rows <= GUESS_TOKENS and self.weights.guesses_help:
-            self._guess(number + 1, a)
-        routed = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
-        for expert, steps in self.weights.experts(number, routes.experts, routes.counts):
+        routes = routed.routes
+        made = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
+        for expert, steps in routed.coming:
             tokens, rows = routes.of_expert(expert)
-            self._expert(layer, experts, expert, steps, a, x, tokens, routed[rows])
-        kernels.mix(routed, routes.rows, routes.weights, a.normed)
+            self._expert(layer, experts, expert, steps, a, x, tokens, made[rows])
+        kernels.mix(made, routes.rows, routes.weights, a.normed)
 
     def _guess(self, number: int, a: Buffers) -> None:
         """Tell which experts a layer will need if its mixer changes little: those its router gives to x as it is."""
@@ -572,6 +607,8 @@ class Decoder(Extender):
             kernels.rmsnorm(x, layer.mlp_norm.weight, self.config.rms_norm_eps, a.gathered)
             x = a.gathered
         kernels.matmul(router, x, logits)
+        if layer.expert_bias is not None:
+            logits = 1 / (1 + np.exp(-np.clip(logits, -60, 60))) + layer.expert_bias
         ids = np.argsort(-logits.max(axis=0), kind="stable")  # one token's best counts as much as another's
         self.weights.guess(number, ids[: layer.experts.chosen * len(logits)].tolist())
 
