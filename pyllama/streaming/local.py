@@ -2,7 +2,7 @@
 
 Rows keep their order and begin with 0; a matrix of which the rank has none is there with none. What is whole on every
 rank, such as norms, stays whole. Plain rows are cut anywhere, packed blocks between their panels; a cut within a panel
-is made after unpacking.
+is made after unpacking. What is stored as one board's part of a model is its rows already.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from pyllama.architecture.tensors import EMBEDDING, HEAD
 from pyllama.checkpoint import Checkpoint, Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.decoder.ranks import Share
-from pyllama.errors import UnsupportedError
+from pyllama.errors import CheckpointError, UnsupportedError
 
 
 def rows_of_share(config: Config, share: Share) -> dict[str, range]:
@@ -66,9 +66,11 @@ class LocalCheckpoint:
         self._checkpoint = checkpoint
         self._rows = rows_of_share(checkpoint.config, share)
         self.tensors: Mapping[str, Tensor] = {
-            name: self._cut(tensor, self._rows[name]) if name in self._rows else tensor
+            name: self._own(tensor, self._rows[name]) if name in self._rows else tensor
             for name, tensor in checkpoint.tensors.items()
         }
+        if checkpoint.share is not None:
+            self._rows = {}
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -87,6 +89,16 @@ class LocalCheckpoint:
             return self._checkpoint.read_rows(whole, rows.start + row, count)
         begin, end = (row_nbytes(tensor.dtype, at) for at in (rows.start, rows.stop))
         return np.ascontiguousarray(self._checkpoint.read_rows(whole, 0, 1)[:, begin:end])
+
+    def _own(self, tensor: Tensor, rows: range) -> Tensor:
+        stored = self._checkpoint.share
+        if stored is None:
+            return self._cut(tensor, rows)
+        if tensor.shape[0] != len(rows):
+            raise CheckpointError(
+                f"{tensor.name}: {tensor.shape[0]} rows in {stored}, expected {len(rows)} of this share"
+            )
+        return tensor
 
     def _cut(self, tensor: Tensor, rows: range) -> Tensor:
         if len(tensor.shape) == 1:
