@@ -29,11 +29,15 @@ class Asked:
     streams  of steps, one for each of the n answers
     want     how they are to be made and sent
     choice   what the request says of tools
+    guided   whether a grammar holds from the first token on
+    goes_on  the message that they continue, "" if they are messages of their own
     """
 
     streams: list[Stream]
     want: Wanted
     choice: tools.ToolChoice
+    guided: bool = False
+    goes_on: str = ""
 
 
 async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked:
@@ -53,7 +57,11 @@ async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked
     }
     options["continuation"] = beginning.continue_final_message
     options["prediction"] = await _prediction(service, request, body.get("prediction"))
-    return Asked(service.submit([prompt_ids], want, request, body.get("user"), "messages", **options), want, choice)
+    streams = service.submit([prompt_ids], want, request, body.get("user"), "messages", **options)
+    goes_on = ""
+    if beginning.continue_final_message:
+        goes_on = tools.messages_for_template(body["messages"][-1:])[0]["content"]
+    return Asked(streams, want, choice, guide is not None, goes_on)
 
 
 async def prompt_of(

@@ -13,10 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pyllama.generation import Step
-from pyllama.generation.thinking import split_after
 from pyllama.server import tools
 from pyllama.server.answers import PING, EventStream, merged, unless_hung_up
-from pyllama.server.choice import Choice, channels_of
+from pyllama.server.choice import Choice
 from pyllama.server.conversation import Asked
 from pyllama.server.errors import ApiError
 from pyllama.server.service import Service
@@ -43,9 +42,7 @@ class OneReply(ABC):
         self.blocks: list[Block] = []
         self.finish_reason: str | None = None
         self.thinking_tokens = 0
-        prompt_ids = self.request.answer.prompt_ids
-        self._choice = Choice(service.tool_format, asked.choice, channels_of(service, asked.choice, prompt_ids))
-        self._split = split_after(service.tokenizer, prompt_ids, service.thinking_marks)
+        self._choice = Choice(service, asked, self.request.answer.prompt_ids)
 
     @property
     def request(self) -> Any:
@@ -117,17 +114,9 @@ class OneReply(ABC):
 
     def _pieces(self, step: Step) -> list[tuple[str, str, tools.ToolCall | None]]:
         content, calls = self._choice.take(step)
-        if self._choice.channels:
-            self.thinking_tokens += self._choice.channels.thinking
-            self.finish_reason = self._choice.finish_reason
-            return _pieces(self._choice.thought, content, calls)
-        parts = self._split.push(content)
-        self.thinking_tokens += self._split.thinking
-        if calls or step.finish_reason:
-            parts += self._split.finish()
+        self.thinking_tokens += self._choice.thinking
         self.finish_reason = self._choice.finish_reason
-        thought, said = ("".join(text for thinking, text in parts if thinking is kind) for kind in (True, False))
-        return _pieces(thought, said, calls)
+        return _pieces(self._choice.thought, content, calls)
 
     def _take(self, kind: str, text: str, call: tools.ToolCall | None) -> list[bytes]:
         if not text:

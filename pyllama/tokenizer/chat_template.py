@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pyllama.errors import RequestError, TokenizerError
+from pyllama.tokenizer.call_texts import AROUND, PLACES, form_of, without_places
 from pyllama.tokenizer.known_templates import is_known
 from pyllama.tokenizer.marks import NO_MARKS, Marker, Marks, texts_of
 from pyllama.tokenizer.tool_turns import PROBE_TOOL, ToolTurns, tools_elsewhere
@@ -78,6 +79,14 @@ class Rendered(str):
         begun.marks = self.marks
         return begun
 
+    def replaced(self, texts: Mapping[str, str]) -> Rendered:
+        """The text with others in place of some characters, as if the template had said them."""
+        if not any(character in self for character in texts):
+            return self
+        text = Rendered(self.translate({ord(character): text for character, text in texts.items()}))
+        text.marks = self.marks
+        return text
+
     @property
     def plain(self) -> str:
         """The text itself."""
@@ -102,7 +111,7 @@ class ChatTemplate:
         self._renderer: Any = None
         self._lock = threading.Lock()
         self._marker: Marker | None = None
-        self._tool_turns = ToolTurns(responses="tool_responses" in source)
+        self._tool_turns: ToolTurns | None = None
 
     @property
     def process_nbytes(self) -> int:
@@ -147,11 +156,18 @@ class ChatTemplate:
     ) -> Rendered:
         """As render_marked(), with earlier tool calls put the way this template wants them (tool_turns.py)."""
         deadline = time.monotonic() + MAX_SECONDS
-        return self._tool_turns.render(
-            _plain_messages(messages),
+        form = form_of(self.source, spellings)
+        if self._tool_turns is None:
+            self._tool_turns = ToolTurns(responses="tool_responses" in self.source, form=form)
+        chat = _plain_messages(messages)
+        if form in AROUND:
+            chat, variables = without_places(chat), without_places(_plain(variables))
+        text = self._tool_turns.render(
+            chat,
             lambda chat: self._text(chat, variables, spellings, deadline),
             lambda chat: self._text(chat, {"tools": [PROBE_TOOL], "add_generation_prompt": False}, (), deadline),
         )
+        return text.replaced(dict(zip(PLACES, AROUND[form], strict=True))) if form in AROUND else text
 
     def _text(
         self,

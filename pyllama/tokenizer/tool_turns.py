@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pyllama.errors import RequestError, TokenizerError
+from pyllama.tokenizer.call_texts import HERMES, text_of_calls
 
 Message = dict[str, Any]
 #: messages to text; raises RequestError or TokenizerError
@@ -35,7 +36,7 @@ class CallStyle:
     content    beside calls without any: "", None or "absent"
     one        one call a message, each followed by its result
     apart      text beside calls goes into a message of its own, before them
-    as_text    the template knows no calls: they are written into the content
+    as_text    the template knows no calls: they are written into the content, in the form of that name
     as_user    nor a role for their results: they come from the user
     responses  results are given with the calls, as `tool_responses` (Gemma 4)
     """
@@ -44,7 +45,7 @@ class CallStyle:
     content: str | None = ""
     one: bool = False
     apart: bool = False
-    as_text: bool = False
+    as_text: str = ""
     as_user: bool = False
     responses: bool = False
 
@@ -65,10 +66,8 @@ class CallStyle:
             message = {**message, "tool_calls": [self._call(call) for call in message["tool_calls"]]}
             content = message.pop("content", None)
             if self.as_text:
-                calls = message.pop("tool_calls")
-                result.append(
-                    {**message, "content": "\n".join([*([content] if content else []), *map(_text_of, calls)])}
-                )
+                text = text_of_calls(self.as_text, message.pop("tool_calls"))
+                result.append({**message, "content": f"{content}\n{text}" if content else text})
                 continue
             if content and self.apart:
                 rest = {key: value for key, value in message.items() if key not in ("tool_calls", *_THOUGHTS)}
@@ -180,22 +179,17 @@ def tools_elsewhere(source: str, given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "messages": [{"tools": text, **first}, *rest]}
 
 
-def _text_of(call: Any) -> str:
-    """A call as text, in the form that most models have seen."""
-    function = call.get("function", call) if isinstance(call, dict) else {}
-    shown = {"name": function.get("name"), "arguments": function.get("arguments", {})}
-    return f"<tool_call>\n{json.dumps(shown, ensure_ascii=False)}\n</tool_call>"
-
-
 class ToolTurns:
     """What one template wants, found out when the first conversation with a call comes.
 
     responses  whether it speaks of `tool_responses`: then it is asked first whether results go there
+    form       in which its model writes calls, should it know none (call_texts.py)
     """
 
-    def __init__(self, *, responses: bool = False) -> None:
+    def __init__(self, *, responses: bool = False, form: str = HERMES) -> None:
         self._style: CallStyle | None = None
         self._responses = responses
+        self._form = form
 
     def render(self, messages: list[Message], render: Callable[[list[Message]], Text], probe: Render) -> Text:
         """The text of a conversation.
@@ -207,8 +201,8 @@ class ToolTurns:
             return render(messages)
         if self._style is None:
             own = CallStyle(responses=True)
-            takes_them = self._responses and _score(probe, own, 2, result=_RESULT) is not None
-            self._style = own if takes_them else _style_of(probe)
+            takes_them = self._responses and not _marks_results(probe) and _score(probe, own, 2, result=_RESULT)
+            self._style = own if takes_them else _style_of(probe, self._form)
         end = time.monotonic() + _PROBES_S
         try:
             return render(self._style.applied(messages))
@@ -247,6 +241,7 @@ def _styles() -> Iterator[CallStyle]:
 
 _NAMES = ("probe_first", "probe_second")
 _TEXT, _RESULT = "probe text", "probe result"
+_NEAR = 80  # characters between a mark and the result that it is of
 PROBE_TOOL = {
     "type": "function",
     "function": {
@@ -261,7 +256,16 @@ PROBE_TOOL = {
 }
 
 
-def _style_of(probe: Render) -> CallStyle:
+def _marks_results(probe: Render) -> bool:
+    """Whether a template that speaks of `tool_responses` marks results that are messages of their own as well."""
+    try:
+        before, _, _ = probe(CallStyle().applied(_conversation(1, ""))).partition(_RESULT)
+    except (RequestError, TokenizerError):
+        return False
+    return "tool_response" in before[-_NEAR:]
+
+
+def _style_of(probe: Render, form: str) -> CallStyle:
     end = time.monotonic() + _PROBES_S
     scored = []
     for order, style in enumerate(_styles()):
@@ -274,7 +278,7 @@ def _style_of(probe: Render) -> CallStyle:
         if score is not None:
             scored.append((score, order, style))
     if not scored:
-        for style in (CallStyle(as_text=True), CallStyle(as_text=True, as_user=True)):
+        for style in (CallStyle(as_text=form), CallStyle(as_text=form, as_user=True)):
             if _score(probe, style, 1, result=_RESULT) is not None:
                 return style
         return CallStyle()

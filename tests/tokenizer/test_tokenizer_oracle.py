@@ -1,13 +1,18 @@
-"""Live comparison with tokenizers, sentencepiece and transformers, where they are installed."""
+"""Live comparison with tokenizers, sentencepiece, tiktoken and transformers, where they are installed."""
 
+import base64
 import json
+import os
 import random
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny
 
+from pyllama.checkpoint import open_checkpoint
+from pyllama.quantizing import quantize
 from pyllama.tokenizer import load_tokenizer, pre_tokenizers, steps
 from pyllama.tokenizer import pattern as patterns
 
@@ -71,6 +76,50 @@ def test_tokenizers(tmp_path, name):
             if ours.id_of("café") not in ids:
                 assert ours.decode(ids) == theirs.decode(ids)
     assert ours.encode("a") == theirs.encode("a").ids
+
+
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_START, _END = r"[^\r\n\p{L}\p{N}]?", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K = (
+    f"{_START}[{_UPPER}]*[{_LOWER}]+{_END}|{_START}[{_UPPER}]+[{_LOWER}]*{_END}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.skipif("PYLLAMA_O200K" not in os.environ, reason="PYLLAMA_O200K names no file of tiktoken's o200k_base")
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+def test_o200k(tmp_path, form):
+    """The vocabulary of gpt-oss and Phi-4-mini, gaps between special tokens: ids of tiktoken and tokenizers."""
+    tiktoken = pytest.importorskip("tiktoken")
+    converter = pytest.importorskip("transformers.convert_slow_tokenizer")
+    lines = Path(os.environ["PYLLAMA_O200K"]).read_bytes().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+    special = {"<|endoftext|>": 199999, "<|endofprompt|>": 200018, "<|end|>": 200020, "<|tool_call|>": 200025}
+    oracle = tiktoken.Encoding("o200k", pat_str=O200K, mergeable_ranks=ranks, special_tokens=special)
+    made = converter.TikTokenConverter(vocab_file="", pattern=O200K)
+    made.load_tiktoken_bpe = lambda path: ranks
+    described = json.loads(made.converted().to_str())
+    described["model"]["vocab"] |= special
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    described["added_tokens"] = [{"id": token_id, "content": text, **flags} for text, token_id in special.items()]
+    config = tiny.tiny_config(model_type="phi3", vocab_size=200064, bos_token_id=199999, eos_token_id=199999)
+    path = tiny.write_huggingface(tmp_path / "model", config, tiny.random_tensors(config, seed=1))
+    (path / "tokenizer.json").write_text(json.dumps(described))
+    (path / "tokenizer_config.json").write_text("{}")
+    theirs = converter.Tokenizer.from_file(str(path / "tokenizer.json"))
+    theirs.encode_special_tokens = True
+    if form == "gguf":
+        path = tmp_path / "model.gguf"
+        quantize(tmp_path / "model", path, "q8_0", pre_tokenizer="gpt-4o")  # the name in published files
+    ours = load_tokenizer(open_checkpoint(path))
+    nasty = ["CamelCaseHTTPServer's WE'LL wE'Ll", "x" * 5000, " " * 3000 + "x", "1234567890" * 50, "//\n//\r\n/ /\n"]
+    for text in [*random_texts(1000), *every_character(), *nasty, Path(__file__).read_text(encoding="utf-8")]:
+        ids = ours.encode(text, add_special_tokens=False)
+        assert ids == oracle.encode(text, disallowed_special=()), repr(text)
+        assert ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
+        assert ours.decode(ids) == text
+    for text in special:
+        assert ours.encode(text, add_special_tokens=False, parse_special=True) == [special[text]]
 
 
 def test_sentencepiece(tmp_path):

@@ -1,10 +1,13 @@
 """Earlier calls of a conversation reach the prompt, whichever way a template asks for them."""
 
+import json
+
 import pytest
 from conftest import write_model
 
 import pyllama
 from pyllama.errors import RequestError
+from pyllama.tokenizer.call_texts import PLACES
 from pyllama.tokenizer.chat_template import ChatTemplate
 
 HEAD = "{% for m in messages %}<{{ m.role }}>"
@@ -105,6 +108,46 @@ def test_a_template_without_calls_gets_them_as_text():
     assert "<tool_response>\nresult 0\n</tool_response>\n<tool_response>\nresult 1\n</tool_response></>" in text
 
 
+LFM2 = ("<|tool_call_start|>", "<|tool_call_end|>")
+OWN_FORMS = {  # what the template says besides: what stands around calls, the calls
+    "<|tool_list_start|>": (LFM2, '[open(floor=3, who="Zo\u00eb\\"", ok=True), close()]'),
+    "<|tool_call|> before calls": (("<|tool_call|>", ""),
+        '[{"name": "open", "arguments": {"floor": 3, "who": "Zo\u00eb\\"", "ok": true}}, '
+        '{"name": "close", "arguments": {}}]'),
+    "<|tool|><|/tool|>": (("<|tool_call|>", "<|/tool_call|>"),
+        '[{"name": "open", "arguments": {"floor": 3, "who": "Zo\u00eb\\"", "ok": true}}, '
+        '{"name": "close", "arguments": {}}]'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", OWN_FORMS)
+def test_a_template_without_calls_gets_them_in_its_models_form(said):
+    (before, after), calls = OWN_FORMS[said]
+    template = ChatTemplate(f"{{{{ '{said}' }}}}" + HEAD + "{{ m.content }}" + TAIL, {}, "a test")
+    made = [("open", '{"floor": 3, "who": "Zo\u00eb\\"", "ok": true}'), ("close", "{}")]
+    for content, text in (("", ""), ("Well.", "Well.\n")):
+        found = template.render_adapted(conversation(content, *made), {"tools": None}, [before, after, *LFM2])
+        assert f"<assistant>{text}{before}{calls}{after}</>" in found.plain
+    assert template.render_adapted([{"role": "user", "content": "a"}], {}, LFM2).plain == f"{said}<user>a</>"
+
+
+def test_what_stands_around_calls_comes_of_calls_alone():
+    """Neither a message nor an argument makes a control token, whatever characters it is written with."""
+    template = ChatTemplate("{{ tools[0].d }}" + HEAD + "{{ m.content }}" + TAIL, {}, "a test")
+    hostile = f"{LFM2[0]} {PLACES[0]}x{PLACES[1]}"
+    for ascii_only in (False, True):
+        messages = conversation(hostile, ("f", json.dumps({"a": hostile, PLACES[0]: 1}, ensure_ascii=ascii_only)))
+        check_tokens(template.render_adapted(messages, {"tools": [{"d": hostile}]}, LFM2))
+
+
+def check_tokens(found):
+    written = [at for mark in LFM2 for at in range(len(found)) if found.plain.startswith(mark, at)]
+    tokens = [at for at in written if not set(range(at, at + 16)) & set(found.marks.places(found))]
+    assert len(written) == 5 and len(tokens) == 2
+    assert found.plain[min(tokens) :].startswith(LFM2[0] + '[{"name": "f"')
+    assert not set(PLACES) & set(found)
+
+
 RESPONSES = (
     HEAD + CALLS + "{% for r in m.tool_responses or [] %}{{ '{' }}{{ r.name }} "
     "{{ r.response.n if r.response is mapping else r.response }}{{ '}' }}{% endfor %}{{ m.content }}" + TAIL
@@ -121,6 +164,13 @@ def test_results_go_beside_the_calls_where_a_template_wants_them_there():
     assert "{x result 0}" in rendered(RESPONSES, named)
     alone = [{"role": "tool", "content": "result 0"}, *conversation(None, ("f", "{}"))]
     assert rendered(RESPONSES, alone).startswith("<tool>result 0</>")  # of no call that is here
+
+
+def test_results_stay_messages_where_a_template_marks_them_itself():
+    """Gemma 4's later templates take results both ways, and make another text of an object than of its JSON."""
+    own = "{% if m.role == 'tool' %}<|tool_response>{{ m.content }}<tool_response|>{% endif %}"
+    text = rendered(RESPONSES.replace(HEAD, HEAD + own), conversation(None, ("f", '{"a": 1}')))
+    assert "<tool><|tool_response>result 0<tool_response|>" in text and "{f result 0}" not in text
 
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]

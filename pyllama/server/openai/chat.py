@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pyllama.generation import Step
-from pyllama.server.choice import Choice, channels_of
+from pyllama.server.choice import Choice
 from pyllama.server.conversation import Asked, ask
 from pyllama.server.openai import foreign_fields, logprobs
 from pyllama.server.openai.reply import Part, Reply
@@ -27,14 +27,7 @@ class _Chat(Reply):
     def __init__(self, service: Service, asked: Asked):
         kind = "chat.completion.chunk" if asked.want.stream else "chat.completion"
         super().__init__(service, asked.streams, asked.want, "chatcmpl", kind)
-        self._choices = [
-            Choice(
-                service.tool_format,
-                asked.choice,
-                channels_of(service, asked.choice, stream.request.answer.prompt_ids),
-            )
-            for stream in asked.streams
-        ]
+        self._choices = [Choice(service, asked, stream.request.answer.prompt_ids) for stream in asked.streams]
         self._logged: list[list[dict[str, Any]]] = [[] for _ in asked.streams]
 
     def opening(self) -> list[Part]:

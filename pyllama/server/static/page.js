@@ -56,7 +56,7 @@ function keep(conversation) {
 
 // --- state ---
 
-let conversations = storedConversations(); // id -> {id, changed, name, messages: [{role, content, stats, problem}]}
+let conversations = storedConversations(); // id -> {id, changed, name, messages: [{role, content, thought, stats, problem}]}
 let settings = load(SETTINGS) || {};
 let current = newConversation(); // what is shown; kept once it has a message
 // The answers being written, by conversation: {conversation, message, abort, started, first, tokens, progress}
@@ -80,15 +80,16 @@ function title(conversation) {
 
 // --- an answer's text to elements: what the model thought, and Markdown ---
 
-/** [{kind, source, ...}] */
-function partsOf(text) {
+/** [{kind, source, ...}] of what is said, and what the server has told apart from it as thought. */
+function partsOf(text, thought = "") {
   const found = [];
-  // A template may have written the opening tag itself.
-  const thought = /^\s*<think>([^]*?)(?:<\/think>|$)/.exec(text) ?? /^([^]*?)<\/think>/.exec(text);
-  if (thought) {
-    if (thought[1].trim()) found.push({ kind: "thought", source: thought[1].trim() });
-    text = text.slice(thought[0].length);
+  // In conversations kept from before it did; a template may have written the opening tag itself.
+  const tagged = /^\s*<think>([^]*?)(?:<\/think>|$)/.exec(text) ?? /^([^]*?)<\/think>/.exec(text);
+  if (!thought && tagged) {
+    [, thought] = tagged;
+    text = text.slice(tagged[0].length);
   }
+  if (thought.trim()) found.push({ kind: "thought", source: thought.trim() });
   const blocks = blocksOf(text.split("\n")).map((block) => ({ ...block, source: block.lines.join("\n") }));
   return found.concat(blocks);
 }
@@ -98,9 +99,9 @@ function partElement(part) {
   return make("details", {}, make("summary", {}, "Thoughts"), make("p", {}, part.source));
 }
 
-/** Shows text in an element; blocks that stay as they are keep their elements, and so a selection in them. */
-function show(element, text) {
-  const wanted = partsOf(text);
+/** Shows an answer in an element; blocks that stay as they are keep their elements, and so a selection in them. */
+function show(element, message) {
+  const wanted = partsOf(message.content, message.thought);
   wanted.forEach((part, index) => {
     const old = element.children[index];
     if (old && old.kind === part.kind && old.source === part.source) return;
@@ -162,7 +163,7 @@ function drawLog() {
 function messageElement(message) {
   const body = make("div", { className: "body" });
   if (message.role === "user") body.append(make("p", {}, message.content)); // as it was written
-  else show(body, message.content);
+  else show(body, message);
   const foot = make("div", { className: "foot" });
   const who = make("div", { className: "who" }, message.role === "user" ? "You" : "Model");
   const element = make("article", { className: `message ${message.role}` }, who, body, foot);
@@ -207,7 +208,7 @@ function drawAnswerSoon() {
     drawing = false;
     const message = live()?.message;
     const element = message && elementOfMessage(message);
-    if (element) following(() => show(element.querySelector(".body"), message.content));
+    if (element) following(() => show(element.querySelector(".body"), message));
   });
 }
 
@@ -401,7 +402,7 @@ async function answer(conversation) {
   drawComposer();
   following(() => {
     const element = elementOfMessage(message);
-    if (element) show(element.querySelector(".body"), message.content);
+    if (element) show(element.querySelector(".body"), message);
     for (const one of $("log").children) if (one.message) drawFoot(one);
   });
 }
@@ -414,13 +415,15 @@ function take(chunk, mine) {
     mine.tokens = Math.max(mine.tokens, mine.progress.completion_tokens);
   }
   const [choice] = chunk.choices || [];
-  if (choice?.delta?.content) {
+  const { content = "", reasoning_content: thought = "" } = choice?.delta ?? {};
+  if (content || thought) {
     const now = Date.now();
     mine.first ??= now;
     mine.last = now;
     mine.tokens += 1; // a chunk is a token, nearly always; the server's own count comes at the end
     mine.progress = null; // of a token that is written by now
-    mine.message.content += choice.delta.content;
+    mine.message.content += content;
+    if (thought) mine.message.thought = (mine.message.thought ?? "") + thought;
     if (mine === live()) drawAnswerSoon();
   }
   if (choice?.finish_reason) mine.finish = choice.finish_reason;
