@@ -1,10 +1,10 @@
-"""`pyllama cluster`: boards that share a model: what of it lies on their disks."""
+"""`pyllama cluster`: boards that share a model: what of it lies on their disks, what they can do."""
 
 import argparse
 from typing import Any
 
 from pyllama.cli import streams
-from pyllama.cli.options import add_quiet
+from pyllama.cli.options import add_budget, add_json, add_quiet
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -13,9 +13,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="prepare and check boards that share a model",
         description="What boards that share a model by --hosts need (docs/cluster.md).",
     )
-    actions = parser.add_subparsers(metavar="ACTION", help="push; it has a --help of its own")
+    actions = parser.add_subparsers(metavar="ACTION", help="push or check; each has a --help of its own")
     parser.set_defaults(run=lambda args: print(parser.format_help(), end="") or 0)
     _add_push(actions)
+    _add_check(actions)
 
 
 def _add_push(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,6 +31,47 @@ def _add_push(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     _add_hosts(parser)
     add_quiet(parser)
     parser.set_defaults(run=push)
+
+
+def _add_check(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = actions.add_parser(
+        "check",
+        help="measure the boards and what lies between them, and tell what is wrong",
+        description="Ask each board over ssh for its version, clock, memory, disk and, with MODEL, what of it is "
+        "there; measure its disk, memory and products, and messages between all of them; tell what is wrong, a line "
+        "each. With MODEL also propose shares, and predict seconds a token with 1, 2, ... all of the boards.",
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="the model that they are to run")
+    _add_hosts(parser)
+    parser.add_argument("--interface", metavar="NAME", help="through which they talk, such as eth0; default: any")
+    add_budget(parser, promise="for each board")
+    add_json(parser)
+    add_quiet(parser)
+    parser.set_defaults(run=check)
+
+
+def check(args: argparse.Namespace) -> int:
+    """Prints the report; 2 if anything is wrong."""
+    from pyllama.cli.report import print_report
+    from pyllama.cluster.hosts import parse_hosts
+    from pyllama.machine.memory import parse_size
+    from pyllama.measure.cluster import check as check_boards
+    from pyllama.measure.cluster_lines import lines
+    from pyllama.terminal.status_line import StatusLine
+
+    hosts = parse_hosts(args.hosts)
+    with StatusLine(quiet=args.quiet) as signs:
+        report = check_boards(
+            args.model,
+            hosts,
+            memory=None if args.memory is None else parse_size(args.memory),
+            context_length=args.context_length,
+            kv_dtype=args.kv_dtype,
+            interface=args.interface,
+            say=signs.show,
+        )
+    print_report(report, lines, as_json=args.json)
+    return 2 if report["wrong"] else 0
 
 
 def _add_hosts(parser: argparse.ArgumentParser) -> None:

@@ -52,7 +52,12 @@ class Receiver:
                 os.rename(destination, old)
                 shutil.rmtree(old)
             with Workplace(destination) as work:
-                self._receive(work, asked)
+                try:
+                    self._receive(work, asked)
+                except BaseException:
+                    if not any(work.folder.glob("model*.safetensors")):
+                        work.abandon()  # nothing that another push could go on with
+                    raise
         self._link.send("done", {"path": str(destination)})
 
     def _receive(self, work: Workplace, asked: dict[str, Any]) -> None:
