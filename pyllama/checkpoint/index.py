@@ -186,6 +186,8 @@ def deal(
         if len(ours) == 1 and len(shapes.get(ours[0], ())) == 1:
             tensor = _as_vector(tensor, shapes[ours[0]])
             stack = False
+        if len(ours) == 1 and len(tensor.shape) == 1 and shapes.get(ours[0]) == (1, tensor.cols):
+            tensor = replace(tensor, shape=shapes[ours[0]])  # of one row: a vector is stored as one
         cut = len(ours) > 1 or (ours and stack)
         for piece in _cut(tensor, ours, shapes) if cut else (replace(tensor, name=(ours or (name,))[0]),):
             if piece.name in dealt:
