@@ -3,8 +3,8 @@
 #
 # usage: tools/cluster_namespaces.sh COUNT COMMAND...
 #
-# Runs COMMAND on the first of COUNT boards, pi1 to piCOUNT, each with a name and addresses of its own; they share the
-# file system. PYLLAMA_BOARDS is "pi1,pi2,...". For faults: `ip -n NAME link set eth0 down`, NAME from `ip netns`.
+# Runs COMMAND on the first of COUNT boards, pi1 to piCOUNT, each with a name, addresses and a ~/.cache of its own, which
+# BOARD_DISK=SIZE bounds (all of them, or SIZE:2 the second alone); else they share the file system. PYLLAMA_BOARDS is "pi1,pi2,...". For faults: `ip -n NAME link set eth0 down`, NAME from `ip netns`.
 set -euo pipefail
 count=$1
 shift
@@ -46,6 +46,22 @@ END
 echo "127.0.0.1 localhost" >"$work/hosts"
 for ((i = 1; i <= count; i++)); do echo "10.86.0.$i pi$i" >>"$work/hosts"; done
 
+# A board's own cache, in the mount namespace that `ip netns exec` makes.
+mkdir -p ~/.cache
+disk=${BOARD_DISK:-}
+cat >"$work/own" <<END
+#!/bin/sh
+hostname pi\$1
+case "$disk" in
+*:\$1) mount -t tmpfs -o size="${disk%%:*}" cache ~/.cache ;;
+"" | *:*) mkdir -p $work/cache\$1 && mount --bind $work/cache\$1 ~/.cache ;;
+*) mount -t tmpfs -o size="$disk" cache ~/.cache ;;
+esac
+shift
+exec "\$@"
+END
+chmod +x "$work/own"
+
 mkdir -p /run/sshd
 ip link add "$id" type bridge
 ip link set "$id" up
@@ -59,11 +75,11 @@ for ((i = 1; i <= count; i++)); do
     ip -n "$ns" addr add "10.86.0.$i/24" dev eth0
     ip -n "$ns" link set eth0 up
     ip -n "$ns" link set lo up
-    ip netns exec "$ns" unshare --uts sh -c "hostname pi$i && exec /usr/sbin/sshd -D -f $work/sshd" &
+    ip netns exec "$ns" unshare --uts "$work/own" "$i" /usr/sbin/sshd -D -f "$work/sshd" &
     pids+=($!)
 done
 sleep 1
 boards=pi1
 for ((i = 2; i <= count; i++)); do boards+=,pi$i; done
 export PYLLAMA_BOARDS=$boards PYLLAMA_NAMESPACES=$id PRTE_MCA_prte_ssh_agent="ssh -F $work/ssh"
-ip netns exec "$id-pi1" unshare --uts sh -c 'hostname pi1 && exec "$@"' sh "$@"
+ip netns exec "$id-pi1" unshare --uts "$work/own" 1 "$@"

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from pyllama.cli import (
     bench,
     chat,
+    cluster,
     completion,
     doctor,
     info,
@@ -41,7 +42,7 @@ from pyllama.version import __version__
 
 COMMANDS = (
     run, chat, serve, service, ps, list_models, info, pull, rm, plan, doctor, bench, perplexity, quantize, pack, unpack,
-    verify, completion,
+    verify, cluster, completion,
 )  # fmt: skip
 
 

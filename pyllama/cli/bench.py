@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pyllama.cli.options import add_draft, add_json, add_quiet
+from pyllama.cli.options import add_draft, add_hosts, add_json, add_quiet
 from pyllama.errors import RequestError
 
 
@@ -41,6 +41,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--text", metavar="FILE", help="what MODEL continues for --draft; default: some lines of code, data and prose"
     )
+    add_hosts(parser)
     add_json(parser)
     parser.add_argument("--csv", metavar="FILE", help="add a line a run to this file, in the format of bench/results/")
     parser.add_argument("--plot", metavar="FILE", help="draw memory and disk over time, as SVG; needs MODEL")
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     memory = None if args.memory is None else parse_size(args.memory)
     if memory is not None:
         warn_if_beyond(memory)
+    if args.hosts:
+        return _bench_hosts(args, memory)
     file = None if args.file is None else Path(args.file)
     with StatusLine(quiet=args.quiet) as signs:
         report = measure(
@@ -83,4 +86,23 @@ def run(args: argparse.Namespace) -> int:
         title = f"pyllama {about['pyllama']} on {about['board'] or about['cpu']}, {report['date']}"
         Path(args.plot).write_text(plot.plot(report["models"], title, report["disk"]["read_gb_s"]["3"]))
     print_report(report, lines, as_json=args.json)
+    return 0
+
+
+def _bench_hosts(args: argparse.Namespace, memory: int | None) -> int:
+    """The model on several boards; what each of them can do is told by `pyllama cluster check`."""
+    from pyllama.cli.report import print_report
+    from pyllama.measure.cluster_lines import timed_lines
+    from pyllama.measure.hosts import measure
+    from pyllama.terminal.status_line import StatusLine
+
+    if not args.model:
+        raise RequestError("--hosts: needs MODEL, which the boards run")
+    if args.file or args.draft or args.csv or args.plot:
+        raise RequestError("--hosts: without --file, --draft, --csv and --plot, which are about one machine")
+    with StatusLine(quiet=args.quiet) as signs:
+        report = measure(
+            args.model, args.hosts, memory=memory, threads=args.threads, interface=args.interface, say=signs.show
+        )
+    print_report(report, timed_lines, as_json=args.json)
     return 0

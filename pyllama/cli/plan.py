@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyllama.cli.options import add_budget, add_json, add_quiet
+from pyllama.cli.options import add_budget, add_hosts, add_json, add_quiet
 from pyllama.errors import BudgetError, HubError, RequestError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "tokenizer, a copy made by pyllama quantize --draft, look-up), a model, self, lookup or off; default: auto, "
         "where weights are read in every pass",
     )
+    add_hosts(parser)
     add_json(parser)
     add_quiet(parser)
     parser.set_defaults(run=run)
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if args.board and args.memory is None:
         raise RequestError("--board: needs --memory, what the process may take there")
     disk_gb_s, dram_gb_s = _rate("--disk", args.disk), _rate("--dram", args.dram)
+    if args.hosts:
+        return _plan_hosts(args)
     budget = default_budget() if args.memory is None else parse_size(args.memory)
     if args.memory is not None and args.board is None:
         warn_if_beyond(budget)
@@ -84,6 +87,38 @@ def run(args: argparse.Namespace) -> int:
         raise error if args.memory else BudgetError(f"{error}{enough_for(error.smallest)}") from None
     print_report(report, lines, as_json=args.json)
     return 0
+
+
+def _plan_hosts(args: argparse.Namespace) -> int:
+    """Of boards that are asked and measured, or, with --board, of such ones as a model of them has it."""
+    from pyllama.cli.report import print_report
+    from pyllama.cluster.hosts import parse_hosts, read_hosts
+    from pyllama.machine.memory import parse_size
+    from pyllama.measure.cluster import check, predict
+    from pyllama.measure.cluster_lines import planned_lines
+    from pyllama.planning.time import BOARDS
+    from pyllama.terminal.status_line import StatusLine
+
+    if args.disk or args.dram or args.draft not in ("auto", "off"):
+        raise RequestError("--hosts: without --disk, --dram and --draft; boards are measured, or those of --board")
+    memory = None if args.memory is None else parse_size(args.memory)
+    if args.board:
+        assert memory is not None
+        rates, hosts = BOARDS[args.board].rates, read_hosts(args.hosts)
+        report = predict(args.model, hosts, rates, memory, args.context_length, args.kv_dtype)
+    else:
+        with StatusLine(quiet=args.quiet) as signs:
+            report = check(
+                args.model,
+                parse_hosts(args.hosts),
+                memory=memory,
+                context_length=args.context_length,
+                kv_dtype=args.kv_dtype,
+                interface=args.interface,
+                say=signs.show,
+            )
+    print_report(report, planned_lines, as_json=args.json)
+    return 2 if report["wrong"] else 0
 
 
 def make_report(

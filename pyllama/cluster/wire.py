@@ -1,6 +1,7 @@
 """Passes and messages as bytes: between the front end and rank 0 through a socket, and from there to all ranks."""
 
 import json
+import os
 import socket
 import struct
 from typing import Any
@@ -46,7 +47,7 @@ def pass_of_bytes(data: bytes) -> Pass:
 class Link:
     """A stream socket that carries (kind, bytes): kind is a word of up to eight letters."""
 
-    def __init__(self, connection: socket.socket):
+    def __init__(self, connection: "socket.socket | Pipes"):
         self._socket = connection
 
     def fileno(self) -> int:
@@ -92,3 +93,30 @@ class Link:
 
 def _raw(data: Any) -> Any:
     return data.reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else json.dumps(data).encode()
+
+
+class Pipes:
+    """What Link asks of a socket, of two file descriptors, such as those of ssh."""
+
+    def __init__(self, reading: int, writing: int):
+        self._reading, self._writing = reading, writing
+
+    def fileno(self) -> int:
+        return self._reading
+
+    def sendall(self, data: Any) -> None:
+        view = memoryview(data).cast("B")
+        while len(view):
+            view = view[os.write(self._writing, view) :]
+
+    def recv_into(self, view: memoryview) -> int:
+        data = os.read(self._reading, min(len(view), 1 << 20))
+        view[: len(data)] = data
+        return len(data)
+
+    def shutdown(self, how: int) -> None:
+        pass
+
+    def close(self) -> None:
+        for fd in {self._reading, self._writing}:
+            os.close(fd)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,6 +113,9 @@ class Worker:
     def run(self) -> None:
         """Open what the front end asks for, then pass after pass, until it is gone."""
         asked = json.loads(self._hear_front("open"))
+        if asked.get("talk"):
+            self._talk()
+            return
         checkpoint, error = _opened(asked, asked["places"][self.rank])
         about = {"version": __version__, "host": socket.gethostname(), "error": error, "digest": ""}
         if checkpoint is not None:
@@ -130,6 +134,26 @@ class Worker:
             if data is None:
                 return
             self._pass(decoder, data)
+
+    def _talk(self) -> None:
+        """Nothing but messages, of the sizes of a pass's, for whoever wants to know how long they take."""
+        ranks = self._exchange.size
+        found = []
+        for nbytes, times in ((64, 200), (1 << 20, 10)):
+            mine = [np.zeros(nbytes, np.uint8)] * ranks
+            theirs = [np.empty(nbytes, np.uint8) for _ in range(ranks)]
+            self._exchange.swap(mine, theirs)
+            taken = []
+            for _ in range(times):
+                started = time.perf_counter()
+                self._exchange.swap(mine, theirs)
+                taken.append(time.perf_counter() - started)
+            found.append(median(taken))
+        small_s, large_s = found
+        if self._link is not None:
+            sent = (ranks - 1) << 20
+            self._link.send("talk", {"step_s": small_s, "gb_s": sent / 1e9 / max(1e-9, large_s - small_s)})
+            self._link.receive()
 
     def _agree(self, report: dict[str, Any]) -> list[dict[str, Any]]:
         """Every rank's report, which rank 0 hands to the front end; it says whether to go on."""

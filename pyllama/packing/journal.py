@@ -12,12 +12,12 @@ from typing import Any
 
 from pyllama.checkpoint import Checkpoint, Part, Tensor
 from pyllama.checkpoint.index import Apart, files_of
-from pyllama.checkpoint.packed import Carried
-from pyllama.checkpoint.share import StoredShare
+from pyllama.checkpoint.packed import SHARE, Carried
+from pyllama.checkpoint.share import StoredShare, compact_share
 from pyllama.errors import PackError
 from pyllama.packing.own_rows import ForBoard
 from pyllama.packing.rows import state_of
-from pyllama.packing.shard import estimated_nbytes
+from pyllama.packing.shard import compact, estimated_nbytes
 
 SHARD_NBYTES = 4_000_000_000  # of unpacked weights: no file system refuses the packed file
 
@@ -46,9 +46,16 @@ class Journal:
     share: StoredShare | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, asked: str, replace: bool, board: ForBoard | None = None) -> "Journal":
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        asked: str,
+        replace: bool,
+        board: ForBoard | None = None,
+        file_nbytes: int | None = None,
+    ) -> "Journal":
         if board is not None:
-            shards = into_shards(board.tensors(checkpoint))
+            shards = into_shards(board.tensors(checkpoint), file_nbytes)
         else:
             shards = into_shards([_absolute(tensor) for tensor in checkpoint.tensors.values()])
         return cls(
@@ -65,6 +72,19 @@ class Journal:
 
     def estimated_nbytes(self, shard: Sequence[Tensor]) -> int:
         return sum(estimated_nbytes(tensor, self.tied) for tensor in shard)
+
+    def fields(self, number: int, previous: int) -> dict[str, str]:
+        """What the header of a shard says of it; previous: the checksum of the one before."""
+        first = number == 1
+        found = {
+            "source": self.format,
+            "rope_interleaved": "true" if self.rope_interleaved else "false",
+            "shard": str(number),
+            "shards": str(len(self.shards)),
+            "previous": f"{previous:08x}",
+            "files": compact(self.carried if first else {}),
+        }
+        return found | ({SHARE: compact_share(self.share)} if first and self.share is not None else {})
 
     def files_done(self, count: int) -> list[Path]:
         """The source files from which nothing is wanted once `count` shards are there."""
@@ -111,15 +131,16 @@ class Journal:
             raise PackError(f"{journal}: not a journal that this version can read; move it elsewhere") from None
 
 
-def into_shards(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """The tensors, in order, cut into files."""
+def into_shards(tensors: Iterable[Tensor], most: int | None = None) -> list[list[Tensor]]:
+    """The tensors, in order, cut into files of so many unpacked bytes; default: SHARD_NBYTES."""
+    most = SHARD_NBYTES if most is None else most
     tensors = list(tensors)
     last_use = {path: i for i, tensor in enumerate(tensors) for path in files_of(tensor)}
     ends = set(last_use.values())
     shards: list[list[Tensor]] = [[]]
     nbytes = 0
     for i, tensor in enumerate(tensors):
-        if shards[-1] and (nbytes + tensor.nbytes > SHARD_NBYTES or i - 1 in ends):
+        if shards[-1] and (nbytes + tensor.nbytes > most or i - 1 in ends):
             shards.append([])
             nbytes = 0
         shards[-1].append(tensor)

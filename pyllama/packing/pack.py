@@ -15,9 +15,8 @@ import numpy as np
 from pyllama.checkpoint import Tensor, open_checkpoint
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.index import StoredBlock, files_of
-from pyllama.checkpoint.packed import SHARE, Carried, Shard, read_shard, shard_name
+from pyllama.checkpoint.packed import Carried, Shard, read_shard, shard_name
 from pyllama.checkpoint.packed_rows import unpack
-from pyllama.checkpoint.share import compact_share
 from pyllama.errors import CheckpointError, PackError, RequestError
 from pyllama.hub import resolve
 from pyllama.packing.carry import small_files
@@ -154,16 +153,7 @@ def _write(work: Workplace, plan: Journal, board: ForBoard | None, progress: Pro
             path = work.folder / shard_name(number, count)
             shard = _take_over(path, plan, number, previous, source, progress) if path.exists() else None
             if shard is None:
-                fields = {
-                    "source": plan.format,
-                    "rope_interleaved": "true" if plan.rope_interleaved else "false",
-                    "shard": str(number),
-                    "shards": str(count),
-                    "previous": f"{previous:08x}",
-                    "files": compact(plan.carried if number == 1 else {}),
-                }
-                if plan.share is not None and number == 1:
-                    fields[SHARE] = compact_share(plan.share)
+                fields = plan.fields(number, previous)
                 shard = write_checked(work, path, tensors, fields, plan.tied, source, progress, plan.replace)
             if plan.replace:
                 for file in plan.files_done(number):

@@ -4,9 +4,7 @@ Reading, packing and writing run side by side: the disk reads ahead, the kernels
 writes. Memory is a few blocks, whatever the model. Where the file goes and when it counts is not decided here.
 """
 
-import errno
 import json
-import os
 import queue
 import threading
 import zlib
@@ -25,6 +23,7 @@ from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, VERSION, header_crc3
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.own_rows import OwnRows
 from pyllama.packing.rows import Rows, SourceFiles
+from pyllama.packing.sinks import FileSink, Sink
 from pyllama.streaming.memory import huge_empty
 from pyllama.streaming.pinned import PACKED_WORTH
 from pyllama.terminal.progress import Progress
@@ -75,8 +74,17 @@ def estimated_nbytes(tensor: Tensor, tied: bool) -> int:
     return int(tensor.nbytes * SHARE) + SECTOR * (1 + tensor.nbytes // BLOCK_NBYTES)
 
 
-def write_shard(
-    path: Path,
+def write_shard(path: Path, tensors: Sequence[Tensor], fields: Mapping[str, str], **how: Any) -> int:
+    """write_to() a new file."""
+    sink = FileSink(path)
+    try:
+        return write_to(sink, tensors, fields, **how)
+    finally:
+        sink.close()
+
+
+def write_to(
+    sink: Sink,
     tensors: Sequence[Tensor],
     fields: Mapping[str, str],
     *,
@@ -84,7 +92,7 @@ def write_shard(
     source: SourceFiles | OwnRows,
     progress: Progress,
 ) -> int:
-    """Write `tensors` to a new file, down to the disk; returns the checksum of its header.
+    """Write `tensors` as a new file, down to the disk; returns the checksum of its header.
 
     fields  the header's own metadata but for what is made here. Raises OSError where the disk fails or is full,
             CheckpointError where the source does.
@@ -99,7 +107,7 @@ def write_shard(
         worst[piece.tensor.name] += [LARGEST] * 2
     reserved = padded(len(_header(fields, matrices, vectors, worst)))
     entries: dict[str, list[Entry]] = {tensor.name: [] for tensor in tensors}
-    with _Writer(path, reserved, max((padded(piece.nbytes) for piece in pieces), default=SECTOR)) as writer:
+    with _Writer(sink, reserved, max((padded(piece.nbytes) for piece in pieces), default=SECTOR)) as writer:
         for piece, rows in read_ahead(pieces, room, source.read):
             _pack_rows(piece.tensor, piece.rows, rows, packs(piece.tensor, tied), writer, entries[piece.tensor.name])
             progress.advance(piece.nbytes)
@@ -117,7 +125,7 @@ def write_shard(
         head[:8] = (reserved - 8).to_bytes(8, "little")
         crc32 = header_crc32(head)
         head[CRC_AT : CRC_AT + 8] = b"%08x" % crc32
-        writer.put_header(bytes(head))
+        writer.put_header(bytes(head), crc32)
     return crc32
 
 
@@ -179,22 +187,11 @@ def compact(value: Any) -> str:
 
 
 class _Writer:
-    """Blocks to consecutive pages of a new file, on a thread of its own, past the page cache where that works.
+    """Blocks to consecutive pages of a sink, on a thread of its own."""
 
-    The page cache would fill with what nobody reads, and push out what somebody does.
-    """
-
-    def __init__(self, path: Path, start: int, room: int):
-        self._path = path
+    def __init__(self, sink: Sink, start: int, room: int):
+        self._sink = sink
         self._end = start
-        flags = os.O_WRONLY | os.O_CLOEXEC
-        self._fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
-        self._direct = -1
-        if hasattr(os, "O_DIRECT"):
-            try:
-                self._direct = os.open(path, flags | os.O_DIRECT)
-            except OSError:  # tmpfs and others have no direct writes
-                pass
         memory = huge_empty(BUFFERS * room)
         self._free: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
         for i in range(BUFFERS):
@@ -227,26 +224,14 @@ class _Writer:
                 try:
                     data = buffer.data[: padded(nbytes)]
                     entries[index] = entries[index]._replace(crc32=zlib.crc32(data[:nbytes]))
-                    self._write(data, self._direct >= 0)
+                    self._write(data, direct=True)
                 except BaseException as error:  # noqa: BLE001 - raised to whoever asks for the next buffer
                     self._error = error
             self._free.put(buffer)
 
     def _write(self, data: memoryview, direct: bool = False) -> None:
-        """All of it at the file's end so far. direct: from a page boundary in memory and in the file."""
-        done = 0
-        while done < len(data):
-            direct = direct and done % SECTOR == 0  # a short write ends anywhere
-            try:
-                done += os.pwrite(self._direct if direct else self._fd, data[done:], self._end + done)
-            except OSError as error:
-                if not direct or error.errno != errno.EINVAL:
-                    raise
-                direct = False  # accepted at opening, refused now
-        if not direct and len(data) > SECTOR:
-            # Waits until these pages are on the disk: before, there is nothing to drop.
-            os.fdatasync(self._fd)
-            os.posix_fadvise(self._fd, self._end, len(data), os.POSIX_FADV_DONTNEED)
+        """All of it at the file's end so far."""
+        self._sink.write(data, self._end, direct)
         self._end += len(data)
 
     def finish(self) -> None:
@@ -262,23 +247,15 @@ class _Writer:
         if data:
             self._write(memoryview(data))
 
-    def put_header(self, head: bytes) -> None:
-        self._end = 0
-        self._write(memoryview(head))
+    def put_header(self, head: bytes, crc32: int) -> None:
+        self._sink.write(memoryview(head), 0)
+        self._sink.finish(crc32)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        try:
-            if error is None:
-                self.finish()
-                os.fsync(self._fd)
-            else:
-                self._error = self._error or InterruptedError()
-                self._full.put(None)
-                self._thread.join()
-        finally:
-            for fd in (self._fd, self._direct):
-                if fd >= 0:
-                    os.close(fd)
+        if error is not None:
+            self._error = self._error or InterruptedError()
+        self._full.put(None)
+        self._thread.join()

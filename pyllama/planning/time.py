@@ -196,13 +196,13 @@ def pass_seconds(
         "disk": from_disk / (rates.disk_gb_s * 1e9 * OF_DISK) + before,
         # What comes from disk crosses the memory bus twice: once in, once to the cores.
         "memory": (plan.pinned + experts - missed + 2 * from_disk + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
-        "compute": flop(model.config, tokens, positions, rows) / (_gflop_s(model, rates) * 1e9),
+        "compute": flop(model.config, tokens, positions, rows) / (gflop_s(model, rates) * 1e9),
     }
     bound = max(times, key=lambda name: times[name])
     return times[bound], bound
 
 
-def _gflop_s(model: Described, rates: Rates) -> float:
+def gflop_s(model: Described, rates: Rates) -> float:
     """Of products of this model's weights: by the share of them that is quantized."""
     if rates.quantized_gflop_s is None:
         return rates.gflop_s

@@ -1,0 +1,63 @@
+"""A model on several boards, timed: prompts, tokens, and what each board read, waited for and said for a token."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyllama.measure.model import CONTEXT, time_decode, time_prefill
+
+COUNTED = ("bytes_read", "waited_s", "gather_s", "sent", "messages")
+
+
+def measure(
+    model: str,
+    hosts: str | Sequence[str],
+    *,
+    memory: int | None = None,
+    threads: int | None = None,
+    interface: str | None = None,
+    prompts: tuple[int, ...] = (64, 512),
+    decode: int = 16,
+    most_s: float = 60.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Everything `bench MODEL --hosts --json` prints. Token ids are random; sampling is not part of it."""
+    import pyllama
+
+    say("starting the boards")
+    options: dict[str, Any] = {"memory": memory, "threads": threads, "interface": interface}
+    with pyllama.load(model, hosts=hosts, context_length=CONTEXT, draft="off", **options) as loaded:
+        random = np.random.default_rng(1)
+        decoder: Any = loaded.decoder
+
+        def ids(count: int) -> list[int]:
+            return random.integers(0, loaded.config.vocab_size, count).tolist()
+
+        say("the first pass")
+        (first_s,) = time_decode(loaded, ids(1))
+        found: dict[str, Any] = {"model": str(model), "first_pass_s": first_s, "prefill": {}}
+        likely_s = first_s
+        for length in prompts:
+            if length <= loaded.context_length and likely_s <= most_s:
+                say(f"a prompt of {length}")
+                seconds = time_prefill(loaded, ids(length))
+                found["prefill"][str(length)] = {"seconds": seconds, "tok_s": length / seconds}
+                likely_s = seconds * max(prompts) / length
+        say("decoding")
+        time_decode(loaded, ids(1))
+        before = [dict(report) for report in decoder.reports]
+        times = time_decode(loaded, ids(decode), most_s=most_s)
+        after = decoder.reports
+        found["decode"] = {"tokens": len(times), "seconds": sum(times), "tok_s": len(times) / sum(times)}
+        found["boards"] = [
+            {
+                "name": host.name,
+                "share": host.share,
+                "pinned": plan.pinned,
+                "streamed": now["streamed"],
+                "token": {name: (now[name] - then[name]) / len(times) for name in COUNTED},
+            }
+            for host, plan, then, now in zip(decoder.hosts, decoder.plans, before, after, strict=True)
+        ]
+    return found
