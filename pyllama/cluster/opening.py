@@ -7,7 +7,6 @@ from pyllama.checkpoint import Checkpoint
 from pyllama.cluster.dealing import deal
 from pyllama.cluster.front import Asked, ClusterDecoder
 from pyllama.cluster.hosts import parse_hosts
-from pyllama.streaming.local import rows_of_share
 
 
 def open_cluster(
@@ -27,12 +26,11 @@ def open_cluster(
 ) -> ClusterDecoder:
     """Arguments as of load(); model: what each board is to open, a path or a name.
 
-    Raises RequestError for hosts that make no sense, UnsupportedError for a model that is not shared, BoardError where
-    a board does not come up and ClusterError where it has another model, another version or too little memory.
+    Raises RequestError for hosts that make no sense, BoardError where a board does not come up and ClusterError where
+    it has another model, another version or too little memory.
     """
     boards = parse_hosts(hosts)
-    shares = deal(checkpoint.config, [board.share for board in boards])
-    rows_of_share(checkpoint.config, shares[0])  # complains before anything is started
+    deal(checkpoint.config, [board.share for board in boards])  # complains before anything is started
     if os.path.exists(model):
         model = os.path.abspath(model)
     asked = Asked(model, context_length, kv_dtype, threads, contexts, memory, front_nbytes, branches)

@@ -110,12 +110,57 @@ def test_the_bits_of_one_process(folder, names):
     assert answer(folder, hosts=names) == answer(folder)
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param("qwen2", marks=by_hand), "olmo2", pytest.param("gemma3_text", marks=by_hand)]
-)
-def test_biases_norms_over_all_heads_windows_and_a_tied_head(tmp_path, family):
-    model = tiny.write_random(tmp_path / "m", model_type=family)
-    assert answer(model, hosts=hosts(3)) == answer(model)
+FAMILIES = {family: {"model_type": family} for family in tiny.FAMILIES} | {"gemma4 mixture": tiny.GEMMA4_MIXTURE}
+
+
+@pytest.mark.parametrize("family", [pytest.param(of, marks=() if of == "olmo2" else by_hand) for of in FAMILIES])
+def test_every_family(tmp_path, family):
+    model = tiny.write_random(tmp_path / "m", **FAMILIES[family])
+    expected = answer(model)
+    for count in (1, 2, 3, 5, 7) if ALL else (3,):
+        assert answer(model, hosts=hosts(count)) == expected
+
+
+def test_states_go_back_to_what_was_kept(tmp_path):
+    """Texts that begin alike and end otherwise, of a model whose layers carry a state, share what they have in common."""
+    folder = tiny.write_random(tmp_path / "m", model_type="qwen3_5_text")
+    prompts = [list(range(3, 70)), [*range(3, 70), 5, 6, 7], [*range(3, 66), 1, 2]]
+    found = []
+    for options in ({}, {"hosts": hosts(3)}):
+        with pyllama.load(folder, context_length=128, contexts=4, **options) as model:
+            engine, answers = Engine(model), []
+            for prompt in prompts:
+                params = SamplingParams(max_tokens=6, ignore_eos=True)
+                answers.append(engine.submit(prompt, params, lambda event: None, fingerprint=True))
+                while engine.step():
+                    pass
+            found.append([(each.answer.token_ids, each.answer.fingerprint.hexdigest()) for each in answers])
+            found.append([each.cached_tokens for each in answers])
+    assert found[:2] == found[2:]
+    assert any(found[1])
+
+
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+def test_sessions_survive_a_restart(tmp_path, family):
+    folder = tiny.write_random(tmp_path / "m", model_type=family)
+    found = []
+    for _ in range(2):
+        with pyllama.load(folder, context_length=128, contexts=4, hosts=hosts(3)) as model:
+            engine = Engine(model, session_dir=tmp_path / "sessions")
+            engine.start()
+            heard = []
+            params = SamplingParams(max_tokens=6, ignore_eos=True)
+            request = engine.submit(list(range(3, 80)), params, heard.append, fingerprint=True)
+            while not (heard and (isinstance(heard[-1], Exception) or heard[-1].finish_reason)):
+                time.sleep(0.01)
+            found.append((request.answer.token_ids, request.answer.fingerprint.hexdigest(), request.cached_tokens))
+            engine.stop()
+    assert found[0][:2] == found[1][:2]
+    assert found[0][2] == 0 and found[1][2] >= 64
+    with pyllama.load(folder, context_length=128) as alone:
+        generation = alone.generate(list(range(3, 80)), max_tokens=6, ignore_eos=True, fingerprint=True)
+        generation.read()
+        assert found[0][:2] == (generation.token_ids, generation.fingerprint.hexdigest())
 
 
 def test_packed_and_quantized(tmp_path):

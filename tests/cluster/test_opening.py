@@ -1,32 +1,16 @@
-"""What is said before any rank is started: hosts that make no sense, models that are not shared, boards that differ."""
+"""What is said before any pass: hosts that make no sense, boards that differ."""
 
 import pytest
 import tiny
 
 import pyllama
 from pyllama.cluster.front import ClusterDecoder, ClusterError
-from pyllama.errors import RequestError, UnsupportedError
+from pyllama.errors import RequestError
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny.write_random(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.mark.parametrize(
-    "model, told",
-    [
-        *(({"model_type": family}, "a mixture of experts") for family in tiny.MIXTURES),
-        (tiny.GEMMA4_MIXTURE, "a mixture of experts"),
-        *(({"model_type": family}, "a model whose layers carry a state") for family in tiny.RECURRENT),
-        *(({"model_type": family}, "a model whose layers differ in heads or rows") for family in tiny.GEMMA4),
-    ],
-    ids=lambda of: of.get("model_type") if isinstance(of, dict) else None,
-)
-def test_a_model_that_is_not_shared_is_refused_in_a_line(tmp_path, model, told):
-    with pytest.raises(UnsupportedError, match=f"^hosts: {told}.* is not shared by boards yet") as refused:
-        pyllama.load(tiny.write_random(tmp_path / "m", **model), context_length=64, hosts="localhost,localhost")
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
