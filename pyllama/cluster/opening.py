@@ -1,4 +1,4 @@
-"""A model and `hosts` in, a decoder on those boards out."""
+"""A model and boards in, a decoder on them out."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pyllama.checkpoint import Checkpoint
 from pyllama.cluster.dealing import deal
 from pyllama.cluster.front import Asked, ClusterDecoder
-from pyllama.cluster.hosts import parse_hosts
+from pyllama.cluster.hosts import Host
 
 
 def open_cluster(
     checkpoint: Checkpoint,
-    hosts: str | os.PathLike[str] | Sequence[str],
+    boards: Sequence[Host],
     *,
     model: str,
     context_length: int,
@@ -26,10 +26,9 @@ def open_cluster(
 ) -> ClusterDecoder:
     """Arguments as of load(); model: what each board is to open, a path or a name.
 
-    Raises RequestError for hosts that make no sense, BoardError where a board does not come up and ClusterError where
+    Raises RequestError for shares that make no sense, BoardError where a board does not come up and ClusterError where
     it has another model, another version or too little memory.
     """
-    boards = parse_hosts(hosts)
     deal(checkpoint.config, [board.share for board in boards])  # complains before anything is started
     if os.path.exists(model):
         model = os.path.abspath(model)

@@ -47,10 +47,17 @@ class Meant:
 
 
 def choose_drafter(
-    draft: str | os.PathLike[str], checkpoint: Checkpoint, tokenizer: Any, budget: int, **options: Any
+    draft: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    budget: int,
+    *,
+    boards: int = 1,
+    **options: Any,
 ) -> Meant | None:
     """Who drafts for a model; None: nobody.
 
+    boards   that have the model together, each as fast as this one; the drafter is on this one alone
     options  of the model's plan (make_plan()), interpreter and context_length among them
 
     Raises UnsupportedError for a model with another vocabulary, RequestError for `self` without a copy, BudgetError
@@ -59,13 +66,14 @@ def choose_drafter(
     draft = os.fspath(draft)
     if draft == OFF or (draft == AUTO and not _streams(checkpoint, budget, options)):
         return None
-    rates, counts = quick_rates(checkpoint), counts_of(checkpoint, checkpoint.path)
+    here, counts = quick_rates(checkpoint), counts_of(checkpoint, checkpoint.path)
+    options |= {"rates": here.times(boards), "drafter_rates": here, "least_nodes": LEAST_NODES, "counts": counts}
     if draft != AUTO:
         drafter, path = _named(draft, checkpoint, tokenizer)
-        best = drafter_plan(checkpoint, drafter, budget, rates, least_nodes=LEAST_NODES, counts=counts, **options)
+        best = drafter_plan(checkpoint, drafter, budget, **options)
         return Meant(best, path)
     for drafter, path in _candidates(checkpoint, tokenizer):
-        paying, _ = choose(checkpoint, [drafter], budget, rates, least_nodes=LEAST_NODES, counts=counts, **options)
+        paying, _ = choose(checkpoint, [drafter], budget, **options)
         if paying is not None:
             return Meant(paying, path)
     return None

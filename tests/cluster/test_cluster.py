@@ -122,7 +122,7 @@ def test_every_family(tmp_path, family):
 
 
 def test_states_go_back_to_what_was_kept(tmp_path):
-    """Texts that begin alike and end otherwise, of a model whose layers carry a state, share what they have in common."""
+    """Texts that begin alike share what they have in common, of a model whose layers carry a state as well."""
     folder = tiny.write_random(tmp_path / "m", model_type="qwen3_5_text")
     prompts = [list(range(3, 70)), [*range(3, 70), 5, 6, 7], [*range(3, 66), 1, 2]]
     found = []
