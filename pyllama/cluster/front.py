@@ -26,6 +26,7 @@ from pyllama.decoder.passes import Pass, Segment
 from pyllama.errors import BoardError, PyllamaError
 from pyllama.planning.memory import Plan
 
+WAITS = 0.1  # of its time that a rank spends more than another on waiting, before somebody is told
 AGAIN_S = 2.0  # after a fault, until the ranks are started anew
 
 
@@ -203,6 +204,15 @@ class ClusterDecoder(Exclusive):
     def signs(self) -> list[dict[str, Any]]:
         """What each rank said of itself last."""
         return self._job.signs if self._job is not None else [{} for _ in self.hosts]
+
+    @property
+    def slowest(self) -> str | None:
+        """The board that the others have been waiting for in the last seconds; None where that is none of them."""
+        job = self._job
+        waits = [] if job is None else [sign.get("waits", 0.0) for sign in job.signs]
+        if job is None or len(waits) < 2 or max(waits) - min(waits) < WAITS:
+            return None
+        return job.name(waits.index(min(waits)))
 
     def new_sequence(self) -> ClusterSequence:
         return ClusterSequence(self)

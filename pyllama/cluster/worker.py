@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pyllama.cluster.mpi import MpiExchange
 
 BEAT_S = 0.5
+LOOK_BACK = 6  # beats
 LOST_S = 10.0
 PROBE_S = 1.0
 
@@ -50,9 +52,11 @@ class _RefusedError(Exception):
 class Signs:
     """Signs of life on standard output, from a thread of its own: a pass may take minutes."""
 
-    def __init__(self, rank: int):
-        self.state: dict[str, Any] = {"rank": rank, "pid": os.getpid()}
+    def __init__(self, exchange: "MpiExchange"):
+        self.state: dict[str, Any] = {"rank": exchange.rank, "pid": os.getpid()}
         self.weights: StreamedWeights | None = None
+        self._exchange = exchange
+        self._waited: deque[tuple[float, float]] = deque(maxlen=LOOK_BACK)
         self._parent = os.getppid()
         threading.Thread(target=self._run, name="pyllama-signs", daemon=True).start()
 
@@ -60,6 +64,7 @@ class Signs:
         while True:
             if self.weights is not None:
                 self.state |= {"bytes": self.weights.bytes_read, "waited": self.weights.waited_s}
+            self.state["waits"] = self._waits()
             try:
                 os.write(1, json.dumps(self.state).encode() + b"\n")
             except OSError:
@@ -67,6 +72,13 @@ class Signs:
             if os.getppid() != self._parent:  # mpiexec, or its daemon on this board, is gone
                 os._exit(1)
             time.sleep(BEAT_S)
+
+    def _waits(self) -> float:
+        """Of the last seconds, the part in which this rank had nothing to do but wait for others."""
+        now, waited = time.perf_counter(), self._exchange.seconds
+        self._waited.append((now, waited))
+        then, before = self._waited[0]
+        return round((waited - before) / (now - then), 3) if now > then else 0.0
 
 
 def watch_link() -> None:
@@ -310,7 +322,7 @@ def main() -> None:
     from pyllama.cluster.mpi import LostError, MpiExchange
 
     exchange = MpiExchange()
-    signs = Signs(exchange.rank)
+    signs = Signs(exchange)
     link = None
     if exchange.rank:
         threading.Thread(target=watch_link, name="pyllama-link", daemon=True).start()

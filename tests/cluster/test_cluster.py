@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+from command_line import pyllama_process
+from conftest import write_byte_tokenizer
 
 import pyllama
 from pyllama.cluster import job
@@ -340,6 +342,25 @@ def test_ranks_end_with_a_front_end_that_is_killed(folder):
     while pids & ranks_alive():
         assert time.monotonic() < end, "left behind"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("when", ["loading", "answering"])
+def test_ctrl_c_ends_a_run_and_its_ranks(tmp_path, when):
+    """With what the front end had said by then, no traceback, and 130."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "max_position_embeddings": 512}
+    folder = tiny.write_random(tmp_path / "m", num_hidden_layers=8, vocab_size=300, **sizes)
+    write_byte_tokenizer(folder, None)
+    options = ["--hosts", hosts(3), "--max-tokens", "400", "--context", "512", "--raw", "--ignore-eos"]
+    front = pyllama_process("run", folder, "a prompt", *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if when == "answering":
+        assert front.stdout.read(1)
+    else:
+        time.sleep(0.7)
+    since = time.monotonic()
+    front.send_signal(signal.SIGINT)
+    _, told = front.communicate(timeout=3 * WITHIN_S)
+    assert front.returncode == 130 and time.monotonic() - since < WITHIN_S
+    assert b"Traceback" not in told and told.count(b"\n") <= 1
 
 
 def test_an_engine_tells_a_fault_to_all_its_requests_and_knows_nothing_of_them_afterwards(folder):

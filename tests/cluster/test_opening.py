@@ -26,6 +26,18 @@ def test_this_machine_must_be_one_of_them(folder):
         pyllama.load(folder, context_length=128, hosts="198.51.100.1,203.0.113.1")
 
 
+@pytest.mark.parametrize(
+    "waits, told", [([0.9, 0.02, 0.8], "pi2"), ([0.1, 0.12, 0.05], None), ([0.5], None), ([0, 0], None)]
+)
+def test_the_board_that_others_wait_for_is_named(waits, told):
+    decoder = object.__new__(ClusterDecoder)
+    decoder._job = FakeJob()
+    decoder._job.signs = [{"waits": of} for of in waits]
+    assert decoder.slowest == told
+    decoder._job = None
+    assert decoder.slowest is None
+
+
 class FakeJob:
     @staticmethod
     def name(rank):
