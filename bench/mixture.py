@@ -189,7 +189,8 @@ def one_cell(args: argparse.Namespace, engine: str, path: str, memory: str, disk
     from pyllama.machine.memory import parse_size
 
     here = Path(__file__).resolve().parent
-    counts = ["--tokens", str(args.tokens), "--warm", str(args.warm)]
+    tokens, warm = (args.tokens, args.warm) if engine == "pyllama" else (args.llama_tokens, args.llama_warm)
+    counts = ["--tokens", str(tokens), "--warm", str(warm)]
     if engine == "pyllama":
         command = [sys.executable, str(here / "mixture.py"), "run", path, *counts]
         command += ["--memory", str(parse_size(memory) * 15 // 16)]
@@ -225,6 +226,8 @@ def main() -> None:
     several.add_argument("--tokens", type=int, default=8)
     several.add_argument("--warm", type=int, default=24)
     several.add_argument("--llama", help="a Python that has xllamacpp")
+    several.add_argument("--llama-tokens", type=int, default=4)  # where it is slow, as many would take an hour
+    several.add_argument("--llama-warm", type=int, default=4)
     several.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.command == "make":

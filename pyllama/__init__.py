@@ -10,7 +10,6 @@ What is below is imported when it is first used: `import pyllama` itself loads n
 """
 
 import os
-import platform
 from typing import TYPE_CHECKING
 
 from pyllama.version import __version__
@@ -21,7 +20,7 @@ from pyllama.version import __version__
 # waited for needs, and a token takes 60 times as long (measured: docs/bench.md, "A busy machine"). It reads this
 # once, when the kernels are loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000" if platform.machine() == "x86_64" else "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000" if os.uname().machine == "x86_64" else "10000")
 
 if TYPE_CHECKING:
     from pyllama.errors import (

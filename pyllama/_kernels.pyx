@@ -7,8 +7,9 @@ mathematics and its canonical order are in csrc. Knows nothing of models.
 
 import os
 
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, realloc
 
 from .errors import PyllamaError
 
@@ -47,6 +48,15 @@ cdef extern from "kernels.h" nogil:
         int64_t blocks
         float *p
         size_t stride
+    ctypedef struct pl_batch:
+        int64_t tokens
+        int64_t max_pages
+        const uint64_t *pool
+        const int32_t *pages
+        const int64_t *positions
+        const int32_t *sequences
+        const pl_write *writes
+        int64_t write_count
     ctypedef struct pl_attention:
         int heads
         int kv_heads
@@ -58,12 +68,6 @@ cdef extern from "kernels.h" nogil:
         const float *sinks
         size_t k_offset
         size_t v_offset
-        const uint64_t *pool
-        const int32_t *pages
-        int64_t max_pages
-        const int64_t *positions
-        const int32_t *sequences
-        const pl_write *writes
     enum:
         MAX_CONV
     ctypedef struct pl_store:
@@ -105,38 +109,85 @@ cdef extern from "kernels.h" nogil:
         const char *isa
         void (*exp)(const float *x, float *out, int64_t first, int64_t last) nogil
     const pl_kernels *pl_isa(int index)
+    enum:
+        MAX_STACKS
+        CALL_INPUT, CALL_MATMUL, CALL_RMSNORM, CALL_ROPE, CALL_ADD, CALL_SCALE, CALL_SWIGLU, CALL_GEGLU, CALL_APPEND
+        CALL_ATTEND
+    ctypedef struct pl_call_input:
+        const float *x
+        void *memory
+        pl_input *out
+        int64_t tokens
+        int64_t cols
+        pl_form form
+    ctypedef struct pl_call_matmul:
+        const pl_matrix *w
+        const pl_input *x
+        pl_out *out
+        int outs
+    ctypedef struct pl_call_rmsnorm:
+        const float *x
+        const float *weight
+        float *out
+        int64_t rows
+        int64_t cols
+        float eps
+    ctypedef struct pl_call_rope:
+        float *x
+        const float *cos
+        const float *sin
+        int64_t tokens
+        int heads
+        int head_dim
+        int rotated
+        int interleaved
+    ctypedef struct pl_call_add:
+        const float *x
+        const float *y
+        float *out
+        int64_t rows
+        int64_t cols
+        float factor
+        int broadcast
+    ctypedef struct pl_call_glu:
+        const float *gate
+        const float *up
+        float *out
+        int64_t n
+    ctypedef struct pl_call_attention:
+        pl_attention *a
+        const float *q
+        const float *k
+        const float *v
+        float *out
+    ctypedef struct pl_call:
+        int what
+        pl_call_input input
+        pl_call_matmul matmul
+        pl_call_rmsnorm rmsnorm
+        pl_call_rope rope
+        pl_call_add add
+        pl_call_glu glu
+        pl_call_attention attention
+    int pl_make_calls(const pl_kernels *k, int threads, const pl_call *calls, int64_t n, const pl_batch *batch)
     size_t pl_input_nbytes(pl_form form, int64_t tokens, int64_t cols)
-    void pl_make_input(const pl_kernels *k, int threads, pl_form form, const float *x, int64_t tokens, int64_t cols,
-                       void *memory, pl_input *out)
-    void pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const pl_input *x)
     void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
     size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols)
     int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out, size_t capacity)
     void pl_unpack(const pl_kernels *k, int threads, const pl_matrix *w, uint8_t *out)
     int pl_packed_valid(const pl_matrix *w, size_t nbytes)
     void pl_widen(const pl_kernels *k, int threads, const pl_matrix *rows, float *out)
-    void pl_rmsnorm(const pl_kernels *k, int threads, const float *x, const float *weight, float eps, int64_t rows,
-                    int64_t cols, float *out)
-    void pl_rope(const pl_kernels *k, int threads, float *x, const float *cos, const float *sin, int64_t tokens,
-                 int heads, int head_dim, int rotated, int interleaved)
-    void pl_add(int threads, const float *x, const float *y, float factor, int broadcast, int64_t rows, int64_t cols,
-                float *out)
-    void pl_scale(int threads, const float *x, const float *factors, int broadcast, int64_t rows, int64_t cols,
-                  float *out)
-    void pl_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
     void pl_mix(const pl_kernels *k, int threads, const float *y, const int32_t *rows, const float *weights,
                 int64_t tokens, int chosen, int64_t cols, float *out)
     void pl_join_mxfp4(const uint8_t *codes, int64_t codes_stride, const uint8_t *scales, int64_t scales_stride,
                        int64_t rows, int64_t blocks, uint8_t *out)
+    void pl_route_sigmoid(const pl_kernels *k, const float *logits, const float *bias, int64_t tokens, int experts,
+                          int chosen, int of_chosen, float scale, int32_t *ids, float *weights)
     void pl_route(const pl_kernels *k, const float *logits, int64_t tokens, int experts, int chosen, int of_chosen,
                   int32_t *ids, float *weights)
     void pl_clamped_swiglu(const pl_kernels *k, int threads, const float *gate, const float *up, float alpha,
                            float limit, float *out, int64_t n)
-    void pl_geglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n)
     void pl_softcap(const pl_kernels *k, int threads, const float *x, float cap, float *out, int64_t n)
-    void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new,
-                         const float *v_new, int64_t writes)
-    int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out)
     void pl_conv_walk(const pl_kernels *k, int threads, const pl_walk *w, const pl_conv *c)
     void pl_sigmoid_gate(const pl_kernels *k, int threads, const float *x, const float *gate, float *out, int64_t n)
     int pl_delta_walk(const pl_kernels *k, int threads, const pl_walk *w, const pl_delta *d)
@@ -311,10 +362,6 @@ cdef class Matrix:
         return self.data.nbytes
 
 
-cdef enum:
-    MAX_STACKS = 4
-
-
 cdef class Blocks:
     """Stacks of matrices, all of as many columns: what matmul takes for one.
 
@@ -324,7 +371,7 @@ cdef class Blocks:
     rows  of each stack
     """
     cdef pl_matrix *c
-    cdef pl_out out[MAX_STACKS]
+    cdef int64_t blocks[MAX_STACKS]  # of each stack
     cdef int stacks
     cdef unsigned forms  # a bit for each that their formats take
     cdef tuple matrices  # kept alive
@@ -349,7 +396,7 @@ cdef class Blocks:
             self.cols = each.c.cols
             self.forms |= 1u << pl_form_of(each.c.dtype)
         for stack in lists:
-            self.out[self.stacks].blocks = len(stack)
+            self.blocks[self.stacks] = len(stack)
             self.stacks += 1
         self.rows = tuple(sum(matrix.rows for matrix in stack) for stack in lists)
 
@@ -424,6 +471,96 @@ def input_nbytes(int64_t tokens, int64_t cols, dtypes):
     return sum([pl_input_nbytes(form, tokens, cols) for form in forms])
 
 
+cdef dict _recordings = {}  # of each thread that records
+
+
+cdef int _make(const pl_call *call, const pl_batch *batch, object one, object other, object third) except -1:
+    """Make a call, and record it where this thread records; the objects are what its addresses belong to."""
+    cdef int failed
+    with nogil:
+        failed = pl_make_calls(_kernels, _threads, call, 1, batch)
+    if failed:
+        raise MemoryError("attend: no memory for scratch")
+    if _recordings:
+        recording = _recordings.get(PyThread_get_thread_ident())
+        if recording is not None:
+            (<Recording>recording).add(call, batch, (one, other, third))
+    return 0
+
+
+cdef int _unrecorded(str name) except -1:
+    """For kernels whose calls no recording can hold."""
+    if _recordings and PyThread_get_thread_ident() in _recordings:
+        raise PyllamaError(f"{name}: cannot be recorded")
+    return 0
+
+
+cdef class Recording:
+    """The calls of kernels that a `with` block makes, to be made again without asking Python.
+
+    A pass asks for every weight once, and a model's weights drive all else out of a CPU's caches: Python's own data, too.
+    Making a layer's calls anew costs a tenth of asking for them (docs/quantized.md). CUDA calls the like a graph.
+
+    Arrays are kept alive and used where they lie; what is in them may have changed, and the batch may be another of as
+    many tokens. Holds products, rmsnorm, rope, add, scale, swiglu, geglu and attention; other kernels raise PyllamaError
+    while a thread records. Nothing is left of a block that raises.
+    """
+    cdef pl_call *calls
+    cdef int64_t count
+    cdef int64_t room
+    cdef int64_t tokens  # of the batch
+    cdef list kept
+
+    def __cinit__(self):
+        self.tokens = -1
+        self.kept = []
+
+    def __dealloc__(self):
+        free(self.calls)
+
+    def __len__(self):
+        return self.count
+
+    def __enter__(self):
+        cdef unsigned long thread = PyThread_get_thread_ident()
+        if thread in _recordings or self.count:
+            raise PyllamaError("recording: one at a time, and each once")
+        _recordings[thread] = self
+        return self
+
+    def __exit__(self, kind, error, trace):
+        del _recordings[PyThread_get_thread_ident()]
+        if kind is not None:
+            self.count = 0
+            self.kept = []
+
+    cdef int add(self, const pl_call *call, const pl_batch *batch, tuple of) except -1:
+        cdef pl_call *grown
+        cdef int64_t room
+        if self.count == self.room:
+            room = 2 * self.room or 16
+            grown = <pl_call *>realloc(self.calls, room * sizeof(pl_call))
+            if grown == NULL:
+                raise MemoryError(f"recording: no memory for {room} calls")
+            self.calls, self.room = grown, room
+        if batch != NULL:
+            self.tokens = batch.tokens
+        self.calls[self.count] = call[0]
+        self.count += 1
+        self.kept.append(of)
+        return 0
+
+    def replay(self, Batch batch not None):
+        """Make all calls again, for the tokens of a batch, as many as were recorded."""
+        cdef int failed
+        if self.tokens not in (-1, batch.c.tokens):
+            raise PyllamaError(f"replay: a batch of {batch.c.tokens} tokens, recorded were {self.tokens}")
+        with nogil:
+            failed = pl_make_calls(_kernels, _threads, self.calls, self.count, &batch.c)
+        if failed:
+            raise MemoryError("attend: no memory for scratch")
+
+
 cdef class Input:
     """What products multiply: activations x (T, cols), in each form that the formats of the weights take.
 
@@ -461,6 +598,7 @@ cdef class Input:
     cdef int make(self, unsigned wanted) except -1:
         cdef int form
         cdef size_t nbytes
+        cdef pl_call call
         for form in range(FORM_COUNT):
             if not (wanted & ~self.made) >> form & 1:
                 continue
@@ -469,9 +607,11 @@ cdef class Input:
                 self.memory[form] = aligned_alloc(64, nbytes)
                 if self.memory[form] == NULL:
                     raise MemoryError(f"input: no memory for {nbytes} bytes")
-            with nogil:
-                pl_make_input(_kernels, _threads, form, self.x.p, self.x.n, self.x.cols, self.memory[form],
-                              &self.forms[form])
+            call.what = CALL_INPUT
+            call.input.form = form
+            call.input.x, call.input.tokens, call.input.cols = self.x.p, self.x.n, self.x.cols
+            call.input.memory, call.input.out = self.memory[form], &self.forms[form]
+            _make(&call, NULL, self, self.x, None)
             self.made |= 1u << form
         return 0
 
@@ -489,7 +629,8 @@ def matmul(w, x, out, int64_t row=0):
     cdef Input input
     cdef Floats a, o
     cdef tuple outs = out if type(out) is tuple else (out,), rows
-    cdef pl_out to[MAX_STACKS]
+    cdef pl_call call
+    cdef pl_out *to = call.matmul.out
     cdef const pl_matrix *matrices
     cdef int64_t cols
     cdef int i, stacks
@@ -502,8 +643,10 @@ def matmul(w, x, out, int64_t row=0):
         a = _input(x)
         input = Input(a.n, max(a.cols, 1)).take(a)
     if type(w) is Blocks:
-        matrices, stacks, to, rows, cols = (<Blocks>w).c, (<Blocks>w).stacks, (<Blocks>w).out, (<Blocks>w).rows, (<Blocks>w).cols
+        matrices, stacks, rows, cols = (<Blocks>w).c, (<Blocks>w).stacks, (<Blocks>w).rows, (<Blocks>w).cols
         forms = (<Blocks>w).forms
+        for i in range(stacks):
+            to[i].blocks = (<Blocks>w).blocks[i]
     else:
         matrices, stacks, to[0].blocks = &(<Matrix?>w).c, 1, 1
         rows, cols = (matrices.rows,), matrices.cols
@@ -519,8 +662,9 @@ def matmul(w, x, out, int64_t row=0):
     if a.n == 0:
         return
     input.make(forms)
-    with nogil:
-        pl_matmul(_kernels, _threads, matrices, to, stacks, input.forms)
+    call.what = CALL_MATMUL
+    call.matmul.w, call.matmul.outs, call.matmul.x = matrices, stacks, input.forms
+    _make(&call, NULL, w, input, outs)
 
 
 def pack_panels(Matrix w not None, uint8_t[::1] out, int threads=0):
@@ -585,6 +729,7 @@ def unpack(Matrix w not None, uint8_t[::1] out):
 
 def widen(Matrix w not None, out):
     """out = the weights as float32, exactly as the format defines them. w in rows; out (rows, cols)."""
+    _unrecorded("widen")
     cdef Floats o = _output(out)
     if w.c.layout != LAYOUT_ROWS or o.n != w.c.rows or o.cols != w.c.cols:
         raise PyllamaError(f"widen: {w.layout} of {w.c.rows} x {w.c.cols} into {_shape(o)}")
@@ -597,9 +742,12 @@ def add(x, y, out, float factor=1.0):
     cdef Floats a = _input(x), b = _input(y), o = _output(out)
     if a.cols != b.cols or o.cols != a.cols or o.n != a.n or (b.n != a.n and b.n != 1):
         raise PyllamaError(f"add: x {_shape(a)}, y {_shape(b)}, out {_shape(o)}")
+    cdef pl_call call
     if a.n and a.cols:
-        with nogil:
-            pl_add(_threads, a.p, b.p, factor, b.n == 1, a.n, a.cols, o.p)
+        call.what = CALL_ADD
+        call.add.x, call.add.y, call.add.out, call.add.rows, call.add.cols = a.p, b.p, o.p, a.n, a.cols
+        call.add.factor, call.add.broadcast = factor, b.n == 1
+        _make(&call, NULL, a, b, o)
 
 
 def scale(x, factors, out):
@@ -607,9 +755,12 @@ def scale(x, factors, out):
     cdef Floats a = _input(x), f = _input(factors), o = _output(out)
     if o.n != a.n or o.cols != a.cols or f.n * f.cols not in (1, a.n):
         raise PyllamaError(f"scale: x {_shape(a)}, factors {_shape(f)}, out {_shape(o)}")
+    cdef pl_call call
     if a.n and a.cols:
-        with nogil:
-            pl_scale(_threads, a.p, f.p, f.n * f.cols == 1, a.n, a.cols, o.p)
+        call.what = CALL_SCALE
+        call.add.x, call.add.y, call.add.out, call.add.rows, call.add.cols = a.p, f.p, o.p, a.n, a.cols
+        call.add.broadcast = f.n * f.cols == 1
+        _make(&call, NULL, a, f, o)
 
 
 def rmsnorm(x, weight, float eps, out, int64_t cols=0):
@@ -622,13 +773,17 @@ def rmsnorm(x, weight, float eps, out, int64_t cols=0):
     cdef int64_t width = cols or a.cols
     if width < 1 or a.cols % width or w.n * w.cols != width or o.n != a.n or o.cols != a.cols:
         raise PyllamaError(f"rmsnorm: x {_shape(a)} in rows of {width}, weight {_shape(w)}, out {_shape(o)}")
+    cdef pl_call call
     if a.n:
-        with nogil:
-            pl_rmsnorm(_kernels, _threads, a.p, w.p, eps, a.n * (a.cols // width), width, o.p)
+        call.what = CALL_RMSNORM
+        call.rmsnorm.x, call.rmsnorm.weight, call.rmsnorm.out, call.rmsnorm.eps = a.p, w.p, o.p, eps
+        call.rmsnorm.rows, call.rmsnorm.cols = a.n * (a.cols // width), width
+        _make(&call, NULL, a, w, o)
 
 
 def rope_table(const int64_t[::1] positions, const double[::1] inv_freq, double scale, cos, sin):
     """cos, sin (T, D/2) of positions (T,) * inv_freq (D/2,), times scale: in float64, then rounded once."""
+    _unrecorded("rope_table")
     cdef Floats c = _output(cos), s = _output(sin)
     cdef int64_t tokens = positions.shape[0], half = inv_freq.shape[0]
     if c.n != tokens or s.n != tokens or c.cols != half or s.cols != half:
@@ -649,19 +804,35 @@ def rope(x, cos, sin, int heads, bint interleaved=False):
     if (heads < 1 or a.cols != heads * head_dim or rotated > head_dim or c.n != a.n or s.n != a.n or s.cols != c.cols
             or head_dim > MAX_HEAD_DIM):
         raise PyllamaError(f"rope: x {_shape(a)}, {heads} heads, cos {_shape(c)}, sin {_shape(s)}")
+    cdef pl_call call
     if a.n and rotated:
-        with nogil:
-            pl_rope(_kernels, _threads, a.p, c.p, s.p, a.n, heads, <int>head_dim, <int>rotated, interleaved)
+        call.what = CALL_ROPE
+        call.rope.x, call.rope.cos, call.rope.sin, call.rope.tokens = a.p, c.p, s.p, a.n
+        call.rope.heads, call.rope.head_dim, call.rope.rotated = heads, <int>head_dim, <int>rotated
+        call.rope.interleaved = interleaved
+        _make(&call, NULL, a, c, s)
 
 
 def swiglu(gate, up, out):
     """out = gate / (1 + exp(-gate)) * up, elementwise, (T, n); out may be gate or up."""
+    _glu("swiglu", CALL_SWIGLU, gate, up, out)
+
+
+def geglu(gate, up, out):
+    """out = gelu(gate) * up in gelu's tanh form, elementwise, (T, n); out may be gate or up."""
+    _glu("geglu", CALL_GEGLU, gate, up, out)
+
+
+cdef int _glu(str name, int what, object gate, object up, object out) except -1:
     cdef Floats g = _input(gate), u = _input(up), o = _output(out)
+    cdef pl_call call
     if u.n != g.n or u.cols != g.cols or o.n != g.n or o.cols != g.cols:
-        raise PyllamaError(f"swiglu: gate {_shape(g)}, up {_shape(u)}, out {_shape(o)}")
+        raise PyllamaError(f"{name}: gate {_shape(g)}, up {_shape(u)}, out {_shape(o)}")
     if g.n and g.cols:
-        with nogil:
-            pl_swiglu(_kernels, _threads, g.p, u.p, o.p, g.n * g.cols)
+        call.what = what
+        call.glu.gate, call.glu.up, call.glu.out, call.glu.n = g.p, u.p, o.p, g.n * g.cols
+        _make(&call, NULL, g, u, o)
+    return 0
 
 
 def route(logits, int32_t[:, ::1] ids, float[:, ::1] weights, bint of_chosen):
@@ -674,6 +845,7 @@ def route(logits, int32_t[:, ::1] ids, float[:, ::1] weights, bint of_chosen):
 
     A NaN is chosen after every number, and makes all weights of its token NaN where it is among what they are divided by.
     """
+    _unrecorded("route")
     cdef Floats a = _input(logits)
     cdef int64_t tokens = ids.shape[0], chosen = ids.shape[1]
     if (a.n != tokens or weights.shape[0] != tokens or weights.shape[1] != chosen or not 1 <= chosen <= a.cols
@@ -685,6 +857,31 @@ def route(logits, int32_t[:, ::1] ids, float[:, ::1] weights, bint of_chosen):
             pl_route(_kernels, a.p, tokens, <int>a.cols, <int>chosen, of_chosen, &ids[0, 0], &weights[0, 0])
 
 
+def route_sigmoid(logits, bias, int32_t[:, ::1] ids, float[:, ::1] weights, bint of_chosen, float scale):
+    """ids[t] = the experts with the largest s = 1 / (1 + exp(-logits[t])) + bias, equals by lower id, in ascending order;
+    weights[t] = their s without the bias, over the sum of these and 1e-6 if of_chosen, times scale.
+
+    logits, ids, weights  as for route()
+    bias                  (E,)  float32, or None
+
+    A NaN is chosen after every number.
+    """
+    cdef Floats a = _input(logits)
+    cdef const float[::1] b = bias
+    cdef int64_t tokens = ids.shape[0], chosen = ids.shape[1]
+    if (a.n != tokens or weights.shape[0] != tokens or weights.shape[1] != chosen or not 1 <= chosen <= a.cols
+            or a.cols > MAX_EXPERTS or (b is not None and b.shape[0] != a.cols)):
+        raise PyllamaError(f"route_sigmoid: logits {_shape(a)}, ids ({tokens}, {chosen}), weights ({weights.shape[0]}, "
+                           f"{weights.shape[1]}), bias {None if b is None else b.shape[0]}; at most {MAX_EXPERTS} experts")
+    cdef const float *bias_or_null = NULL
+    if b is not None:
+        bias_or_null = &b[0]
+    if tokens:
+        with nogil:
+            pl_route_sigmoid(_kernels, a.p, bias_or_null, tokens, <int>a.cols, <int>chosen, of_chosen, scale, &ids[0, 0],
+                             &weights[0, 0])
+
+
 def mix(y, const int32_t[:, ::1] rows, const float[:, ::1] weights, out):
     """out[t] = sum of weights[t, i] * y[rows[t, i]], a chain of fused multiply-adds from 0 over ascending i.
 
@@ -693,6 +890,7 @@ def mix(y, const int32_t[:, ::1] rows, const float[:, ::1] weights, out):
     weights  (T, k)  float32
     out      (T, n)  float32, overwritten; must not overlap y
     """
+    _unrecorded("mix")
     cdef Floats a = _input(y), o = _output(out)
     cdef int64_t tokens = rows.shape[0], chosen = rows.shape[1], t, i
     if weights.shape[0] != tokens or weights.shape[1] != chosen or o.n != tokens or o.cols != a.cols or chosen < 1:
@@ -710,6 +908,7 @@ def mix(y, const int32_t[:, ::1] rows, const float[:, ::1] weights, out):
 def clamped_swiglu(gate, up, float alpha, float limit, out):
     """out = g / (1 + exp(-(alpha * g))) * (u + 1), elementwise, (T, n), with g = min(gate, limit) and u = up within
     -limit to limit; out may be gate or up."""
+    _unrecorded("clamped_swiglu")
     cdef Floats g = _input(gate), u = _input(up), o = _output(out)
     if u.n != g.n or u.cols != g.cols or o.n != g.n or o.cols != g.cols:
         raise PyllamaError(f"clamped_swiglu: gate {_shape(g)}, up {_shape(u)}, out {_shape(o)}")
@@ -718,18 +917,9 @@ def clamped_swiglu(gate, up, float alpha, float limit, out):
             pl_clamped_swiglu(_kernels, _threads, g.p, u.p, alpha, limit, o.p, g.n * g.cols)
 
 
-def geglu(gate, up, out):
-    """out = gelu(gate) * up in gelu's tanh form, elementwise, (T, n); out may be gate or up."""
-    cdef Floats g = _input(gate), u = _input(up), o = _output(out)
-    if u.n != g.n or u.cols != g.cols or o.n != g.n or o.cols != g.cols:
-        raise PyllamaError(f"geglu: gate {_shape(g)}, up {_shape(u)}, out {_shape(o)}")
-    if g.n and g.cols:
-        with nogil:
-            pl_geglu(_kernels, _threads, g.p, u.p, o.p, g.n * g.cols)
-
-
 def softcap(x, float cap, out):
     """out = cap * tanh(x / cap), elementwise; cap > 0; out may be x."""
+    _unrecorded("softcap")
     cdef Floats a = _input(x), o = _output(out)
     if a.n != o.n or a.cols != o.cols or not cap > 0:
         raise PyllamaError(f"softcap: x {_shape(a)}, cap {cap:g}, out {_shape(o)}")
@@ -740,6 +930,7 @@ def softcap(x, float cap, out):
 
 def exp(x, out):
     """out = exp(x) in float32, under 2 ulp, the same bits on every machine; 0 below -86.5."""
+    _unrecorded("exp")
     cdef Floats a = _input(x), o = _output(out)
     if a.n != o.n or a.cols != o.cols:
         raise PyllamaError(f"exp: x {_shape(a)}, out {_shape(o)}")
@@ -784,6 +975,7 @@ cdef class Batch:
     cdef const int64_t[::1] positions
     cdef const int32_t[::1] sequences
     cdef const int32_t[:, ::1] writes
+    cdef pl_batch c
 
     def __init__(self, const uint64_t[::1] pool, const int32_t[:, ::1] pages, const int64_t[::1] positions,
                  const int32_t[::1] sequences, const int32_t[:, ::1] writes):
@@ -812,6 +1004,12 @@ cdef class Batch:
         self.positions = positions
         self.sequences = sequences
         self.writes = writes
+        self.c.tokens, self.c.max_pages, self.c.write_count = tokens, pages.shape[1], writes.shape[0]
+        if tokens:
+            self.c.pool, self.c.pages = &pool[0], &pages[0, 0]
+            self.c.positions, self.c.sequences = &positions[0], &sequences[0]
+        if writes.shape[0]:
+            self.c.writes = <const pl_write *>&writes[0, 0]
 
 
 cdef class Attention:
@@ -848,14 +1046,19 @@ cdef class Attention:
         self.c.k_offset = k_offset
         self.c.v_offset = v_offset
 
-    cdef _use(self, Batch batch, int64_t tokens):
-        if batch.positions.shape[0] != tokens:
-            raise PyllamaError(f"attention: {tokens} tokens, expected {batch.positions.shape[0]} as in the batch")
-        self.c.pool = &batch.pool[0]
-        self.c.pages = &batch.pages[0, 0]
-        self.c.max_pages = batch.pages.shape[1]
-        self.c.positions = &batch.positions[0]
-        self.c.sequences = &batch.sequences[0]
+    cdef int _make(self, int what, Batch batch, Floats k, Floats v, Floats q, Floats out) except -1:
+        """Of q and out, or k and v, as many rows as there are tokens in the batch; the others None."""
+        cdef pl_call call
+        cdef int64_t tokens = (k if q is None else q).n
+        if batch.c.tokens != tokens:
+            raise PyllamaError(f"attention: {tokens} tokens, expected {batch.c.tokens} as in the batch")
+        call.what = what
+        call.attention.a = &self.c
+        if q is None:
+            call.attention.k, call.attention.v = k.p, v.p
+            return _make(&call, &batch.c, self, k, v)
+        call.attention.q, call.attention.out = q.p, out.p
+        return _make(&call, &batch.c, self, q, out)
 
     def append(self, Batch batch not None, k, v):
         """Put k, v (T, kv_heads * head_dim) where the batch's writes say."""
@@ -863,12 +1066,8 @@ cdef class Attention:
         cdef int64_t width = self.c.kv_heads * self.c.head_dim
         if key.cols != width or value.cols != width or value.n != key.n:
             raise PyllamaError(f"append: k {_shape(key)}, v {_shape(value)}, expected {width} columns")
-        if key.n == 0 or batch.writes.shape[0] == 0:
-            return
-        self._use(batch, key.n)
-        self.c.writes = <const pl_write *>&batch.writes[0, 0]
-        with nogil:
-            pl_cache_append(_kernels, _threads, &self.c, key.p, value.p, batch.writes.shape[0])
+        if key.n:
+            self._make(CALL_APPEND, batch, key, value, None, None)
 
     def attend(self, Batch batch not None, q, out):
         """out[t, h] = softmax(q[t, h] . keys * scale) . values over positions up to that of t, in its window.
@@ -878,16 +1077,10 @@ cdef class Attention:
         """
         cdef Floats a = _input(q), o = _output(out)
         cdef int64_t width = self.c.heads * self.c.head_dim
-        cdef int failed
         if a.cols != width or o.cols != width or o.n != a.n:
             raise PyllamaError(f"attend: q {_shape(a)}, out {_shape(o)}, expected {width} columns")
-        if a.n == 0:
-            return
-        self._use(batch, a.n)
-        with nogil:
-            failed = pl_attend(_kernels, _threads, &self.c, a.p, a.n, o.p)
-        if failed:
-            raise MemoryError("attend: no memory for scratch")
+        if a.n:
+            self._make(CALL_ATTEND, batch, None, None, a, o)
 
 
 cdef class Walk:
@@ -950,6 +1143,7 @@ def conv(x, int64_t first, weight, bias, bint silu, Walk walk not None, int64_t 
 
     A chain of fused multiply-adds over ascending j, from 0.
     """
+    _unrecorded("conv")
     cdef Floats a = _input(x), w = _input(weight), o = _output(out), b = None
     cdef pl_conv c
     if bias is not None:
@@ -969,6 +1163,7 @@ def conv(x, int64_t first, weight, bias, bint silu, Walk walk not None, int64_t 
 
 def sigmoid_gate(x, gate, out):
     """out = x / (1 + exp(-gate)), elementwise, (T, n); out may be x or gate."""
+    _unrecorded("sigmoid_gate")
     cdef Floats a = _input(x), g = _input(gate), o = _output(out)
     if g.n != a.n or g.cols != a.cols or o.n != a.n or o.cols != a.cols:
         raise PyllamaError(f"sigmoid_gate: x {_shape(a)}, gate {_shape(g)}, out {_shape(o)}")
@@ -982,6 +1177,7 @@ def delta_gates(a, b, rate, bias, decay, beta):
 
     softplus(t) = max(t, 0) + ln(1 + exp(-|t|)).
     """
+    _unrecorded("delta_gates")
     cdef Floats x = _input(a), y = _input(b), r = _input(rate), s = _input(bias), d = _output(decay), e = _output(beta)
     if (y.n != x.n or y.cols != x.cols or d.n != x.n or d.cols != x.cols or e.n != x.n or e.cols != x.cols
             or r.n * r.cols != x.cols or s.n * s.cols != x.cols):
@@ -1002,6 +1198,7 @@ def delta(q, k, v, decay, beta, int key_heads, bint tiled, Walk walk not None, i
 
     Sums over the rows of S are chains of fused multiply-adds in ascending order, from 0.
     """
+    _unrecorded("delta")
     cdef Floats query = _input(q), key = _input(k), value = _input(v), d = _input(decay), e = _input(beta)
     cdef Floats o = _output(out)
     cdef pl_delta c

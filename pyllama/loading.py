@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyllama.drafting import AUTO, OFF
 from pyllama.errors import BudgetError, RequestError
 from pyllama.kv_dtypes import KV_DTYPES
 from pyllama.model import Model
 
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
-    from pyllama.drafting import Drafts
+    from pyllama.drafting.drafts import Drafts
     from pyllama.drafting.opening import Meant
 
 #: Positions of a context nobody asked a length for, where the model allows as many.
@@ -29,7 +30,7 @@ def load(
     on_layer: Callable[[int], None] | None = None,
     contexts: int = 1,
     pre_tokenizer: str | None = None,
-    draft: str | os.PathLike[str] = "auto",
+    draft: str | os.PathLike[str] = AUTO,
     hosts: "str | os.PathLike[str] | Sequence[str] | None" = None,
     interface: str | None = None,
     **unknown: Any,
@@ -75,7 +76,13 @@ def load(
     budget = default_budget() if memory is None else parse_size(memory)
     if memory is not None:
         warn_if_beyond(budget)
-    checkpoint = open_checkpoint(resolve(model))
+    if hosts is None:
+        checkpoint = open_checkpoint(resolve(model))
+    else:
+        from pyllama.cluster.hosts import parse_hosts
+        from pyllama.cluster.own_part import open_front
+
+        checkpoint = open_front(model, parse_hosts(hosts))
     try:
         _check_integer("context_length", context_length, 1, checkpoint.config.max_position_embeddings)
         config = checkpoint.config = checkpoint.config.for_context(context_length)
@@ -129,7 +136,7 @@ def assemble(
     kv_dtype: str = "f16",
     on_layer: Callable[[int], None] | None = None,
     contexts: int = 1,
-    draft: str | os.PathLike[str] = "off",
+    draft: str | os.PathLike[str] = OFF,
 ) -> "Model":
     """A Model of parts that are open, which belong to it from then on: what load() does last.
 
@@ -145,12 +152,13 @@ def assemble(
     options: dict[str, Any] = {
         "context_length": context_length, "kv_dtype": kv_dtype, "interpreter": interpreter, "contexts": contexts,
     }  # fmt: skip
-    meant = None
-    if draft != "off":
+    meant, plan = None, make_plan(checkpoint, budget, **options)
+    if draft != OFF and (draft != AUTO or plan.streamed > 0):
         from pyllama.drafting.opening import choose_drafter
 
         meant = choose_drafter(draft, checkpoint, tokenizer, budget, **options)
-    plan = meant.drafted.plan if meant else make_plan(checkpoint, budget, **options)
+    if meant:
+        plan = meant.drafted.plan
     weights = StreamedWeights(
         checkpoint,
         slots=plan.slots,
@@ -190,7 +198,7 @@ def _assemble_cluster(
 
     boards = parse_hosts(hosts)
     meant, front = None, interpreter_nbytes(tokenizer)
-    if draft != "off":
+    if draft != OFF:
         from pyllama.drafting.boards import choose_for_boards
 
         planned = {name: options[name] for name in ("context_length", "kv_dtype", "contexts")}
@@ -210,7 +218,7 @@ def _assemble_cluster(
 
 
 def _drafts(meant: "Meant", weights: Any, decoder: Any) -> "Drafts":
-    from pyllama.drafting import Drafts
+    from pyllama.drafting.drafts import Drafts
     from pyllama.drafting.opening import open_drafter
     from pyllama.planning.drafting import branch_pages
 

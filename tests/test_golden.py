@@ -34,6 +34,8 @@ UNDECIDED = 1e-3  # a gap between the two best logits that another order of sums
 
 # What the writers of the other forms can say: no biases in llama, no windows in qwen, yarn by factor alone.
 AS_GGUF = [
+    "lfm2_moe",
+    "qwen35_moe",
     "gemma4_12b",
     "gemma4_26b",
     "gemma4_31b",

@@ -140,6 +140,32 @@ def test_each_feature_of_a_state_changes_the_logits(golden: Golden) -> None:
     assert golden.error(reference.forward(golden.config, changed, golden.tokens)) > 1e-3, "the gate before the query"
 
 
+_MIXTURES = [name for name in CASES if load_case(name).config.model_type in ("lfm2_moe", "qwen3_5_moe_text")]
+
+
+@pytest.mark.parametrize("name", _MIXTURES)
+def test_each_feature_of_a_mixture_changes_its_logits(name: str) -> None:
+    golden = load_case(name)
+    config, of = golden.config, golden.config.mixture
+    assert of is not None
+    changes = [{"num_experts_per_tok": of.num_experts_per_tok - 1}, {"norm_topk_prob": not of.norm_topk_prob}]
+    changes += [{"sigmoid": False}, {"routed_scaling_factor": 1.1}] if of.sigmoid else []
+    changes += [{"expert_bias": False}] if of.expert_bias else []
+    for change in changes:
+        changed = dataclasses.replace(config, mixture=dataclasses.replace(of, **change))
+        assert golden.error(logits_of(golden, changed)) > 1e-3, change
+    left_out: dict[str, list[Callable[[np.ndarray], np.ndarray]]] = {
+        "expert_bias": [lambda b: b[::-1]],
+        "experts.gate_up_proj": [lambda w: np.roll(w, w.shape[1] // 2, axis=1)],  # gate and up change places
+        "shared_expert_gate": [lambda w: 0 * w, lambda w: -w],
+        "shared_expert.down_proj": [lambda w: 0 * w],
+    }
+    for part, ways in left_out.items():
+        for number, way in enumerate(ways if any(part in name for name in golden.tensors) else ()):
+            tensors = {name: way(t) if part in name else t for name, t in golden.tensors.items()}
+            assert golden.error(reference.forward(config, tensors, golden.tokens)) > 1e-3, (part, number)
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if load_case(name).config.model_type in reference.GEMMA4])
 def test_each_piece_of_gemma4_changes_its_logits(name: str) -> None:
     golden = load_case(name)

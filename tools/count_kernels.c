@@ -97,11 +97,12 @@ static int run(const pl_kernels *k, const char *what, int64_t tokens)
         int32_t *sequences = allocate((size_t)tokens * sizeof *sequences);
         for (int i = 0; i < PAGES; i++) pages[i] = i, pool[i] = (uint64_t)(uintptr_t)allocate(2 * half);
         for (int64_t t = 0; t < tokens; t++) positions[t] = POSITIONS - tokens + t;
-        pl_attention a = {.heads = HEADS, .kv_heads = KV_HEADS, .head_dim = HEAD_DIM, .f16 = f16, .scale = 0.125f,
-                          .v_offset = half, .pool = pool, .pages = pages, .max_pages = PAGES,
+        pl_batch batch = {.tokens = tokens, .pool = pool, .pages = pages, .max_pages = PAGES,
                           .positions = positions, .sequences = sequences};
+        pl_attention a = {.heads = HEADS, .kv_heads = KV_HEADS, .head_dim = HEAD_DIM, .f16 = f16, .scale = 0.125f,
+                          .v_offset = half, .batch = &batch};
         units = tokens * POSITIONS * HEADS * HEAD_DIM;
-        TWICE if (pl_attend(k, 1, &a, x, tokens, out)) return 3;
+        TWICE if (pl_attend(k, 1, &a, x, out)) return 3;
     } else {
         return 2;
     }

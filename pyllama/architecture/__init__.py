@@ -17,6 +17,7 @@ from pyllama.architecture.granite import Granite
 from pyllama.architecture.granitemoe import GraniteMoe
 from pyllama.architecture.layer import Layer
 from pyllama.architecture.lfm2 import Lfm2
+from pyllama.architecture.lfm2_moe import Lfm2Moe
 from pyllama.architecture.llama import Llama
 from pyllama.architecture.ministral3 import Ministral3
 from pyllama.architecture.mistral import Mistral
@@ -27,6 +28,7 @@ from pyllama.architecture.phi3 import Phi3
 from pyllama.architecture.qwen2 import Qwen2
 from pyllama.architecture.qwen3 import Qwen3
 from pyllama.architecture.qwen3_5 import Qwen35
+from pyllama.architecture.qwen3_5_moe import Qwen35Moe
 from pyllama.architecture.qwen3_moe import Qwen3Moe
 from pyllama.architecture.smollm3 import SmolLM3
 
@@ -38,6 +40,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Llama(), Mistral(), Ministral3(), Qwen2(), Qwen3(), SmolLM3(), Granite(), Olmo2(), Olmo3(), Gemma2(), Gemma3(),
         Gemma4(), Gemma4Unified(), Phi3(), Mixtral(), Qwen3Moe(), GptOss(), GraniteMoe(), Lfm2(), Qwen35(),
+        Lfm2Moe(), Qwen35Moe(),
     )
 }  # fmt: skip
 

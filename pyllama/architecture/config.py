@@ -71,6 +71,9 @@ class Mixture:
     norm_topk_prob         whether the weights of those chosen add up to 1
     layers                 for each layer, whether it has experts
     swiglu_limit           what gate and up are bounded by; 0: they are not, and the activation is silu
+    sigmoid                whether a logit's sigmoid is what an expert is chosen and weighed by, in place of a softmax
+    expert_bias            whether each expert has a number that is added to that for the choice alone
+    routed_scaling_factor  of the weights, last
     """
 
     num_experts: int
@@ -79,6 +82,9 @@ class Mixture:
     norm_topk_prob: bool
     layers: tuple[bool, ...]
     swiglu_limit: float = 0.0
+    sigmoid: bool = False
+    expert_bias: bool = False
+    routed_scaling_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pyllama.architecture.config import Mixture
 from pyllama.architecture.fields import Fields
 
+SOFTMAX, SIGMOID = 1, 2  # expert_gating_func of GGUF
+
 
 def num_experts(f: Fields, default: int | None = None) -> int:
     """`num_experts` or `num_local_experts`: transformers writes either."""
@@ -23,12 +25,18 @@ def mixture_in_every_layer(f: Fields, layers: int) -> Mixture:
     )
 
 
-def gguf_mixture(f: Fields, layers: int, moe_intermediate_size: int) -> Mixture:
-    """Experts in every layer, the weights of those chosen adding up to 1, as llama.cpp has them unless told."""
+def gguf_mixture(
+    f: Fields, layers: int, moe_intermediate_size: int, *, gating: int = SOFTMAX, dense: int = 0
+) -> Mixture:
+    """Experts, the weights of those chosen adding up to 1, as llama.cpp has them unless told.
+
+    gating  what expert_gating_func must say, if it says anything
+    dense   of the first layers, how many have none
+    """
     if f.get("expert_weights_norm") not in (None, True):
         raise f.unsupported("expert_weights_norm", str(f.get("expert_weights_norm")))
-    for key, neutral in (("expert_shared_count", 0), ("expert_weights_scale", 1.0), ("expert_gating_func", 1),
-                         ("expert_group_count", 0), ("leading_dense_block_count", 0)):  # fmt: skip
+    for key, neutral in (("expert_shared_count", 0), ("expert_weights_scale", 1.0), ("expert_gating_func", gating),
+                         ("expert_group_count", 0), ("leading_dense_block_count", dense)):  # fmt: skip
         if f.get(key) not in (None, 0, neutral):
             raise f.unsupported(key, str(f.get(key)))
     return Mixture(
@@ -36,5 +44,5 @@ def gguf_mixture(f: Fields, layers: int, moe_intermediate_size: int) -> Mixture:
         num_experts_per_tok=f.size("num_experts_per_tok", "expert_used_count"),
         moe_intermediate_size=moe_intermediate_size,
         norm_topk_prob=True,
-        layers=(True,) * layers,
+        layers=tuple(i >= dense for i in range(layers)),
     )

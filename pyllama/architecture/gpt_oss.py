@@ -27,10 +27,8 @@ class GptOss(Family):
     experts_apart = True
     huggingface = Names(
         "model.layers.",
-        inner={
-            "mlp.router": "mlp.gate",
-            "self_attn.sinks": "self_attn.sinks",
-        },
+        inner={"mlp.router": "mlp.gate"},
+        exact={"self_attn.sinks": "self_attn.sinks"},
     )
     gguf_architecture = "gpt-oss"
     gguf_truncated = False  # as config.json has it; llama.cpp rounds

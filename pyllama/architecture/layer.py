@@ -189,10 +189,14 @@ class Experts:
 
     router          one row of logits an expert; those with the largest are chosen, equals by lower number
     count, chosen   experts there are, and that a token goes to
-    of_chosen       whether the softmax that weighs them is over those chosen, or over all
+    of_chosen       whether the softmax that weighs them is over those chosen, or over all; with `sigmoid`, whether the
+                    weights of those chosen are divided by their sum
     gate, up, down  of one expert; their names have {} where its number stands
     limit           what gate and up are bounded by, in gpt-oss's activation (MODEL.md, "Clamped SwiGLU"); 0: it is not
     activation      then: "silu" or "gelu"
+    sigmoid         whether logits become weights by themselves, 1 / (1 + exp(-logit)), in place of a softmax
+    bias            then: name of what is added to them for the choice alone, or None
+    scale           then: of the weights, last
     """
 
     router: Linear
@@ -204,6 +208,9 @@ class Experts:
     down: Linear
     limit: float = 0.0
     activation: str = "silu"
+    sigmoid: bool = False
+    bias: str | None = None
+    scale: float = 1.0
 
     def expert(self, number: int) -> Mlp:
         """One of them."""
@@ -227,6 +234,17 @@ class Beside:
     mlp_norm: Norm
     router_scale: str
     expert_scale: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Experts beside a layer's mlp, which all tokens go to: experts(h) + mlp(h) * sigmoid(gate(h)) is added.
+
+    gate  one row
+    """
+
+    experts: Experts
+    gate: Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +279,7 @@ class Layer:
     residual_scale: float = 1.0
     per_layer_input: PerLayerInput | None = None
     scalar: str | None = None
-    beside: Beside | None = None
+    beside: Beside | Shared | None = None
 
     @property
     def experts(self) -> Experts | None:
@@ -299,6 +317,9 @@ def experts_of(config: Config) -> Experts | None:
         Linear("mlp.experts.{}.gate_proj", inner, hidden),
         Linear("mlp.experts.{}.up_proj", inner, hidden),
         Linear("mlp.experts.{}.down_proj", hidden, inner),
+        sigmoid=mixture.sigmoid,
+        bias="mlp.expert_bias" if mixture.expert_bias else None,
+        scale=mixture.routed_scaling_factor,
     )
 
 

@@ -10,7 +10,18 @@ from typing import NamedTuple
 
 from pyllama.architecture import layers_of
 from pyllama.architecture.config import Config
-from pyllama.architecture.layer import Attention, GatedDelta, Layer, Linear, Mlp, Norm, ShortConv
+from pyllama.architecture.layer import (
+    Attention,
+    Beside,
+    Experts,
+    GatedDelta,
+    Layer,
+    Linear,
+    Mlp,
+    Norm,
+    Shared,
+    ShortConv,
+)
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -72,6 +83,18 @@ def norms_plus_one(config: Config) -> set[str]:
     return found
 
 
+def _of_linear(layer: str, of: Linear, part: str) -> Iterator[ModelTensor]:
+    yield ModelTensor(f"{layer}{of.name}.weight", (of.rows, of.cols), part)
+    if of.bias:
+        yield ModelTensor(f"{layer}{of.name}.bias", (of.rows,), part)
+
+
+def _of_router(layer: str, experts: Experts) -> Iterator[ModelTensor]:
+    yield from _of_linear(layer, experts.router, "router")
+    if experts.bias:
+        yield ModelTensor(f"{layer}{experts.bias}.weight", (experts.count,), "router")
+
+
 def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
     mixer, mlp = layer.mixer, layer.mlp
 
@@ -80,9 +103,7 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
             yield ModelTensor(f"{layer.name}{of.name}.weight", (of.size,), "norms")
 
     def linear(of: Linear, part: str) -> Iterator[ModelTensor]:
-        yield ModelTensor(f"{layer.name}{of.name}.weight", (of.rows, of.cols), part)
-        if of.bias:
-            yield ModelTensor(f"{layer.name}{of.name}.bias", (of.rows,), part)
+        return _of_linear(layer.name, of, part)
 
     yield from norm(layer.mixer_norm)
     if isinstance(mixer, Attention):
@@ -102,23 +123,27 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
         yield from linear(after, "recurrent")
     yield from norm(layer.mixer_post_norm)
     yield from norm(layer.mlp_norm)
+    beside, experts = layer.beside, layer.experts
+    if isinstance(beside, Shared):  # first, so that experts are read while the mlp is computed
+        yield from _of_router(layer.name, beside.experts)
+        yield from linear(beside.gate, "mlp")
     if isinstance(mlp, Mlp):
         for projection in (mlp.gate, mlp.up, mlp.down):
             yield from linear(projection, "mlp")
-    beside, experts = layer.beside, layer.experts
-    if beside:
+    if isinstance(beside, Beside):
         yield from norm(beside.mlp_norm)
         yield ModelTensor(f"{layer.name}{beside.router_scale}.weight", (beside.norm.size,), "norms")
         yield ModelTensor(f"{layer.name}{beside.expert_scale}.weight", (beside.experts.count,), "norms")
         yield from norm(beside.norm)
     if experts:
-        yield from linear(experts.router, "router")
+        if not isinstance(beside, Shared):
+            yield from _of_router(layer.name, experts)
         for number in range(experts.count):
             one = experts.expert(number)
             for projection in (one.gate, one.up, one.down):
                 for tensor in linear(projection, "experts"):
                     yield tensor._replace(expert=number)
-    if beside:
+    if isinstance(beside, Beside):
         yield from norm(beside.post_norm)
     yield from norm(layer.mlp_post_norm)
     if layer.per_layer_input:
@@ -150,6 +175,12 @@ def convolutions(config: Config) -> dict[str, tuple[int, int]]:
     }
 
 
+def stored_as_vectors(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name -> shape, of matrices of one row that GGUF files have as vectors: the gates of shared experts."""
+    gates = [(layer.name, layer.beside.gate) for layer in layers_of(config) if isinstance(layer.beside, Shared)]
+    return {f"{name}{gate.name}.weight": (gate.cols,) for name, gate in gates}
+
+
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """name -> shape of every tensor of a model, in the order a pass uses them."""
     return {tensor.name: tensor.shape for tensor in model_tensors(config)}
@@ -170,7 +201,8 @@ def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
         own = layer.per_layer_input
         linears += [own.gate, own.projection] if own else []
         linears += [mlp.gate, mlp.up, mlp.down] if isinstance(mlp, Mlp) else []
-        experts = layer.experts
+        experts, beside = layer.experts, layer.beside
+        linears += [beside.gate] if isinstance(beside, Shared) else []
         linears += [experts.router, *[experts.gate, experts.up, experts.down] * experts.chosen] if experts else []
         total += 2 * sum(linear.rows * linear.cols for linear in linears)
         if isinstance(mixer, Attention):

@@ -25,11 +25,12 @@ _BESIDE_MODELS = ("mmproj", ".draft.gguf", ".imatrix.gguf")
 __all__ = ["Checkpoint", "Part", "Tensor", "open_checkpoint"]
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], *, shares: bool = False) -> Checkpoint:
     """Open a model where it lies; reads headers, no weights.
 
     path: a Hugging Face folder, a folder of Meta's original files, a GGUF file (of split ones the
           first), a folder with one GGUF model in it, or a folder that `pyllama pack` made.
+    shares: whether it may be one board's rows alone, as `pyllama pack --for-host` makes them; else that is refused.
     Raises CheckpointError for damaged or contradictory files, UnsupportedError for a model or a
     feature that pyllama does not run, by name.
     """
@@ -42,9 +43,13 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except (OSError, ValueError) as error:  # a name too long, a NUL byte, no permission
         raise CheckpointError(f"cannot open {str(path)!r}: {str(error).lower()}") from None
     try:
-        return _open_folder(path) if folder else _open_file(path)
+        checkpoint = _open_folder(path) if folder else _open_file(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {str(error).lower()}") from None
+    if checkpoint.share is not None and not shares:
+        checkpoint.close()
+        raise UnsupportedError(f"{path}: {checkpoint.share} of a model; it takes all of them, with --hosts")
+    return checkpoint
 
 
 def _open_folder(folder: Path) -> Checkpoint:

@@ -18,6 +18,7 @@ from pyllama.checkpoint.apart import join
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.index import StoredBlock, Tensor, ranges, stored_dtype
+from pyllama.checkpoint.share import StoredShare
 from pyllama.closing import Closing
 from pyllama.errors import CheckpointError
 from pyllama.machine import forked
@@ -29,6 +30,7 @@ class Checkpoint(forked.ForkAware, Closing):
     path              what was opened
     format            "huggingface", "gguf" or "meta"
     packed            the weights lie in pyllama's own files, made from that format
+    share             what it says of itself where it holds one board's rows alone; else None
     config            Config
     tensors           name -> Tensor under Hugging Face names, in the order a pass uses them
     rope_interleaved  q and k rows lie in interleaved rotary order (Meta; GGUF of the llama architecture)
@@ -50,10 +52,12 @@ class Checkpoint(forked.ForkAware, Closing):
         rope_interleaved: bool = False,
         metadata: dict[str, Any] | None = None,
         packed: bool = False,
+        share: StoredShare | None = None,
     ):
         self.path = path
         self.format = format
         self.packed = packed
+        self.share = share
         self.config = config
         self.tensors = tensors
         self.rope_interleaved = rope_interleaved

@@ -12,7 +12,15 @@ def model_digest(checkpoint: Checkpoint, kv_dtype: str) -> str:
     Of each tensor one row is read, not all: two models that differ nowhere there are one model retrained in no
     matrix. Cost: a small read a tensor.
     """
-    digest = hashlib.sha256(f"{__version__} {kv_dtype} {checkpoint.rope_interleaved} {checkpoint.config}".encode())
+    about = f"{__version__} {kv_dtype} {checkpoint.rope_interleaved} {checkpoint.config} {weights_digest(checkpoint)}"
+    return hashlib.sha256(about.encode()).hexdigest()[:32]
+
+
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """Names the weights, also where they lie packed; a board's part of a model has the name of the whole."""
+    if checkpoint.share is not None:
+        return checkpoint.share.digest
+    digest = hashlib.sha256()
     for name in sorted(checkpoint.tensors):
         tensor = checkpoint.tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {tensor.shape} ".encode())

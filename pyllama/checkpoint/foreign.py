@@ -26,7 +26,7 @@ _KINDS = {
     _TRANSLATOR: "t5 t5encoder mt5 umt5 bart mbart marian pegasus m2m_100 blenderbot led",
     _EXPERTS: "qwen2_moe qwen2moe qwen3next qwen3_next deepseek2 deepseek_v2 deepseek_v3 "
     "llama4 llama4_text olmoe phimoe granitemoeshared granitemoehybrid dbrx grok arctic glm4moe glm4_moe bailingmoe "
-    "ernie4_5_moe hunyuan-moe lfm2moe",
+    "ernie4_5_moe hunyuan-moe",
     _IMAGES: "llava llava_next llava_llama llava_mistral llava_qwen mllama qwen2_vl qwen2vl qwen2_5_vl qwen3_vl "
     "qwen3vl internvl internvl_chat idefics idefics2 idefics3 smolvlm paligemma minicpmv pixtral mistral3 gemma3 "
     "gemma3n phi3_v moondream1 cogvlm chameleon",

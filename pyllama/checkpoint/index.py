@@ -186,6 +186,8 @@ def deal(
         if len(ours) == 1 and len(shapes.get(ours[0], ())) == 1:
             tensor = _as_vector(tensor, shapes[ours[0]])
             stack = False
+        if len(ours) == 1 and len(tensor.shape) == 1 and shapes.get(ours[0]) == (1, tensor.cols):
+            tensor = replace(tensor, shape=shapes[ours[0]])  # of one row: a vector is stored as one
         cut = len(ours) > 1 or (ours and stack)
         for piece in _cut(tensor, ours, shapes) if cut else (replace(tensor, name=(ours or (name,))[0]),):
             if piece.name in dealt:
@@ -224,11 +226,11 @@ def _cut(tensor: Tensor, names: tuple[str, ...], shapes: Mapping[str, tuple[int,
 
 
 def check_index(
-    tensors: Mapping[str, Tensor], config: Config, sizes: Mapping[Path, int], source: str
+    tensors: Mapping[str, Tensor], config: Config, sizes: Mapping[Path, int] | None, source: str
 ) -> dict[str, Tensor]:
     """The tensors of the model in the order they are used, every one of them proven sound.
 
-    sizes:  bytes of each file
+    sizes:  bytes of each file; None where the reader has checked itself where tensors lie
     source: what the config came from, for messages ("config.json")
     Raises CheckpointError: a tensor missing, unknown, of another shape or dtype, out of its file, or
     overlapping another.
@@ -251,7 +253,7 @@ def check_index(
                 f"{name}: shape {tensor.shape}, expected {shape} from {source} (file {_file(tensor)})"
             )
         _check_blocks(tensor)
-        if not tensor.blocks:  # those are checked by the reader of pyllama's own files
+        if sizes is not None:
             _check_parts(tensor, sizes)
         index[name] = tensor
     check_overlaps(index.values())

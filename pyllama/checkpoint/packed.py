@@ -25,6 +25,7 @@ from pyllama.checkpoint.files import SECTOR, InputFile, opening, read_small
 from pyllama.checkpoint.huggingface import read_config
 from pyllama.checkpoint.index import StoredBlock, Tensor, check_index
 from pyllama.checkpoint.safetensors import read_header
+from pyllama.checkpoint.share import StoredShare, as_stored, as_whole, parse_share
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 from pyllama.strict_json import MAX_NBYTES, parse_object
 
@@ -40,6 +41,7 @@ HEAD = b'{"__metadata__":{"crc32":"'
 SECOND_HEAD = b'","format":"pyllama-packed",'
 CRC_AT = 8 + len(HEAD)
 KEYS = ("crc32", "format", "version", "source", "rope_interleaved", "shard", "shards", "previous", "files", "tensors")
+SHARE = "share"  # a key of a board's part of a model alone
 
 _FIRST = re.compile(r"model-00001-of-[0-9]{5}\.safetensors")
 _CRC = re.compile(r"[0-9a-f]{8}")
@@ -53,7 +55,8 @@ class Carried(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """One file of a packed model, as its header tells it. previous is the checksum of the shard before."""
+    """One file of a packed model, as its header tells it. previous is the checksum of the shard before; share is told
+    in the first one, of a board's part of a model."""
 
     crc32: int
     source: str
@@ -63,6 +66,7 @@ class Shard(NamedTuple):
     previous: int
     files: dict[str, Carried]
     tensors: dict[str, Tensor]
+    share: StoredShare | None = None
 
 
 def shard_name(number: int, count: int) -> str:
@@ -96,8 +100,13 @@ def open_packed(first: Path) -> Checkpoint:
                     raise CheckpointError(f"{shown(name)}: in two shards, one is {path.name}")
                 tensors[name] = tensor
             shards.append(shard)
+        stored, share = tensors, shards[0].share
+        if share is not None:
+            tensors = as_whole(tensors, share)
         config, metadata, where = _config(folder, shards[0].source, tensors)
-        index = check_index(tensors, config, {}, where)
+        index = check_index(tensors, config, None, where)
+        if share is not None:
+            index = as_stored(index, stored, share)
         return Checkpoint(
             folder,
             shards[0].source,
@@ -107,6 +116,7 @@ def open_packed(first: Path) -> Checkpoint:
             rope_interleaved=shards[0].rope_interleaved,
             metadata=metadata,
             packed=True,
+            share=share,
         )
 
 
@@ -152,7 +162,7 @@ def read_shard(file: InputFile) -> Shard:
     version = fields.get("version")
     if fields.get("format") != FORMAT or version != VERSION:
         raise UnsupportedError(f"{where}: version {shown(version)} of the packed form, expected {VERSION!r}")
-    if set(fields) != set(KEYS) or not all(isinstance(value, str) for value in fields.values()):
+    if set(fields) - {SHARE} != set(KEYS) or not all(isinstance(value, str) for value in fields.values()):
         raise CheckpointError(f"{where}: its metadata has other keys than a packed file")
     source, interleaved = fields["source"], fields["rope_interleaved"]
     if source not in ("huggingface", "gguf", "meta") or interleaved not in ("true", "false"):
@@ -170,6 +180,7 @@ def read_shard(file: InputFile) -> Shard:
         int(fields["previous"], 16) if _CRC.fullmatch(fields["previous"]) else -1,
         _carried(parse_object(fields["files"].encode(), f"{where}, files"), where),
         {name: _tensor(name, described[name], stored[name], file.path) for name in described},
+        parse_share(fields[SHARE], f"{where}, {SHARE}") if SHARE in fields else None,
     )
 
 

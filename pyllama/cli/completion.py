@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from pyllama.cli.hints import commands_of
-from pyllama.cli.options import DRAFTERS
+from pyllama.drafting import WORDS
 
 #: Where shells look, below the prefix of what is installed.
 PLACES = {
@@ -95,7 +95,7 @@ def _bash(command_line: argparse.ArgumentParser) -> Iterator[str]:
             where = "|".join(f'"{name} {option}"' for option in action.option_strings)
             words = f'-W "{" ".join(_choices(action))}"' if action.choices else "-f" if _takes_path(action) else ""
             if _names_drafter(action):
-                words = f'-f -W "{" ".join(DRAFTERS)} $(pyllama list -q 2>/dev/null)"'
+                words = f'-f -W "{" ".join(WORDS)} $(pyllama list -q 2>/dev/null)"'
             what = f'COMPREPLY=($(compgen {words} -- "$cur"))' if words else ":"
             yield f"        {where}) {what}; return ;;"
     yield "    esac"
@@ -121,7 +121,7 @@ def _zsh(command_line: argparse.ArgumentParser) -> Iterator[str]:
     yield "#compdef pyllama"
     yield "# zsh completion for pyllama, made by `pyllama completion zsh`"
     yield '_pyllama_models() { compadd -- ${(f)"$(pyllama list -q 2>/dev/null)"}; _files }'
-    yield f"_pyllama_drafters() {{ compadd -- {' '.join(DRAFTERS)}; _pyllama_models }}"
+    yield f"_pyllama_drafters() {{ compadd -- {' '.join(WORDS)}; _pyllama_models }}"
     yield "_pyllama() {"
     yield "    if (( CURRENT == 2 )); then"
     yield "        local -a commands=("
@@ -167,7 +167,7 @@ def _fish(command_line: argparse.ArgumentParser) -> Iterator[str]:
             names = [f"-{'sl'[option.startswith('--')]} {option.lstrip('-')}" for option in action.option_strings]
             values = "-r" if _takes_path(action) else f"-x -a '{' '.join(_choices(action))}'"
             if _names_drafter(action):
-                values = f"-r -a '{' '.join(DRAFTERS)} (pyllama list -q 2>/dev/null)'"
+                values = f"-r -a '{' '.join(WORDS)} (pyllama list -q 2>/dev/null)'"
             value = "" if action.nargs == 0 else f" {values}"
             yield f"{here} {' '.join(names)}{value} -d '{_summary(action.help)}'"
 

@@ -67,10 +67,6 @@ def add_threads(group: argparse._ActionsContainer, promise: str = "the text does
     group.add_argument("-t", "--threads", metavar="N", type=int, help=f"default: the physical cores; {promise}")
 
 
-#: What --draft takes besides a model.
-DRAFTERS = ("auto", "self", "lookup", "off")
-
-
 def add_draft(group: argparse._ActionsContainer, default: str | None = "auto", purpose: str = "") -> None:
     """Who drafts; purpose: what the command wants it for, where it is not to run faster."""
     group.add_argument(

@@ -2,8 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyllama.cli.options import add_quiet
+from pyllama.errors import RequestError
+
+if TYPE_CHECKING:
+    from pyllama.packing.own_rows import ForBoard
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -24,6 +29,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="delete each weight file of SRC once its packed form was read back and is equal, "
         "so that the disk need not hold both",
     )
+    parser.add_argument(
+        "--for-host",
+        metavar="K/N",
+        help="pack the rows of the Kth of N boards alone, to run with the others by --hosts; with --hosts here: "
+        "of its Kth board, or of the board of this name",
+    )
+    parser.add_argument(
+        "--hosts",
+        metavar="NAMES",
+        help="with --for-host: the boards and their shares, as pi1,pi2,pi3=0.5 or a file (docs/cluster.md)",
+    )
     add_quiet(parser)
     parser.set_defaults(run=run)
 
@@ -33,7 +49,33 @@ def run(args: argparse.Namespace) -> int:
     from pyllama.packing import pack
     from pyllama.terminal.progress import Progress
 
+    if args.hosts and not args.for_host:
+        raise RequestError("--hosts: needs --for-host, which says whose rows are packed")
+    board = _board(args.for_host, args.hosts) if args.for_host else None
     with Progress(f"packing {Path(args.source).name}", quiet=args.quiet) as progress:
-        path = pack(args.source, args.destination, replace=args.replace, progress=progress)
+        path = pack(args.source, args.destination, replace=args.replace, board=board, progress=progress)
     print(path)
     return 0
+
+
+def _board(text: str, hosts: str | None) -> "ForBoard":
+    """ "2/4", or with hosts also "2", or the name of one of them."""
+    from pyllama.cluster.dealing import MOST_RANKS
+    from pyllama.cluster.hosts import Host, read_hosts
+    from pyllama.cluster.own_part import board_of
+
+    boards = read_hosts(hosts) if hosts else []
+    named = [host.place for host in boards if host.name == text]
+    if len(named) > 1:
+        raise RequestError(f"--for-host: {text} is named {len(named)} times, expected its number")
+    if named:
+        return board_of(boards, named[0])
+    number, slash, count = text.partition("/")
+    if hosts is None and slash and count.isascii() and count.isdigit() and 1 <= int(count[:4]) <= MOST_RANKS:
+        boards = [Host(f"{place}", place=place) for place in range(int(count))]
+    elif not boards or (slash and count != str(len(boards))):
+        given = f" for the {len(boards)} boards of --hosts" if boards else ""
+        raise RequestError(f"--for-host: got {text!r}, expected K/N{given}, N at most {MOST_RANKS}, such as 2/4")
+    if not (number.isascii() and number.isdigit() and 1 <= int(number[:4]) <= len(boards)):
+        raise RequestError(f"--for-host: got {text!r}, expected one of {len(boards)} boards, counted from 1")
+    return board_of(boards, int(number) - 1)

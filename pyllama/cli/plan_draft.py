@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyllama.drafting import AUTO, LOOKUP, OFF, SELF
 from pyllama.errors import BudgetError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     Opener = Callable[[str], "Checkpoint | Outline"]
 
 SIBLINGS = 3  # shown at most
-AUTO, SELF, LOOKUP, OFF = "auto", "self", "lookup", "off"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from pyllama.architecture import Config
 from pyllama.cluster.hosts import Host
 from pyllama.cluster.job import Job
+from pyllama.cluster.own_part import shares_by_place
 from pyllama.cluster.wire import COPY, HELD, PASS, READ, WRITE, ClosedError, pass_to_bytes
 from pyllama.decoder.exclusive import Exclusive, ExclusiveSequence, Turn
 from pyllama.decoder.kv_cache import KVCache
@@ -33,7 +34,7 @@ AGAIN_S = 2.0  # after a fault, until the ranks are started anew
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What the ranks are to load: as arguments of load(); bytes that the front end has on rank 0's board, and that
-    branches of a drafter's take of all boards together."""
+    branches of a drafter's take of all boards together. digest: of the model as the front end has it."""
 
     model: str
     context_length: int
@@ -43,6 +44,7 @@ class Asked:
     memory: int | None
     front_nbytes: int
     branches: int = 0
+    digest: str = ""
 
 
 class ClusterError(PyllamaError):
@@ -225,10 +227,14 @@ class ClusterDecoder(Exclusive):
         try:
             here = [sum(other.name == host.name for other in self.hosts) for host in self.hosts]
             memory = [host.memory or self._asked.memory for host in self.hosts]
-            shares = [host.share for host in self.hosts]
+            places = [host.place for host in self.hosts]
             asked = {name: getattr(self._asked, name) for name in Asked.__slots__}
             try:
-                job.link.send("open", asked | {"memory": memory, "shares": shares, "ranks_here": here})
+                job.link.send(
+                    "open",
+                    asked
+                    | {"memory": memory, "shares": shares_by_place(self.hosts), "places": places, "ranks_here": here},
+                )
                 self._check_alike(job, json.loads(job.link.receive()[1]))
                 job.link.send("go")
                 reports = json.loads(job.link.receive()[1])
@@ -263,10 +269,13 @@ class ClusterDecoder(Exclusive):
                 )
             if report["error"]:
                 raise ClusterError(f"{job.name(rank)}: {report['error']}")
-            if report["digest"] != reports[0]["digest"]:
+            expected = self._asked.digest or reports[0]["digest"]
+            if report["digest"] != expected:
+                name = os.path.basename(self._asked.model)
+                part = f"{report['part']}: of another model" if report.get("part") else f"{name} is another model there"
                 raise ClusterError(
-                    f"{job.name(rank)}: {os.path.basename(self._asked.model)} is another model there than on "
-                    f"{job.name(0)} (digest {report['digest'][:8]}, expected {reports[0]['digest'][:8]})"
+                    f"{job.name(rank)}: {part} than {f'{name} here' if rank == 0 else f'on {job.name(0)}'}"
+                    f" (digest {report['digest'][:8]}, expected {expected[:8]})"
                 )
 
     def _ready(self) -> Job:

@@ -22,11 +22,13 @@ class Host:
     name    as ssh knows it
     share   of the rows, in proportion to the others'
     memory  bytes that its rank may take, or None
+    place   which of all hosts it is, from 0, in the order in which they were named
     """
 
     name: str
     share: float = 1.0
     memory: int | None = None
+    place: int = 0
 
 
 def parse_hosts(text: str | os.PathLike[str] | Sequence[str]) -> list[Host]:
@@ -35,6 +37,16 @@ def parse_hosts(text: str | os.PathLike[str] | Sequence[str]) -> list[Host]:
 
     Raises RequestError, also where this machine is not among them.
     """
+    hosts = read_hosts(text)
+    here = next((i for i, host in enumerate(hosts) if is_here(host.name)), None)
+    if here is None:
+        names = ", ".join(dict.fromkeys(host.name for host in hosts))
+        raise RequestError(f"hosts: {names}: none of them is this machine, which must be one")
+    return [hosts[here], *hosts[:here], *hosts[here + 1 :]]
+
+
+def read_hosts(text: str | os.PathLike[str] | Sequence[str]) -> list[Host]:
+    """The same in the order in which they are named, wherever this is."""
     if not isinstance(text, (str, os.PathLike)):
         hosts = [_of_word(word) for word in text]
     elif isinstance(text, os.PathLike) or os.path.isfile(text) or os.sep in text:
@@ -43,11 +55,7 @@ def parse_hosts(text: str | os.PathLike[str] | Sequence[str]) -> list[Host]:
         hosts = [_of_word(word.strip()) for word in text.split(",")]
     if not 1 <= len(hosts) <= MOST_RANKS:
         raise RequestError(f"hosts: {len(hosts)} names, expected 1 to {MOST_RANKS}")
-    here = next((i for i, host in enumerate(hosts) if is_here(host.name)), None)
-    if here is None:
-        names = ", ".join(dict.fromkeys(host.name for host in hosts))
-        raise RequestError(f"hosts: {names}: none of them is this machine, which must be one")
-    return [hosts[here], *hosts[:here], *hosts[here + 1 :]]
+    return [replace(host, place=place) for place, host in enumerate(hosts)]
 
 
 def _of_word(word: str) -> Host:

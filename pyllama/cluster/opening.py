@@ -4,9 +4,11 @@ import os
 from collections.abc import Callable, Sequence
 
 from pyllama.checkpoint import Checkpoint
+from pyllama.checkpoint.digest import model_digest
 from pyllama.cluster.dealing import deal
 from pyllama.cluster.front import Asked, ClusterDecoder
 from pyllama.cluster.hosts import Host
+from pyllama.cluster.own_part import shares_by_place
 
 
 def open_cluster(
@@ -29,8 +31,9 @@ def open_cluster(
     Raises RequestError for shares that make no sense, BoardError where a board does not come up and ClusterError where
     it has another model, another version or too little memory.
     """
-    deal(checkpoint.config, [board.share for board in boards])  # complains before anything is started
+    deal(checkpoint.config, shares_by_place(boards))  # complains before anything is started
     if os.path.exists(model):
         model = os.path.abspath(model)
-    asked = Asked(model, context_length, kv_dtype, threads, contexts, memory, front_nbytes, branches)
+    digest = model_digest(checkpoint, kv_dtype)
+    asked = Asked(model, context_length, kv_dtype, threads, contexts, memory, front_nbytes, branches, digest)
     return ClusterDecoder(checkpoint.config, boards, asked, interface=interface, on_layer=on_layer)

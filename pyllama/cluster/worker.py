@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyllama.checkpoint import Checkpoint, open_checkpoint
+from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.digest import model_digest
 from pyllama.cluster.dealing import deal
 from pyllama.cluster.gathering import GatheringRanks, PeerFailedError
+from pyllama.cluster.own_part import open_part
 from pyllama.cluster.wire import COPY, HELD, PASS, SOCKET, WRITE, ClosedError, Link, pass_of_bytes
 from pyllama.decoder import Decoder, Shape
 from pyllama.errors import BudgetError, PyllamaError, reason_of
@@ -123,10 +124,11 @@ class Worker:
     def run(self) -> None:
         """Open what the front end asks for, then pass after pass, until it is gone."""
         asked = json.loads(self._hear_front("open"))
-        checkpoint, error = _opened(asked["model"], asked["context_length"])
+        checkpoint, error = _opened(asked, asked["places"][self.rank])
         about = {"version": __version__, "host": socket.gethostname(), "error": error, "digest": ""}
         if checkpoint is not None:
             about["digest"] = model_digest(checkpoint, asked["kv_dtype"])
+            about["part"] = str(checkpoint.path) if checkpoint.share else ""
         self._agree(about)
         assert checkpoint is not None
         plan, decoder, error = self._loaded(checkpoint, asked)
@@ -178,7 +180,8 @@ class Worker:
         try:
             beside = asked["ranks_here"][self.rank]
             _kernels.set_num_threads(asked["threads"] or max(1, default_threads() // beside))
-            shares = deal(checkpoint.config, asked["shares"])
+            dealt = deal(checkpoint.config, asked["shares"])
+            shares = [dealt[place] for place in asked["places"]]
             ranks = GatheringRanks(shares, self.rank, self._exchange)
             local = LocalCheckpoint(checkpoint, ranks.share)
             shape, whole = Shape.of_share(checkpoint.config, ranks.share), Shape.whole(checkpoint.config)
@@ -299,12 +302,10 @@ def _readable(link: Link) -> bool:
     return bool(select.select([link], [], [], 0)[0])
 
 
-def _opened(model: str, context_length: int) -> tuple[Checkpoint | None, str | None]:
-    from pyllama.hub import resolve
-
+def _opened(asked: dict[str, Any], place: int) -> tuple[Checkpoint | None, str | None]:
     try:
-        checkpoint = open_checkpoint(resolve(model))
-        checkpoint.config = checkpoint.config.for_context(context_length)
+        checkpoint = open_part(asked["model"], place, asked["shares"])
+        checkpoint.config = checkpoint.config.for_context(asked["context_length"])
         return checkpoint, None
     except PyllamaError as error:
         return None, _why(error)

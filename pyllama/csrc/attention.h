@@ -11,17 +11,17 @@
 
 INLINE int padded(int head_dim) { return (head_dim + PANEL_ROWS - 1) / PANEL_ROWS * PANEL_ROWS; }
 
-INLINE uint8_t *page_of(const pl_attention *a, int64_t token, int64_t position)
+INLINE uint8_t *page_of(const pl_batch *b, int64_t token, int64_t position)
 {
-    return (uint8_t *)(uintptr_t)a->pool[a->pages[a->sequences[token] * a->max_pages + position / PANEL_ROWS]];
+    return (uint8_t *)(uintptr_t)b->pool[b->pages[b->sequences[token] * b->max_pages + position / PANEL_ROWS]];
 }
 
 static void k_cache_append(const pl_attention *a, const float *k, const float *v, int64_t first, int64_t last)
 {
     int D = a->head_dim, P = padded(D);
     for (int64_t w = first; w < last; w++) {
-        int64_t t = a->writes[w].token, slot = a->positions[t] % PANEL_ROWS;
-        uint8_t *page = (uint8_t *)(uintptr_t)a->pool[a->writes[w].page];
+        int64_t t = a->batch->writes[w].token, slot = a->batch->positions[t] % PANEL_ROWS;
+        uint8_t *page = (uint8_t *)(uintptr_t)a->batch->pool[a->batch->writes[w].page];
         for (int h = 0; h < a->kv_heads; h++) {
             const float *key = k + (t * a->kv_heads + h) * D, *value = v + (t * a->kv_heads + h) * D;
             size_t at_k = (size_t)h * (size_t)D * PANEL_ROWS + (size_t)slot, at_v = (size_t)h * (size_t)P * PANEL_ROWS;
@@ -47,12 +47,12 @@ static void k_cache_append(const pl_attention *a, const float *k, const float *v
 INLINE const uint8_t *keys_at(const pl_attention *a, const pl_attention_item *item, int64_t position)
 {
     size_t element = (size_t)item->kv_head * (size_t)a->head_dim * PANEL_ROWS;
-    return page_of(a, item->token, position) + a->k_offset + element * (a->f16 ? 2 : 4);
+    return page_of(a->batch, item->token, position) + a->k_offset + element * (a->f16 ? 2 : 4);
 }
 INLINE const uint8_t *values_at(const pl_attention *a, const pl_attention_item *item, int64_t position)
 {
     size_t element = (size_t)item->kv_head * (size_t)padded(a->head_dim) * PANEL_ROWS;
-    return page_of(a, item->token, position) + a->v_offset + element * (a->f16 ? 2 : 4);
+    return page_of(a->batch, item->token, position) + a->v_offset + element * (a->f16 ? 2 : 4);
 }
 
 /* acc[i][r] (+)= sum_c p[c][r] * x[i][first + c], over (cols, PANEL_ROWS) numbers of the cache; x holds n queries of
@@ -127,7 +127,7 @@ static void k_attend(const pl_attention *a, const pl_attention_item *item, const
         const float *in = q + (t * a->heads + item->head + i % item->heads) * D;
         int i0 = i / TOKEN_TILE * TOKEN_TILE, width = n - i0 < TOKEN_TILE ? n - i0 : TOKEN_TILE;
         for (int d = 0; d < D; d++) packed[i0 * D + d * width + i - i0] = in[d];
-        position[i] = a->positions[t];
+        position[i] = a->batch->positions[t];
         start[i] = a->window && position[i] >= a->window ? position[i] - a->window + 1 : 0;
         if (start[i] < begin) begin = start[i];
         if (position[i] >= end) end = position[i] + 1;

@@ -132,7 +132,18 @@ typedef struct {
     int32_t token, page;
 } pl_write;
 
-/* What attention needs besides q: which pages each sequence has, where they lie, and who asks. */
+/* Which tokens a pass holds: whose they are, where they stand, and which pages their sequences have. */
+typedef struct {
+    int64_t tokens, max_pages;
+    const uint64_t *pool;     /* addresses of pages of PANEL_ROWS positions, by number */
+    const int32_t *pages;     /* (sequences, max_pages) their numbers */
+    const int64_t *positions; /* (T) */
+    const int32_t *sequences; /* (T) row of `pages` */
+    const pl_write *writes;
+    int64_t write_count;
+} pl_batch;
+
+/* What attention needs besides q: what a layer's is like, and who asks. */
 typedef struct {
     int heads, kv_heads, head_dim; /* H, K, D */
     int f16;                       /* pages hold float16 (saturated) or float32 */
@@ -141,12 +152,7 @@ typedef struct {
     float softcap;                 /* scores become softcap * tanh(score / softcap); 0: stay */
     const float *sinks;            /* (H) scores that take part in each head's softmax and have no value; NULL: none */
     size_t k_offset, v_offset;     /* bytes from a page's start to this layer's keys, values */
-    const uint64_t *pool;          /* addresses of pages of PANEL_ROWS positions, by number */
-    const int32_t *pages;          /* (sequences, max_pages) their numbers */
-    int64_t max_pages;
-    const int64_t *positions;      /* (T) */
-    const int32_t *sequences;      /* (T) row of `pages` */
-    const pl_write *writes;
+    const pl_batch *batch;
 } pl_attention;
 
 /* T consecutive tokens of one sequence times the query heads of one key/value head. */
@@ -317,15 +323,69 @@ void pl_clamped_swiglu(const pl_kernels *k, int threads, const float *gate, cons
                        float *out, int64_t n);
 void pl_geglu(const pl_kernels *k, int threads, const float *gate, const float *up, float *out, int64_t n);
 void pl_softcap(const pl_kernels *k, int threads, const float *x, float cap, float *out, int64_t n);
-void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
-                     int64_t writes);
-int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out);
+/* q, k_new, v_new: of the batch's tokens, all of them. */
+void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new);
+int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, float *out);
 void pl_conv_walk(const pl_kernels *k, int threads, const pl_walk *w, const pl_conv *c);
 void pl_sigmoid_gate(const pl_kernels *k, int threads, const float *x, const float *gate, float *out, int64_t n);
 int pl_delta_walk(const pl_kernels *k, int threads, const pl_walk *w, const pl_delta *d);
 double pl_spin(const pl_kernels *k, int threads, int64_t rounds);
 uint64_t pl_read_memory(int threads, const uint8_t *data, size_t nbytes);
 int pl_openmp(void);
+
+/* calls.c: a call of a kernel, as data. What a pass does again and again is kept as a list of them and made without asking
+ * Python, whose own data the weights have driven out of the caches by then. */
+enum { MAX_STACKS = 4 }; /* places that one product writes to */
+typedef struct {
+    enum { CALL_INPUT, CALL_MATMUL, CALL_RMSNORM, CALL_ROPE, CALL_ADD, CALL_SCALE, CALL_SWIGLU, CALL_GEGLU, CALL_APPEND, CALL_ATTEND } what;
+    union {
+        struct {
+            const float *x;
+            void *memory;
+            pl_input *out;
+            int64_t tokens, cols;
+            pl_form form;
+        } input;
+        struct {
+            const pl_matrix *w;
+            const pl_input *x;
+            pl_out out[MAX_STACKS];
+            int outs;
+        } matmul;
+        struct {
+            const float *x, *weight;
+            float *out;
+            int64_t rows, cols;
+            float eps;
+        } rmsnorm;
+        struct {
+            float *x;
+            const float *cos, *sin;
+            int64_t tokens;
+            int heads, head_dim, rotated, interleaved;
+        } rope;
+        struct {
+            const float *x, *y; /* or factors */
+            float *out;
+            int64_t rows, cols;
+            float factor;
+            int broadcast;
+        } add;
+        struct {
+            const float *gate, *up;
+            float *out;
+            int64_t n;
+        } glu;
+        struct { /* their batch is that of whoever makes the call */
+            pl_attention *a;
+            const float *q, *k, *v;
+            float *out;
+        } attention;
+    };
+} pl_call;
+
+/* All of them, one after the other. 0, or -1 when out of memory: then some have not been made. */
+int pl_make_calls(const pl_kernels *k, int threads, const pl_call *calls, int64_t n, const pl_batch *batch);
 
 /* cpu_features.c, the one place that asks the CPU: name number `index` of what it has; NULL after the last. */
 const char *pl_cpu_feature(int index);
@@ -343,6 +403,11 @@ void pl_join_mxfp4(const uint8_t *codes, int64_t codes_stride, const uint8_t *sc
  * exp(logit - largest) over the sum of that, in ascending order, of those chosen or of all. */
 void pl_route(const pl_kernels *k, const float *logits, int64_t tokens, int experts, int chosen, int of_chosen,
               int32_t *ids, float *weights);
+
+/* route.c: the same of s = 1 / (1 + exp(-logit)): those with the largest s + bias (experts), or s where bias is NULL, weighed
+ * by s, over the sum of that and 1e-6 if of_chosen, times scale. */
+void pl_route_sigmoid(const pl_kernels *k, const float *logits, const float *bias, int64_t tokens, int experts, int chosen,
+                      int of_chosen, float scale, int32_t *ids, float *weights);
 
 /* delta_gates.c: decay = exp(rate * softplus(a + bias)), beta = 1 / (1 + exp(-b)); a, b (tokens, heads), rate, bias (heads). */
 void pl_delta_gates(const pl_kernels *k, const float *a, const float *b, const float *rate, const float *bias,

@@ -364,21 +364,23 @@ void pl_softcap(const pl_kernels *k, int threads, const float *x, float cap, flo
     SHARE(n, static, first, last, n, 4096, k->softcap(x, cap, out, first, last))
 }
 
-void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new,
-                     int64_t writes)
+void pl_cache_append(const pl_kernels *k, int threads, const pl_attention *a, const float *k_new, const float *v_new)
 {
+    const int64_t writes = a->batch->write_count;
     SHARE(writes * a->kv_heads * a->head_dim, static, first, last, writes, 1,
           k->cache_append(a, k_new, v_new, first, last))
 }
 
 /* Tiles of at most QUERY_TILE queries: heads of one group first, then neighbouring tokens of the sequence. */
-static int64_t attention_items(const pl_attention *a, int64_t tokens, pl_attention_item *items)
+static int64_t attention_items(const pl_attention *a, pl_attention_item *items)
 {
+    const int64_t tokens = a->batch->tokens;
+    const int32_t *sequences = a->batch->sequences;
     int group = a->heads / a->kv_heads;
     int heads = group < QUERY_TILE ? group : QUERY_TILE, width = QUERY_TILE / heads;
     int64_t n = 0;
     for (int64_t t = 0, next; t < tokens; t = next) {
-        for (next = t + 1; next < tokens && next < t + width && a->sequences[next] == a->sequences[t];) next++;
+        for (next = t + 1; next < tokens && next < t + width && sequences[next] == sequences[t];) next++;
         for (int kv = 0; kv < a->kv_heads; kv++)
             for (int h = 0; h < group; h += heads, n++)
                 if (items)
@@ -395,14 +397,14 @@ static int attend_items(const pl_kernels *k, const pl_attention *a, const pl_att
     return own == NULL;
 }
 
-int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, int64_t tokens, float *out)
+int pl_attend(const pl_kernels *k, int threads, const pl_attention *a, const float *q, float *out)
 {
     pl_attention_item few[64], *items = few;
-    int64_t n = attention_items(a, tokens, NULL), work = 0;
+    int64_t n = attention_items(a, NULL), work = 0;
     int failed = 0;
     if (n > 64 && !(items = malloc((size_t)n * sizeof *items))) return -1;
-    attention_items(a, tokens, items);
-    for (int64_t t = 0; t < tokens; t++) work += (a->positions[t] + 1) * a->heads * a->head_dim;
+    attention_items(a, items);
+    for (int64_t t = 0; t < a->batch->tokens; t++) work += (a->batch->positions[t] + 1) * a->heads * a->head_dim;
     SHARE(work, dynamic, first, last, n, 1, if (attend_items(k, a, items, q, out, first, last)) failed = 1)
     if (items != few) free(items);
     return failed ? -1 : 0;

@@ -33,3 +33,28 @@ void pl_route(const pl_kernels *k, const float *logits, int64_t tokens, int expe
         for (int n = 0; n < chosen; n++) weights[n] /= sum;
     }
 }
+
+void pl_route_sigmoid(const pl_kernels *k, const float *logits, const float *bias, int64_t tokens, int experts, int chosen,
+                      int of_chosen, float scale, int32_t *ids, float *weights)
+{
+    for (int64_t t = 0; t < tokens; t++, logits += experts, ids += chosen, weights += chosen) {
+        uint8_t taken[MAX_EXPERTS] = {0};
+        float s[MAX_EXPERTS], score[MAX_EXPERTS], sum = 0;
+        for (int i = 0; i < experts; i++) s[i] = -logits[i];
+        k->exp(s, s, 0, experts);
+        for (int i = 0; i < experts; i++) {
+            s[i] = 1 / (1 + s[i]);
+            score[i] = bias ? s[i] + bias[i] : s[i];
+        }
+        for (int i = 0; i < chosen; i++) taken[best_left(score, taken, experts)] = 1;
+        for (int i = 0, n = 0; i < experts; i++) {
+            if (!taken[i]) continue;
+            ids[n] = i, weights[n++] = s[i];
+            sum += s[i];
+        }
+        for (int n = 0; n < chosen; n++) {
+            if (of_chosen) weights[n] /= sum + 1e-6f;
+            weights[n] *= scale;
+        }
+    }
+}

@@ -48,7 +48,8 @@ def _of_experts(shape: Shape) -> dict[str, int]:
         # Of ranks, which put together what all experts' first matrices make: of all experts of a token.
         "expert_gate": shape.expert_size * (chosen if shared else 1),
         "expert_up": shape.expert_size * (chosen if shared else 1),
-        **({"beside": shape.hidden_size} if shape.beside else {}),  # what the mlp beside them has made
+        # What the mlp beside them has made, and how much of it counts.
+        **({"beside": shape.hidden_size, "shared_gate": 1} if shape.beside else {}),
         # What its experts make of a token, until all of them are done.
         "routed": chosen * (shared.hidden if shared else shape.hidden_size),
     }
@@ -108,10 +109,11 @@ def buffers_nbytes(shape: Shape, tokens: int, dtypes: Collection[str]) -> int:
 class Buffers:
     """The activations of a pass, float32 (T, width) each, reused by every layer and every pass.
 
-    rotations  cos and sin of the positions' angles, (T, rotated / 2) each, for each kind of rotation
-    input      what products multiply, in the forms that the weights' formats take
-    capacity   the largest T
-    again      tokens beyond T that layers with a state have room for
+    rotations   cos and sin of the positions' angles, (T, rotated / 2) each, for each kind of rotation
+    input       what products multiply, in the forms that the weights' formats take
+    capacity    the largest T
+    again       tokens beyond T that layers with a state have room for
+    recordings  calls of kernels on these buffers, of a layer's number and T: what the decoder makes of them
     """
 
     x: kernels.Floats
@@ -135,6 +137,7 @@ class Buffers:
     all_recurred: kernels.Floats
     own_piece: kernels.Floats
     beside: kernels.Floats
+    shared_gate: kernels.Floats
     q_gate: kernels.Floats
     attention_gate: kernels.Floats
     mixed: kernels.Floats
@@ -167,6 +170,7 @@ class Buffers:
             self.all_attended, self.all_keys, self.all_gate, self.piece = self.attended, self.k, self.gate, self.normed
         self.rotations = [(self._all[f"cos{rope}"], self._all[f"sin{rope}"]) for rope in range(shape.ropes)]
         self._narrower: dict[tuple[str, int], kernels.Floats] = {}
+        self.recordings: dict[tuple[int, int], kernels.Recording] = {}
         self.input = kernels.Input(tokens, _widest_input(shape))
         self.capacity = tokens
 

@@ -15,7 +15,7 @@ from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
 from pyllama.architecture.config import QueryGrowth
 from pyllama.architecture.gpt_oss import ALPHA
-from pyllama.architecture.layer import Attention, Experts, GatedDelta, Layer, Linear, Mlp, Norm
+from pyllama.architecture.layer import Attention, Beside, Experts, GatedDelta, Layer, Linear, Mlp, Norm, Shared
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import (
     EMBEDDING,
@@ -40,6 +40,8 @@ from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
 from pyllama.errors import RequestError
 
 MAX_PASS_TOKENS = 512
+#: Of a pass whose calls are recorded, at most: those of more tokens take so long that Python's share is nothing.
+REPEATED_TOKENS = 4
 GUESS_TOKENS = 4  # of a pass, at most: more of them need most of a layer's experts
 
 _Floats = np.ndarray | kernels.Floats
@@ -67,6 +69,13 @@ def _computed_here(linear: _Linear, outs: tuple[_Floats, ...]) -> tuple[_Linear,
     return _Linear(tuple(linear.names[i] for i in kept), tuple(linear.biases[i] for i in kept)), tuple(
         outs[i] for i in kept
     )
+
+
+class _Routed(NamedTuple):
+    """Where a layer's tokens go, and (expert, its steps) of each that is needed, in the order in which they come."""
+
+    routes: Routes
+    coming: Iterable[tuple[int, Iterable[Step]]]
 
 
 def _rows_of(x: kernels.Floats, tokens: np.ndarray, a: Buffers) -> kernels.Floats:
@@ -163,6 +172,9 @@ class _Layer:
         self.scalar = kernels.Floats(weights.vector(f"{layer.name}{layer.scalar}.weight")) if layer.scalar else None
         self.experts = layer.experts
         self.name = layer.name
+        plain = isinstance(mixer, Attention) and not mixer.gated and mixer.growth is None
+        #: Nothing but kernels on buffers that stay where they are.
+        self.repeatable = plain and isinstance(mlp, Mlp) and layer.experts is None and layer.per_layer_input is None
         if isinstance(mlp, Mlp):
             self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
             self.inner = mlp.gate.rows
@@ -173,10 +185,14 @@ class _Layer:
             self.expert_activation = _ACTIVATIONS[self.experts.activation]
             self.biases = [one_biases(self.experts.expert(number)) for number in range(count)] if biased else None
         beside = layer.beside
-        self.beside_norm = norm(beside.norm) if beside else None
+        self.shared_gate = linears(beside.gate) if isinstance(beside, Shared) else None
+        self.expert_bias: np.ndarray | None = None
+        if self.experts is not None and self.experts.bias:
+            self.expert_bias = weights.vector(f"{layer.name}{self.experts.bias}.weight")
+        self.beside_norm = norm(beside.norm) if isinstance(beside, Beside) else None
         self.expert_scale: np.ndarray | None = None
         self.router_norm: _Norm | None = None
-        if beside:
+        if isinstance(beside, Beside):
             self.beside_post_norm, self.beside_mlp_norm = norm(beside.post_norm), norm(beside.mlp_norm)
             scale = weights.vector(f"{layer.name}{beside.router_scale}.weight")
             self.router_norm = _Norm(kernels.Floats(scale), beside.norm.size)
@@ -336,6 +352,7 @@ class Decoder(Extender):
         growing = {growth: _growth(growth, planned.positions) for growth in growths}
         for (inv_freq, scale), (cos, sin) in zip(self._ropes, a.rotations, strict=True):
             kernels.rope_table(planned.positions, inv_freq, scale, cos, sin)
+        repeated = self._repeats(tokens)
         for i, layer in enumerate(self._layers):
             for told in (self.on_layer, on_layer):
                 if told:
@@ -348,20 +365,24 @@ class Decoder(Extender):
                 where = kernels.Batch(
                     self._pool.addresses, planned.pages, planned.positions[rows], planned.sequences[rows], _NO_WRITES
                 )
+            if repeated and layer.repeatable:
+                self._repeat(i, layer, a, where)
+                continue
             if not layer.recurrent:
                 self._attention_block(i, layer, a, where, growing.get(layer.growth) if layer.growth else None)
             else:
                 self._recurrent_block(i, layer, a, planned.steps, walk)
             if layer.experts is None:
                 self._mlp_block(i, layer, a)
+            elif layer.shared_gate is not None:
+                self._shared_block(i, layer, layer.experts, layer.shared_gate, a)
             elif layer.router_norm is None:
                 self._experts_block(i, layer, layer.experts, a)
             else:
                 self._both_blocks(i, layer, layer.experts, layer.router_norm, a)
             if layer.own_gate is not None and layer.own_projection is not None:
                 self._own_block(i, layer, layer.own_gate, layer.own_projection, a)
-            if layer.scalar is not None:
-                kernels.scale(a.x, layer.scalar, a.x)
+            self._scaled(layer, a)
 
         x: np.ndarray = a.x.array[planned.rows] if a.x.rows == tokens else a.x.array.copy()
         kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
@@ -377,6 +398,29 @@ class Decoder(Extender):
         if self.config.logits_softcap and out.size:
             kernels.softcap(out, self.config.logits_softcap, out)
         return out if self.ranks is None else self._all_logits(self.ranks, out)
+
+    def _repeats(self, tokens: int) -> bool:
+        """Whether a layer does in every pass of so many tokens what it did in the first, but for what buffers hold."""
+        if tokens > REPEATED_TOKENS or self.ranks is not None or self.on_input is not None:
+            return False
+        first = next((layer for layer in self._layers if layer.repeatable), None)
+        return first is not None and self.weights.resident(*first.down.names) is not None
+
+    def _repeat(self, number: int, layer: _Layer, a: Buffers, where: "kernels.Batch") -> None:
+        """A layer of attention and an MLP whose weights are in memory: its calls, as an earlier pass recorded them."""
+        made = a.recordings.get((number, a.x.rows))
+        if made is not None:
+            made.replay(where)
+            return
+        with kernels.Recording() as made:
+            self._attention_block(number, layer, a, where, None)
+            self._mlp_block(number, layer, a)
+            self._scaled(layer, a)
+        a.recordings[number, a.x.rows] = made
+
+    def _scaled(self, layer: _Layer, a: Buffers) -> None:
+        if layer.scalar is not None:
+            kernels.scale(a.x, layer.scalar, a.x)
 
     def _all_logits(self, ranks: Ranks, piece: np.ndarray) -> np.ndarray:
         rows = (len(piece), self.config.vocab_size) if ranks.rank == 0 else (0, self.config.vocab_size)
@@ -549,7 +593,24 @@ class Decoder(Extender):
         """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)"""
         x = self._normed(layer.mlp_norm, a)
         self._linear(layer.router, x, (a.logits,))
-        self._experts(number, layer, experts, x, a)
+        self._experts(number, layer, experts, self._routed(number, layer, experts, a), x, a)
+        self._add(layer, layer.mlp_post_norm, a)
+
+    def _shared_block(self, number: int, layer: _Layer, experts: Experts, gate: _Linear, a: Buffers) -> None:
+        """x += the weighted sum of the experts + mlp(h) / (1 + exp(-gate(h))), h = RMSNorm(x)
+
+        What is missing of the experts is read while the mlp, which all tokens go through, is computed.
+        """
+        x = self._normed(layer.mlp_norm, a)
+        self._linear(layer.router, x, (a.logits,))
+        routed = self._routed(number, layer, experts, a)
+        share = np.ones((x.rows, 1), np.float32)
+        self._linear(gate, x, (a.shared_gate,))
+        kernels.sigmoid_gate(share, a.shared_gate, share)
+        self._mlp(number, layer, a)
+        kernels.scale(a.normed, share, a.beside)
+        self._experts(number, layer, experts, routed, self._normed(layer.mlp_norm, a), a)
+        kernels.add(a.normed, a.beside, a.normed)
         self._add(layer, layer.mlp_post_norm, a)
 
     def _both_blocks(self, number: int, layer: _Layer, experts: Experts, router_norm: _Norm, a: Buffers) -> None:
@@ -564,7 +625,7 @@ class Decoder(Extender):
         self._router_input(layer, router_norm, a.normed, a)
         self._linear(layer.router, a.normed, (a.logits,))
         x = self._normed(layer.beside_norm, a)
-        self._experts(number, layer, experts, x, a)
+        self._experts(number, layer, experts, self._routed(number, layer, experts, a), x, a)
         if layer.beside_post_norm is not None:
             kernels.rmsnorm(a.normed, layer.beside_post_norm.weight, eps, a.normed)
         kernels.add(a.beside, a.normed, a.normed)
@@ -574,23 +635,33 @@ class Decoder(Extender):
         kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, out)
         kernels.scale(out, layer.router_scale, out)
 
-    def _experts(self, number: int, layer: _Layer, experts: Experts, x: "kernels.Floats", a: Buffers) -> None:
+    def _routed(self, number: int, layer: _Layer, experts: Experts, a: Buffers) -> _Routed:
+        """Which tokens go where by the router's logits, and the experts that are needed, asked for."""
+        routes = Routes.of(a.logits, experts, scales=layer.expert_scale, bias=layer.expert_bias)
+        if a.logits.rows <= GUESS_TOKENS and self.weights.guesses_help:
+            self._guess(number + 1, a)
+        if self.ranks is None:
+            return _Routed(routes, self.weights.experts(number, routes.experts, routes.counts))
+        inner = experts.gate.rows  # of each, here
+        return _Routed(routes, self.weights.experts(number, routes.experts, routes.counts, GATE_UP) if inner else ())
+
+    def _experts(
+        self, number: int, layer: _Layer, experts: Experts, routed: _Routed, x: "kernels.Floats", a: Buffers
+    ) -> None:
         """normed = the weighted sum of what the experts with the largest logits make of x
 
         Each expert that is needed comes once, in whatever order it is at hand, for all tokens that go to it. What it
         makes of them waits in `routed`, so that every token's sum is in ascending order of the experts' numbers.
         """
-        routes = Routes.of(a.logits, experts.chosen, experts.of_chosen, layer.expert_scale)
-        if x.rows <= GUESS_TOKENS and self.weights.guesses_help:
-            self._guess(number + 1, a)
         if self.ranks is not None:
-            self._shared_experts(self.ranks, number, layer, experts, routes, x, a)
+            self._shared_experts(self.ranks, number, layer, experts, routed, x, a)
             return
-        routed = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
-        for expert, steps in self.weights.experts(number, routes.experts, routes.counts):
+        routes = routed.routes
+        made = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
+        for expert, steps in routed.coming:
             tokens, rows = routes.of_expert(expert)
-            self._expert(layer, experts, expert, steps, a, x, tokens, routed[rows])
-        kernels.mix(routed, routes.rows, routes.weights, a.normed)
+            self._expert(layer, experts, expert, steps, a, x, tokens, made[rows])
+        kernels.mix(made, routes.rows, routes.weights, a.normed)
 
     def _shared_experts(
         self,
@@ -598,16 +669,16 @@ class Decoder(Extender):
         number: int,
         layer: _Layer,
         experts: Experts,
-        routes: Routes,
+        routed: _Routed,
         x: "kernels.Floats",
         a: Buffers,
     ) -> None:
         """The same, where each rank has some rows of every expert's matrices: what the first two make of all tokens is
         put together before the last ones, and every rank mixes the columns that it has."""
-        rows, inner = x.rows * experts.chosen, experts.gate.rows
+        routes, rows, inner = routed.routes, x.rows * experts.chosen, experts.gate.rows
         gates, ups = (of.array.reshape(rows, inner) for of in (a.expert_gate, a.expert_up))
         if inner:
-            for expert, steps in self.weights.experts(number, routes.experts, routes.counts, GATE_UP):
+            for expert, steps in routed.coming:
                 tokens, of = routes.of_expert(expert)
                 gate, up = kernels.Floats(gates[of]), kernels.Floats(ups[of])
                 taken = self._buffers.input.take(_rows_of(x, tokens, a))
@@ -621,14 +692,14 @@ class Decoder(Extender):
         whole = a.all_expert_gate.array.reshape(rows, -1)
         ranks.gather(self._columns[number].expert, kernels.Floats(gates), kernels.Floats(whole))
         if a.piece.cols:
-            routed = a.routed.array.reshape(rows, a.piece.cols)
+            sums = a.routed.array.reshape(rows, a.piece.cols)
             for expert, steps in self.weights.experts(number, routes.experts, routes.counts, DOWN):
                 of = routes.of_expert(expert)[1]
-                made, taken = kernels.Floats(routed[of]), self._buffers.input.take(whole[of])
+                made, taken = kernels.Floats(sums[of]), self._buffers.input.take(whole[of])
                 for _, row, block in steps:
                     kernels.matmul(block, taken, made, row)
-            self._add_biases(layer, routes, ((DOWN, routed),))
-            kernels.mix(routed, routes.rows, routes.weights, a.piece)
+            self._add_biases(layer, routes, ((DOWN, sums),))
+            kernels.mix(sums, routes.rows, routes.weights, a.piece)
         ranks.gather(self._hidden, a.piece, a.normed)
 
     @staticmethod
@@ -668,6 +739,8 @@ class Decoder(Extender):
             kernels.rmsnorm(x, layer.mlp_norm.weight, self.config.rms_norm_eps, a.gathered)
             x = a.gathered
         kernels.matmul(router, x, logits)
+        if layer.expert_bias is not None:
+            logits = 1 / (1 + np.exp(-np.clip(logits, -60, 60))) + layer.expert_bias
         ids = np.argsort(-logits.max(axis=0), kind="stable")  # one token's best counts as much as another's
         self.weights.guess(number, ids[: layer.experts.chosen * len(logits)].tolist())
 

@@ -80,7 +80,7 @@ def build(
     rows = _joined(ends)
     shared = len(token_ids) < sum(map(len, paths))
     if shared:
-        rows = np.unique(rows)
+        rows = np.flatnonzero(np.bincount(rows))
     copies = cache.take_copies()
     planned = Pass(
         token_ids=token_ids,

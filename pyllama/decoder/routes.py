@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pyllama import _kernels as kernels
+from pyllama.architecture.layer import Experts
 
 
 class Routes(NamedTuple):
@@ -29,21 +30,32 @@ class Routes(NamedTuple):
     weights: np.ndarray
 
     @classmethod
-    def of(cls, logits: kernels.Floats, chosen: int, of_chosen: bool, scales: np.ndarray | None = None) -> "Routes":
-        """Those with the largest logits, (T, experts); of_chosen: weights are a softmax over these, not over all.
+    def of(
+        cls,
+        logits: kernels.Floats,
+        experts: Experts,
+        *,
+        scales: np.ndarray | None = None,
+        bias: np.ndarray | None = None,
+    ) -> "Routes":
+        """Those with the largest logits, (T, experts), as the layer chooses and weighs them.
 
         scales  (experts,) float32, what each one's weight is multiplied by after that, or None
+        bias    (experts,) float32, what Experts.bias names, or None
         """
-        count = logits.rows
+        count, chosen = logits.rows, experts.chosen
         ids = np.empty((count, chosen), np.int32)
         weights = np.empty((count, chosen), np.float32)
-        kernels.route(logits, ids, weights, of_chosen)
+        if experts.sigmoid:
+            kernels.route_sigmoid(logits, bias, ids, weights, experts.of_chosen, experts.scale)
+        else:
+            kernels.route(logits, ids, weights, experts.of_chosen)
         if scales is not None:
             weights *= scales[ids]
         if count == 1:
-            experts = ids[0].tolist()
+            mine = ids[0].tolist()
             rows = np.arange(chosen, dtype=np.int32).reshape(1, -1)
-            return cls(experts, [1] * chosen, np.zeros(chosen, np.int64), list(range(chosen + 1)), rows, weights)
+            return cls(mine, [1] * chosen, np.zeros(chosen, np.int64), list(range(chosen + 1)), rows, weights)
         flat = ids.reshape(-1)
         order = np.argsort(flat, kind="stable")  # ascending tokens within an expert
         places = np.empty(flat.size, np.int32)

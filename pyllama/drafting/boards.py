@@ -7,6 +7,7 @@ from typing import Any
 from pyllama.checkpoint import Checkpoint
 from pyllama.cluster.dealing import deal
 from pyllama.cluster.hosts import Host
+from pyllama.cluster.own_part import shares_by_place
 from pyllama.decoder import Shape
 from pyllama.drafting.opening import AUTO, Meant, choose_drafter
 from pyllama.errors import BudgetError
@@ -38,22 +39,20 @@ def choose_for_boards(
     if draft != AUTO:
         return choose_drafter(draft, checkpoint, tokenizer, _MANY * of_each, interpreter=front, **options)
     budgets = [board.memory or of_each for board in boards]
-    meant = choose_drafter(
-        AUTO, checkpoint, tokenizer, sum(budgets), boards=len(boards), interpreter=len(boards) * front, **options
-    )
-    if meant is None:
-        return None
-    share = deal(checkpoint.config, [board.share for board in boards])[0]
+    share = deal(checkpoint.config, shares_by_place(boards))[boards[0].place]
+    own, shape = LocalCheckpoint(checkpoint, share), Shape.of_share(checkpoint.config, share)
+    ours = {"interpreter": 2 * front, "shape": shape, **options}  # rank 0's process beside this one
     try:
-        make_plan(
-            LocalCheckpoint(checkpoint, share),
-            budgets[0],
-            interpreter=2 * front,  # rank 0's process, too
-            shape=Shape.of_share(checkpoint.config, share),
-            drafter=meant.drafted.plan.drafter,
-            branches=meant.drafted.plan.branches,
-            **options,
+        if not make_plan(own, budgets[0], **ours).streamed:
+            return None
+        # Where this board's part is all there is here, it alone is looked at.
+        many = 1 if checkpoint.share else len(boards)
+        meant = choose_drafter(
+            AUTO, checkpoint, tokenizer, sum(budgets[:many]), boards=many, interpreter=many * front, **options
         )
-    except BudgetError:
+        if meant is not None:
+            taken = meant.drafted.plan
+            make_plan(own, budgets[0], drafter=taken.drafter, branches=taken.branches, **ours)
+    except BudgetError:  # of the model's own, the ranks tell
         return None
     return meant

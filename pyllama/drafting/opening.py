@@ -1,22 +1,25 @@
 """`--draft` in, a drafter out: who is meant, whether it may draft for this model and fits beside it.
 
-off      nobody
 lookup   look-up in the text alone, which takes nothing
 self     the copy of few bits that `pyllama quantize MODEL --draft` made
-auto     where weights are streamed: a pulled model with the same tokenizer, else a copy that was made, else look-up;
-         what would not pay is left out, and nothing is made
+auto     a pulled model with the same tokenizer, else a copy that was made, else look-up: the first that pays, and
+         nothing is made
 MODEL    a path or a name: a model with the same tokenizer
+
+Whoever asks for nobody (off), or for auto where no weights are streamed, need not come here.
 """
 
 import os
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyllama.checkpoint import Checkpoint, open_checkpoint
 from pyllama.decoder.exclusive import ExclusiveDecoder
+from pyllama.drafting import AUTO, LOOKUP, SELF
 from pyllama.drafting.copies import copy_of
 from pyllama.drafting.model_drafter import ModelDrafter
 from pyllama.drafting.rates import quick_rates
@@ -24,13 +27,12 @@ from pyllama.drafting.siblings import siblings
 from pyllama.drafting.vocabularies import check_same
 from pyllama.errors import BudgetError, RequestError, UnsupportedError
 from pyllama.hub import resolve
-from pyllama.planning.drafting import DRAFTER_PASS_TOKENS, Drafted, Drafter, choose, drafter_plan, kind_of
-from pyllama.planning.memory import Plan, make_plan
+from pyllama.planning.drafting import DRAFTER_PASS_TOKENS, Drafted, Drafter, drafter_plan, kind_of
+from pyllama.planning.memory import Plan
 from pyllama.streaming import StreamedWeights
 from pyllama.streaming.expert_counts import counts_of
 from pyllama.tokenizer import load_tokenizer
 
-AUTO, LOOKUP, SELF, OFF = "auto", "lookup", "self", "off"
 #: To what probabilities of copies of few bits are raised: these are less sure than they are right.
 COPY_POWER = 1.5
 #: Nodes of a tree that there is memory for, whatever the rates: these were measured in passing. How many of them are
@@ -55,7 +57,7 @@ def choose_drafter(
     boards: int = 1,
     **options: Any,
 ) -> Meant | None:
-    """Who drafts for a model; None: nobody.
+    """Who drafts for a model; None: nobody, where auto finds none that pays.
 
     boards   that have the model together, each as fast as this one; the drafter is on this one alone
     options  of the model's plan (make_plan()), interpreter and context_length among them
@@ -64,26 +66,18 @@ def choose_drafter(
     where what was asked for by name does not fit, and what open_checkpoint() raises.
     """
     draft = os.fspath(draft)
-    if draft == OFF or (draft == AUTO and not _streams(checkpoint, budget, options)):
-        return None
-    here, counts = quick_rates(checkpoint), counts_of(checkpoint, checkpoint.path)
-    options |= {"rates": here.times(boards), "drafter_rates": here, "least_nodes": LEAST_NODES, "counts": counts}
+    here = quick_rates(checkpoint)
+    options |= {"least_nodes": LEAST_NODES, "counts": counts_of(checkpoint, checkpoint.path), "drafter_rates": here}
+    rates = here.times(boards)
     if draft != AUTO:
         drafter, path = _named(draft, checkpoint, tokenizer)
-        best = drafter_plan(checkpoint, drafter, budget, **options)
-        return Meant(best, path)
+        return Meant(drafter_plan(checkpoint, drafter, budget, rates, **options), path)
     for drafter, path in _candidates(checkpoint, tokenizer):
-        paying, _ = choose(checkpoint, [drafter], budget, **options)
-        if paying is not None:
-            return Meant(paying, path)
+        with suppress(BudgetError):  # no room for this one
+            drafted = drafter_plan(checkpoint, drafter, budget, rates, **options)
+            if drafted.pays:
+                return Meant(drafted, path)
     return None
-
-
-def _streams(checkpoint: Checkpoint, budget: int, options: dict[str, Any]) -> bool:
-    try:
-        return make_plan(checkpoint, budget, **options).streamed > 0
-    except BudgetError:  # told by whoever makes the plan
-        return False
 
 
 def _named(draft: str, checkpoint: Checkpoint, tokenizer: Any) -> tuple[Drafter, Path | None]:

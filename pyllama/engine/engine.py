@@ -130,8 +130,8 @@ class Engine:
         cache.limit(self._max_pages)
         store, self._small_states = None, False
         if session_dir is not None:
-            shares = [host.share for host in getattr(model.decoder, "hosts", ())]
-            name = pages_name(model.checkpoint, cache.dtype, shares)
+            boards = [(host.place, host.share) for host in getattr(model.decoder, "hosts", ())]
+            name = pages_name(model.checkpoint, cache.dtype, boards)
             state_nbytes = cache.state_pool.slot_nbytes if cache.state_pool else 0
             store = PageStore(session_dir, name, cache.page_nbytes, session_nbytes, state_nbytes)
             self._small_states = 0 < state_nbytes <= SMALL_STATE * cache.page_nbytes

@@ -46,9 +46,9 @@ _MAX_PATH = 1 << 26  # bytes of tokens: of more, no context is made
 _log = logging.getLogger("pyllama")
 
 
-def pages_name(checkpoint: "Checkpoint", kv_dtype: str, shares: Sequence[float] = ()) -> str:
-    """The name of the folder for a model's pages; shares: of the boards that have it together, whose pieces of a page
-    lie one behind the other.
+def pages_name(checkpoint: "Checkpoint", kv_dtype: str, boards: Sequence[tuple[int, float]] = ()) -> str:
+    """The name of the folder for a model's pages; boards: place and share of those that have it together, whose pieces
+    of a page lie one behind the other.
 
     A model that differs in a few rows alone, as after an edit, has the same model_digest: so the files count as well,
     by their names, sizes and times of change. Copied without its times, a model begins anew.
@@ -57,8 +57,8 @@ def pages_name(checkpoint: "Checkpoint", kv_dtype: str, shares: Sequence[float] 
     for file in sorted(checkpoint.files):
         status = os.stat(file)
         digest.update(f"\n{file.name} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
-    if shares:
-        digest.update(f"\nshares {' '.join(map(repr, shares))}".encode())
+    if boards:
+        digest.update(f"\nboards {boards}".encode())
     return digest.hexdigest()[:32]
 
 

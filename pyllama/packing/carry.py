@@ -19,6 +19,9 @@ _F32 = 0  # ggml's number
 
 def small_files(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
     """(name, contents) of each. Raises CheckpointError for one that cannot be read."""
+    if checkpoint.packed:
+        yield from folder_files(checkpoint.path)
+        return
     if checkpoint.format == "gguf":
         yield GGUF_HEAD, _gguf_head(checkpoint)
         return

@@ -13,7 +13,9 @@ from typing import Any
 from pyllama.checkpoint import Checkpoint, Part, Tensor
 from pyllama.checkpoint.index import Apart, files_of
 from pyllama.checkpoint.packed import Carried
+from pyllama.checkpoint.share import StoredShare
 from pyllama.errors import PackError
+from pyllama.packing.own_rows import ForBoard
 from pyllama.packing.rows import state_of
 from pyllama.packing.shard import estimated_nbytes
 
@@ -29,6 +31,7 @@ class Journal:
     states    bytes and time of change of each source file
     carried   the small files, by name
     shards    the tensors of each file
+    share     what the result says of itself where it is one board's rows
     """
 
     asked: str
@@ -40,9 +43,14 @@ class Journal:
     states: dict[Path, tuple[int, int]]
     shards: list[list[Tensor]]
     carried: dict[str, Carried] = field(default_factory=dict)
+    share: StoredShare | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, asked: str, replace: bool) -> "Journal":
+    def of(cls, checkpoint: Checkpoint, asked: str, replace: bool, board: ForBoard | None = None) -> "Journal":
+        if board is not None:
+            shards = into_shards(board.tensors(checkpoint))
+        else:
+            shards = into_shards([_absolute(tensor) for tensor in checkpoint.tensors.values()])
         return cls(
             asked,
             os.path.abspath(checkpoint.path),
@@ -51,7 +59,8 @@ class Journal:
             checkpoint.rope_interleaved,
             checkpoint.config.tie_word_embeddings,
             {Path(os.path.abspath(path)): state_of(path) for path in checkpoint.files},
-            into_shards([_absolute(tensor) for tensor in checkpoint.tensors.values()]),
+            shards,
+            share=board.described(checkpoint) if board is not None else None,
         )
 
     def estimated_nbytes(self, shard: Sequence[Tensor]) -> int:
@@ -76,6 +85,7 @@ class Journal:
             "files": [[os.fsdecode(path), *self.states[path]] for path in files],
             "shards": [[_to_list(tensor, number) for tensor in shard] for shard in self.shards],
             "carried": self.carried,
+            "share": self.share.to_json() if self.share else None,
         }
 
     @classmethod
@@ -95,6 +105,7 @@ class Journal:
                 {path: (size, time) for path, (_, size, time) in zip(files, value["files"], strict=True)},
                 [[_from_list(item, files) for item in shard] for shard in value["shards"]],
                 {str(name): Carried(*entry) for name, entry in value["carried"].items()},
+                StoredShare.from_json(value["share"], journal.name) if value.get("share") else None,
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
             raise PackError(f"{journal}: not a journal that this version can read; move it elsewhere") from None

@@ -15,12 +15,14 @@ import numpy as np
 from pyllama.checkpoint import Tensor, open_checkpoint
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.index import StoredBlock, files_of
-from pyllama.checkpoint.packed import Carried, Shard, read_shard, shard_name
+from pyllama.checkpoint.packed import SHARE, Carried, Shard, read_shard, shard_name
 from pyllama.checkpoint.packed_rows import unpack
+from pyllama.checkpoint.share import compact_share
 from pyllama.errors import CheckpointError, PackError, RequestError
 from pyllama.hub import resolve
 from pyllama.packing.carry import small_files
 from pyllama.packing.journal import Journal
+from pyllama.packing.own_rows import ForBoard, OwnRows
 from pyllama.packing.rows import Rows, SourceFiles, state_of
 from pyllama.packing.shard import compact, write_shard
 from pyllama.packing.verify import INDEX, check_blocks, index_bytes
@@ -33,6 +35,7 @@ def pack(
     destination: str | os.PathLike[str],
     *,
     replace: bool = False,
+    board: ForBoard | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Pack a model; returns the folder it is in now.
@@ -40,10 +43,13 @@ def pack(
     source       a model's path, or the name of a pulled one
     destination  a folder to be made; its parent exists
     replace      delete each source file once its packed form is verified: source and result need not both fit
+    board        pack this one's rows alone; the source may be packed, too
 
     Raises CheckpointError, RequestError, HubError or PackError; then, and after a kill, nothing lies under
     `destination`. Reads the model once (twice with `replace`) and writes about 0.76 of its bfloat16 bytes.
     """
+    if replace and board is not None:
+        raise RequestError("pack: one board's rows cannot replace a model, whose others would be lost")
     progress = Progress(quiet=True) if progress is None else progress
     with Workplace(destination) as work, disk_errors(work.destination):
         old = work.journal()
@@ -51,9 +57,9 @@ def pack(
         plan = None
         try:
             before = None if old is None else Journal.from_json(old, work.folder)
-            plan = _agree(work, before, os.fspath(source), replace)
+            plan = _agree(work, before, os.fspath(source), replace, board)
             _check_space(work, plan)
-            _write(work, plan, progress)
+            _write(work, plan, board, progress)
             work.finish()
         except BaseException as error:
             # What took hours is kept where the person, or another program's folder, stopped it.
@@ -63,7 +69,7 @@ def pack(
     return work.destination
 
 
-def _agree(work: Workplace, old: Journal | None, asked: str, replace: bool) -> Journal:
+def _agree(work: Workplace, old: Journal | None, asked: str, replace: bool, board: ForBoard | None) -> Journal:
     """What to do: go on with the earlier run's plan if it is for the same source, else begin with a new one."""
     if old and old.replace and not all(path.exists() for path in old.states):
         # With files gone the model cannot be opened any more: the journal knows the rest.
@@ -77,9 +83,9 @@ def _agree(work: Workplace, old: Journal | None, asked: str, replace: bool) -> J
                 raise PackError(f"{work.folder / name}: damaged; put back the file from {old.path}")
         return old
     with open_checkpoint(resolve(asked)) as checkpoint:
-        if checkpoint.packed:
+        if checkpoint.packed and board is None:
             raise RequestError(f"{asked}: is packed already")
-        plan = Journal.of(checkpoint, asked, replace)
+        plan = Journal.of(checkpoint, asked, replace, board)
         contents = dict(small_files(checkpoint))
     plan.carried = {name: describe(data) for name, data in contents.items()}
     if replace:
@@ -137,13 +143,13 @@ def _leave(work: Workplace, plan: Journal | None, keep: bool) -> None:
         work.abandon()
 
 
-def _write(work: Workplace, plan: Journal, progress: Progress) -> None:
+def _write(work: Workplace, plan: Journal, board: ForBoard | None, progress: Progress) -> None:
     """Every shard that is not there yet, and the index."""
     count = len(plan.shards)
     progress.total = (1 + plan.replace) * sum(tensor.nbytes for shard in plan.shards for tensor in shard)
     done: dict[Path, Shard] = {}
     previous = 0
-    with SourceFiles(plan.states) as source:
+    with _source(plan, board) as source:
         for number, tensors in enumerate(plan.shards, 1):
             path = work.folder / shard_name(number, count)
             shard = _take_over(path, plan, number, previous, source, progress) if path.exists() else None
@@ -156,6 +162,8 @@ def _write(work: Workplace, plan: Journal, progress: Progress) -> None:
                     "previous": f"{previous:08x}",
                     "files": compact(plan.carried if number == 1 else {}),
                 }
+                if plan.share is not None and number == 1:
+                    fields[SHARE] = compact_share(plan.share)
                 shard = write_checked(work, path, tensors, fields, plan.tied, source, progress, plan.replace)
             if plan.replace:
                 for file in plan.files_done(number):
@@ -166,13 +174,19 @@ def _write(work: Workplace, plan: Journal, progress: Progress) -> None:
         work.write(INDEX, index_bytes(done))
 
 
+def _source(plan: Journal, board: ForBoard | None) -> SourceFiles | OwnRows:
+    if board is None or plan.share is None:
+        return SourceFiles(plan.states)
+    return OwnRows(open_checkpoint(plan.path), board)
+
+
 def write_checked(
     work: Workplace,
     path: Path,
     tensors: Sequence[Tensor],
     fields: dict[str, str],
     tied: bool,
-    source: SourceFiles,
+    source: SourceFiles | OwnRows,
     progress: Progress,
     compare: bool,
 ) -> Shard:
@@ -180,6 +194,7 @@ def write_checked(
     partial = path.with_name(path.name + PARTIAL)
     write_shard(partial, tensors, fields, tied=tied, source=source, progress=progress)
     if compare:
+        assert isinstance(source, SourceFiles)
         check_equal(partial, tensors, source, progress)
     work.keep(partial)
     return header_of(path)
@@ -194,7 +209,7 @@ def header_of(path: Path) -> Shard:
 
 
 def _take_over(
-    path: Path, plan: Journal, number: int, previous: int, source: SourceFiles, progress: Progress
+    path: Path, plan: Journal, number: int, previous: int, source: SourceFiles | OwnRows, progress: Progress
 ) -> Shard | None:
     """The shard that an earlier run finished, after reading all of it; None if it has to be written again."""
     tensors, label = plan.shards[number - 1], progress.label
@@ -208,7 +223,7 @@ def _take_over(
         } != {(t.name, t.dtype, t.shape) for t in tensors}:
             raise CheckpointError(f"{path}: not the file that belongs here")
         progress.label = f"checking {path.name}"
-        if plan.replace and there:
+        if plan.replace and there and isinstance(source, SourceFiles):
             check_equal(path, tensors, source, Progress(quiet=True))
         else:
             wrong = next(check_blocks({path: shard}, lambda count: None), None)

@@ -23,6 +23,7 @@ from pyllama.checkpoint import Tensor
 from pyllama.checkpoint.files import SECTOR
 from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, VERSION, header_crc32, padded
 from pyllama.packing.ahead import read_ahead
+from pyllama.packing.own_rows import OwnRows
 from pyllama.packing.rows import Rows, SourceFiles
 from pyllama.streaming.memory import huge_empty
 from pyllama.streaming.pinned import PACKED_WORTH
@@ -80,7 +81,7 @@ def write_shard(
     fields: Mapping[str, str],
     *,
     tied: bool,
-    source: SourceFiles,
+    source: SourceFiles | OwnRows,
     progress: Progress,
 ) -> int:
     """Write `tensors` to a new file, down to the disk; returns the checksum of its header.
@@ -92,7 +93,7 @@ def write_shard(
     vectors = sorted((t for t in tensors if len(t.shape) == 1), key=lambda t: -t.row_nbytes // t.cols)
     source.open(tensors)
     pieces = [piece for tensor in matrices for piece in cut(tensor, packs(tensor, tied))]
-    room = max((piece.room for piece in (*pieces, *(Rows(tensor, 0, 1) for tensor in vectors))), default=SECTOR)
+    room = max(SECTOR, *(piece.room for piece in (*pieces, *(Rows(tensor, 0, 1) for tensor in vectors))))
     worst = {tensor.name: [LARGEST] for tensor in tensors}
     for piece in pieces:
         worst[piece.tensor.name] += [LARGEST] * 2

@@ -1,21 +1,21 @@
 """A packed model -> safetensors with the source's bytes, and the small files taken along.
 
-Names are Hugging Face's and rows lie as the source had them: a GGUF or Meta source keeps q and k in interleaved
-rotary order. Quantized tensors, for which safetensors has no dtype, become U8 (rows, bytes of a row).
+Of a Hugging Face source names and forms are those of its family's folders (published.py). Else names are pyllama's and rows
+lie as the source had them: a GGUF or Meta source keeps q and k in interleaved rotary order, and quantized tensors, for which
+safetensors has no dtype, become U8 (rows, bytes of a row).
 """
 
 import io
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pyllama.checkpoint import Tensor, open_checkpoint
-from pyllama.checkpoint.dtypes import PLAIN
 from pyllama.checkpoint.index import StoredBlock
 from pyllama.checkpoint.packed import shard_name
 from pyllama.checkpoint.packed_rows import damaged
@@ -24,6 +24,7 @@ from pyllama.errors import PackError, RequestError
 from pyllama.hub import resolve
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.carry import folder_files
+from pyllama.packing.published import ROWS, Output, group_bytes, plain_output, published
 from pyllama.packing.shard import compact
 from pyllama.packing.verify import INDEX
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
@@ -33,6 +34,8 @@ from pyllama.terminal.progress import Progress, format_nbytes
 
 SHARD_NBYTES = 5_000_000_000
 SYNC_NBYTES = 64 << 20
+
+_Item = tuple[Output, tuple[Tensor, ...], StoredBlock | None]
 
 
 def unpack(
@@ -47,20 +50,22 @@ def unpack(
     with open_checkpoint(resolve(source)) as checkpoint:
         if not checkpoint.packed:
             raise RequestError(f"{source}: not a packed model, nothing to unpack")
-        tensors = list(checkpoint.tensors.values())
+        tensors = checkpoint.tensors.values()
+        own = checkpoint.format == "huggingface"
+        outputs = published(checkpoint.config, tensors) if own else [plain_output(tensor) for tensor in tensors]
         folder = checkpoint.path
     with Workplace(destination, ".unpacking") as work, disk_errors(work.destination):
         work.journal()
         work.clear()
         try:
             work.write_journal({"work": "unpack"})
-            progress.total = sum(tensor.nbytes for tensor in tensors)
+            progress.total = sum(output.nbytes for output in outputs)
             free = shutil.disk_usage(work.folder).free
             if progress.total > free:
                 raise PackError(
                     f"{work.destination}: {format_nbytes(progress.total)} to write, but {format_nbytes(free)} free"
                 )
-            _write_model(work, tensors, progress)
+            _write_model(work, outputs, progress)
             for name, data in folder_files(folder):
                 work.write(name, data)
             work.finish()
@@ -71,44 +76,39 @@ def unpack(
     return work.destination
 
 
-def _write_model(work: Workplace, tensors: Sequence[Tensor], progress: Progress) -> None:
-    shards: list[list[Tensor]] = [[]]
+def _write_model(work: Workplace, outputs: Sequence[Output], progress: Progress) -> None:
+    shards: list[list[Output]] = [[]]
     nbytes = 0
-    for tensor in tensors:
-        if shards[-1] and nbytes + tensor.nbytes > SHARD_NBYTES:
+    for output in outputs:
+        if shards[-1] and nbytes + output.nbytes > SHARD_NBYTES:
             shards.append([])
             nbytes = 0
-        shards[-1].append(tensor)
-        nbytes += tensor.nbytes
+        shards[-1].append(output)
+        nbytes += output.nbytes
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         path = work.folder / (shard_name(number, len(shards)) + PARTIAL)
         _write_file(path, shard, progress)
         final = work.keep(path)
-        weight_map.update({tensor.name: final.name for tensor in shard})
+        weight_map.update({output.name: final.name for output in shard})
     if len(shards) > 1:
-        metadata = {"total_size": sum(tensor.nbytes for tensor in tensors)}
+        metadata = {"total_size": sum(output.nbytes for output in outputs)}
         work.write(INDEX, compact({"metadata": metadata, "weight_map": weight_map}).encode())
 
 
-def _write_file(path: Path, tensors: Sequence[Tensor], progress: Progress) -> None:
+def _write_file(path: Path, outputs: Sequence[Output], progress: Progress) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for that word
     offset = 0
-    for tensor in tensors:
-        plain = tensor.dtype in PLAIN
-        header[tensor.name] = {
-            "dtype": tensor.dtype if plain else "U8",
-            "shape": tensor.shape if plain else (tensor.rows, tensor.row_nbytes),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
+    for output in outputs:
+        end = offset + output.nbytes
+        header[output.name] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": [offset, end]}
+        offset = end
     head = compact(header).encode()
     head += b" " * (-len(head) % 8)
-    items = [(tensor, block) for tensor in tensors for block in tensor.blocks]
-    files = {file: DirectFile(file) for file in {block.file for _, block in items}}
+    blocks = [block for output in outputs for group in output.groups for tensor in group for block in tensor.blocks]
+    files = {file: DirectFile(file) for file in {block.file for block in blocks}}
 
-    def read(item: tuple[Tensor, StoredBlock], memory: np.ndarray) -> np.ndarray:
-        tensor, block = item
+    def plain_rows(tensor: Tensor, block: StoredBlock, memory: np.ndarray) -> np.ndarray:
         data = files[block.file].read(_span(block), memory)
         if zlib.crc32(data.data) != block.crc32:
             raise damaged(tensor, block)
@@ -118,11 +118,24 @@ def _write_file(path: Path, tensors: Sequence[Tensor], progress: Progress) -> No
         unpack_block(tensor, block, block.rows, data, plain)
         return plain
 
+    def whole(tensor: Tensor, memory: np.ndarray) -> np.ndarray:
+        rows = np.empty((tensor.rows, tensor.row_nbytes), np.uint8)
+        for block in tensor.blocks:
+            rows[block.row : block.row + block.rows] = plain_rows(tensor, block, memory).reshape(block.rows, -1)
+        return rows
+
+    def read(item: _Item, memory: np.ndarray) -> np.ndarray:
+        """A block's rows, or a group's bytes."""
+        output, group, block = item
+        if block is not None:
+            return plain_rows(group[0], block, memory)
+        return group_bytes(output.form, group[0].dtype, [whole(tensor, memory) for tensor in group])
+
     try:
         with open(path, "wb", buffering=0) as out:
             _write_all(out, memoryview(len(head).to_bytes(8, "little") + head))
             synced = 0
-            for _, rows in read_ahead(items, max(_span(block).room for _, block in items), read):
+            for _, rows in read_ahead(_items(outputs), max(_span(block).room for block in blocks), read):
                 _write_all(out, memoryview(rows))
                 progress.advance(len(rows))
                 if out.tell() - synced > SYNC_NBYTES:
@@ -135,6 +148,16 @@ def _write_file(path: Path, tensors: Sequence[Tensor], progress: Progress) -> No
     finally:
         for file in files.values():
             file.close()
+
+
+def _items(outputs: Sequence[Output]) -> Iterator[_Item]:
+    """What is written one after the other: blocks where rows stay as they are, else groups."""
+    for output in outputs:
+        for group in output.groups:
+            if output.form == ROWS:
+                yield from ((output, group, block) for block in group[0].blocks)
+            else:
+                yield output, group, None
 
 
 def _span(block: StoredBlock) -> Span:

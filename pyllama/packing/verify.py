@@ -39,7 +39,7 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
     Raises PyllamaError for a model that cannot be opened at all; whatever else is wrong is in `damage`, a line each.
     """
     progress = Progress(quiet=True) if progress is None else progress
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, shares=True) as checkpoint:
         report = Report(checkpoint.format, checkpoint.packed, len(checkpoint.tensors), 0, checkpoint.nbytes, [])
     if not report.packed:
         return report

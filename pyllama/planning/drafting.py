@@ -10,7 +10,6 @@ chain; X. Miao et al., "SpecInfer", 2024, for the tree.
 
 import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +19,6 @@ from pyllama.checkpoint.outline import Described
 from pyllama.decoder import Shape
 from pyllama.decoder.page_pool import POSITIONS, cache_nbytes
 from pyllama.decoder.state_pool import journal_nbytes
-from pyllama.errors import BudgetError
 from pyllama.planning.memory import Plan, make_plan
 from pyllama.planning.time import OF_DISK, Rates, pass_seconds
 
@@ -300,40 +298,6 @@ def drafter_plan(
             best_s, best = token_s, nodes
     plan = make_plan(model, budget, **reserved(shape, best), **options)
     return Drafted(drafter, shape, best, plan, divided(best), predicted(plan, best), off_s)
-
-
-def choose(
-    model: Described,
-    drafters: Iterable[Drafter],
-    budget: int,
-    rates: Rates,
-    *,
-    least_nodes: int = 1,
-    counts: np.ndarray | None = None,
-    drafter_rates: Rates | None = None,
-    **options: Any,
-) -> tuple[Drafted | None, list[Drafted]]:
-    """The drafter that makes a token cheapest, or None where nothing is streamed or none pays; and all that fit."""
-    fitting: list[Drafted] = []
-    for drafter in drafters:
-        try:
-            fitting.append(
-                drafter_plan(
-                    model,
-                    drafter,
-                    budget,
-                    rates,
-                    least_nodes=least_nodes,
-                    counts=counts,
-                    drafter_rates=drafter_rates,
-                    **options,
-                )
-            )
-        except BudgetError:
-            continue
-    streamed = make_plan(model, budget, **options).streamed
-    paying = [drafted for drafted in fitting if drafted.pays] if streamed else []
-    return min(paying, key=lambda drafted: drafted.forecast.token_s, default=None), fitting
 
 
 def _computing_s(model: Described, plan: Plan, rates: Rates, tokens: int) -> float:

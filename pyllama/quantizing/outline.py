@@ -15,7 +15,7 @@ from pyllama.architecture import layers_of
 from pyllama.architecture.config import Config
 from pyllama.architecture.layer import Attention, GatedDelta
 from pyllama.architecture.names import expert_number
-from pyllama.architecture.tensors import convolutions, norms_plus_one
+from pyllama.architecture.tensors import convolutions, norms_plus_one, stored_as_vectors
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.outline import Described
@@ -129,7 +129,7 @@ def outline(
     if "general.alignment" in metadata:
         alignment = int(np.frombuffer(metadata["general.alignment"][4:], "<u4")[0])
     factors = gguf_metadata.rope_factors(config)
-    shapes, firsts = stored_shapes(whole, names, convolutions(config))
+    shapes, firsts = stored_shapes(whole, names, convolutions(config) | stored_as_vectors(config))
     dtypes = tensor_types(
         wanted,
         shapes,
@@ -173,18 +173,18 @@ def stored_names(checkpoint: Described) -> dict[str, str]:
 
 
 def stored_shapes(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str], convolutions: Mapping[str, tuple[int, int]]
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], otherwise: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """GGUF's name -> shape, and our name -> the row of it that is the first of ours.
 
-    convolutions  our name -> shape, of what is a vector here
+    otherwise  our name -> shape, of what is a vector in one of the two and a matrix in the other
     """
     shapes: dict[str, tuple[int, ...]] = {}
     firsts = {}
     for ours, tensor in tensors.items():
         name = names[ours]
         firsts[ours] = shapes[name][0] if name in shapes else 0
-        shapes[name] = convolutions.get(ours) or (firsts[ours] + tensor.shape[0], *tensor.shape[1:])
+        shapes[name] = otherwise.get(ours) or (firsts[ours] + tensor.shape[0], *tensor.shape[1:])
     return shapes, firsts
 
 

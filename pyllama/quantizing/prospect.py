@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from pyllama.architecture.tensors import convolutions
+from pyllama.architecture.tensors import convolutions, stored_as_vectors
 from pyllama.checkpoint.index import Part, Tensor
 from pyllama.checkpoint.outline import NOWHERE, Described, Outline
 from pyllama.quantizing import gguf_metadata
@@ -17,7 +17,7 @@ def prospect(model: Described, type_name: str) -> Outline:
     config, names = model.config, stored_names(model)
     dtypes = tensor_types(
         file_type(type_name),
-        stored_shapes(stacked(model, names), names, convolutions(model.config))[0],
+        stored_shapes(stacked(model, names), names, convolutions(model.config) | stored_as_vectors(model.config))[0],
         architecture=str(gguf_metadata.written_family(config).gguf_architecture),
         layers=config.num_hidden_layers,
         groups=config.num_attention_heads // config.num_key_value_heads,

@@ -153,7 +153,13 @@ _LARGE_FAMILIES = ("llama", "qwen2")
 
 
 #: Routers and convolutions cost next to nothing.
-_ALWAYS_F32 = (".ffn_gate_inp.weight", ".bias", ".ssm_conv1d.weight", ".shortconv.conv.weight")
+_ALWAYS_F32 = (
+    ".ffn_gate_inp.weight",
+    ".ffn_gate_inp_shexp.weight",
+    ".bias",
+    ".ssm_conv1d.weight",
+    ".shortconv.conv.weight",
+)
 
 
 def file_type(name: str) -> FileType:
@@ -194,7 +200,7 @@ def tensor_types(
                 dtype = _of_head(dtype, shape[-1])
             elif name.startswith("blk."):
                 place = Place(int(name.split(".")[1]), layers, groups, calibrated)
-                kind = name.split(".")[2].removesuffix("_exps")  # of experts as of the one block
+                kind = name.split(".")[2].removesuffix("_exps").removesuffix("_shexp")  # of experts as of the one block
                 dtype = next((finer for holds, finer in wanted.rules.get(kind, ()) if holds(place)), dtype)
                 large = layers == _LARGE_LAYERS and architecture in _LARGE_FAMILIES
                 if kind == "attn_v" and large and dtype in ("Q3_K", "Q4_K"):

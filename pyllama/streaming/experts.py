@@ -222,17 +222,21 @@ class ExpertStore(Readers):
         tokens  how many go to each
         then    what will be asked for next, of the same layer: read once nothing else is
 
-        Raises what reading raised.
+        What is missing is asked for at once; the iterator raises what reading raised.
         """
-        generation = self._generation
         self._count(layer, wanted, tokens)
-        request = self._requests
         with self._changed:
             self._reset()
         self._pieces = {(layer, expert): self._pieces_of(layer, expert) for expert in wanted}
+        keys = self._ask_whole(layer, wanted, then) if self.whole else []
+        return self._taken(layer, wanted, keys, self._requests, self._generation)
+
+    def _taken(
+        self, layer: int, wanted: Sequence[int], keys: list[_Key], request: int, generation: int
+    ) -> Iterator[tuple[int, Iterator[Step]]]:
         try:
             if self.whole:
-                yield from self._take_whole(layer, wanted, then, generation)
+                yield from self._take_whole(keys, generation)
             else:
                 for expert in wanted:
                     yield expert, self._take_pieces(layer, expert, wanted, generation)
@@ -269,9 +273,8 @@ class ExpertStore(Readers):
         if self._requests % RECOUNT == 1 and self.whole:
             self._protected = _most_chosen(self.counts, int(self.slots * PROTECTED))
 
-    def _take_whole(
-        self, layer: int, wanted: Sequence[int], then: Sequence[int], generation: int
-    ) -> Iterator[tuple[int, Iterator[Step]]]:
+    def _ask_whole(self, layer: int, wanted: Sequence[int], then: Sequence[int]) -> list[_Key]:
+        """Those that are here, then those that are missing, which are asked for, and after them what comes then."""
         keys = [(layer, expert, 0) for expert in wanted]
         with self._changed:
             self._guesses = deque(key for key in self._guesses if key[0] != layer)
@@ -287,7 +290,9 @@ class ExpertStore(Readers):
             if self._wanted:
                 self._start()
                 self._changed.notify_all()
-        left = here + missing
+        return here + missing
+
+    def _take_whole(self, left: list[_Key], generation: int) -> Iterator[tuple[int, Iterator[Step]]]:
         while left:
             key = self._first_ready(left)
             left.remove(key)

@@ -2,7 +2,7 @@
 
 Rows keep their order and begin with 0; a matrix of which the rank has none is there with none. What is whole on every
 rank, such as norms, stays whole. Plain rows are cut anywhere, packed blocks between their panels; a cut within a panel
-is made after unpacking.
+is made after unpacking. What is stored as one board's part of a model is its rows already.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,6 +18,7 @@ from pyllama.checkpoint import Checkpoint, Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.index import MXFP4_COLS
 from pyllama.decoder.ranks import LayerShare, Rows, Share, count, mixed_rows, scaled
+from pyllama.errors import CheckpointError
 
 
 def rows_of_share(config: Config, share: Share) -> dict[str, Rows]:
@@ -84,9 +85,11 @@ class LocalCheckpoint:
         self._checkpoint = checkpoint
         self._rows = rows_of_share(checkpoint.config, share)
         self.tensors: Mapping[str, Tensor] = {
-            name: self._cut(tensor, self._rows[name]) if name in self._rows else tensor
+            name: self._own(tensor, self._rows[name]) if name in self._rows else tensor
             for name, tensor in checkpoint.tensors.items()
         }
+        if checkpoint.share is not None:
+            self._rows = {}
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -108,6 +111,16 @@ class LocalCheckpoint:
         elements, width = self._checkpoint.read_rows(whole, 0, 1), row_nbytes(tensor.dtype, 1)
         cuts = [elements[:, of.start * width : of.stop * width] for of in rows]
         return np.concatenate([elements[:, :0], *cuts], axis=1)
+
+    def _own(self, tensor: Tensor, rows: Rows) -> Tensor:
+        stored = self._checkpoint.share
+        if stored is None:
+            return self._cut(tensor, rows)
+        if tensor.shape[0] != count(rows):
+            raise CheckpointError(
+                f"{tensor.name}: {tensor.shape[0]} rows in {stored}, expected {count(rows)} of this share"
+            )
+        return tensor
 
     def _cut(self, tensor: Tensor, rows: Rows) -> Tensor:
         if len(tensor.shape) == 1:

@@ -149,7 +149,8 @@ class _Alphabet:
         self.looks: dict[Node, int] = {}
         self._collect(tree, sets)
         sets = sets or {Characters(()): None}
-        edges = np.unique([0, *(edge for one in sets for span in one.spans for edge in span)])
+        # Not np.unique(), which without an inverse loads numpy.ma: 2 MB, and more time than all of this.
+        edges = np.array(sorted({0, *(edge for one in sets for span in one.spans for edge in span)}))
         member = np.zeros((len(edges), len(sets)), bool)
         for column, one in enumerate(sets):
             starts = np.array([start for start, _ in one.spans], np.int64)

@@ -50,12 +50,19 @@ class FakeJob:
         ({"version": "0.0.1"}, "pi2: pyllama 0.0.1, expected 9 as on pi1"),
         ({"digest": "bbbb"}, "pi2: m is another model there than on pi1 .digest bbbb, expected aaaa."),
         ({"error": "m: no such model"}, "pi2: m: no such model"),
+        (
+            {"digest": "bbbb", "part": "/parts/m/2-of-2"},
+            "pi2: /parts/m/2-of-2: of another model than on pi1 .digest bbbb",
+        ),
     ],
 )
 def test_boards_that_differ_are_named(other, told):
     decoder = object.__new__(ClusterDecoder)
-    decoder._asked = type("Asked", (), {"model": "/models/m"})
+    decoder._asked = type("Asked", (), {"model": "/models/m", "digest": "aaaa"})
     alike = {"version": "9", "digest": "aaaa", "error": None}
     decoder._check_alike(FakeJob, [alike, alike])
     with pytest.raises(ClusterError, match=told):
         decoder._check_alike(FakeJob, [alike, alike | other])
+    decoder._asked.digest = "cccc"  # the front end's model has changed since the parts were made
+    with pytest.raises(ClusterError, match="pi1: m is another model there than m here .digest aaaa, expected cccc"):
+        decoder._check_alike(FakeJob, [alike, alike])

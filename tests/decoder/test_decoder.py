@@ -80,6 +80,25 @@ def test_prefill_is_step_by_step_to_the_bit(folder):
         assert same_bits(whole, np.concatenate([decoder.forward([(sequence, ids)], "all") for ids in cuts]))
 
 
+def test_passes_made_again_from_a_recording_have_the_bits_of_those_asked_for(folder):
+    recording, asking = decoder_of(folder), decoder_of(folder)
+    asking.on_input = lambda names, x: None  # who listens is told by asking for each product
+    steps = [IDS[:1], IDS[1:2], IDS[2:4], IDS[4:6], IDS[6:7], IDS[7:20], IDS[20:21], IDS[21:24], IDS[24:27]]
+    found = []
+    for decoder in (recording, asking):
+        with decoder.new_sequence() as sequence, decoder.new_sequence() as other:
+            logits = [decoder.forward([(sequence, ids)], "all") for ids in steps]
+            logits += [decoder.forward([(sequence, [5]), (other, [6])], "all") for _ in range(3)]
+        found.append(np.concatenate(logits))
+    assert same_bits(*found)
+    plain = [number for number, layer in enumerate(recording._layers) if layer.repeatable]
+    # As many tokens as passes had after the buffers last grew, for the 13.
+    assert set(recording._buffers.recordings) == {(number, tokens) for number in plain for tokens in (1, 2, 3)}
+    assert not asking._buffers.recordings
+    if recording.config.model_type in ("llama", "qwen2", "qwen3", "gemma3_text", "phi3"):
+        assert len(plain) == len(recording._layers)
+
+
 def test_threads_and_isa_change_no_bit(folder):
     results = [all_logits(decoder_of(folder)) for _ in every_way()]
     with as_before():

@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 import pyllama
-from pyllama.drafting import Drafts
 from pyllama.drafting.account import Account
+from pyllama.drafting.drafts import Drafts
 from pyllama.drafting.lookup import LookUp
 from pyllama.drafting.model_drafter import ModelDrafter
 from pyllama.drafting.pace import Pace

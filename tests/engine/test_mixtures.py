@@ -13,7 +13,7 @@ from pyllama.streaming.experts import LEAST_SLOTS
 CONTEXT = 256
 
 
-@pytest.fixture(scope="module", params=["qwen3_moe", "granitemoe", "mixtral"])
+@pytest.fixture(scope="module", params=tiny.MIXTURES)
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixtures") / request.param
     config = tiny.tiny_config(model_type=request.param, num_hidden_layers=3)

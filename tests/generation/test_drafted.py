@@ -22,6 +22,8 @@ SHAPES = [
     {"model_type": "mistral", "sliding_window": 40},
     {"model_type": "lfm2"},
     {"model_type": "qwen3_5_text"},
+    {"model_type": "lfm2_moe"},
+    {"model_type": "qwen3_5_moe_text"},
 ]
 SAMPLING = [
     {},

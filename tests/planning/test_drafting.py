@@ -17,7 +17,6 @@ from pyllama.planning.drafting import (
     TOKENS_A_PASS,
     Drafter,
     branches_nbytes,
-    choose,
     drafter_division,
     drafter_plan,
     forecast_drafted,
@@ -163,20 +162,18 @@ def test_more_memory_and_a_faster_disk_never_make_a_drafted_token_slower():
 
 
 def test_a_drafter_pays_while_weights_stream():
-    chosen, fitting = choose(BIG, DRAFTERS, 2 << 30, GEN2, **OPTIONS)
-    assert chosen is not None and chosen.drafter is SIBLING and chosen.pays
-    assert [drafted.drafter.kind for drafted in fitting] == ["sibling", "lookup"]  # the copy is larger than the budget
     off = forecast(BIG, make_plan(BIG, 2 << 30, **OPTIONS), GEN2).token_s
-    assert chosen.off_s == off and chosen.forecast.token_s < off / 4
-    assert choose(BIG, [LOOKUP], 2 << 30, GEN2, **OPTIONS)[0].drafter is LOOKUP
-    assert choose(BIG, [], 2 << 30, GEN2, **OPTIONS) == (None, [])
+    drafted = drafter_plan(BIG, SIBLING, 2 << 30, GEN2, **OPTIONS)
+    assert drafted.pays and drafted.off_s == off and drafted.forecast.token_s < off / 4
+    assert drafter_plan(BIG, LOOKUP, 2 << 30, GEN2, **OPTIONS).pays
+    with pytest.raises(TooSmallError):
+        drafter_plan(BIG, COPY, 2 << 30, GEN2, **OPTIONS)  # which is larger than the budget
 
 
-def test_with_nothing_streamed_none_is_chosen_and_one_that_is_asked_for_drafts_chains():
-    budget = 20 << 30
-    chosen, fitting = choose(BIG, DRAFTERS, budget, GEN2, **OPTIONS)
-    assert chosen is None and len(fitting) == 3
-    assert all(drafted.shape == "chain" and 1 <= drafted.nodes <= MOST_CHAIN for drafted in fitting)
+@pytest.mark.parametrize("drafter", DRAFTERS, ids=lambda drafter: drafter.kind)
+def test_with_nothing_streamed_one_that_is_asked_for_drafts_chains(drafter):
+    drafted = drafter_plan(BIG, drafter, 20 << 30, GEN2, **OPTIONS)
+    assert drafted.shape == "chain" and 1 <= drafted.nodes <= MOST_CHAIN
 
 
 def test_a_drafter_whose_bytes_displace_more_than_it_saves_is_left_out():
@@ -189,7 +186,6 @@ def test_a_drafter_whose_bytes_displace_more_than_it_saves_is_left_out():
     drafted = drafter_plan(model, copy, budget, slow, **OPTIONS)
     assert drafted.plan.streamed > 10 * make_plan(model, budget, **OPTIONS).streamed > 0
     assert not drafted.pays
-    assert choose(model, [copy], budget, slow, **OPTIONS)[0] is None
 
 
 def test_a_budget_without_room_for_a_drafter_leaves_it_out_or_says_so():
@@ -201,10 +197,6 @@ def test_a_budget_without_room_for_a_drafter_leaves_it_out_or_says_so():
         assert drafted.nodes < drafted.plan.max_pass_tokens and drafted.pays == (drafted.nodes > 0)
         assert drafted.plan.besides <= smallest + more
     assert drafter_plan(BIG, SIBLING, smallest, GEN2, **OPTIONS).nodes == 0  # passes of one token, which leave no room
-    chosen, fitting = choose(BIG, [SIBLING], 400 << 20, GEN2, **OPTIONS)
-    assert chosen is None and fitting == []
-    with pytest.raises(TooSmallError):  # not even the model
-        choose(BIG, [SIBLING], 100 << 20, GEN2, **OPTIONS)
 
 
 def test_a_model_with_the_same_layers_is_a_copy():

@@ -11,8 +11,8 @@ from conftest import write_model
 from running_server import MESSAGES, TOOL_TEMPLATE, WEATHER, Running, running
 
 import pyllama
-from pyllama.drafting import Drafts
 from pyllama.drafting.account import Account
+from pyllama.drafting.drafts import Drafts
 
 SCHEMA = {
     "type": "object",

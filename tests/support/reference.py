@@ -178,6 +178,16 @@ def route(logits: Array, chosen: int, of_chosen: bool) -> tuple[Array, Array]:
     return ids, softmax(mine) if of_chosen else np.take_along_axis(softmax(logits), ids, axis=-1)
 
 
+def route_sigmoid(logits: Array, bias: Array | None, chosen: int, normed: bool, scale: float) -> tuple[Array, Array]:
+    """Those with the largest sigmoid + bias, equals by lower number, ascending; weighed by the sigmoid alone, over the sum
+    of these if normed, times scale. LFM2's mixtures."""
+    weights = 1 / (1 + np.exp(-float64(logits)))
+    scores = weights if bias is None else weights + float64(bias)
+    ids = np.sort(np.argsort(-scores, axis=-1, kind="stable")[:, :chosen], axis=-1)
+    mine = np.take_along_axis(weights, ids, axis=-1)
+    return ids, scale * (mine / (mine.sum(axis=-1, keepdims=True) + 1e-6) if normed else mine)
+
+
 def experts(x: Array, router: Array, gate_up: Array, down: Array, chosen: int, of_chosen: bool) -> Array:
     """Sum over the chosen experts e of weight * down_e(silu(gate_e(x)) * up_e(x)).
 
@@ -186,7 +196,11 @@ def experts(x: Array, router: Array, gate_up: Array, down: Array, chosen: int, o
     gate_up  (E, 2 inner, hidden), an expert's gate above its up
     down     (E, hidden, inner)
     """
-    ids, weights = route(linear(x, router), chosen, of_chosen)
+    return of_experts(x, *route(linear(x, router), chosen, of_chosen), gate_up, down)
+
+
+def of_experts(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array) -> Array:
+    """The same for experts that are chosen already, (T, k), with their weights."""
     out = np.zeros_like(float64(x))
     for t, row in enumerate(float64(x)):
         for e, weight in zip(ids[t], weights[t], strict=True):
@@ -275,7 +289,11 @@ def attention(
 
 
 #: model_type of the families that norm each head of q and k, all of them as one; that use gelu.
-HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text", "lfm2", "qwen3_5_text")
+HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text", "lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_5_moe_text")
+#: Those whose attention has a gate on its result.
+GATED = ("qwen3_5_text", "qwen3_5_moe_text")
+#: Those whose tensors have names of their own.
+LFM2 = ("lfm2", "lfm2_moe")
 WHOLE_NORMS = ("olmo2", "olmo3")
 GELU = ("gemma2", "gemma3_text")
 
@@ -293,6 +311,9 @@ LFM2_NAMES = {
     "feed_forward.w1": "mlp.gate_proj",
     "feed_forward.w3": "mlp.up_proj",
     "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.gate": "mlp.gate",
+    "feed_forward.experts": "mlp.experts",
+    "feed_forward.expert_bias": "mlp.expert_bias",
 }
 
 
@@ -423,7 +444,7 @@ def forward(
     rotated = config.rotary_dim or head_dim
     kind, eps = config.model_type, config.rms_norm_eps
     names = norm_names(kind)
-    if kind == "lfm2":
+    if kind in LFM2:
         tensors = {ours: tensors[as_lfm2(ours)] for ours in tensor_shapes(config, plain=True)}
     tensors = separated(config, tensors)
     positions = np.arange(len(token_ids))
@@ -452,14 +473,17 @@ def forward(
             else:
                 hidden = hidden + gated_delta(x, tensors, prefix + "linear_attn.", carried, eps)
             x = norm(hidden, mlp_before)
-            inner = swiglu(project("mlp.gate_proj", x), project("mlp.up_proj", x))
-            hidden = hidden + project("mlp.down_proj", inner)
+            if config.mixture and config.mixture.layers[layer]:
+                hidden = hidden + mixture_of(x, config, tensors, prefix)
+            else:
+                inner = swiglu(project("mlp.gate_proj", x), project("mlp.up_proj", x))
+                hidden = hidden + project("mlp.down_proj", inner)
             continue
         q, k, v = (project(f"self_attn.{name}_proj", x) for name in "qkv")
         if kind in WHOLE_NORMS:
             q, k = norm(q, f"{prefix}self_attn.q_norm"), norm(k, f"{prefix}self_attn.k_norm")
         gate = None
-        if kind == "qwen3_5_text":
+        if kind in GATED:
             q, gate = (part.reshape(len(x), -1) for part in np.split(q.reshape(len(x), heads, -1), 2, axis=-1))
         q = q.reshape(-1, heads, head_dim)  # (T, H, D)
         k, v = (of.reshape(-1, kv_heads, head_dim) for of in (k, v))  # (T, K, D)
@@ -487,11 +511,7 @@ def forward(
             hidden = hidden + gpt_oss_experts(x, tensors, prefix + "mlp.", mixture)
             continue
         if mixture and mixture.layers[layer]:
-            own = expert_names(kind)  # as its class has them; pyllama calls all alike
-            stacks = own if prefix + own[0] in tensors else expert_names("qwen3_moe")
-            weights = [tensors[prefix + name] for name in stacks]
-            mixed = experts(x, *weights, mixture.num_experts_per_tok, mixture.norm_topk_prob)
-            hidden = hidden + config.residual_scale * mixed
+            hidden = hidden + config.residual_scale * mixture_of(x, config, tensors, prefix)
             continue
         gate, up = project("mlp.gate_proj", x), project("mlp.up_proj", x)  # (T, intermediate)
         inner = gelu(gate) * up if kind in GELU else swiglu(gate, up)
@@ -500,6 +520,25 @@ def forward(
     hidden = norm(hidden, "model.norm")
     head = embedding if config.tie_word_embeddings else tensors["lm_head.weight"]  # (V, hidden)
     return softcapped(linear(hidden, head) / config.logits_scale, config.logits_softcap)
+
+
+def mixture_of(x: Array, config: Any, tensors: Mapping[str, Array], prefix: str) -> Array:
+    """What the experts of a layer add, and an mlp that all tokens go through where there is one."""
+    own = expert_names(config.model_type)  # as its class has them; pyllama calls all alike
+    stacks = own if prefix + own[0] in tensors else expert_names("qwen3_moe")
+    router, gate_up, down = (tensors[prefix + name] for name in stacks)
+    mixture = config.mixture
+    if mixture.sigmoid:
+        bias = tensors[prefix + "mlp.expert_bias"] if mixture.expert_bias else None
+        how = mixture.num_experts_per_tok, mixture.norm_topk_prob, mixture.routed_scaling_factor
+        return of_experts(x, *route_sigmoid(linear(x, router), bias, *how), gate_up, down)
+    out = experts(x, router, gate_up, down, mixture.num_experts_per_tok, mixture.norm_topk_prob)
+    if config.model_type != "qwen3_5_moe_text":
+        return out
+    gate, up, down, share = (
+        tensors[f"{prefix}mlp.shared_expert{name}.weight"] for name in (".gate_proj", ".up_proj", ".down_proj", "_gate")
+    )
+    return out + linear(swiglu(linear(x, gate), linear(x, up)), down) / (1 + np.exp(-linear(x, share)))
 
 
 # ------------------------------------------------------------------------------------------- seeded weights
@@ -529,13 +568,16 @@ def tensor_shapes(config: Any, plain: bool = False) -> dict[str, tuple[int, ...]
         carried = config.short_convs or config.delta_rule
         if carried and carried.layers[layer]:
             _add_carried(add, shapes, prefix, config)
+            if config.mixture and config.mixture.layers[layer]:
+                _add_mixture(add, shapes, prefix, config)
+                continue
             for name in ("gate_proj", "up_proj", "down_proj"):
                 add(f"{prefix}mlp.{name}", *((hidden, inner) if name == "down_proj" else (inner, hidden)), False)
             continue
         if config.model_type in FUSED:
             add(prefix + "self_attn.qkv_proj", q_rows + 2 * kv_rows, hidden, False)
         else:
-            gated = config.model_type == "qwen3_5_text"
+            gated = config.model_type in GATED
             add(prefix + "self_attn.q_proj", 2 * q_rows if gated else q_rows, hidden, config.qkv_bias)
             add(prefix + "self_attn.k_proj", kv_rows, hidden, config.qkv_bias)
             add(prefix + "self_attn.v_proj", kv_rows, hidden, config.qkv_bias)
@@ -554,11 +596,7 @@ def tensor_shapes(config: Any, plain: bool = False) -> dict[str, tuple[int, ...]
             shapes[prefix + "mlp.experts.down_proj_bias"] = (count, hidden)
             continue
         if config.mixture and config.mixture.layers[layer]:
-            count, width = config.mixture.num_experts, config.mixture.moe_intermediate_size
-            router, gate_up, down = expert_names(config.model_type)
-            shapes[prefix + router] = (count, hidden)
-            shapes[prefix + gate_up] = (count, 2 * width, hidden)
-            shapes[prefix + down] = (count, hidden, width)
+            _add_mixture(add, shapes, prefix, config)
             continue
         if config.model_type in FUSED:
             add(prefix + "mlp.gate_up_proj", 2 * inner, hidden, False)
@@ -569,9 +607,30 @@ def tensor_shapes(config: Any, plain: bool = False) -> dict[str, tuple[int, ...]
     shapes["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    if config.model_type == "lfm2" and not plain:
+    if config.model_type in LFM2 and not plain:
         return {as_lfm2(name): shape for name, shape in shapes.items()}
     return shapes
+
+
+def _add_mixture(add: Any, shapes: dict[str, tuple[int, ...]], prefix: str, config: Any) -> None:
+    """The tensors of a layer's experts."""
+    hidden, inner, mixture = config.hidden_size, config.intermediate_size, config.mixture
+    count, width = mixture.num_experts, mixture.moe_intermediate_size
+    router, gate_up, down = expert_names(config.model_type)
+    shapes[prefix + router] = (count, hidden)
+    shapes[prefix + gate_up] = (count, 2 * width, hidden)
+    shapes[prefix + down] = (count, hidden, width)
+    if mixture.expert_bias:
+        shapes[prefix + "mlp.expert_bias"] = (count,)
+    if config.model_type == "qwen3_5_moe_text":
+        shared = prefix + "mlp.shared_expert"
+        for name, size in (
+            ("gate_proj", (inner, hidden)),
+            ("up_proj", (inner, hidden)),
+            ("down_proj", (hidden, inner)),
+        ):
+            add(f"{shared}.{name}", *size, False)
+        add(f"{shared}_gate", 1, hidden, False)
 
 
 def _add_carried(add: Any, shapes: dict[str, tuple[int, ...]], prefix: str, config: Any) -> None:

@@ -37,6 +37,8 @@ ARCHITECTURES = {
     "mixtral": "MixtralForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
 }
 #: model_type of every family that has tiny models.
 FAMILIES = tuple(ARCHITECTURES)
@@ -44,6 +46,11 @@ FAMILIES = tuple(ARCHITECTURES)
 _GEMMA = {
     "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 16,
     "tie_word_embeddings": True,
+}  # fmt: skip
+_DELTA = {
+    "num_hidden_layers": 4, "full_attention_interval": 2, "partial_rotary_factor": 0.25,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
 }  # fmt: skip
 #: What a family's config.json has besides, and as many layers as show each kind of them; all of it has a name in GGUF.
 OWN: dict[str, dict[str, Any]] = {
@@ -72,22 +79,29 @@ OWN: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4, "norm_eps": 1e-5, "block_auto_adjust_ff_dim": False, "conv_L_cache": 3,
         "full_attn_idxs": [1, 3],
     },
-    "qwen3_5_text": {
-        "num_hidden_layers": 4, "full_attention_interval": 2, "partial_rotary_factor": 0.25,
-        "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
-        "linear_conv_kernel_dim": 4,
+    "qwen3_5_text": _DELTA,
+    "lfm2_moe": {
+        "num_hidden_layers": 4, "norm_eps": 1e-5, "conv_L_cache": 3, "num_dense_layers": 1, "num_experts": 7,
+        "num_experts_per_tok": 3, "moe_intermediate_size": 56,
+        "full_attn_idxs": [1, 3],
+    },
+    "qwen3_5_moe_text": {
+        **_DELTA, "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 56,
+        "shared_expert_intermediate_size": 40,
     },
     **tiny_gemma4.OWN,
 }  # fmt: skip
-MIXTURES = ("qwen3_moe", "mixtral", "granitemoe")
+MIXTURES = ("qwen3_moe", "mixtral", "granitemoe", "lfm2_moe", "qwen3_5_moe_text")
 GEMMAS = ("gemma2", "gemma3_text")
 GEMMA4 = tuple(tiny_gemma4.OWN)
 GEMMA4_MIXTURE: dict[str, Any] = {"model_type": "gemma4_text", **tiny_gemma4.MIXTURE}
 _OLMOS = ("olmo2", "olmo3")
 #: Families whose norms are stored as what is added to 1.
-PLUS_ONE = (*GEMMAS, "qwen3_5_text")
+_DELTAS = ("qwen3_5_text", "qwen3_5_moe_text")
+_LFM2 = ("lfm2", "lfm2_moe")
+PLUS_ONE = (*GEMMAS, *_DELTAS)
 #: Families with layers that carry a state from token to token.
-RECURRENT = ("lfm2", "qwen3_5_text")
+RECURRENT = (*_LFM2, *_DELTAS)
 _HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text", *RECURRENT)
 #: Families whose files have the rows of q and k in interleaved rotary order in GGUF, as the converter puts them.
 INTERLEAVED = ("llama", "mistral", "mixtral", "ministral3", "smollm3", "granite", "granitemoe")
@@ -163,6 +177,13 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
                 del layer[f"mlp.{name}_proj.weight"]
             count, width = expert_sizes(config)
             layer["mlp.gate.weight"] = (count, hidden)
+            if kind == "lfm2_moe":
+                layer["mlp.expert_bias"] = (count,)
+            if kind == "qwen3_5_moe_text":
+                shared = config["shared_expert_intermediate_size"]
+                for name, shape in (("gate", (shared, hidden)), ("up", (shared, hidden)), ("down", (hidden, shared))):
+                    layer[f"mlp.shared_expert.{name}_proj.weight"] = shape
+                layer["mlp.shared_expert_gate.weight"] = (1, hidden)
             for j in range(count):
                 layer[f"mlp.experts.{j}.gate_proj.weight"] = (width, hidden)
                 layer[f"mlp.experts.{j}.up_proj.weight"] = (width, hidden)
@@ -188,7 +209,7 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         if kind in RECURRENT:
             layer = {name: of for name, of in _of_recurrent(config, i, layer).items() if _has(config, name)}
         shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
-    shapes["model.embedding_norm.weight" if kind == "lfm2" else "model.norm.weight"] = (hidden,)
+    shapes["model.embedding_norm.weight" if kind in _LFM2 else "model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings"):
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
     return shapes
@@ -196,14 +217,15 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def carries(config: dict[str, Any], layer: int) -> bool:
     """Whether a layer carries a state from token to token."""
-    if config["model_type"] == "lfm2":
-        return layer not in config["full_attn_idxs"]
-    return config["model_type"] == "qwen3_5_text" and bool((layer + 1) % config["full_attention_interval"])
+    if config["model_type"] in _LFM2:
+        kinds = config.get("layer_types")
+        return kinds[layer] == "conv" if kinds else layer not in config["full_attn_idxs"]
+    return config["model_type"] in _DELTAS and bool((layer + 1) % config["full_attention_interval"])
 
 
 def _has(config: dict[str, Any], name: str) -> bool:
     """Whether a family with a state has a bias of that name."""
-    return not name.endswith(".bias") or config["model_type"] == "qwen3_5_text"
+    return not name.endswith(".bias") or config["model_type"] in _DELTAS
 
 
 _LFM2_NAMES = {
@@ -211,12 +233,22 @@ _LFM2_NAMES = {
     "self_attn.q_norm": "self_attn.q_layernorm", "self_attn.k_norm": "self_attn.k_layernorm",
     "self_attn.o_proj": "self_attn.out_proj",
     "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2",
+    "mlp.gate": "feed_forward.gate",
 }  # fmt: skip
+_LFM2_PARTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+
+
+def _as_lfm2(name: str) -> str:
+    """LFM2's name, without what stands before it and without .weight, of what others call so."""
+    head, dot, part = name.rpartition(".")
+    if head.startswith("mlp.experts."):
+        return f"feed_forward{head.removeprefix('mlp')}.{_LFM2_PARTS[part]}"
+    return _LFM2_NAMES.get(name, name)
 
 
 def _of_recurrent(config: dict[str, Any], i: int, layer: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The tensors of a layer of LFM2 or Qwen3.5, of those that Qwen3's would have."""
-    hidden, lfm2 = config["hidden_size"], config["model_type"] == "lfm2"
+    hidden, lfm2 = config["hidden_size"], config["model_type"] in _LFM2
     rest = {name: shape for name, shape in layer.items() if not (carries(config, i) and "self_attn" in name)}
     if lfm2:
         if carries(config, i):
@@ -225,7 +257,8 @@ def _of_recurrent(config: dict[str, Any], i: int, layer: dict[str, tuple[int, ..
         renamed = {}
         for name, shape in rest.items():
             stem, dot, kind = name.rpartition(".")
-            renamed[_LFM2_NAMES.get(stem, stem) + dot + kind] = shape
+            whole = "feed_forward.expert_bias" if name == "mlp.expert_bias" else _as_lfm2(stem) + dot + kind
+            renamed[whole] = shape
         return renamed
     if not carries(config, i):
         q = {name: (2 * shape[0], *shape[1:]) for name, shape in rest.items() if "q_proj" in name}
@@ -248,7 +281,8 @@ def _of_recurrent(config: dict[str, Any], i: int, layer: dict[str, tuple[int, ..
 
 def as_read(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """LFM2's and Qwen3.5's tensors under the names and in the shapes that pyllama has for them."""
-    theirs = {new: old for old, new in _LFM2_NAMES.items()} if config["model_type"] == "lfm2" else {}
+    theirs = {new: old for old, new in _LFM2_NAMES.items()} if config["model_type"] in _LFM2 else {}
+    parts = {new: old for old, new in _LFM2_PARTS.items()}
     found = {}
     for name, values in tensors.items():
         stem, _, kind = name.rpartition(".")
@@ -256,6 +290,11 @@ def as_read(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str,
         number, _, inner = inner.partition(".")
         if config["model_type"] in RECURRENT and kind in ("A_log", "dt_bias"):
             name = f"{stem}.{'a_log' if kind == 'A_log' else 'dt'}.weight"
+        elif kind == "expert_bias":
+            name = f"{head}.layers.{number}.mlp.expert_bias.weight"
+        elif inner.startswith("feed_forward.experts."):
+            of, _, part = inner.rpartition(".")
+            name = f"{head}.layers.{number}.mlp{of.removeprefix('feed_forward')}.{parts[part]}.{kind}"
         elif inner in theirs:
             name = f"{head}.layers.{number}.{theirs[inner]}.{kind}"
         found[name.replace("embedding_norm", "norm")] = values.reshape(-1) if values.ndim == 3 else values
@@ -275,7 +314,7 @@ def expert_sizes(config: dict[str, Any]) -> tuple[int, int]:
 
 
 def has_experts(config: dict[str, Any], layer: int) -> bool:
-    if config["model_type"] not in MIXTURES:
+    if config["model_type"] not in MIXTURES or layer < config.get("num_dense_layers", 0):
         return False
     sparse = (layer + 1) % config.get("decoder_sparse_step", 1) == 0
     return sparse and layer not in config.get("mlp_only_layers", ())
@@ -285,15 +324,15 @@ def as_stacks(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The experts of a layer in one tensor each, gate above up, as transformers 5 holds them."""
     found: dict[str, np.ndarray] = {}
     for name, values in tensors.items():
+        last = next(
+            (part for part in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")) if part[2] in name), None
+        )
         if ".experts." not in name:
             found[name] = values
-        elif ".experts.0.down_proj." in name:
-            prefix = name.split(".0.down_proj")[0]
-            count = sum(other.startswith(f"{prefix}.") and ".down_proj." in other for other in tensors)
-            gate, up, down = (
-                np.stack([tensors[f"{prefix}.{j}.{part}_proj.weight"] for j in range(count)])
-                for part in ("gate", "up", "down")
-            )
+        elif last and f".experts.0.{last[2]}." in name:
+            prefix = name.split(f".0.{last[2]}")[0]
+            count = sum(other.startswith(f"{prefix}.") and f".{last[2]}." in other for other in tensors)
+            gate, up, down = (np.stack([tensors[f"{prefix}.{j}.{part}.weight"] for j in range(count)]) for part in last)
             found[f"{prefix}.gate_up_proj"] = np.concatenate([gate, up], axis=1)
             found[f"{prefix}.down_proj"] = down
     return found
@@ -495,7 +534,9 @@ GGUF_NAMES = {
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate.": "ffn_gate_inp.",
     "mlp.experts.gate_proj": "ffn_gate_exps", "mlp.experts.up_proj": "ffn_up_exps",
-    "mlp.experts.down_proj": "ffn_down_exps",
+    "mlp.experts.down_proj": "ffn_down_exps", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }  # fmt: skip
 
 
@@ -514,6 +555,13 @@ GGUF_OWN_NAMES["lfm2"] = {
     "feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up", "feed_forward.w2": "ffn_down",
     ".conv.": ".shortconv.",
 }  # fmt: skip
+GGUF_OWN_NAMES["lfm2_moe"] = {
+    "feed_forward.gate.": "ffn_gate_inp.", "feed_forward.expert_bias": "exp_probs_b.bias",
+    "feed_forward.experts.gate_proj": "ffn_gate_exps", "feed_forward.experts.up_proj": "ffn_up_exps",
+    "feed_forward.experts.down_proj": "ffn_down_exps", "feed_forward.experts.w1": "ffn_gate_exps",
+    "feed_forward.experts.w3": "ffn_up_exps", "feed_forward.experts.w2": "ffn_down_exps",
+    **GGUF_OWN_NAMES["lfm2"],
+}  # fmt: skip
 GGUF_OWN_NAMES["qwen3_5_text"] = {
     "post_attention_layernorm": "post_attention_norm",
     "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate",
@@ -521,6 +569,7 @@ GGUF_OWN_NAMES["qwen3_5_text"] = {
     "linear_attn.dt_bias": "ssm_dt.bias", "linear_attn.A_log": "ssm_a", "linear_attn.norm": "ssm_norm",
     "linear_attn.out_proj": "ssm_out",
 }  # fmt: skip
+GGUF_OWN_NAMES["qwen3_5_moe_text"] = GGUF_OWN_NAMES["qwen3_5_text"]
 GGUF_OWN_NAMES |= dict.fromkeys(GEMMA4, tiny_gemma4.GGUF_OWN_NAMES)
 GGUF_OWN_NAMES["phi3"] = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 
@@ -602,7 +651,7 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
     arch = {
         "mistral": "llama", "mixtral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "gemma3_text": "gemma3",
         "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "gemma4_text": "gemma4", "gemma4_unified_text": "gemma4",
-        "qwen3_5_text": "qwen35",
+        "qwen3_5_text": "qwen35", "lfm2_moe": "lfm2moe", "qwen3_5_moe_text": "qwen35moe",
     }.get(kind, kind)  # fmt: skip
     found: dict[str, Any] = {
         "general.architecture": arch,
@@ -629,12 +678,18 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
         found[f"{arch}.expert_used_count"] = config["num_experts_per_tok"]
         if arch != "llama":
             found[f"{arch}.expert_feed_forward_length"] = width
-    if kind == "lfm2":
+    if kind in _LFM2:
         heads_of = [0 if carries(config, i) else kv_heads for i in range(config["num_hidden_layers"])]
         found[f"{arch}.attention.head_count_kv"] = np.array(heads_of, "<i4")
         found[f"{arch}.attention.layer_norm_rms_epsilon"] = float(config["norm_eps"])
         found[f"{arch}.shortconv.l_cache"] = config["conv_L_cache"]
-    if kind == "qwen3_5_text":
+    if kind == "lfm2_moe":
+        found[f"{arch}.expert_gating_func"] = 2
+        found[f"{arch}.leading_dense_block_count"] = config["num_dense_layers"]
+    if kind == "qwen3_5_moe_text":
+        del found[f"{arch}.feed_forward_length"]
+        found[f"{arch}.expert_shared_feed_forward_length"] = config["shared_expert_intermediate_size"]
+    if kind in _DELTAS:
         key_heads, value_heads, key_dim, value_dim = delta_sizes(config)
         found |= {
             f"{arch}.ssm.conv_kernel": config["linear_conv_kernel_dim"],
@@ -715,6 +770,8 @@ def gguf_tensors(
             values = values + np.float32(1)
         if config["model_type"] in RECURRENT:
             values = recurrent_gguf(config, name, values)
+        if "shared_expert_gate" in name:
+            values = values[0]
         theirs = gguf_name(name, config["model_type"])
         plain = any(part in theirs for part in ("shortconv.conv", "conv1d", "ffn_gate_inp"))
         kind = "F32" if values.ndim == 1 or plain else dtype
@@ -725,7 +782,7 @@ def gguf_tensors(
 def recurrent_gguf(config: dict[str, Any], name: str, values: np.ndarray) -> np.ndarray:
     """A tensor of LFM2 or Qwen3.5 as the converter stores it: convolutions as matrices, the decay's rate itself, and
     value heads so that the first of every key head come first."""
-    if values.ndim == 3:
+    if values.ndim == 3 and ".experts." not in name:
         values = values[:, 0]
     if name.endswith("A_log"):
         values = -np.exp(values)

@@ -1,0 +1,95 @@
+"""LFM2's and 2.5's mixtures (8B-A1B, 24B-A2B): LFM2's block with experts in place of most feed-forward blocks.
+
+An expert is chosen by the sigmoid of its logit and a number of its own that keeps all of them busy, and weighed by the
+former alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from pyllama.architecture.config import Config, Mixture
+from pyllama.architecture.experts import SIGMOID, gguf_mixture
+from pyllama.architecture.family import GGUF_EXPERT_NAMES, Defaults
+from pyllama.architecture.fields import Fields
+from pyllama.architecture.lfm2 import Lfm2
+from pyllama.architecture.names import Names
+
+_EXPERT = "feed_forward.experts.{}"
+_MOST = 1e6  # of routed_scaling_factor
+
+
+class Lfm2Moe(Lfm2):
+    model_type = "lfm2_moe"
+    architecture = "Lfm2MoeForCausalLM"
+    defaults = Defaults(
+        max_position_embeddings=128_000,
+        num_key_value_heads=8,
+        rms_norm_eps=1e-5,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+        sizes=MappingProxyType(
+            {
+                "vocab_size": 65536,
+                "hidden_size": 2048,
+                "intermediate_size": 7168,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+            }
+        ),
+    )
+    has_experts = True
+    # The hub's files have an expert a tensor; the class in transformers 5 holds them in one.
+    huggingface = Names(
+        Lfm2.huggingface.layers,
+        Lfm2.huggingface.outer,
+        {
+            **Lfm2.huggingface.inner,
+            "feed_forward.gate": "mlp.gate",
+            f"{_EXPERT}.w1": "mlp.experts.{}.gate_proj",
+            f"{_EXPERT}.w3": "mlp.experts.{}.up_proj",
+            f"{_EXPERT}.w2": "mlp.experts.{}.down_proj",
+        },
+        {
+            "feed_forward.experts.gate_up_proj": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
+            "feed_forward.experts.down_proj": "mlp.experts.{}.down_proj",
+        },
+        {"feed_forward.expert_bias": "mlp.expert_bias"},
+    )
+    gguf_architecture = "lfm2moe"
+    gguf = Names(
+        Lfm2.gguf.layers,
+        Lfm2.gguf.outer,
+        {**Lfm2.gguf.inner, "ffn_gate_inp": "mlp.gate"},
+        GGUF_EXPERT_NAMES.stacks,
+        {"exp_probs_b.bias": "mlp.expert_bias"},
+    )
+
+    def plain(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
+        return super().plain({**source, "block_auto_adjust_ff_dim": False})
+
+    def mixture(self, f: Fields, layers: int) -> Mixture:
+        dense = f.integer("num_dense_layers", 0, layers - 1, min(2, layers - 1))
+        return Mixture(
+            num_experts=f.size("num_experts", default=32),
+            num_experts_per_tok=f.size("num_experts_per_tok", default=4),
+            moe_intermediate_size=f.size("moe_intermediate_size", default=1792),
+            norm_topk_prob=f.boolean("norm_topk_prob", True),
+            layers=tuple(i >= dense for i in range(layers)),
+            sigmoid=True,
+            expert_bias=f.boolean("use_expert_bias", True),
+            routed_scaling_factor=f.number("routed_scaling_factor", 1e-6, _MOST, 1.0),
+        )
+
+    def gguf_mixture(self, f: Fields, layers: int) -> Mixture:
+        size = f.size("moe_intermediate_size", "expert_feed_forward_length")
+        dense = f.integer("leading_dense_block_count", 0, layers - 1, 0)
+        found = gguf_mixture(f, layers, size, gating=SIGMOID, dense=dense)
+        return replace(found, sigmoid=True, expert_bias=True)
+
+    def gguf_values(self, config: Config) -> dict[str, Any]:
+        dense = config.mixture.layers.index(True) if config.mixture else 0
+        return super().gguf_values(config) | {"expert_gating_func": SIGMOID, "leading_dense_block_count": dense}
