@@ -56,6 +56,9 @@ def load(
                     tokenizer, "self" (the copy that `pyllama quantize MODEL --draft` makes), "lookup" (what followed
                     the same tokens before), "auto" (what is there and pays, where weights are streamed) or "off".
                     The results do not depend on it
+    hosts           boards that share the model, this one among them: their names, "pi1,pi2=0.5" (half a share), or a
+                    file with a line for each (docs/cluster.md); `memory` is each one's then
+    interface       through which of its networks they talk; default: any
 
     Warns (BudgetWarning) of a memory beyond what the machine or the control group has.
 

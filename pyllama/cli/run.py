@@ -101,9 +101,7 @@ def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse
             show_logprobs(generation, model.tokenizer, signs)
         elif form.parser:
             show_calls(generation, form.parser, signs)
-        elif not isinstance(request, str) and (
-            view := view_of(generation, model.tokenizer, signs, fold=False, wrap=False)
-        ):
+        elif chats and (view := view_of(generation, model.tokenizer, signs, fold=False, wrap=False)):
             view.show(generation)
         else:
             show_plain(generation, signs, split_of(model.tokenizer, generation.prompt_ids) if chats else None)
@@ -136,7 +134,6 @@ def _as_json(model: "Model", generation: "Generation", form: Constraints, steps:
 
     decoded = generation.completion_tokens - 1  # the first one came out of the prefill
     experts = model.decoder.weights.expert_counters
-    experts = experts and experts.as_dict()
     result = {
         "text": generation.text,
         "token_ids": generation.token_ids,
@@ -149,7 +146,7 @@ def _as_json(model: "Model", generation: "Generation", form: Constraints, steps:
         "decode_tok_s": rate(decoded, generation.decode_s),
         "peak_rss_bytes": peak_resident_nbytes(),
         "bytes_read": model.bytes_read,
-        "experts": experts,
+        "experts": experts and experts.as_dict(),
         "passes": model.passes,
         "fingerprint": generation.fingerprint.hexdigest() if generation.fingerprint else None,
         "draft": as_json(model, generation),

@@ -3,8 +3,6 @@
 
 #include <math.h>
 
-#define MAX_HEAD_DIM 1024
-
 #define NG (GROUP_ROWS / VL) /* vectors in a group of rows */
 #define EACH for (int v = 0; v < NG; v++)
 
@@ -32,7 +30,10 @@ static int64_t k_spin(int64_t rounds, float *sink)
 }
 
 static const pl_kernels table = {
-    ISA_NAME, k_matmul, k_pack_tokens, k_make_d16, k_pack_panels, k_unpack, k_count_exponents, k_count_escapes, k_pack_panel, k_widen, k_rmsnorm, k_rope,
-    k_swiglu, k_clamped_swiglu, k_geglu, k_softcap, k_mix, k_exp, k_cache_append, k_attend, k_conv, k_sigmoid_gate,
-    k_delta, k_spin,
+    .isa = ISA_NAME, .matmul = k_matmul, .pack_tokens = k_pack_tokens, .make_d16 = k_make_d16,
+    .pack_panels = k_pack_panels, .unpack = k_unpack, .count_exponents = k_count_exponents,
+    .count_escapes = k_count_escapes, .pack_panel = k_pack_panel, .widen = k_widen, .rmsnorm = k_rmsnorm,
+    .rope = k_rope, .swiglu = k_swiglu, .clamped_swiglu = k_clamped_swiglu, .geglu = k_geglu, .softcap = k_softcap,
+    .mix = k_mix, .exp = k_exp, .cache_append = k_cache_append, .attend = k_attend, .conv = k_conv,
+    .sigmoid_gate = k_sigmoid_gate, .delta = k_delta, .spin = k_spin,
 };

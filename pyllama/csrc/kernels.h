@@ -25,7 +25,8 @@ enum {
     PAIR_NBYTES = 96,    /* two packed columns of a panel */
     PACKED_ESCAPE = 16,  /* the code of a high byte that the table lacks */
     PACKED_SAMPLE = 8,   /* rows of a panel from one that is counted to the next: the first of four tells enough */
-    MAX_EXPERTS = 1024   /* of a layer */
+    MAX_EXPERTS = 1024,  /* of a layer */
+    MAX_HEAD_DIM = 1024
 };
 
 /* Storage formats. Numbers are ours, in this order; names are GGUF's.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from pyllama.generation.answer import Answer, Step
-from pyllama.generation.tree import Tree
+from pyllama.generation.tree import ROOT, Tree
 
 if TYPE_CHECKING:
     from pyllama.architecture import Config
@@ -244,7 +244,7 @@ def draft(
 
 def _sound(answer: Answer, proposed: Tree) -> Tree:
     """The tree without what cannot come: ids that are none, nodes too deep, what a guide forbids."""
-    tree, numbers = Tree(), {-1: (-1, 0)}  # node of the proposal -> its node here, and its depth
+    tree, numbers = Tree(), {ROOT: (ROOT, 0)}  # node of the proposal -> its node here, and its depth
     most = answer.most_proposed
     for node, (token, parent) in enumerate(zip(proposed.tokens, proposed.parents, strict=True)):
         if parent not in numbers or not answer.may_follow(token):

@@ -135,7 +135,7 @@ root_file_system() {
     cp root/etc/skel/.profile root/home/pi/
     cp "$wheel" root/home/pi/
     cp "$wheel" .
-    chroot root chown -R pi:pi /home/pi
+    chroot root chown -R pi:pi /home/pi /srv/pyllama.git # git clones from no one else's folder
     printf '[Match]\nName=e*\n[Network]\nDHCP=yes\n' >root/etc/systemd/network/wired.network
     cat >root/etc/systemd/system/trial-shell.service <<'EOF'
 [Unit]

@@ -207,8 +207,8 @@ class Trial:
     def packed(self) -> int:
         """Bytes that pack has written so far."""
         need(self.board.run("ls -d /models/packed", quiet=True)[0] != 0, "packed before the power could go")
-        status, text = self.board.run("du -s -B1 /models/packed.packing", quiet=True)
-        return int(text.split()[0]) if status == 0 else 0
+        status, text = self.board.run("du -s -B1 /models/packed.packing 2>/dev/null; tail -n 1 /tmp/pack.log")
+        return int(text.split()[0]) if status == 0 and text[:1].isdigit() else 0
 
     def step_full_disk(self) -> None:
         """A disk that is full, and one that fills while pack writes: one line, exit code 2, nothing left behind."""
@@ -320,7 +320,7 @@ class Trial:
         """The power goes while an answer is written. The service is back after boot, and the conversation goes on."""
         first = self.chat(CHAT)
         text = first["choices"][0]["message"]["content"]
-        more = [*CHAT, first["choices"][0]["message"], {"role": "user", "content": "Tell me more about it."}]
+        more = [*CHAT, first["choices"][0]["message"], {"role": "user", "content": "Write a long story about the sea."}]
         writing = threading.Thread(target=self._ignored, args=(more,), daemon=True)
         writing.start()
         time.sleep(20)
