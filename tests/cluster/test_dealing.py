@@ -88,4 +88,4 @@ def test_value_heads_are_dealt_once_with_their_key_heads(shares, tiled):
 @pytest.mark.parametrize("family", tiny.MIXTURES)
 def test_every_rank_has_rows_of_every_expert(family):
     dealt = deal(config(model_type=family, moe_intermediate_size=128, intermediate_size=128), [1, 1, 2])
-    assert [share.layers[0].expert for share in dealt] == [range(32), range(32, 64), range(64, 128)]
+    assert [share.layers[-1].expert for share in dealt] == [range(32), range(32, 64), range(64, 128)]
