@@ -37,6 +37,7 @@ from pyllama.checkpoint.files import InputFile
 from pyllama.packing.pack import pack
 
 DRAM_GB_S = 20.0  # of the machine these runs were made on, about; the disk decides
+DIRECT_NBYTES = 1 << 30  # a throttle lets some of its first bytes pass at once
 LAYERS = 48
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144,
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     whole = args.folder.is_file()
     checkpoint = open_checkpoint(args.folder) if whole else open_shared(args.folder)
     some = str(args.folder if whole else args.folder / "one/model.safetensors")
-    before = direct_rate(some, 1 << 29)
+    before = direct_rate(some, DIRECT_NBYTES)
     tokenizer = load_tokenizer(checkpoint)
     model = assemble(
         checkpoint,
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
             times.append(time.perf_counter() - started)
     times = times[args.warm :]
     read = (weights.bytes_read - read) / len(times)
-    after = direct_rate(some, 1 << 29)
+    after = direct_rate(some, DIRECT_NBYTES)
     token_s = sum(times) / len(times)
     experts = weights.expert_counters.as_dict(counted)
     rates = Rates((before + after) / 2e9, DRAM_GB_S, 1e6, 1.0)

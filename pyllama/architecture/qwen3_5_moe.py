@@ -1,5 +1,5 @@
-"""Qwen3.5's and 3.6's mixtures (35B-A3B, 122B-A10B, 397B-A17B): Qwen3.5's mixers, and in each layer experts beside an mlp
-that all tokens go through, by a gate."""
+"""Qwen3.5's and 3.6's mixtures (35B-A3B, 122B-A10B, 397B-A17B): Qwen3.5's mixers, and in each layer experts beside an
+mlp that all tokens go through, by a gate."""
 
 from __future__ import annotations
 

@@ -33,7 +33,24 @@ def read_at(fd: int, offset: int, buffer: memoryview, nbytes: int, multiple: int
     return done
 
 
-class InputFile:
+class Descriptor:
+    """An open file's descriptor, closed by close(), and when nobody has the object: a process may have some thousand.
+
+    fd  the descriptor; -1: closed, or never open
+    """
+
+    fd = -1
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class InputFile(Descriptor):
     """An open file: `path`, `nbytes`, and reads that give all the bytes asked for or raise.
 
     Reads use their own offset (pread), so threads can share one. The size is the one at opening: a
@@ -74,16 +91,6 @@ class InputFile:
         data = bytearray(nbytes)
         self.read_into(offset, memoryview(data))
         return bytes(data)
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __del__(self) -> None:
-        """Whoever drops it without closing it keeps no descriptor: a process has some thousand."""
-        if hasattr(self, "fd"):  # else it could not be opened
-            self.close()
 
 
 @contextmanager

@@ -318,7 +318,7 @@ class Decoder(Extender):
         self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
         self._per_layer = _PerLayer(config, weights) if config.hidden_size_per_layer_input else None
-        self._own = config.num_hidden_layers - config.num_kv_shared_layers
+        self._first_without_keys = config.num_hidden_layers - config.num_kv_shared_layers
         self._logits_scale = np.array([1 / config.logits_scale], np.float32)
         self._buffers = Buffers(shape, 1)
 
@@ -357,7 +357,7 @@ class Decoder(Extender):
             for told in (self.on_layer, on_layer):
                 if told:
                     told(i)
-            if i == self._own and len(planned.rows) < tokens:
+            if i == self._first_without_keys and len(planned.rows) < tokens:
                 # From here on nobody reads what a token leaves behind: those whose logits are not wanted are done.
                 rows = planned.rows
                 a.keep(rows)

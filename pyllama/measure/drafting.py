@@ -1,11 +1,9 @@
 """How much of what a drafter proposes a model accepts on texts, and what that makes of its seconds a token.
 
-main() takes one argument, '{"model": PATH, "draft": ..., ...}', loads the model once and prints one line of JSON;
-compared() puts two such runs side by side, with the drafter and without, under the same budget.
+measure() loads the model once, in a process of its own (apart.py); compared() puts two such runs side by side, with the
+drafter and without, under the same budget.
 """
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,13 +111,3 @@ def compared(run: Callable[..., dict[str, Any]], draft: str, **options: Any) -> 
                 "bench: the text with a drafter is another than without: this is a bug, please report it"
             )
     return {"draft": draft, **drafted, "token_s_off": plain["token_s"], "gain": plain["token_s"] / drafted["token_s"]}
-
-
-def main() -> int:
-    try:
-        options = json.loads(sys.argv[1])
-        print(json.dumps(measure(options.pop("model"), **options)))
-    except PyllamaError as error:
-        print(f"pyllama: {error}", file=sys.stderr)
-        return 2
-    return 0

@@ -1,19 +1,17 @@
-"""One model, one budget, one process: prompts and decoding timed, memory and disk watched. Prints one line of JSON.
+"""One model, one budget, one process: prompts and decoding timed, memory and disk watched.
 
-main() takes one argument, '{"model": PATH, ...}', and is meant for a process of its own, so that its peak resident
-set is the model's and nothing else's. Token ids are random, the cache starts empty, and sampling is not part of it;
-only the last token's logits are asked for, as in llama-bench.
+measure() is meant for a process of its own (apart.py), so that its peak resident set is the model's and nothing else's.
+Token ids are random, the cache starts empty, and sampling is no part of it; only the last token's logits are asked for,
+as in llama-bench.
 """
 
-import json
-import sys
 import time
 from typing import Any
 
 import numpy as np
 
 from pyllama.checkpoint.outline import Described
-from pyllama.errors import BudgetError, PyllamaError
+from pyllama.errors import BudgetError
 from pyllama.machine.memory import interpreter_nbytes, peak_resident_nbytes
 from pyllama.measure.watch import Watch
 from pyllama.planning.memory import make_plan
@@ -156,13 +154,3 @@ def measure(
     if series:
         result["series"] = watch.series()
     return result
-
-
-def main() -> int:
-    try:
-        options = json.loads(sys.argv[1])
-        print(json.dumps(measure(options.pop("model"), **options)))
-    except PyllamaError as error:
-        print(f"pyllama: {error}", file=sys.stderr)
-        return 2
-    return 0

@@ -4,9 +4,6 @@ measure() runs everything and returns what `bench --json` prints; what a person 
 report_lines.py, the plot by plot.py.
 """
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,6 +17,7 @@ from pyllama.hub import resolve
 from pyllama.machine.memory import available_nbytes, default_budget, resident_nbytes
 from pyllama.measure import disk, drafting, kernels, work
 from pyllama.measure.advice import advice
+from pyllama.measure.apart import run_apart
 from pyllama.measure.ceilings import SPIN_ROUNDS, Ceilings
 from pyllama.measure.condition import condition
 from pyllama.measure.machine import describe
@@ -167,7 +165,7 @@ def _models(path: Path, memory: int | None, options: dict[str, Any], say: Callab
         say(f"{path.name}, {kind}")
         budget = budget if isinstance(budget, dict) else {"memory": budget}
         try:
-            run = run_apart(path, **budget, **options)
+            run = run_apart("model", path, **budget, **options)
         except PyllamaError as error:
             if "keep" not in budget:
                 raise
@@ -188,7 +186,7 @@ def _drafting(
     say(f"{path.name}, drafted")
 
     def run(**more: Any) -> dict[str, Any]:
-        return _apart("drafting", path, {"memory": budget, **more})
+        return run_apart("drafting", path, memory=budget, **more)
 
     return {"budget": budget, **drafting.compared(run, draft, **options)}
 
@@ -211,24 +209,6 @@ def _costs(path: Path) -> dict[str, Any]:
             "decode_nbytes": work.decode_nbytes(checkpoint),
             "prefill_flop": {str(n): work.prefill_flop(checkpoint, n) for n in (64, 512)},
         }
-
-
-def run_apart(path: Path, **options: Any) -> dict[str, Any]:
-    """What model.measure() gives, in a process of its own. Raises PyllamaError with that process's last line."""
-    return _apart("model", path, options)
-
-
-def _apart(module: str, path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The same of measure() in another module beside this."""
-    request = json.dumps({"model": str(path), **options})
-    # The same package, wherever this one was found; behind the standard library, where site-packages belong.
-    code = f"import sys; sys.path.append(sys.argv.pop(1)); from pyllama.measure.{module} import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), request]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise PyllamaError(f"bench: {last.removeprefix('pyllama: ')}")
-    return json.loads(done.stdout)
 
 
 def _beside(report: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ class Output(NamedTuple):
 
 
 def plain_output(tensor: Tensor) -> Output:
-    """A tensor under pyllama's name; a quantized one, for which safetensors has no dtype, as U8 (rows, bytes of a row)."""
+    """A tensor under pyllama's name; a quantized one, of which safetensors has no dtype, as U8 (rows, row's bytes)."""
     plain = tensor.dtype in PLAIN
     shape = tensor.shape if plain else (tensor.rows, tensor.row_nbytes)
     return Output(tensor.name, tensor.dtype if plain else "U8", shape, tensor.nbytes, ((tensor,),))

@@ -1,8 +1,8 @@
 """A packed model -> safetensors with the source's bytes, and the small files taken along.
 
-Of a Hugging Face source names and forms are those of its family's folders (published.py). Else names are pyllama's and rows
-lie as the source had them: a GGUF or Meta source keeps q and k in interleaved rotary order, and quantized tensors, for which
-safetensors has no dtype, become U8 (rows, bytes of a row).
+Of a Hugging Face source names and forms are those of its family's folders (published.py). Else names are pyllama's and
+rows lie as the source had them: a GGUF or Meta source keeps q and k in interleaved rotary order, and quantized tensors,
+for which safetensors has no dtype, become U8 (rows, bytes of a row).
 """
 
 import io

@@ -202,8 +202,10 @@ def pass_seconds(
     experts, missed = demand(model, plan, tokens, hits=hits, counts=counts)
     of_all = plan.streamed if read is None else read
     from_disk = of_all + missed
+    # Which experts a layer needs is known once what stands before them is computed: the disk waits for that.
+    before = plan.pinned / (rates.dram_gb_s * 1e9 * OF_DRAM) if missed and read is None else 0.0
     times = {
-        "disk": from_disk / (rates.disk_gb_s * 1e9 * OF_DISK),
+        "disk": from_disk / (rates.disk_gb_s * 1e9 * OF_DISK) + before,
         # What comes from disk crosses the memory bus twice: once in, once to the cores.
         "memory": (plan.pinned + experts - missed + 2 * from_disk + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
         "compute": flop(model.config, tokens, positions, rows) / (_gflop_s(model, rates) * 1e9),

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllama.checkpoint.files import SECTOR, read_at
+from pyllama.checkpoint.files import SECTOR, Descriptor, read_at
 from pyllama.errors import CheckpointError, reason_of
 from pyllama.streaming.blocks import Span
 
 
-class DirectFile:
+class DirectFile(Descriptor):
     """One file, open for reads of any range by several threads. `direct` tells whether O_DIRECT is in use."""
 
     def __init__(self, path: Path):
@@ -24,16 +24,16 @@ class DirectFile:
         self.direct = hasattr(os, "O_DIRECT")
         try:
             try:
-                self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
+                self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
             except OSError:
                 self.direct = False
-                self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise CheckpointError(f"cannot open {path}: {reason_of(error)}") from None
         self._state = self._status()
 
     def _status(self) -> tuple[int, int]:
-        status = os.fstat(self._fd)
+        status = os.fstat(self.fd)
         return status.st_size, status.st_mtime_ns
 
     def read(self, span: Span, memory: np.ndarray) -> np.ndarray:
@@ -46,7 +46,7 @@ class DirectFile:
         start, want = span.offset - skip, skip + span.nbytes
         direct = self.direct
         try:
-            done = read_at(self._fd, start, memory[: span.room].data, want, SECTOR)
+            done = read_at(self.fd, start, memory[: span.room].data, want, SECTOR)
         except OSError as error:
             if direct and error.errno == errno.EINVAL:  # accepted at opening, refused at reading (some FUSE)
                 self._give_up_direct()
@@ -55,7 +55,7 @@ class DirectFile:
                 f"cannot read {span.nbytes} bytes at {span.offset} of {self.path}: {reason_of(error)}"
             ) from None
         if not self.direct:
-            os.posix_fadvise(self._fd, start, done, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self.fd, start, done, os.POSIX_FADV_DONTNEED)
         if done < want or self._status() != self._state:
             raise CheckpointError(
                 f"{self.path}: changed while in use (was {self._state[0]} bytes); load the model again"
@@ -63,15 +63,5 @@ class DirectFile:
         return memory[skip:want]
 
     def _give_up_direct(self) -> None:
-        fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) & ~os.O_DIRECT)
         self.direct = False
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __del__(self) -> None:
-        """As of InputFile: what is dropped without being closed keeps no descriptor."""
-        if hasattr(self, "_fd"):
-            self.close()

@@ -23,6 +23,7 @@ Render = Callable[[list[Message]], str]
 Text = TypeVar("Text", bound=str)
 
 _ABSENT = "absent"
+_THOUGHTS = ("thinking", "reasoning_content", "reasoning")  # they stay with the calls
 _PROBES_S = 2.0  # a slow template is asked no further, and what it has shown so far must do
 
 
@@ -70,7 +71,7 @@ class CallStyle:
                 )
                 continue
             if content and self.apart:
-                rest = {key: value for key, value in message.items() if key != "tool_calls"}
+                rest = {key: value for key, value in message.items() if key not in ("tool_calls", *_THOUGHTS)}
                 result.append({**rest, "content": content})
                 content = None
             if content:
@@ -213,7 +214,8 @@ class ToolTurns:
             return render(self._style.applied(messages))
         except (RequestError, TokenizerError) as error:
             first = error
-        for style in _styles():  # a conversation may be refused for what ours had not
+        # A conversation may be refused for what ours had not: gpt-oss's for text and thoughts beside a call.
+        for style in (replace(self._style, apart=True), *_styles()):
             if time.monotonic() > end:
                 break
             if style == self._style:

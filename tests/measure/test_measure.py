@@ -498,7 +498,7 @@ def test_the_rate_of_the_plot_is_bytes_over_time():
 
 def test_a_run_that_fails_tells_the_process_s_last_line(tmp_path):
     with pytest.raises(Exception, match="bench: .*no such file"):
-        report.run_apart(tmp_path / "nothing")
+        report.run_apart("model", tmp_path / "nothing")
 
 
 def test_a_model_too_small_to_stream_has_only_a_resident_run(base_folder, tmp_path, monkeypatch):
@@ -507,7 +507,7 @@ def test_a_model_too_small_to_stream_has_only_a_resident_run(base_folder, tmp_pa
     assert resident["kind"] == "resident" and streamed["skipped"] == "too small to stream"
 
 
-def refuse_to_stream(path, **options):
+def refuse_to_stream(module, path, **options):
     if "keep" in options:
         raise PyllamaError("bench: too small to stream")
     return {"streamed_nbytes": 0}

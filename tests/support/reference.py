@@ -179,8 +179,8 @@ def route(logits: Array, chosen: int, of_chosen: bool) -> tuple[Array, Array]:
 
 
 def route_sigmoid(logits: Array, bias: Array | None, chosen: int, normed: bool, scale: float) -> tuple[Array, Array]:
-    """Those with the largest sigmoid + bias, equals by lower number, ascending; weighed by the sigmoid alone, over the sum
-    of these if normed, times scale. LFM2's mixtures."""
+    """Those with the largest sigmoid + bias, equals by lower number, ascending; weighed by the sigmoid alone, over the
+    sum of these if normed, times scale. LFM2's mixtures."""
     weights = 1 / (1 + np.exp(-float64(logits)))
     scores = weights if bias is None else weights + float64(bias)
     ids = np.sort(np.argsort(-scores, axis=-1, kind="stable")[:, :chosen], axis=-1)
@@ -624,12 +624,9 @@ def _add_mixture(add: Any, shapes: dict[str, tuple[int, ...]], prefix: str, conf
         shapes[prefix + "mlp.expert_bias"] = (count,)
     if config.model_type == "qwen3_5_moe_text":
         shared = prefix + "mlp.shared_expert"
-        for name, size in (
-            ("gate_proj", (inner, hidden)),
-            ("up_proj", (inner, hidden)),
-            ("down_proj", (hidden, inner)),
-        ):
-            add(f"{shared}.{name}", *size, False)
+        add(f"{shared}.gate_proj", inner, hidden, False)
+        add(f"{shared}.up_proj", inner, hidden, False)
+        add(f"{shared}.down_proj", hidden, inner, False)
         add(f"{shared}_gate", 1, hidden, False)
 
 

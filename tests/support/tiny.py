@@ -320,13 +320,15 @@ def has_experts(config: dict[str, Any], layer: int) -> bool:
     return sparse and layer not in config.get("mlp_only_layers", ())
 
 
+#: What the three matrices of an expert are called.
+_PARTS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+
+
 def as_stacks(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The experts of a layer in one tensor each, gate above up, as transformers 5 holds them."""
     found: dict[str, np.ndarray] = {}
     for name, values in tensors.items():
-        last = next(
-            (part for part in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")) if part[2] in name), None
-        )
+        last = next((parts for parts in _PARTS if parts[2] in name), None)
         if ".experts." not in name:
             found[name] = values
         elif last and f".experts.0.{last[2]}." in name:

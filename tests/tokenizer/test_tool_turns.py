@@ -190,6 +190,18 @@ def test_what_our_conversation_did_not_have_may_need_another_style():
     assert "[f {}]" in text
 
 
+def test_text_and_thoughts_beside_a_call_may_be_too_much_for_one_message():
+    """gpt-oss's template takes either."""
+    one = (
+        HEAD + "{% if m.tool_calls and m.content and m.thinking %}{{ raise_exception('both') }}{% endif %}"
+        "{{ m.content or '' }}{% if m.thinking %}({{ m.thinking }}){% endif %}" + EACH + OBJECT + TAIL
+    )  # fmt: skip
+    messages = conversation("Let me look.", ("f", "{}"))
+    said = next(message for message in messages if message.get("tool_calls"))
+    said["reasoning_content"] = "hm"
+    assert "<assistant>Let me look.</><assistant>(hm)[f {}]" in rendered(one, messages)
+
+
 def test_a_template_that_refuses_every_style_says_its_own_reason():
     with pytest.raises(RequestError, match="no calls here"):
         rendered(HEAD + "{{ raise_exception('no calls here') }}" + TAIL, conversation(None, ("f", "{}")))
