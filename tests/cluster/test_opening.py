@@ -14,28 +14,6 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-<<<<<<< HEAD
-=======
-    "model, told",
-    [
-        *(({"model_type": family}, "a mixture of experts") for family in tiny.MIXTURES if family not in tiny.RECURRENT),
-        (tiny.GEMMA4_MIXTURE, "a mixture of experts"),
-        *(
-            ({"model_type": family}, "(a model whose layers carry a state|a mixture of experts)")
-            for family in tiny.RECURRENT
-        ),
-        *(({"model_type": family}, "a model whose layers differ in heads or rows") for family in tiny.GEMMA4),
-    ],
-    ids=lambda of: of.get("model_type") if isinstance(of, dict) else None,
-)
-def test_a_model_that_is_not_shared_is_refused_in_a_line(tmp_path, model, told):
-    with pytest.raises(UnsupportedError, match=f"^hosts: {told}.* is not shared by boards yet") as refused:
-        pyllama.load(tiny.write_random(tmp_path / "m", **model), context_length=64, hosts="localhost,localhost")
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize(
->>>>>>> main
     "names", ["", "localhost,", "local host", "localhost=0", "localhost=x", "-oProxyCommand=x", "/no/file"]
 )
 def test_nonsense_is_refused(folder, names):
