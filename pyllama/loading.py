@@ -194,21 +194,22 @@ def _assemble_cluster(
     memory: int | None,
     **options: Any,
 ) -> "Model":
-    """A Model whose decoder is on several boards; a drafter that is named is whole, and in this process."""
+    """A Model whose decoder is on several boards; a drafter is whole, and in this process."""
+    from pyllama.cluster.hosts import parse_hosts
     from pyllama.cluster.opening import open_cluster
-    from pyllama.machine.memory import default_budget, interpreter_nbytes
+    from pyllama.machine.memory import interpreter_nbytes
 
+    boards = parse_hosts(hosts)
     meant, front = None, interpreter_nbytes(tokenizer)
-    if draft not in (AUTO, OFF):
-        from pyllama.drafting.opening import choose_drafter
+    if draft != OFF:
+        from pyllama.drafting.boards import choose_for_boards
 
         planned = {name: options[name] for name in ("context_length", "kv_dtype", "contexts")}
-        budget = 64 * (memory or default_budget())  # of boards that are many; what a drafter takes is this one's
-        meant = choose_drafter(draft, checkpoint, tokenizer, budget, interpreter=front, **planned)
+        meant = choose_for_boards(draft, checkpoint, tokenizer, boards, memory, front=front, **planned)
     taken = meant.drafted.plan if meant else None
     decoder = open_cluster(
         checkpoint,
-        hosts,
+        boards,
         memory=memory,
         front_nbytes=front + (taken.drafter if taken else 0),
         branches=taken.branches if taken else 0,

@@ -1,4 +1,4 @@
-"""Passes of a model become a status line: the layer, the disk's rate, the time that is left."""
+"""Passes of a model become a status line: the layer, the disk's rate, the board that others wait for, what is left."""
 
 import time
 from typing import Any
@@ -69,6 +69,9 @@ class _Pass:
         parts.append(f"layer {self.layer + 1} of {self.layers}")
         if now > then and read > before:
             parts.append(f"{format_nbytes((read - before) / (now - then))}/s from disk")
+        slowest = getattr(getattr(self.model, "decoder", None), "slowest", None)  # of several boards
+        if slowest is not None:
+            parts.append(f"waiting for {slowest}")
         left = self._left(now - self.started_s, last_pass_s)
         if left is not None:
             parts.append(f"{format_seconds(left)} left")

@@ -2,16 +2,18 @@
 
 Panels of 32 rows are dealt in proportion; of q, k and v, whole heads, each query head with its key/value head. Where
 that is too coarse, as with more ranks than key/value heads, the query heads of one key/value head are several ranks',
-each of which keeps its keys and values.
+each of which keeps its keys and values. Heads of the gated delta rule are dealt as those of attention, of experts the
+rows of each: every token then keeps all ranks busy alike, whichever experts it goes to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 
 from pyllama._kernels import PANEL
-from pyllama.architecture import Config
-from pyllama.decoder import Shape
-from pyllama.decoder.ranks import Share
+from pyllama.architecture import Config, Layer, layers_of
+from pyllama.architecture.layer import Attention, GatedDelta, Mlp, ShortConv
+from pyllama.decoder.ranks import LayerShare, Rows, Share
 from pyllama.errors import RequestError
 
 MOST_RANKS = 64
@@ -24,12 +26,49 @@ def deal(config: Config, shares: Sequence[float]) -> tuple[Share, ...]:
     """
     if not 1 <= len(shares) <= MOST_RANKS or not all(0 < share < 1e9 for share in shares):
         raise RequestError(f"hosts: {len(shares)} shares, expected 1 to {MOST_RANKS} positive numbers")
-    whole = Shape.whole(config)
-    heads = deal_heads(whole.attention[0].heads, whole.attention[0].kv_heads, shares)
-    hidden, inner, vocab = (
-        deal_rows(rows, shares) for rows in (whole.hidden_size, whole.intermediate_size, whole.vocab_size)
-    )
-    return tuple(Share(*of_heads, *rest) for of_heads, *rest in zip(heads, hidden, inner, vocab, strict=True))
+    rows = cache(lambda count: deal_rows(count, shares))
+    heads = cache(lambda queries, keys: deal_heads(queries, keys, shares))
+    layers = [_deal_layer(layer, rows, heads) for layer in layers_of(config)]
+    per_layer = rows(config.num_hidden_layers * config.hidden_size_per_layer_input)
+    whole = zip(rows(config.hidden_size), rows(config.vocab_size), per_layer, strict=True)
+    return tuple(Share(tuple(of[rank] for of in layers), *rest) for rank, rest in enumerate(whole))
+
+
+def _deal_layer(
+    layer: Layer,
+    rows: Callable[[int], list[range]],
+    heads: Callable[[int, int], list[tuple[range, range]]],
+) -> list[LayerShare]:
+    """Of each rank; rows, heads: deal_rows() and deal_heads() with the shares."""
+    mixer, experts = layer.mixer, layer.experts
+    dealt: dict[str, Sequence[range] | Sequence[Rows]] = {}
+    if isinstance(mixer, Attention):
+        queries, keys = zip(*heads(mixer.heads, mixer.kv_heads), strict=True)
+        dealt |= {"heads": queries, "kv_heads": keys}
+    elif isinstance(mixer, ShortConv):
+        dealt["channels"] = rows(mixer.conv.channels)
+    else:
+        of_heads = heads(mixer.value_heads, mixer.key_heads)
+        dealt |= {"keys": [keys for _, keys in of_heads], "values": [_values(mixer, *of) for of in of_heads]}
+    if isinstance(layer.mlp, Mlp):
+        dealt["inner"] = rows(layer.mlp.gate.rows)
+    if experts:
+        dealt["expert"] = rows(experts.gate.rows)
+    return [LayerShare(**dict(zip(dealt, of, strict=True))) for of in zip(*dealt.values(), strict=True)]
+
+
+def _values(mixer: GatedDelta, values: range, keys: range) -> Rows:
+    """Value heads, numbered so that those of a key head are neighbours -> by the numbers that they have."""
+    if not values or not mixer.tiled:
+        return (values,) if values else ()
+    of_all = mixer.key_heads
+    group = mixer.value_heads // of_all
+    begin = keys.start * group
+    turns = range(values.start - begin, values.stop - begin) if len(keys) == 1 else range(group)
+    found = [range(turn * of_all + keys.start, turn * of_all + keys.stop) for turn in turns]
+    if len(keys) == of_all:  # neighbours again
+        return (range(found[0].start, found[-1].stop),)
+    return tuple(found)
 
 
 def deal_rows(rows: int, shares: Sequence[float]) -> list[range]:

@@ -19,7 +19,7 @@ from pyllama.architecture import Config
 from pyllama.cluster.hosts import Host
 from pyllama.cluster.job import Job
 from pyllama.cluster.own_part import shares_by_place
-from pyllama.cluster.wire import ClosedError, pass_to_bytes
+from pyllama.cluster.wire import COPY, HELD, PASS, READ, WRITE, ClosedError, pass_to_bytes
 from pyllama.decoder.exclusive import Exclusive, ExclusiveSequence, Turn
 from pyllama.decoder.kv_cache import KVCache
 from pyllama.decoder.page_pool import POSITIONS
@@ -27,6 +27,7 @@ from pyllama.decoder.passes import Pass, Segment
 from pyllama.errors import BoardError, PyllamaError
 from pyllama.planning.memory import Plan
 
+WAITS = 0.1  # of its time that a rank spends more than another on waiting, before somebody is told
 AGAIN_S = 2.0  # after a fault, until the ranks are started anew
 
 
@@ -51,9 +52,13 @@ class ClusterError(PyllamaError):
 
 
 class RemotePages:
-    """Numbers of pages whose memory is with the ranks; page_nbytes: of all of them together."""
+    """Numbers of pages whose memory is with the ranks; page_nbytes: of all of them together.
 
-    def __init__(self, dtype: str, page_nbytes: int):
+    read(), write() and copy() raise BoardError where the ranks are gone.
+    """
+
+    def __init__(self, decoder: "ClusterDecoder", dtype: str, page_nbytes: int):
+        self._decoder = decoder
         self.dtype = dtype
         self.page_nbytes = page_nbytes
         self._count = 0
@@ -68,6 +73,29 @@ class RemotePages:
     def add(self) -> int:
         self._count += 1
         return self._count - 1
+
+    def read(self, page: int) -> np.ndarray:
+        return self._decoder.held(page)
+
+    def write(self, page: int, data: np.ndarray) -> None:
+        self._decoder.hold(page, data)
+
+    def copy(self, source: int, target: int) -> None:
+        self._decoder.copy_page(source, target)
+
+
+class RemoteStates:
+    """States whose memory is with the ranks; slot_nbytes: of all of them together."""
+
+    def __init__(self, decoder: "ClusterDecoder", slot_nbytes: int):
+        self._decoder = decoder
+        self.slot_nbytes = slot_nbytes
+
+    def read(self, slot: int) -> np.ndarray:
+        return self._decoder.held(slot, is_state=True)
+
+    def write(self, slot: int, data: np.ndarray) -> None:
+        self._decoder.hold(slot, data, is_state=True)
 
 
 class RemoteWeights:
@@ -115,6 +143,12 @@ class ClusterSequence(ExclusiveSequence):
         branch.life = self.life
         return branch
 
+    def adopt(self, pages: Tokens[int], length: int, state: int | None = None) -> None:
+        if not self.length:
+            assert isinstance(self.decoder, ClusterDecoder)
+            self.life = self.decoder.life
+        super().adopt(pages, length, state)
+
     def truncate(self, length: int) -> None:
         super().truncate(length)
         if not self.length:  # nothing is left that could be lost
@@ -158,11 +192,14 @@ class ClusterDecoder(Exclusive):
         self._failed_at = 0.0
         self._fault: BoardError | None = None
         self._job: Job | None = None
-        page_nbytes = self._begin()
+        page_nbytes, slot_nbytes = self._begin()
         self.max_pass_tokens = min(plan.max_pass_tokens for plan in self.plans)
-        pool: Any = RemotePages(asked.kv_dtype, page_nbytes)
-        self.cache = KVCache(pool, self.context_length)
+        pool: Any = RemotePages(self, asked.kv_dtype, page_nbytes)
+        states: Any = RemoteStates(self, slot_nbytes) if slot_nbytes else None
+        self.cache = KVCache(pool, self.context_length, states)
         self.plan = _together(self.plans, self._pages, page_nbytes)
+        if self.cache.states is not None:
+            self.cache.states.slots.enough = self.plan.state_slots
         self.weights = RemoteWeights(self)
 
     @property
@@ -170,13 +207,22 @@ class ClusterDecoder(Exclusive):
         """What each rank said of itself last."""
         return self._job.signs if self._job is not None else [{} for _ in self.hosts]
 
+    @property
+    def slowest(self) -> str | None:
+        """The board that the others have been waiting for in the last seconds; None where that is none of them."""
+        job = self._job
+        waits = [] if job is None else [sign.get("waits", 0.0) for sign in job.signs]
+        if job is None or len(waits) < 2 or max(waits) - min(waits) < WAITS:
+            return None
+        return job.name(waits.index(min(waits)))
+
     def new_sequence(self) -> ClusterSequence:
         return ClusterSequence(self)
 
     # --- the ranks ---
 
-    def _begin(self) -> int:
-        """Start the ranks, and agree on what they run; bytes of a page of all of them together."""
+    def _begin(self) -> tuple[int, int]:
+        """Start the ranks, and agree on what they run; bytes of a page, and of a state, of all of them together."""
         job = Job(self.hosts, self._interface)
         try:
             here = [sum(other.name == host.name for other in self.hosts) for host in self.hosts]
@@ -211,7 +257,7 @@ class ClusterDecoder(Exclusive):
         self._job = job
         self.life += 1
         self.reports = [{} for _ in self.hosts]
-        return sum(report["page_nbytes"] for report in reports)
+        return sum(report["page_nbytes"] for report in reports), sum(report["slot_nbytes"] for report in reports)
 
     def _check_alike(self, job: Job, reports: list[dict[str, Any]]) -> None:
         """Raises ClusterError where a board has another model or version than the first."""
@@ -282,7 +328,7 @@ class ClusterDecoder(Exclusive):
         job = self._ready()
         width = self.config.hidden_size if hidden else self.config.vocab_size
         try:
-            job.link.send("pass", bytes([hidden]) + pass_to_bytes(planned))
+            job.link.send("order", PASS + bytes([hidden]) + pass_to_bytes(planned))
             try:
                 reports = self._hear_reports(job, on_layer)
             except ClosedError:
@@ -299,6 +345,38 @@ class ClusterDecoder(Exclusive):
             self._lost(job.fault())
         self.passes += 1
         return np.frombuffer(data, np.float32).reshape(len(planned.rows), width)
+
+    # --- what the ranks hold, between passes ---
+
+    def held(self, number: int, is_state: bool = False) -> np.ndarray:
+        """What a page or a state holds, of all ranks one behind the other. Raises BoardError."""
+        job = self._same_life()
+        try:
+            job.link.send("order", READ + HELD.pack(number, 0, is_state))
+            return np.frombuffer(job.link.receive()[1], np.uint8)
+        except ClosedError:
+            self._lost(job.fault())
+
+    def hold(self, number: int, data: np.ndarray, is_state: bool = False) -> None:
+        """Have a page or a state hold what held() gave. Starts the ranks if need be; raises BoardError."""
+        job = self._ready()
+        try:
+            job.link.send("order", WRITE + HELD.pack(number, 0, is_state) + data.tobytes())
+        except ClosedError:
+            self._lost(job.fault())
+
+    def copy_page(self, source: int, target: int) -> None:
+        job = self._same_life()
+        try:
+            job.link.send("order", COPY + HELD.pack(source, target, False))
+        except ClosedError:
+            self._lost(job.fault())
+
+    def _same_life(self) -> Job:
+        """The ranks that run; others, started anew, would hold nothing of what there was. Raises BoardError."""
+        if self._job is None:
+            raise self._fault or BoardError("the boards are not running")
+        return self._ready()
 
     def _hear_reports(self, job: Job, on_layer: Callable[[int], None] | None) -> list[dict[str, Any]]:
         while True:
@@ -355,4 +433,11 @@ def _together(plans: Sequence[Plan], pages: int, page_nbytes: int) -> Plan:
         weights=total("weights"),
         stored=total("stored"),
         branches=total("branches"),
+        expert_slots=sum(plan.expert_slots for plan in plans),
+        expert_room=max(plan.expert_room for plan in plans),
+        experts_stored=total("experts_stored"),
+        active=total("active"),
+        experts_share=min(plan.experts_share for plan in plans),
+        states=total("states"),
+        state_slots=min((plan.state_slots for plan in plans if plan.state_slots), default=0),
     )

@@ -10,8 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from pyllama import _kernels as kernels
-from pyllama.architecture.tensors import EMBEDDING
-from pyllama.decoder.ranks import Share
+from pyllama.decoder.ranks import Rows, Share, count
 from pyllama.decoder.weights import Weights
 
 _NOTHING = np.zeros(1, np.uint8)  # an empty message says that a rank has failed; one without content has a byte
@@ -50,35 +49,35 @@ class GatheringRanks:
     def share(self) -> Share:
         return self.shares[self.rank]
 
-    def embed(self, weights: Weights, token_ids: np.ndarray, x: kernels.Floats) -> None:
-        """x = the embeddings of the tokens, (T, hidden_size), each from the rank that has its row."""
+    def embed(self, weights: Weights, name: str, token_ids: np.ndarray, out: np.ndarray) -> None:
+        """out[t] = row token_ids[t] of an embedding, (T, cols), each from the rank that has it."""
+        cols = out.shape[1]
         rows = [np.flatnonzero((token_ids >= of.vocab.start) & (token_ids < of.vocab.stop)) for of in self.shares]
         own = rows[self.rank]
-        piece = np.empty((len(own), x.cols), np.float32)
+        piece = np.empty((len(own), cols), np.float32)
         if len(own):
-            weights.embedding(EMBEDDING, token_ids[own] - self.share.vocab.start, piece)
-        received = self._staged([len(of) * x.cols for of in rows])
+            weights.embedding(name, token_ids[own] - self.share.vocab.start, piece)
+        received = self._staged([len(of) * cols for of in rows])
         self._swap([piece.reshape(-1)] * len(rows), received)
         received[self.rank] = piece.reshape(-1)
         for of, values in zip(rows, received, strict=True):
-            x.array[of] = values.reshape(len(of), x.cols)
+            out[of] = values.reshape(len(of), cols)
 
-    def gather(self, ranges: Sequence[range], piece: kernels.Floats, whole: kernels.Floats) -> None:
-        """whole[:, ranges[r]] = piece of rank r, for every rank r: on each of them."""
+    def gather(self, columns: Sequence[Rows], piece: kernels.Floats, whole: kernels.Floats) -> None:
+        """whole[:, columns[r]] = piece of rank r, for every rank r: on each of them."""
         mine, out = piece.array, whole.array
-        own = ranges[self.rank]
-        out[:, own.start : own.stop] = mine
+        _put(out, columns[self.rank], mine)
         # One token's pieces go where they belong; heads that several ranks have overlap, and wait.
-        direct = len(out) == 1 and sum(map(len, ranges)) == whole.cols
+        direct = len(out) == 1 and sum(map(count, columns)) == whole.cols and all(len(of) < 2 for of in columns)
         if direct:
-            theirs = [out[0, of.start : of.stop] for of in ranges]
+            theirs = [out[0, of[0].start : of[0].stop] if of else out[0, :0] for of in columns]
         else:
-            theirs = self._staged([len(of) * len(out) for of in ranges])
-        self._swap([mine.reshape(-1)] * len(ranges), theirs)
+            theirs = self._staged([count(of) * len(out) for of in columns])
+        self._swap([mine.reshape(-1)] * len(columns), theirs)
         if not direct:
-            for rank, of in enumerate(ranges):
+            for rank, of in enumerate(columns):
                 if rank != self.rank:
-                    out[:, of.start : of.stop] = theirs[rank].reshape(len(out), len(of))
+                    _put(out, of, theirs[rank].reshape(len(out), count(of)))
 
     def collect(self, ranges: Sequence[range], piece: np.ndarray, whole: np.ndarray | None) -> None:
         """The same on rank 0 alone; elsewhere whole is None."""
@@ -110,6 +109,13 @@ class GatheringRanks:
                 self.messages += 1
         if not self._exchange.swap([_as_bytes(piece) for piece in mine], [_as_bytes(piece) for piece in theirs]):
             raise PeerFailedError
+
+
+def _put(out: np.ndarray, columns: Rows, values: np.ndarray) -> None:
+    begin = 0
+    for of in columns:
+        out[:, of.start : of.stop] = values[:, begin : begin + len(of)]
+        begin += len(of)
 
 
 def _as_bytes(piece: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ LostError = MPI.Exception  # a peer is gone
 class MpiExchange:
     """The Exchange (gathering.py) of this rank, and bytes of any length to and from single ranks.
 
-    seconds  that pieces took so far, waiting for the slowest rank included
+    seconds  that pieces took so far, waiting for the slowest rank included, also for one that is not here yet
     """
 
     def __init__(self) -> None:
@@ -36,16 +36,22 @@ class MpiExchange:
             communicator.Set_errhandler(MPI.ERRORS_RETURN)
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
-        self.seconds = 0.0
+        self._seconds = 0.0
+        self._since: float | None = None
         self._others = [rank for rank in range(self.size) if rank != self.rank]
 
+    @property
+    def seconds(self) -> float:
+        since = self._since
+        return self._seconds + (0.0 if since is None else max(0.0, time.perf_counter() - since))
+
     def swap(self, mine: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> bool:
-        started = time.perf_counter()
+        self._since = time.perf_counter()
         requests = [self._world.Irecv([theirs[rank], MPI.BYTE], rank, _PIECE) for rank in self._others]
         requests += [self._world.Isend([mine[rank], MPI.BYTE], rank, _PIECE) for rank in self._others]
         statuses = [MPI.Status() for _ in requests]
         _wait(lambda: MPI.Request.Testall(requests, statuses))
-        self.seconds += time.perf_counter() - started
+        self._seconds, self._since = self.seconds, None
         return all(status.Get_count(MPI.BYTE) for status in statuses[: len(self._others)])
 
     def fail(self) -> None:

@@ -1,4 +1,4 @@
-"""A model and `hosts` in, a decoder on those boards out."""
+"""A model and boards in, a decoder on them out."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,14 +7,13 @@ from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.digest import model_digest
 from pyllama.cluster.dealing import deal
 from pyllama.cluster.front import Asked, ClusterDecoder
-from pyllama.cluster.hosts import parse_hosts
+from pyllama.cluster.hosts import Host
 from pyllama.cluster.own_part import shares_by_place
-from pyllama.streaming.local import rows_of_share
 
 
 def open_cluster(
     checkpoint: Checkpoint,
-    hosts: str | os.PathLike[str] | Sequence[str],
+    boards: Sequence[Host],
     *,
     model: str,
     context_length: int,
@@ -29,12 +28,10 @@ def open_cluster(
 ) -> ClusterDecoder:
     """Arguments as of load(); model: what each board is to open, a path or a name.
 
-    Raises RequestError for hosts that make no sense, UnsupportedError for a model that is not shared, BoardError where
-    a board does not come up and ClusterError where it has another model, another version or too little memory.
+    Raises RequestError for shares that make no sense, BoardError where a board does not come up and ClusterError where
+    it has another model, another version or too little memory.
     """
-    boards = parse_hosts(hosts)
-    shares = deal(checkpoint.config, shares_by_place(boards))
-    rows_of_share(checkpoint.config, shares[0])  # complains before anything is started
+    deal(checkpoint.config, shares_by_place(boards))  # complains before anything is started
     if os.path.exists(model):
         model = os.path.abspath(model)
     digest = model_digest(checkpoint, kv_dtype)

@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 
 from pyllama.decoder.passes import Pass
+from pyllama.decoder.states import Steps
 
 SOCKET = "PYLLAMA_CLUSTER_SOCKET"  # of the environment: where the front end listens, for rank 0
 _ARRAYS = (
     ("token_ids", np.int64, 1), ("positions", np.int64, 1), ("sequences", np.int32, 1), ("pages", np.int32, 2),
     ("writes", np.int32, 2), ("copies", np.int32, 2), ("rows", np.int64, 1),
 )  # fmt: skip
+#: What the ranks are asked to do, the first byte of an order.
+PASS, READ, WRITE, COPY = b"P", b"R", b"W", b"C"
+#: What they hold, in the orders but passes: the number of a page or a state, that of another, whether it is a state.
+HELD = struct.Struct("<qq?")
 _FRAME = struct.Struct("<8sQ")
 _MOST = 1 << 34  # bytes of a frame
 
@@ -23,25 +28,46 @@ class ClosedError(Exception):
     """The other end is gone."""
 
 
+_STEPS = (
+    ("gathered", np.int32, 1), ("sources", np.int32, 1), ("starts", np.int32, 1), ("steps", np.int32, 1),
+    ("store_starts", np.int32, 1), ("stores", np.int32, 2), ("journal", np.int32, 2),
+)  # fmt: skip
+_Fields = tuple[tuple[str, Any, int], ...]
+
+
 def pass_to_bytes(planned: Pass) -> bytes:
-    """The counts first, then the arrays one behind the other; of a model whose layers carry no state."""
-    arrays = [np.ascontiguousarray(getattr(planned, name), dtype) for name, dtype, _ in _ARRAYS]
-    counts = [planned.page_count, *(size for array in arrays for size in array.shape)]
-    return struct.pack(f"<{len(counts)}q", *counts) + b"".join(array.tobytes() for array in arrays)
+    """Numbers first, then the arrays one behind the other; then the same of what layers with a state do, if some do."""
+    data = _to_bytes((planned.page_count,), planned, _ARRAYS)
+    steps = planned.steps
+    return data if steps is None else data + _to_bytes((steps.slot_count, steps.row_count), steps, _STEPS)
 
 
 def pass_of_bytes(data: bytes) -> Pass:
-    dimensions = [dim for _, _, dim in _ARRAYS]
-    counts = struct.unpack_from(f"<{1 + sum(dimensions)}q", data)
+    (page_count,), arrays, end = _of_bytes(data, 0, 1, _ARRAYS)
+    if end == len(data):
+        return Pass(page_count=page_count, **arrays)
+    (slots, rows), steps, _ = _of_bytes(data, end, 2, _STEPS)
+    return Pass(page_count=page_count, **arrays, steps=Steps(slot_count=slots, row_count=rows, **steps))
+
+
+def _to_bytes(numbers: tuple[int, ...], of: object, fields: _Fields) -> bytes:
+    arrays = [np.ascontiguousarray(getattr(of, name), dtype) for name, dtype, _ in fields]
+    counts = [*numbers, *(size for array in arrays for size in array.shape)]
+    return struct.pack(f"<{len(counts)}q", *counts) + b"".join(array.tobytes() for array in arrays)
+
+
+def _of_bytes(data: bytes, at: int, numbers: int, fields: _Fields) -> tuple[tuple[int, ...], dict[str, Any], int]:
+    """The numbers, the arrays by name, and where they end."""
+    counts = struct.unpack_from(f"<{numbers + sum(dim for _, _, dim in fields)}q", data, at)
     arrays: dict[str, Any] = {}
-    at, number = 8 * len(counts), 1
-    for name, dtype, dim in _ARRAYS:
+    at, number = at + 8 * len(counts), numbers
+    for name, dtype, dim in fields:
         shape = counts[number : number + dim]
         number += dim
         count = int(np.prod(shape))
         arrays[name] = np.frombuffer(data, dtype, count, at).reshape(shape).copy()
         at += count * np.dtype(dtype).itemsize
-    return Pass(page_count=counts[0], **arrays)
+    return counts[:numbers], arrays, at
 
 
 class Link:

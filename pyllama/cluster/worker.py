@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from pyllama.checkpoint.digest import model_digest
 from pyllama.cluster.dealing import deal
 from pyllama.cluster.gathering import GatheringRanks, PeerFailedError
 from pyllama.cluster.own_part import open_part
-from pyllama.cluster.wire import SOCKET, ClosedError, Link, pass_of_bytes
+from pyllama.cluster.wire import COPY, HELD, PASS, SOCKET, WRITE, ClosedError, Link, pass_of_bytes
 from pyllama.decoder import Decoder, Shape
 from pyllama.errors import BudgetError, PyllamaError, reason_of
 from pyllama.planning.memory import Plan, make_plan
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pyllama.cluster.mpi import MpiExchange
 
 BEAT_S = 0.5
+LOOK_BACK = 6  # beats
 LOST_S = 10.0
 PROBE_S = 1.0
 
@@ -52,9 +54,11 @@ class _RefusedError(Exception):
 class Signs:
     """Signs of life on standard output, from a thread of its own: a pass may take minutes."""
 
-    def __init__(self, rank: int):
-        self.state: dict[str, Any] = {"rank": rank, "pid": os.getpid()}
+    def __init__(self, exchange: "MpiExchange"):
+        self.state: dict[str, Any] = {"rank": exchange.rank, "pid": os.getpid()}
         self.weights: StreamedWeights | None = None
+        self._exchange = exchange
+        self._waited: deque[tuple[float, float]] = deque(maxlen=LOOK_BACK)
         self._parent = os.getppid()
         threading.Thread(target=self._run, name="pyllama-signs", daemon=True).start()
 
@@ -62,6 +66,7 @@ class Signs:
         while True:
             if self.weights is not None:
                 self.state |= {"bytes": self.weights.bytes_read, "waited": self.weights.waited_s}
+            self.state["waits"] = self._waits()
             try:
                 os.write(1, json.dumps(self.state).encode() + b"\n")
             except OSError:
@@ -69,6 +74,13 @@ class Signs:
             if os.getppid() != self._parent:  # mpiexec, or its daemon on this board, is gone
                 os._exit(1)
             time.sleep(BEAT_S)
+
+    def _waits(self) -> float:
+        """Of the last seconds, the part in which this rank had nothing to do but wait for others."""
+        now, waited = time.perf_counter(), self._exchange.seconds
+        self._waited.append((now, waited))
+        then, before = self._waited[0]
+        return round((waited - before) / (now - then), 3) if now > then else 0.0
 
 
 def watch_link() -> None:
@@ -125,15 +137,19 @@ class Worker:
         assert checkpoint is not None
         plan, decoder, error = self._loaded(checkpoint, asked)
         told = None if plan is None else {name: getattr(plan, name) for name in plan.__slots__}
-        pages = 0 if decoder is None else decoder.cache.page_nbytes
-        reports = self._agree({"error": error, "plan": told, "page_nbytes": pages})
+        sizes = {"page_nbytes": 0, "slot_nbytes": 0}
+        if decoder is not None:
+            sizes["page_nbytes"] = decoder.cache.page_nbytes
+            sizes["slot_nbytes"] = decoder.states.slot_nbytes if decoder.states else 0
+        reports = self._agree({"error": error, "plan": told, **sizes})
         assert decoder is not None
         decoder.max_pass_tokens = min(report["plan"]["max_pass_tokens"] for report in reports)
-        while True:
-            data = self._next_pass()
-            if data is None:
-                return
-            self._pass(decoder, data)
+        while order := self._next_order():
+            kind, data = order[:1], order[1:]
+            if kind == PASS:
+                self._pass(decoder, data)
+            else:
+                self._held(decoder, kind, data, reports)
 
     def _talk(self) -> None:
         """Nothing but messages, of the sizes of a pass's, for whoever wants to know how long they take."""
@@ -203,7 +219,14 @@ class Worker:
                 branches=asked["branches"] * shape.kv_size // whole.kv_size,
                 shape=shape,
             )
-            weights = StreamedWeights(local, slots=plan.slots, room=plan.room, pinned_nbytes=plan.pinned)
+            weights = StreamedWeights(
+                local,
+                slots=plan.slots,
+                room=plan.room,
+                pinned_nbytes=plan.pinned,
+                expert_slots=plan.expert_slots,
+                expert_room=plan.expert_room,
+            )
             decoder = Decoder(
                 checkpoint.config,
                 weights,
@@ -221,20 +244,41 @@ class Worker:
 
     # --- passes ---
 
-    def _next_pass(self) -> bytes | None:
-        """What rank 0 hears from the front end, and the others from rank 0; None at the end."""
+    def _next_order(self) -> bytes:
+        """What rank 0 hears from the front end, and the others from rank 0; nothing at the end."""
         if self._link is None:
-            data = self._exchange.hear(0)
-            return data or None
+            return self._exchange.hear(0)
         try:
             kind, heard = self._link.receive()
             while kind == "stop":  # of a pass that was over by then
                 kind, heard = self._link.receive()
         except ClosedError:
             kind, heard = "end", bytearray()
-        data = bytes(heard) if kind == "pass" else b""
+        data = bytes(heard) if kind == "order" else b""
         self._exchange.tell_all(data)
-        return data or None
+        return data
+
+    def _held(self, decoder: Decoder, kind: bytes, data: bytes, reports: list[dict[str, Any]]) -> None:
+        """What a page or a state holds: read, written, copied; of all ranks, one behind the other."""
+        number, other, is_state = HELD.unpack_from(data)
+        if kind == COPY:
+            decoder.cache.pool.grow(max(number, other) + 1)
+            decoder.cache.pool.copy(number, other)
+            return
+        pool: Any = decoder.states if is_state else decoder.cache.pool
+        if pool is not None and not is_state:
+            pool.grow(number + 1)
+        if kind == WRITE:
+            sizes = [report["slot_nbytes" if is_state else "page_nbytes"] for report in reports]
+            begin = HELD.size + sum(sizes[: self.rank])
+            if pool is not None:
+                pool.write(number, np.frombuffer(data, np.uint8, sizes[self.rank], begin))
+            return
+        mine = b"" if pool is None else pool.read(number).tobytes()
+        if self._link is None:
+            self._exchange.tell(0, mine)
+        else:
+            self._link.send("held", b"".join([mine, *self._exchange.hear_all()]))
 
     def _pass(self, decoder: Decoder, data: bytes) -> None:
         """Run one, and tell rank 0 how it went: {} well, or why not."""
@@ -303,7 +347,7 @@ def main() -> None:
     from pyllama.cluster.mpi import LostError, MpiExchange
 
     exchange = MpiExchange()
-    signs = Signs(exchange.rank)
+    signs = Signs(exchange)
     link = None
     if exchange.rank:
         threading.Thread(target=watch_link, name="pyllama-link", daemon=True).start()

@@ -41,14 +41,17 @@ def widths(shape: Shape) -> dict[str, int]:
 def _of_experts(shape: Shape) -> dict[str, int]:
     if not shape.experts:
         return {}
+    shared, chosen = shape.shared, shape.chosen
     return {
         "logits": shape.experts,  # the router's
         "gathered": shape.hidden_size,  # rows of the tokens that go to an expert
-        "expert_gate": shape.expert_size,
-        "expert_up": shape.expert_size,
+        # Of ranks, which put together what all experts' first matrices make: of all experts of a token.
+        "expert_gate": shape.expert_size * (chosen if shared else 1),
+        "expert_up": shape.expert_size * (chosen if shared else 1),
         # What the mlp beside them has made, and how much of it counts.
         **({"beside": shape.hidden_size, "shared_gate": 1} if shape.beside else {}),
-        "routed": shape.chosen * shape.hidden_size,  # what its experts make of a token, until all of them are done
+        # What its experts make of a token, until all of them are done.
+        "routed": chosen * (shared.hidden if shared else shape.hidden_size),
     }
 
 
@@ -61,8 +64,19 @@ def _of_ranks(shape: Shape) -> dict[str, int]:
         "all_attended": shared.q,  # before that, where all heads are normed as one, the queries
         "all_keys": shared.kv,
         "all_gate": shared.inner,
+        **({"all_expert_gate": shape.chosen * shared.expert} if shared.expert else {}),
+        **({"all_recurred": shared.recurred} if shared.recurred else {}),
+        **({"own_piece": shared.own} if shape.per_layer_size else {}),
         "piece": shared.hidden,
-        "staged": max(shared.q, shared.inner, shape.hidden_size),  # pieces on their way
+        # Pieces on their way.
+        "staged": max(
+            shared.q,
+            shared.inner,
+            shape.hidden_size,
+            shape.chosen * shared.expert,
+            shared.recurred,
+            shape.layers * shape.per_layer_size,
+        ),
     }
 
 
@@ -79,9 +93,10 @@ def _of_each_layer(shape: Shape) -> dict[str, int]:
 def _widest_input(shape: Shape) -> int:
     """Columns of the widest activations that a matrix multiplies."""
     columns = widths(shape)
-    names = ("normed", "attended", "gate", "expert_gate", "own_gate", "all_attended", "all_gate")
+    names = ("normed", "attended", "gate", "own_gate", "all_attended", "all_gate", "all_recurred")
     widest = max(columns.get(name, 0) for name in names)
-    return max(widest, dict(shape.recurrent).get("recurred", 0))
+    expert = shape.shared.expert if shape.shared else shape.expert_size
+    return max(widest, expert, dict(shape.recurrent).get("recurred", 0))
 
 
 def buffers_nbytes(shape: Shape, tokens: int, dtypes: Collection[str]) -> int:
@@ -118,6 +133,9 @@ class Buffers:
     all_keys: kernels.Floats
     all_gate: kernels.Floats
     piece: kernels.Floats
+    all_expert_gate: kernels.Floats
+    all_recurred: kernels.Floats
+    own_piece: kernels.Floats
     beside: kernels.Floats
     shared_gate: kernels.Floats
     q_gate: kernels.Floats

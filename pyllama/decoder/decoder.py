@@ -15,7 +15,7 @@ from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
 from pyllama.architecture.config import QueryGrowth
 from pyllama.architecture.gpt_oss import ALPHA
-from pyllama.architecture.layer import Attention, Beside, Experts, Layer, Linear, Mlp, Norm, Shared
+from pyllama.architecture.layer import Attention, Beside, Experts, GatedDelta, Layer, Linear, Mlp, Norm, Shared
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import (
     EMBEDDING,
@@ -30,10 +30,10 @@ from pyllama.decoder.extending import Extender
 from pyllama.decoder.kv_cache import KVCache
 from pyllama.decoder.page_pool import PagePool, View
 from pyllama.decoder.passes import Pass
-from pyllama.decoder.ranks import Ranks
+from pyllama.decoder.ranks import Ranks, Rows, Share, local_layers, scaled
 from pyllama.decoder.recurrent import recurrence
 from pyllama.decoder.routes import Routes
-from pyllama.decoder.shape import Heads, Shape, kinds_of_rope
+from pyllama.decoder.shape import Shape, kinds_of_rope
 from pyllama.decoder.state_pool import StatePool
 from pyllama.decoder.states import Steps
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
@@ -78,6 +78,15 @@ class _Routed(NamedTuple):
     coming: Iterable[tuple[int, Iterable[Step]]]
 
 
+def _rows_of(x: kernels.Floats, tokens: np.ndarray, a: Buffers) -> kernels.Floats:
+    """The rows of x that these tokens have, in `gathered` where they are not all."""
+    if len(tokens) == x.rows:
+        return x
+    a.gathered.rows = len(tokens)
+    np.take(x.array, tokens, axis=0, out=a.gathered.array, mode="clip")
+    return a.gathered
+
+
 class _Norm(NamedTuple):
     """A norm's weight, and how many columns are one row of it."""
 
@@ -111,9 +120,9 @@ class _Layer:
 
     def __init__(
         self, number: int, layer: Layer, weights: Weights, attention: "kernels.Attention | None", rope: int | None,
-        heads: Heads | None, inner: int | None, eps: float,
+        eps: float,
     ):  # fmt: skip
-        """heads: those computed here, of attention; inner: rows of gate_proj computed here, or None for all"""
+        """layer: with the heads, channels and rows that are computed here"""
 
         def norm(of: Norm | None) -> _Norm | None:
             if of is None:
@@ -141,12 +150,12 @@ class _Layer:
         self.mixer_post_norm, self.mlp_post_norm = norm(layer.mixer_post_norm), norm(layer.mlp_post_norm)
         self.residual_scale = layer.residual_scale
         self.growth = mixer.growth if isinstance(mixer, Attention) else None
+        self.recurrent = not isinstance(mixer, Attention)
         self.recurrence = recurrence(number, layer, weights, eps)
         if isinstance(mixer, Attention):
-            assert heads is not None
             self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
-            self.heads, self.kv_heads, self.head_dim = heads.heads, heads.kv_heads, heads.head_dim
-            self.q_size, self.kv_size = heads.q_size, heads.kv_size
+            self.heads, self.kv_heads, self.head_dim = mixer.heads, mixer.kv_heads, mixer.head_dim
+            self.q_size, self.kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
             projections = [linear for linear in (mixer.q, mixer.k, mixer.v) if linear is not None]
             self.qkv, self.o = linears(*projections), linears(mixer.o)
             self.has_keys, self.has_values = mixer.k is not None, mixer.v is not None
@@ -168,7 +177,7 @@ class _Layer:
         self.repeatable = plain and isinstance(mlp, Mlp) and layer.experts is None and layer.per_layer_input is None
         if isinstance(mlp, Mlp):
             self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
-            self.inner = mlp.gate.rows if inner is None else inner
+            self.inner = mlp.gate.rows
             self.activation = _ACTIVATIONS[mlp.activation]
         if self.experts is not None:
             count, biased = self.experts.count, self.experts.down.bias
@@ -189,6 +198,46 @@ class _Layer:
             self.router_norm = _Norm(kernels.Floats(scale), beside.norm.size)
             self.router_scale = np.array([1 / math.sqrt(beside.norm.size)], np.float32)
             self.expert_scale = weights.vector(f"{layer.name}{beside.expert_scale}.weight")
+
+
+class _Columns(NamedTuple):
+    """Of what is put together in a layer, each rank's; and the columns of all.
+
+    q, kv     of queries, and of keys
+    recurred  of what the states make
+    inner     of the gated product
+    expert    of that of each expert
+    """
+
+    q: list[Rows]
+    kv: list[Rows]
+    recurred: list[Rows]
+    inner: list[Rows]
+    expert: list[Rows]
+    q_size: int
+    kv_size: int
+    inner_size: int
+
+    @classmethod
+    def of(cls, number: int, layer: Layer, shares: Iterable[Share]) -> "_Columns":
+        mixer, mlp = layer.mixer, layer.mlp
+        of = [share.layers[number] for share in shares]
+        attending = isinstance(mixer, Attention)
+        dim = mixer.head_dim if isinstance(mixer, Attention) else 0
+        heads, kv_heads = (mixer.heads, mixer.kv_heads) if isinstance(mixer, Attention) else (0, 0)
+        recurred: list[Rows] = [(each.channels,) for each in of]
+        if isinstance(mixer, GatedDelta):
+            recurred = [scaled(each.values, mixer.value_dim) for each in of]
+        return cls(
+            q=[scaled((each.heads,), dim) for each in of],
+            kv=[scaled((each.kv_heads,), dim) for each in of],
+            recurred=[] if attending else recurred,
+            inner=[(each.inner,) for each in of],
+            expert=[(each.expert,) for each in of],
+            q_size=heads * dim,
+            kv_size=kv_heads * dim,
+            inner_size=mlp.gate.rows if isinstance(mlp, Mlp) else 0,
+        )
 
 
 class _PerLayer:
@@ -248,7 +297,8 @@ class Decoder(Extender):
         self.passes = 0
         self.on_layer = on_layer
         self.on_input: Callable[[tuple[str, ...], np.ndarray], None] | None = None
-        layers = layers_of(config)
+        whole = layers_of(config)
+        layers = whole if ranks is None else local_layers(whole, ranks.share)
         attending = [(layer, layer.mixer) for layer in layers if isinstance(layer.mixer, Attention)]
         self._pool = PagePool(shape, [_attention_view(layer, mixer, weights) for layer, mixer in attending], kv_dtype)
         self.states = StatePool(shape, layers) if shape.state_floats else None
@@ -256,23 +306,15 @@ class Decoder(Extender):
         kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
         self._ropes = [frequencies(rope) for rope in kinds]
         names = [layer.name for layer, _ in attending]
-        kernels_of = dict(zip(names, self._pool.attention, strict=bool(self._pool.attention)))
+        kernels_of = dict(zip(names, self._pool.attention, strict=True))
         ropes = {layer.name: kinds[mixer.rope] for layer, mixer in attending if mixer.rope}
-        heads = dict(zip(names, shape.attention, strict=True))
-        inner = None if ranks is None else shape.intermediate_size
         self._layers = [
-            _Layer(
-                number,
-                layer,
-                weights,
-                kernels_of.get(layer.name),
-                ropes.get(layer.name),
-                heads.get(layer.name),
-                inner,
-                config.rms_norm_eps,
-            )
+            _Layer(number, layer, weights, kernels_of.get(layer.name), ropes.get(layer.name), config.rms_norm_eps)
             for number, layer in enumerate(layers)
         ]
+        shares = () if ranks is None else ranks.shares
+        self._columns = [_Columns.of(number, layer, shares) for number, layer in enumerate(whole)] if shares else []
+        self._hidden: list[Rows] = [(share.hidden,) for share in shares]
         self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
         self._per_layer = _PerLayer(config, weights) if config.hidden_size_per_layer_input else None
@@ -301,10 +343,7 @@ class Decoder(Extender):
             self.states.grow(planned.steps.slot_count, planned.steps.row_count)
             walk = self.states.walk(planned.steps)
 
-        if self.ranks is None:
-            self.weights.embedding(EMBEDDING, planned.token_ids, a.x.array)
-        else:
-            self.ranks.embed(self.weights, planned.token_ids, a.x)
+        self._embed(EMBEDDING, planned.token_ids, a.x.array)
         if self.config.embedding_scale != 1:
             kernels.scale(a.x, self._embedding_scale, a.x)
         if self._per_layer:
@@ -329,12 +368,12 @@ class Decoder(Extender):
             if repeated and layer.repeatable:
                 self._repeat(i, layer, a, where)
                 continue
-            if layer.recurrence is None:
-                self._attention_block(layer, a, where, growing.get(layer.growth) if layer.growth else None)
-            elif walk is not None and planned.steps is not None:
-                self._recurrent_block(layer, a, planned.steps, walk)
+            if not layer.recurrent:
+                self._attention_block(i, layer, a, where, growing.get(layer.growth) if layer.growth else None)
+            else:
+                self._recurrent_block(i, layer, a, planned.steps, walk)
             if layer.experts is None:
-                self._mlp_block(layer, a)
+                self._mlp_block(i, layer, a)
             elif layer.shared_gate is not None:
                 self._shared_block(i, layer, layer.experts, layer.shared_gate, a)
             elif layer.router_norm is None:
@@ -374,8 +413,8 @@ class Decoder(Extender):
             made.replay(where)
             return
         with kernels.Recording() as made:
-            self._attention_block(layer, a, where, None)
-            self._mlp_block(layer, a)
+            self._attention_block(number, layer, a, where, None)
+            self._mlp_block(number, layer, a)
             self._scaled(layer, a)
         a.recordings[number, a.x.rows] = made
 
@@ -389,31 +428,43 @@ class Decoder(Extender):
         ranks.collect([share.vocab for share in ranks.shares], piece, out if ranks.rank == 0 else None)
         return out
 
-    def _gather(self, what: str, piece: kernels.Floats, whole: kernels.Floats) -> None:
-        """whole = the pieces of all ranks, side by side; `what` names a field of Share."""
+    def _embed(self, name: str, token_ids: np.ndarray, out: np.ndarray) -> None:
+        """out[t] = row token_ids[t] of an embedding."""
+        if self.ranks is None:
+            self.weights.embedding(name, token_ids, out)
+        else:
+            self.ranks.embed(self.weights, name, token_ids, out)
+
+    def _project(self, linear: _Linear, x: kernels.Floats, a: Buffers) -> None:
+        """normed = linear(x), what a block adds: put together of all ranks' rows of it."""
+        self._linear(linear, x, (a.piece,))
         if self.ranks is not None:
-            unit = self.shape.attention[0].head_dim if what in ("heads", "kv_heads") else 1
-            ranges: list[range] = [getattr(share, what) for share in self.ranks.shares]
-            self.ranks.gather([range(r.start * unit, r.stop * unit) for r in ranges], piece, whole)
+            self.ranks.gather(self._hidden, a.piece, a.normed)
 
     def _per_layer_inputs(self, of: _PerLayer, token_ids: np.ndarray, a: Buffers) -> None:
         """per_layer = (RMSNorm(projection(x) / sqrt(hidden_size)) + own * sqrt(size)) / sqrt(2)
 
         own is the token's row of the embedding for all layers.
         """
-        self._linear(_PER_LAYER, a.x, (a.per_layer,))
+        if self.ranks is None:
+            self._linear(_PER_LAYER, a.x, (a.per_layer,))
+        else:
+            self._linear(_PER_LAYER, a.x, (a.own_piece,))
+            self.ranks.gather([(share.per_layer,) for share in self.ranks.shares], a.own_piece, a.per_layer)
         kernels.scale(a.per_layer, of.projection_scale, a.per_layer)
         kernels.rmsnorm(a.per_layer, of.norm.weight, self.config.rms_norm_eps, a.per_layer, of.norm.cols)
         for start in range(0, len(token_ids), OWN_ROWS):
             ids = token_ids[start : start + OWN_ROWS]
             made, rows = kernels.Floats(a.per_layer.array[start : start + len(ids)]), of.rows
             rows.rows = len(ids)
-            self.weights.embedding(PER_LAYER_EMBEDDING, ids, rows.array)
+            self._embed(PER_LAYER_EMBEDDING, ids, rows.array)
             kernels.scale(rows, of.embedding_scale, rows)
             kernels.add(made, rows, made)
         kernels.scale(a.per_layer, of.scale, a.per_layer)
 
-    def _attention_block(self, layer: _Layer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None) -> None:
+    def _attention_block(
+        self, number: int, layer: _Layer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None
+    ) -> None:
         """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
 
         growing  what each token's query is multiplied by, (T, 1), or None
@@ -425,37 +476,44 @@ class Decoder(Extender):
         outs = (asked, k, v) if layer.has_values else (asked, k) if layer.has_keys else (asked,)
         self._linear(layer.qkv, self._normed(layer.mixer_norm, a), outs)
         if layer.gated:
-            parted = asked.array.reshape(-1, layer.heads, 2, layer.head_dim)  # (T, H, 2, D)
+            shape = asked.rows, layer.heads, layer.head_dim
+            parted = asked.array.reshape(*shape[:2], 2, layer.head_dim)  # (T, H, 2, D)
             gate = a.sized("attention_gate", layer.q_size)
             for part, out in enumerate((q, gate)):
-                np.copyto(out.array.reshape(-1, layer.heads, layer.head_dim), parted[:, :, part])
+                np.copyto(out.array.reshape(shape), parted[:, :, part])
         if layer.v_norm is not None and v.cols:
             kernels.rmsnorm(v if layer.has_values else k, layer.v_norm.weight, eps, v, layer.v_norm.cols)
+        columns = self._columns[number] if self.ranks is not None else None
         if layer.q_norm is not None:
-            self._norm_heads("heads", layer.q_norm, q, a.all_attended)
+            whole = a.sized("all_attended", columns.q_size) if columns else q
+            self._norm_heads(layer, layer.q_norm, q, columns.q if columns else [], whole)
         if layer.k_norm is not None:
-            self._norm_heads("kv_heads", layer.k_norm, k, a.all_keys)
+            whole = a.sized("all_keys", columns.kv_size) if columns else k
+            self._norm_heads(layer, layer.k_norm, k, columns.kv if columns else [], whole)
         if layer.attention is not None:
             self._attend(layer, layer.attention, (q, k, v, attended), a, where, growing)
         if layer.gated:
             kernels.sigmoid_gate(attended, gate, attended)
-        whole = attended if self.ranks is None else a.all_attended
-        self._gather("heads", attended, whole)
-        self._linear(layer.o, whole, (a.piece,))
-        self._gather("hidden", a.piece, a.normed)
+        whole = attended
+        if self.ranks is not None and columns:
+            whole = a.sized("all_attended", columns.q_size)
+            self.ranks.gather(columns.q, attended, whole)
+        self._project(layer.o, whole, a)
         self._add(layer, layer.mixer_post_norm, a)
 
-    def _norm_heads(self, what: str, norm: _Norm, x: kernels.Floats, whole: kernels.Floats) -> None:
-        """RMSNorm of each head, or of all heads as one: then of those that other ranks have, too."""
+    def _norm_heads(
+        self, layer: _Layer, norm: _Norm, x: kernels.Floats, columns: list[Rows], whole: kernels.Floats
+    ) -> None:
+        """RMSNorm of each head, or of all heads as one: then of those that other ranks have, too, in `whole`."""
         eps = self.config.rms_norm_eps
-        if self.ranks is None or norm.cols == self.shape.attention[0].head_dim:
+        if self.ranks is None or norm.cols == layer.head_dim:
             if x.cols:
                 kernels.rmsnorm(x, norm.weight, eps, x, norm.cols)
             return
-        self._gather(what, x, whole)
+        self.ranks.gather(columns, x, whole)
         kernels.rmsnorm(whole, norm.weight, eps, whole, norm.cols)
-        first = getattr(self.ranks.share, what).start * self.shape.attention[0].head_dim
-        x.array[:] = whole.array[:, first : first + x.cols]
+        (own,) = columns[self.ranks.rank]
+        x.array[:] = whole.array[:, own.start : own.stop]
 
     def _attend(
         self, layer: _Layer, attention: "kernels.Attention", buffers: tuple[kernels.Floats, ...], a: Buffers,
@@ -478,28 +536,36 @@ class Decoder(Extender):
             attention.append(where, k, v)
         attention.attend(where, q, attended)
 
-    def _recurrent_block(self, layer: _Layer, a: Buffers, steps: Steps, walk: "kernels.Walk") -> None:
+    def _recurrent_block(
+        self, number: int, layer: _Layer, a: Buffers, steps: Steps | None, walk: "kernels.Walk | None"
+    ) -> None:
         """x += out_proj(what the layer's state and RMSNorm(x) make)"""
-        if layer.recurrence is None or self.states is None:
-            return
-        self._linear(layer.before, self._normed(layer.mixer_norm, a), layer.recurrence.before(a))
-        self._linear(layer.after, layer.recurrence.walk(a, steps, self.states, walk), (a.normed,))
+        made = a.recurred
+        if layer.recurrence is not None and self.states is not None and steps is not None and walk is not None:
+            self._linear(layer.before, self._normed(layer.mixer_norm, a), layer.recurrence.before(a))
+            made = layer.recurrence.walk(a, steps, self.states, walk)
+        whole = made
+        if self.ranks is not None:
+            whole = a.all_recurred
+            self.ranks.gather(self._columns[number].recurred, made, whole)
+        self._project(layer.after, whole, a)
         self._add(layer, layer.mixer_post_norm, a)
 
-    def _mlp_block(self, layer: _Layer, a: Buffers) -> None:
+    def _mlp_block(self, number: int, layer: _Layer, a: Buffers) -> None:
         """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
-        self._mlp(layer, a)
+        self._mlp(number, layer, a)
         self._add(layer, layer.mlp_post_norm, a)
 
-    def _mlp(self, layer: _Layer, a: Buffers) -> None:
+    def _mlp(self, number: int, layer: _Layer, a: Buffers) -> None:
         gate, up = a.sized("gate", layer.inner), a.sized("up", layer.inner)
         self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (gate, up))
         if gate.cols:
             layer.activation(gate, up, gate)
-        whole = gate if self.ranks is None else a.all_gate
-        self._gather("inner", gate, whole)
-        self._linear(layer.down, whole, (a.piece,))
-        self._gather("hidden", a.piece, a.normed)
+        whole = gate
+        if self.ranks is not None:
+            whole = a.sized("all_gate", self._columns[number].inner_size)
+            self.ranks.gather(self._columns[number].inner, gate, whole)
+        self._project(layer.down, whole, a)
 
     def _own_block(self, number: int, layer: _Layer, gate: _Linear, projection: _Linear, a: Buffers) -> None:
         """x += RMSNorm(projection(gelu(gate(x)) * what the token has for this layer))"""
@@ -527,7 +593,7 @@ class Decoder(Extender):
         """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)"""
         x = self._normed(layer.mlp_norm, a)
         self._linear(layer.router, x, (a.logits,))
-        self._experts(layer, experts, self._routed(number, layer, experts, a), x, a)
+        self._experts(number, layer, experts, self._routed(number, layer, experts, a), x, a)
         self._add(layer, layer.mlp_post_norm, a)
 
     def _shared_block(self, number: int, layer: _Layer, experts: Experts, gate: _Linear, a: Buffers) -> None:
@@ -541,9 +607,9 @@ class Decoder(Extender):
         share = np.ones((x.rows, 1), np.float32)
         self._linear(gate, x, (a.shared_gate,))
         kernels.sigmoid_gate(share, a.shared_gate, share)
-        self._mlp(layer, a)
+        self._mlp(number, layer, a)
         kernels.scale(a.normed, share, a.beside)
-        self._experts(layer, experts, routed, self._normed(layer.mlp_norm, a), a)
+        self._experts(number, layer, experts, routed, self._normed(layer.mlp_norm, a), a)
         kernels.add(a.normed, a.beside, a.normed)
         self._add(layer, layer.mlp_post_norm, a)
 
@@ -553,13 +619,13 @@ class Decoder(Extender):
         The router gets x, normed without a weight, * router_scale / sqrt(hidden_size).
         """
         eps = self.config.rms_norm_eps
-        self._mlp(layer, a)
+        self._mlp(number, layer, a)
         if layer.beside_mlp_norm is not None:
             kernels.rmsnorm(a.normed, layer.beside_mlp_norm.weight, eps, a.beside)
         self._router_input(layer, router_norm, a.normed, a)
         self._linear(layer.router, a.normed, (a.logits,))
         x = self._normed(layer.beside_norm, a)
-        self._experts(layer, experts, self._routed(number, layer, experts, a), x, a)
+        self._experts(number, layer, experts, self._routed(number, layer, experts, a), x, a)
         if layer.beside_post_norm is not None:
             kernels.rmsnorm(a.normed, layer.beside_post_norm.weight, eps, a.normed)
         kernels.add(a.beside, a.normed, a.normed)
@@ -574,20 +640,86 @@ class Decoder(Extender):
         routes = Routes.of(a.logits, experts, scales=layer.expert_scale, bias=layer.expert_bias)
         if a.logits.rows <= GUESS_TOKENS and self.weights.guesses_help:
             self._guess(number + 1, a)
-        return _Routed(routes, self.weights.experts(number, routes.experts, routes.counts))
+        if self.ranks is None:
+            return _Routed(routes, self.weights.experts(number, routes.experts, routes.counts))
+        inner = experts.gate.rows  # of each, here
+        return _Routed(routes, self.weights.experts(number, routes.experts, routes.counts, GATE_UP) if inner else ())
 
-    def _experts(self, layer: _Layer, experts: Experts, routed: _Routed, x: "kernels.Floats", a: Buffers) -> None:
+    def _experts(
+        self, number: int, layer: _Layer, experts: Experts, routed: _Routed, x: "kernels.Floats", a: Buffers
+    ) -> None:
         """normed = the weighted sum of what the experts with the largest logits make of x
 
         Each expert that is needed comes once, in whatever order it is at hand, for all tokens that go to it. What it
         makes of them waits in `routed`, so that every token's sum is in ascending order of the experts' numbers.
         """
+        if self.ranks is not None:
+            self._shared_experts(self.ranks, number, layer, experts, routed, x, a)
+            return
         routes = routed.routes
         made = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
         for expert, steps in routed.coming:
             tokens, rows = routes.of_expert(expert)
             self._expert(layer, experts, expert, steps, a, x, tokens, made[rows])
         kernels.mix(made, routes.rows, routes.weights, a.normed)
+
+    def _shared_experts(
+        self,
+        ranks: Ranks,
+        number: int,
+        layer: _Layer,
+        experts: Experts,
+        routed: _Routed,
+        x: "kernels.Floats",
+        a: Buffers,
+    ) -> None:
+        """The same, where each rank has some rows of every expert's matrices: what the first two make of all tokens is
+        put together before the last ones, and every rank mixes the columns that it has."""
+        routes, rows, inner = routed.routes, x.rows * experts.chosen, experts.gate.rows
+        gates, ups = (of.array.reshape(rows, inner) for of in (a.expert_gate, a.expert_up))
+        if inner:
+            for expert, steps in routed.coming:
+                tokens, of = routes.of_expert(expert)
+                gate, up = kernels.Floats(gates[of]), kernels.Floats(ups[of])
+                taken = self._buffers.input.take(_rows_of(x, tokens, a))
+                for which, row, block in steps:
+                    if which == GATE_UP:
+                        kernels.matmul(block, taken, (gate, up))
+                    else:
+                        kernels.matmul(block, taken, gate if which == GATE else up, row)
+            self._add_biases(layer, routes, ((GATE, gates), (UP, ups)))
+            self._activate(layer, experts, kernels.Floats(gates), kernels.Floats(ups))
+        whole = a.all_expert_gate.array.reshape(rows, -1)
+        ranks.gather(self._columns[number].expert, kernels.Floats(gates), kernels.Floats(whole))
+        if a.piece.cols:
+            sums = a.routed.array.reshape(rows, a.piece.cols)
+            for expert, steps in self.weights.experts(number, routes.experts, routes.counts, DOWN):
+                of = routes.of_expert(expert)[1]
+                made, taken = kernels.Floats(sums[of]), self._buffers.input.take(whole[of])
+                for _, row, block in steps:
+                    kernels.matmul(block, taken, made, row)
+            self._add_biases(layer, routes, ((DOWN, sums),))
+            kernels.mix(sums, routes.rows, routes.weights, a.piece)
+        ranks.gather(self._hidden, a.piece, a.normed)
+
+    @staticmethod
+    def _add_biases(layer: _Layer, routes: Routes, to: Iterable[tuple[int, np.ndarray]]) -> None:
+        """To what each expert's matrices made of its tokens, in the rows that these have."""
+        biases = layer.biases
+        if biases is None:
+            return
+        for expert in routes.experts:
+            for which, made in to:
+                out = kernels.Floats(made[routes.of_expert(expert)[1]])
+                kernels.add(out, biases[expert][which], out)
+
+    @staticmethod
+    def _activate(layer: _Layer, experts: Experts, gate: "kernels.Floats", up: "kernels.Floats") -> None:
+        """gate = what an expert's last matrix takes"""
+        if experts.limit:
+            kernels.clamped_swiglu(gate, up, ALPHA, experts.limit, gate)
+        else:
+            layer.expert_activation(gate, up, gate)
 
     def _guess(self, number: int, a: Buffers) -> None:
         """Tell which experts a layer will need if its mixer changes little: those its router gives to x as it is."""
@@ -618,11 +750,9 @@ class Decoder(Extender):
     ) -> None:  # fmt: skip
         """out = down(activation(gate(h)) * up(h)) of one expert, for the rows of x that these tokens have."""
         count = len(tokens)
-        for buffer in (a.gathered, a.expert_gate, a.expert_up):
+        for buffer in (a.expert_gate, a.expert_up):
             buffer.rows = count
-        if count < x.rows:
-            np.take(x.array, tokens, axis=0, out=a.gathered.array, mode="clip")
-            x = a.gathered
+        x = _rows_of(x, tokens, a)
         gate, up, made = a.expert_gate, a.expert_up, kernels.Floats(out)
         biases = layer.biases[number] if layer.biases else None
         one = experts.expert(number) if self.on_input else None
@@ -637,10 +767,7 @@ class Decoder(Extender):
                     if biases:
                         kernels.add(gate, biases[GATE], gate)
                         kernels.add(up, biases[UP], up)
-                    if experts.limit:
-                        kernels.clamped_swiglu(gate, up, ALPHA, experts.limit, gate)
-                    else:
-                        layer.expert_activation(gate, up, gate)
+                    self._activate(layer, experts, gate, up)
                     if self.on_input and one:
                         self.on_input((f"{layer.name}{one.down.name}.weight",), gate.array)
                     taken, activated = self._buffers.input.take(gate), True

@@ -96,11 +96,19 @@ class KVCache:
         copies, self._copies = self._copies, []
         return copies
 
-    def memory(self, page: int) -> np.ndarray:
-        """The bytes of a page, (page_nbytes,) uint8, to be read or written between passes."""
+    def read(self, page: int) -> np.ndarray:
+        """The bytes of a page, (page_nbytes,) uint8, between passes; not the caller's to keep."""
+        self._make_copies()
+        return self.pool.read(page)
+
+    def write(self, page: int, data: np.ndarray) -> None:
+        """Have a page hold what read() gave, of this one or another."""
+        self._make_copies()
+        self.pool.write(page, data)
+
+    def _make_copies(self) -> None:
         for source, target in self.take_copies():
             self.pool.copy(source, target)
-        return self.pool.memory(page)
 
 
 class _Text:

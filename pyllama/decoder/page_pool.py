@@ -102,8 +102,9 @@ class PagePool:
                 k_offset=offset[0],
                 v_offset=offset[1],
             )
-            for of, view, offset in zip(shape.attention, views, offsets, strict=True)
             if of.heads
+            else None
+            for of, view, offset in zip(shape.attention, views, offsets, strict=True)
         ]
         self.addresses = np.zeros(0, np.uint64)
         self._memory: list[np.ndarray] = []
@@ -138,6 +139,14 @@ class PagePool:
     def memory(self, page: int) -> np.ndarray:
         """The bytes of a page, (page_nbytes,) uint8."""
         return self._memory[page]
+
+    def read(self, page: int) -> np.ndarray:
+        """What a page holds, (page_nbytes,) uint8, between passes; not the caller's to keep."""
+        return self._memory[page]
+
+    def write(self, page: int, data: np.ndarray) -> None:
+        """Have a page hold what read() gave, of this one or another."""
+        self._memory[page][:] = data
 
     def copy(self, source: int, target: int) -> None:
         self._memory[target][:] = self._memory[source]

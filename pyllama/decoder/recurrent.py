@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from pyllama import _kernels as kernels
-from pyllama.architecture.layer import GatedDelta, Layer, ShortConv
+from pyllama.architecture.layer import Attention, GatedDelta, Layer, ShortConv
 from pyllama.decoder.buffers import Buffers
 from pyllama.decoder.state_pool import StatePool
 from pyllama.decoder.states import Steps
@@ -35,7 +35,9 @@ class Recurrence(Protocol):
 
 
 def recurrence(number: int, layer: Layer, weights: Weights, eps: float) -> Recurrence | None:
-    """That of a layer; None for one with attention."""
+    """That of a layer; None for one with attention, and for one of which nothing is computed here."""
+    if not isinstance(layer.mixer, Attention) and not layer.mixer.conv.channels:
+        return None
     if isinstance(layer.mixer, ShortConv):
         return ShortConvolution(number, layer.name, layer.mixer, weights)
     if isinstance(layer.mixer, GatedDelta):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from pyllama.architecture import Config, Layer, layers_of
 from pyllama.architecture.layer import Attention, GatedDelta, Mlp, Rope, ShortConv, attentions
-from pyllama.decoder.ranks import Share
+from pyllama.decoder.ranks import Share, local_layers
 
 
 def kinds_of_rope(layers: Iterable[Layer]) -> tuple[Rope, ...]:
@@ -32,15 +32,21 @@ def _widths(layers: Iterable[Layer]) -> tuple[tuple[str, int], ...]:
 class Shared(NamedTuple):
     """Columns of what ranks gather, and of the piece of the residual stream that is computed here.
 
-    q, kv   of the queries, and of the keys, of all heads
-    inner   of the gated product
-    hidden  rows of o_proj and down_proj computed here
+    q, kv     of the queries, and of the keys, of all heads, in the layer that has most
+    inner     of the gated product
+    hidden    rows of o_proj and down_proj computed here
+    expert    of the gated product of an expert
+    recurred  of what the states of all heads or channels make, or 0
+    own       rows of what makes a token's inputs for each layer computed here
     """
 
     q: int
     kv: int
     inner: int
     hidden: int
+    expert: int = 0
+    recurred: int = 0
+    own: int = 0
 
 
 class Heads(NamedTuple):
@@ -106,7 +112,26 @@ class Shape(NamedTuple):
     @classmethod
     def whole(cls, config: Config) -> "Shape":
         """All of a model."""
-        layers = layers_of(config)
+        return cls._of_layers(config, layers_of(config), config.vocab_size)
+
+    @classmethod
+    def of_share(cls, config: Config, share: Share) -> "Shape":
+        """What a rank computes of it."""
+        whole = cls.whole(config)
+        shared = Shared(
+            q=whole.q_size,
+            kv=whole.kv_size,
+            inner=whole.intermediate_size,
+            hidden=len(share.hidden),
+            expert=whole.expert_size,
+            recurred=dict(whole.recurrent).get("recurred", 0),
+            own=len(share.per_layer),
+        )
+        local = cls._of_layers(config, local_layers(layers_of(config), share), len(share.vocab))
+        return local._replace(shared=shared)
+
+    @classmethod
+    def _of_layers(cls, config: Config, layers: tuple[Layer, ...], vocab_size: int) -> "Shape":
         mlps = [layer.mlp for layer in layers]
         experts = next((layer.experts for layer in layers if layer.experts), None)
         attending = attentions(layers)
@@ -118,7 +143,7 @@ class Shape(NamedTuple):
                 for number, mixer in enumerate(attending)
             ),
             intermediate_size=max((mlp.gate.rows for mlp in mlps if isinstance(mlp, Mlp)), default=0),
-            vocab_size=config.vocab_size,
+            vocab_size=vocab_size,
             rotated=tuple(rope.dim for rope in kinds_of_rope(layers)),
             experts=experts.count if experts else 0,
             chosen=experts.chosen if experts else 0,
@@ -129,19 +154,6 @@ class Shape(NamedTuple):
             state_floats=sum(mixer.state_floats for mixer in carrying),
             input_floats=sum(mixer.input_floats for mixer in carrying),
             recurrent=_widths(layers),
-        )
-
-    @classmethod
-    def of_share(cls, config: Config, share: Share) -> "Shape":
-        """What a rank computes of it."""
-        whole = cls.whole(config)
-        return whole._replace(
-            attention=tuple(
-                of._replace(heads=len(share.heads), kv_heads=len(share.kv_heads)) for of in whole.attention
-            ),
-            intermediate_size=len(share.inner),
-            vocab_size=len(share.vocab),
-            shared=Shared(whole.q_size, whole.kv_size, whole.intermediate_size, len(share.hidden)),
         )
 
     @property

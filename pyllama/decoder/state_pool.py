@@ -74,6 +74,13 @@ class StatePool:
         self.grow(slot + 1, 0)
         return self._slots[slot]
 
+    def read(self, slot: int) -> np.ndarray:
+        """What a slot holds, between passes; not the caller's to keep."""
+        return self.memory(slot)
+
+    def write(self, slot: int, data: np.ndarray) -> None:
+        self.memory(slot)[:] = data
+
     def walk(self, steps: Steps) -> "kernels.Walk":
         return kernels.Walk(
             self._addresses,

@@ -38,11 +38,13 @@ class Weights(Protocol):
         ...
 
     def experts(
-        self, layer: int, wanted: Sequence[int], tokens: Sequence[int]
+        self, layer: int, wanted: Sequence[int], tokens: Sequence[int], which: int | None = None
     ) -> Iterable[tuple[int, "Iterable[Step]"]]:
         """(expert, its steps) of each wanted one, in any order; steps cover gate, then up, or both in one, then down.
 
         wanted, tokens  numbers of experts, ascending, and how many tokens go to each
+        which           None: all three; of a rank, GATE_UP alone, and then, of the same experts, DOWN. An expert may
+                        come twice then, with some of its steps each
         """
         ...
 

@@ -49,18 +49,26 @@ class Meant:
 
 
 def choose_drafter(
-    draft: str | os.PathLike[str], checkpoint: Checkpoint, tokenizer: Any, budget: int, **options: Any
+    draft: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    budget: int,
+    *,
+    boards: int = 1,
+    **options: Any,
 ) -> Meant | None:
     """Who drafts for a model; None: nobody, where auto finds none that pays.
 
+    boards   that have the model together, each as fast as this one; the drafter is on this one alone
     options  of the model's plan (make_plan()), interpreter and context_length among them
 
     Raises UnsupportedError for a model with another vocabulary, RequestError for `self` without a copy, BudgetError
     where what was asked for by name does not fit, and what open_checkpoint() raises.
     """
     draft = os.fspath(draft)
-    rates = quick_rates(checkpoint)
-    options |= {"least_nodes": LEAST_NODES, "counts": counts_of(checkpoint, checkpoint.path)}
+    here = quick_rates(checkpoint)
+    options |= {"least_nodes": LEAST_NODES, "counts": counts_of(checkpoint, checkpoint.path), "drafter_rates": here}
+    rates = here.times(boards)
     if draft != AUTO:
         drafter, path = _named(draft, checkpoint, tokenizer)
         return Meant(drafter_plan(checkpoint, drafter, budget, rates, **options), path)

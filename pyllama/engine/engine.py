@@ -130,9 +130,8 @@ class Engine:
         cache.limit(self._max_pages)
         store, self._small_states = None, False
         if session_dir is not None:
-            if getattr(model.decoder, "hosts", None):
-                raise RequestError("session_dir: pages of several boards are not saved yet; leave it out with hosts")
-            name = pages_name(model.checkpoint, cache.dtype)
+            boards = [(host.place, host.share) for host in getattr(model.decoder, "hosts", ())]
+            name = pages_name(model.checkpoint, cache.dtype, boards)
             state_nbytes = cache.state_pool.slot_nbytes if cache.state_pool else 0
             store = PageStore(session_dir, name, cache.page_nbytes, session_nbytes, state_nbytes)
             self._small_states = 0 < state_nbytes <= SMALL_STATE * cache.page_nbytes
@@ -289,6 +288,11 @@ class Engine:
                 saved = not self._stopping and self._prefix_cache.save_one()
                 if not saved and not self._stopping and self._small_states:
                     saved = self._prefix_cache.save_state()
+            except BoardError as error:  # between passes; what was kept went with it
+                _log.error("engine: %s", error)
+                self._fail_all(error)
+                self._forget_kept()
+                continue
             except Exception as error:  # noqa: BLE001 - a bug: what runs is lost, what comes may do better
                 _log.exception("engine: a pass failed")
                 self._fail_all(PyllamaError(f"internal error: {type(error).__name__}"))
@@ -319,8 +323,11 @@ class Engine:
     def _shut_down(self) -> None:
         self._take_in()
         self._fail_all(StoppingError("the engine is stopping"))
-        while self._prefix_cache.save_one() or self._prefix_cache.save_state():
-            self._progress_at = time.monotonic()
+        try:
+            while self._prefix_cache.save_one() or self._prefix_cache.save_state():
+                self._progress_at = time.monotonic()
+        except BoardError as error:
+            _log.error("engine: %s", error)
         self._prefix_cache.close()
 
     def step(self) -> bool:
@@ -442,8 +449,11 @@ class Engine:
         if isinstance(error, BoardError):  # positions of all texts went with it
             for request in list(self._scheduler.running):
                 self._end(request, "error", error)
-            while self._prefix_cache.evict():
-                pass
+            self._forget_kept()
+
+    def _forget_kept(self) -> None:
+        while self._prefix_cache.evict():
+            pass
 
     def _fail_all(self, error: PyllamaError) -> None:
         for request in [*self._scheduler.running, *self._scheduler.waiting]:

@@ -22,7 +22,7 @@ import os
 import re
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -46,8 +46,9 @@ _MAX_PATH = 1 << 26  # bytes of tokens: of more, no context is made
 _log = logging.getLogger("pyllama")
 
 
-def pages_name(checkpoint: "Checkpoint", kv_dtype: str) -> str:
-    """The name of the folder for a model's pages.
+def pages_name(checkpoint: "Checkpoint", kv_dtype: str, boards: Sequence[tuple[int, float]] = ()) -> str:
+    """The name of the folder for a model's pages; boards: place and share of those that have it together, whose pieces
+    of a page lie one behind the other.
 
     A model that differs in a few rows alone, as after an edit, has the same model_digest: so the files count as well,
     by their names, sizes and times of change. Copied without its times, a model begins anew.
@@ -56,6 +57,8 @@ def pages_name(checkpoint: "Checkpoint", kv_dtype: str) -> str:
     for file in sorted(checkpoint.files):
         status = os.stat(file)
         digest.update(f"\n{file.name} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    if boards:
+        digest.update(f"\nboards {boards}".encode())
     return digest.hexdigest()[:32]
 
 

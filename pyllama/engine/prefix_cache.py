@@ -123,24 +123,26 @@ class PrefixCache:
         node, length = self._root, 0
         path: list[_Node] = []
         pages: list[int] = []
-        while length < len(ids):
-            key = _key(ids[length : length + POSITIONS])
-            node, common = self._best_child(node, key)
-            page = self._load(node) if common else None
-            if page is None:
-                break
-            self._cache.hold(page)  # loading the next one may evict
-            pages.append(page)
-            path.append(node)
-            length += common
-            if common < POSITIONS:
-                break
-        state = self._load_state(path[-1], length - POSITIONS * (len(path) - 1)) if path else None
-        if self._cache.states is not None and state is None:  # a page of it is gone
-            length = 0
-        sequence.adopt(pages if length else [], length, state)
-        for page in pages:
-            self._cache.give_back(page)
+        try:
+            while length < len(ids):
+                key = _key(ids[length : length + POSITIONS])
+                node, common = self._best_child(node, key)
+                page = self._load(node) if common else None
+                if page is None:
+                    break
+                self._cache.hold(page)  # loading the next one may evict
+                pages.append(page)
+                path.append(node)
+                length += common
+                if common < POSITIONS:
+                    break
+            state = self._load_state(path[-1], length - POSITIONS * (len(path) - 1)) if path else None
+            if self._cache.states is not None and state is None:  # a page of it is gone
+                length = 0
+            sequence.adopt(pages if length else [], length, state)
+        finally:
+            for page in pages:
+                self._cache.give_back(page)
         self._use(path)
         return length
 
@@ -190,13 +192,16 @@ class PrefixCache:
             return None
         if not self.has_room() and not self.evict():
             return None
-        page = self._cache.take()
-        if self._store is None or not self._store.load(node.stored, self._cache.memory(page)):
-            self._cache.give_back(page)
+        data = np.empty(self._cache.page_nbytes, np.uint8)
+        if self._store is None or not self._store.load(node.stored, data):
             self._drop(node)
             return None
-        self._hold(node, page)
-        self._cache.give_back(page)  # taking it made us a holder once already
+        page = self._cache.take()
+        try:
+            self._cache.write(page, data)
+            self._hold(node, page)
+        finally:
+            self._cache.give_back(page)  # taking it made us a holder once already
         return page
 
     def _hold(self, node: _Node, page: int) -> None:
@@ -231,11 +236,15 @@ class PrefixCache:
             slot = states.slots.take()
         except BudgetError:
             return None
-        if self._store.load(stored, pool.memory(slot)):
-            self._keep_state(node, at, slot)
-        else:
-            del node.stored_states[at]
-        states.slots.give_back(slot)
+        try:
+            data = np.empty(pool.slot_nbytes, np.uint8)
+            if self._store.load(stored, data):
+                pool.write(slot, data)
+                self._keep_state(node, at, slot)
+            else:
+                del node.stored_states[at]
+        finally:
+            states.slots.give_back(slot)
         return node.states.get(at)
 
     def _drop_state(self, node: _Node, at: int) -> None:
@@ -351,7 +360,7 @@ class PrefixCache:
         while not self._store.has_room():
             if not self._forget_file(newest.last_used):
                 return False
-        newest.stored = self._store.save(newest.path(), self._cache.memory(page))
+        newest.stored = self._store.save(newest.path(), self._cache.read(page))
         if newest.stored is None:
             return False
         self._unsaved.discard(newest)
@@ -380,9 +389,7 @@ class PrefixCache:
                 if not self._forget_file(node.last_used):
                     return False
             path = node.path()
-            saved = self._store.save(
-                [*path[:-1], path[-1][: at * _ID_NBYTES]], pool.memory(node.states[at]), state=True
-            )
+            saved = self._store.save([*path[:-1], path[-1][: at * _ID_NBYTES]], pool.read(node.states[at]), state=True)
             if saved is not None:
                 node.stored_states[at] = saved
             return saved is not None  # what was forgotten may have been among those that are gone through

@@ -63,17 +63,19 @@ def attention_s(positions: int, seconds: float = 0.3) -> tuple[float, int]:
     size = HEADS * HEAD_DIM
     shape = Shape(size, (Heads(HEADS, HEADS, HEAD_DIM, 0),), intermediate_size=1, vocab_size=1)
     pool = PagePool(shape, [View(None, HEAD_DIM**-0.5)])
+    (attention,) = pool.attention
+    assert attention is not None  # there are heads
     pages = np.array([[pool.add() for _ in range(-(-positions // POSITIONS))]], np.int32)
     for start in range(0, positions, TOKENS):  # pages never written to would all be one page of zeros
         at = np.arange(start, min(start + TOKENS, positions), dtype=np.int64)
         writes = np.stack([np.arange(len(at)), pages[0, at // POSITIONS]], 1).astype(np.int32)
         where = _kernels.Batch(pool.addresses, pages, at, np.zeros(len(at), np.int32), writes)
         filled = ones(len(at), size)
-        pool.attention[0].append(where, filled, filled)
+        attention.append(where, filled, filled)
     last = np.array([positions - 1], np.int64)
     where = _kernels.Batch(pool.addresses, pages, last, np.zeros(1, np.int32), np.zeros((0, 2), np.int32))
     query, out = ones(1, size), np.empty((1, size), np.float32)
-    taken = _median_s(lambda: pool.attention[0].attend(where, query, out), seconds)
+    taken = _median_s(lambda: attention.attend(where, query, out), seconds)
     return taken, pool.nbytes
 
 

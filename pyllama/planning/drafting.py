@@ -206,22 +206,25 @@ def forecast_drafted(
     kv_dtype: str = "f16",
     tokens_a_pass: float | None = None,
     counts: np.ndarray | None = None,
+    drafter_rates: Rates | None = None,
 ) -> DraftedForecast:
     """What a token takes where each pass verifies so many nodes; tokens_a_pass in place of the borrowed rate.
 
-    counts  of a mixture's experts, as of time.demand()
+    counts         of a mixture's experts, as of time.demand()
+    drafter_rates  of the machine with the drafter, where several have the model
     """
+    own_rates = drafter_rates or rates
     half = max(1, plan.context_length // 2)
     cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
     pass_s, bound = pass_seconds(model, plan, rates, 1 + nodes, half, cache=cache, rows=1 + nodes, counts=counts)
     draft_s = load_s = 0.0
     if drafter.model is not None and division is not None:
         own = cache_nbytes(Shape.whole(drafter.model.config), half, kv_dtype)
-        load_s = division.stored / (rates.disk_gb_s * 1e9 * OF_DISK)
+        load_s = division.stored / (own_rates.disk_gb_s * 1e9 * OF_DISK)
         # One pass reads what became text, and tells what may follow; then node after node of a chain, or by groups.
         group, more = (GROUP, nodes // GROUP) if shape == "tree" else (1, max(0, nodes - 1))
         for passes, count in ((1, 2), (more, group)):
-            seconds, _ = pass_seconds(drafter.model, division, rates, count, half, cache=own, rows=count)
+            seconds, _ = pass_seconds(drafter.model, division, own_rates, count, half, cache=own, rows=count)
             draft_s += passes * seconds
     tokens = TOKENS_A_PASS[drafter.kind].tokens(shape, nodes) if tokens_a_pass is None else tokens_a_pass
     return DraftedForecast((pass_s + draft_s) / tokens, pass_s, draft_s, tokens, bound, load_s)
@@ -235,13 +238,15 @@ def drafter_plan(
     *,
     least_nodes: int = 1,
     counts: np.ndarray | None = None,
+    drafter_rates: Rates | None = None,
     **options: Any,
 ) -> Drafted:
     """The best that a drafter can do for a model within a budget; whether that pays is the result's to say.
 
-    least_nodes  of a tree, for which there is to be room even if the disk seems to leave no time for them
-    counts       how often each of a mixture's experts was chosen so far; None: all alike
-    options      as of make_plan(); context_length among them
+    least_nodes    of a tree, for which there is to be room even if the disk seems to leave no time for them
+    counts         how often each of a mixture's experts was chosen so far; None: all alike
+    drafter_rates  of the machine with the drafter, where several have the model
+    options        as of make_plan(); context_length among them
 
     A tree has as many nodes as the disk leaves time for, or fewer where their branches take more than they give; where
     nothing is streamed, a chain. Raises BudgetError where model and drafter do not fit together.
@@ -274,6 +279,7 @@ def drafter_plan(
             division=divided(nodes),
             kv_dtype=kv_dtype,
             counts=counts,
+            drafter_rates=drafter_rates,
         )
 
     least = make_plan(model, budget, **reserved("chain", 1), **options)

@@ -17,7 +17,7 @@ from pyllama.decoder.buffers import buffers_nbytes
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.decoder.state_pool import slot_nbytes
 from pyllama.errors import BudgetError
-from pyllama.streaming.blocks import cut, experts_of, matrices, smallest_room
+from pyllama.streaming.blocks import cut, entries_of, matrices, smallest_room
 from pyllama.streaming.experts import LEAST_SLOTS as LEAST_EXPERT_SLOTS
 from pyllama.streaming.experts import Sizes, sizes
 from pyllama.streaming.pinned import kept_nbytes
@@ -151,11 +151,12 @@ def make_plan(
     weights = sum(_kept_nbytes(tensor, room) for _, tensor in order)
     stored = sum(sum(b.nbytes for b in tensor.blocks) if tensor.blocks else tensor.nbytes for _, tensor in order)
 
-    layers = experts_of(model)
+    layers, which = entries_of(model)
+    chosen = shape.chosen * len(which)  # entries of the pool
     experts = [expert for of_layer in layers.values() for expert in of_layer]
     # A float32 and a NumPy array for each bias of an expert: they stay.
-    vectors = (of for of in model_tensors(config) if of.expert is not None and len(of.shape) == 1)
-    biases = sum(4 * of.shape[0] + BLOCK_OBJECTS for of in vectors)
+    vectors = (of.name for of in model_tensors(config) if of.expert is not None and len(of.shape) == 1)
+    biases = sum(4 * model.tensors[name].cols + BLOCK_OBJECTS for name in vectors)
     of_experts = sizes(experts) if experts else None
     dtypes |= {tensor.dtype for expert in experts for tensor in expert}
 
@@ -169,11 +170,11 @@ def make_plan(
         if of_experts is not None:
             # Weights that every pass needs come first, but for what a layer's experts are read through.
             left = budget - made.besides
-            working = of_experts.whole * (shape.chosen + 2)
+            working = of_experts.whole * (chosen + 2)
             if working > left:
                 working = LEAST_EXPERT_SLOTS * of_experts.least
             pool = max(working, left - min(weights, left - working))
-            expert_slots, expert_room = _pool(of_experts, pool, len(experts), shape.chosen)
+            expert_slots, expert_room = _pool(of_experts, pool, len(experts), chosen)
             made = replace(
                 made,
                 expert_slots=expert_slots,

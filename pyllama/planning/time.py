@@ -41,6 +41,18 @@ class Rates:
     source: dict[str, str] = dataclasses.field(default_factory=dict)
     quantized_gflop_s: float | None = None  # products of quantized weights, as whole numbers; None: as gflop_s
 
+    def times(self, boards: float) -> "Rates":
+        """Of so many machines like this one."""
+        quantized = self.quantized_gflop_s
+        return dataclasses.replace(
+            self,
+            disk_gb_s=boards * self.disk_gb_s,
+            dram_gb_s=boards * self.dram_gb_s,
+            gflop_s=boards * self.gflop_s,
+            pack_gb_s=boards * self.pack_gb_s,
+            quantized_gflop_s=None if quantized is None else boards * quantized,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Board:

@@ -7,6 +7,7 @@ changes no bit, so the cut is chosen for the disk alone. Reads nothing.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pyllama import _kernels
 from pyllama.architecture import layers_of
@@ -16,6 +17,8 @@ from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import SECTOR
 from pyllama.checkpoint.index import StoredBlock
 from pyllama.checkpoint.outline import Described
+from pyllama.decoder.weights import DOWN, GATE, UP
+from pyllama.streaming.local import LocalCheckpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,44 @@ def experts_of(model: Described) -> dict[int, list[tuple[Tensor, Tensor, Tensor]
             each = range(layer.experts.count)
             found[number] = [(next(of_experts), next(of_experts), next(of_experts)) for _ in each]
     return found
+
+
+#: What Entries.which is where an entry is an expert.
+WHOLE = ((GATE, UP, DOWN),)
+
+
+class Entries(NamedTuple):
+    """What the pool of experts holds as one: an expert, with all that is computed of it. A rank, which needs the
+    products of all experts' first matrices before it takes the last ones, has a matrix as one.
+
+    layers  number of a layer -> its entries: for each of `which`, that of all experts in order
+    which   the matrices of an entry
+    """
+
+    layers: dict[int, list[tuple[Tensor, ...]]]
+    which: tuple[tuple[int, ...], ...]
+
+
+def entries_of(model: Described) -> Entries:
+    """No layers for a model without experts, and for a rank that has no row of any."""
+    layers = experts_of(model)
+    if not isinstance(model, LocalCheckpoint):
+        return Entries({number: [*of_layer] for number, of_layer in layers.items()}, WHOLE)
+    experts = [expert for of_layer in layers.values() for expert in of_layer]
+    if not experts:
+        return Entries({}, ())
+    # Gate and up that take turns in the file are read together.
+    turns = any(part.apart and part.apart.step > 1 for part in experts[0][GATE].parts)
+    each = ((GATE, UP), (DOWN,)) if turns else ((GATE,), (UP,), (DOWN,))
+    found = [which for which in each if experts[0][which[0]].rows]
+    return Entries(
+        {
+            number: [tuple(expert[i] for i in which) for which in found for expert in of_layer]
+            for number, of_layer in layers.items()
+            if found
+        },
+        tuple(found),
+    )
 
 
 def smallest_room(tensors: Iterable[Tensor]) -> int:

@@ -26,7 +26,7 @@ from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.machine import forked
 from pyllama.streaming.blocks import Block, Span, cut, smallest_room
 from pyllama.streaming.memory import huge_empty
-from pyllama.streaming.pieces import Reads, Turn, extents, joined, merged, parts_of, together, turn_room
+from pyllama.streaming.pieces import Reads, Turn, extents, joined, merged, parts_of, room_of, together, turn_room
 from pyllama.streaming.readers import Readers
 
 READERS = 4  # reads in flight
@@ -79,8 +79,8 @@ class Counters:
 
 
 class Sizes(NamedTuple):
-    """What a slot must hold: of a whole expert, and at least; nbytes of all experts as stored; what readers need
-    besides, all together."""
+    """What a slot must hold: of a whole entry (blocks.py), and at least; nbytes of all of them as stored; what readers
+    need besides, all together."""
 
     whole: int
     least: int
@@ -88,15 +88,16 @@ class Sizes(NamedTuple):
     readers: int = 0
 
 
-def sizes(experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sizes:
-    """Of experts, each as its gate, up and down matrix."""
+def sizes(experts: Sequence[tuple[Tensor, ...]]) -> Sizes:
+    """Of entries, each as its matrices."""
     least = smallest_room(tensor for expert in experts for tensor in expert)
     whole = stored = 0
     for expert in experts:
         spans = extents(expert)
-        apart = [block for tensor in expert for part in tensor.parts if part.apart for block in cut(tensor, 1 << 50)]
-        whole = max(whole, sum(span.room for span in merged(spans)[0]) + sum(block.room for block in apart))
-        stored += sum(span.nbytes for span in spans) + sum(block.nbytes for block in apart)
+        others = [t for t in expert if any(p.apart for p in t.parts) or any(b.around for b in t.blocks)]
+        alone = [b for tensor in others for b in cut(tensor, 1 << 50) if b.apart or (b.part and b.part.around)]
+        whole = max(whole, sum(span.room for span in merged(spans)[0]) + sum(map(room_of, alone)))
+        stored += sum(span.nbytes for span in spans) + sum(block.nbytes for block in alone)
     matrices = [tensor for expert in experts for tensor in expert]
     copies = max((panel_rows(tensor) * tensor.row_nbytes for tensor in matrices), default=0)
     readers = READERS * (turn_room(matrices) + copies)
@@ -106,10 +107,10 @@ def sizes(experts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sizes:
 def _blocks(expert: Sequence[Tensor], room: int) -> list[Block]:
     """Gate, up, down; of gate and up that take turns in the file, the same rows of both one after the other."""
     blocks = [cut(tensor, room) for tensor in expert]
-    gate, up, down = blocks
-    if gate[0].apart and len(gate) == len(up):
-        return [block for both in zip(gate, up, strict=True) for block in both] + down
-    return [*gate, *up, *down]
+    if len(blocks) > 1 and blocks[0][0].apart and len(blocks[0]) == len(blocks[1]):
+        both = [block for pair in zip(*blocks[:2], strict=True) for block in pair]
+        blocks = [both, *blocks[2:]]
+    return [block for of in blocks for block in of]
 
 
 class _Slot:
@@ -133,8 +134,9 @@ class _Slot:
 class ExpertStore(Readers):
     """The experts of a model's layers.
 
-    layers  number of a layer -> its experts in order, each as its gate, up and down matrix
-    chosen  how many a token goes to
+    layers  number of a layer -> its experts in order, each as its gate, up and down matrix; or more entries than
+            experts, each as some of the matrices (blocks.py)
+    chosen  how many a token goes to, in entries
     room    bytes of a slot: sizes().whole for one that holds whole experts, or less, sizes().least at the least
     slots   how many; LEAST_SLOTS at the least
     read    reads a span into memory, as DirectFile does; called on several threads
@@ -144,7 +146,7 @@ class ExpertStore(Readers):
 
     def __init__(
         self,
-        layers: Mapping[int, Sequence[tuple[Tensor, Tensor, Tensor]]],
+        layers: Mapping[int, Sequence[tuple[Tensor, ...]]],
         *,
         chosen: int,
         room: int,
@@ -198,6 +200,10 @@ class ExpertStore(Readers):
         """Bytes of memory the slots take once they are all in use."""
         return self.slots * self.room
 
+    def entries(self, layer: int) -> int:
+        """How many a layer has."""
+        return len(self._layers[layer])
+
     @property
     def guesses_help(self) -> bool:
         """Whether there is room for whole experts, for many more than a layer needs, and not for all of them."""
@@ -207,11 +213,14 @@ class ExpertStore(Readers):
 
     # ------------------------------------------------------------------------------------------ the decoder's side
 
-    def take(self, layer: int, wanted: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[int, Iterator[Step]]]:
+    def take(
+        self, layer: int, wanted: Sequence[int], tokens: Sequence[int], then: Sequence[int] = ()
+    ) -> Iterator[tuple[int, Iterator[Step]]]:
         """(expert, its steps) of each wanted one, in the order in which they are at hand; steps are gate, up, down,
         rows ascending, each valid until the next is asked for.
 
         tokens  how many go to each
+        then    what will be asked for next, of the same layer: read once nothing else is
 
         What is missing is asked for at once; the iterator raises what reading raised.
         """
@@ -219,7 +228,7 @@ class ExpertStore(Readers):
         with self._changed:
             self._reset()
         self._pieces = {(layer, expert): self._pieces_of(layer, expert) for expert in wanted}
-        keys = self._ask_whole(layer, wanted) if self.whole else []
+        keys = self._ask_whole(layer, wanted, then) if self.whole else []
         return self._taken(layer, wanted, keys, self._requests, self._generation)
 
     def _taken(
@@ -264,8 +273,8 @@ class ExpertStore(Readers):
         if self._requests % RECOUNT == 1 and self.whole:
             self._protected = _most_chosen(self.counts, int(self.slots * PROTECTED))
 
-    def _ask_whole(self, layer: int, wanted: Sequence[int]) -> list[_Key]:
-        """Those that are here, then those that are missing, which are asked for."""
+    def _ask_whole(self, layer: int, wanted: Sequence[int], then: Sequence[int]) -> list[_Key]:
+        """Those that are here, then those that are missing, which are asked for, and after them what comes then."""
         keys = [(layer, expert, 0) for expert in wanted]
         with self._changed:
             self._guesses = deque(key for key in self._guesses if key[0] != layer)
@@ -277,7 +286,8 @@ class ExpertStore(Readers):
             for key in here:
                 self._confirm(self._held[key])
             self._wanted.extend(missing)
-            if missing:
+            self._wanted.extend(key for number in then if (key := (layer, number, 0)) not in self._held)
+            if self._wanted:
                 self._start()
                 self._changed.notify_all()
         return here + missing
@@ -604,7 +614,10 @@ def _steps(reads: Reads, memory: np.ndarray, whole: bool) -> list[Step]:
         stacks[which].append(matrix)
     if not whole:
         return found
-    return [(GATE_UP, 0, _kernels.Blocks(stacks[GATE], stacks[UP])), (DOWN, 0, _kernels.Blocks(stacks[DOWN]))]
+    if stacks[GATE] and stacks[UP]:
+        pair = (GATE_UP, 0, _kernels.Blocks(stacks[GATE], stacks[UP]))
+        return [pair, (DOWN, 0, _kernels.Blocks(stacks[DOWN]))] if stacks[DOWN] else [pair]
+    return [(which, 0, _kernels.Blocks(stack)) for which, stack in stacks.items() if stack]
 
 
 def _in_panels(block: Block, data: np.ndarray) -> bool:

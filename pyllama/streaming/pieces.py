@@ -13,6 +13,7 @@ from pyllama.checkpoint import Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import SECTOR
 from pyllama.checkpoint.index import ranges
+from pyllama.checkpoint.packed_rows import rows_of
 from pyllama.streaming.blocks import Block, Span
 
 TURN_NBYTES = 1 << 20  # of rows that are put together after they are read: large enough for the disk's full rate
@@ -20,32 +21,52 @@ _KINDS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Reads(NamedTuple):
-    """blocks, and the spans that hold them all: each goes into span.room bytes of memory, one behind the other.
+    """blocks, and the spans that hold them all.
 
+    starts  of each span, where its span.room bytes of memory begin
     places  for each span of each block, in order: its first byte in that memory; of a block that lies apart, the first
             byte of its rows, which are behind all spans
+    room    bytes of memory in all
     """
 
     blocks: tuple[Block, ...]
     spans: tuple[Span, ...]
+    starts: tuple[int, ...]
     places: tuple[int, ...]
-
-    @property
-    def room(self) -> int:
-        return sum(span.room for span in self.spans) + sum(block.room for block in self.blocks if block.apart)
+    room: int
 
 
 def together(blocks: Sequence[Block]) -> Reads:
     """Reads of the blocks, as few as their places in the files allow."""
-    spans, of_spans = merged([span for block in blocks for span in block.spans])
+    spans, of_spans = merged([span for block in blocks if not _around(block) for span in block.spans])
     places, left = [], iter(of_spans)
-    end = sum(span.room for span in spans)
+    starts, end = [], 0
+    for span in spans:
+        starts.append(end)
+        end += span.room
     for block in blocks:
+        if _around(block):  # with room for what belongs before and behind it
+            (span,) = block.spans
+            spans.append(span)
+            starts.append(end + SECTOR)
+            places.append(starts[-1] + span.offset % SECTOR)
+            end += room_of(block)
+            continue
         places += [next(left) for _ in block.spans]
         if block.apart:
             places.append(end)
             end += block.room
-    return Reads(tuple(blocks), tuple(spans), tuple(places))
+    return Reads(tuple(blocks), tuple(spans), tuple(starts), tuple(places), end)
+
+
+def _around(block: Block) -> tuple[bytes, ...]:
+    """What a block needs before and behind it that does not lie there in the file, or ()."""
+    return block.part.around if block.part is not None else ()
+
+
+def room_of(block: Block) -> int:
+    """Bytes of memory that one takes which is read by itself: whole sectors."""
+    return -(-block.room // SECTOR) * SECTOR
 
 
 class Turn(NamedTuple):
@@ -81,14 +102,12 @@ def turns(reads: Reads) -> Iterator[Turn]:
 def parts_of(reads: Reads, most: int) -> list[tuple[Span, int] | Turn]:
     """The reads in pieces of at most `most` bytes, of whole sectors: (what, where in memory); then turns."""
     found: list[tuple[Span, int] | Turn] = []
-    at = 0
-    for span in reads.spans:
+    for span, at in zip(reads.spans, reads.starts, strict=True):
         skip, done = span.offset % SECTOR, 0
         while done < skip + span.nbytes:
             nbytes = min(most, skip + span.nbytes - done)
             found.append((Span(span.file, span.offset - skip + done, nbytes), at + done))
             done += nbytes
-        at += span.room
     return [*found, *turns(reads)]
 
 
@@ -118,13 +137,13 @@ def merged(pieces: Sequence[Span]) -> tuple[list[Span], list[int]]:
 
 
 def extents(tensors: Sequence[Tensor]) -> list[Span]:
-    """Where whole matrices lie that do not lie apart."""
+    """Where whole matrices lie that do not lie apart and need nothing around them."""
     found = []
     for tensor in tensors:
         if any(part.apart for part in tensor.parts):
             continue
         if tensor.blocks:
-            found += [Span(b.file, b.offset, b.nbytes) for b in tensor.blocks]
+            found += [Span(b.file, b.offset, b.nbytes) for b in tensor.blocks if not b.around]
         else:
             found += [Span(p.file, p.offset, p.rows * row_nbytes(tensor.dtype, p.cols)) for p in tensor.parts]
     return found
@@ -139,4 +158,18 @@ def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[int, Block, np.nd
         data = pieces[0]
         if len(pieces) > 1:  # shards cut by columns, side by side as rows
             data = np.concatenate([piece.reshape(block.rows, -1) for piece in pieces], axis=1).reshape(-1)
+        if around := _around(block):
+            data = _put_around(memory, data, around)
+            if block.part is not None and block.part.skip:
+                data = rows_of(block.tensor, block.part, data).reshape(-1)
         yield _KINDS.index(block.tensor.name.split(".")[-2]), block, data
+
+
+def _put_around(memory: np.ndarray, data: np.ndarray, around: tuple[bytes, ...]) -> np.ndarray:
+    """What lies in memory, with what belongs before and behind it put there."""
+    head, tail = (np.frombuffer(piece, np.uint8) for piece in around)
+    begin = data.ctypes.data - memory.ctypes.data
+    end = begin + len(data)
+    memory[begin - len(head) : begin] = head
+    memory[end : end + len(tail)] = tail
+    return memory[begin - len(head) : end + len(tail)]

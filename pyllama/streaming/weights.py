@@ -22,10 +22,10 @@ from pyllama.checkpoint.files import SECTOR
 from pyllama.checkpoint.index import StoredBlock, files_of
 from pyllama.checkpoint.packed_rows import rows_of
 from pyllama.decoder.shape import Shape
-from pyllama.decoder.weights import Step
+from pyllama.decoder.weights import DOWN, GATE_UP, Step
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.machine import forked
-from pyllama.streaming.blocks import Block, Span, cut, experts_of, matrices, smallest_room
+from pyllama.streaming.blocks import WHOLE, Block, Span, cut, entries_of, matrices, smallest_room
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.expert_counts import LEAST, read_counts, write_counts
 from pyllama.streaming.experts import Counters, ExpertStore
@@ -90,7 +90,7 @@ class StreamedWeights(forked.ForkAware):
         self._arenas = [Arena(nbytes)]
         self._choose(self._places, nbytes, routers)
         paths = dict.fromkeys(span.file for place in self._places for span in place.block.spans)
-        layers = experts_of(checkpoint)
+        layers, self._entries = entries_of(checkpoint)
         for tensor in (tensor for experts in layers.values() for expert in experts for tensor in expert):
             paths.update(files_of(tensor))
         self._files = {path: DirectFile(path) for path in paths}
@@ -100,7 +100,7 @@ class StreamedWeights(forked.ForkAware):
             chosen = read_counts(counts, len(layers), number) if counts else None
             self._experts = ExpertStore(
                 layers,
-                chosen=Shape.whole(checkpoint.config).chosen,
+                chosen=Shape.whole(checkpoint.config).chosen * len(self._entries),
                 room=expert_room,
                 slots=expert_slots,
                 read=self._read,
@@ -221,11 +221,27 @@ class StreamedWeights(forked.ForkAware):
             self._stop()  # all of it is here: the ring's memory goes back
             self._complete = True
 
-    def experts(self, layer: int, wanted: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[int, Iterator[Step]]]:
+    def experts(
+        self, layer: int, wanted: Sequence[int], tokens: Sequence[int], which: int | None = None
+    ) -> Iterator[tuple[int, Iterator[Step]]]:
         """(expert, its steps), in the order in which they are at hand."""
         if self._experts is None:
             raise RuntimeError("experts asked for, of a model without")
-        return self._experts.take(layer, wanted, tokens)
+        if which is None:
+            return self._experts.take(layer, wanted, tokens)
+        numbers = self._entries_with(layer, wanted, which)
+        then = self._entries_with(layer, wanted, DOWN) if which == GATE_UP else []
+        taken = self._experts.take(layer, numbers, [*tokens] * (len(numbers) // len(wanted)), then)
+        count = self._experts.entries(layer) // len(self._entries)
+        return ((number % count, steps) for number, steps in taken)
+
+    def _entries_with(self, layer: int, experts: Sequence[int], which: int) -> list[int]:
+        """Numbers of the entries of some experts that have GATE_UP, each of the two, or DOWN; ascending."""
+        if self._experts is None:
+            return []
+        count = self._experts.entries(layer) // len(self._entries)
+        mine = [i for i, of in enumerate(self._entries) if (DOWN in of) == (which == DOWN)]
+        return [i * count + expert for i in mine for expert in experts]
 
     @property
     def guesses_help(self) -> bool:
@@ -241,8 +257,10 @@ class StreamedWeights(forked.ForkAware):
         return self._resident[name,]
 
     def guess(self, layer: int, experts: Sequence[int]) -> None:
-        if self._experts is not None:
-            self._experts.guess(layer, experts)
+        if self._experts is None:
+            return
+        whole = self._entries == WHOLE
+        self._experts.guess(layer, experts if whole else self._entries_with(layer, experts, GATE_UP))
 
     def _keep(self, matrix: "_kernels.Matrix") -> "_kernels.Matrix | None":
         """A copy that stays, where there is room for it."""

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+from command_line import pyllama_process
+from conftest import write_byte_tokenizer
 
 import pyllama
 from pyllama.cluster import job
@@ -110,12 +112,57 @@ def test_the_bits_of_one_process(folder, names):
     assert answer(folder, hosts=names) == answer(folder)
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param("qwen2", marks=by_hand), "olmo2", pytest.param("gemma3_text", marks=by_hand)]
-)
-def test_biases_norms_over_all_heads_windows_and_a_tied_head(tmp_path, family):
-    model = tiny.write_random(tmp_path / "m", model_type=family)
-    assert answer(model, hosts=hosts(3)) == answer(model)
+FAMILIES = {family: {"model_type": family} for family in tiny.FAMILIES} | {"gemma4 mixture": tiny.GEMMA4_MIXTURE}
+
+
+@pytest.mark.parametrize("family", [pytest.param(of, marks=() if of == "olmo2" else by_hand) for of in FAMILIES])
+def test_every_family(tmp_path, family):
+    model = tiny.write_random(tmp_path / "m", **FAMILIES[family])
+    expected = answer(model)
+    for count in (1, 2, 3, 5, 7) if ALL else (3,):
+        assert answer(model, hosts=hosts(count)) == expected
+
+
+def test_states_go_back_to_what_was_kept(tmp_path):
+    """Texts that begin alike share what they have in common, of a model whose layers carry a state as well."""
+    folder = tiny.write_random(tmp_path / "m", model_type="qwen3_5_text")
+    prompts = [list(range(3, 70)), [*range(3, 70), 5, 6, 7], [*range(3, 66), 1, 2]]
+    found = []
+    for options in ({}, {"hosts": hosts(3)}):
+        with pyllama.load(folder, context_length=128, contexts=4, **options) as model:
+            engine, answers = Engine(model), []
+            for prompt in prompts:
+                params = SamplingParams(max_tokens=6, ignore_eos=True)
+                answers.append(engine.submit(prompt, params, lambda event: None, fingerprint=True))
+                while engine.step():
+                    pass
+            found.append([(each.answer.token_ids, each.answer.fingerprint.hexdigest()) for each in answers])
+            found.append([each.cached_tokens for each in answers])
+    assert found[:2] == found[2:]
+    assert any(found[1])
+
+
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+def test_sessions_survive_a_restart(tmp_path, family):
+    folder = tiny.write_random(tmp_path / "m", model_type=family)
+    found = []
+    for _ in range(2):
+        with pyllama.load(folder, context_length=128, contexts=4, hosts=hosts(3)) as model:
+            engine = Engine(model, session_dir=tmp_path / "sessions")
+            engine.start()
+            heard = []
+            params = SamplingParams(max_tokens=6, ignore_eos=True)
+            request = engine.submit(list(range(3, 80)), params, heard.append, fingerprint=True)
+            while not (heard and (isinstance(heard[-1], Exception) or heard[-1].finish_reason)):
+                time.sleep(0.01)
+            found.append((request.answer.token_ids, request.answer.fingerprint.hexdigest(), request.cached_tokens))
+            engine.stop()
+    assert found[0][:2] == found[1][:2]
+    assert found[0][2] == 0 and found[1][2] >= 64
+    with pyllama.load(folder, context_length=128) as alone:
+        generation = alone.generate(list(range(3, 80)), max_tokens=6, ignore_eos=True, fingerprint=True)
+        generation.read()
+        assert found[0][:2] == (generation.token_ids, generation.fingerprint.hexdigest())
 
 
 def test_packed_and_quantized(tmp_path):
@@ -295,6 +342,25 @@ def test_ranks_end_with_a_front_end_that_is_killed(folder):
     while pids & ranks_alive():
         assert time.monotonic() < end, "left behind"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("when", ["loading", "answering"])
+def test_ctrl_c_ends_a_run_and_its_ranks(tmp_path, when):
+    """With what the front end had said by then, no traceback, and 130."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "max_position_embeddings": 512}
+    folder = tiny.write_random(tmp_path / "m", num_hidden_layers=8, vocab_size=300, **sizes)
+    write_byte_tokenizer(folder, None)
+    options = ["--hosts", hosts(3), "--max-tokens", "400", "--context", "512", "--raw", "--ignore-eos"]
+    front = pyllama_process("run", folder, "a prompt", *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if when == "answering":
+        assert front.stdout.read(1)
+    else:
+        time.sleep(0.7)
+    since = time.monotonic()
+    front.send_signal(signal.SIGINT)
+    _, told = front.communicate(timeout=3 * WITHIN_S)
+    assert front.returncode == 130 and time.monotonic() - since < WITHIN_S
+    assert b"Traceback" not in told and told.count(b"\n") <= 1
 
 
 def test_an_engine_tells_a_fault_to_all_its_requests_and_knows_nothing_of_them_afterwards(folder):

@@ -1,11 +1,14 @@
 """Rows and heads dealt to ranks: all of them, once, in proportion."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 
 from pyllama.architecture import Config
 from pyllama.checkpoint.huggingface_config import huggingface_config
 from pyllama.cluster.dealing import deal, deal_heads, deal_rows
+from pyllama.decoder.ranks import LayerShare
 from pyllama.errors import RequestError
 
 
@@ -61,6 +64,28 @@ def test_impossible_shares_are_refused(shares):
 
 def test_all_of_a_model_is_dealt():
     first, second = deal(config(), [1, 0.2])
-    assert (first.heads, second.heads) == (range(6), range(0))
+    assert [share.layers[1].heads for share in (first, second)] == [range(6), range(0)]
     assert (first.vocab, second.vocab) == (range(96), range(96, 101))
-    assert deal(config(), [1])[0] == (range(6), range(3), range(48), range(80), range(101))
+    (alone,) = deal(config(), [1])
+    assert alone == ((LayerShare(range(6), range(3), inner=range(80)),) * 2, range(48), range(101), range(0))
+
+
+@pytest.mark.parametrize("shares", [[1], [1, 1], [1, 0.1, 0.5], [1] * 7, [0.1] * 5])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_value_heads_are_dealt_once_with_their_key_heads(shares, tiled):
+    sizes = {"linear_num_key_heads": 4, "linear_num_value_heads": 12}
+    whole = config(model_type="qwen3_5_text", **sizes)
+    assert whole.delta_rule is not None
+    whole = replace(whole, delta_rule=replace(whole.delta_rule, tiled=tiled))
+    dealt = [share.layers[0] for share in deal(whole, shares)]
+    heads = [[head for rows in of.values for head in rows] for of in dealt]
+    assert sorted(head for of in heads for head in of) == list(range(12))
+    for of, mine in zip(dealt, heads, strict=True):
+        assert mine == sorted(mine)
+        assert {head % 4 if tiled else head // 3 for head in mine} == set(of.keys)
+
+
+@pytest.mark.parametrize("family", tiny.MIXTURES)
+def test_every_rank_has_rows_of_every_expert(family):
+    dealt = deal(config(model_type=family, moe_intermediate_size=128, intermediate_size=128), [1, 1, 2])
+    assert [share.layers[-1].expert for share in dealt] == [range(32), range(32, 64), range(64, 128)]

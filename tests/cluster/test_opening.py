@@ -1,35 +1,16 @@
-"""What is said before any rank is started: hosts that make no sense, models that are not shared, boards that differ."""
+"""What is said before any pass: hosts that make no sense, boards that differ."""
 
 import pytest
 import tiny
 
 import pyllama
 from pyllama.cluster.front import ClusterDecoder, ClusterError
-from pyllama.errors import RequestError, UnsupportedError
+from pyllama.errors import RequestError
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny.write_random(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.mark.parametrize(
-    "model, told",
-    [
-        *(({"model_type": family}, "a mixture of experts") for family in tiny.MIXTURES if family not in tiny.RECURRENT),
-        (tiny.GEMMA4_MIXTURE, "a mixture of experts"),
-        *(
-            ({"model_type": family}, "(a model whose layers carry a state|a mixture of experts)")
-            for family in tiny.RECURRENT
-        ),
-        *(({"model_type": family}, "a model whose layers differ in heads or rows") for family in tiny.GEMMA4),
-    ],
-    ids=lambda of: of.get("model_type") if isinstance(of, dict) else None,
-)
-def test_a_model_that_is_not_shared_is_refused_in_a_line(tmp_path, model, told):
-    with pytest.raises(UnsupportedError, match=f"^hosts: {told}.* is not shared by boards yet") as refused:
-        pyllama.load(tiny.write_random(tmp_path / "m", **model), context_length=64, hosts="localhost,localhost")
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +24,18 @@ def test_nonsense_is_refused(folder, names):
 def test_this_machine_must_be_one_of_them(folder):
     with pytest.raises(RequestError, match="none of them is this machine"):
         pyllama.load(folder, context_length=128, hosts="198.51.100.1,203.0.113.1")
+
+
+@pytest.mark.parametrize(
+    "waits, told", [([0.9, 0.02, 0.8], "pi2"), ([0.1, 0.12, 0.05], None), ([0.5], None), ([0, 0], None)]
+)
+def test_the_board_that_others_wait_for_is_named(waits, told):
+    decoder = object.__new__(ClusterDecoder)
+    decoder._job = FakeJob()
+    decoder._job.signs = [{"waits": of} for of in waits]
+    assert decoder.slowest == told
+    decoder._job = None
+    assert decoder.slowest is None
 
 
 class FakeJob:

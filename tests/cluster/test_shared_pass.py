@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tiny
+from golden import load_case, stored_weights
 from thread_ranks import run_ranks
 
 from pyllama import _kernels as kernels
@@ -13,8 +14,7 @@ from pyllama.packing import pack
 from pyllama.streaming import StreamedWeights
 from pyllama.streaming.local import LocalCheckpoint
 
-#: Those that boards share: no mixtures, no states, no layers that differ.
-DENSE = [family for family in tiny.FAMILIES if family not in (*tiny.MIXTURES, *tiny.RECURRENT, *tiny.GEMMA4)]
+MODELS = {family: {"model_type": family} for family in tiny.FAMILIES} | {"gemma4 mixture": tiny.GEMMA4_MIXTURE}
 SHARES = {
     "1": [1],
     "2": [1, 1],
@@ -82,9 +82,9 @@ def check(path, shares, kv_dtype="f16", **options):
             assert np.array_equal(ours.view(np.uint32), whole.view(np.uint32))
 
 
-@pytest.fixture(scope="module", params=DENSE)
+@pytest.fixture(scope="module", params=MODELS)
 def family(request, tmp_path_factory):
-    return tiny.write_random(tmp_path_factory.mktemp(request.param), 1, model_type=request.param)
+    return tiny.write_random(tmp_path_factory.mktemp("model"), 1, **MODELS[request.param])
 
 
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
@@ -118,3 +118,63 @@ def test_quantized_files(tmp_path, kind):
     for shares in SHARES.values():
         check(tmp_path / "m.gguf", shares, pinned_nbytes=20_000)
         check(tmp_path / "m.gguf", shares)
+
+
+FEW_SLOTS = {"expert_slots": 4, "pinned_nbytes": 0, "room": 4096, "slots": 3}
+PIECES = FEW_SLOTS | {"expert_room": 0}
+
+
+@pytest.mark.parametrize("family", tiny.MIXTURES)
+@pytest.mark.parametrize("shares", [SHARES["2"], SHARES["3 unequal"], SHARES["7"]], ids=["2", "3 unequal", "7"])
+def test_experts_of_several_panels_through_pools_of_any_size(tmp_path, family, shares):
+    sizes = {"hidden_size": 96, "moe_intermediate_size": 130, "intermediate_size": 130}
+    folder = tiny.write_random(tmp_path / "m", 1, model_type=family, **sizes)
+    packed = tmp_path / "packed"
+    pack(folder, packed)
+    for model in (folder, packed):
+        for options in ({}, FEW_SLOTS, PIECES):
+            check(model, shares, **options)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "lfm2"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_quantized_files_of_other_layers(tmp_path, family, kind):
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32, "num_attention_heads": 4}
+    config = tiny.tiny_config(model_type=family, num_key_value_heads=2, moe_intermediate_size=96, **sizes)
+    tiny.write_gguf(tmp_path / "m.gguf", config, tiny.random_tensors(config), kind)
+    for name in ("2", "3 unequal", "7"):
+        check(tmp_path / "m.gguf", SHARES[name])
+        check(tmp_path / "m.gguf", SHARES[name], **PIECES)
+
+
+@pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
+def test_value_heads_that_take_turns(tmp_path, shares):
+    """A rank's rows then lie apart, as they do in GGUF files of Qwen3.5."""
+    more = {"linear_num_key_heads": 4, "linear_num_value_heads": 12}
+    for overrides in ({}, more):
+        config = tiny.tiny_config(model_type="qwen3_5_text", **overrides)
+        tiny.write_gguf(tmp_path / "m.gguf", config, tiny.random_tensors(config))
+        check(tmp_path / "m.gguf", shares)
+        check(tmp_path / "m.gguf", shares, pinned_nbytes=5_000, room=4096, slots=3)
+
+
+@pytest.mark.parametrize("family", ["lfm2", "qwen3_5_text", "gemma4_text"])
+def test_packed_files_of_rows_that_lie_apart(tmp_path, family):
+    folder = tiny.write_random(tmp_path / "m", 1, model_type=family)
+    packed = tmp_path / "packed"
+    pack(folder, packed)
+    for shares in SHARES.values():
+        check(packed, shares)
+
+
+@pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
+def test_gates_that_take_turns_with_ups(tmp_path, shares):
+    """gpt-oss as published: a row of gate_proj, a row of up_proj, their scales elsewhere; and the same packed."""
+    golden = load_case("gpt_oss_mxfp4")
+    folder = tmp_path / "m"
+    tiny.write_huggingface(folder, golden.huggingface, stored_weights(golden.config, golden.seed))
+    packed = tmp_path / "packed"
+    pack(folder, packed)
+    for model in (folder, packed):
+        check(model, shares)
+        check(model, shares, **PIECES)

@@ -282,7 +282,7 @@ def test_what_a_page_holds_is_there_before_the_next_pass(decoder):
             branch.reserve(6)
             (before,), (after,) = trunk.pages, branch.pages
             assert before != after
-            assert (cache.memory(after) == cache.memory(before)).all()
+            assert (cache.read(after) == cache.read(before)).all()
 
 
 def test_a_pass_that_fails_leaves_the_branches_as_they_were(decoder, alone):
