@@ -172,7 +172,7 @@ model_disk() {
     [ -z "$model" ] || cp "$model" models/large.gguf
     chown -R 1000:1000 models
     rm -f nvme.img
-    mke2fs -q -t ext4 -d models nvme.img 6G
+    mke2fs -q -t ext4 -E root_owner=1000:1000 -d models nvme.img 6G
 }
 
 host_tools
