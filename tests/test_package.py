@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import pyllama
-from pyllama import _kernels
+from pyllama import _kernels, cli
 from pyllama.version import __version__
 
 PACKAGE = Path(pyllama.__file__).parent
@@ -204,6 +204,24 @@ def test_the_command_line_is_described_without_the_kernels():
     )
 
 
+def test_a_command_is_parsed_without_the_others():
+    code = (
+        "import os, sys; os.environ['XDG_CONFIG_HOME'] = '/no/such'; os.environ.pop('PYLLAMA_CONFIG', None)\n"
+        "from pyllama.cli import main; main(['rm', '/no/such'])"
+    )
+    loaded = run_python(f"{code}\nprint(*sys.modules)").split()
+    assert "pyllama.cli.rm" in loaded and "pyllama.cli.serve" not in loaded
+
+
+def test_every_word_for_a_command_is_known_before_the_commands_are():
+    words = next(action.choices for action in cli.build_parser()._actions if action.choices)
+    named = {word: cli._OTHERWISE_CALLED.get(word, word) for word in words}
+    assert set(named.values()) == set(cli.COMMANDS)
+    for word, module in named.items():
+        (alone,) = (action.choices for action in cli.build_parser([module])._actions if action.choices)
+        assert word in alone
+
+
 def test_import_loads_nothing_heavy():
     names = set(
         run_python(
@@ -216,7 +234,7 @@ def test_import_loads_nothing_heavy():
 
 def test_load_is_there_without_the_decoder():
     """Which all families come with, and whoever only asks what there is does not need."""
-    names = run_python("import sys, pyllama; pyllama.load, pyllama.Model; print('\\n'.join(sys.modules))").split()
+    names = run_python("import sys, pyllama; pyllama.load, pyllama.Model; print(*sys.modules)").split()
     assert "pyllama.model" in names
     assert [name for name in names if name.startswith(("pyllama.decoder", "pyllama.architecture"))] == []
 

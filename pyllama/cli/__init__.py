@@ -6,44 +6,26 @@ costs only argparse.
 """
 
 import argparse
+import importlib
 import itertools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from pyllama.cli import (
-    bench,
-    chat,
-    cluster,
-    completion,
-    doctor,
-    info,
-    list_models,
-    pack,
-    perplexity,
-    plan,
-    ps,
-    pull,
-    quantize,
-    rm,
-    run,
-    serve,
-    service,
-    settings,
-    streams,
-    unpack,
-    verify,
-)
+from pyllama.cli import settings, streams
 from pyllama.cli.hints import check_command, commands_of, name_of, unknown
 from pyllama.errors import PyllamaError, RequestError, reason_of
 from pyllama.synonyms import is_of_others
 from pyllama.version import __version__
 
+#: Modules of this package, a command each, in the order of the help.
 COMMANDS = (
-    run, chat, serve, service, ps, list_models, info, pull, rm, plan, doctor, bench, perplexity, quantize, pack, unpack,
-    verify, cluster, completion,
+    "run", "chat", "serve", "service", "ps", "list_models", "info", "pull", "rm", "plan", "doctor", "bench",
+    "perplexity", "quantize", "pack", "unpack", "verify", "cluster", "completion",
 )  # fmt: skip
+_ABOUT_ALL = ("ps", "completion", "doctor")  # which are about the command line itself
+_OTHERWISE_CALLED = {"list": "list_models", "ls": "list_models", "show": "info", "remove": "rm"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,8 +67,8 @@ def _join(namespace: argparse.Namespace, extras: list[str]) -> list[str]:
     return []
 
 
-def build_parser() -> Parser:
-    """The whole command line; docs/cli.md is checked against it."""
+def build_parser(commands: Sequence[str] = COMMANDS) -> Parser:
+    """The whole command line, against which docs/cli.md is checked; or some commands of it."""
     parser = Parser(
         prog="pyllama",
         description="Run LLaMA-family models at the precision they were published in.",
@@ -95,14 +77,36 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"pyllama {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND")
     parser.set_defaults(run=lambda args: print(parser.format_help(), end="") or 0)
-    for command in COMMANDS:
-        command.add_parser(subparsers)
+    for command in commands:
+        importlib.import_module(f"{__name__}.{command}").add_parser(subparsers)
     parser.siblings = commands_of(parser)
     for other in parser.siblings.values():
         other.siblings = parser.siblings  # type: ignore[attr-defined]
-    for name in ("ps", "completion", "doctor"):  # which are about the command line itself
+    for name in parser.siblings.keys() & _ABOUT_ALL:
         parser.siblings[name].set_defaults(command_line=parser)
     return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What was typed, by the parser of that command alone if that will do: all of them take a quarter longer to start.
+
+    Not where there is a file of settings, all of which is checked; nor for complaints, which know all there is.
+    """
+    word = argv[0] if argv else ""
+    command = _OTHERWISE_CALLED.get(word, word)
+    if word == "--version" or (command in COMMANDS and command not in _ABOUT_ALL and not settings.has_file()):
+        parser = build_parser([command] if command in COMMANDS else [])
+        try:
+            if name := name_of(parser, word):
+                settings.apply(parser, name)
+            return parser.parse_args(argv)
+        except RequestError:
+            pass
+    parser = build_parser()
+    check_command(argv, parser)
+    if name := name_of(parser, word):
+        settings.apply(parser, name)
+    return parser.parse_args(argv)
 
 
 def _tell_warning(message: Warning | str, *where: Any, **more: Any) -> None:
@@ -115,12 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = _tell_warning
     try:
         try:
-            argv = sys.argv[1:] if argv is None else argv
-            parser = build_parser()
-            check_command(argv, parser)
-            if argv and (name := name_of(parser, argv[0])):
-                settings.apply(parser, name)
-            args = parser.parse_args(argv)
+            args = _parse(sys.argv[1:] if argv is None else argv)
             code = args.run(args)
         finally:
             sys.stdout.flush()

@@ -60,6 +60,11 @@ def config_path() -> Path:
     return Path(os.environ.get(CONFIG) or config_folder() / "config.toml")
 
 
+def has_file() -> bool:
+    """Whether there is a file to look at, or ought to be."""
+    return CONFIG in os.environ or os.path.lexists(config_path())
+
+
 def _of_file(
     commands: Mapping[str, argparse.ArgumentParser], name: str, options: Mapping[str, argparse.Action]
 ) -> Iterator[tuple[str, Any, str]]:
