@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from pyllama.cluster.hosts import Host, is_here
-from pyllama.cluster.remote import AGENT, agent
 from pyllama.cluster.wire import SOCKET, ClosedError, Link
 from pyllama.errors import BoardError, RequestError
 from pyllama.printable import one_line
@@ -71,7 +70,7 @@ class Job:
             listening.settimeout(0.1)
             self._process = subprocess.Popen(
                 command(self._folder / "hosts", self.hosts, interface),
-                env={**os.environ, SOCKET: where, AGENT: " ".join(agent()), "OMP_WAIT_POLICY": "passive"},
+                env={**os.environ, SOCKET: where, "OMP_WAIT_POLICY": "passive"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -22,18 +22,11 @@ _NOISE = 1 << 16
 CONNECT_S = 5
 
 
-AGENT = "PRTE_MCA_prte_ssh_agent"  # MPI's own setting of which ssh, so that one serves both
-
-
-def agent() -> list[str]:
-    """The words of an ssh that asks nobody, and gives up a board that is not there as soon as TCP may."""
-    said = os.environ.get(AGENT, "").split(":")[0].strip()
-    return [*shlex.split(said or "ssh"), "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}"]
-
-
 def ssh() -> list[str]:
-    """The same where nobody else watches the connection."""
-    return [*agent(), "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
+    """The words of ssh: MPI's own setting of which one, so that one serves both."""
+    agent = os.environ.get("PRTE_MCA_prte_ssh_agent", "").split(":")[0].strip()
+    return [*shlex.split(agent or "ssh"), "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}",
+            "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]  # fmt: skip
 
 
 def words_of(module: str) -> list[str]:
