@@ -33,7 +33,10 @@ _END_S = 1.5  # that mpiexec is given to end its ranks
 
 _KILLED = re.compile(r"process rank (\d+) with PID (\d+) on node (\S+) exited on signal (\d+)")
 _ENDED = re.compile(r"Process name: \[[^\]]*,(\d+)\] Exit code: (\d+)")
-_PEER = re.compile(r"Peer host: (\S+)|lost communication with a remote daemon.* on node (\S+) This is")
+_PEER = re.compile(
+    r"Peer host: (\S+)|lost communication with a remote daemon.* on node (\S+) This is|peer: (\S+) mca_btl_tcp"
+)
+_ABORTED = re.compile(r"\[([^\s:\[\]]+):\d+\] \*\*\* An error occurred in Socket closed")
 _SSH = re.compile(r"(ssh: [^\n]*|[^\n]*Permission denied[^\n]*|[^\n]*Host key verification failed[^\n]*)")
 
 
@@ -119,9 +122,11 @@ class Job:
             hint = "; was its memory short?" if number == signal.SIGKILL else ""
             return f"{self._name(int(found[1]))}: the rank was ended by signal {name}{hint}"
         peer = _PEER.search(text)
-        lost = peer and (peer[1] or peer[2])
+        lost = peer and (peer[1] or peer[2] or peer[3])
         if any(host.name == lost for host in self.hosts):
             return f"{lost}: the rank there has ended, or its link is down"
+        if found := _ABORTED.search(text):  # MPI asked nobody
+            return f"{found[1]}: lost its connection to another rank, which has ended or whose link is down"
         said = [line for line in self._errors if line.startswith("pyllama: ")]
         if found := _ENDED.search(text):
             return f"{self._name(int(found[1]))}: {said[-1][9:] if said else f'the rank ended with code {found[2]}'}"
