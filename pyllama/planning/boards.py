@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyllama.architecture import layers_of
-from pyllama.architecture.tensors import flop
 from pyllama.checkpoint.outline import Described
 from pyllama.decoder import Shape
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.planning.memory import Plan, make_plan
-from pyllama.planning.time import OF_DISK, OF_DRAM, Rates, gflop_s
+from pyllama.planning.time import OF_DISK, OF_DRAM, Rates, pass_seconds
 
 GATHERS = 4  # a layer: attention's output, o_proj, the gated product, down_proj
 AROUND = 2  # a pass: embeddings, logits
@@ -71,15 +70,8 @@ def together(
 def _seconds(part: Described, plan: Plan, shape: Shape, rates: Rates, options: dict) -> tuple[float, str]:
     half = max(1, plan.context_length // 2)
     cache = cache_nbytes(shape, half, options.get("kv_dtype", "f16")) if shape.kv_size else 0
-    whole = Shape.whole(part.config)
-    operations = flop(part.config, 1, half, 1) * shape.intermediate_size / max(1, whole.intermediate_size)
-    times = {
-        "disk": plan.streamed / (rates.disk_gb_s * 1e9 * OF_DISK),
-        "memory": (plan.pinned + 2 * plan.streamed + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
-        "compute": operations / (gflop_s(part, rates) * 1e9),
-    }
-    bound = max(times, key=lambda name: times[name])
-    return times[bound], bound
+    share = shape.intermediate_size / max(1, Shape.whole(part.config).intermediate_size)
+    return pass_seconds(part, plan, rates, 1, half, cache=cache, share=share)
 
 
 def talk_seconds(model: Described, boards: int, link: Link) -> float:

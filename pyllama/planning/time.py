@@ -188,6 +188,7 @@ def pass_seconds(
     rows: int = 1,
     hits: float | None = None,
     counts: np.ndarray | None = None,
+    share: float = 1.0,
 ) -> tuple[float, str]:
     """Seconds of a pass, and what bounds it: "disk", "memory" or "compute".
 
@@ -198,6 +199,7 @@ def pass_seconds(
     rows       tokens whose logits are wanted
     hits       share of a mixture's experts that are in memory; None: as many as the pool holds
     counts     as of demand()
+    share      of the model's operations that is done here; the plan is of the part that is here
     """
     experts, missed = demand(model, plan, tokens, hits=hits, counts=counts)
     of_all = plan.streamed if read is None else read
@@ -208,7 +210,7 @@ def pass_seconds(
         "disk": from_disk / (rates.disk_gb_s * 1e9 * OF_DISK) + before,
         # What comes from disk crosses the memory bus twice: once in, once to the cores.
         "memory": (plan.pinned + experts - missed + 2 * from_disk + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
-        "compute": flop(model.config, tokens, positions, rows) / (gflop_s(model, rates) * 1e9),
+        "compute": share * flop(model.config, tokens, positions, rows) / (gflop_s(model, rates) * 1e9),
     }
     bound = max(times, key=lambda name: times[name])
     return times[bound], bound
