@@ -6,7 +6,6 @@ Each file is hashed as it comes, read back from the disk, and every block of it 
 counts. After a kill the files that are whole stay for the next push.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from pyllama.checkpoint import open_checkpoint
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.packed import read_shard, shard_name
 from pyllama.cluster.own_part import part_name, parts_folder
-from pyllama.cluster.remote import accept
+from pyllama.cluster.remote import answering
 from pyllama.cluster.wire import ClosedError, Link
 from pyllama.errors import CheckpointError, PackError, PyllamaError
 from pyllama.packing import verify
@@ -177,14 +176,8 @@ def _sound_name(name: str) -> str:
 
 
 def main() -> None:
-    link = accept()
-    try:
+    with answering() as link:
         Receiver(link).run()
-    except ClosedError:
-        pass
-    except PyllamaError as error:
-        with contextlib.suppress(ClosedError):
-            link.send("error", str(error).encode())
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from pyllama.closing import Closing
 from pyllama.cluster.hosts import is_here
 from pyllama.cluster.wire import ClosedError, Link, Pipes
-from pyllama.errors import BoardError
+from pyllama.errors import BoardError, PyllamaError
 from pyllama.printable import one_line
 from pyllama.version import __version__
 
@@ -126,6 +127,19 @@ class Remote(Closing):
             self._process.wait()
         if self._process.stderr is not None:
             self._process.stderr.close()
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[Link]:
+    """The link to whoever started this process, whose end ends the block; so does a PyllamaError, told over it."""
+    link = accept()
+    try:
+        yield link
+    except ClosedError:
+        pass
+    except PyllamaError as error:
+        with contextlib.suppress(ClosedError):
+            link.send("error", str(error).encode())
 
 
 def accept() -> Link:

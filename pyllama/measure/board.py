@@ -3,7 +3,6 @@
 python -m pyllama.measure.board        started by surveys(), see cluster/remote.py
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -17,8 +16,7 @@ from typing import Any
 from pyllama.checkpoint.digest import weights_digest
 from pyllama.cluster.hosts import Host
 from pyllama.cluster.own_part import open_part, parts_folder, shares_by_place
-from pyllama.cluster.remote import Remote, accept
-from pyllama.cluster.wire import ClosedError
+from pyllama.cluster.remote import Remote, answering
 from pyllama.errors import PyllamaError
 
 
@@ -109,19 +107,13 @@ def surveys(hosts: Sequence[Host], model: str | None, *, rates: bool = True) -> 
 
 
 def main() -> None:
-    link = accept()
-    try:
+    with answering() as link:
         while True:
             kind, data = link.receive()
             if kind == "time":
                 link.send("time", time.time())
             elif kind == "survey":
                 link.send("survey", survey(json.loads(data)))
-    except ClosedError:
-        pass
-    except PyllamaError as error:
-        with contextlib.suppress(ClosedError):
-            link.send("error", str(error).encode())
 
 
 if __name__ == "__main__":
