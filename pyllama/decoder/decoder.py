@@ -318,6 +318,7 @@ class Decoder(Extender):
         self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
         self._per_layer = _PerLayer(config, weights) if config.hidden_size_per_layer_input else None
+        self._first_repeatable = next((layer for layer in self._layers if layer.repeatable), None)
         self._first_without_keys = config.num_hidden_layers - config.num_kv_shared_layers
         self._logits_scale = np.array([1 / config.logits_scale], np.float32)
         self._buffers = Buffers(shape, 1)
@@ -403,7 +404,7 @@ class Decoder(Extender):
         """Whether a layer does in every pass of so many tokens what it did in the first, but for what buffers hold."""
         if tokens > REPEATED_TOKENS or self.ranks is not None or self.on_input is not None:
             return False
-        first = next((layer for layer in self._layers if layer.repeatable), None)
+        first = self._first_repeatable
         return first is not None and self.weights.resident(*first.down.names) is not None
 
     def _repeat(self, number: int, layer: _Layer, a: Buffers, where: "kernels.Batch") -> None:
