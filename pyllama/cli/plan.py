@@ -197,14 +197,15 @@ def _quantized(
 ) -> list[dict[str, Any]]:
     """The same of files that `pyllama quantize` would make; none for a model that is one, or has no GGUF form."""
     from pyllama.checkpoint.dtypes import PLAIN
+
+    if model.dtype not in PLAIN:
+        return []
     from pyllama.checkpoint.outline import stored_nbytes
     from pyllama.errors import UnsupportedError
     from pyllama.planning.memory import make_plan
     from pyllama.planning.time import forecast
     from pyllama.quantizing.prospect import prospect
 
-    if model.dtype not in PLAIN:
-        return []
     found = []
     for name in QUANTIZED:
         try:
