@@ -232,7 +232,7 @@ def _open(name: str, quiet: bool) -> "Checkpoint | Outline":
 
 def _fetch_outline(name: str, quiet: bool) -> "Checkpoint | Outline":
     from pyllama import hub
-    from pyllama.checkpoint.outline import outline_huggingface
+    from pyllama.checkpoint.huggingface_outline import outline_huggingface
     from pyllama.hub.choose import INDEX
     from pyllama.hub.listing import list_files
     from pyllama.hub.names import DEMO, parse_name

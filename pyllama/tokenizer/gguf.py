@@ -20,8 +20,8 @@ from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.bpe import ByteLevelModel
 from pyllama.tokenizer.chat_template import ChatTemplate
 from pyllama.tokenizer.missing import NoTokenizerError
+from pyllama.tokenizer.piece_types import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from pyllama.tokenizer.pre_tokenizers import PreTokenizer
-from pyllama.tokenizer.scored_pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 

@@ -19,7 +19,7 @@ from pyllama.tokenizer.vocabulary import Spans, Vocabulary
 
 MAX_TOKEN_LENGTH = 4096
 MAX_MERGES = 1 << 22
-CHUNK = 8192  # strings handled at once: bounds the Python objects alive while loading
+CHUNK = 4096  # strings handled at once: bounds what is alive while loading
 
 
 class Strings(NamedTuple):
