@@ -45,7 +45,10 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
     f = Fields(family.plain(f.source), f.where)
     if outer:
         _refuse_quantized(outer, family)
-        _check_class(outer, family.wrappers[str(outer.text("model_type"))])
+        wrapper = str(outer.text("model_type"))
+        if wrapper not in family.wrappers:
+            raise f.unsupported("model_type", f"{shown(family.model_type)} within {shown(wrapper)}")
+        _check_class(outer, family.wrappers[wrapper])
     else:
         _check_class(f, family.architecture)
     family.refuse(f)

@@ -402,6 +402,8 @@ def separated(config: Any, tensors: Mapping[str, Array]) -> dict[str, Array]:
             ("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
              (q_rows, q_rows + kv_rows)),
             ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj"), (config.intermediate_size,)),
+            ("shared_mlp.input_linear", ("mlp.gate_proj", "mlp.up_proj"), (config.intermediate_size,)),
+            ("shared_mlp.output_linear", ("mlp.down_proj",), ()),
         ):  # fmt: skip
             if fused in name:
                 found |= {name.replace(fused, p): v for p, v in zip(parts, np.split(values, cuts), strict=True)}
@@ -598,6 +600,10 @@ def tensor_shapes(config: Any, plain: bool = False) -> dict[str, tuple[int, ...]
         if config.mixture and config.mixture.layers[layer]:
             _add_mixture(add, shapes, prefix, config)
             continue
+        if config.model_type == "granitemoehybrid":
+            add(prefix + "shared_mlp.input_linear", 2 * inner, hidden, False)
+            add(prefix + "shared_mlp.output_linear", hidden, inner, False)
+            continue
         if config.model_type in FUSED:
             add(prefix + "mlp.gate_up_proj", 2 * inner, hidden, False)
         else:
@@ -679,7 +685,7 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
     if name.endswith("router.proj.weight"):  # whose input is small: / sqrt(hidden)
         return round_to_bfloat16(np.float32(2.0) * noise)
     # The branches outweigh the embedding, else a tied head would have every token predict itself.
-    ends = ("o_proj", "down_proj", ".out_proj", ".w2")
+    ends = ("o_proj", "down_proj", ".out_proj", ".w2", ".output_linear")
     gain = 12.0 if any(part in name for part in ends) else sharpness
     return round_to_bfloat16(np.float32(gain / math.sqrt(shape[-1])) * noise)
 
