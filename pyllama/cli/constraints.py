@@ -97,7 +97,7 @@ def _as_lark(grammar: str) -> str:
         return grammar
     try:
         return gbnf_to_lark.gbnf_to_lark(grammar)
-    except Exception as error:  # of a rule that is missing, or named twice, it is no other
+    except Exception as error:  # noqa: BLE001 - of a rule that is missing, or named twice, it is no other
         raise RequestError(f"--grammar: {' '.join(str(error).split()) or 'nested too deeply'}") from None
 
 

@@ -460,7 +460,7 @@ async function greet() {
     $("model").textContent = model.id;
     context = model.max_model_len || null;
     $("context").textContent = context ? `context ${context}` : "";
-    if (model.pyllama?.chat === false) tell("This model has no chat template: it continues texts, under /v1/completions.");
+    if (model.pyllama?.chat === false) tell("This model has no chat template: it continues texts, under /v1/completions. serve --chat-template gives it one.");
     else tell("");
   } catch {
     tell("The server cannot be reached.");
