@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.family import Biases, Defaults, Family
@@ -25,7 +25,7 @@ class Granite(Family):
     architecture = "GraniteForCausalLM"
     defaults = Defaults(max_position_embeddings=2048)
     read_here = frozenset(key for keys in _SCALES.values() for key in keys)
-    gguf_architecture = "granite"
+    gguf_architecture: ClassVar[str | None] = "granite"
     gguf_interleaved = True  # llama.cpp's converter permutes the rows of q and k, as for Llama
     gguf_factors = True
 

@@ -370,6 +370,11 @@ def delta_rule(q: Array, k: Array, v: Array, decay: Array, beta: Array) -> Array
     return out
 
 
+def unit(x: Array) -> Array:
+    """x over its length, as Qwen3.5 has it."""
+    return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-6)
+
+
 def gated_delta(x: Array, tensors: Mapping[str, Array], prefix: str, of: Any, eps: float) -> Array:
     """The gated delta rule as Qwen3.5 has it.
 
@@ -380,7 +385,7 @@ def gated_delta(x: Array, tensors: Mapping[str, Array], prefix: str, of: Any, ep
     mixed = silu(causal_conv(mixed, tensors[prefix + "conv1d.weight"]))
     q, k, v = np.split(mixed, [keys, 2 * keys], axis=-1)
     q, k = (np.repeat(of_all.reshape(len(x), of.key_heads, of.key_dim), each, axis=1) for of_all in (q, k))
-    q, k = (y / np.sqrt(np.sum(y * y, axis=-1, keepdims=True) + 1e-6) for y in (q, k))
+    q, k = unit(q), unit(k)
     v = v.reshape(len(x), of.value_heads, of.value_dim)
     rate, dt = -np.exp(float64(tensors[prefix + "A_log"])), float64(tensors[prefix + "dt_bias"])
     decay = np.exp(rate * np.logaddexp(0, a + dt))
