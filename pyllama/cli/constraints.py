@@ -20,7 +20,9 @@ def add_constraints(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the form of the answer")
     which = group.add_mutually_exclusive_group()
     which.add_argument("--json-schema", metavar="FILE", help="JSON that fits this JSON Schema, and nothing else")
-    which.add_argument("--grammar", metavar="FILE", help="text of this grammar: llama.cpp's GBNF, or llguidance's dialect of Lark")
+    which.add_argument(
+        "--grammar", metavar="FILE", help="text of this grammar: llama.cpp's GBNF, or llguidance's dialect of Lark"
+    )
     group.add_argument(
         "--tools",
         metavar="FILE",

@@ -288,6 +288,7 @@ def test_every_option_of_serve_goes_into_the_unit_and_comes_out_the_same(chat_fo
     given += ["--host", "0.0.0.0", "--port", "8123", "--alias=-a b", "--alias", "c$d", "--timeout", "60"]
     given += ["--stop-timeout", "3.5", "--api-key-file", str(tmp_path / "key"), "--cors", "http://a"]
     given += ["--max-body", "1M", "--max-connections", "10", "--max-running", "3", "--max-waiting", "0"]
+    given += ["--stop", "User:", "--stop=-- "]
     given += ["--chat-template", str(tmp_path / "a.jinja")]
     given += ["--embeddings", "--log-requests", "--no-warm-up"]
     given += ["--session-size", "1M", "--session-dir", str(tmp_path / "s")]
