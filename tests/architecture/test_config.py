@@ -1,11 +1,13 @@
 """config.json, GGUF metadata and params.json into Config: what is read, what is refused, and by which name."""
 
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
+from golden import CASES, load_case
 
 from pyllama.architecture import layers_of
 from pyllama.architecture.config import LIMITS, RopeScaling
@@ -15,6 +17,7 @@ from pyllama.architecture.tensors import HEAD
 from pyllama.checkpoint.gguf_config import gguf_config
 from pyllama.checkpoint.huggingface_config import huggingface_config, huggingface_dtype
 from pyllama.checkpoint.meta_config import meta_config
+from pyllama.checkpoint.outline import outline
 from pyllama.errors import CheckpointError, PyllamaError, UnsupportedError
 from pyllama.planning.memory import default_context
 from pyllama.quantizing.gguf_metadata import of_config
@@ -510,3 +513,28 @@ def test_granite_without_rotation_in_both_forms():
 def test_what_a_family_does_not_have_is_refused_by_name(kind, change, named):
     with pytest.raises(UnsupportedError, match=named):
         huggingface_config(tiny.tiny_config(model_type=kind) | change)
+
+
+def places(value, path=()):
+    """The path of everything in a config."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(inner, (dict, list)):
+            yield from places(inner, (*path, key))
+        yield (*path, key)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_anything_in_the_place_of_anything_is_read_or_refused_in_a_line(name):
+    whole = load_case(name).huggingface
+    for path in places(whole):
+        for other in ("x", [], {"a": 1}, 3.5, float("inf")):
+            config = json.loads(json.dumps(whole))
+            at = config
+            for key in path[:-1]:
+                at = at[key]
+            at[path[-1]] = other
+            try:
+                huggingface_dtype(config)
+                outline(huggingface_config(config), "BF16")
+            except PyllamaError as error:
+                assert "\n" not in str(error)
