@@ -15,6 +15,7 @@ from pyllama.architecture.gemma4 import Gemma4, Gemma4Unified
 from pyllama.architecture.gpt_oss import GptOss
 from pyllama.architecture.granite import Granite
 from pyllama.architecture.granitemoe import GraniteMoe
+from pyllama.architecture.granitemoehybrid import GraniteMoeHybrid
 from pyllama.architecture.layer import Layer
 from pyllama.architecture.lfm2 import Lfm2
 from pyllama.architecture.lfm2_moe import Lfm2Moe
@@ -40,7 +41,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Llama(), Mistral(), Ministral3(), Qwen2(), Qwen3(), SmolLM3(), Granite(), Olmo2(), Olmo3(), Gemma2(), Gemma3(),
         Gemma4(), Gemma4Unified(), Phi3(), Mixtral(), Qwen3Moe(), GptOss(), GraniteMoe(), Lfm2(), Qwen35(),
-        Lfm2Moe(), Qwen35Moe(),
+        Lfm2Moe(), Qwen35Moe(), GraniteMoeHybrid(),
     )
 }  # fmt: skip
 

@@ -92,7 +92,9 @@ def of_config(config: Config, name: str) -> dict[str, Value]:
 
 
 def _typed(value: Any) -> Value:
-    """A family's number, or list of them, as GGUF stores its kind."""
+    """A family's number or boolean, or list of them, as GGUF stores its kind."""
+    if isinstance(value, bool):
+        return value
     if isinstance(value, list):
         return np.array(value, np.bool_ if type(value[0]) is bool else np.uint32)
     return np.uint32(value) if type(value) is int else np.float32(value)

@@ -135,6 +135,7 @@ def test_without_model_type_the_classes_must_agree(tmp_path):
 @pytest.mark.parametrize("kind, wrapper, name", [
     ("gemma3_text", "gemma3", "Gemma3ForConditionalGeneration"),
     ("ministral3", "mistral3", "Mistral3ForConditionalGeneration"),
+    ("mistral", "mistral3", "Mistral3ForConditionalGeneration"),
 ])  # fmt: skip
 def test_the_text_model_of_one_that_sees(tmp_path, kind, wrapper, name, prefix):
     """Its tensors as transformers 4 and 5 name them there; the towers' are left alone."""
