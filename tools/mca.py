@@ -100,7 +100,7 @@ def float_loop(
 def integer_loop(
     title: str, loops: list[tuple[str, Instructions]], names: tuple[str, ...], lanes: dict[str, int], tokens: int
 ) -> Loop:
-    """The one with the most products of those that have no branch but their own: others do a rest of a tile, or of tokens."""
+    """The one with most products of those without a branch inside: others do what is left of a tile, or of tokens."""
     best = Loop([], 0, tokens)
     for function, body in loops:
         if function in names and sum(bool(BRANCH.match(operation)) for _, operation, _ in body) == 1:
