@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from pyllama.cli.hints import commands_of
+from pyllama.cli.known_words import PRE_TOKENIZERS, TYPES
 from pyllama.drafting import WORDS
 
 #: Where shells look, below the prefix of what is installed.
@@ -55,13 +56,9 @@ def _choices(action: argparse.Action) -> list[str]:
     if action.dest == "draft" and action.nargs != 0:
         return list(WORDS)
     if action.dest == "type":
-        from pyllama.quantizing.types import NAMES
-
-        return list(NAMES)
+        return list(TYPES)
     if action.dest == "pre_tokenizer":
-        from pyllama.tokenizer import pre_tokenizers
-
-        return list(pre_tokenizers.NAMES)
+        return list(PRE_TOKENIZERS)
     return [str(choice) for choice in action.choices or ()]
 
 
