@@ -89,7 +89,7 @@ def open_shared(folder: Path) -> Checkpoint:
             one.config,
             num_hidden_layers=LAYERS,
             layer_windows=(None,) * LAYERS,
-            mixture=dataclasses.replace(one.config.mixture, layers=(True,) * LAYERS),
+            mixture=one.config.mixture._replace(layers=(True,) * LAYERS),
         )
         stored = one.tensors
     files = {}

@@ -54,12 +54,12 @@ def test_each_feature_of_a_case_changes_its_logits(golden: Golden) -> None:
     if config.rope_scaling:
         plain.append(dataclasses.replace(config, rope_scaling=None))
         if config.rope_scaling.kind == "longrope":
-            other = dataclasses.replace(config.rope_scaling, long=not config.rope_scaling.long)
-            loud = dataclasses.replace(config.rope_scaling, attention_factor=1.0)
+            other = config.rope_scaling._replace(long=not config.rope_scaling.long)
+            loud = config.rope_scaling._replace(attention_factor=1.0)
             plain += [dataclasses.replace(config, rope_scaling=scaling) for scaling in (other, loud)]
         if config.rope_scaling.kind == "yarn":
             for change in ({"attention_factor": 1.0}, {"truncate": not config.rope_scaling.truncate}):
-                scaling = dataclasses.replace(config.rope_scaling, **change)
+                scaling = config.rope_scaling._replace(**change)
                 if scaling != config.rope_scaling:
                     plain.append(dataclasses.replace(config, rope_scaling=scaling))
     for window in {w for w in config.layer_windows if w and w < len(golden.tokens)}:
@@ -81,8 +81,7 @@ def test_each_feature_of_a_case_changes_its_logits(golden: Golden) -> None:
         plain.append(dataclasses.replace(config, rotary_dim=config.rotary_dim - 2))
     elif config.rotary_dim:
         pairs = config.rotary_dim // 2 - 1
-        fewer = dataclasses.replace(
-            config.rope_scaling,
+        fewer = config.rope_scaling._replace(
             factors=config.rope_scaling.factors[:pairs],
             long_factors=config.rope_scaling.long_factors[:pairs],
         )
@@ -152,7 +151,7 @@ def test_each_feature_of_a_mixture_changes_its_logits(name: str) -> None:
     changes += [{"sigmoid": False}, {"routed_scaling_factor": 1.1}] if of.sigmoid else []
     changes += [{"expert_bias": False}] if of.expert_bias else []
     for change in changes:
-        changed = dataclasses.replace(config, mixture=dataclasses.replace(of, **change))
+        changed = dataclasses.replace(config, mixture=of._replace(**change))
         assert golden.error(logits_of(golden, changed)) > 1e-3, change
     left_out: dict[str, list[Callable[[np.ndarray], np.ndarray]]] = {
         "expert_bias": [lambda b: b[::-1]],
@@ -173,7 +172,7 @@ def test_each_piece_of_gemma4_changes_its_logits(name: str) -> None:
     turned = config.rope_scaling.factors.count(config.rope_scaling.factor)
     for pairs in (turned - 1, turned + 1, len(config.rope_scaling.factors)):
         factors = (1.0,) * pairs + (math.inf,) * (len(config.rope_scaling.factors) - pairs)
-        changed.append({"rope_scaling": dataclasses.replace(config.rope_scaling, factors=factors)})
+        changed.append({"rope_scaling": config.rope_scaling._replace(factors=factors)})
     for other in (10**6, 10, 12):
         changed.append({"layer_windows": tuple(window and other for window in config.layer_windows)})
     changed.append({"rope_theta": config.sliding_rope[0]})

@@ -26,8 +26,6 @@ HEAD = '''"""Chat templates that are known to be harmless, by digest: published 
 Written by tools/known_templates.py. Any other works as well, in a process of its own (template_process.py).
 """
 
-import hashlib
-
 #: The first 128 bits of SHA-256 of a template's text, without white space at its ends.
 DIGESTS = frozenset(
     """
@@ -38,6 +36,8 @@ TAIL = '''""".split()
 
 def digest(source: str) -> str:
     """What a template is known by."""
+    import hashlib  # brings OpenSSL along, 3.5 MB, which whoever renders nothing can do without
+
     return hashlib.sha256(source.replace("\\r\\n", "\\n").strip().encode("utf-8", "replace")).hexdigest()[:32]
 
 

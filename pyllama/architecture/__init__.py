@@ -5,45 +5,67 @@ One family, one file. A new one is listed here and is known to every form of fil
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from importlib import import_module
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.family import Family
-from pyllama.architecture.gemma2 import Gemma2
-from pyllama.architecture.gemma3 import Gemma3
-from pyllama.architecture.gemma4 import Gemma4, Gemma4Unified
-from pyllama.architecture.gpt_oss import GptOss
-from pyllama.architecture.granite import Granite
-from pyllama.architecture.granitemoe import GraniteMoe
-from pyllama.architecture.granitemoehybrid import GraniteMoeHybrid
 from pyllama.architecture.layer import Layer
-from pyllama.architecture.lfm2 import Lfm2
-from pyllama.architecture.lfm2_moe import Lfm2Moe
-from pyllama.architecture.llama import Llama
-from pyllama.architecture.ministral3 import Ministral3
-from pyllama.architecture.mistral import Mistral
-from pyllama.architecture.mixtral import Mixtral
-from pyllama.architecture.olmo2 import Olmo2
-from pyllama.architecture.olmo3 import Olmo3
-from pyllama.architecture.phi3 import Phi3
-from pyllama.architecture.qwen2 import Qwen2
-from pyllama.architecture.qwen3 import Qwen3
-from pyllama.architecture.qwen3_5 import Qwen35
-from pyllama.architecture.qwen3_5_moe import Qwen35Moe
-from pyllama.architecture.qwen3_moe import Qwen3Moe
-from pyllama.architecture.smollm3 import SmolLM3
 
 __all__ = ["FAMILIES", "Config", "Family", "Layer", "layers_of"]
 
-#: model_type of config.json -> its family.
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        Llama(), Mistral(), Ministral3(), Qwen2(), Qwen3(), SmolLM3(), Granite(), Olmo2(), Olmo3(), Gemma2(), Gemma3(),
-        Gemma4(), Gemma4Unified(), Phi3(), Mixtral(), Qwen3Moe(), GptOss(), GraniteMoe(), Lfm2(), Qwen35(),
-        Lfm2Moe(), Qwen35Moe(), GraniteMoeHybrid(),
-    )
-}  # fmt: skip
+
+class _Families(Mapping[str, Family]):
+    """model_type of config.json -> its family, whose file is read when it is first asked for: a model is of one.
+
+    classes  model_type -> file and class
+    """
+
+    def __init__(self, classes: Mapping[str, str]):
+        self._classes = classes
+        self._read: dict[str, Family] = {}
+
+    def __getitem__(self, model_type: str) -> Family:
+        if model_type not in self._read:
+            file, name = self._classes[model_type].split(".")
+            self._read[model_type] = getattr(import_module(f"{__name__}.{file}"), name)()
+        return self._read[model_type]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+
+FAMILIES = _Families(
+    {
+        "llama": "llama.Llama",
+        "mistral": "mistral.Mistral",
+        "ministral3": "ministral3.Ministral3",
+        "qwen2": "qwen2.Qwen2",
+        "qwen3": "qwen3.Qwen3",
+        "smollm3": "smollm3.SmolLM3",
+        "granite": "granite.Granite",
+        "olmo2": "olmo2.Olmo2",
+        "olmo3": "olmo3.Olmo3",
+        "gemma2": "gemma2.Gemma2",
+        "gemma3_text": "gemma3.Gemma3",
+        "gemma4_text": "gemma4.Gemma4",
+        "gemma4_unified_text": "gemma4.Gemma4Unified",
+        "phi3": "phi3.Phi3",
+        "mixtral": "mixtral.Mixtral",
+        "qwen3_moe": "qwen3_moe.Qwen3Moe",
+        "gpt_oss": "gpt_oss.GptOss",
+        "granitemoe": "granitemoe.GraniteMoe",
+        "lfm2": "lfm2.Lfm2",
+        "qwen3_5_text": "qwen3_5.Qwen35",
+        "lfm2_moe": "lfm2_moe.Lfm2Moe",
+        "qwen3_5_moe_text": "qwen3_5_moe.Qwen35Moe",
+        "granitemoehybrid": "granitemoehybrid.GraniteMoeHybrid",
+    }
+)
 
 
 @lru_cache(maxsize=4)

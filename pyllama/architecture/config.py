@@ -6,6 +6,7 @@ What they make of a model is in the family's file; how each form of file spells 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pyllama.errors import CheckpointError, shown
 
@@ -29,8 +30,7 @@ LIMITS = {
 _OF_MIXTURE = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
+class RopeScaling(NamedTuple):
     """How the rotary frequencies differ from `rope_theta ** (-2 i / head_dim)`.
 
     kind "linear":  frequencies divided by `factor`
@@ -61,8 +61,7 @@ class RopeScaling:
     long: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Mixture:
+class Mixture(NamedTuple):
     """Experts in place of one feed-forward block.
 
     num_experts            of a layer
@@ -87,8 +86,7 @@ class Mixture:
     routed_scaling_factor: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class ShortConvs:
+class ShortConvs(NamedTuple):
     """Short convolutions in place of attention.
 
     width   tokens that one reaches over
@@ -101,8 +99,7 @@ class ShortConvs:
     layers: tuple[bool, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaRule:
+class DeltaRule(NamedTuple):
     """The gated delta rule in place of attention.
 
     key_heads, value_heads, key_dim, value_dim
@@ -120,8 +117,7 @@ class DeltaRule:
     tiled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FullAttention:
+class FullAttention(NamedTuple):
     """Heads of the layers that see everything, where they are not those of layers with a window.
 
     values_are_keys  what k_proj makes is the value as well, as it is before its norm and rotation
@@ -132,8 +128,7 @@ class FullAttention:
     values_are_keys: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class QueryGrowth:
+class QueryGrowth(NamedTuple):
     """Queries at position p are multiplied by 1 + beta * ln(1 + floor(p / original))."""
 
     beta: float
@@ -223,7 +218,7 @@ class Config:
         scaling = self.rope_scaling
         if asked is None or asked <= self.usual_positions or scaling is None or scaling.kind != "longrope":
             return self
-        return replace(self, rope_scaling=replace(scaling, long=True))
+        return replace(self, rope_scaling=scaling._replace(long=True))
 
 
 def _check_ranges(c: Config) -> None:

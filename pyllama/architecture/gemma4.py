@@ -253,7 +253,7 @@ class Gemma4(Family):
     def gguf_found(self, options: dict[str, Any], names: Container[str]) -> dict[str, Any]:
         full = next((i for i, window in enumerate(options["layer_windows"]) if window is None), 0)
         shared = f"{layer_name(full)}self_attn.v_proj.weight" not in names
-        return {**options, "full_attention": replace(options["full_attention"], values_are_keys=shared)}
+        return {**options, "full_attention": options["full_attention"]._replace(values_are_keys=shared)}
 
     def gguf_values(self, config: Config) -> dict[str, Any]:
         full, windows = config.full_attention, config.layer_windows
@@ -322,27 +322,26 @@ def _own(layer: Layer, number: int, config: Config) -> Layer:
     assert isinstance(mixer, Attention) and mixer.k is not None and mixer.v is not None  # Llama's has both
     if windows[number] is None and full is not None:
         dim, heads = full.head_dim, full.num_key_value_heads
-        mixer = replace(
-            mixer,
+        mixer = mixer._replace(
             kv_heads=heads,
             head_dim=dim,
             rope=main_rope(config),
-            q=replace(mixer.q, rows=config.num_attention_heads * dim),
-            k=replace(mixer.k, rows=heads * dim),
-            v=None if full.values_are_keys else replace(mixer.v, rows=heads * dim),
-            o=replace(mixer.o, cols=config.num_attention_heads * dim),
+            q=mixer.q._replace(rows=config.num_attention_heads * dim),
+            k=mixer.k._replace(rows=heads * dim),
+            v=None if full.values_are_keys else mixer.v._replace(rows=heads * dim),
+            o=mixer.o._replace(cols=config.num_attention_heads * dim),
             q_norm=Norm("self_attn.q_norm", dim),
             k_norm=Norm("self_attn.k_norm", dim),
         )
     else:
         theta, scaling = config.sliding_rope or (config.rope_theta, config.rope_scaling)
-        mixer = replace(mixer, rope=Rope(theta, config.head_dim, scaling))
-    mixer = replace(mixer, v_normed=True)
+        mixer = mixer._replace(rope=Rope(theta, config.head_dim, scaling))
+    mixer = mixer._replace(v_normed=True)
     mlp = layer.mlp
     own = config.num_hidden_layers - config.num_kv_shared_layers
     if number >= own:
         like = [i for i in range(own) if (windows[i] is None) == (windows[number] is None)]
-        mixer = replace(mixer, k=None, v=None, k_norm=None, v_normed=False, source=like[-1])
+        mixer = mixer._replace(k=None, v=None, k_norm=None, v_normed=False, source=like[-1])
         if config.shared_intermediate_size:
             inner = config.shared_intermediate_size
             mlp = Mlp(
@@ -369,4 +368,4 @@ def _own(layer: Layer, number: int, config: Config) -> Layer:
             router_scale="router.scale",
             expert_scale="router.per_expert_scale",
         )
-    return replace(layer, mixer=mixer, mlp=mlp, per_layer_input=third, scalar="layer_scalar", beside=beside)
+    return layer._replace(mixer=mixer, mlp=mlp, per_layer_input=third, scalar="layer_scalar", beside=beside)

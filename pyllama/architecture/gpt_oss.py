@@ -69,7 +69,7 @@ class GptOss(Family):
 
     def gguf_mixture(self, f: Fields, layers: int) -> Mixture:
         found = gguf_mixture(f, layers, f.size("moe_intermediate_size", "expert_feed_forward_length"))
-        return replace(found, swiglu_limit=_LIMIT)
+        return found._replace(swiglu_limit=_LIMIT)
 
     def gguf_window(self, window: int, f: Fields) -> int:
         return window
@@ -84,6 +84,6 @@ def _with_biases(layer: Layer, config: Config) -> Layer:
     assert (
         isinstance(mlp, Experts) and isinstance(mixer, Attention) and config.mixture is not None
     )  # every layer has some
-    router, gate, up, down = (replace(of, bias=True) for of in (mlp.router, mlp.gate, mlp.up, mlp.down))
+    router, gate, up, down = (of._replace(bias=True) for of in (mlp.router, mlp.gate, mlp.up, mlp.down))
     experts = replace(mlp, router=router, gate=gate, up=up, down=down, limit=config.mixture.swiglu_limit)
-    return replace(layer, mixer=replace(mixer, sinks="self_attn.sinks.weight"), mlp=experts)
+    return layer._replace(mixer=mixer._replace(sinks="self_attn.sinks.weight"), mlp=experts)

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pyllama.architecture.config import Config, QueryGrowth, RopeScaling
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(NamedTuple):
     """y = x @ w.T + b; w (rows, cols), b (rows,) or none."""
 
     name: str
@@ -27,8 +26,7 @@ class Linear:
     bias: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Norm:
+class Norm(NamedTuple):
     """RMSNorm over `size` elements, with a weight of as many; plus_one: stored as what is added to 1."""
 
     name: str
@@ -36,8 +34,7 @@ class Norm:
     plus_one: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Rope:
+class Rope(NamedTuple):
     """A table of rotary frequencies; layers that have an equal one share it."""
 
     theta: float
@@ -45,8 +42,7 @@ class Rope:
     scaling: RopeScaling | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Attention:
+class Attention(NamedTuple):
     """softmax(rope(q) rope(k) * scale) v over the positions a query may see.
 
     heads, kv_heads  query heads and key/value heads that are computed here
@@ -85,8 +81,7 @@ class Attention:
     v_normed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Convolution:
+class Convolution(NamedTuple):
     """Of each channel by itself, over the last `width` tokens; its weight is kept as one vector, (channels, width)."""
 
     name: str
@@ -100,8 +95,7 @@ class Convolution:
         return (self.width - 1) * self.channels
 
 
-@dataclass(frozen=True, slots=True)
-class ShortConv:
+class ShortConv(NamedTuple):
     """out(C * conv(B * x)), with B, C, x the three thirds of in_proj(h)."""
 
     in_proj: Linear
@@ -122,8 +116,7 @@ class ShortConv:
         return self.in_proj, self.out
 
 
-@dataclass(frozen=True, slots=True)
-class GatedDelta:
+class GatedDelta(NamedTuple):
     """out(norm(delta rule over silu(conv(qkv(h)))) * silu(z(h))), as MODEL.md has it, "Gated delta rule".
 
     key_heads, value_heads  as many of the latter for each of the former
@@ -173,8 +166,7 @@ class GatedDelta:
         return self.qkv, self.z, self.b, self.a, self.out
 
 
-@dataclass(frozen=True, slots=True)
-class Mlp:
+class Mlp(NamedTuple):
     """down(activation(gate(x)) * up(x)); activation: "silu", or "gelu" in its tanh form"""
 
     gate: Linear
@@ -214,12 +206,11 @@ class Experts:
 
     def expert(self, number: int) -> Mlp:
         """One of them."""
-        gate, up, down = (replace(of, name=of.name.format(number)) for of in (self.gate, self.up, self.down))
+        gate, up, down = (of._replace(name=of.name.format(number)) for of in (self.gate, self.up, self.down))
         return Mlp(gate, up, down)
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
+class Beside(NamedTuple):
     """Experts beside a layer's mlp: norm(norm_1(mlp(norm(x))) + norm_2(experts(norm_2'(x)))) is added.
 
     norm, post_norm  before and after the experts
@@ -236,8 +227,7 @@ class Beside:
     expert_scale: str
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
+class Shared(NamedTuple):
     """Experts beside a layer's mlp, which all tokens go to: experts(h) + mlp(h) * sigmoid(gate(h)) is added.
 
     gate  one row
@@ -247,8 +237,7 @@ class Shared:
     gate: Linear
 
 
-@dataclass(frozen=True, slots=True)
-class PerLayerInput:
+class PerLayerInput(NamedTuple):
     """x = x + norm(projection(gelu(gate(x)) * input)), the input being the token's own for this layer."""
 
     gate: Linear
@@ -256,8 +245,7 @@ class PerLayerInput:
     norm: Norm
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """A layer.
 
     name                  what stands before the names of its tensors: layer_name()

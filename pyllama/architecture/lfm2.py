@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -94,7 +93,7 @@ class Lfm2(Family):
             Convolution("conv.conv", hidden, convs.width, convs.bias),
             Linear("conv.out_proj", hidden, hidden, convs.bias),
         )
-        return tuple(replace(layer, mixer=mixer) if conv else layer for layer, conv in zip(layers, convs.layers))
+        return tuple(layer._replace(mixer=mixer) if conv else layer for layer, conv in zip(layers, convs.layers))
 
     def layer_types(self, f: Fields, layers: int) -> list[str] | None:
         full = f.get("full_attn_idxs")

@@ -7,7 +7,6 @@ former alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -88,7 +87,7 @@ class Lfm2Moe(Lfm2):
         size = f.size("moe_intermediate_size", "expert_feed_forward_length")
         dense = f.integer("leading_dense_block_count", 0, layers - 1, 0)
         found = gguf_mixture(f, layers, size, gating=SIGMOID, dense=dense)
-        return replace(found, sigmoid=True, expert_bias=True)
+        return found._replace(sigmoid=True, expert_bias=True)
 
     def gguf_values(self, config: Config) -> dict[str, Any]:
         dense = config.mixture.layers.index(True) if config.mixture else 0

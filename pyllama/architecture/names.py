@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from pyllama.architecture.layer import layer_name
 
@@ -18,8 +19,7 @@ _IN_LAYER = re.compile(r"(0|[1-9][0-9]{0,3})\.([A-Za-z0-9_.]+?)(?:\.(weight|bias
 _NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,3})(?=\.|$)")
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(NamedTuple):
     """One form's names.
 
     layers  what stands before a layer's number: "blk."
@@ -34,10 +34,10 @@ class Names:
     """
 
     layers: str
-    outer: Mapping[str, str] = field(default_factory=dict)
-    inner: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
-    stacks: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
-    exact: Mapping[str, str] = field(default_factory=dict)
+    outer: Mapping[str, str] = MappingProxyType({})
+    inner: Mapping[str, str | tuple[str, ...]] = MappingProxyType({})
+    stacks: Mapping[str, str | tuple[str, ...]] = MappingProxyType({})
+    exact: Mapping[str, str] = MappingProxyType({})
 
     def ours(self, stored: str, experts: int = 1) -> tuple[str, ...]:
         """Our names of the tensors that are stored under this one, in the order of their rows; () for none.

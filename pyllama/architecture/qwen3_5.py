@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -79,7 +78,7 @@ class Qwen35(Family):
         linear = of.layers if of else (False,) * config.num_hidden_layers
         mixer = _gated_delta(config, of) if of else None
         return tuple(
-            replace(layer, mixer=mixer if mixer and is_linear else _gated(layer.mixer))
+            layer._replace(mixer=mixer if mixer and is_linear else _gated(layer.mixer))
             for layer, is_linear in zip(llama_layers(config, head_norms=True), linear, strict=True)
         )
 
@@ -142,7 +141,7 @@ class Qwen35(Family):
 def _gated(mixer: Attention | ShortConv | GatedDelta) -> Attention:
     """Attention whose q_proj makes a gate beside each head's query."""
     assert isinstance(mixer, Attention)  # as llama_layers() has it
-    return replace(mixer, q=replace(mixer.q, rows=2 * mixer.q.rows), gated=True)
+    return mixer._replace(q=mixer.q._replace(rows=2 * mixer.q.rows), gated=True)
 
 
 def _gated_delta(config: Config, of: DeltaRule) -> GatedDelta:

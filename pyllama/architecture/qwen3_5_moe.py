@@ -4,7 +4,6 @@ mlp that all tokens go through, by a gate."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -84,7 +83,7 @@ class Qwen35Moe(Qwen35):
             Linear(f"{_SHARED}.up_proj", inner, hidden),
             Linear(f"{_SHARED}.down_proj", hidden, inner),
         )
-        return tuple(replace(layer, mlp=mlp, beside=beside) for layer in super().layers(config))
+        return tuple(layer._replace(mlp=mlp, beside=beside) for layer in super().layers(config))
 
     def mixture(self, f: Fields, layers: int) -> Mixture:
         return Mixture(

@@ -12,9 +12,7 @@ from pathlib import Path
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
-from pyllama.checkpoint.huggingface import INDEX, open_huggingface, weight_files
 from pyllama.checkpoint.index import Part, Tensor
-from pyllama.checkpoint.other_folders import refusal
 from pyllama.errors import CheckpointError, UnsupportedError
 
 # A file cut by bytes, as some were uploaded before GGUF could be split.
@@ -53,6 +51,8 @@ def open_checkpoint(path: str | os.PathLike[str], *, shares: bool = False) -> Ch
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+    from pyllama.checkpoint.huggingface import INDEX, open_huggingface, weight_files
+    from pyllama.checkpoint.other_folders import refusal
     from pyllama.checkpoint.packed import first_shard, open_packed
 
     first = first_shard(folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -58,7 +57,7 @@ def single_experts(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours = f"{prefix}{number // len(turns)}.{turns[number % len(turns)]}.{ending}"
             if ours in stored:
                 raise CheckpointError(f"{ours}: stored twice, expected once (file {_file(tensor)})")
-            found[ours] = replace(one, name=ours)
+            found[ours] = one._replace(name=ours)
     return found
 
 

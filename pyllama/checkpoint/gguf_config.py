@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,6 @@ UNTURNED = 1e29  # of rotary factors, those from here on
 _WHERE = "GGUF metadata"
 _GUESSING = "nextn_predict_layers"
 _BLOCK = re.compile(r"blk\.([0-9]{1,4})\.")
-_FAMILIES = {
-    (family.gguf_architecture, family.has_experts): family for family in FAMILIES.values() if family.gguf_architecture
-}
 
 
 def gguf_family(metadata: Mapping[str, Any]) -> Family:
@@ -41,10 +37,13 @@ def gguf_family(metadata: Mapping[str, Any]) -> Family:
         raise general.fail("general.architecture", "the name of a model family")
     count = _plain(general.get(f"{architecture}.expert_count"))
     experts = isinstance(count, int) and count > 0
-    for kind in (experts, not experts):  # one that says nothing else of experts is refused for what it lacks
-        if (architecture, kind) in _FAMILIES:
-            return _FAMILIES[architecture, kind]
-    known = ", ".join(sorted({name for name, _ in _FAMILIES}))
+    same_name = [FAMILIES[architecture]] if architecture in FAMILIES else []
+    # One that says nothing else of experts is refused for what it lacks. Most have our name, and no other is read then.
+    for kind, families in (experts, same_name), (experts, FAMILIES.values()), (not experts, FAMILIES.values()):
+        for family in families:
+            if (family.gguf_architecture, family.has_experts) == (architecture, kind):
+                return family
+    known = ", ".join(sorted({family.gguf_architecture for family in FAMILIES.values() if family.gguf_architecture}))
     what = f"{shown(architecture)}{foreign.described(architecture)}"
     raise general.unsupported("general.architecture", f"{what} (supported: {known})")
 
@@ -131,7 +130,7 @@ def gguf_config(
     else:
         scaling = _rope(f, positions, rope_factors)
     if scaling and not family.gguf_truncated:
-        scaling = replace(scaling, truncate=False)
+        scaling = scaling._replace(truncate=False)
     if options.get("sliding_rope") == (theta, scaling):
         options["sliding_rope"] = None
     tokens = Fields(metadata, _WHERE, "tokenizer.ggml.")

@@ -6,7 +6,6 @@ Symbolic links are followed, since the Hub's cache is made of them.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
             if key not in tensors or tensors[key].parts[0].file.name != name:
                 raise CheckpointError(f"{shown(key)}: not in {name}, where {INDEX} says it is")
         for stored, name in plain_names(tensors).items():
-            tensors[name] = dataclasses.replace(tensors.pop(stored), name=name)
+            tensors[name] = tensors.pop(stored)._replace(name=name)
         if config.tie_word_embeddings:
             _check_tied(tensors, files)
         sizes = {path: file.nbytes for path, file in files.items()}
@@ -82,7 +81,7 @@ def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> Non
     if head is None:
         return
     if embedding is None:
-        tensors[EMBEDDING] = dataclasses.replace(head, name=EMBEDDING)
+        tensors[EMBEDDING] = head._replace(name=EMBEDDING)
         return
     same = (embedding.dtype, embedding.shape) == (head.dtype, head.shape)
     if same and embedding.dtype in PLAIN and len(head.shape) == 2 and head.rows and head.cols < MAX_SIZE:

@@ -108,14 +108,16 @@ def _text_model(f: Fields) -> tuple[Fields, Fields | None]:
 
     Tokens' ids and the tied head are looked up in both: which of the two has them differs from writer to writer.
     """
-    if f.text("model_type") not in {wrapper for family in FAMILIES.values() for wrapper in family.wrappers}:
+    if f.text("model_type") in FAMILIES:
+        return f, None
+    of_wrapper = [name for name, family in FAMILIES.items() if f.text("model_type") in family.wrappers]
+    if not of_wrapper:
         return f, None
     text = f.get("text_config")
     if not isinstance(text, Mapping):
         raise f.fail("text_config", "an object")
     shared = {key: f.get(key) for key in _SHARED if f.has(key) and text.get(key) is None}
     if not text.get("model_type"):
-        of_wrapper = [name for name, family in FAMILIES.items() if f.text("model_type") in family.wrappers]
         shared["model_type"] = of_wrapper[0]
     return Fields({**text, **shared}, "config.json, text_config"), f
 
@@ -128,11 +130,13 @@ def huggingface_dtype(config: Mapping[str, Any]) -> str:
 
 
 def _family(f: Fields) -> Family:
-    classes = {name: family.architecture for name, family in FAMILIES.items()}
-    model_type = f.text("model_type") or class_names.model_type_of(f.get("architectures"), classes)
+    model_type = f.text("model_type")
+    if not model_type:
+        classes = {name: family.architecture for name, family in FAMILIES.items()}
+        model_type = class_names.model_type_of(f.get("architectures"), classes)
+    if model_type is None:
+        raise f.fail("model_type", "the name of a model family")
     if model_type not in FAMILIES:
-        if model_type is None:
-            raise f.fail("model_type", "the name of a model family")
         what = f"{shown(model_type)}{foreign.described(model_type)}"
         raise f.unsupported("model_type", f"{what} (supported: {', '.join(sorted(FAMILIES))})")
     return FAMILIES[model_type]

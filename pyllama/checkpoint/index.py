@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -36,8 +35,7 @@ class Apart(NamedTuple):
     scales: tuple[Path, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A rectangle of a tensor, stored contiguous and row-major at `offset` of `file`.
 
     Covers rows [row, row + rows) and columns [col, col + cols). One part is the whole tensor, except
@@ -85,8 +83,7 @@ def files_of(tensor: Tensor) -> dict[Path, None]:
     return found | {part.apart.scales[0]: None for part in tensor.parts if part.apart and part.apart.scales}
 
 
-@dataclass(frozen=True, slots=True)
-class StoredBlock:
+class StoredBlock(NamedTuple):
     """Rows [row, row + rows) as pyllama's own files hold them.
 
     stored  "rows": plain, row-major; "packed": bfloat16 in 12 bits (csrc/packed.h)
@@ -109,8 +106,7 @@ class StoredBlock:
     skip: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor on disk; shape as in Hugging Face, (out, in) for a matrix and (n,) for a vector. One of more
     dimensions is a stack of matrices, one below the other.
 
@@ -187,9 +183,9 @@ def deal(
             tensor = _as_vector(tensor, shapes[ours[0]])
             stack = False
         if len(ours) == 1 and len(tensor.shape) == 1 and shapes.get(ours[0]) == (1, tensor.cols):
-            tensor = replace(tensor, shape=shapes[ours[0]])  # of one row: a vector is stored as one
+            tensor = tensor._replace(shape=shapes[ours[0]])  # of one row: a vector is stored as one
         cut = len(ours) > 1 or (ours and stack)
-        for piece in _cut(tensor, ours, shapes) if cut else (replace(tensor, name=(ours or (name,))[0]),):
+        for piece in _cut(tensor, ours, shapes) if cut else (tensor._replace(name=(ours or (name,))[0]),):
             if piece.name in dealt:
                 raise CheckpointError(f"{shown(piece.name)}: stored twice, expected once (file {_file(tensor)})")
             dealt[piece.name] = piece
@@ -201,7 +197,7 @@ def _as_vector(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     part = tensor.parts[0]
     if len(tensor.shape) < 2 or prod(tensor.shape) != shape[0] or tensor.dtype not in PLAIN or len(tensor.parts) != 1:
         return tensor
-    return replace(tensor, shape=shape, parts=(Part(part.file, part.offset, 0, 1, 0, shape[0]),))
+    return tensor._replace(shape=shape, parts=(Part(part.file, part.offset, 0, 1, 0, shape[0]),))
 
 
 def _cut(tensor: Tensor, names: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> Iterable[Tensor]:

@@ -11,7 +11,6 @@ family; `metadata["assumed"]` says so.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -185,10 +184,10 @@ def _joined(name: str, pieces: list[Tensor], dim: int) -> Tensor:
     parts = []
     if name.endswith(_BY_COLUMNS) or embedding_columns:
         for i, piece in enumerate(pieces):
-            parts.append(dataclasses.replace(piece.parts[0], col=i * cols))
+            parts.append(piece.parts[0]._replace(col=i * cols))
         shape = (rows, cols * len(pieces))
     else:
         for i, piece in enumerate(pieces):
-            parts.append(dataclasses.replace(piece.parts[0], row=i * rows))
+            parts.append(piece.parts[0]._replace(row=i * rows))
         shape = (rows * len(pieces), cols)
     return Tensor(name, first.dtype, shape, tuple(parts))

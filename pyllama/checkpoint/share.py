@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pyllama.checkpoint.dtypes import DTYPES
@@ -90,7 +89,7 @@ def as_whole(tensors: Mapping[str, Tensor], share: StoredShare) -> dict[str, Ten
             continue
         if stored.dtype != dtype or stored.shape[1:] != shape[1:] or stored.shape[0] > shape[0]:
             raise CheckpointError(f"{shown(name)}: {stored.dtype} {stored.shape}, expected a part of {dtype} {shape}")
-        found[name] = replace(stored, shape=shape)
+        found[name] = stored._replace(shape=shape)
     return found
 
 

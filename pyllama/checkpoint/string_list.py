@@ -46,6 +46,16 @@ class StringList(Sequence[str]):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self.raw(index).decode("utf-8", "replace")
 
+    def joined(self, first: int, stop: int) -> tuple[bytes, np.ndarray]:
+        """The bytes of strings first .. stop - 1 end to end, and the bytes of each, (m,) int64; as slices are cut."""
+        starts, after = self._starts[:-1][first:stop].astype(np.int64), self._starts[1:][first:stop].astype(np.int64)
+        if not len(starts):
+            return b"", starts
+        stored = np.frombuffer(self._blob, np.uint8)[starts[0] : after[-1] - PREFIX]
+        is_text = np.ones(len(stored), bool)
+        is_text[((starts[1:] - PREFIX - starts[0])[:, None] + np.arange(PREFIX)).ravel()] = False
+        return stored[is_text].tobytes(), after - PREFIX - starts
+
     def __iter__(self) -> Iterator[str]:
         blob, starts = self._blob, self._starts.tolist()
         for begin, after in itertools.pairwise(starts):

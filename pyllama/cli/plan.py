@@ -197,14 +197,15 @@ def _quantized(
 ) -> list[dict[str, Any]]:
     """The same of files that `pyllama quantize` would make; none for a model that is one, or has no GGUF form."""
     from pyllama.checkpoint.dtypes import PLAIN
+
+    if model.dtype not in PLAIN:
+        return []
     from pyllama.checkpoint.outline import stored_nbytes
     from pyllama.errors import UnsupportedError
     from pyllama.planning.memory import make_plan
     from pyllama.planning.time import forecast
     from pyllama.quantizing.prospect import prospect
 
-    if model.dtype not in PLAIN:
-        return []
     found = []
     for name in QUANTIZED:
         try:
@@ -221,7 +222,7 @@ def _quantized(
 def _open(name: str, quiet: bool) -> "Checkpoint | Outline":
     """The model's files if they are here, else what its config and index tell."""
     from pyllama.checkpoint import open_checkpoint
-    from pyllama.checkpoint.outline import describes, outline_huggingface
+    from pyllama.checkpoint.huggingface_outline import describes, outline_huggingface
     from pyllama.hub.find import NotInCacheError, resolve
 
     try:
@@ -235,7 +236,7 @@ def _open(name: str, quiet: bool) -> "Checkpoint | Outline":
 
 def _fetch_outline(name: str, quiet: bool) -> "Checkpoint | Outline":
     from pyllama import hub
-    from pyllama.checkpoint.outline import outline_huggingface
+    from pyllama.checkpoint.huggingface_outline import outline_huggingface
     from pyllama.hub.choose import INDEX
     from pyllama.hub.listing import list_files
     from pyllama.hub.names import DEMO, parse_name

@@ -71,7 +71,6 @@ def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse
     from pyllama.cli.answer_lines import show_calls, show_logprobs
     from pyllama.cli.answer_view import show_plain, split_of, view_of
     from pyllama.cli.drafting import drafted, who_drafts
-    from pyllama.cli.plan_lines import memory_text
     from pyllama.cli.timings import timings
     from pyllama.generation.harmony import is_harmony, said
 
@@ -107,6 +106,8 @@ def _answer(model: "Model", prompt: str, options: dict[str, Any], args: argparse
             show_plain(generation, signs, split_of(model.tokenizer, generation.prompt_ids) if chats else None)
         if args.verbose:
             if model.plan is not None:
+                from pyllama.cli.plan_lines import memory_text
+
                 streams.note(f"memory: {memory_text(model.plan)}")
             streams.note(f"sampling: {sampling_text(options)}")
             streams.note(timings(generation))

@@ -80,13 +80,12 @@ def local_layers(layers: Sequence[Layer], share: Share) -> tuple[Layer, ...]:
 
 def _local(layer: Layer, of: LayerShare, hidden: int) -> Layer:
     def rows(linear: Linear, rows: int) -> Linear:
-        return replace(linear, rows=rows)
+        return linear._replace(rows=rows)
 
     mixer, mlp, beside = layer.mixer, layer.mlp, layer.beside
     if isinstance(mixer, Attention):
         q, kv = len(of.heads) * mixer.head_dim, len(of.kv_heads) * mixer.head_dim
-        mixer = replace(
-            mixer,
+        mixer = mixer._replace(
             heads=len(of.heads),
             kv_heads=len(of.kv_heads),
             q=rows(mixer.q, 2 * q if mixer.gated else q),
@@ -96,19 +95,18 @@ def _local(layer: Layer, of: LayerShare, hidden: int) -> Layer:
         )
     elif isinstance(mixer, ShortConv):
         channels = len(of.channels)
-        conv = replace(mixer.conv, channels=channels)
-        mixer = replace(mixer, in_proj=rows(mixer.in_proj, 3 * channels), conv=conv, out=rows(mixer.out, hidden))
+        conv = mixer.conv._replace(channels=channels)
+        mixer = mixer._replace(in_proj=rows(mixer.in_proj, 3 * channels), conv=conv, out=rows(mixer.out, hidden))
     else:
         mixed, heads = count(mixed_rows(mixer, of)), count(of.values)
-        mixer = replace(
-            mixer,
+        mixer = mixer._replace(
             key_heads=len(of.keys),
             value_heads=heads,
             qkv=rows(mixer.qkv, mixed),
             z=rows(mixer.z, heads * mixer.value_dim),
             b=rows(mixer.b, heads),
             a=rows(mixer.a, heads),
-            conv=replace(mixer.conv, channels=mixed),
+            conv=mixer.conv._replace(channels=mixed),
             out=rows(mixer.out, hidden),
         )
 
@@ -119,12 +117,12 @@ def _local(layer: Layer, of: LayerShare, hidden: int) -> Layer:
 
     if isinstance(mlp, Mlp):
         inner = len(of.inner)
-        mlp = replace(mlp, gate=rows(mlp.gate, inner), up=rows(mlp.up, inner), down=rows(mlp.down, hidden))
+        mlp = mlp._replace(gate=rows(mlp.gate, inner), up=rows(mlp.up, inner), down=rows(mlp.down, hidden))
     else:
         mlp = of_experts(mlp)
     if beside:
-        beside = replace(beside, experts=of_experts(beside.experts))
-    return replace(layer, mixer=mixer, mlp=mlp, beside=beside)
+        beside = beside._replace(experts=of_experts(beside.experts))
+    return layer._replace(mixer=mixer, mlp=mlp, beside=beside)
 
 
 class Ranks(Protocol):

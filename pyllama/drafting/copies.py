@@ -5,7 +5,6 @@ folder that cannot be written to, and in the Hub's cache, where every file is a 
 file.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +22,11 @@ def copy_of(model: Path) -> Path | None:
 
     model  its file or folder, as Checkpoint.path has it
     """
-    return next((place for place in (_beside(model), _in_cache(model)) if place.is_file()), None)
+    beside = _beside(model)
+    if beside.is_file():
+        return beside
+    cached = _in_cache(model) if _cache().is_dir() else None
+    return cached if cached and cached.is_file() else None
 
 
 def copy_destination(model: Path) -> Path:
@@ -57,10 +60,16 @@ def _beside(model: Path) -> Path:
     return path.with_name(_stem(path) + SUFFIX)
 
 
+def _cache() -> Path:
+    return Path(xdg_cache()) / "pyllama" / "drafts"
+
+
 def _in_cache(model: Path) -> Path:
+    import hashlib  # brings OpenSSL along, 3.5 MB, which most commands can do without
+
     path = Path(os.path.abspath(model))
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-    return Path(xdg_cache()) / "pyllama" / "drafts" / f"{_stem(path)[:100]}-{digest}{SUFFIX}"
+    return _cache() / f"{_stem(path)[:100]}-{digest}{SUFFIX}"
 
 
 def _stem(path: Path) -> str:

@@ -6,7 +6,7 @@ taken: then that one can go. Nothing is read or written here.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def into_shards(tensors: Iterable[Tensor], most: int | None = None) -> list[list
 
 
 def _absolute(tensor: Tensor) -> Tensor:
-    return replace(tensor, parts=tuple(_at(part, lambda path: Path(os.path.abspath(path))) for part in tensor.parts))
+    return tensor._replace(parts=tuple(_at(part, lambda path: Path(os.path.abspath(path))) for part in tensor.parts))
 
 
 def _at(part: Part, place: Callable[[Any], Any]) -> Part:
@@ -157,7 +157,7 @@ def _at(part: Part, place: Callable[[Any], Any]) -> Part:
     apart = part.apart
     if apart and apart.scales:
         apart = apart._replace(scales=(place(apart.scales[0]), apart.scales[1]))
-    return replace(part, file=place(part.file), apart=apart)
+    return part._replace(file=place(part.file), apart=apart)
 
 
 def _to_list(tensor: Tensor, number: dict[Path, int]) -> list[Any]:
@@ -176,4 +176,4 @@ def _part(item: Any, files: Sequence[Path]) -> Part:
     if len(item) > 6:
         step, phase, scales = item[6]
         apart = Apart(step, phase, None if scales is None else (scales[0], scales[1]))
-    return _at(replace(Part(*numbers), apart=apart), files.__getitem__)
+    return _at(Part(*numbers)._replace(apart=apart), files.__getitem__)

@@ -5,7 +5,6 @@ Rows come out as they were published, whatever form they lie in, packed included
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +43,7 @@ class ForBoard(NamedTuple):
     def tensors(self, checkpoint: Checkpoint) -> list[Tensor]:
         """Those of which this board has rows, without where they lie."""
         own = self.of(checkpoint).tensors.values()
-        return [replace(tensor, parts=(), blocks=()) for tensor in own if tensor.shape[0]]
+        return [tensor._replace(parts=(), blocks=()) for tensor in own if tensor.shape[0]]
 
 
 class OwnRows(Closing):

@@ -6,6 +6,7 @@ elsewhere; here are bytes only.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import model_tensors
@@ -18,10 +19,11 @@ from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.decoder.state_pool import slot_nbytes
 from pyllama.errors import BudgetError
 from pyllama.streaming.blocks import cut, entries_of, matrices, smallest_room
-from pyllama.streaming.experts import LEAST_SLOTS as LEAST_EXPERT_SLOTS
-from pyllama.streaming.experts import Sizes, sizes
 from pyllama.streaming.pinned import kept_nbytes
 from pyllama.streaming.weights import ROOM, SLOTS
+
+if TYPE_CHECKING:
+    from pyllama.streaming.experts import Sizes
 
 LEAST_SLOTS = 3
 #: States from before that are kept at most, within a sixteenth of the budget.
@@ -157,7 +159,11 @@ def make_plan(
     # A float32 and a NumPy array for each bias of an expert: they stay.
     vectors = (of.name for of in model_tensors(config) if of.expert is not None and len(of.shape) == 1)
     biases = sum(4 * model.tensors[name].cols + BLOCK_OBJECTS for name in vectors)
-    of_experts = sizes(experts) if experts else None
+    of_experts = None
+    if experts:
+        from pyllama.streaming.experts import sizes  # which most models have no use for
+
+        of_experts = sizes(experts)
     dtypes |= {tensor.dtype for expert in experts for tensor in expert}
 
     def plan(tokens: int, slots: int, room: int, cache: int, states: int) -> Plan:
@@ -172,7 +178,7 @@ def make_plan(
             left = budget - made.besides
             working = of_experts.whole * (chosen + 2)
             if working > left:
-                working = LEAST_EXPERT_SLOTS * of_experts.least
+                working = of_experts.least_slots * of_experts.least
             pool = max(working, left - min(weights, left - working))
             expert_slots, expert_room = _pool(of_experts, pool, len(experts), chosen)
             made = replace(
@@ -231,14 +237,14 @@ def _besides(plan: Plan) -> str:
     return "".join(f", {name} {_mb(nbytes)}" for name, nbytes in parts if nbytes)
 
 
-def _pool(of: Sizes, nbytes: int, count: int, chosen: int) -> tuple[int, int]:
+def _pool(of: "Sizes", nbytes: int, count: int, chosen: int) -> tuple[int, int]:
     """(slots, room of each) of a pool of so many bytes; count, chosen: of experts, in all and by a token in a layer."""
     slots = nbytes // of.whole
     if slots >= min(chosen + 2, count):
         return min(slots, count), of.whole
     # Too little for whole experts: pieces of them, as large as leave the readers some room.
-    room = max(of.least, min(ROOM, nbytes // (2 * LEAST_EXPERT_SLOTS)) // SECTOR * SECTOR)
-    return max(LEAST_EXPERT_SLOTS, nbytes // room), room
+    room = max(of.least, min(ROOM, nbytes // (2 * of.least_slots)) // SECTOR * SECTOR)
+    return max(of.least_slots, nbytes // room), room
 
 
 def _largest_layer(model: Described) -> int:

@@ -289,7 +289,7 @@ def packed(model: Described) -> Outline | None:
     None where there is nothing to pack.
     """
     tensors = {
-        name: dataclasses.replace(tensor, parts=(), blocks=_packed_blocks(tensor)) if _packs(tensor) else tensor
+        name: tensor._replace(parts=(), blocks=_packed_blocks(tensor)) if _packs(tensor) else tensor
         for name, tensor in model.tensors.items()
     }
     if not any(_packs(tensor) for tensor in model.tensors.values()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def check_config(source: Config, values: Mapping[str, Value], names: Container[s
     for field in fields(Config):
         ours, theirs = getattr(source, field.name), getattr(written, field.name)
         if isinstance(ours, DeltaRule):
-            ours = replace(ours, tiled=True)  # as it is written
+            ours = ours._replace(tiled=True)  # as it is written
         if field.name not in _NOT_COMPARED and ours != theirs and not _same_float(ours, theirs):
             raise UnsupportedError(f"{field.name}: {_short(ours)} would be {_short(theirs)} in a GGUF file")
     if (source.rope_scaling is None) != (written.rope_scaling is None) or source.rope_scaling != written.rope_scaling:

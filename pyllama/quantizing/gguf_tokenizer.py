@@ -19,7 +19,7 @@ from pyllama.quantizing.warning import QuantizeWarning
 from pyllama.quantizing.words import Words, read_words
 from pyllama.tokenizer import Tokenizer, folder, load_tokenizer
 from pyllama.tokenizer.missing import MissingTokenizer
-from pyllama.tokenizer.scored_pieces import CONTROL, UNKNOWN, UNUSED, USER_DEFINED
+from pyllama.tokenizer.piece_types import CONTROL, UNKNOWN, UNUSED, USER_DEFINED
 from pyllama.tokenizer.tokenizer import Parts
 
 _NEW_SCORE = -1000.0  # of tokens that were added to a SentencePiece model: the last to be made, if ever

@@ -210,8 +210,8 @@ def _stack(checkpoint: Described, ours: Sequence[str]) -> Tensor:
     if any(tensor.dtype != first.dtype for tensor in tensors):
         kinds = ", ".join(sorted({tensor.dtype for tensor in tensors}))
         raise UnsupportedError(f"{first.name}: experts stored in {kinds}, expected one format for those of a layer")
-    parts = [replace(p, row=p.row + i * first.rows) for i, t in enumerate(tensors) for p in t.parts]
-    blocks = [replace(b, row=b.row + i * first.rows) for i, t in enumerate(tensors) for b in t.blocks]
+    parts = [p._replace(row=p.row + i * first.rows) for i, t in enumerate(tensors) for p in t.parts]
+    blocks = [b._replace(row=b.row + i * first.rows) for i, t in enumerate(tensors) for b in t.blocks]
     return Tensor(first.name, first.dtype, (len(tensors), *first.shape), tuple(parts), tuple(blocks))
 
 

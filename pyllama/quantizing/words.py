@@ -14,7 +14,7 @@ import numpy as np
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer import tiktoken, token_bytes
 from pyllama.tokenizer.json_scan import TokenizerFile
-from pyllama.tokenizer.scored_pieces import BPE, BYTE, NORMAL, UNKNOWN, UNUSED
+from pyllama.tokenizer.piece_types import BPE, BYTE, NORMAL, UNKNOWN, UNUSED
 from pyllama.tokenizer.sentencepiece_model import read_pieces
 from pyllama.tokenizer.split_name import split_name
 from pyllama.tokenizer.splits import every_split

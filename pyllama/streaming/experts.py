@@ -82,12 +82,13 @@ class Counters:
 
 class Sizes(NamedTuple):
     """What a slot must hold: of a whole entry (blocks.py), and at least; nbytes of all of them as stored; what readers
-    need besides, all together."""
+    need besides, all together; how many slots there must be."""
 
     whole: int
     least: int
     nbytes: int
     readers: int = 0
+    least_slots: int = LEAST_SLOTS
 
 
 def sizes(experts: Sequence[tuple[Tensor, ...]]) -> Sizes:

@@ -6,7 +6,6 @@ is made after unpacking. What is stored as one board's part of a model is its ro
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,20 +123,20 @@ class LocalCheckpoint:
 
     def _cut(self, tensor: Tensor, rows: Rows) -> Tensor:
         if len(tensor.shape) == 1:
-            return replace(tensor, shape=(count(rows),), parts=(), blocks=())
+            return tensor._replace(shape=(count(rows),), parts=(), blocks=())
         parts, blocks = [], []
         for place, of in _places(rows, 0, count(rows)):
             for part in tensor.parts:
                 first, last = max(of.start, part.row), min(of.stop, part.row + part.rows)
                 if first < last:
                     cut = _cut_part(tensor, part, first - part.row, last - first)
-                    parts.append(replace(cut, row=place + first - of.start))
+                    parts.append(cut._replace(row=place + first - of.start))
             for block in tensor.blocks:
                 first, last = max(of.start, block.row), min(of.stop, block.row + block.rows)
                 if first < last:
                     stored = self._checkpoint.part_of_block(tensor, block, first - block.row, last - first)
-                    blocks.append(replace(stored, row=place + first - of.start))
-        return replace(tensor, shape=(count(rows), tensor.cols), parts=tuple(parts), blocks=tuple(blocks))
+                    blocks.append(stored._replace(row=place + first - of.start))
+        return tensor._replace(shape=(count(rows), tensor.cols), parts=tuple(parts), blocks=tuple(blocks))
 
 
 def _places(rows: Rows, row: int, count: int) -> Iterator[tuple[int, range]]:
@@ -154,9 +153,9 @@ def _cut_part(tensor: Tensor, part: Part, first: int, rows: int) -> Part:
     """So many rows of a part from the given one on; `row` is as it was."""
     apart = part.apart
     if apart is None:
-        return replace(part, offset=part.offset + first * row_nbytes(tensor.dtype, part.cols), rows=rows)
+        return part._replace(offset=part.offset + first * row_nbytes(tensor.dtype, part.cols), rows=rows)
     codes = first * apart.step * (part.cols // 2)
     if apart.scales is not None:
         file, offset = apart.scales
         apart = apart._replace(scales=(file, offset + first * apart.step * (part.cols // MXFP4_COLS)))
-    return replace(part, offset=part.offset + codes, rows=rows, apart=apart)
+    return part._replace(offset=part.offset + codes, rows=rows, apart=apart)

@@ -4,7 +4,6 @@ Blocks that are neighbours in a file are one read. Reads nothing.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -88,7 +87,7 @@ def turns(reads: Reads) -> Iterator[Turn]:
     for block in reads.blocks:
         place = [next(places) for _ in range(1 if block.apart else len(block.spans))][-1]
         if block.apart and block.apart.apart:
-            part = replace(block.apart, apart=block.apart.apart._replace(phase=0))
+            part = block.apart._replace(apart=block.apart.apart._replace(phase=0))
             together.setdefault((part, block.row, block.rows), []).append((block, place))
     for (part, first, count), blocks in together.items():
         width = blocks[0][0].tensor.row_nbytes

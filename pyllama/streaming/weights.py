@@ -9,15 +9,16 @@ go on side by side. Where a block comes from never changes a bit.
 import threading
 import time
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pyllama import _kernels
 from pyllama.architecture.tensors import model_tensors
-from pyllama.checkpoint import Checkpoint
+from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.files import SECTOR
 from pyllama.checkpoint.index import StoredBlock, files_of
 from pyllama.checkpoint.packed_rows import rows_of
@@ -28,10 +29,12 @@ from pyllama.machine import forked
 from pyllama.streaming.blocks import WHOLE, Block, Span, cut, entries_of, matrices, smallest_room
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.expert_counts import LEAST, read_counts, write_counts
-from pyllama.streaming.experts import Counters, ExpertStore
 from pyllama.streaming.local import LocalCheckpoint
 from pyllama.streaming.pinned import Arena, kept_nbytes
 from pyllama.streaming.ring import PENDING, Ring
+
+if TYPE_CHECKING:
+    from pyllama.streaming.experts import Counters, ExpertStore
 
 ROOM = 4 << 20  # bytes of a slot: large enough for the disk's full rate
 SLOTS = 8  # three reads in flight, a block in use, the rest ahead of it
@@ -94,19 +97,7 @@ class StreamedWeights(forked.ForkAware):
         for tensor in (tensor for experts in layers.values() for expert in experts for tensor in expert):
             paths.update(files_of(tensor))
         self._files = {path: DirectFile(path) for path in paths}
-        self._experts: ExpertStore | None = None
-        if layers:
-            number = max(len(experts) for experts in layers.values())
-            chosen = read_counts(counts, len(layers), number) if counts else None
-            self._experts = ExpertStore(
-                layers,
-                chosen=Shape.whole(checkpoint.config).chosen * len(self._entries),
-                room=expert_room,
-                slots=expert_slots,
-                read=self._read,
-                counts=chosen,
-                busy=self._busy,
-            )
+        self._experts = self._store(layers, expert_slots, expert_room, counts) if layers else None
         self._counts = counts
         self._lock = threading.Lock()
         self._read_nbytes = 0
@@ -148,6 +139,23 @@ class StreamedWeights(forked.ForkAware):
             self._arenas.append(Arena(nbytes))
             self._choose([place for place in self._places if place.matrix is None and not place.keep], nbytes)
 
+    def _store(
+        self, layers: Mapping[int, Sequence[tuple[Tensor, ...]]], slots: int, room: int, counts: Path | None
+    ) -> "ExpertStore":
+        """Of the experts of a mixture; counts: where it is written which were chosen."""
+        from pyllama.streaming.experts import ExpertStore  # which most models have no use for
+
+        number = max(len(experts) for experts in layers.values())
+        return ExpertStore(
+            layers,
+            chosen=Shape.whole(self._checkpoint.config).chosen * len(self._entries),
+            room=room,
+            slots=slots,
+            read=self._read,
+            counts=read_counts(counts, len(layers), number) if counts else None,
+            busy=self._busy,
+        )
+
     # ------------------------------------------------------------------------------------------ the decoder's side
 
     @property
@@ -160,7 +168,7 @@ class StreamedWeights(forked.ForkAware):
         return self._waited_s + (self._experts.waited_s if self._experts else 0.0)
 
     @property
-    def expert_counters(self) -> Counters | None:
+    def expert_counters(self) -> "Counters | None":
         """What became of the experts asked for, so far; None for a model without."""
         return replace(self._experts.counters) if self._experts else None
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +251,7 @@ def _merged_added(
         parts.decoded[token_id] = entry.content.encode()
     for content in named:
         if content in added:
-            added[content] = replace(added[content], special=True)
+            added[content] = added[content]._replace(special=True)
         elif (found := present_id(content)) >= 0:
             added[content] = AddedToken(found, content)
             parts.decoded[found] = content.encode()

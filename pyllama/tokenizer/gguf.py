@@ -8,21 +8,20 @@ converters write -1, also unsigned, and ids of tokens that the model has not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pyllama.checkpoint.string_list import StringList
 from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer import pre_tokenizers, steps, token_bytes
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.bpe import ByteLevelModel
 from pyllama.tokenizer.chat_template import ChatTemplate
 from pyllama.tokenizer.missing import NoTokenizerError
-from pyllama.tokenizer.pieces import from_pieces
+from pyllama.tokenizer.piece_types import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from pyllama.tokenizer.pre_tokenizers import PreTokenizer
-from pyllama.tokenizer.scored_pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
-from pyllama.tokenizer.sentencepiece import SentencePieceModel, byte_pieces
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
@@ -136,7 +135,7 @@ class _Reader:
         normalizer, pre_tokenizer = pre.steps(f"tokenizer.ggml.pre (file {self._where})")
         added = self._added(tokens, types)
         where = f"tokenizer.ggml.tokens (file {self._where})"
-        chunks = token_bytes.packed(map(_text, tokens), MAX_TOKENS, where)
+        chunks = token_bytes.packed(_texts(tokens), MAX_TOKENS, where)
         blob, lengths = token_bytes.token_table(chunks, in_byte_alphabet=True)
         vocabulary = Vocabulary(blob, lengths)
         decoded = {token.id: token.content.encode("utf-8", "replace") for token in added}
@@ -144,15 +143,17 @@ class _Reader:
             decoded.setdefault(token_id, _text(tokens[token_id]).encode("utf-8", "replace"))
         where = f"tokenizer.ggml.merges (file {self._where})"
         reader = token_bytes.MergeReader(vocabulary, in_byte_alphabet=True, where=where)
-        for chunk in token_bytes.packed(map(_text, self._list("ggml.merges")), token_bytes.MAX_MERGES, where):
+        for chunk in token_bytes.packed(_texts(self._list("ggml.merges")), token_bytes.MAX_MERGES, where):
             reader.add_spaced(chunk)
         special = frozenset(token.id for token in added if token.special)
         model = ByteLevelModel(vocabulary, reader.table(special), ignore_merges=pre.ignore_merges, forbidden=special)
         return Parts("bpe", vocabulary, model, added, decoded, normalizer, pre_tokenizer)
 
     def _sentencepiece(self, tokens: Sequence[str], types: np.ndarray) -> Parts:
+        from pyllama.tokenizer.pieces import from_pieces
+
         where = f"tokenizer.ggml.tokens (file {self._where})"
-        chunks = token_bytes.packed(map(_text, tokens), MAX_TOKENS, where)
+        chunks = token_bytes.packed(_texts(tokens), MAX_TOKENS, where)
         vocabulary = Vocabulary(*token_bytes.token_table(chunks, in_byte_alphabet=False))
         scores = self._numbers("ggml.scores", len(tokens), "f")
         if scores is None:
@@ -172,14 +173,16 @@ class _Reader:
 
     def _merged_pieces(self, tokens: Sequence[str], types: np.ndarray) -> Parts:
         """Characters, spaces as marks, merged by rank; bytes where there is no character."""
+        from pyllama.tokenizer.sentencepiece import SentencePieceModel, byte_pieces
+
         where = f"tokenizer.ggml.tokens (file {self._where})"
-        chunks = token_bytes.packed(map(_text, tokens), MAX_TOKENS, where)
+        chunks = token_bytes.packed(_texts(tokens), MAX_TOKENS, where)
         vocabulary = Vocabulary(*token_bytes.token_table(chunks, in_byte_alphabet=False))
         added = self._added(tokens, types)
         special = frozenset(token.id for token in added if token.special)
         where = f"tokenizer.ggml.merges (file {self._where})"
         reader = token_bytes.MergeReader(vocabulary, in_byte_alphabet=False, where=where)
-        for chunk in token_bytes.packed(map(_text, self._list("ggml.merges")), token_bytes.MAX_MERGES, where):
+        for chunk in token_bytes.packed(_texts(self._list("ggml.merges")), token_bytes.MAX_MERGES, where):
             reader.add_spaced(chunk)
         byte_ids = byte_pieces(vocabulary)
         text_ids = np.ones(vocabulary.size, bool)
@@ -230,6 +233,11 @@ class _Reader:
         parts.special_texts = variables
         if template is not None:
             parts.chat_template = ChatTemplate(template, variables, self._where)
+
+
+def _texts(values: Sequence[Any]) -> Iterable[str]:
+    """Those of a file stay as they lie there."""
+    return values if isinstance(values, StringList) else map(_text, values)
 
 
 def _text(value: Any) -> str:

@@ -3,8 +3,6 @@
 Written by tools/known_templates.py. Any other works as well, in a process of its own (template_process.py).
 """
 
-import hashlib
-
 #: The first 128 bits of SHA-256 of a template's text, without white space at its ends.
 DIGESTS = frozenset(
     """
@@ -79,6 +77,8 @@ fd9c5f7cb11511f72c3db43496380e4b fe4120415a3858b873955c92ce3a103a fed2756d2d24e1
 
 def digest(source: str) -> str:
     """What a template is known by."""
+    import hashlib  # brings OpenSSL along, 3.5 MB, which whoever renders nothing can do without
+
     return hashlib.sha256(source.replace("\r\n", "\n").strip().encode("utf-8", "replace")).hexdigest()[:32]
 
 

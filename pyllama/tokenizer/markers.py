@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 
@@ -80,7 +79,7 @@ def settle(parts: Parts) -> None:
         candidates = [*tokens.not_added(), *tokens.user_defined()]
         written = _of_template(parts.chat_template, candidates)
         markers = [token for token in candidates if token.content in written]
-        tokens.make_special(replace(token, shown=True) for token in markers if not tokens.is_tag(token))
+        tokens.make_special(token._replace(shown=True) for token in markers if not tokens.is_tag(token))
         tokens.cut_first(token for token in markers if tokens.is_tag(token))
 
 
@@ -176,7 +175,7 @@ class _Tokens:
 
     def make_special(self, tokens: Iterable[AddedToken]) -> None:
         """Added tokens that user text never becomes."""
-        changed = [replace(self._cut_first(token), special=True) for token in tokens if not token.special]
+        changed = [self._cut_first(token)._replace(special=True) for token in tokens if not token.special]
         if changed:
             self._replace(changed)
             self.parts.model.forbid(frozenset(token.id for token in changed))
@@ -186,7 +185,7 @@ class _Tokens:
         self._replace([self._cut_first(token) for token in tokens])
 
     def _cut_first(self, token: AddedToken) -> AddedToken:
-        return replace(token, normalized=token.normalized and self.parts.normalized_contents is None)
+        return token._replace(normalized=token.normalized and self.parts.normalized_contents is None)
 
     def _replace(self, tokens: list[AddedToken]) -> None:
         if tokens:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
 
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer import unicode_classes
@@ -118,7 +117,6 @@ def _others(spans: Spans) -> Spans:
     return tuple((a, b) for a, b in zip(edges[::2], edges[1::2]) if a < b)
 
 
-@cache
 def spans_of_class(name: str) -> Spans:
     """The ranges of a stored class such as "LU"."""
     numbers = [int(number, 36) for number in getattr(unicode_classes, name).split()]
@@ -129,7 +127,6 @@ def spans_of_class(name: str) -> Spans:
     return tuple(spans)
 
 
-@cache
 def _spans_of_property(name: str) -> Spans:
     return union([span for part in PARTS[name] for span in spans_of_class(part)])
 
@@ -170,6 +167,7 @@ def parse(pattern: str, where: str) -> Node:
 class _Parser:
     def __init__(self, pattern: str, where: str) -> None:
         self._pattern, self._where = pattern, where
+        self._properties: dict[str, Spans] = {}
         self.at = 0
 
     def error(self) -> TokenizerError:
@@ -231,7 +229,9 @@ class _Parser:
         if match["property"]:
             if match["name"] not in PARTS:
                 raise self.error()
-            return _spans_of_property(match["name"])
+            if match["name"] not in self._properties:
+                self._properties[match["name"]] = _spans_of_property(match["name"])
+            return self._properties[match["name"]]
         if match["space"]:
             return _SPACE if text == r"\s" else _others(_SPACE)
         code = _code(text) if match["escape"] else ord(text)

@@ -7,7 +7,8 @@ import numpy as np
 from pyllama.tokenizer import charsmap as characters
 from pyllama.tokenizer import steps
 from pyllama.tokenizer.added_tokens import AddedToken
-from pyllama.tokenizer.scored_pieces import BPE, BYTE, CONTROL, UNKNOWN, USER_DEFINED, ScoredPieces
+from pyllama.tokenizer.piece_types import BPE, BYTE, CONTROL, UNKNOWN, USER_DEFINED
+from pyllama.tokenizer.scored_pieces import ScoredPieces
 from pyllama.tokenizer.sentencepiece import byte_pieces
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import Vocabulary

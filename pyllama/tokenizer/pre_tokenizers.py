@@ -9,7 +9,7 @@ are those of Hugging Face's tokenizers (classes of letters as it has them, its n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer import pattern as patterns
@@ -51,8 +51,7 @@ _CASED = (
 _DEEPSEEK_SIGNS = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
 
 
-@dataclass(frozen=True, slots=True)
-class PreTokenizer:
+class PreTokenizer(NamedTuple):
     """What a name stands for.
 
     names          the names in GGUF files

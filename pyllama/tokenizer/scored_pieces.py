@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from pyllama.errors import TokenizerError
+from pyllama.tokenizer.piece_types import BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UNUSED
 from pyllama.tokenizer.steps import SPACE_MARK
 from pyllama.tokenizer.vocabulary import Vocabulary
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece's numbers, and GGUF's
-UNIGRAM, BPE = 1, 2
 MAX_LENGTH = 1024
 MAX_NBYTES = 1 << 24  # of all pieces; Gemma's 262,144 have 2.4 million
 # Scores are sums of log probabilities in Unigram models: far from where sums of them are infinite.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pyllama.errors import TokenizerError, reason_of
-from pyllama.tokenizer.scored_pieces import BPE, UNIGRAM
+from pyllama.tokenizer.piece_types import BPE, UNIGRAM
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
 MAX_NBYTES = 64 << 20

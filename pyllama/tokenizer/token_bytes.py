@@ -7,22 +7,22 @@ Both come out as one byte array and the length of each string.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
+from pyllama.checkpoint.string_list import StringList
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer.merges import MergeTable
 from pyllama.tokenizer.vocabulary import Spans, Vocabulary
 
 MAX_TOKEN_LENGTH = 4096
 MAX_MERGES = 1 << 22
-CHUNK = 8192  # strings handled at once: bounds the Python objects alive while loading
+CHUNK = 4096  # strings handled at once: bounds what is alive while loading
 
 
-@dataclass(frozen=True, slots=True)
-class Strings:
+class Strings(NamedTuple):
     """Some strings, end to end.
 
     text     UTF-8
@@ -39,14 +39,31 @@ class Strings:
             if not isinstance(string, str):
                 raise TokenizerError(f"{where}: {str(string)[:40]!r}, expected a string")
         lengths = np.fromiter(map(len, strings), np.int32, len(strings))
-        if len(lengths) and lengths.max() > MAX_TOKEN_LENGTH:
-            raise TokenizerError(
-                f"{where}: a string of {lengths.max()} characters, expected at most {MAX_TOKEN_LENGTH}"
-            )
+        _check_lengths(lengths, where)
         try:
             return cls("".join(strings).encode(), lengths)
         except UnicodeEncodeError:
             raise TokenizerError(f"{where}: a lone surrogate in a string, expected Unicode text") from None
+
+    @classmethod
+    def of_utf8(cls, text: bytes, sizes: np.ndarray, where: str) -> Strings:
+        """The same from the strings' bytes, end to end, and the bytes of each; what is no UTF-8 becomes U+FFFD.
+
+        A hundred thousand strings take a tenth of the time that they take one by one.
+        """
+        begins = (np.frombuffer(text, np.uint8) & 0xC0) != 0x80  # of a character
+        ends = np.cumsum(sizes)
+        starts = ends - sizes
+        try:
+            text.decode()
+            whole = bool(begins[starts[sizes > 0]].all())
+        except UnicodeDecodeError:
+            whole = False
+        if not whole:
+            return cls.of([text[a:b].decode("utf-8", "replace") for a, b in zip(starts.tolist(), ends.tolist())], where)
+        lengths = np.diff(np.concatenate([[0], np.cumsum(begins)])[ends], prepend=0).astype(np.int32)
+        _check_lengths(lengths, where)
+        return cls(text, lengths)
 
     def code_points(self) -> np.ndarray:
         """All characters, (n,) uint32."""
@@ -58,8 +75,19 @@ class Strings:
         return [text[begin:end] for begin, end in zip([0, *ends], ends)]
 
 
+def _check_lengths(lengths: np.ndarray, where: str) -> None:
+    if len(lengths) and lengths.max() > MAX_TOKEN_LENGTH:
+        raise TokenizerError(f"{where}: a string of {lengths.max()} characters, expected at most {MAX_TOKEN_LENGTH}")
+
+
 def packed(strings: Iterable[str], limit: int, where: str) -> Iterator[Strings]:
     """Strings in chunks; at most `limit` of them."""
+    if isinstance(strings, StringList):
+        if len(strings) > limit:
+            raise TokenizerError(f"{where}: more than {limit} strings")
+        for first in range(0, len(strings), CHUNK):
+            yield Strings.of_utf8(*strings.joined(first, first + CHUNK), where)
+        return
     iterator, count = iter(strings), 0
     while chunk := list(islice(iterator, CHUNK)):
         count += len(chunk)

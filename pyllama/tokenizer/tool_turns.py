@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer.call_texts import HERMES, text_of_calls
@@ -28,8 +27,7 @@ _THOUGHTS = ("thinking", "reasoning_content", "reasoning")  # they stay with the
 _PROBES_S = 2.0  # a slow template is asked no further, and what it has shown so far must do
 
 
-@dataclass(frozen=True, slots=True)
-class CallStyle:
+class CallStyle(NamedTuple):
     """How a template wants calls.
 
     arguments  "object" or "text"
@@ -209,7 +207,7 @@ class ToolTurns:
         except (RequestError, TokenizerError) as error:
             first = error
         # A conversation may be refused for what ours had not: gpt-oss's for text and thoughts beside a call.
-        for style in (replace(self._style, apart=True), *_styles()):
+        for style in (self._style._replace(apart=True), *_styles()):
             if time.monotonic() > end:
                 break
             if style == self._style:
@@ -284,10 +282,10 @@ def _style_of(probe: Render, form: str) -> CallStyle:
         return CallStyle()
     style = min(scored)[2]
     if time.monotonic() < end and _score(probe, style, 2) is None:
-        one = replace(style, one=True)
+        one = style._replace(one=True)
         style = one if _score(probe, one, 2) is not None else style
     if time.monotonic() < end and _score(probe, style, 1, _TEXT) is None:
-        apart = replace(style, apart=True)
+        apart = style._replace(apart=True)
         if _score(probe, apart, 1, _TEXT) is not None:
             style = apart
     return style

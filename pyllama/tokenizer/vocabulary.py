@@ -15,7 +15,7 @@ from pyllama.errors import TokenizerError
 
 # Largest vocabulary read: four times that of any model of the family, and ids stay far inside 32 bits.
 MAX_TOKENS = 1 << 20
-_CHUNK = 8192
+_CHUNK = 2048
 _BASE = 0x9E3779B97F4A7C15 | 1
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
 _LENGTH_FACTOR = 0xC2B2AE3D27D4EB4F

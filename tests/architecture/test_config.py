@@ -361,11 +361,11 @@ def test_gguf_metadata_gives_the_config_of_config_json(model_type):
     assert theirs.model_type == written_as.get(model_type, model_type)
     # Norms have their 1 added there; what YaRN's factor is made of is not told apart from what it is.
     if ours.delta_rule:
-        ours = replace(ours, delta_rule=replace(ours.delta_rule, tiled=True))
+        ours = replace(ours, delta_rule=ours.delta_rule._replace(tiled=True))
     same = [f for f in ours.__slots__ if f not in ("model_type", "architecture", "norm_plus_one", "rope_scaling")]
     assert {f: getattr(ours, f) for f in same} == {f: getattr(theirs, f) for f in same}
     assert not theirs.norm_plus_one
-    scalings = [scaling and replace(scaling, mscale=None, mscale_all_dim=None)
+    scalings = [scaling and scaling._replace(mscale=None, mscale_all_dim=None)
                 for scaling in (ours.rope_scaling, theirs.rope_scaling)]  # fmt: skip
     assert scalings[0] == scalings[1]
     assert theirs.rms_norm_eps == 1e-5
@@ -450,7 +450,7 @@ def test_longrope_takes_its_long_factors_only_for_a_context_that_was_asked_for()
     assert config.for_context(None) is config and config.for_context(64) is config
     long = config.for_context(65)
     assert (long.usual_positions, long.rope_scaling.long) == (512, True)
-    assert long == replace(config, rope_scaling=replace(config.rope_scaling, long=True))
+    assert long == replace(config, rope_scaling=config.rope_scaling._replace(long=True))
     short_inv, short_scale = frequencies(main_rope(config))
     long_inv, long_scale = frequencies(main_rope(long))
     assert (short_inv[1:] > long_inv[1:]).all()

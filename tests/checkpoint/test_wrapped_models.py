@@ -8,7 +8,7 @@ import tiny
 
 import pyllama
 from pyllama.checkpoint import open_checkpoint
-from pyllama.checkpoint.outline import outline_huggingface
+from pyllama.checkpoint.huggingface_outline import outline_huggingface
 from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.errors import CheckpointError, UnsupportedError
 

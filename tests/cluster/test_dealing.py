@@ -76,7 +76,7 @@ def test_value_heads_are_dealt_once_with_their_key_heads(shares, tiled):
     sizes = {"linear_num_key_heads": 4, "linear_num_value_heads": 12}
     whole = config(model_type="qwen3_5_text", **sizes)
     assert whole.delta_rule is not None
-    whole = replace(whole, delta_rule=replace(whole.delta_rule, tiled=tiled))
+    whole = replace(whole, delta_rule=whole.delta_rule._replace(tiled=tiled))
     dealt = [share.layers[0] for share in deal(whole, shares)]
     heads = [[head for rows in of.values for head in rows] for of in dealt]
     assert sorted(head for of in heads for head in of) == list(range(12))

@@ -1,7 +1,6 @@
 """The decoder: the same bits for any cut into passes, any company, any storage; and its errors."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,7 +199,7 @@ def test_layers_may_rotate_each_in_its_own_way(tmp_path, monkeypatch):
 
     def layers(family, config):
         first, second, third = llama_layers(config)
-        return first, replace(second, mixer=replace(second.mixer, rope=replace(local, dim=config.head_dim))), third
+        return first, second._replace(mixer=second.mixer._replace(rope=local._replace(dim=config.head_dim))), third
 
     monkeypatch.setattr(type(FAMILIES["llama"]), "layers", layers)
     layers_of.cache_clear()

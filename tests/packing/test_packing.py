@@ -1,6 +1,5 @@
 """Packing: the bits of the source from a packed folder, every stored byte back, hostile headers refused."""
 
-import dataclasses
 import json
 import os
 import zlib
@@ -579,7 +578,7 @@ def test_a_shard_says_what_it_is(tmp_path):
     assert (found.shard, found.shards, found.previous, found.source) == (1, 1, 0, "huggingface")
     assert set(found.files) == {"config.json"} and fields["version"] == "1"
     assert list(found.tensors) == list(stored)
-    assert dataclasses.replace(found.tensors[UP], blocks=()).shape == (141, 54)
+    assert found.tensors[UP]._replace(blocks=()).shape == (141, 54)
 
 
 def test_a_newer_version_is_unsupported_not_damaged(tmp_path):

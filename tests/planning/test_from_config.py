@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from pyllama.checkpoint import open_checkpoint
-from pyllama.checkpoint.outline import describes, outline_huggingface
+from pyllama.checkpoint.huggingface_outline import describes, outline_huggingface
 from pyllama.cli import main
 from pyllama.errors import CheckpointError, UnsupportedError
 

@@ -12,7 +12,8 @@ from published_shapes import LLAMA_7B, LLAMA_13B, LLAMA_70B
 from pyllama import _kernels
 from pyllama.checkpoint import open_checkpoint
 from pyllama.checkpoint.huggingface_config import huggingface_config
-from pyllama.checkpoint.outline import outline, outline_huggingface, stored_nbytes
+from pyllama.checkpoint.huggingface_outline import outline_huggingface
+from pyllama.checkpoint.outline import outline, stored_nbytes
 from pyllama.cli import main
 from pyllama.cli.plan import make_report
 from pyllama.cli.plan_lines import duration, format_rate, lines, size
