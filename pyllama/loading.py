@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from pyllama.drafting.drafts import Drafts
     from pyllama.drafting.opening import Meant
 
-#: Positions of a context nobody asked a length for, where the model allows as many.
-DEFAULT_CONTEXT_LENGTH = 4096
-
 
 def load(
     model: str | os.PathLike[str],
@@ -71,7 +68,7 @@ def load(
     from pyllama.checkpoint import open_checkpoint
     from pyllama.hub import resolve
     from pyllama.machine.memory import default_budget, enough_for, interpreter_nbytes, parse_size, warn_if_beyond
-    from pyllama.planning.memory import TooSmallError, default_context
+    from pyllama.planning.memory import DEFAULT_CONTEXT_LENGTH, TooSmallError, default_context
     from pyllama.tokenizer import load_tokenizer
 
     if unknown:

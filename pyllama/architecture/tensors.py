@@ -6,6 +6,7 @@ Reads no file and no weight.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from pyllama.architecture import layers_of
@@ -51,7 +52,8 @@ class ModelTensor(NamedTuple):
     expert: int | None = None
 
 
-def model_tensors(config: Config) -> list[ModelTensor]:
+@lru_cache(maxsize=4)  # a plan asks two dozen times
+def model_tensors(config: Config) -> tuple[ModelTensor, ...]:
     """Every tensor of a model, in the order a pass uses them."""
     hidden = config.hidden_size
     tensors = [ModelTensor(EMBEDDING, (config.vocab_size, hidden), "embedding")]
@@ -68,7 +70,7 @@ def model_tensors(config: Config) -> list[ModelTensor]:
     tensors.append(ModelTensor(FINAL_NORM, (hidden,), "norms"))
     if not config.tie_word_embeddings:
         tensors.append(ModelTensor(HEAD, (config.vocab_size, hidden), "lm_head"))
-    return tensors
+    return tuple(tensors)
 
 
 def norms_plus_one(config: Config) -> set[str]:

@@ -140,8 +140,7 @@ def make_report(
 
     from pyllama.cli.plan_draft import AUTO, candidates, weigh
     from pyllama.cli.plan_lines import spent
-    from pyllama.loading import DEFAULT_CONTEXT_LENGTH
-    from pyllama.planning.memory import default_context, make_plan
+    from pyllama.planning.memory import DEFAULT_CONTEXT_LENGTH, default_context, make_plan
     from pyllama.planning.time import enough, packed, what_if
 
     config = model.config
@@ -342,8 +341,6 @@ def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:
     import shutil
 
     from pyllama.checkpoint.outline import stored_nbytes
-    from pyllama.hub.cache import hub_cache
-    from pyllama.measure.rates import nearest
 
     config = model.config
     about = {
@@ -355,6 +352,9 @@ def _about(model: "Checkpoint | Outline", files: list[Path]) -> dict[str, Any]:
         "here": bool(files),
     }
     if not files:
+        from pyllama.hub.cache import hub_cache
+        from pyllama.measure.rates import nearest
+
         about["disk_free"] = shutil.disk_usage(nearest(hub_cache())).free
     return about
 

@@ -25,6 +25,8 @@ from pyllama.streaming.weights import ROOM, SLOTS
 if TYPE_CHECKING:
     from pyllama.streaming.experts import Sizes
 
+#: Positions of a context nobody asked a length for, where the model allows as many.
+DEFAULT_CONTEXT_LENGTH = 4096
 LEAST_SLOTS = 3
 #: States from before that are kept at most, within a sixteenth of the budget.
 MOST_SNAPSHOTS = 64
