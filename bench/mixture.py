@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mixture_gguf import ATTENTION, EMBEDDING, SHAPES
 from streamed import direct_rate
 
 from pyllama.architecture.tensors import tensor_shapes
@@ -46,7 +47,7 @@ CONFIG = {
     "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True,
     "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "bfloat16",
 }  # fmt: skip
-FAVOURED, SCALE = 17, 1.75  # experts of 128, and how much longer their routers' rows are
+FAVOURED, SCALE = SHAPES["qwen3-30b-a3b"].favoured, SHAPES["qwen3-30b-a3b"].favour
 
 
 def make(folder: Path, skew: bool) -> None:
@@ -70,6 +71,8 @@ def make(folder: Path, skew: bool) -> None:
         for name, shape in shapes.items():
             values = random.standard_normal(shape, dtype=np.float32)
             values = 1 + 0.1 * values if len(shape) == 1 else values * np.float32(random.uniform(0.6, 1.4) * 0.02)
+            if name.endswith(("embed_tokens.weight", "o_proj.weight")):
+                values *= np.float32(EMBEDDING if "embed" in name else ATTENTION)
             if skew and name.endswith("mlp.gate.weight"):
                 values[random.permutation(128)[:FAVOURED]] *= np.float32(SCALE)
             file.write((values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes())

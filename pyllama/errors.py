@@ -33,6 +33,12 @@ class ContextOverflowError(PyllamaError):
 class BudgetError(PyllamaError):
     """The memory budget is too small; the message names the smallest that works."""
 
+    @staticmethod
+    def enough_mb(nbytes: int) -> int:
+        """The MB to name where a process counted so many bytes. The next one that is started alike holds up to some
+        hundred KB more, by where its libraries and stacks came to lie, and must not be refused what this one named."""
+        return -(-(nbytes + (1 << 19)) // 1_000_000)
+
 
 class HubError(PyllamaError):
     """A download failed: the name, the network, the disk or the checksum."""

@@ -27,6 +27,7 @@ def load(
     on_layer: Callable[[int], None] | None = None,
     contexts: int = 1,
     pre_tokenizer: str | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
     draft: str | os.PathLike[str] = AUTO,
     hosts: "str | os.PathLike[str] | Sequence[str] | None" = None,
     interface: str | None = None,
@@ -49,6 +50,7 @@ def load(
     contexts        sequences that are to have room for their keys and values, if memory allows: an Engine's
     pre_tokenizer   how a GGUF file's model splits text ("llama-bpe", "qwen2", ...), in place of what the file says
                     in tokenizer.ggml.pre
+    chat_template   a file with a template (Jinja) that writes conversations, in place of the model's own
     draft           who proposes tokens, so that a pass gives several: a path or a name of a small model with the same
                     tokenizer, "self" (the copy that `pyllama quantize MODEL --draft` makes), "lookup" (what followed
                     the same tokens before), "auto" (what is there and pays, where weights are streamed) or "off".
@@ -89,7 +91,7 @@ def load(
         if context_length is None:
             context_length = default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
         set_threads(threads)
-        tokenizer = load_tokenizer(checkpoint, pre_tokenizer)
+        tokenizer = load_tokenizer(checkpoint, pre_tokenizer, chat_template)
         if hosts is not None:
             return _assemble_cluster(
                 checkpoint,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 from pyllama.errors import CheckpointError, shown
 
@@ -16,8 +16,11 @@ MAX_NBYTES = 8 << 20
 MAX_ITEMS = 400_000  # values in all; the largest real header has under 100,000
 
 
-def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """The object that `data` spells. Raises CheckpointError naming `where`."""
+def parse_object(data: bytes, where: str, *, constants: bool = False) -> dict[str, Any]:
+    """The object that `data` spells. Raises CheckpointError naming `where`.
+
+    constants  NaN, Infinity and -Infinity pass, as Python's writer spells them: for whom checks every range
+    """
     if len(data) > MAX_NBYTES:
         raise CheckpointError(f"{where}: {len(data)} bytes of JSON, expected at most {MAX_NBYTES}")
     # Counted before parsing: a Python object per value is what would cost the memory.
@@ -40,12 +43,14 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
             raise CheckpointError(f"{where}: number {shown(text)} is out of range")
         return value
 
-    def refuse(text: str) -> NoReturn:
+    def constant(text: str) -> float:
+        if constants:
+            return float(text)
         raise CheckpointError(f"{where}: {text} is not a JSON number")
 
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=pairs_to_dict, parse_float=finite, parse_constant=refuse
+            data.decode("utf-8"), object_pairs_hook=pairs_to_dict, parse_float=finite, parse_constant=constant
         )
     except RecursionError:
         raise CheckpointError(f"{where}: JSON nested too deeply") from None

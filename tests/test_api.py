@@ -315,6 +315,27 @@ def test_reset_forgets_all_but_the_system_message(model):
         assert chat.send("hello").read() == first
 
 
+def test_a_template_of_a_file_takes_the_place_of_the_models_own(base_folder, chat_folder, tmp_path):
+    file = tmp_path / "plain.jinja"
+    file.write_text("{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:")
+    messages = [{"role": "user", "content": "hello"}]
+    told = []
+    for folder in (base_folder, chat_folder):  # the same model, without a template and with one
+        with pyllama.load(folder, chat_template=file) as model:
+            text = model.tokenizer.apply_chat_template(messages)
+            assert text.endswith("user: hello\nassistant:")
+            told.append(model.generate(messages, max_tokens=5).read())
+            with model.chat(max_tokens=5) as chat:
+                assert chat.send("hello").read() == told[-1]
+    assert told[0] == told[1]
+    for wrong, message in ((tmp_path / "no", "no such file"), (tmp_path, "directory")):
+        with pytest.raises(pyllama.PyllamaError, match=message):
+            pyllama.load(base_folder, chat_template=wrong)
+    file.write_bytes(b"\xff")
+    with pytest.raises(pyllama.PyllamaError, match="no UTF-8"):
+        pyllama.load(base_folder, chat_template=file)
+
+
 def test_a_model_without_a_template_cannot_chat(base_folder):
     with pyllama.load(base_folder) as model:
         with pytest.raises(pyllama.RequestError, match="no chat template"):

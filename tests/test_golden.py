@@ -51,6 +51,8 @@ AS_GGUF = [
     "qwen2",
     "qwen25_yarn",
     "mixtral",
+    "granite4",
+    "granite4_nope",
     "granitemoe",
     "qwen3",
     "smollm2",

@@ -197,10 +197,13 @@ def within(module: str, wing: str) -> bool:
     return f"{module}.".startswith(f"pyllama.{wing}.")
 
 
-def test_the_command_line_is_described_without_the_kernels():
-    """setup.py makes completions of it before they are built."""
+def test_completions_are_made_with_nothing_but_the_sources():
+    """setup.py makes them before the kernels are built, in an environment without the package's dependencies."""
     run_python(
-        "import sys; sys.modules['pyllama._kernels'] = None; from pyllama.cli import build_parser; build_parser()"
+        "import sys\n"
+        "for name in ('pyllama._kernels', 'numpy', 'jinja2', 'sentencepiece'): sys.modules[name] = None\n"
+        "from pyllama.cli import build_parser; from pyllama.cli.completion import SHELLS, script\n"
+        "for shell in SHELLS: script(build_parser(), shell)"
     )
 
 

@@ -108,6 +108,7 @@ def main() -> int:
     import tiny
 
     kinds: dict[str, dict] = {family: {"model_type": family} for family in tiny.FAMILIES}
+    kinds["granite 4, unrotated"] = {"model_type": "granitemoehybrid", "position_embedding_type": "nope"}
     kinds["gemma4_mixture"] = dict(tiny.GEMMA4_MIXTURE)
     kinds["mistral"]["sliding_window"] = None  # llama.cpp runs Mistral as llama, without its window
     kinds["qwen3_5_text"]["linear_key_head_dim"] = 16  # as that of values, or it fails to begin

@@ -63,6 +63,7 @@ FAMILIES = _Families(
         "qwen3_5_text": "qwen3_5.Qwen35",
         "lfm2_moe": "lfm2_moe.Lfm2Moe",
         "qwen3_5_moe_text": "qwen3_5_moe.Qwen35Moe",
+        "granitemoehybrid": "granitemoehybrid.GraniteMoeHybrid",
     }
 )
 

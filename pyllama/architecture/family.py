@@ -228,7 +228,7 @@ class Family:
         return False
 
     def gguf_values(self, config: Config) -> dict[str, Any]:
-        """What gguf_options() reads: key, without the architecture -> a number, or a list of numbers or booleans."""
+        """What gguf_options() reads: key, without the architecture -> a number or boolean, or a list of these."""
         return {}
 
     def refuse(self, f: Fields) -> None:

@@ -182,9 +182,11 @@ class Gemma4(Family):
         if not isinstance(given, Mapping):
             raise f.fail("per_layer_config", "an object")
         windows = self.windows(f, kinds if isinstance(kinds, list) else None, layers)
-        expected = {str(i) for i, window in enumerate(windows) if window is None}
+        expected = {i for i, window in enumerate(windows) if window is None}
+        # Of ten layers and more, transformers writes 05 for 5.
+        numbers = {int(key) if str(key).isdecimal() and len(str(key)) <= 4 else None for key in given}
         values = list(given.values())
-        if set(given) != expected or any(one != values[0] for one in values):
+        if numbers != expected or len(given) != len(expected) or any(one != values[0] for one in values):
             raise f.unsupported("per_layer_config", "other than one for all layers that see everything")
         one = Fields(values[0], f"{f.where}, per_layer_config")
         unknown = set(values[0]) - {"head_dim", "num_key_value_heads"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.family import Biases, Defaults, Family
@@ -16,6 +16,8 @@ _SCALES = {
     "logits_scale": ("logits_scaling", "logit_scale"),
 }
 _LOW, _HIGH = 1e-6, 1e6
+#: In GGUF, whether anything is rotated: llama.cpp takes this key for that switch in Granite's architectures.
+_ROTATED = "rope.scaling.finetuned"
 
 
 class Granite(Family):
@@ -23,7 +25,7 @@ class Granite(Family):
     architecture = "GraniteForCausalLM"
     defaults = Defaults(max_position_embeddings=2048)
     read_here = frozenset(key for keys in _SCALES.values() for key in keys)
-    gguf_architecture = "granite"
+    gguf_architecture: ClassVar[str | None] = "granite"
     gguf_interleaved = True  # llama.cpp's converter permutes the rows of q and k, as for Llama
     gguf_factors = True
 
@@ -37,7 +39,12 @@ class Granite(Family):
     def gguf_options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:
         found = {field: f.number(key, 0.0, _HIGH, 0.0) for field, (_, key) in _SCALES.items()}
         scale = found.pop("attention_scale") or None  # 0 stands for head_dim ** -0.5
-        return {"attention_scale": scale, **{field: value or 1.0 for field, value in found.items()}}
+        unrotated = () if f.boolean(_ROTATED, True) else tuple(range(layers))
+        scales = {field: value or 1.0 for field, value in found.items()}
+        return {"attention_scale": scale, "unrotated_layers": unrotated, **scales}
 
     def gguf_values(self, config: Config) -> dict[str, Any]:
-        return {key: float(getattr(config, field)) for field, (_, key) in _SCALES.items()}
+        found: dict[str, Any] = {key: float(getattr(config, field)) for field, (_, key) in _SCALES.items()}
+        if config.unrotated_layers:
+            found[_ROTATED] = False
+        return found

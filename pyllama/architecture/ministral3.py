@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any
 
 from pyllama.architecture.config import Config, QueryGrowth
@@ -20,7 +19,6 @@ _ROPE = {
 class Ministral3(Mistral):
     model_type = "ministral3"
     architecture = "Ministral3ForCausalLM"
-    wrappers = MappingProxyType({"mistral3": "Mistral3ForConditionalGeneration"})
     defaults = Defaults(
         max_position_embeddings=262144, num_key_value_heads=8, head_dim=128, rms_norm_eps=1e-5, rope=_ROPE
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import ClassVar
 
 from pyllama.architecture.family import Defaults, Family
@@ -12,6 +13,7 @@ from pyllama.architecture.sliding import sliding_window
 class Mistral(Family):
     model_type = "mistral"
     architecture = "MistralForCausalLM"
+    wrappers = MappingProxyType({"mistral3": "Mistral3ForConditionalGeneration"})  # Mistral Small 3.1 and 3.2
     gguf_as: ClassVar[str | None] = "llama"
     defaults = Defaults(max_position_embeddings=131072, num_key_value_heads=8, head_dim=None)
 

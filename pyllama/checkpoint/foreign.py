@@ -25,14 +25,15 @@ _KINDS = {
     "longformer gemma-embedding splade clip_text_model",
     _TRANSLATOR: "t5 t5encoder mt5 umt5 bart mbart marian pegasus m2m_100 blenderbot led",
     _EXPERTS: "qwen2_moe qwen2moe qwen3next qwen3_next deepseek2 deepseek_v2 deepseek_v3 "
-    "llama4 llama4_text olmoe phimoe granitemoeshared granitemoehybrid dbrx grok arctic glm4moe glm4_moe bailingmoe "
+    "llama4 llama4_text olmoe phimoe granitemoeshared dbrx grok arctic glm4moe glm4_moe bailingmoe "
     "ernie4_5_moe hunyuan-moe",
     _IMAGES: "llava llava_next llava_llama llava_mistral llava_qwen mllama qwen2_vl qwen2vl qwen2_5_vl qwen3_vl "
     "qwen3vl internvl internvl_chat idefics idefics2 idefics3 smolvlm paligemma minicpmv pixtral mistral3 gemma3 "
-    "gemma3n phi3_v moondream1 cogvlm chameleon",
+    "gemma3n gemma3n_text lfm2_vl qwen3_vl_moe phi4_multimodal llama4_vision phi3_v moondream1 cogvlm chameleon",
     _PICTURES: "flux sd1 sd2 sd3 sdxl wan hunyuan_video ltxv aura lumina2 cosmos hidream qwen_image",
     _SPEECH: "whisper wav2vec2 hubert seamless_m4t speech_to_text bark musicgen csm encodec wavtokenizer-dec",
-    _RECURRENT: "mamba mamba2 rwkv rwkv5 rwkv6 rwkv6qwen2 rwkv7 falcon_mamba recurrent_gemma jamba xlstm",
+    _RECURRENT: "mamba mamba2 rwkv rwkv5 rwkv6 rwkv6qwen2 rwkv7 falcon_mamba recurrent_gemma jamba xlstm "
+    "granitehybrid bamba zamba zamba2 nemotron_h nemotron_h_moe falcon_h1 falcon-h1 plamo2 kimi_linear olmo_hybrid",
     _MULTIMODAL_PART: "clip siglip siglip_vision_model clip_vision_model vit dinov2 mtmd",
 }
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split()}

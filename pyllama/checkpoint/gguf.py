@@ -27,7 +27,7 @@ from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
 from pyllama.checkpoint.files import InputFile, opening
 from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
-from pyllama.checkpoint.gguf_config import UNTURNED, gguf_config, gguf_family
+from pyllama.checkpoint.gguf_config import UNTURNED, gguf_config, gguf_family, guessing_layers
 from pyllama.checkpoint.index import Part, Tensor, check_index, deal
 from pyllama.checkpoint.string_list import PREFIX, StringList
 from pyllama.errors import CheckpointError, UnsupportedError, shown
@@ -158,6 +158,8 @@ def _checkpoint(
         raise UnsupportedError(f"{path.name}: no tensors, only metadata, such as a vocabulary; get the model itself")
     factors, long_factors = taken_factors(found, lambda tensor: files[tensor.parts[0].file])
     family = gguf_family(metadata)
+    for name in guessing_layers(metadata, found):
+        del found[name]
     names = {ours: name for name in found for ours in family.gguf.ours(name)}
     embedding = found.get(names.get(EMBEDDING, ""))
     vocab_size = embedding.rows if embedding else 1

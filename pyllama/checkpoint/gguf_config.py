@@ -6,7 +6,8 @@ What metadata leaves to the tensors (the vocabulary, a tied head, biases, Llama 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+import re
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from pyllama.architecture.layer import layer_name
 from pyllama.architecture.rope import longrope_magnitude, yarn_magnitude
 from pyllama.architecture.tensors import HEAD
 from pyllama.checkpoint import foreign
-from pyllama.errors import shown
+from pyllama.errors import CheckpointError, shown
 
 RopeFactors = tuple[float, ...]
 UNTURNED = 1e29  # of rotary factors, those from here on
 _WHERE = "GGUF metadata"
+_GUESSING = "nextn_predict_layers"
+_BLOCK = re.compile(r"blk\.([0-9]{1,4})\.")
 
 
 def gguf_family(metadata: Mapping[str, Any]) -> Family:
@@ -45,6 +48,43 @@ def gguf_family(metadata: Mapping[str, Any]) -> Family:
     raise general.unsupported("general.architecture", f"{what} (supported: {known})")
 
 
+def main_layers(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The key/values without the layers that guess further tokens (NextN, MTP), which block_count includes: they come
+    last, and lists of a value a layer have theirs. The mapping itself where there are none."""
+    prefix = f"{gguf_family(metadata).gguf_architecture}."
+    f = Fields(metadata, _WHERE, prefix)
+    if not f.has(_GUESSING):
+        return metadata
+    every = f.size("num_hidden_layers", "block_count")
+    layers = every - f.integer(_GUESSING, 0, every - 1)
+    found = {key: value for key, value in metadata.items() if key != prefix + _GUESSING}
+    for key, value in found.items():
+        if key == f"{prefix}block_count":
+            found[key] = layers
+        elif isinstance(value, np.ndarray) and len(value) == every and key.startswith(prefix) and ".rope." not in key:
+            found[key] = value[:layers]
+    return found
+
+
+def guessing_layers(metadata: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+    """Which of the file's tensors are of the layers that main_layers() leaves out.
+
+    Raises CheckpointError for such a layer that has nothing of what guesses: the key/values would not be the file's.
+    """
+    f = Fields(main_layers(metadata), _WHERE, f"{gguf_family(metadata).gguf_architecture}.")
+    if f.source is metadata:
+        return set()
+    layers = f.size("num_hidden_layers", "block_count")
+    numbers = {name: int(of[1]) for name in names if (of := _BLOCK.match(name))}
+    found = {name for name, number in numbers.items() if number >= layers}
+    for number in {numbers[name] for name in found}:
+        if not any(name.startswith(f"blk.{number}.nextn.") for name in found):
+            raise CheckpointError(
+                f"blk.{number}: no tensor of a layer that guesses tokens (nextn), expected by {_GUESSING} (in {_WHERE})"
+            )
+    return found
+
+
 def gguf_config(
     metadata: Mapping[str, Any],
     names: Container[str],
@@ -61,6 +101,7 @@ def gguf_config(
     long_factors  those of rope_factors_long.weight, likewise
     """
     family = gguf_family(metadata)
+    metadata = main_layers(metadata)
     first = layer_name(0)
     prefix = f"{family.gguf_architecture}."
     f = Fields({k: _plain(v) for k, v in metadata.items() if k.startswith(prefix)}, _WHERE, prefix)

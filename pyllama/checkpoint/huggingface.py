@@ -26,6 +26,7 @@ from pyllama.errors import CheckpointError, shown
 from pyllama.hub.choose import INDEX
 from pyllama.strict_json import MAX_NBYTES, parse_object
 
+CONFIG = "config.json"
 MAX_FILES = 1024
 TIED_ROWS = 16  # rows compared of a matrix stored under both names
 
@@ -67,7 +68,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
 
 def read_config(folder: Path) -> Config:
     """The config of a folder with config.json, without its weights."""
-    return huggingface_config(_json(folder / "config.json"), _json_if_there(folder / "generation_config.json"))
+    return huggingface_config(read_object(folder / CONFIG), _json_if_there(folder / "generation_config.json"))
 
 
 def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> None:
@@ -97,23 +98,25 @@ def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> Non
         )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON beside a model. config.json may hold Infinity: Mamba's limits are published so."""
     data = read_small(path, MAX_NBYTES)
     what = described_bytes(data[:HEAD_NBYTES], len(data))
     if what:
         raise CheckpointError(f"{path}: {what}")
-    return parse_object(data.removeprefix(b"\xef\xbb\xbf"), path.name)  # some editors put a mark at the start
+    data = data.removeprefix(b"\xef\xbb\xbf")  # some editors put a mark at the start
+    return parse_object(data, path.name, constants=path.name == CONFIG)
 
 
 def _json_if_there(path: Path) -> dict[str, Any]:
-    return _json(path) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def read_weight_map(folder: Path) -> dict[str, str]:
     """name -> file name of the index file; {} where there is none."""
     if not (folder / INDEX).is_file():
         return {}
-    weight_map = _json(folder / INDEX).get("weight_map")
+    weight_map = read_object(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX}: weight_map is {shown(weight_map)}, expected tensor and file names")
     for name in weight_map.values():

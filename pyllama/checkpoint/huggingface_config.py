@@ -45,7 +45,10 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
     f = Fields(family.plain(f.source), f.where)
     if outer:
         _refuse_quantized(outer, family)
-        _check_class(outer, family.wrappers[str(outer.text("model_type"))])
+        wrapper = str(outer.text("model_type"))
+        if wrapper not in family.wrappers:
+            raise f.unsupported("model_type", f"{shown(family.model_type)} within {shown(wrapper)}")
+        _check_class(outer, family.wrappers[wrapper])
     else:
         _check_class(f, family.architecture)
     family.refuse(f)
@@ -157,7 +160,7 @@ def _refuse_quantized(f: Fields, family: Family) -> None:
         if (
             key == "quantization_config"
             and isinstance(value, Mapping)
-            and value.get("quant_method") in family.quantizations
+            and value.get("quant_method") in list(family.quantizations)  # compared, not hashed: it may be anything
         ):
             continue
         if value is not None and value != {}:
@@ -190,6 +193,8 @@ def _rope(f: Fields, positions: int, family: Family, kinds: set[str]) -> _Ropes:
     nested = {k for k in parameters if k.endswith("_attention")}
     if family.sliding_theta is not None:
         full, sliding = (parameters.get(f"{kind}_attention") or {} for kind in ("full", "sliding"))
+        if not isinstance(full, Mapping) or not isinstance(sliding, Mapping):
+            raise f.fail(key, "an object, and one for each of full_attention and sliding_attention in it")
         full = full if nested else parameters
         main = _one_rope(f, full, key, positions, family)
         theta = f.number(family.sliding_theta, 1.0001, 1e12, family.defaults.sliding_rope_theta)

@@ -12,15 +12,21 @@ from pathlib import Path
 from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import EMBEDDING, HEAD, tensor_shapes
-from pyllama.checkpoint.files import read_small
+from pyllama.checkpoint.huggingface import CONFIG, INDEX, read_object
 from pyllama.checkpoint.huggingface_config import huggingface_config, huggingface_dtype
 from pyllama.checkpoint.outline import Outline, outline
 from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.errors import CheckpointError, UnsupportedError
-from pyllama.hub.choose import INDEX
-from pyllama.strict_json import MAX_NBYTES, parse_object
 
 _HEADERS = 1 << 16  # bytes
+_TEXTS = ("", ".json", ".jinja", ".txt", ".md")  # what goes with a model's weights and holds none
+
+
+def describes(path: Path) -> bool:
+    """Whether a model's config.json lies here, and nothing beside it that may hold weights."""
+    if not (path / CONFIG).is_file():
+        return False
+    return all(file.suffix in _TEXTS or file.name == "tokenizer.model" for file in path.iterdir())
 
 
 def outline_huggingface(folder: Path, weights_nbytes: int | None = None) -> Outline:
@@ -32,13 +38,13 @@ def outline_huggingface(folder: Path, weights_nbytes: int | None = None) -> Outl
     Raises CheckpointError where index and config contradict each other, UnsupportedError for a dtype that is not
     BF16, F16 or F32.
     """
-    described = parse_object(read_small(folder / "config.json", MAX_NBYTES), "config.json")
+    described = read_object(folder / CONFIG)
     config, dtype = huggingface_config(described), huggingface_dtype(described)
     source = "the weights' file"
     copies = 0  # of a tied head, stored a second time
     if (folder / INDEX).is_file():
         source = INDEX
-        index = parse_object(read_small(folder / INDEX, MAX_NBYTES), INDEX)
+        index = read_object(folder / INDEX)
         weight_map, metadata = index.get("weight_map"), index.get("metadata")
         names = set(weight_map if isinstance(weight_map, dict) else ())
         plain = plain_names(names)

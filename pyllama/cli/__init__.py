@@ -92,6 +92,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
     Not where there is a file of settings, all of which is checked; nor for complaints, which know all there is.
     """
+    if argv and argv[0] == "help":  # as git and ollama have it
+        argv = [*argv[1:], "--help"]
     word = argv[0] if argv else ""
     command = _OTHERWISE_CALLED.get(word, word)
     if word == "--version" or (command in COMMANDS and command not in _ABOUT_ALL and not settings.has_file()):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from pyllama.cli.hints import commands_of
+from pyllama.cli.known_words import PRE_TOKENIZERS, TYPES
 from pyllama.drafting import WORDS
 
 #: Where shells look, below the prefix of what is installed.
@@ -51,11 +52,19 @@ def _takes_model(parser: argparse.ArgumentParser) -> bool:
 
 
 def _choices(action: argparse.Action) -> list[str]:
+    """What may follow an option, or stand in a place, as far as it is known: some take other spellings besides."""
+    if action.dest == "draft" and action.nargs != 0:
+        return list(WORDS)
+    if action.dest == "type":
+        return list(TYPES)
+    if action.dest == "pre_tokenizer":
+        return list(PRE_TOKENIZERS)
     return [str(choice) for choice in action.choices or ()]
 
 
-def _names_drafter(action: argparse.Action) -> bool:
-    return action.dest == "draft"
+def _names_model(action: argparse.Action) -> bool:
+    """Whether an option's value may be a model."""
+    return bool(action.option_strings) and action.nargs != 0 and action.dest in ("draft", "against")
 
 
 def _words(parser: argparse.ArgumentParser) -> list[str]:
@@ -93,9 +102,10 @@ def _bash(command_line: argparse.ArgumentParser) -> Iterator[str]:
             if action.nargs == 0:
                 continue
             where = "|".join(f'"{name} {option}"' for option in action.option_strings)
-            words = f'-W "{" ".join(_choices(action))}"' if action.choices else "-f" if _takes_path(action) else ""
-            if _names_drafter(action):
-                words = f'-f -W "{" ".join(WORDS)} $(pyllama list -q 2>/dev/null)"'
+            known = _choices(action)
+            words = f'-W "{" ".join(known)}"' if known else "-f" if _takes_path(action) else ""
+            if _names_model(action):
+                words = f'-f -W "{" ".join([*known, "$(pyllama list -q 2>/dev/null)"])}"'
             what = f'COMPREPLY=($(compgen {words} -- "$cur"))' if words else ":"
             yield f"        {where}) {what}; return ;;"
     yield "    esac"
@@ -137,9 +147,10 @@ def _zsh(command_line: argparse.ArgumentParser) -> Iterator[str]:
     for name, parser in commands.items():
         yield f"        {name}) _arguments -s \\"
         for action in _options(parser):
-            values = f"({' '.join(_choices(action))})" if action.choices else "_files" if _takes_path(action) else ""
-            if _names_drafter(action):
-                values = "_pyllama_drafters"
+            known = _choices(action)
+            values = f"({' '.join(known)})" if known else "_files" if _takes_path(action) else ""
+            if _names_model(action):
+                values = "_pyllama_drafters" if known else "_pyllama_models"
             value = "" if action.nargs == 0 else f":{action.metavar or 'value'}:{values}"
             several = "*" if isinstance(action, argparse._AppendAction) else ""
             for option in action.option_strings:
@@ -166,8 +177,8 @@ def _fish(command_line: argparse.ArgumentParser) -> Iterator[str]:
         for action in _options(parser):
             names = [f"-{'sl'[option.startswith('--')]} {option.lstrip('-')}" for option in action.option_strings]
             values = "-r" if _takes_path(action) else f"-x -a '{' '.join(_choices(action))}'"
-            if _names_drafter(action):
-                values = f"-r -a '{' '.join(WORDS)} (pyllama list -q 2>/dev/null)'"
+            if _names_model(action):
+                values = f"-r -a '{' '.join([*_choices(action), '(pyllama list -q 2>/dev/null)'])}'"
             value = "" if action.nargs == 0 else f" {values}"
             yield f"{here} {' '.join(names)}{value} -d '{_summary(action.help)}'"
 

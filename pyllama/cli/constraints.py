@@ -4,6 +4,7 @@ What they mean is what the same fields mean to the server, which does the work; 
 """
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyllama.cli.prompt import read_file
@@ -19,7 +20,9 @@ def add_constraints(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the form of the answer")
     which = group.add_mutually_exclusive_group()
     which.add_argument("--json-schema", metavar="FILE", help="JSON that fits this JSON Schema, and nothing else")
-    which.add_argument("--grammar", metavar="FILE", help="text of this grammar, in llguidance's dialect of Lark")
+    which.add_argument(
+        "--grammar", metavar="FILE", help="text of this grammar: llama.cpp's GBNF, or llguidance's dialect of Lark"
+    )
     group.add_argument(
         "--tools",
         metavar="FILE",
@@ -69,7 +72,7 @@ def constrain(model: "Model", given: dict[str, Any]) -> Constraints:
         if "json_schema" in given:
             guide = Grammars(model).json(given["json_schema"], "--json-schema")
         if "grammar" in given:
-            guide = Grammars(model).lark(given["grammar"], "--grammar")
+            guide = Grammars(model).lark(_as_lark(given["grammar"]), "--grammar")
         if "tools" in given:
             body = {"messages": [{"role": "user", "content": ""}], "tools": given["tools"]}
             check(body, CHAT)
@@ -86,6 +89,18 @@ def constrain(model: "Model", given: dict[str, Any]) -> Constraints:
     except ApiError as error:
         raise RequestError(error.message) from None
     return Constraints(guide, offered, parser)
+
+
+def _as_lark(grammar: str) -> str:
+    """A grammar that may be llama.cpp's GBNF, whose rules have ::= after their names."""
+    from llguidance import gbnf_to_lark
+
+    if not re.search(r"^\s*[A-Za-z][\w-]*\s*::=", grammar, re.MULTILINE):
+        return grammar
+    try:
+        return gbnf_to_lark.gbnf_to_lark(grammar)
+    except Exception as error:  # noqa: BLE001 - of a rule that is missing, or named twice, it is no other
+        raise RequestError(f"--grammar: {' '.join(str(error).split()) or 'nested too deeply'}") from None
 
 
 def _json(path: str, kind: type) -> Any:

@@ -45,8 +45,8 @@ def unknown(
 def _hint(parser: argparse.ArgumentParser, word: str, others: Mapping[str, argparse.ArgumentParser]) -> str:
     known = options_of(parser)
     positional = [action.dest for action in parser._actions if not action.option_strings]
-    # By what is typed too: --context is context_length in Python.
-    typed = {plain(option): dest for dest, option in known.items()}
+    # By what is typed too: --context is context_length in Python, and --temp is short for another.
+    typed = {plain(option): action.dest for action in parser._actions for option in action.option_strings[::-1]}
     ours = meant(word, [*known, *typed, *positional])
     ours = typed.get(ours, ours) if ours else None
     if ours in known:

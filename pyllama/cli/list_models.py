@@ -57,12 +57,11 @@ def _said_family(path: Path) -> str | None:
         from pyllama.checkpoint.gguf import architecture_of
 
         return architecture_of(path)
-    from pyllama.checkpoint.files import read_small
-    from pyllama.strict_json import MAX_NBYTES, parse_object
+    from pyllama.checkpoint.huggingface import CONFIG, read_object
 
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG).is_file():
         return "llama" if (path / "params.json").is_file() else None
-    said = parse_object(read_small(path / "config.json", MAX_NBYTES), "config.json").get("model_type")
+    said = read_object(path / CONFIG).get("model_type")
     return said if isinstance(said, str) else None
 
 

@@ -94,7 +94,17 @@ def add_hosts(group: argparse._ActionsContainer) -> None:
 
 
 # Of add_loading()'s options, what load() takes.
-LOADING = ("memory", "context_length", "kv_dtype", "threads", "pre_tokenizer", "draft", "hosts", "interface")
+LOADING = (
+    "memory",
+    "context_length",
+    "kv_dtype",
+    "threads",
+    "pre_tokenizer",
+    "chat_template",
+    "draft",
+    "hosts",
+    "interface",
+)
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +113,11 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
     add_budget(group)
     add_threads(group)
+    group.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="a template (Jinja) that writes conversations, in place of the model's own",
+    )
     add_draft(group)
     add_hosts(group)
     group.add_argument("--quiet", action="store_true", help="show no progress of what takes more than a second")

@@ -221,12 +221,16 @@ def _quantized(
 def _open(name: str, quiet: bool) -> "Checkpoint | Outline":
     """The model's files if they are here, else what its config and index tell."""
     from pyllama.checkpoint import open_checkpoint
+    from pyllama.checkpoint.huggingface_outline import describes, outline_huggingface
     from pyllama.hub.find import NotInCacheError, resolve
 
     try:
-        return open_checkpoint(resolve(name))
+        path = resolve(name)
     except NotInCacheError:
         return _fetch_outline(name, quiet)
+    if describes(path):
+        return outline_huggingface(path)
+    return open_checkpoint(path)
 
 
 def _fetch_outline(name: str, quiet: bool) -> "Checkpoint | Outline":

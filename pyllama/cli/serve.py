@@ -46,6 +46,13 @@ def add_serving(parser: argparse.ArgumentParser) -> None:
         help="another name of the model, or a pattern such as gpt-*; may be repeated",
     )
     group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end an answer before this text where its request names none; may be repeated",
+    )
+    group.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="until an answer is complete, queue included; default: none"
     )
     group.add_argument(
@@ -184,6 +191,7 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         max_connections=args.max_connections,
         embeddings=args.embeddings,
         session_dir=args.session_dir,
+        stop=tuple(args.stop),
         warm_up=not args.no_warm_up,
     )
 

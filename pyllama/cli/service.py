@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyllama.cli import streams
@@ -156,6 +157,9 @@ def service_of(args: argparse.Namespace) -> "Service":
         args.draft = args.draft if args.draft == "auto" else drafter
         with open_checkpoint(drafter) as checkpoint:
             paths += needs.model_paths(checkpoint)
+    if args.chat_template:
+        args.chat_template = os.path.abspath(args.chat_template)
+        paths.append(Path(args.chat_template))
     packages = needs.package_folders()
     if not args.user:
         needs.check_readable(paths)

@@ -111,6 +111,7 @@ typedef struct {
     int n, groups;
     float most, top;
     int starts; /* how many of first_units are tried */
+    int resize; /* both units are made larger at last, so that what was lost of the weights' size is none */
 } affine_format;
 
 typedef struct {

@@ -98,6 +98,7 @@ typedef struct {
     float scale_lo, scale_hi;
     lattice l;
     scale_grid grid;
+    int resize; /* the unit is made larger at last, so that what was lost of the weights' size is none */
 } symmetric_format;
 
 /* For the unit d: the whole scales best for each run out of those near best[], and what they take off the error. best[]

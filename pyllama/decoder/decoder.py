@@ -639,12 +639,11 @@ class Decoder(Extender):
     def _routed(self, number: int, layer: _Layer, experts: Experts, a: Buffers) -> _Routed:
         """Which tokens go where by the router's logits, and the experts that are needed, asked for."""
         routes = Routes.of(a.logits, experts, scales=layer.expert_scale, bias=layer.expert_bias)
+        which = None if self.ranks is None else GATE_UP
+        coming = self.weights.experts(number, routes.experts, routes.counts, which) if experts.gate.rows else ()
         if a.logits.rows <= GUESS_TOKENS and self.weights.guesses_help:
-            self._guess(number + 1, a)
-        if self.ranks is None:
-            return _Routed(routes, self.weights.experts(number, routes.experts, routes.counts))
-        inner = experts.gate.rows  # of each, here
-        return _Routed(routes, self.weights.experts(number, routes.experts, routes.counts, GATE_UP) if inner else ())
+            self._guess(number + 1, a)  # while what was asked for is on its way
+        return _Routed(routes, coming)
 
     def _experts(
         self, number: int, layer: _Layer, experts: Experts, routed: _Routed, x: "kernels.Floats", a: Buffers

@@ -37,7 +37,9 @@ class Chat(Closing):
         drafting: Drafting | None = None,
     ):
         if tokenizer.chat_template is None:
-            raise RequestError("chat: this model has no chat template, it can only continue text")
+            raise RequestError(
+                "chat: this model has no chat template, it can only continue text; chat_template gives it one"
+            )
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._drafting = drafting

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyllama.errors import RequestError
+from pyllama.errors import BudgetError, RequestError
 from pyllama.machine.control_groups import control_groups, read
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -115,7 +115,7 @@ def enough_for(nbytes: int) -> str:
         return ""
     taken = tight.nbytes - tight.room - resident_nbytes()  # by others in the group
     least = max(nbytes + max(taken, 0) + GROUP_MARGIN, (nbytes + max(taken, 0)) * 16 // 15 + 1)
-    return f" (the control group has {_mb(tight.nbytes)} MB: give it {_mb(least)} MB)"
+    return f" (the control group has {_mb(tight.nbytes)} MB: give it {BudgetError.enough_mb(least)} MB)"
 
 
 def warn_if_beyond(nbytes: int) -> None:

@@ -215,9 +215,9 @@ def make_plan(
     who = "this model and its drafter need" if drafter else "this model needs"
     raise TooSmallError(
         smallest,
-        f"memory: {_mb(budget)} MB, {who} at least {_mb(smallest)} MB with a context of {context_length}"
-        f" (process {_mb(least.interpreter)}, cache {_mb(least_cache)}, activations {_mb(least.activations)},"
-        f" ring {_mb(least.ring)}{_besides(least)}); {cure} needs less",
+        f"memory: {_mb(budget)} MB, {who} at least {BudgetError.enough_mb(smallest)} MB"
+        f" with a context of {context_length} (process {_mb(least.interpreter)}, cache {_mb(least_cache)},"
+        f" activations {_mb(least.activations)}, ring {_mb(least.ring)}{_besides(least)}); {cure} needs less",
     )
 
 

@@ -24,7 +24,7 @@ def shares(
         raise TooSmallError(
             least,
             f"memory: {_mb(budget)} MB, {'this model needs' if len(models) == 1 else 'these models need'} at least"
-            f" {_mb(least)} MB with a context of {context_length}; a shorter context needs less",
+            f" {BudgetError.enough_mb(least)} MB with a context of {context_length}; a shorter context needs less",
         )
     more, wanted = budget - least, sum(high - low for low, high in needs)
     return [high if more >= wanted else low + (high - low) * more // wanted for low, high in needs]

@@ -26,6 +26,9 @@ from pyllama.streaming.pinned import packed_nbytes
 #: What streaming reaches of the rate of plain direct reads, and a product of one token of the rate memory is read at.
 OF_DISK = 0.95
 OF_DRAM = 0.85
+#: Share of the experts that are not in memory which guesses bring in time: about half of them are foreseen, and half of
+#: these find the disk idle for long enough.
+GUESSED = 0.25
 PROMPTS = (64, 512)
 _BLOCK = 4 << 20  # bytes of a packed block, about
 
@@ -204,14 +207,22 @@ def pass_seconds(
     experts, missed = demand(model, plan, tokens, hits=hits, counts=counts)
     of_all = plan.streamed if read is None else read
     from_disk = of_all + missed
-    # Which experts a layer needs is known once what stands before them is computed: the disk waits for that.
-    before = plan.pinned / (rates.dram_gb_s * 1e9 * OF_DRAM) if missed and read is None else 0.0
+    dram = rates.dram_gb_s * 1e9 * OF_DRAM
+    reading = from_disk / (rates.disk_gb_s * 1e9 * OF_DISK)
     times = {
-        "disk": from_disk / (rates.disk_gb_s * 1e9 * OF_DISK) + before,
+        "disk": reading,
         # What comes from disk crosses the memory bus twice: once in, once to the cores.
-        "memory": (plan.pinned + experts - missed + 2 * from_disk + cache) / (rates.dram_gb_s * 1e9 * OF_DRAM),
+        "memory": (plan.pinned + experts - missed + 2 * from_disk + cache) / dram,
         "compute": share * flop(model.config, tokens, positions, rows) / (gflop_s(model, rates) * 1e9),
     }
+    if missed and read is None:
+        # Which experts a layer needs is known once what stands before them is computed: the disk waits for that. And
+        # where most layers lack nothing, their products wait in turn for the few that do: in such a layer only its own
+        # experts that are here are computed meanwhile.
+        a_layer = experts / plan.experts_stored * Shape.whole(model.config).experts
+        lacking = 1 - (1 - missed / experts) ** a_layer  # share of the layers
+        waiting = max(0.0, (1 - GUESSED) * reading - lacking * (experts - missed) / dram)
+        times["disk"] = max(reading + plan.pinned / dram, (plan.pinned + experts + cache) / dram + waiting)
     bound = max(times, key=lambda name: times[name])
     return times[bound], bound
 

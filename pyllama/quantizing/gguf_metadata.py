@@ -23,10 +23,10 @@ from pyllama.architecture.rope import frequencies, yarn_magnitude
 from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.gguf import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, factor_tensors, read_header
-from pyllama.checkpoint.gguf_config import gguf_config
+from pyllama.checkpoint.gguf_config import gguf_config, main_layers
 from pyllama.checkpoint.packed import GGUF_HEAD
 from pyllama.errors import UnsupportedError
-from pyllama.quantizing.gguf_writer import Value, plain
+from pyllama.quantizing.gguf_writer import Value, encoded, plain
 
 QUANTIZATION_VERSION = 2  # of ggml's blocks, since they have their present form
 # Of one file of a split: the whole has none of them.
@@ -44,14 +44,19 @@ def written_family(config: Config) -> Family:
 
 
 def copied(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The key/values of a GGUF source as they stand there, encoded; those of a split are left out."""
+    """The key/values of a GGUF source as they stand there, encoded; those of a split and of layers that guess further
+    tokens are left out."""
     file = InputFile(checkpoint.path / GGUF_HEAD if checkpoint.packed else checkpoint.files[0])
     try:
         header = read_header(file)
         values = {key: file.read(begin, end - begin) for key, (begin, end) in header.values.items()}
     finally:
         file.close()
-    return {key: value for key, value in values.items() if key not in _SPLIT}
+    main = main_layers(header.metadata)
+    for key, value in main.items():
+        if value is not header.metadata[key]:
+            values[key] = encoded(value if isinstance(value, np.ndarray) else np.uint32(value))
+    return {key: value for key, value in values.items() if key not in _SPLIT and key in main}
 
 
 def of_config(config: Config, name: str) -> dict[str, Value]:
@@ -92,7 +97,9 @@ def of_config(config: Config, name: str) -> dict[str, Value]:
 
 
 def _typed(value: Any) -> Value:
-    """A family's number, or list of them, as GGUF stores its kind."""
+    """A family's number or boolean, or list of them, as GGUF stores its kind."""
+    if isinstance(value, bool):
+        return value
     if isinstance(value, list):
         return np.array(value, np.bool_ if type(value[0]) is bool else np.uint32)
     return np.uint32(value) if type(value) is int else np.float32(value)

@@ -236,7 +236,8 @@ def _fitting(made: Outline, tensor: int, row: int, budget: int) -> list[Piece]:
         if needed <= budget:
             return work
     raise BudgetError(
-        f"memory: {_mb(budget)} MB, quantizing this model needs at least {_mb(needed)} MB (process {_mb(process)})"
+        f"memory: {_mb(budget)} MB, quantizing this model needs at least {BudgetError.enough_mb(needed)} MB"
+        f" (process {_mb(process)})"
     )
 
 

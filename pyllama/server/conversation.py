@@ -69,7 +69,12 @@ async def prompt_of(
 ) -> tuple[tools.ToolChoice, list[int]]:
     """What the request says of tools, and the token ids of its prompt. Raises ApiError."""
     if service.tokenizer.chat_template is None:
-        raise ApiError(400, "messages: this model has no chat template; use /v1/completions", "messages", "unsupported")
+        raise ApiError(
+            400,
+            "messages: this model has no chat template; use /v1/completions, or serve it with --chat-template",
+            "messages",
+            "unsupported",
+        )
     choice = tools.tool_choice(body, service.tool_format)
     return choice, await service.in_text_thread(
         request, _encode, service, body, choice, beginning or beginning_of(body)

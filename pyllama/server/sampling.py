@@ -1,6 +1,6 @@
 """Fields of an OpenAI request to sampling parameters. What it leaves out is the model's (generation/defaults.py)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,7 +66,7 @@ def wanted(
         logit_bias=_logit_bias(get("logit_bias", {}), vocab_size),
         seed=get("seed", None),
         max_tokens=max_tokens,
-        stop=_stops(get("stop", ())),
+        stop=_stops(get("stop", defaults.get("stop", ()))),
         stop_token_ids=get("stop_token_ids", ()),
         # The chosen token's is computed beside that of at least one alternative.
         logprobs=0 if top_logprobs is None else max(1, top_logprobs),
@@ -83,7 +83,7 @@ def wanted(
     )
 
 
-def _stops(given: str | list[str]) -> tuple[str, ...]:
+def _stops(given: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(stop for stop in ([given] if isinstance(given, str) else given) if stop)
 
 

@@ -58,6 +58,7 @@ class Settings:
     embeddings       whether vectors are made of texts, poor as they are
     warm_up          whether to run one pass at the start, so that weights which stay are there for the first request
     session_dir      where responses that others may go on after survive a restart; None: they do not
+    stop             texts that end an answer whose request names none
     """
 
     api_key: str | None = None
@@ -74,6 +75,7 @@ class Settings:
     embeddings: bool = False
     warm_up: bool = False
     session_dir: str | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Service:
         self.model = self.engine.model
         self.tokenizer = self.model.tokenizer
         self.grammars = Grammars(self.model)
-        self.sampling_defaults = sampling_defaults(self.model.checkpoint)
+        self.sampling_defaults = {**sampling_defaults(self.model.checkpoint), "stop": self.settings.stop}
         self.tool_format: ToolFormat | None = format_of(
             self.tokenizer.chat_template, lambda text: self.tokenizer.id_of(text) is not None
         )

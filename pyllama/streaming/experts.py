@@ -10,8 +10,9 @@ changes when bytes are read, and never a bit of the result. Knows experts by lay
 import threading
 import time
 import zlib
+from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from pyllama.streaming.readers import Readers
 READERS = 4  # reads in flight
 LEAST_SLOTS = 4  # one in use, the rest being read
 PART_NBYTES = 2 << 20  # of an expert, in one read: large enough for the disk's full rate, small enough for all readers
+GUESS_NBYTES = 1 << 20  # of a guess, in one read: what is needed meanwhile waits for one of these at most
 GUESSING = 4  # times the experts of a token in a layer: in fewer slots a guess drives out what is needed before it
 RECOUNT = 64  # requests between two looks at which experts are chosen most
 PROTECTED = 0.75  # of the slots, at most, are kept for those
@@ -117,7 +119,10 @@ def _blocks(expert: Sequence[Tensor], room: int) -> list[Block]:
 class _Slot:
     """key: what it holds, or is being filled with, since which request; steps: that, once it is here."""
 
-    __slots__ = ("error", "failed", "guess", "key", "left", "memory", "reads", "request", "steps", "using")
+    __slots__ = (
+        "error", "failed", "guess", "key", "left", "left_of", "memory", "panels", "reads", "request", "rest", "steps",
+        "using",
+    )  # fmt: skip
 
     def __init__(self, memory: np.ndarray):
         self.memory = memory
@@ -129,6 +134,11 @@ class _Slot:
         self.error: BaseException | None = None
         self.reads: Reads | None = None  # what is on its way,
         self.left = 0  # so many parts of it,
+        self.left_of: list[int] = []  # of each of its reads, where each is one matrix; else empty
+        self.panels: set[int] = set()  # numbers of the blocks that are in the order of panels already,
+        self.rest: list[Part] | None = (
+            None  # of a guess that made way for what is needed: these, and nobody reads them,
+        )
         self.failed: BaseException | None = None  # and what went wrong with one
 
 
@@ -228,7 +238,8 @@ class ExpertStore(Readers):
         self._count(layer, wanted, tokens)
         with self._changed:
             self._reset()
-        self._pieces = {(layer, expert): self._pieces_of(layer, expert) for expert in wanted}
+        missing = [e for e in wanted if not (self.whole and (layer, e, 0) in self._held)]
+        self._pieces = {(layer, expert): self._pieces_of(layer, expert) for expert in missing}
         keys = self._ask_whole(layer, wanted, then) if self.whole else []
         return self._taken(layer, wanted, keys, self._requests, self._generation)
 
@@ -262,10 +273,15 @@ class ExpertStore(Readers):
             return
         with self._changed:
             self._guesses.clear()
-            self._guesses.extend(key for e in experts if (key := (layer, int(e), 0)) not in self._held)
+            self._guesses.extend(key for e in experts if not self._find(key := (layer, int(e), 0)))
             if self._guesses:
                 self._start()
                 self._changed.notify_all()
+
+    def _find(self, key: _Key) -> _Slot | None:
+        """The slot that holds this, or that it is on its way to."""
+        slot = self._held.get(key)
+        return None if slot is None or slot.rest else slot
 
     def _count(self, layer: int, wanted: Sequence[int], tokens: Sequence[int]) -> None:
         self.counters.tokens += sum(tokens) // self._chosen if layer == self._first else 0
@@ -279,15 +295,15 @@ class ExpertStore(Readers):
         keys = [(layer, expert, 0) for expert in wanted]
         with self._changed:
             self._guesses = deque(key for key in self._guesses if key[0] != layer)
-            here = [key for key in keys if key in self._held]
-            missing = [key for key in keys if key not in self._held]
+            here = [key for key in keys if self._find(key)]
+            missing = [key for key in keys if not self._find(key)]
             self.counters.asked += len(keys)
             self.counters.hits += len(here)
             self._reserved.update(here)
             for key in here:
                 self._confirm(self._held[key])
             self._wanted.extend(missing)
-            self._wanted.extend(key for number in then if (key := (layer, number, 0)) not in self._held)
+            self._wanted.extend(key for number in then if not self._find(key := (layer, number, 0)))
             if self._wanted:
                 self._start()
                 self._changed.notify_all()
@@ -306,7 +322,7 @@ class ExpertStore(Readers):
         with self._changed:
             while True:
                 for key in keys:
-                    slot = self._held.get(key)
+                    slot = self._find(key)
                     if slot is not None and (slot.steps is not None or slot.error is not None):
                         return key
                     if slot is None and key not in self._wanted:  # given to another before its turn came
@@ -342,7 +358,7 @@ class ExpertStore(Readers):
                         "experts: the process was forked in the midst of this pass, and its readers are not here; "
                         "begin it anew"
                     )
-                slot = self._held.get(key)
+                slot = self._find(key)
                 if slot is None and key not in self._wanted:
                     self._wanted.appendleft(key)
                     self._start()
@@ -428,36 +444,36 @@ class ExpertStore(Readers):
                 if task is None:
                     return
                 self._reading += 1
-            slot, parts = task
+                slot, parts = task
             failed: BaseException | None = None
-            given_up = False
             try:
                 if self._turn_room and scratch is None:
                     scratch = huge_empty(self._turn_room)
-                for part in parts:
-                    # A guess is read in steps, so that what is needed meanwhile waits for one of them at most.
-                    given_up = len(parts) > 1 and self._given_up(slot)
-                    if given_up:
-                        break
-                    self._read_part(part, slot.memory, scratch)
+                self._read_part(parts[0], slot, scratch)
+                while len(parts) > 1 and (parts := self._going_on(slot, parts[1:])):
+                    self._read_part(parts[0], slot, scratch)
             except BaseException as error:  # noqa: BLE001 - the decoder raises it
                 failed = error
-            self._end_task(slot, len(parts), failed, given_up)
+            self._end_task(slot, len(parts), failed)
 
-    def _end_task(self, slot: _Slot, parts: int, failed: BaseException | None, given_up: bool) -> None:
+    def _end_task(self, slot: _Slot, parts: int, failed: BaseException | None) -> None:
         """So many parts of a slot's expert have been read, or not; with the last one it can be used."""
         with self._changed:
+            if not parts:  # of a guess that made way: its slot may be another's already
+                self._reading -= 1
+                self._changed.notify_all()
+                return
             slot.failed = slot.failed or failed
             slot.left -= parts
             last = slot.left == 0
         steps: list[Step] = []
         try:
-            if last and slot.reads and not (slot.failed or given_up):
-                steps = _steps(slot.reads, slot.memory, self.whole)
+            if last and slot.reads and not slot.failed:
+                steps = _steps(slot.reads, slot.memory, self.whole, slot.panels)
         except BaseException as error:  # noqa: BLE001 - as above
             slot.failed = error
         with self._changed:
-            if last and slot.reads and not given_up and not slot.failed:
+            if last and slot.reads and not slot.failed:
                 slot.steps = steps
                 self.counters.nbytes += sum(block.nbytes for block in slot.reads.blocks)
                 if not slot.guess and slot.key is not None:
@@ -467,7 +483,7 @@ class ExpertStore(Readers):
                     and len(self._held) == self._total
                     and all(slot.steps is not None for slot in self._held.values())
                 )
-            elif last and (given_up or slot.guess):
+            elif last and slot.guess:
                 self._forget(slot)  # whoever needs it reads it again, and is told
             elif last:
                 slot.error = slot.failed
@@ -487,30 +503,49 @@ class ExpertStore(Readers):
             urgent = self._urgent in self._wanted
             key = self._urgent if urgent else self._wanted[0]
             assert key is not None
-            slot_or_none = self._room(key, urgent)
+            slot_or_none = self._held.get(key)
+            parts = self._resumed(slot_or_none) if slot_or_none else None  # a guess had begun it
+            if slot_or_none is None:
+                slot_or_none = self._room(key, urgent)
             if slot_or_none is None:
                 return None
+            slot_or_none.guess = False
             self._wanted.remove(key)
-            parts = self._claim(slot_or_none, key)
+            parts = parts or self._claim(slot_or_none, key, PART_NBYTES)
             self._parts.extend((slot_or_none, part) for part in parts[1:])
             if len(parts) > 1:
                 self._changed.notify_all()
             return slot_or_none, parts[:1]
-        if self._guesses and not self._reading and not self._busy():
+        while self._guesses and not self._reading and not self._busy():
             key = self._guesses.popleft()
-            slot_or_none = None if key in self._held else self._room(key, False, guess=True)
+            held = self._held.get(key)
+            if held is not None and held.rest:
+                return held, self._resumed(held)
+            slot_or_none = None if held else self._room(key, False, guess=True)
             if slot_or_none is not None:
                 slot_or_none.guess = True
                 self.counters.guesses += 1
-                return slot_or_none, self._claim(slot_or_none, key)
+                return slot_or_none, self._claim(slot_or_none, key, GUESS_NBYTES)
         return None
 
-    def _claim(self, slot: _Slot, key: _Key) -> list[Part]:
+    def _resumed(self, slot: _Slot) -> list[Part]:
+        """What is left to be read of a guess that made way, for this reader to read."""
+        parts, slot.rest = slot.rest or [], None
+        slot.request = self._requests
+        return parts
+
+    def _claim(self, slot: _Slot, key: _Key, most: int) -> list[Part]:
         """What has to be read for a key into its slot."""
         pieces = self._pieces.get(key[:2]) or self._pieces_of(*key[:2])
         slot.reads = pieces[key[2]]
-        parts = parts_of(slot.reads, PART_NBYTES)
+        parts = parts_of(slot.reads, most)
         slot.left, slot.failed = len(parts), None
+        slot.left_of, slot.panels = [], set()
+        if self.whole and all(_plain(block) for block in slot.reads.blocks):
+            slot.left_of = [0] * len(slot.reads.spans)
+            for part in parts:
+                if not isinstance(part, Turn):
+                    slot.left_of[bisect_right(slot.reads.starts, part[1]) - 1] += 1
         return parts
 
     def _room(self, key: _Key, urgent: bool, guess: bool = False) -> _Slot | None:
@@ -522,7 +557,7 @@ class ExpertStore(Readers):
             return None
         if slot.key is not None:
             self._held.pop(slot.key, None)
-        slot.key, slot.steps, slot.guess, slot.error = key, None, False, None
+        slot.key, slot.steps, slot.guess, slot.error, slot.rest = key, None, False, None, None
         slot.request = self._requests
         self._held[key] = slot
         return slot
@@ -531,7 +566,7 @@ class ExpertStore(Readers):
         """The least recently used slot that is not protected; else one that is; any_unused: or reserved."""
         protected = None
         for key, slot in self._held.items():
-            if slot.using or slot.steps is None or (key in self._reserved and not any_unused):
+            if slot.using or (slot.steps is None and not slot.rest) or (key in self._reserved and not any_unused):
                 continue
             if self._protected[self._rank[key[0]], key[1]] and not any_unused:
                 protected = protected or slot
@@ -542,13 +577,15 @@ class ExpertStore(Readers):
     def _forget(self, slot: _Slot) -> None:
         if slot.key is not None:
             self._held.pop(slot.key, None)
-        slot.key, slot.steps, slot.guess = None, None, False
+        slot.key, slot.steps, slot.guess, slot.rest = None, None, False, None
         self._free.append(slot)
 
-    def _read_part(self, part: Part, memory: np.ndarray, scratch: np.ndarray | None) -> None:
+    def _read_part(self, part: Part, slot: _Slot, scratch: np.ndarray | None) -> None:
+        memory = slot.memory
         if not isinstance(part, Turn):
             span, at = part
             self._read(span, memory[at:])
+            self._matrix_here(slot, at)
             return
         assert scratch is not None  # there is some where something lies apart
         raw, at = [], 0
@@ -561,10 +598,37 @@ class ExpertStore(Readers):
             if block.apart:
                 join(block.tensor.dtype, block.apart, raw, out)
 
-    def _given_up(self, slot: _Slot) -> bool:
-        """Whether a guess has to make room for what is needed."""
+    def _matrix_here(self, slot: _Slot, at: int) -> None:
+        """With the last part of a matrix it is put into the order of panels, while the next one is being read: what
+        the last matrix of a layer takes is time in which nothing is known to be read."""
+        reads = slot.reads
+        if not slot.left_of or reads is None:
+            return
+        number = bisect_right(reads.starts, at) - 1
         with self._changed:
-            return bool(self._wanted) and slot.guess and self._urgent != slot.key
+            slot.left_of[number] -= 1
+            if slot.left_of[number]:
+                return
+        for i, (block, place) in enumerate(zip(reads.blocks, reads.places, strict=True)):
+            mine = bisect_right(reads.starts, place) - 1 == number
+            if mine and _in_panels(block, slot.memory[place : place + block.nbytes]):
+                slot.panels.add(i)
+
+    def _going_on(self, slot: _Slot, rest: list[Part]) -> list[Part]:
+        """What a reader that has read a part of a guess goes on with, of the rest.
+
+        A guess is read by one reader, part after part. It makes way for what is needed, and what is here of it stays;
+        where it has turned out to be needed itself, the other readers take parts of it."""
+        with self._changed:
+            slot.left -= 1
+            if slot.guess and (self._wanted or self._reading > 1):
+                slot.rest = rest
+                return []
+            if not slot.guess:
+                self._parts.extendleft((slot, part) for part in rest[:0:-1])
+                self._changed.notify_all()
+                return rest[:1]
+            return rest
 
     # ------------------------------------------------------------------------------------------ its life
 
@@ -600,15 +664,23 @@ def _most_chosen(counts: np.ndarray, most: int) -> np.ndarray:
     return protected.reshape(counts.shape) & (counts > 0)
 
 
-def _steps(reads: Reads, memory: np.ndarray, whole: bool) -> list[Step]:
-    """The matrices that lie in a slot's memory, in the order in which they are multiplied."""
+def _plain(block: Block) -> bool:
+    """Whether a block is its one read, and nothing has to be asked of its bytes before they are moved about."""
+    return len(block.spans) == 1 and not block.apart and block.part is None and block.crc32 is None
+
+
+def _steps(reads: Reads, memory: np.ndarray, whole: bool, panels: Collection[int] = ()) -> list[Step]:
+    """The matrices that lie in a slot's memory, in the order in which they are multiplied.
+
+    panels  numbers of the blocks that are in the order of panels already
+    """
     found: list[Step] = []
     stacks: dict[int, list[_kernels.Matrix]] = {GATE: [], UP: [], DOWN: []}
-    for which, block, data in joined(reads, memory):
+    for number, (which, block, data) in enumerate(joined(reads, memory)):
         if block.crc32 is not None and zlib.crc32(data.data) != block.crc32:
             raise CheckpointError(f"{block.tensor.name}: rows from {block.row} are damaged (pyllama verify tells more)")
         stored = block.stored
-        if whole and _in_panels(block, data):
+        if number in panels or (whole and _in_panels(block, data)):
             stored = "panels"
         matrix = _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, data, stored)
         found.append((which, block.row, matrix))

@@ -53,6 +53,7 @@ def read_huggingface(path: Path, config: Any) -> Parts:
         entries = _older_entries(path, named)
     parts.added = _merged_added(parts, entries, named, vocab_size)
     _set_ends(parts, names, path, config)
+    parts.special_texts = names
     parts.chat_template = _template(path, settings, names)
     llama2 = parts.kind == "sentencepiece" and vocab_size == _LLAMA2_VOCAB
     if parts.chat_template is None and llama2 and getattr(config, "model_type", None) == "llama":
@@ -74,6 +75,7 @@ def read_meta(path: Path, config: Any) -> Parts:
     else:
         variables = {"bos_token": "<s>", "eos_token": "</s>"}
         parts.chat_template = ChatTemplate(templates.LLAMA2, variables, "the format of Llama 2")
+    parts.special_texts = variables
     return parts
 
 
@@ -273,18 +275,23 @@ def _set_ends(parts: Parts, names: Mapping[str, str], path: Path, config: Any) -
     parts.eos_token_ids = tuple(dict.fromkeys(end for end in ends if end is not None))
 
 
+def read_template(file: Path, names: Mapping[str, str]) -> ChatTemplate:
+    """A file's template; names: what it sees besides messages. Raises TokenizerError."""
+    try:
+        if file.stat().st_size > _MAX_JSON:
+            raise TokenizerError(f"{file}: more than {_MAX_JSON} bytes")
+        return ChatTemplate(file.read_bytes().decode(), names, file.name)
+    except OSError as error:
+        raise TokenizerError(f"{file}: {reason_of(error)}") from None
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{file}: no UTF-8: {error.reason}") from None
+
+
 def _template(path: Path, settings: Mapping[str, Any], names: Mapping[str, str]) -> ChatTemplate | None:
     """chat_template.jinja, or chat_template of tokenizer_config.json: a text, or named texts of which "default"."""
     file = path / "chat_template.jinja"
     if file.is_file():
-        try:
-            if file.stat().st_size > _MAX_JSON:
-                raise TokenizerError(f"{file}: more than {_MAX_JSON} bytes")
-            return ChatTemplate(file.read_bytes().decode(), names, file.name)
-        except OSError as error:
-            raise TokenizerError(f"{file}: {reason_of(error)}") from None
-        except UnicodeDecodeError as error:
-            raise TokenizerError(f"{file}: no UTF-8: {error.reason}") from None
+        return read_template(file, names)
     template = settings.get("chat_template")
     if isinstance(template, list):
         named = {

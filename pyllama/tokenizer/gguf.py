@@ -230,6 +230,7 @@ class _Reader:
             if token_id is not None:
                 short = {"unknown": "unk", "padding": "pad"}.get(name, name)
                 variables[f"{short}_token"] = _text(tokens[token_id])
+        parts.special_texts = variables
         if template is not None:
             parts.chat_template = ChatTemplate(template, variables, self._where)
 

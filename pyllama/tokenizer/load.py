@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from pyllama.tokenizer.missing import MissingTokenizer, NoTokenizerError
 from pyllama.tokenizer.tokenizer import Parts, Tokenizer
 
 
-def load_tokenizer(checkpoint: Any, pre_tokenizer: str | None = None) -> Tokenizer | MissingTokenizer:
+def load_tokenizer(
+    checkpoint: Any, pre_tokenizer: str | None = None, chat_template: str | os.PathLike[str] | None = None
+) -> Tokenizer | MissingTokenizer:
     """The tokenizer of a checkpoint: its `format`, `path`, `metadata` and `config` are looked at.
 
     pre_tokenizer  how a GGUF file's model splits text, in place of tokenizer.ggml.pre
+    chat_template  a file whose template takes the place of the model's own
 
     A Hugging Face folder's tokenizer.json is preferred to its tokenizer.model: transformers does so, and where they
     differ (added tokens) it is the newer file. The memory is the same: both become the same arrays. Of a GGUF file
@@ -44,6 +48,10 @@ def load_tokenizer(checkpoint: Any, pre_tokenizer: str | None = None) -> Tokeniz
             parts = read(path, config)
         else:
             raise TokenizerError(f"{path}: no tokenizer is known for the format {checkpoint.format!r}")
+        if chat_template is not None:
+            from pyllama.tokenizer.folder import read_template
+
+            parts.chat_template = read_template(Path(chat_template), parts.special_texts)
         rows = getattr(config, "vocab_size", None)
         if rows is not None:
             parts.drop_beyond(rows)

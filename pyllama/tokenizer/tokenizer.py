@@ -41,6 +41,7 @@ class Parts:
     decoded         bytes an id decodes to, where they differ from the vocabulary's
     spaces          the vocabulary writes spaces as SPACE_MARK, and decoding drops one at the start
     before, after   ids put around a text: BOS, EOS
+    special_texts   what a chat template sees besides messages: bos_token, eos_token, ... -> their text
     normalized_contents  what to look for in normalized text, by token id; else each content, normalized
     rows            rows of the model's embedding, where the vocabulary goes on beyond them
     """
@@ -58,6 +59,7 @@ class Parts:
     after: tuple[int, ...] = ()
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    special_texts: Mapping[str, str] = field(default_factory=dict)
     chat_template: ChatTemplate | None = None
     normalized_contents: dict[int, str] | None = None
     rows: int | None = None

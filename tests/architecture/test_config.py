@@ -1,11 +1,13 @@
 """config.json, GGUF metadata and params.json into Config: what is read, what is refused, and by which name."""
 
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
+from golden import CASES, load_case
 
 from pyllama.architecture import layers_of
 from pyllama.architecture.config import LIMITS, RopeScaling
@@ -15,8 +17,11 @@ from pyllama.architecture.tensors import HEAD
 from pyllama.checkpoint.gguf_config import gguf_config
 from pyllama.checkpoint.huggingface_config import huggingface_config, huggingface_dtype
 from pyllama.checkpoint.meta_config import meta_config
+from pyllama.checkpoint.outline import outline
 from pyllama.errors import CheckpointError, PyllamaError, UnsupportedError
 from pyllama.planning.memory import default_context
+from pyllama.quantizing.gguf_metadata import of_config
+from pyllama.quantizing.gguf_writer import plain
 
 
 def huggingface(**overrides):
@@ -347,7 +352,12 @@ def test_gguf_metadata_gives_the_config_of_config_json(model_type):
         if not ours.full_attention.values_are_keys:
             bias.append("model.layers.1.self_attn.v_proj.weight")
     theirs = gguf_config(metadata, bias if ours.tie_word_embeddings else [HEAD, *bias], vocab_size=101, **factors)
-    written_as = {"mistral": "llama", "olmo3": "olmo2", "gemma4_unified_text": "gemma4_text"}
+    written_as = {
+        "mistral": "llama",
+        "olmo3": "olmo2",
+        "gemma4_unified_text": "gemma4_text",
+        "granitemoehybrid": "granite",
+    }
     assert theirs.model_type == written_as.get(model_type, model_type)
     # Norms have their 1 added there; what YaRN's factor is made of is not told apart from what it is.
     if ours.delta_rule:
@@ -462,12 +472,40 @@ def test_the_text_model_of_one_that_sees_is_read():
         huggingface_config(whole | {"architectures": ["Gemma3ForSequenceClassification"]})
 
 
+def test_a_text_model_that_its_wrapper_does_not_have_is_refused_by_name():
+    text = tiny.tiny_config()
+    for wrapper in ("gemma3", "gemma4", "mistral3", "qwen3_5"):
+        with pytest.raises(UnsupportedError, match=f"model_type: 'llama' within '{wrapper}'"):
+            huggingface_config({"model_type": wrapper, "text_config": text})
+    unnamed = {key: value for key, value in text.items() if key not in ("model_type", "architectures")}
+    named = huggingface_config({"model_type": "mistral3", "text_config": unnamed | {"sliding_window": None}})
+    assert named.model_type == "mistral"  # as transformers has it
+
+
+def test_granite_without_rotation_in_both_forms():
+    """llama.cpp says it in Granite's files by rope.scaling.finetuned, which means nothing of the kind elsewhere."""
+    config = tiny.tiny_config(model_type="granitemoehybrid", position_embedding_type="nope")
+    ours = huggingface_config(config)
+    assert ours.unrotated_layers == (0, 1)
+    assert huggingface_config({k: v for k, v in config.items() if k != "position_embedding_type"}) == ours
+    written = of_config(ours, "x")
+    assert written["granite.rope.scaling.finetuned"] is False
+    for metadata in (tiny.gguf_metadata(config), plain(written)):
+        assert gguf_config(metadata, [HEAD], vocab_size=101).unrotated_layers == (0, 1)
+    rotated = gguf_config(tiny.gguf_metadata(config | {"position_embedding_type": "rope"}), [HEAD], vocab_size=101)
+    assert rotated.unrotated_layers == ()
+
+
 @pytest.mark.parametrize(
     "kind, change, named",
     [
         ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation: 'gelu'"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("granite", {"num_local_experts": 8}, "num_local_experts: a mixture of experts"),
+        ("granitemoehybrid", {"num_local_experts": 1}, "num_local_experts: a mixture of experts"),
+        ("granitemoehybrid", {"layer_types": ["mamba", "attention"]}, "layer_types: 'mamba'"),
+        ("granitemoehybrid", {"layer_types": None}, "layer_types: Mamba in every layer"),
+        ("granitemoehybrid", {"position_embedding_type": "alibi"}, "position_embedding_type: 'alibi'"),
         ("phi3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rotary scaling 'linear'"),
         ("smollm3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
@@ -475,3 +513,28 @@ def test_the_text_model_of_one_that_sees_is_read():
 def test_what_a_family_does_not_have_is_refused_by_name(kind, change, named):
     with pytest.raises(UnsupportedError, match=named):
         huggingface_config(tiny.tiny_config(model_type=kind) | change)
+
+
+def places(value, path=()):
+    """The path of everything in a config."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(inner, (dict, list)):
+            yield from places(inner, (*path, key))
+        yield (*path, key)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_anything_in_the_place_of_anything_is_read_or_refused_in_a_line(name):
+    whole = load_case(name).huggingface
+    for path in places(whole):
+        for other in ("x", [], {"a": 1}, 3.5, float("inf")):
+            config = json.loads(json.dumps(whole))
+            at = config
+            for key in path[:-1]:
+                at = at[key]
+            at[path[-1]] = other
+            try:
+                huggingface_dtype(config)
+                outline(huggingface_config(config), "BF16")
+            except PyllamaError as error:
+                assert "\n" not in str(error)

@@ -31,6 +31,9 @@ def test_overrides_by_layer_say_what_global_sizes_say(config):
     full = [str(i) for i, kind in enumerate(config["layer_types"]) if kind == "full_attention"]
     without = {k: v for k, v in config.items() if k not in ("global_head_dim", "num_global_key_value_heads")}
     assert huggingface_config(without | {"per_layer_config": {key: own for key in full}}) == huggingface_config(config)
+    many = without | {"num_hidden_layers": 12, "layer_types": ["full_attention"] * 12, "num_kv_shared_layers": 0}
+    padded = huggingface_config(many | {"per_layer_config": {f"{i:02}": own for i in range(12)}})  # as it is written
+    assert padded == huggingface_config(many | {"per_layer_config": {str(i): own for i in range(12)}})
     for wrong in ({full[0]: own | {"sliding_window": 3}}, {"0": own}, {key: {"q": 1} for key in full}):
         with pytest.raises(UnsupportedError, match="per_layer_config"):
             huggingface_config(without | {"per_layer_config": wrong})

@@ -238,3 +238,72 @@ def test_duplicate_keys_are_refused(tmp_path):
     (tmp_path / "m.gguf").write_bytes(data.replace(b"general.nams", b"general.name"))
     with pytest.raises(CheckpointError, match="'general.name' appears twice"):
         open_checkpoint(tmp_path / "m.gguf")
+
+
+def with_guessing_layers(config, tensors, count, **changes):
+    """A file's key/values and tensors where layers that guess tokens follow, as the converter of llama.cpp puts them:
+    each a whole layer, here its neighbour's tensors, and what joins it to the model."""
+    metadata = tiny.gguf_metadata(config)
+    architecture, layers = metadata["general.architecture"], config["num_hidden_layers"]
+    metadata |= {f"{architecture}.block_count": layers + count, f"{architecture}.nextn_predict_layers": count}
+    metadata |= {f"{architecture}.{key}": value for key, value in changes.items()}
+    stored = tiny.gguf_tensors(config, tensors, "F32")
+    last = f"blk.{layers - 1}."
+    hidden = config["hidden_size"]
+    for number in range(layers, layers + count):
+        copies = [(name.replace(last, f"blk.{number}."), *rest) for name, *rest in stored if name.startswith(last)]
+        for name, shape in (("eh_proj", (hidden, 2 * hidden)), ("enorm", (hidden,)), ("hnorm", (hidden,))):
+            values = np.ones(shape, "<f4")
+            copies.append((f"blk.{number}.nextn.{name}.weight", "F32", shape, values.tobytes()))
+        stored += copies
+    return metadata, stored
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("model_type", ["qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe"])
+def test_layers_that_guess_tokens_are_left_out(tmp_path, model_type, count):
+    config, tensors = model(model_type=model_type)
+    plain = tiny.write_gguf(tmp_path / "plain.gguf", config, tensors, "F32")
+    with_more = tmp_path / "more.gguf"
+    with_more.write_bytes(tiny.gguf_bytes(*with_guessing_layers(config, tensors, count)))
+    with open_checkpoint(plain) as expected, open_checkpoint(with_more) as got:
+        assert got.config == expected.config
+        assert list(got.tensors) == list(expected.tensors)
+        for name, tensor in got.tensors.items():
+            rows = got.read_rows(tensor, 0, tensor.rows)
+            assert rows.tobytes() == expected.read_rows(expected.tensors[name], 0, tensor.rows).tobytes()
+
+
+def test_lists_of_a_value_a_layer_have_those_of_layers_that_guess_too(tmp_path):
+    config, tensors = model(model_type="lfm2_moe")
+    kv_heads = np.array([0, 3, 0, 3, 1], "<i4")  # of the last one another number: read, it would be refused
+    path = tmp_path / "more.gguf"
+    metadata, stored = with_guessing_layers(config, tensors, 1, **{"attention.head_count_kv": kv_heads})
+    path.write_bytes(tiny.gguf_bytes(metadata, stored))
+    with open_checkpoint(path) as got, open_checkpoint(tiny.write_gguf(tmp_path / "p.gguf", config, tensors)) as plain:
+        assert got.config == plain.config
+
+
+def test_a_file_whose_layers_that_guess_were_taken_away_is_the_model(tmp_path):
+    config, tensors = model(model_type="qwen3_5_moe_text")
+    metadata, _ = with_guessing_layers(config, tensors, 1)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(tiny.gguf_bytes(metadata, tiny.gguf_tensors(config, tensors, "F32")))
+    with open_checkpoint(path) as got:
+        assert got.config.num_hidden_layers == config["num_hidden_layers"]
+
+
+@pytest.mark.parametrize("change, expected", [
+    ({"nextn_predict_layers": 2}, r"blk\.1: no tensor of a layer that guesses tokens \(nextn\), expected by"),
+    ({"nextn_predict_layers": 3}, r"nextn_predict_layers: got 3, expected .*2"),
+    ({"nextn_predict_layers": "one"}, "nextn_predict_layers: got 'one'"),
+    ({"nextn_predict_layers": 0}, "blk.2.nextn.eh_proj.weight': not a tensor of a qwen3_moe model"),
+])  # fmt: skip
+def test_layers_that_guess_tokens_where_there_are_none(tmp_path, change, expected):
+    """An ordinary layer is never left out because of a number."""
+    config, tensors = model(model_type="qwen3_moe")
+    metadata, stored = with_guessing_layers(config, tensors, 1, **change)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(tiny.gguf_bytes(metadata, stored))
+    with pytest.raises(CheckpointError, match=expected):
+        open_checkpoint(path)

@@ -135,6 +135,7 @@ def test_without_model_type_the_classes_must_agree(tmp_path):
 @pytest.mark.parametrize("kind, wrapper, name", [
     ("gemma3_text", "gemma3", "Gemma3ForConditionalGeneration"),
     ("ministral3", "mistral3", "Mistral3ForConditionalGeneration"),
+    ("mistral", "mistral3", "Mistral3ForConditionalGeneration"),
 ])  # fmt: skip
 def test_the_text_model_of_one_that_sees(tmp_path, kind, wrapper, name, prefix):
     """Its tensors as transformers 4 and 5 name them there; the towers' are left alone."""
@@ -151,3 +152,17 @@ def test_the_text_model_of_one_that_sees(tmp_path, kind, wrapper, name, prefix):
     whole = {"model_type": wrapper, "architectures": [name], "text_config": config, "vision_config": {}}
     assert np.array_equal(logits(tiny.write_huggingface(tmp_path / "whole", whole, renamed)), expected)
     assert outline_huggingface(tmp_path / "whole", 1 << 30).config == outline_huggingface(tmp_path / "plain").config
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "qwen3_5_moe_text"])
+def test_layers_that_guess_tokens_are_left_alone(tmp_path, kind):
+    """mtp.*, as published beside the model: a layer of its own and what joins it to the others."""
+    config = tiny.tiny_config(model_type=kind)
+    tensors = tiny.random_tensors(config, seed=5)
+    plain = tiny.write_huggingface(tmp_path / "plain", config, tensors)
+    last = f"model.layers.{config['num_hidden_layers'] - 1}."
+    more = {name.replace(last, "mtp.layers.0."): values for name, values in tensors.items() if name.startswith(last)}
+    more |= dict.fromkeys(("mtp.norm.weight", "mtp.pre_fc_norm_embedding.weight"), np.ones(48, np.float32))
+    more["mtp.fc.weight"] = np.ones((48, 96), np.float32)
+    with_more = config | {"mtp_num_hidden_layers": 1}
+    assert np.array_equal(logits(tiny.write_huggingface(tmp_path / "m", with_more, tensors | more)), logits(plain))

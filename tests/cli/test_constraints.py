@@ -37,6 +37,8 @@ def test_json_that_fits_a_schema(server_parts, base_folder, tmp_path, capsys):
 def test_text_of_a_grammar(server_parts, base_folder, tmp_path, capsys):
     (tmp_path / "grammar").write_text('start: "yes" | "no"\n')
     assert run(capsys, base_folder, "hello", "--grammar", tmp_path / "grammar") in ("yes\n", "no\n")
+    (tmp_path / "grammar").write_text('# as llama.cpp has them\nroot ::= answer\nanswer ::= "yes" | "no"\n')
+    assert run(capsys, base_folder, "hello", "--grammar", tmp_path / "grammar") in ("yes\n", "no\n")
 
 
 def test_tools_reach_the_template_and_calls_are_lines(server_parts, tmp_path, capsys, monkeypatch):
@@ -78,6 +80,8 @@ def test_logprobs_are_those_of_the_library(base_folder, capsys):
         ("--json-schema", "[]", "expected a JSON object"),
         ("--json-schema", '{"type": "thing"}', "--json-schema: "),
         ("--grammar", "start: missing", "--grammar: "),
+        ("--grammar", "root ::= missing", "--grammar: Rule 'missing' not found"),
+        ("--grammar", 'root ::= ( "a"', "--grammar: Expected ')'"),
         ("--tools", "{}", "expected a JSON array of tools"),
         ("--tools", "[{}]", "tools[0]"),
     ],

@@ -12,6 +12,9 @@ from pyllama.cli import build_parser, main, settings
 from pyllama.cli.completion import SHELLS, script
 from pyllama.cli.doctor import unknown_variables
 from pyllama.cli.hints import commands_of
+from pyllama.cli.known_words import PRE_TOKENIZERS, TYPES
+from pyllama.quantizing import types
+from pyllama.tokenizer import pre_tokenizers
 
 
 @pytest.fixture
@@ -139,9 +142,16 @@ def test_shells_complete_commands_options_values_and_models(shell, tmp_path):
     assert {"f16", "f32"} <= set(completed(shell, "pyllama run --kv-dtype ", tmp_path))
     assert "org/name:Q4_K_M" in completed(shell, "pyllama run ", tmp_path)
     assert "uninstall" in completed(shell, "pyllama service ", tmp_path)
+    assert {"q4_k_m", "iq4_xs", "q3_k"} <= set(completed(shell, "pyllama quantize --type ", tmp_path))
+    assert "qwen2" in completed(shell, "pyllama run --pre-tokenizer ", tmp_path)
+    assert "org/name:Q4_K_M" in completed(shell, "pyllama perplexity --against ", tmp_path)
     assert {"auto", "self", "lookup", "off", "org/name:Q4_K_M"} <= set(
         completed(shell, "pyllama run --draft ", tmp_path)
     )
+
+
+def test_the_words_that_completions_know_are_those_that_options_take():
+    assert (TYPES, PRE_TOKENIZERS) == (tuple(types.NAMES), tuple(pre_tokenizers.NAMES))
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -16,7 +16,7 @@ from pyllama.streaming import StreamedWeights
 
 IDS = [1, 5, 9, 30, 77, 2, 60]
 #: Those whose folders have one tensor for several of ours, or a name without .weight that is not given back.
-OTHERWISE = ("phi3", "granitemoe", "mixtral", "lfm2_moe", *tiny.GEMMA4)
+OTHERWISE = ("phi3", "granitemoe", "granitemoehybrid", "mixtral", "lfm2_moe", *tiny.GEMMA4)
 
 
 def tensors_of(folder):

@@ -241,6 +241,20 @@ def test_key_values_of_a_gguf_source_stay_as_they_are(tmp_path):
     assert b"a.negative" + struct.pack("<Ii", 5, -3) in path.read_bytes()
 
 
+def test_layers_that_guess_tokens_are_not_announced_where_they_are_left_out(tmp_path):
+    """A reader that wants them would look in vain: block_count and lists of a value a layer go by what is there."""
+    config = tiny.tiny_config(model_type="lfm2_moe")
+    kv_heads = np.array([0, 3, 0, 3, 3], "<i4")
+    more = {"block_count": 5, "nextn_predict_layers": 1, "attention.head_count_kv": kv_heads}
+    extra = NO_TOKENIZER | {f"lfm2moe.{key}": value for key, value in more.items()}
+    source = tiny.write_gguf(tmp_path / "s.gguf", config, tiny.random_tensors(config), extra=extra)
+    with open_checkpoint(source) as before, open_checkpoint(quantize(source, tmp_path / "made.gguf", "f16")) as after:
+        assert after.config == before.config
+        assert "lfm2moe.nextn_predict_layers" not in after.metadata
+        assert after.metadata["lfm2moe.block_count"] == 4
+        assert after.metadata["lfm2moe.attention.head_count_kv"].tolist() == [0, 3, 0, 3]
+
+
 @pytest.mark.filterwarnings("ignore::pyllama.quantizing.warning.QuantizeWarning")
 def test_the_gguf_package_reads_all_of_it_back(tmp_path):
     gguf = pytest.importorskip("gguf")

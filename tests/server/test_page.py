@@ -512,6 +512,35 @@ def test_a_phone_of_360_pixels_has_all_of_it(page, served, scheme):
     assert contrast(page, ".foot span") >= 4.5
 
 
+@in_browser
+def test_thoughts_are_folded_stay_as_they_were_opened_and_say_while_nothing_else_is_said(page, served):
+    url, _ = served()
+    page.open(url)
+    put(page, "q", "")
+    page.run(
+        """const message = current.messages[1];
+        running.set(current.id, {message, abort: new AbortController(), begun: Date.now(), tokens: 0});
+        window.think = (delta) => { take({choices: [{delta}]}, running.get(current.id)); drawLog(); };"""
+    )
+    page.run("think({reasoning_content: 'first '})")
+    page.wait("document.querySelector('summary')?.textContent === 'Thinking …'")
+    assert not page.run("return document.querySelector('details').open")
+    page.click("summary")
+    page.run("think({reasoning_content: '**second**'})")
+    page.wait("document.querySelector('details p').textContent === 'first **second**'")
+    page.run("think({content: 'said'})")
+    page.wait("document.querySelector('summary').textContent === 'Thoughts'")
+    assert texts(page, ".assistant .body > p") == ["said"]
+    page.run("running.delete(current.id); keep(current)")
+    page.reload()
+    page.wait("document.querySelector('summary')?.textContent === 'Thoughts'")
+    assert texts(page, "details p") == ["first **second**"]
+    page.colours("dark")
+    assert contrast(page, "details p") >= 4.5
+    page.colours("light")
+    assert contrast(page, "summary") >= 4.5
+
+
 def contrast(page, selector):
     """Of text and what is behind it, as WCAG 2 defines it."""
     return page.run(

@@ -853,6 +853,19 @@ def test_a_graceful_stop_lets_answers_finish(chat_folder):
     assert hooks.calls == [("ready", f"http://127.0.0.1:{server.port}"), "stopping", "stopped"]
 
 
+def test_texts_that_end_an_answer_where_its_request_names_none(chat_folder):
+    body = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 12}
+    with running(chat_folder) as server:
+        whole = server.post("/v1/chat/completions", body)["choices"][0]["message"]["content"]
+    first, last = whole[2:4], whole[-2:]
+    with running(chat_folder, Settings(stop=(first,))) as server:
+        told = server.post("/v1/chat/completions", body)["choices"][0]
+        assert (told["message"]["content"], told["finish_reason"]) == (whole[: whole.index(first)], "stop")
+        other = server.post("/v1/chat/completions", body | {"stop": last})["choices"][0]["message"]["content"]
+        assert other == whole[: whole.index(last)]
+        assert server.post("/v1/chat/completions", body | {"stop": []})["choices"][0]["message"]["content"] == whole
+
+
 def test_a_stop_ends_what_takes_too_long(chat_folder):
     with running(chat_folder, Settings(stop_timeout_s=0.1), slow_s=0.05) as server:
         answers = []

@@ -288,6 +288,8 @@ def test_every_option_of_serve_goes_into_the_unit_and_comes_out_the_same(chat_fo
     given += ["--host", "0.0.0.0", "--port", "8123", "--alias=-a b", "--alias", "c$d", "--timeout", "60"]
     given += ["--stop-timeout", "3.5", "--api-key-file", str(tmp_path / "key"), "--cors", "http://a"]
     given += ["--max-body", "1M", "--max-connections", "10", "--max-running", "3", "--max-waiting", "0"]
+    given += ["--stop", "User:", "--stop=-- "]
+    given += ["--chat-template", str(tmp_path / "a.jinja")]
     given += ["--embeddings", "--log-requests", "--no-warm-up"]
     given += ["--session-size", "1M", "--session-dir", str(tmp_path / "s")]
     text = dry_run(capsys, *given, "--user")
@@ -307,10 +309,10 @@ def test_every_option_of_serve_goes_into_the_unit_and_comes_out_the_same(chat_fo
 def test_paths_become_absolute(chat_folder, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(chat_folder.parent)
     Path("key").write_text("correct-horse")
-    options = ["--user", "--memory", "300M", "--api-key-file", "key", "--session-dir", "s"]
+    options = ["--user", "--memory", "300M", "--api-key-file", "key", "--session-dir", "s", "--chat-template", "t"]
     text = dry_run(capsys, chat_folder.name, *options)
     line = settings(text, "ExecStart")[0]
-    for path in (chat_folder, chat_folder.parent / "key", chat_folder.parent / "s"):
+    for path in (chat_folder, chat_folder.parent / "key", chat_folder.parent / "s", chat_folder.parent / "t"):
         assert str(path) in line
 
 

@@ -10,17 +10,20 @@ import pytest
 import tiny
 
 import pyllama
+from pyllama import _kernels
 from pyllama.checkpoint import open_checkpoint
+from pyllama.checkpoint.files import SECTOR
 from pyllama.checkpoint.outline import outline
 from pyllama.decoder import Decoder
+from pyllama.decoder.weights import DOWN, GATE_UP
 from pyllama.errors import BudgetError, CheckpointError
 from pyllama.packing.pack import pack
 from pyllama.planning.memory import TooSmallError, make_plan
-from pyllama.planning.time import OF_DRAM, Rates, forecast
+from pyllama.planning.time import GUESSED, OF_DRAM, Rates, forecast, pass_seconds
 from pyllama.streaming import StreamedWeights, blocks, experts
 from pyllama.streaming.expert_counts import LEAST, NAME, counts_path, hit_share, read_counts, write_counts
 from pyllama.streaming.experts import LEAST_SLOTS, ExpertStore, sizes
-from pyllama.streaming.pieces import together
+from pyllama.streaming.pieces import extents, together
 
 IDS = [1, *((7 * i * i + 3 * i) % 101 for i in range(40))]
 EXPERTS, CHOSEN, LAYERS = 7, 3, 3
@@ -128,6 +131,123 @@ def test_guesses_are_read_while_nothing_else_is_and_counted_once_used(models):
         assert (store.counters.hits, store.counters.guessed, store.counters.guesses) == (1, 1, 2)
         take(store, 1, [4])
         assert store.counters.guessed == 1
+        store.close()
+
+
+class Halting:
+    """A store whose reads of two experts wait until they are let through, part by part: 4 of layer 1, which is guessed,
+    and 1 of layer 0, which is needed. read: the parts of the first that were read."""
+
+    def __init__(self, checkpoint, **options):
+        self.let, self.let_needed = threading.Semaphore(0), threading.Semaphore(0)
+        self.read, self.waiting = [], 0
+        sound = store_of(checkpoint)._read
+        layers = blocks.experts_of(checkpoint)
+
+        def belongs(span, layer, number):
+            return any(
+                span.file == of.file and of.offset // SECTOR * SECTOR <= span.offset < of.offset + of.nbytes
+                for of in extents(layers[layer][number])
+            )
+
+        def read(span, memory):
+            if belongs(span, 1, 4):
+                self.waiting += 1
+                self.let.acquire()
+                self.read.append(span)
+            elif belongs(span, 0, 1):
+                self.let_needed.acquire()
+            return sound(span, memory)
+
+        self.store = store_of(checkpoint, read=read, slots=4 * CHOSEN, **options)
+
+    def interrupted(self):
+        """A guess of which one part has been read, when something else was needed."""
+        store = self.store
+        take(store, 0, [6])
+        store.guess(1, [4])
+        until(lambda: self.waiting == 1)
+        taking = store.take(0, [1], [1])
+        self.let.release()
+        until(lambda: store._held[1, 4, 0].rest)
+        self.let_needed.release(1000)
+        assert [number for number, steps in taking if list(steps)] == [1]
+        slot = store._held[1, 4, 0]
+        assert len(self.read) == 1 and slot.rest and slot.steps is None
+        return store
+
+
+def contents(store, layer, wanted):
+    """What the matrices of experts are, as float32, in whatever order their rows are kept."""
+    found = {}
+    for number, steps in store.take(layer, wanted, [1] * len(wanted)):
+        for which, _, stack in steps:
+            ones = np.ones((1, 96 if which == DOWN else 128), np.float32)
+            outs = [np.empty((1, 128 if which == DOWN else 96), np.float32) for _ in range(2)]
+            _kernels.matmul(stack, ones, tuple(outs) if which == GATE_UP else outs[0])
+            found[number, which] = [out.tobytes() for out in outs[: 2 if which == GATE_UP else 1]]
+    return found
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(experts, "GUESS_NBYTES", SECTOR)
+
+
+@pytest.mark.parametrize("name", ["hf", "m.gguf"])
+def test_a_guess_makes_way_and_is_not_read_again_from_the_start(models, small_parts, name):
+    with open_checkpoint(models / name) as checkpoint:
+        expected = contents(store_of(checkpoint), 1, [4])
+        halting = Halting(checkpoint)
+        store = halting.interrupted()
+        halting.let.release(1000)
+        assert contents(store, 1, [4]) == expected
+        assert len(set(halting.read)) == len(halting.read)  # no part twice
+        assert (store.counters.hits, store.counters.guessed, store.counters.guesses) == (0, 0, 1)
+        store.close()
+
+
+def test_a_guess_that_made_way_is_gone_on_with_once_the_disk_is_idle(models, small_parts):
+    with open_checkpoint(models / "hf") as checkpoint:
+        halting = Halting(checkpoint)
+        store = halting.interrupted()
+        halting.let.release(1000)
+        store.guess(1, [4])
+        until(lambda: store._held[1, 4, 0].steps is not None)
+        assert len(set(halting.read)) == len(halting.read) and store.counters.guesses == 1
+        store.close()
+
+
+def test_a_guess_that_turns_out_to_be_needed_is_read_by_all_readers(models, small_parts):
+    with open_checkpoint(models / "hf") as checkpoint:
+        expected = contents(store_of(checkpoint), 1, [4])
+        halting = Halting(checkpoint)
+        store = halting.store
+        take(store, 0, [0])
+        store.guess(1, [4])
+        until(lambda: halting.waiting == 1)
+        found = {}
+        asking = threading.Thread(target=lambda: found.update(contents(store, 1, [4])))
+        asking.start()
+        until(lambda: store.counters.guessed == 1)
+        halting.let.release()
+        until(lambda: halting.waiting == 1 + experts.READERS)
+        halting.let.release(1000)
+        asking.join()
+        assert found == expected and len(set(halting.read)) == len(halting.read)
+        store.close()
+
+
+def test_the_slot_of_a_guess_that_made_way_is_given_to_others(models, small_parts):
+    with open_checkpoint(models / "hf") as checkpoint:
+        expected = contents(store_of(checkpoint), 1, [4])
+        halting = Halting(checkpoint)
+        store = halting.interrupted()
+        for layer in (0, 2):
+            assert sorted(take(store, layer, list(range(EXPERTS)))) == list(range(EXPERTS))
+        assert (1, 4, 0) not in store._held
+        halting.let.release(1000)
+        assert contents(store, 1, [4]) == expected
         store.close()
 
 
@@ -306,6 +426,20 @@ def test_a_forecast_names_its_hit_rates(large):
     assert abs(seconds[0.6] - missed / (0.85e9 * 0.95) - before) < 1e-3
     whole = forecast(large, make_plan(large, 80 << 30, context_length=1024), rates)
     assert [rate.hits for rate in whole.by_hit_rate] == [1.0]
+
+
+def test_where_few_layers_lack_an_expert_their_reads_are_waited_for(large):
+    """By the formula of docs/plan.md: it is products that take the time, and a read has one layer's to hide behind."""
+    rates = Rates(0.3, 10.5, 1e6, 2)
+    plan = make_plan(large, 16 << 30, context_length=1024)
+    assert plan.streamed == 0 and plan.experts_share < 1
+    hits = 0.99
+    seconds, bound = pass_seconds(large, plan, rates, 1, 512, hits=hits)
+    reading, dram = (1 - hits) * plan.active / (0.3e9 * 0.95), 10.5e9 * OF_DRAM
+    lacking = 1 - hits**8
+    waiting = (1 - GUESSED) * reading - lacking * hits * plan.active / dram
+    assert waiting > 0 and reading < plan.active / dram
+    assert bound == "disk" and abs(seconds - (plan.pinned + plan.active) / dram - waiting) < 1e-9
 
 
 def test_sizes_are_those_of_the_slots(models):

@@ -15,7 +15,7 @@ from pyllama.checkpoint.outline import outline
 from pyllama.decoder import Decoder, Shape
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import BudgetError, CheckpointError
-from pyllama.planning.memory import LEAST_SLOTS, make_plan
+from pyllama.planning.memory import INTERPRETER, LEAST_SLOTS, make_plan
 from pyllama.streaming import StreamedWeights, blocks, direct, ring
 
 IDS = [1, *((7 * i * i + 3 * i) % 101 for i in range(40))]
@@ -416,13 +416,14 @@ def test_the_ring_is_never_larger_than_a_layer(models):
 
 
 def test_the_smallest_budget_named_is_the_smallest_that_works(models):
+    """And works in the next process too, which may hold half a megabyte more before it plans."""
     with open_checkpoint(models / "hf") as checkpoint:
         with pytest.raises(BudgetError) as caught:
             make_plan(checkpoint, 1 << 20, context_length=100)
         named = int(str(caught.value).split("needs at least ")[1].split(" MB")[0]) * 1_000_000
-        make_plan(checkpoint, named, context_length=100)
+        make_plan(checkpoint, named, context_length=100, interpreter=INTERPRETER + (1 << 19))
         with pytest.raises(BudgetError):
-            make_plan(checkpoint, named - 1_000_000, context_length=100)
+            make_plan(checkpoint, named - 2_000_000, context_length=100)
 
 
 def test_blocks_cover_every_matrix_once_and_fit_their_slot(models):

@@ -370,6 +370,11 @@ def delta_rule(q: Array, k: Array, v: Array, decay: Array, beta: Array) -> Array
     return out
 
 
+def unit(x: Array) -> Array:
+    """x over its length, as Qwen3.5 has it."""
+    return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-6)
+
+
 def gated_delta(x: Array, tensors: Mapping[str, Array], prefix: str, of: Any, eps: float) -> Array:
     """The gated delta rule as Qwen3.5 has it.
 
@@ -380,7 +385,7 @@ def gated_delta(x: Array, tensors: Mapping[str, Array], prefix: str, of: Any, ep
     mixed = silu(causal_conv(mixed, tensors[prefix + "conv1d.weight"]))
     q, k, v = np.split(mixed, [keys, 2 * keys], axis=-1)
     q, k = (np.repeat(of_all.reshape(len(x), of.key_heads, of.key_dim), each, axis=1) for of_all in (q, k))
-    q, k = (y / np.sqrt(np.sum(y * y, axis=-1, keepdims=True) + 1e-6) for y in (q, k))
+    q, k = unit(q), unit(k)
     v = v.reshape(len(x), of.value_heads, of.value_dim)
     rate, dt = -np.exp(float64(tensors[prefix + "A_log"])), float64(tensors[prefix + "dt_bias"])
     decay = np.exp(rate * np.logaddexp(0, a + dt))
@@ -402,6 +407,8 @@ def separated(config: Any, tensors: Mapping[str, Array]) -> dict[str, Array]:
             ("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
              (q_rows, q_rows + kv_rows)),
             ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj"), (config.intermediate_size,)),
+            ("shared_mlp.input_linear", ("mlp.gate_proj", "mlp.up_proj"), (config.intermediate_size,)),
+            ("shared_mlp.output_linear", ("mlp.down_proj",), ()),
         ):  # fmt: skip
             if fused in name:
                 found |= {name.replace(fused, p): v for p, v in zip(parts, np.split(values, cuts), strict=True)}
@@ -598,6 +605,10 @@ def tensor_shapes(config: Any, plain: bool = False) -> dict[str, tuple[int, ...]
         if config.mixture and config.mixture.layers[layer]:
             _add_mixture(add, shapes, prefix, config)
             continue
+        if config.model_type == "granitemoehybrid":
+            add(prefix + "shared_mlp.input_linear", 2 * inner, hidden, False)
+            add(prefix + "shared_mlp.output_linear", hidden, inner, False)
+            continue
         if config.model_type in FUSED:
             add(prefix + "mlp.gate_up_proj", 2 * inner, hidden, False)
         else:
@@ -679,7 +690,7 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
     if name.endswith("router.proj.weight"):  # whose input is small: / sqrt(hidden)
         return round_to_bfloat16(np.float32(2.0) * noise)
     # The branches outweigh the embedding, else a tied head would have every token predict itself.
-    ends = ("o_proj", "down_proj", ".out_proj", ".w2")
+    ends = ("o_proj", "down_proj", ".out_proj", ".w2", ".output_linear")
     gain = 12.0 if any(part in name for part in ends) else sharpness
     return round_to_bfloat16(np.float32(gain / math.sqrt(shape[-1])) * noise)
 

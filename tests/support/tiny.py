@@ -25,6 +25,7 @@ ARCHITECTURES = {
     "smollm3": "SmolLM3ForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
@@ -62,6 +63,11 @@ OWN: dict[str, dict[str, Any]] = {
     "granitemoe": {
         "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.5, "logits_scaling": 4.0,
         "num_local_experts": 6, "num_experts_per_tok": 2,
+    },
+    "granitemoehybrid": {
+        "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.5, "logits_scaling": 4.0,
+        "num_local_experts": 0, "intermediate_size": 99, "shared_intermediate_size": 80,
+        "layer_types": ["attention"] * 2, "position_embedding_type": "rope",
     },
     "olmo3": {"num_hidden_layers": 4, "sliding_window": 16},
     "ministral3": {
@@ -104,7 +110,7 @@ PLUS_ONE = (*GEMMAS, *_DELTAS)
 RECURRENT = (*_LFM2, *_DELTAS)
 _HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3_text", *RECURRENT)
 #: Families whose files have the rows of q and k in interleaved rotary order in GGUF, as the converter puts them.
-INTERLEAVED = ("llama", "mistral", "mixtral", "ministral3", "smollm3", "granite", "granitemoe")
+INTERLEAVED = ("llama", "mistral", "mixtral", "ministral3", "smollm3", "granite", "granitemoe", "granitemoehybrid")
 
 
 def tiny_config(**overrides: Any) -> dict[str, Any]:
@@ -145,7 +151,8 @@ def _sizes(config: dict[str, Any]) -> tuple[int, int, int, int, int]:
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     kv_heads = config.get("num_key_value_heads") or heads
-    return config["hidden_size"], config["intermediate_size"], heads, kv_heads, head_dim
+    inner = config["shared_intermediate_size" if config["model_type"] == "granitemoehybrid" else "intermediate_size"]
+    return config["hidden_size"], inner, heads, kv_heads, head_dim
 
 
 def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -206,6 +213,10 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             inners = [layer.pop(f"mlp.{name}_proj.weight")[0] for name in ("gate", "up")]
             layer["self_attn.qkv_proj.weight"] = (sum(rows), hidden)
             layer["mlp.gate_up_proj.weight"] = (sum(inners), hidden)
+        if kind == "granitemoehybrid":
+            layer = {name: shape for name, shape in layer.items() if not name.startswith("mlp.")}
+            layer["shared_mlp.input_linear.weight"] = (2 * inner, hidden)
+            layer["shared_mlp.output_linear.weight"] = (hidden, inner)
         if kind in RECURRENT:
             layer = {name: of for name, of in _of_recurrent(config, i, layer).items() if _has(config, name)}
         shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
@@ -395,7 +406,7 @@ def _norms(kind: str) -> tuple[str, ...]:
 
 
 def separated(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors as pyllama calls them, one for each matrix: what phi3 stores as one, cut by rows."""
+    """The tensors as pyllama calls them, one for each matrix: what phi3 and Granite 4 store as one, cut by rows."""
     _, inner, heads, kv_heads, head_dim = _sizes(config)
     found = {}
     for name, values in tensors.items():
@@ -406,10 +417,13 @@ def separated(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[st
         elif "gate_up_proj" in name:
             parts = zip(("gate", "up"), np.split(values, (inner,)), strict=True)
             found |= {name.replace("gate_up_proj", f"{part}_proj"): rows for part, rows in parts}
+        elif "shared_mlp.input_linear" in name:
+            parts = zip(("gate", "up"), np.split(values, (inner,)), strict=True)
+            found |= {name.replace("shared_mlp.input_linear", f"mlp.{part}_proj"): rows for part, rows in parts}
         elif name.endswith("layer_scalar"):
             found[f"{name}.weight"] = values
         else:
-            found[name] = values
+            found[name.replace("shared_mlp.output_linear", "mlp.down_proj")] = values
     return found
 
 
@@ -654,6 +668,7 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
         "mistral": "llama", "mixtral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "gemma3_text": "gemma3",
         "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "gemma4_text": "gemma4", "gemma4_unified_text": "gemma4",
         "qwen3_5_text": "qwen35", "lfm2_moe": "lfm2moe", "qwen3_5_moe_text": "qwen35moe",
+        "granitemoehybrid": "granite",
     }.get(kind, kind)  # fmt: skip
     found: dict[str, Any] = {
         "general.architecture": arch,
@@ -702,10 +717,12 @@ def gguf_metadata(config: dict[str, Any]) -> dict[str, Any]:
             f"{arch}.full_attention_interval": config["full_attention_interval"],
             f"{arch}.rope.dimension_sections": np.array([1, 0, 0, 0], "<i4"),
         }
-    if kind in ("granite", "granitemoe"):
+    if kind in ("granite", "granitemoe", "granitemoehybrid"):
         for ours, theirs in (("embedding_multiplier", "embedding_scale"), ("attention_multiplier", "attention.scale"),
                              ("residual_multiplier", "residual_scale"), ("logits_scaling", "logit_scale")):  # fmt: skip
             found[f"{arch}.{theirs}"] = float(config[ours])
+    if config.get("position_embedding_type") == "nope":
+        found[f"{arch}.rope.scaling.finetuned"] = False
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if config.get(key):
             found[f"{arch}.{key}"] = float(config[key])
@@ -765,6 +782,8 @@ def gguf_tensors(
         stored.append(("rope_freqs.weight", "F32", factors.shape, factors.tobytes()))
     if config["model_type"] == "gpt_oss":
         return stored + _gpt_oss_gguf(tensors, dtype)
+    if config["model_type"] == "granitemoehybrid":
+        tensors = separated(config, tensors)
     for name, values in (tensors if config["model_type"] in GEMMA4 else _gguf_stacks(tensors)).items():
         if config["model_type"] in INTERLEAVED:
             values = _interleaved(config, name, values)

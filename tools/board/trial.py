@@ -373,7 +373,11 @@ def main() -> int:
     parser.add_argument("work", type=Path)
     parser.add_argument("--cpu", choices=sorted(PARTS), default="cortex-a76")
     parser.add_argument("--memory", choices=("512M", "1G"), default="1G")
-    parser.add_argument("--steps", default=",".join(STEPS), help="default: all of " + ", ".join(STEPS))
+    parser.add_argument(
+        "--steps",
+        default=",".join(STEPS),
+        help="default: all, and some need what those before them left: " + ", ".join(STEPS),
+    )
     parser.add_argument("--log", type=Path, help="also write it here")
     args = parser.parse_args()
     file = args.log.open("w") if args.log else None

@@ -96,16 +96,21 @@ function partsOf(text, thought = "") {
 
 function partElement(part) {
   if (part.kind !== "thought") return elementOf(part);
-  return make("details", {}, make("summary", {}, "Thoughts"), make("p", {}, part.source));
+  return make("details", {}, make("summary", {}, part.label), make("p", {}, part.source));
 }
 
 /** Shows an answer in an element; blocks that stay as they are keep their elements, and so a selection in them. */
 function show(element, message) {
   const wanted = partsOf(message.content, message.thought);
+  // On a board minutes may go by before the first word that is said.
+  if (wanted[0]?.kind === "thought") {
+    wanted[0].label = wanted.length === 1 && message === live()?.message ? "Thinking …" : "Thoughts";
+  }
   wanted.forEach((part, index) => {
     const old = element.children[index];
-    if (old && old.kind === part.kind && old.source === part.source) return;
-    const fresh = Object.assign(partElement(part), { kind: part.kind, source: part.source });
+    if (old && old.kind === part.kind && old.source === part.source && old.label === part.label) return;
+    const { kind, source, label } = part;
+    const fresh = Object.assign(partElement(part), { kind, source, label });
     if (old?.open) fresh.open = true;
     if (old) old.replaceWith(fresh);
     else element.append(fresh);
@@ -455,7 +460,7 @@ async function greet() {
     $("model").textContent = model.id;
     context = model.max_model_len || null;
     $("context").textContent = context ? `context ${context}` : "";
-    if (model.pyllama?.chat === false) tell("This model has no chat template: it continues texts, under /v1/completions.");
+    if (model.pyllama?.chat === false) tell("This model has no chat template: it continues texts, under /v1/completions. serve --chat-template gives it one.");
     else tell("");
   } catch {
     tell("The server cannot be reached.");
