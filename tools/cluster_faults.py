@@ -135,7 +135,7 @@ def run(*words: object) -> str:
 
 
 def smallest_budgets(folder: Path, names: list[str]) -> Path:
-    """A file of hosts, each with what its rank needs and a little more: it keeps next to nothing, and goes on reading."""
+    """A file of hosts, each with what its rank needs and little more: it keeps next to nothing, and goes on reading."""
     budgets = []
     for rank in range(len(names)):
         boards = folder.parent / "boards"

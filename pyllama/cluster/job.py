@@ -264,7 +264,7 @@ def command(hostfile: Path, hosts: Sequence[Host], interface: str | None) -> lis
     # A board that is gone without a word: its daemon and mpiexec find out within seconds.
     for name, value in (("time", 3), ("intvl", 1), ("probes", 2)):
         words += ["--prtemca", f"oob_tcp_keepalive_{name}", str(value)]
-    words += ["--prtemca", "prte_ssh_args", "-o BatchMode=yes -o ConnectTimeout=3 -o ServerAliveInterval=2"]
+    words += ["--prtemca", "plm_ssh_args", "-o BatchMode=yes -o ConnectTimeout=3 -o ServerAliveInterval=2"]
     if all(is_here(host.name) for host in hosts):
         words += ["--mca", "btl", "self,sm"]
     elif interface:
