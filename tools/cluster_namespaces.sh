@@ -4,7 +4,9 @@
 # usage: tools/cluster_namespaces.sh COUNT COMMAND...
 #
 # Runs COMMAND on the first of COUNT boards, pi1 to piCOUNT, each with a name, addresses and a ~/.cache of its own, which
-# BOARD_DISK=SIZE bounds (all of them, or SIZE:2 the second alone); else they share the file system. PYLLAMA_BOARDS is "pi1,pi2,...". For faults: `ip -n NAME link set eth0 down`, NAME from `ip netns`.
+# BOARD_DISK=SIZE bounds (all of them, or SIZE:2 the second alone); else they share the file system. PYLLAMA_BOARDS is
+# "pi1,pi2,...". For faults: `ip -n NAME link set eth0 down`, NAME from `ip netns`. BOARD_LINK=1000:0.2 joins them by a
+# switch of 1000 Mbit/s that takes 0.2 ms each way (slow_link.c) in place of the bridge; 0:0 is one with neither.
 set -euo pipefail
 count=$1
 shift
@@ -71,15 +73,29 @@ for ((i = 1; i <= count; i++)); do
     cp "$work/hosts" "/etc/netns/$ns/hosts"
     ip netns add "$ns"
     ip link add "${id}v$i" type veth peer name eth0 netns "$ns"
-    ip link set "${id}v$i" master "$id" up
+    ip link set "${id}v$i" up
+    [ "${BOARD_LINK:-}" ] || ip link set "${id}v$i" master "$id"
     ip -n "$ns" addr add "10.86.0.$i/24" dev eth0
     ip -n "$ns" link set eth0 up
     ip -n "$ns" link set lo up
     ip netns exec "$ns" unshare --uts "$work/own" "$i" /usr/sbin/sshd -D -f "$work/sshd" &
     pids+=($!)
 done
-sleep 1
+# Ahead of the boards, as a switch does not wait for a processor of theirs.
+if [ "${BOARD_LINK:-}" ]; then
+    cc -O2 -o "$work/slow_link" "$(dirname "$0")/slow_link.c"
+    ends=()
+    for ((i = 1; i <= count; i++)); do ends+=("${id}v$i"); done
+    chrt -f 50 "$work/slow_link" "${BOARD_LINK%%:*}" "${BOARD_LINK##*:}" "${ends[@]}" &
+    pids+=($!)
+fi
 boards=pi1
-for ((i = 2; i <= count; i++)); do boards+=,pi$i; done
+for ((i = 2; i <= count; i++)); do
+    boards+=,pi$i
+    for ((tries = 0; tries < 300; tries++)); do # until its sshd listens
+        if ip netns exec "$id-pi1" bash -c ": <>/dev/tcp/pi$i/22" 2>/dev/null; then break; fi
+        sleep 0.1
+    done
+done
 export PYLLAMA_BOARDS=$boards PYLLAMA_NAMESPACES=$id PRTE_MCA_prte_ssh_agent="ssh -F $work/ssh"
 ip netns exec "$id-pi1" unshare --uts "$work/own" 1 "$@"

@@ -13,6 +13,7 @@ from pyllama.errors import RequestError
 
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
+    from pyllama.server.service import Settings
     from pyllama.service.unit import Service
 
 NAME = "pyllama"
@@ -82,8 +83,6 @@ def _add_uninstall(actions: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def install(args: argparse.Namespace) -> int:
-    if args.hosts:
-        raise RequestError("--hosts: not for this unit, whose sandbox keeps ssh out; docs/cluster.md has one to write")
     from pyllama.service import memory_control
     from pyllama.service.systemd import Units
     from pyllama.service.unit import render
@@ -97,7 +96,7 @@ def install(args: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     units.check_allowed("install")
-    if (why := memory_control.why_not(os.getuid() if args.user else None)) is not None:
+    if service.nbytes and (why := memory_control.why_not(os.getuid() if args.user else None)) is not None:
         _note(f"MemoryMax has no effect here: {why}; --memory {format_nbytes(service.nbytes)} is kept all the same")
     if not units.lingers():
         _note("it runs while you are logged in; `loginctl enable-linger` lets it run from boot on")
@@ -149,6 +148,8 @@ def service_of(args: argparse.Namespace) -> "Service":
     if args.session_dir and not args.user:
         raise RequestError("--session-dir: a system service has a place of its own, /var/lib/NAME; leave it out")
     nbytes = default_budget() if args.memory is None else parse_size(args.memory)
+    if args.hosts:
+        return _of_boards(args, None if args.memory is None else nbytes, settings)
     model = os.path.abspath(_found(args.model))
     with open_checkpoint(model) as checkpoint:
         paths = needs.model_paths(checkpoint)
@@ -177,6 +178,44 @@ def service_of(args: argparse.Namespace) -> "Service":
         session_dir=args.session_dir and os.path.abspath(args.session_dir),
         readable=needs.hidden([*needs.python_folders(), *packages, *paths]),
         python_path=packages,
+    )
+
+
+def _of_boards(args: argparse.Namespace, nbytes: int | None, settings: "Settings") -> "Service":
+    """The same for `--hosts`: as whoever types it, or has typed sudo, since the boards are reached by his ssh key."""
+    import getpass
+
+    from pyllama.checkpoint import open_checkpoint
+    from pyllama.cluster.hosts import parse_hosts
+    from pyllama.cluster.own_part import open_front
+    from pyllama.errors import HubError
+    from pyllama.service import needs
+    from pyllama.service.unit import Service
+
+    hosts = parse_hosts(args.hosts)
+    try:
+        open_front(args.model, hosts).close()
+    except HubError:
+        open_checkpoint(_found(args.model)).close()
+    if os.path.isfile(args.hosts):
+        args.hosts = os.path.abspath(args.hosts)
+    if args.draft not in ("auto", "off", "lookup", "self"):
+        args.draft = os.path.abspath(_found(args.draft))
+    return Service(
+        name=args.name,
+        model=os.path.abspath(args.model) if os.path.exists(args.model) else args.model,
+        nbytes=nbytes,
+        options=serve_options(args),
+        user=args.user,
+        host=args.host,
+        port=args.port,
+        stop_timeout_s=settings.stop_timeout_s,
+        max_connections=settings.max_connections,
+        api_key_file=args.api_key_file and os.path.abspath(args.api_key_file),
+        session_dir=args.session_dir and os.path.abspath(args.session_dir),
+        python_path=needs.package_folders(),
+        boards=True,
+        runs_as=os.environ.get("SUDO_USER") or getpass.getuser(),
     )
 
 

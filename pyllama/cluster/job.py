@@ -29,6 +29,7 @@ from pyllama.printable import one_line
 
 LATE_S = 3.0  # without a sign of life
 START_S = 60.0  # until the first one
+ABORT_S = 2  # of a rank that has lost its connection to another
 _END_S = 1.5  # that mpiexec is given to end its ranks
 
 _KILLED = re.compile(r"process rank (\d+) with PID (\d+) on node (\S+) exited on signal (\d+)")
@@ -37,7 +38,11 @@ _PEER = re.compile(
     r"Peer host: (\S+)|lost communication with a remote daemon.* on node (\S+) This is|peer: (\S+) mca_btl_tcp"
 )
 _ABORTED = re.compile(r"\[([^\s:\[\]]+):\d+\] \*\*\* An error occurred in Socket closed")
-_SSH = re.compile(r"(ssh: [^\n]*|[^\n]*Permission denied[^\n]*|[^\n]*Host key verification failed[^\n]*)")
+# What ssh says, not what mpiexec does of ssh: "plm:ssh: Warning: setpgid(...) failed ... Permission denied(13)", often.
+_SSH = re.compile(
+    r"^(ssh: [^\n]*|[^\n]*Permission denied \([^\n]*|[^\n]*Host key verification failed[^\n]*)", re.MULTILINE
+)
+_HARMLESS = re.compile("plm:ssh: Warning")
 
 
 class Job:
@@ -132,7 +137,8 @@ class Job:
             return f"{self._name(int(found[1]))}: {said[-1][9:] if said else f'the rank ended with code {found[2]}'}"
         if found := _SSH.search("\n".join(self._errors)):
             return f"hosts: {found[1].strip()}"
-        last = next((line for line in reversed(self._errors) if line.strip("- ")), "mpiexec ended")
+        told = (line for line in reversed(self._errors) if line.strip("- ") and not _HARMLESS.search(line))
+        last = next(told, "mpiexec ended")
         return one_line(f"hosts: {last}")
 
     def _name(self, rank: int) -> str:
@@ -168,6 +174,7 @@ class Job:
             now = time.monotonic()
             if now - looked > 1.0:  # this process was stopped itself: the others get their time anew
                 self._seen = [seen and now for seen in self._seen]
+                self._started += now - looked
             looked = now
             if self._process.poll() is not None:
                 break
@@ -251,10 +258,13 @@ def command(hostfile: Path, hosts: Sequence[Host], interface: str | None) -> lis
     ]
     words += ["-n", str(len(hosts)), "-x", SOCKET, "-x", "OMP_WAIT_POLICY"]
     words += ["--mca", "mpi_yield_when_idle", "1"]
+    # A rank whose connection to another one breaks ends the job in its own name; what it is given time for is that
+    # mpiexec hears, from the daemon beside it, of the rank that has ended, and says how.
+    words += ["--mca", "opal_abort_delay", str(ABORT_S)]
     # A board that is gone without a word: its daemon and mpiexec find out within seconds.
     for name, value in (("time", 3), ("intvl", 1), ("probes", 2)):
         words += ["--prtemca", f"oob_tcp_keepalive_{name}", str(value)]
-    words += ["--prtemca", "prte_ssh_args", "-o BatchMode=yes -o ConnectTimeout=3 -o ServerAliveInterval=2"]
+    words += ["--prtemca", "plm_ssh_args", "-o BatchMode=yes -o ConnectTimeout=3 -o ServerAliveInterval=2"]
     if all(is_here(host.name) for host in hosts):
         words += ["--mca", "btl", "self,sm"]
     elif interface:

@@ -17,6 +17,9 @@ TEMPLATE = "pyllama@.service"
 # Memory the kernel books to the service beyond the resident set that --memory bounds: page tables, sockets, files.
 FENCE_NBYTES = 128 << 20
 
+# The same for mpiexec, what it starts here, and its ssh to the other boards.
+CLUSTER_NBYTES = 256 << 20
+
 # What takes a privileged manager, or a user namespace, which many kernels refuse to users.
 SYSTEM_ONLY = frozenset(
     """DynamicUser StateDirectoryMode ProtectSystem ProtectHome PrivateTmp PrivateDevices PrivateUsers ProtectClock
@@ -30,8 +33,8 @@ class Service:
     """What a unit is made for.
 
     name             of the unit, without ".service"
-    model            absolute path
-    nbytes           the memory budget
+    model            absolute path; of several boards perhaps a name, which each of them looks up
+    nbytes           the memory budget; None, with boards alone: what each of them has
     options          further arguments of `pyllama serve`
     user             a unit of the user's manager, not of the system's
     host, port       where it listens
@@ -42,11 +45,13 @@ class Service:
     readable         paths to show to a system service
     python_path      folders to import from
     program          the interpreter, and its arguments before "serve"
+    boards           it runs on several boards, which the front end reaches by ssh
+    runs_as          of such a system service: whose ssh key that is
     """
 
     name: str
     model: str
-    nbytes: int
+    nbytes: int | None
     options: Sequence[str] = ()
     user: bool = False
     host: str = "127.0.0.1"
@@ -58,6 +63,8 @@ class Service:
     readable: Sequence[Path] = ()
     python_path: Sequence[Path] = ()
     program: Sequence[str] = field(default_factory=lambda: (sys.executable, "-P", "-m", "pyllama"))
+    boards: bool = False
+    runs_as: str | None = None
 
 
 def shipped() -> str:
@@ -74,16 +81,20 @@ def _settings(service: Service) -> dict[str, list[str]]:
     """Values of each setting that differs from the shipped unit's; none: the setting is left out."""
     key = _key_arguments(service)
     sessions = service.session_dir or Specifiers(f"%S/{service.name}/sessions")
-    arguments = ["serve", service.model, "--memory", str(service.nbytes), "--session-dir", sessions, *key]
+    memory = [] if service.nbytes is None else ["--memory", str(service.nbytes)]
+    arguments = ["serve", service.model, *memory, "--session-dir", sessions, *key]
     program, *before = service.program
     settings: dict[str, list[str]] = {name: [] for name in SYSTEM_ONLY} if service.user else {}
+    if service.boards:
+        settings |= _of_boards(service)
+    fence = FENCE_NBYTES + (CLUSTER_NBYTES if service.boards else 0)
     settings |= {
         "Description": [rest_of_line(f"pyllama, serving {Path(service.model).name}")],
-        "RequiresMountsFor": [] if service.user else [word(service.model)],
+        "RequiresMountsFor": [] if service.user or not service.model.startswith("/") else [word(service.model)],
         "EnvironmentFile": [],
         "ExecStart": [command(program, [*before, *arguments, *service.options])],
         "TimeoutStopSec": [f"{service.stop_timeout_s + 70:.0f}s"],
-        "MemoryMax": [str(service.nbytes + FENCE_NBYTES)],
+        "MemoryMax": ["infinity" if service.nbytes is None else str(service.nbytes + fence)],
         "LimitNOFILE": [str(max(8192, service.max_connections + 1024))],
         "StateDirectory": [service.name],
         "WantedBy": ["default.target" if service.user else "multi-user.target"],
@@ -94,10 +105,12 @@ def _settings(service: Service) -> dict[str, list[str]]:
     settings["Environment"] = [" ".join(map(word, environment))]
     if service.user:
         return settings
-    if service.readable:
+    if service.readable and not service.boards:
         settings["BindReadOnlyPaths"] = [bind_path(str(path)) for path in service.readable]
     if service.api_key_file:
         settings["LoadCredential"] = ["api-key:" + rest_of_line(service.api_key_file)]
+    if service.boards:
+        return settings
     if _is_loopback(service.host):
         settings |= {"Wants": [], "After": ["network.target"]}
         settings |= {"IPAddressAllow": ["localhost"], "IPAddressDeny": ["any"]}
@@ -106,6 +119,23 @@ def _settings(service: Service) -> dict[str, list[str]]:
         bind = ["CAP_NET_BIND_SERVICE"]
         settings |= {"CapabilityBoundingSet": bind, "AmbientCapabilities": bind, "PrivateUsers": []}
     return settings
+
+
+def _of_boards(service: Service) -> dict[str, list[str]]:
+    """ssh and mpiexec are other people's programs: no walls but those that a user's service has, whose key reaches the
+    boards. KillMode=mixed as it stands gives the front end time to end its answers, and then ends what it has left."""
+    return {name: [] for name in SYSTEM_ONLY - {"Wants", "After"}} | {
+        "User": [] if service.user or service.runs_as is None else [service.runs_as],
+        # Boards that are away are no wrong option: it starts again until they are there.
+        "Restart": ["always"],
+        "RestartSec": ["15s"],
+        "RestartPreventExitStatus": [],
+        "StartLimitIntervalSec": ["0"],
+        "StartLimitBurst": [],
+        "RestrictAddressFamilies": ["AF_INET AF_INET6 AF_UNIX AF_NETLINK"],
+        # Open MPI hooks into memory by changing code
+        "MemoryDenyWriteExecute": [],
+    }
 
 
 def _key_arguments(service: Service) -> list[str]:

@@ -670,3 +670,19 @@ def test_sudo_is_told_with_the_whole_path(chat_folder, capsys, monkeypatch, tmp_
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "bin/pyllama")])
     assert main(["service", "install", str(chat_folder)]) == 2
     assert f"sudo {tmp_path}/bin/pyllama service install ..." in one_error(capsys)
+
+
+@pytest.mark.parametrize("user", [False, True], ids=["system", "user"])
+def test_a_unit_for_boards_lets_ssh_through_and_waits_for_them(chat_folder, capsys, user, tmp_path):
+    hosts = tmp_path / "boards"
+    hosts.write_text("localhost\nlocalhost share=0.5\n")
+    words = ["service", "install", str(chat_folder), "--hosts", str(hosts), "--dry-run", *["--user"] * user]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert f"--hosts={hosts}" in text and "--memory" not in settings(text, "ExecStart")[0]
+    assert settings(text, "MemoryMax") == ["infinity"]
+    assert settings(text, "KillMode") == ["mixed"] and settings(text, "Restart") == ["always"]
+    assert "AF_NETLINK" in settings(text, "RestrictAddressFamilies")[0]
+    for name in ("DynamicUser", "ProtectHome", "IPAddressDeny", "RestartPreventExitStatus", "StartLimitBurst"):
+        assert not settings(text, name)
+    assert len(settings(text, "User")) == (not user)
