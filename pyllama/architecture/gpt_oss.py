@@ -12,7 +12,7 @@ from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import Attention, Experts, Layer, llama_layers
 from pyllama.architecture.names import Names
 
-ALPHA = 1.702  # of the activation, in all models so far
+_ALPHA = 1.702  # of the activation, in all models so far
 _LIMIT = 7.0
 
 
@@ -56,8 +56,8 @@ class GptOss(Family):
         return ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
 
     def mixture(self, f: Fields, layers: int) -> Mixture:
-        if f.number("swiglu_alpha", 0.0, 100.0, ALPHA) != ALPHA:
-            raise f.unsupported("swiglu_alpha", f"{f.get('swiglu_alpha')} (expected {ALPHA})")
+        if f.number("swiglu_alpha", 0.0, 100.0, _ALPHA) != _ALPHA:
+            raise f.unsupported("swiglu_alpha", f"{f.get('swiglu_alpha')} (expected {_ALPHA})")
         return Mixture(
             num_experts=num_experts(f, 128),
             num_experts_per_tok=f.size("num_experts_per_tok", default=4),
@@ -85,5 +85,5 @@ def _with_biases(layer: Layer, config: Config) -> Layer:
         isinstance(mlp, Experts) and isinstance(mixer, Attention) and config.mixture is not None
     )  # every layer has some
     router, gate, up, down = (of._replace(bias=True) for of in (mlp.router, mlp.gate, mlp.up, mlp.down))
-    experts = replace(mlp, router=router, gate=gate, up=up, down=down, limit=config.mixture.swiglu_limit)
+    experts = replace(mlp, router=router, gate=gate, up=up, down=down, limit=config.mixture.swiglu_limit, alpha=_ALPHA)
     return layer._replace(mixer=mixer._replace(sinks="self_attn.sinks.weight"), mlp=experts)

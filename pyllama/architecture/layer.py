@@ -185,6 +185,7 @@ class Experts:
                     weights of those chosen are divided by their sum
     gate, up, down  of one expert; their names have {} where its number stands
     limit           what gate and up are bounded by, in gpt-oss's activation (MODEL.md, "Clamped SwiGLU"); 0: it is not
+    alpha           then: its factor
     activation      then: "silu" or "gelu"
     sigmoid         whether logits become weights by themselves, 1 / (1 + exp(-logit)), in place of a softmax
     bias            then: name of what is added to them for the choice alone, or None
@@ -199,6 +200,7 @@ class Experts:
     up: Linear
     down: Linear
     limit: float = 0.0
+    alpha: float = 0.0
     activation: str = "silu"
     sigmoid: bool = False
     bias: str | None = None

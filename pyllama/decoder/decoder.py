@@ -4,7 +4,6 @@ Thin on purpose: every line of arithmetic is a kernel's, every weight comes from
 streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import NamedTuple
@@ -14,24 +13,30 @@ import numpy as np
 from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
 from pyllama.architecture.config import QueryGrowth
-from pyllama.architecture.gpt_oss import ALPHA
-from pyllama.architecture.layer import Attention, Beside, Experts, GatedDelta, Layer, Linear, Mlp, Norm, Shared
+from pyllama.architecture.layer import Attention, Experts
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
     PER_LAYER_EMBEDDING,
-    PER_LAYER_NORM,
     PER_LAYER_PROJECTION,
 )
 from pyllama.decoder.buffers import OWN_ROWS, Buffers
 from pyllama.decoder.extending import Extender
 from pyllama.decoder.kv_cache import KVCache
-from pyllama.decoder.page_pool import PagePool, View
+from pyllama.decoder.page_pool import PagePool
 from pyllama.decoder.passes import Pass
-from pyllama.decoder.ranks import Ranks, Rows, Share, local_layers, scaled
-from pyllama.decoder.recurrent import recurrence
+from pyllama.decoder.prepared import (
+    Columns,
+    Matrices,
+    PreparedLayer,
+    PreparedNorm,
+    PreparedOwn,
+    attention_view,
+    norm_vector,
+)
+from pyllama.decoder.ranks import Ranks, Rows, local_layers
 from pyllama.decoder.routes import Routes
 from pyllama.decoder.shape import Shape, kinds_of_rope
 from pyllama.decoder.state_pool import StatePool
@@ -47,26 +52,18 @@ GUESS_TOKENS = 4  # of a pass, at most: more of them need most of a layer's expe
 _Floats = np.ndarray | kernels.Floats
 
 
-class _Linear(NamedTuple):
-    """Matrices that multiply the same input, and what is added to each product."""
-
-    names: tuple[str, ...]
-    biases: "tuple[kernels.Floats | None, ...]"
-
-
-_HEAD = _Linear((HEAD,), (None,))
-_PER_LAYER = _Linear((PER_LAYER_PROJECTION,), (None,))
+_HEAD = Matrices((HEAD,), (None,))
+_PER_LAYER = Matrices((PER_LAYER_PROJECTION,), (None,))
 _NO_WRITES = np.zeros((0, 2), np.int32)
-_ACTIVATIONS = {"silu": kernels.swiglu, "gelu": kernels.geglu}
 
 
-def _computed_here(linear: _Linear, outs: tuple[_Floats, ...]) -> tuple[_Linear, tuple[_Floats, ...]]:
+def _computed_here(linear: Matrices, outs: tuple[_Floats, ...]) -> tuple[Matrices, tuple[_Floats, ...]]:
     """Without the matrices of which this rank has no rows."""
     columns = [out.cols if isinstance(out, kernels.Floats) else out.shape[1] for out in outs]
     if all(columns):
         return linear, outs
     kept = [i for i, count in enumerate(columns) if count]
-    return _Linear(tuple(linear.names[i] for i in kept), tuple(linear.biases[i] for i in kept)), tuple(
+    return Matrices(tuple(linear.names[i] for i in kept), tuple(linear.biases[i] for i in kept)), tuple(
         outs[i] for i in kept
     )
 
@@ -87,24 +84,6 @@ def _rows_of(x: kernels.Floats, tokens: np.ndarray, a: Buffers) -> kernels.Float
     return a.gathered
 
 
-class _Norm(NamedTuple):
-    """A norm's weight, and how many columns are one row of it."""
-
-    weight: "kernels.Floats"
-    cols: int
-
-
-def norm_vector(weights: Weights, name: str, plus_one: bool) -> "kernels.Floats":
-    """What a norm multiplies by; a weight that is stored as what is added to 1 has it added here, in float32."""
-    vector = weights.vector(name)
-    return kernels.Floats(np.add(vector, np.float32(1)) if plus_one else vector)
-
-
-def _attention_view(layer: Layer, mixer: Attention, weights: Weights) -> View:
-    sinks = weights.vector(f"{layer.name}{mixer.sinks}") if mixer.sinks else None
-    return View(mixer.window, mixer.scale, mixer.softcap, sinks)
-
-
 def _growth(growth: QueryGrowth, positions: np.ndarray) -> np.ndarray:
     """What each token's query is multiplied by, float32 (T, 1): float64, rounded once.
 
@@ -113,143 +92,6 @@ def _growth(growth: QueryGrowth, positions: np.ndarray) -> np.ndarray:
     steps, of = np.unique(positions // growth.original, return_inverse=True)
     factors = [1.0 + growth.beta * float(Decimal(1 + int(step)).ln()) for step in steps]
     return np.array(factors, np.float32)[of].reshape(-1, 1)
-
-
-class _Layer:
-    """Names and small vectors of one layer, looked up once."""
-
-    def __init__(
-        self, number: int, layer: Layer, weights: Weights, attention: "kernels.Attention | None", rope: int | None,
-        eps: float,
-    ):  # fmt: skip
-        """layer: with the heads, channels and rows that are computed here"""
-
-        def norm(of: Norm | None) -> _Norm | None:
-            if of is None:
-                return None
-            return _Norm(norm_vector(weights, f"{layer.name}{of.name}.weight", of.plus_one), of.size)
-
-        def linears(*of: Linear) -> _Linear:
-            names = tuple(f"{layer.name}{linear.name}" for linear in of)
-            return _Linear(
-                tuple(f"{name}.weight" for name in names),
-                tuple(
-                    kernels.Floats(weights.vector(f"{name}.bias")) if linear.bias else None
-                    for name, linear in zip(names, of, strict=True)
-                ),
-            )
-
-        def one_biases(one: Mlp) -> tuple[kernels.Floats, ...]:
-            return tuple(
-                kernels.Floats(weights.vector(f"{layer.name}{of.name}.bias")) for of in (one.gate, one.up, one.down)
-            )
-
-        mixer, mlp = layer.mixer, layer.mlp
-        self.attention, self.rope = attention, rope
-        self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
-        self.mixer_post_norm, self.mlp_post_norm = norm(layer.mixer_post_norm), norm(layer.mlp_post_norm)
-        self.residual_scale = layer.residual_scale
-        self.growth = mixer.growth if isinstance(mixer, Attention) else None
-        self.recurrent = not isinstance(mixer, Attention)
-        self.recurrence = recurrence(number, layer, weights, eps)
-        if isinstance(mixer, Attention):
-            self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
-            self.heads, self.kv_heads, self.head_dim = mixer.heads, mixer.kv_heads, mixer.head_dim
-            self.q_size, self.kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
-            projections = [linear for linear in (mixer.q, mixer.k, mixer.v) if linear is not None]
-            self.qkv, self.o = linears(*projections), linears(mixer.o)
-            self.has_keys, self.has_values = mixer.k is not None, mixer.v is not None
-            ones = np.ones(mixer.head_dim, np.float32)
-            self.v_norm = _Norm(kernels.Floats(ones), mixer.head_dim) if mixer.v_normed else None
-            self.gated = mixer.gated
-        else:
-            *before, after = mixer.linears
-            self.before, self.after = linears(*before), linears(after)
-        own = layer.per_layer_input
-        self.own_gate = linears(own.gate) if own else None
-        self.own_projection = linears(own.projection) if own else None
-        self.own_norm = norm(own.norm) if own else None
-        self.scalar = kernels.Floats(weights.vector(f"{layer.name}{layer.scalar}.weight")) if layer.scalar else None
-        self.experts = layer.experts
-        self.name = layer.name
-        plain = isinstance(mixer, Attention) and not mixer.gated and mixer.growth is None
-        #: Nothing but kernels on buffers that stay where they are.
-        self.repeatable = plain and isinstance(mlp, Mlp) and layer.experts is None and layer.per_layer_input is None
-        if isinstance(mlp, Mlp):
-            self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
-            self.inner = mlp.gate.rows
-            self.activation = _ACTIVATIONS[mlp.activation]
-        if self.experts is not None:
-            count, biased = self.experts.count, self.experts.down.bias
-            self.router = linears(self.experts.router)
-            self.expert_activation = _ACTIVATIONS[self.experts.activation]
-            self.biases = [one_biases(self.experts.expert(number)) for number in range(count)] if biased else None
-        beside = layer.beside
-        self.shared_gate = linears(beside.gate) if isinstance(beside, Shared) else None
-        self.expert_bias: np.ndarray | None = None
-        if self.experts is not None and self.experts.bias:
-            self.expert_bias = weights.vector(f"{layer.name}{self.experts.bias}.weight")
-        self.beside_norm = norm(beside.norm) if isinstance(beside, Beside) else None
-        self.expert_scale: np.ndarray | None = None
-        self.router_norm: _Norm | None = None
-        if isinstance(beside, Beside):
-            self.beside_post_norm, self.beside_mlp_norm = norm(beside.post_norm), norm(beside.mlp_norm)
-            scale = weights.vector(f"{layer.name}{beside.router_scale}.weight")
-            self.router_norm = _Norm(kernels.Floats(scale), beside.norm.size)
-            self.router_scale = np.array([1 / math.sqrt(beside.norm.size)], np.float32)
-            self.expert_scale = weights.vector(f"{layer.name}{beside.expert_scale}.weight")
-
-
-class _Columns(NamedTuple):
-    """Of what is put together in a layer, each rank's; and the columns of all.
-
-    q, kv     of queries, and of keys
-    recurred  of what the states make
-    inner     of the gated product
-    expert    of that of each expert
-    """
-
-    q: list[Rows]
-    kv: list[Rows]
-    recurred: list[Rows]
-    inner: list[Rows]
-    expert: list[Rows]
-    q_size: int
-    kv_size: int
-    inner_size: int
-
-    @classmethod
-    def of(cls, number: int, layer: Layer, shares: Iterable[Share]) -> "_Columns":
-        mixer, mlp = layer.mixer, layer.mlp
-        of = [share.layers[number] for share in shares]
-        attending = isinstance(mixer, Attention)
-        dim = mixer.head_dim if isinstance(mixer, Attention) else 0
-        heads, kv_heads = (mixer.heads, mixer.kv_heads) if isinstance(mixer, Attention) else (0, 0)
-        recurred: list[Rows] = [(each.channels,) for each in of]
-        if isinstance(mixer, GatedDelta):
-            recurred = [scaled(each.values, mixer.value_dim) for each in of]
-        return cls(
-            q=[scaled((each.heads,), dim) for each in of],
-            kv=[scaled((each.kv_heads,), dim) for each in of],
-            recurred=[] if attending else recurred,
-            inner=[(each.inner,) for each in of],
-            expert=[(each.expert,) for each in of],
-            q_size=heads * dim,
-            kv_size=kv_heads * dim,
-            inner_size=mlp.gate.rows if isinstance(mlp, Mlp) else 0,
-        )
-
-
-class _PerLayer:
-    """Small vectors and factors of what tokens have for each layer."""
-
-    def __init__(self, config: Config, weights: Weights):
-        size = config.hidden_size_per_layer_input
-        self.norm = _Norm(norm_vector(weights, PER_LAYER_NORM, config.norm_plus_one), size)
-        self.projection_scale = np.array([1 / math.sqrt(config.hidden_size)], np.float32)
-        self.embedding_scale = np.array([math.sqrt(size)], np.float32)
-        self.scale = np.array([1 / math.sqrt(2)], np.float32)
-        self.rows = kernels.Floats(np.empty((OWN_ROWS, config.num_hidden_layers * size), np.float32))
 
 
 class Decoder(Extender):
@@ -300,7 +142,7 @@ class Decoder(Extender):
         whole = layers_of(config)
         layers = whole if ranks is None else local_layers(whole, ranks.share)
         attending = [(layer, layer.mixer) for layer in layers if isinstance(layer.mixer, Attention)]
-        self._pool = PagePool(shape, [_attention_view(layer, mixer, weights) for layer, mixer in attending], kv_dtype)
+        self._pool = PagePool(shape, [attention_view(layer, mixer, weights) for layer, mixer in attending], kv_dtype)
         self.states = StatePool(shape, layers) if shape.state_floats else None
         self.cache = KVCache(self._pool, context_length, self.states)
         kinds = {rope: number for number, rope in enumerate(kinds_of_rope(layers))}
@@ -309,15 +151,17 @@ class Decoder(Extender):
         kernels_of = dict(zip(names, self._pool.attention, strict=True))
         ropes = {layer.name: kinds[mixer.rope] for layer, mixer in attending if mixer.rope}
         self._layers = [
-            _Layer(number, layer, weights, kernels_of.get(layer.name), ropes.get(layer.name), config.rms_norm_eps)
+            PreparedLayer(
+                number, layer, weights, kernels_of.get(layer.name), ropes.get(layer.name), config.rms_norm_eps
+            )
             for number, layer in enumerate(layers)
         ]
         shares = () if ranks is None else ranks.shares
-        self._columns = [_Columns.of(number, layer, shares) for number, layer in enumerate(whole)] if shares else []
+        self._columns = [Columns.of(number, layer, shares) for number, layer in enumerate(whole)] if shares else []
         self._hidden: list[Rows] = [(share.hidden,) for share in shares]
         self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
-        self._per_layer = _PerLayer(config, weights) if config.hidden_size_per_layer_input else None
+        self._per_layer = PreparedOwn(config, weights) if config.hidden_size_per_layer_input else None
         self._first_repeatable = next((layer for layer in self._layers if layer.repeatable), None)
         self._first_without_keys = config.num_hidden_layers - config.num_kv_shared_layers
         self._logits_scale = np.array([1 / config.logits_scale], np.float32)
@@ -407,7 +251,7 @@ class Decoder(Extender):
         first = self._first_repeatable
         return first is not None and self.weights.resident(*first.down.names) is not None
 
-    def _repeat(self, number: int, layer: _Layer, a: Buffers, where: "kernels.Batch") -> None:
+    def _repeat(self, number: int, layer: PreparedLayer, a: Buffers, where: "kernels.Batch") -> None:
         """A layer of attention and an MLP whose weights are in memory: its calls, as an earlier pass recorded them."""
         made = a.recordings.get((number, a.x.rows))
         if made is not None:
@@ -419,7 +263,7 @@ class Decoder(Extender):
             self._scaled(layer, a)
         a.recordings[number, a.x.rows] = made
 
-    def _scaled(self, layer: _Layer, a: Buffers) -> None:
+    def _scaled(self, layer: PreparedLayer, a: Buffers) -> None:
         if layer.scalar is not None:
             kernels.scale(a.x, layer.scalar, a.x)
 
@@ -436,13 +280,13 @@ class Decoder(Extender):
         else:
             self.ranks.embed(self.weights, name, token_ids, out)
 
-    def _project(self, linear: _Linear, x: kernels.Floats, a: Buffers) -> None:
+    def _project(self, linear: Matrices, x: kernels.Floats, a: Buffers) -> None:
         """normed = linear(x), what a block adds: put together of all ranks' rows of it."""
         self._linear(linear, x, (a.piece,))
         if self.ranks is not None:
             self.ranks.gather(self._hidden, a.piece, a.normed)
 
-    def _per_layer_inputs(self, of: _PerLayer, token_ids: np.ndarray, a: Buffers) -> None:
+    def _per_layer_inputs(self, of: PreparedOwn, token_ids: np.ndarray, a: Buffers) -> None:
         """per_layer = (RMSNorm(projection(x) / sqrt(hidden_size)) + own * sqrt(size)) / sqrt(2)
 
         own is the token's row of the embedding for all layers.
@@ -464,7 +308,7 @@ class Decoder(Extender):
         kernels.scale(a.per_layer, of.scale, a.per_layer)
 
     def _attention_block(
-        self, number: int, layer: _Layer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None
+        self, number: int, layer: PreparedLayer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None
     ) -> None:
         """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
 
@@ -503,7 +347,7 @@ class Decoder(Extender):
         self._add(layer, layer.mixer_post_norm, a)
 
     def _norm_heads(
-        self, layer: _Layer, norm: _Norm, x: kernels.Floats, columns: list[Rows], whole: kernels.Floats
+        self, layer: PreparedLayer, norm: PreparedNorm, x: kernels.Floats, columns: list[Rows], whole: kernels.Floats
     ) -> None:
         """RMSNorm of each head, or of all heads as one: then of those that other ranks have, too, in `whole`."""
         eps = self.config.rms_norm_eps
@@ -517,7 +361,7 @@ class Decoder(Extender):
         x.array[:] = whole.array[:, own.start : own.stop]
 
     def _attend(
-        self, layer: _Layer, attention: "kernels.Attention", buffers: tuple[kernels.Floats, ...], a: Buffers,
+        self, layer: PreparedLayer, attention: "kernels.Attention", buffers: tuple[kernels.Floats, ...], a: Buffers,
         where: "kernels.Batch", growing: np.ndarray | None,
     ) -> None:  # fmt: skip
         """attended = attention(rope(q), rope(k), v); buffers: of these, q, k, v and attended"""
@@ -538,7 +382,7 @@ class Decoder(Extender):
         attention.attend(where, q, attended)
 
     def _recurrent_block(
-        self, number: int, layer: _Layer, a: Buffers, steps: Steps | None, walk: "kernels.Walk | None"
+        self, number: int, layer: PreparedLayer, a: Buffers, steps: Steps | None, walk: "kernels.Walk | None"
     ) -> None:
         """x += out_proj(what the layer's state and RMSNorm(x) make)"""
         made = a.recurred
@@ -552,12 +396,12 @@ class Decoder(Extender):
         self._project(layer.after, whole, a)
         self._add(layer, layer.mixer_post_norm, a)
 
-    def _mlp_block(self, number: int, layer: _Layer, a: Buffers) -> None:
+    def _mlp_block(self, number: int, layer: PreparedLayer, a: Buffers) -> None:
         """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
         self._mlp(number, layer, a)
         self._add(layer, layer.mlp_post_norm, a)
 
-    def _mlp(self, number: int, layer: _Layer, a: Buffers) -> None:
+    def _mlp(self, number: int, layer: PreparedLayer, a: Buffers) -> None:
         gate, up = a.sized("gate", layer.inner), a.sized("up", layer.inner)
         self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (gate, up))
         if gate.cols:
@@ -568,7 +412,7 @@ class Decoder(Extender):
             self.ranks.gather(self._columns[number].inner, gate, whole)
         self._project(layer.down, whole, a)
 
-    def _own_block(self, number: int, layer: _Layer, gate: _Linear, projection: _Linear, a: Buffers) -> None:
+    def _own_block(self, number: int, layer: PreparedLayer, gate: Matrices, projection: Matrices, a: Buffers) -> None:
         """x += RMSNorm(projection(gelu(gate(x)) * what the token has for this layer))"""
         size = a.own.cols
         np.copyto(a.own.array, a.per_layer.array[:, number * size : (number + 1) * size])
@@ -577,27 +421,27 @@ class Decoder(Extender):
         self._linear(projection, a.own_gate, (a.normed,))
         self._add(layer, layer.own_norm, a)
 
-    def _normed(self, norm: _Norm | None, a: Buffers) -> "kernels.Floats":
+    def _normed(self, norm: PreparedNorm | None, a: Buffers) -> "kernels.Floats":
         """What a block takes: RMSNorm(x), or x itself where there is no norm before it."""
         if norm is None:
             return a.x
         kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, a.normed)
         return a.normed
 
-    def _add(self, layer: _Layer, norm: _Norm | None, a: Buffers) -> None:
+    def _add(self, layer: PreparedLayer, norm: PreparedNorm | None, a: Buffers) -> None:
         """x += residual_scale * RMSNorm(y), y what a block has put into `normed`; without a norm, of y itself."""
         if norm is not None:
             kernels.rmsnorm(a.normed, norm.weight, self.config.rms_norm_eps, a.normed)
         kernels.add(a.x, a.normed, a.x, layer.residual_scale)
 
-    def _experts_block(self, number: int, layer: _Layer, experts: Experts, a: Buffers) -> None:
+    def _experts_block(self, number: int, layer: PreparedLayer, experts: Experts, a: Buffers) -> None:
         """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)"""
         x = self._normed(layer.mlp_norm, a)
         self._linear(layer.router, x, (a.logits,))
         self._experts(number, layer, experts, self._routed(number, layer, experts, a), x, a)
         self._add(layer, layer.mlp_post_norm, a)
 
-    def _shared_block(self, number: int, layer: _Layer, experts: Experts, gate: _Linear, a: Buffers) -> None:
+    def _shared_block(self, number: int, layer: PreparedLayer, experts: Experts, gate: Matrices, a: Buffers) -> None:
         """x += the weighted sum of the experts + mlp(h) / (1 + exp(-gate(h))), h = RMSNorm(x)
 
         What is missing of the experts is read while the mlp, which all tokens go through, is computed.
@@ -614,7 +458,9 @@ class Decoder(Extender):
         kernels.add(a.normed, a.beside, a.normed)
         self._add(layer, layer.mlp_post_norm, a)
 
-    def _both_blocks(self, number: int, layer: _Layer, experts: Experts, router_norm: _Norm, a: Buffers) -> None:
+    def _both_blocks(
+        self, number: int, layer: PreparedLayer, experts: Experts, router_norm: PreparedNorm, a: Buffers
+    ) -> None:
         """x += RMSNorm(RMSNorm(mlp(RMSNorm(x))) + RMSNorm(experts(RMSNorm(x))))
 
         The router gets x, normed without a weight, * router_scale / sqrt(hidden_size).
@@ -632,11 +478,11 @@ class Decoder(Extender):
         kernels.add(a.beside, a.normed, a.normed)
         self._add(layer, layer.mlp_post_norm, a)
 
-    def _router_input(self, layer: _Layer, norm: _Norm, out: "kernels.Floats", a: Buffers) -> None:
+    def _router_input(self, layer: PreparedLayer, norm: PreparedNorm, out: "kernels.Floats", a: Buffers) -> None:
         kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, out)
         kernels.scale(out, layer.router_scale, out)
 
-    def _routed(self, number: int, layer: _Layer, experts: Experts, a: Buffers) -> _Routed:
+    def _routed(self, number: int, layer: PreparedLayer, experts: Experts, a: Buffers) -> _Routed:
         """Which tokens go where by the router's logits, and the experts that are needed, asked for."""
         routes = Routes.of(a.logits, experts, scales=layer.expert_scale, bias=layer.expert_bias)
         which = None if self.ranks is None else GATE_UP
@@ -646,7 +492,7 @@ class Decoder(Extender):
         return _Routed(routes, coming)
 
     def _experts(
-        self, number: int, layer: _Layer, experts: Experts, routed: _Routed, x: "kernels.Floats", a: Buffers
+        self, number: int, layer: PreparedLayer, experts: Experts, routed: _Routed, x: "kernels.Floats", a: Buffers
     ) -> None:
         """normed = the weighted sum of what the experts with the largest logits make of x
 
@@ -667,7 +513,7 @@ class Decoder(Extender):
         self,
         ranks: Ranks,
         number: int,
-        layer: _Layer,
+        layer: PreparedLayer,
         experts: Experts,
         routed: _Routed,
         x: "kernels.Floats",
@@ -703,7 +549,7 @@ class Decoder(Extender):
         ranks.gather(self._hidden, a.piece, a.normed)
 
     @staticmethod
-    def _add_biases(layer: _Layer, routes: Routes, to: Iterable[tuple[int, np.ndarray]]) -> None:
+    def _add_biases(layer: PreparedLayer, routes: Routes, to: Iterable[tuple[int, np.ndarray]]) -> None:
         """To what each expert's matrices made of its tokens, in the rows that these have."""
         biases = layer.biases
         if biases is None:
@@ -714,10 +560,10 @@ class Decoder(Extender):
                 kernels.add(out, biases[expert][which], out)
 
     @staticmethod
-    def _activate(layer: _Layer, experts: Experts, gate: "kernels.Floats", up: "kernels.Floats") -> None:
+    def _activate(layer: PreparedLayer, experts: Experts, gate: "kernels.Floats", up: "kernels.Floats") -> None:
         """gate = what an expert's last matrix takes"""
         if experts.limit:
-            kernels.clamped_swiglu(gate, up, ALPHA, experts.limit, gate)
+            kernels.clamped_swiglu(gate, up, experts.alpha, experts.limit, gate)
         else:
             layer.expert_activation(gate, up, gate)
 
@@ -745,8 +591,8 @@ class Decoder(Extender):
         self.weights.guess(number, ids[: layer.experts.chosen * len(logits)].tolist())
 
     def _expert(
-        self, layer: _Layer, experts: Experts, number: int, steps: Iterable[Step], a: Buffers, x: "kernels.Floats",
-        tokens: np.ndarray, out: np.ndarray,
+        self, layer: PreparedLayer, experts: Experts, number: int, steps: Iterable[Step], a: Buffers,
+        x: "kernels.Floats", tokens: np.ndarray, out: np.ndarray,
     ) -> None:  # fmt: skip
         """out = down(activation(gate(h)) * up(h)) of one expert, for the rows of x that these tokens have."""
         count = len(tokens)
@@ -777,7 +623,7 @@ class Decoder(Extender):
         if biases:
             kernels.add(made, biases[DOWN], made)
 
-    def _linear(self, linear: _Linear, x: _Floats, outs: tuple[_Floats, ...]) -> None:
+    def _linear(self, linear: Matrices, x: _Floats, outs: tuple[_Floats, ...]) -> None:
         """out = x @ w.T + bias for each matrix and its out: in one call if they are in memory, else block by block."""
         if self.on_input:
             self.on_input(linear.names, x.array if isinstance(x, kernels.Floats) else x)
