@@ -44,7 +44,7 @@ def of_mixture(**fields: object) -> Callable[[Golden], np.ndarray]:
 
     def logits(golden: Golden) -> np.ndarray:
         assert golden.config.mixture is not None
-        mixture = dataclasses.replace(golden.config.mixture, **fields)
+        mixture = golden.config.mixture._replace(**fields)
         return reference.forward(dataclasses.replace(golden.config, mixture=mixture), golden.tensors, golden.tokens)
 
     return logits

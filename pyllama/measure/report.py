@@ -30,6 +30,8 @@ from pyllama.planning.time import enough
 
 #: Of the weights, what stays in the streamed run when nobody says how much memory to use.
 KEPT = 0.25
+#: What a process that drafts holds before it plans, beyond one that does not, and some room.
+_DRAFTING_NBYTES = 4 << 20
 
 
 def measure(
@@ -181,8 +183,13 @@ def _models(path: Path, memory: int | None, options: dict[str, Any], say: Callab
 def _drafting(
     path: Path, draft: str, memory: int | None, runs: list[dict], options: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Under the budget of the streamed run; where there is none, under what is available."""
+    """Under the budget of the streamed run, and a little more if nobody chose it: this one holds more code.
+
+    Where there is none, under what is available.
+    """
     budget = next((run["budget"] for run in runs if run["kind"] == "streamed" and "budget" in run), memory)
+    if budget is not None and memory is None:
+        budget += _DRAFTING_NBYTES
     say(f"{path.name}, drafted")
 
     def run(**more: Any) -> dict[str, Any]:
