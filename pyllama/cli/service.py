@@ -3,17 +3,18 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyllama.cli import streams
 from pyllama.cli.options import add_loading
 from pyllama.cli.serve import KEY_VARIABLE, add_serving, name_of, settings_of
+from pyllama.drafting import WORDS
 from pyllama.errors import RequestError
 
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
-    from pyllama.server.service import Settings
     from pyllama.service.unit import Service
 
 NAME = "pyllama"
@@ -148,8 +149,23 @@ def service_of(args: argparse.Namespace) -> "Service":
     if args.session_dir and not args.user:
         raise RequestError("--session-dir: a system service has a place of its own, /var/lib/NAME; leave it out")
     nbytes = default_budget() if args.memory is None else parse_size(args.memory)
+    if args.chat_template:
+        args.chat_template = os.path.abspath(args.chat_template)
+    plain = Service(
+        name=args.name,
+        model=args.model,
+        nbytes=nbytes,
+        user=args.user,
+        host=args.host,
+        port=args.port,
+        stop_timeout_s=settings.stop_timeout_s,
+        max_connections=settings.max_connections,
+        api_key_file=args.api_key_file and os.path.abspath(args.api_key_file),
+        session_dir=args.session_dir and os.path.abspath(args.session_dir),
+        python_path=needs.package_folders(),
+    )
     if args.hosts:
-        return _of_boards(args, None if args.memory is None else nbytes, settings)
+        return _of_boards(args, plain)
     model = os.path.abspath(_found(args.model))
     with open_checkpoint(model) as checkpoint:
         paths = needs.model_paths(checkpoint)
@@ -159,29 +175,18 @@ def service_of(args: argparse.Namespace) -> "Service":
         with open_checkpoint(drafter) as checkpoint:
             paths += needs.model_paths(checkpoint)
     if args.chat_template:
-        args.chat_template = os.path.abspath(args.chat_template)
         paths.append(Path(args.chat_template))
-    packages = needs.package_folders()
     if not args.user:
         needs.check_readable(paths)
-    return Service(
-        name=args.name,
+    return replace(
+        plain,
         model=model,
-        nbytes=nbytes,
         options=[*serve_options(args), *_as_typed(args.model, model)],
-        user=args.user,
-        host=args.host,
-        port=args.port,
-        stop_timeout_s=settings.stop_timeout_s,
-        max_connections=settings.max_connections,
-        api_key_file=args.api_key_file and os.path.abspath(args.api_key_file),
-        session_dir=args.session_dir and os.path.abspath(args.session_dir),
-        readable=needs.hidden([*needs.python_folders(), *packages, *paths]),
-        python_path=packages,
+        readable=needs.hidden([*needs.python_folders(), *plain.python_path, *paths]),
     )
 
 
-def _of_boards(args: argparse.Namespace, nbytes: int | None, settings: "Settings") -> "Service":
+def _of_boards(args: argparse.Namespace, plain: "Service") -> "Service":
     """The same for `--hosts`: as whoever types it, or has typed sudo, since the boards are reached by his ssh key."""
     import getpass
 
@@ -189,8 +194,6 @@ def _of_boards(args: argparse.Namespace, nbytes: int | None, settings: "Settings
     from pyllama.cluster.hosts import parse_hosts
     from pyllama.cluster.own_part import open_front
     from pyllama.errors import HubError
-    from pyllama.service import needs
-    from pyllama.service.unit import Service
 
     hosts = parse_hosts(args.hosts)
     try:
@@ -199,21 +202,13 @@ def _of_boards(args: argparse.Namespace, nbytes: int | None, settings: "Settings
         open_checkpoint(_found(args.model)).close()
     if os.path.isfile(args.hosts):
         args.hosts = os.path.abspath(args.hosts)
-    if args.draft not in ("auto", "off", "lookup", "self"):
+    if args.draft not in WORDS:
         args.draft = os.path.abspath(_found(args.draft))
-    return Service(
-        name=args.name,
+    return replace(
+        plain,
         model=os.path.abspath(args.model) if os.path.exists(args.model) else args.model,
-        nbytes=nbytes,
+        nbytes=None if args.memory is None else plain.nbytes,
         options=serve_options(args),
-        user=args.user,
-        host=args.host,
-        port=args.port,
-        stop_timeout_s=settings.stop_timeout_s,
-        max_connections=settings.max_connections,
-        api_key_file=args.api_key_file and os.path.abspath(args.api_key_file),
-        session_dir=args.session_dir and os.path.abspath(args.session_dir),
-        python_path=needs.package_folders(),
         boards=True,
         runs_as=os.environ.get("SUDO_USER") or getpass.getuser(),
     )

@@ -673,12 +673,15 @@ def test_sudo_is_told_with_the_whole_path(chat_folder, capsys, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("user", [False, True], ids=["system", "user"])
-def test_a_unit_for_boards_lets_ssh_through_and_waits_for_them(chat_folder, capsys, user, tmp_path):
+def test_a_unit_for_boards_lets_ssh_through_and_waits_for_them(chat_folder, capsys, user, tmp_path, monkeypatch):
     hosts = tmp_path / "boards"
     hosts.write_text("localhost\nlocalhost share=0.5\n")
-    words = ["service", "install", str(chat_folder), "--hosts", str(hosts), "--dry-run", *["--user"] * user]
-    assert main(words) == 0
+    monkeypatch.chdir(tmp_path)
+    Path("its.jinja").write_text("{{ messages[0]['content'] }}")
+    words = ["service", "install", str(chat_folder), "--hosts", "boards", "--chat-template", "its.jinja", "--dry-run"]
+    assert main([*words, *["--user"] * user]) == 0
     text = capsys.readouterr().out
+    assert f"--chat-template={tmp_path}/its.jinja" in text
     assert f"--hosts={hosts}" in text and "--memory" not in settings(text, "ExecStart")[0]
     assert settings(text, "MemoryMax") == ["infinity"]
     assert settings(text, "KillMode") == ["mixed"] and settings(text, "Restart") == ["always"]
