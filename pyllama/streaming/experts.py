@@ -135,10 +135,9 @@ class _Slot:
         self.reads: Reads | None = None  # what is on its way,
         self.left = 0  # so many parts of it,
         self.left_of: list[int] = []  # of each of its reads, where each is one matrix; else empty
-        self.panels: set[int] = set()  # numbers of the blocks that are in the order of panels already,
-        self.rest: list[Part] | None = (
-            None  # of a guess that made way for what is needed: these, and nobody reads them,
-        )
+        self.panels: set[int] = set()  # numbers of the blocks that are in the order of panels already
+        # Of a guess that made way for what is needed: the parts that are left, which nobody reads now.
+        self.rest: list[Part] | None = None
         self.failed: BaseException | None = None  # and what went wrong with one
 
 
