@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,6 +137,8 @@ def service_of(args: argparse.Namespace) -> "Service":
 
     Raises RequestError, HubError and CheckpointError.
     """
+    from dataclasses import replace
+
     from pyllama.checkpoint import open_checkpoint
     from pyllama.machine.memory import default_budget, parse_size
     from pyllama.service import needs
@@ -189,6 +190,7 @@ def service_of(args: argparse.Namespace) -> "Service":
 def _of_boards(args: argparse.Namespace, plain: "Service") -> "Service":
     """The same for `--hosts`: as whoever types it, or has typed sudo, since the boards are reached by his ssh key."""
     import getpass
+    from dataclasses import replace
 
     from pyllama.checkpoint import open_checkpoint
     from pyllama.cluster.hosts import parse_hosts

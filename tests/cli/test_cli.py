@@ -312,7 +312,14 @@ def test_a_terminal_without_unicode_gets_question_marks(chat_folder):
 # --- starting ---
 
 
-def test_help_loads_nothing_heavy():
+@pytest.mark.parametrize("with_settings", [False, True])
+def test_help_loads_nothing_heavy(with_settings, tmp_path, monkeypatch):
+    """With a file of settings the options of every command are made, since all that it says is checked."""
+    monkeypatch.delenv("PYLLAMA_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    if with_settings:
+        (tmp_path / "pyllama").mkdir()
+        (tmp_path / "pyllama" / "config.toml").touch()
     code = (
         "import sys; from pyllama.cli import main\n"
         "try: main(['run', '--help'])\n"
