@@ -4,7 +4,7 @@
  * importance, or 1, and s = sqrt(mean of x^2 + x^2): what a large weight loses a model feels more than the square of it
  * says (weigh_by_size). What a quantizer may choose is found by search (quantize_symmetric.h, quantize_affine.h), with the
  * scales as they will be stored, so rounding them to float16 or to six bits is part of what is searched. Blocks of Q2_K and
- * Q3_K are then made as large as their weights, and their s is 1 where importance is given (quantize_body.h).
+ * Q3_K are then made as large as their weights (quantize_body.h).
  *
  * Lanes are blocks side by side (quantize_lanes.h) and every lane is computed as if it were alone, without fused
  * multiply-adds: the bytes depend neither on the instruction set nor on threads.

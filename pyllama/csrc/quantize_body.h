@@ -76,10 +76,8 @@ INLINE void affine_blocks(pl_dtype dtype, const float *x, const float *weights, 
     for (int b = 0; b < blocks; b++) put_block(dtype, out + b * nbytes, code[b], NULL, NULL, bits[b]);
 }
 
-/* The runs of one block of 256 columns. In blocks that are resized, which keeps large weights large, the size of a weight
- * stands in for the importance of its column where that is not known, and counts no more where it is: of the products of
- * a 1.5B's matrices, over inputs of its own, it left 3% more error with calibration (docs/quantize.md). */
-INLINE int load_block(const float *x, const float *weights, int n, int resize, vf (*v)[MAX_RUN], vf (*w)[MAX_RUN])
+/* The runs of one block of 256 columns. */
+INLINE int load_block(const float *x, const float *weights, int n, vf (*v)[MAX_RUN], vf (*w)[MAX_RUN])
 {
     const int exponent = exponent_of(x, BLOCK_COLS);
     float factor[LANES], squares = 0.0f;
@@ -90,7 +88,6 @@ INLINE int load_block(const float *x, const float *weights, int n, int resize, v
         const vf s = squares_of(v[g], n);
         for (int lane = 0; lane < LANES; lane++) squares += s[lane];
     }
-    if (weights && resize) return exponent;
     for (int g = 0; g < BLOCK_COLS / n / LANES; g++) weigh_by_size(v[g], w[g], n, v_set1(squares * (1.0f / BLOCK_COLS)));
     return exponent;
 }
@@ -131,7 +128,7 @@ INLINE void symmetric_super(pl_dtype dtype, const float *x, const float *weights
     uint16_t bits;
     int8_t scale[16];
     uint8_t code[BLOCK_COLS];
-    const int exponent = load_block(x, weights, f.n, f.resize, v, w);
+    const int exponent = load_block(x, weights, f.n, v, w);
     const float d = symmetric_block(v, w, &f, weights != NULL, exponent, scales, &bits);
     block_size size = {0, 0};
     for (int g = 0; g < f.groups; g++) {
@@ -156,7 +153,7 @@ INLINE void affine_super(pl_dtype dtype, const float *x, const float *weights, a
     uint16_t bits[2];
     float units[2];
     uint8_t scale[16], minimum[16], code[BLOCK_COLS];
-    const int exponent = load_block(x, weights, f.n, f.resize, v, w);
+    const int exponent = load_block(x, weights, f.n, v, w);
     affine_block(v, w, &f, weights != NULL, exponent, pairs, bits, units);
     block_size size = {0, 0};
     for (int g = 0; g < f.groups; g++) {
@@ -197,17 +194,17 @@ static void quantize_run(pl_dtype dtype, const float *x, const float *weights, i
     case DT_Q2_K: affine_super(dtype, x, weights, (affine_format){16, 16 / LANES, 15.0f, 3.0f, 4, 1}, out); break;
     case DT_Q4_K: affine_super(dtype, x, weights, (affine_format){32, 8 / LANES, 63.0f, 15.0f, 1, 0}, out); break;
     case DT_Q5_K: affine_super(dtype, x, weights, (affine_format){32, 8 / LANES, 63.0f, 31.0f, 1, 0}, out); break;
-#define SIXTEENS(lo, hi, levels, grid, ...) ((symmetric_format){16, 16 / LANES, lo, hi, levels, grid, __VA_ARGS__})
+#define SIXTEENS(lo, hi, levels, grid, resize) ((symmetric_format){16, 16 / LANES, lo, hi, levels, grid, resize})
     case DT_Q3_K:
-        symmetric_super(dtype, x, weights, SIXTEENS(-32.0f, 31.0f, WHOLE(-4.0f, 3.0f), GRID(9, 0.2f), 1, 2, 1), out);
+        symmetric_super(dtype, x, weights, SIXTEENS(-32.0f, 31.0f, WHOLE(-4.0f, 3.0f), GRID(9, 0.2f), 1), out);
         break;
     case DT_Q6_K:
-        symmetric_super(dtype, x, weights, SIXTEENS(-128.0f, 127.0f, WHOLE(-32.0f, 31.0f), GRID(9, 0.15f), 2, 3, 0), out);
+        symmetric_super(dtype, x, weights, SIXTEENS(-128.0f, 127.0f, WHOLE(-32.0f, 31.0f), GRID(9, 0.15f), 0), out);
         break;
 #undef SIXTEENS
     case DT_IQ4_XS:
         symmetric_super(dtype, x, weights,
-                        (symmetric_format){32, 8 / LANES, -32.0f, 31.0f, UNEVEN, GRID(7, 0.15f), 2, 3, 0}, out);
+                        (symmetric_format){32, 8 / LANES, -32.0f, 31.0f, UNEVEN, GRID(7, 0.15f), 0}, out);
         break;
     default: break;
     }

@@ -98,7 +98,6 @@ typedef struct {
     float scale_lo, scale_hi;
     lattice l;
     scale_grid grid;
-    int near, turns; /* whole scales tried to either side of a run's best; times that they and the unit are chosen */
     int resize; /* the unit is made larger at last, so that what was lost of the weights' size is none */
 } symmetric_format;
 
@@ -112,7 +111,7 @@ INLINE double fit_scales(const vf (*x)[MAX_RUN], const vf (*w)[MAX_RUN], const s
     for (int g = 0; g < f->groups; g++) {
         const vf centre = v_round(v_clamp(best[g] * inverse, f->scale_lo, f->scale_hi));
         vf gain = v_set1(0.0f), scale = gain, xl = gain, ll = gain;
-        for (int i = -f->near; i <= f->near; i++) {
+        for (int i = -2; i <= 2; i++) {
             vf tried = v_clamp(centre + (float)i, f->scale_lo, f->scale_hi), t = tried * d, a, b;
             level_sums(x[g], w[g], f->n, v_inverse(t), f->l, &a, &b);
             vf taken = t * (a + a - t * b);
@@ -149,7 +148,7 @@ INLINE float symmetric_block(const vf (*x)[MAX_RUN], const vf (*w)[MAX_RUN], con
             if (own[g][lane] * own[g][lane] > most * most) most = own[g][lane];
     }
     next = first_unit(most / f->scale_lo, exponent);
-    for (int turn = 0; turn < f->turns; turn++) {
+    for (int turn = 0; turn < 3; turn++) {
         uint16_t h;
         const float d = stored(next, exponent, &h);
         const double taken = fit_scales(x, w, f, d, own, tried, &next);

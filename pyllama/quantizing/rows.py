@@ -28,11 +28,6 @@ from pyllama.streaming.memory import HUGE_PAGE
 
 _F16_LARGEST = 65504.0
 _FLOAT = 4
-#: Formats whose blocks lose so much that what is known of the columns from the weights alone is worth reading for.
-_COARSE = ("Q2_K", "Q3_K")
-_SAMPLED_ROWS = 512  # of a matrix
-_SAMPLED_ROWS_OF_EXPERT = 128
-_RUN = 8  # sampled rows that stand together
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +131,10 @@ class Source:
         if piece.row == 0:  # as above
             for block in piece.tensor.blocks:
                 self._checked(piece.tensor, block, np.empty(0, np.uint8))
-        return self.scattered(piece.tensor, order.sources(piece.row, piece.row + piece.rows)).reshape(-1)
-
-    def scattered(self, tensor: Tensor, rows: np.ndarray) -> np.ndarray:
-        """The tensor's rows of these numbers, as the source stores them; uint8 (rows, row_nbytes)."""
-        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
-        return np.concatenate([self._checkpoint.read_rows(tensor, int(run[0]), len(run)) for run in runs])
+        sources = order.sources(piece.row, piece.row + piece.rows)
+        runs = np.split(sources, np.flatnonzero(np.diff(sources) != 1) + 1)
+        rows = [self._checkpoint.read_rows(piece.tensor, int(run[0]), len(run)) for run in runs]
+        return np.concatenate(rows).reshape(-1)
 
     def _checked(self, tensor: Tensor, block: StoredBlock, memory: np.ndarray) -> np.ndarray:
         span = _span(block)
@@ -182,7 +175,6 @@ def converted(
     """
     if not work:
         return
-    own = _OwnImportance(source)
     floats = np.empty(max(piece.floats for piece in work) // _FLOAT, np.float32)
     out = np.empty(max(piece.rows * piece.stored.row_nbytes for piece in work), np.uint8)
     for piece, data in read_ahead(work, max(piece.room for piece in work), source.read):
@@ -209,74 +201,24 @@ def converted(
             if dtype == "F32":
                 data = weights.view(np.uint8).reshape(-1)
             else:
-                for first, last, columns in _weighed(piece, importance.get(name), own):
+                for first, last, columns in _weighed(piece, importance.get(name)):
                     width = piece.stored.row_nbytes
                     _kernels.quantize(dtype, weights[first:last], columns, data[first * width : last * width])
         yield piece, memoryview(data)
 
 
-def _weighed(
-    piece: Piece, columns: np.ndarray | None, own: _OwnImportance
-) -> Iterator[tuple[int, int, np.ndarray | None]]:
+def _weighed(piece: Piece, columns: np.ndarray | None) -> Iterator[tuple[int, int, np.ndarray | None]]:
     """(first row, last row, importance of their columns) of a piece: of one expert each where they have their own."""
-    if columns is None and piece.stored.info.dtype not in _COARSE or columns is not None and columns.ndim == 1:
+    if columns is None or columns.ndim == 1:
         yield 0, piece.rows, columns
         return
-    each = piece.tensor.shape[-2]
+    each = piece.stored.info.shape[-2]
     first = 0
     while first < piece.rows:
         expert, within = divmod(piece.row + first, each)
         last = min(piece.rows, first + each - within)
-        yield first, last, own.of(piece.stored, expert) if columns is None else np.ascontiguousarray(columns[expert])
+        yield first, last, np.ascontiguousarray(columns[expert])
         first = last
-
-
-class _OwnImportance:
-    """What a matrix itself tells of its columns' importance, where nothing else does: the mean of their squares.
-
-    Trained weights are larger where what they are multiplied with is. The mean is that over some of the rows, as they
-    stand in the file and in its order, so that it depends neither on pieces nor on how the source stores them.
-    """
-
-    def __init__(self, source: Source):
-        self._source = source
-        self._matrix: tuple[str, int] | None = None
-        self._columns = np.empty(0, np.float32)
-
-    def of(self, stored: Stored, expert: int) -> np.ndarray:
-        """float32 (cols,), the largest about 1; of matrix `expert` of a stack, 0 where it is one matrix."""
-        matrix = stored.info.name, expert
-        if self._matrix != matrix:
-            self._columns = self._mean_squares(stored, expert)
-            self._matrix = matrix
-        return self._columns
-
-    def _mean_squares(self, stored: Stored, expert: int) -> np.ndarray:
-        tensor = stored.tensor
-        rows, cols = tensor.shape[-2:]
-        whole = Piece(stored, 0, tensor.rows)
-        squares = np.zeros(cols)
-        for run in _sampled(rows, _SAMPLED_ROWS if rows == tensor.rows else _SAMPLED_ROWS_OF_EXPERT):
-            sources = np.array([_source_row(expert * rows + row, whole) for row in run])
-            data = self._source.scattered(tensor, sources)
-            weights = np.empty((len(run), cols), np.float32)
-            _kernels.widen(_kernels.Matrix(tensor.dtype, len(run), cols, data.reshape(-1)), weights)
-            for row in weights:
-                squares += np.square(row, dtype=np.float64)
-        if stored.columns is not None:
-            squares = squares[stored.columns.sources(0, cols)]
-        # A column that is 0 in these rows may not be in others: it counts for a little.
-        squares += squares.mean() / 100
-        largest = squares.max()
-        return (squares / (largest if largest > 0 else 1)).astype(np.float32)
-
-
-def _sampled(rows: int, most: int) -> Iterator[range]:
-    """Runs of rows, `most` in all and as evenly spread as they can be; all rows where there are no more."""
-    runs = -(-min(rows, most) // _RUN)
-    for i in range(runs):
-        first = i * _RUN if rows <= most else i * (rows - _RUN) // (runs - 1)
-        yield range(first, min(first + _RUN, rows))
 
 
 def _in_order(data: np.ndarray, piece: Piece) -> np.ndarray:
