@@ -21,7 +21,7 @@ from pyllama.architecture.tensors import EMBEDDING, HEAD
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES
 from pyllama.checkpoint.files import InputFile, opening, read_small
-from pyllama.checkpoint.index import Part, Tensor, check_index
+from pyllama.checkpoint.index import Tensor, check_index, whole
 from pyllama.checkpoint.meta_config import meta_assumptions, meta_config
 from pyllama.checkpoint.stored_zip import Entry, data_offset, read_directory
 from pyllama.checkpoint.torch_records import MAX_PICKLE_NBYTES, TensorRecord, read_records
@@ -156,7 +156,7 @@ def _tensor(name: str, record: TensorRecord, path: Path, base: int) -> Tensor:
         )
     dtype = record.storage.dtype
     offset = base + record.offset * DTYPES[dtype][1]
-    return Tensor(name, dtype, shape, (Part(path, offset, 0, rows, 0, cols),))
+    return whole(name, dtype, shape, path, offset)
 
 
 def _join(shards: list[dict[str, Tensor]], dim: int) -> dict[str, Tensor]:

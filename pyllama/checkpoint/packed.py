@@ -78,11 +78,8 @@ def first_shard(folder: Path) -> Path | None:
     whole = folder / "model.safetensors"
     found = [whole] if whole.is_file() else [p for p in folder.glob("model-00001-of-*") if _FIRST.fullmatch(p.name)]
     for path in sorted(found):
-        file = InputFile(path)
-        try:
+        with InputFile(path) as file:
             head = file.read(0, min(file.nbytes, 128))
-        finally:
-            file.close()
         if head[8 : 8 + len(HEAD)] == HEAD or head[CRC_AT + 8 : CRC_AT + 8 + len(SECOND_HEAD)] == SECOND_HEAD:
             return path
     return None
@@ -145,6 +142,12 @@ def _alike(shard: Shard, other: Shard) -> bool:
 def header_crc32(head: bytes | bytearray) -> int:
     """The checksum of a file's length and header, whose own digits count as zeros."""
     return zlib.crc32(head[CRC_AT + 8 :], zlib.crc32(b"0" * 8, zlib.crc32(head[:CRC_AT])))
+
+
+def header_of(path: Path) -> Shard:
+    """The header of the file at `path`, checked as by read_shard()."""
+    with InputFile(path) as file:
+        return read_shard(file)
 
 
 def read_shard(file: InputFile) -> Shard:
@@ -284,12 +287,9 @@ def _config(folder: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Conf
     from pyllama.checkpoint import gguf
     from pyllama.checkpoint.gguf_config import gguf_config
 
-    file = InputFile(folder / GGUF_HEAD)
-    try:
+    with InputFile(folder / GGUF_HEAD) as file:
         header = gguf.read_header(file)
         factors, long_factors = gguf.taken_factors(dict(header.tensors), lambda tensor: file)
-    finally:
-        file.close()
     embedding = tensors.get(EMBEDDING)
     vocab_size = embedding.rows if embedding else 1
     config = gguf_config(

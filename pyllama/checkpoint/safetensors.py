@@ -12,7 +12,7 @@ from typing import Any
 
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
-from pyllama.checkpoint.index import Part, Tensor
+from pyllama.checkpoint.index import Tensor, whole
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 from pyllama.strict_json import MAX_NBYTES, parse_object
 
@@ -59,8 +59,7 @@ def read_header(file: InputFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"{shown(name)}: ends at byte {base + end}, expected within {file.nbytes} of file {where} (truncated?)"
             )
         ranges.append((begin, end, name))
-        rows, cols = (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0] if shape else 1)
-        tensors[name] = Tensor(name, dtype, shape, (Part(file.path, base + begin, 0, rows, 0, cols),))
+        tensors[name] = whole(name, dtype, shape, file.path, base + begin)
     position = 0
     for begin, end, name in sorted(ranges):
         if begin != position:

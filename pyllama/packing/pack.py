@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from pyllama.checkpoint import Tensor, open_checkpoint
-from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.index import StoredBlock, files_of
-from pyllama.checkpoint.packed import Carried, Shard, read_shard, shard_name
+from pyllama.checkpoint.packed import Carried, Shard, header_of, shard_name
 from pyllama.checkpoint.packed_rows import unpack
 from pyllama.errors import CheckpointError, PackError, RequestError
 from pyllama.hub import resolve
@@ -188,14 +187,6 @@ def write_checked(
         check_equal(partial, tensors, source, progress)
     work.keep(partial)
     return header_of(path)
-
-
-def header_of(path: Path) -> Shard:
-    file = InputFile(path)
-    try:
-        return read_shard(file)
-    finally:
-        file.close()
 
 
 def _take_over(

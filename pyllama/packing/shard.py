@@ -76,11 +76,8 @@ def estimated_nbytes(tensor: Tensor, tied: bool) -> int:
 
 def write_shard(path: Path, tensors: Sequence[Tensor], fields: Mapping[str, str], **how: Any) -> int:
     """write_to() a new file."""
-    sink = FileSink(path)
-    try:
+    with FileSink(path) as sink:
         return write_to(sink, tensors, fields, **how)
-    finally:
-        sink.close()
 
 
 def write_to(

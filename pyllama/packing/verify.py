@@ -97,13 +97,11 @@ def check_blocks(
             except PyllamaError:
                 return str(damaged(tensor, block))
 
-        try:
+        with file:
             for (_, block), wrong in read_ahead(items, room, check):
                 if wrong:
                     yield wrong
                 advance(block.nbytes)
-        finally:
-            file.close()
 
 
 def _small_damage(folder: Path, shards: Mapping[Path, Shard]) -> Iterator[str]:
@@ -111,11 +109,8 @@ def _small_damage(folder: Path, shards: Mapping[Path, Shard]) -> Iterator[str]:
     for name, carried in first.files.items():
         path = folder / name
         try:
-            file = InputFile(path)
-            try:
+            with InputFile(path) as file:
                 data = file.read(0, file.nbytes) if file.nbytes == carried.nbytes else b""
-            finally:
-                file.close()
         except CheckpointError as error:
             yield str(error)
             continue

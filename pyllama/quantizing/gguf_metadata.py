@@ -46,12 +46,9 @@ def written_family(config: Config) -> Family:
 def copied(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The key/values of a GGUF source as they stand there, encoded; those of a split and of layers that guess further
     tokens are left out."""
-    file = InputFile(checkpoint.path / GGUF_HEAD if checkpoint.packed else checkpoint.files[0])
-    try:
+    with InputFile(checkpoint.path / GGUF_HEAD if checkpoint.packed else checkpoint.files[0]) as file:
         header = read_header(file)
         values = {key: file.read(begin, end - begin) for key, (begin, end) in header.values.items()}
-    finally:
-        file.close()
     main = main_layers(header.metadata)
     for key, value in main.items():
         if value is not header.metadata[key]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from math import prod
-
 from pyllama.architecture.tensors import convolutions, stored_as_vectors
-from pyllama.checkpoint.index import Part, Tensor
-from pyllama.checkpoint.outline import NOWHERE, Described, Outline
+from pyllama.checkpoint.index import NOWHERE, whole
+from pyllama.checkpoint.outline import Described, Outline
 from pyllama.quantizing import gguf_metadata
 from pyllama.quantizing.outline import stacked, stored_names, stored_shapes
 from pyllama.quantizing.types import file_type, tensor_types
@@ -22,9 +20,5 @@ def prospect(model: Described, type_name: str) -> Outline:
         layers=config.num_hidden_layers,
         groups=config.num_attention_heads // config.num_key_value_heads,
     )
-    tensors = {}
-    for name, tensor in model.tensors.items():
-        shape = tensor.shape
-        part = Part(NOWHERE, 0, 0, prod(shape[:-1]), 0, shape[-1])
-        tensors[name] = Tensor(name, dtypes[names[name]], shape, (part,))
+    tensors = {name: whole(name, dtypes[names[name]], tensor.shape) for name, tensor in model.tensors.items()}
     return Outline(NOWHERE, "gguf", config, tensors)
