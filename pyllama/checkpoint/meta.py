@@ -102,11 +102,11 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
     """Hugging Face name -> the tensor as this shard holds it, in one part."""
     where = file.path.name
     entries = read_directory(file)
-    pickles = [name for name in entries if name.endswith(b"/data.pkl")]
+    pickles = [name for name in entries if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(f"{where}: {len(pickles)} entries data.pkl, expected 1")
-    root = pickles[0].removesuffix(b"data.pkl")
-    order = entries.get(root + b"byteorder")
+    root = pickles[0].removesuffix("data.pkl")
+    order = entries.get(root + "byteorder")
     if order and file.read(data_offset(file, order), min(order.nbytes, 16)) != b"little":
         raise UnsupportedError(f"{where}: big-endian tensors are not supported")
     program = entries[pickles[0]]
@@ -115,7 +115,7 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
     records = read_records(file.read(data_offset(file, program), program.nbytes), where)
     if len(records) > MAX_TENSORS:
         raise CheckpointError(f"{where}: {len(records)} tensors, expected at most {MAX_TENSORS}")
-    offsets: dict[bytes, int] = {}
+    offsets: dict[str, int] = {}
     tensors = {}
     for name, record in records.items():
         if name == "rope.freqs":  # a table the decoder computes
@@ -128,9 +128,9 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
     return tensors
 
 
-def _storage_entry(entries: dict[bytes, Entry], root: bytes, record: TensorRecord, name: str) -> Entry:
+def _storage_entry(entries: dict[str, Entry], root: str, record: TensorRecord, name: str) -> Entry:
     storage = record.storage
-    entry = entries.get(root + b"data/" + storage.key.encode())
+    entry = entries.get(f"{root}data/{storage.key}")
     if entry is None:
         raise CheckpointError(f"{name}: its storage data/{storage.key} is missing")
     expected = storage.count * DTYPES[storage.dtype][1]
