@@ -37,7 +37,7 @@ class Gemma2(Family):
         num_key_value_heads=4,
         head_dim=256,
         tie_word_embeddings=True,
-        sizes=MappingProxyType({"num_attention_heads": 8, "vocab_size": 256000}),
+        sizes={"num_attention_heads": 8, "vocab_size": 256000},
     )
     attention_bias = False
     activations = ("gelu_pytorch_tanh",)

@@ -22,15 +22,13 @@ class Gemma3(Gemma2):
         head_dim=256,
         rope_theta=1e6,
         tie_word_embeddings=True,
-        sizes=MappingProxyType(
-            {
-                "num_attention_heads": 8,
-                "vocab_size": 262208,
-                "hidden_size": 2304,
-                "intermediate_size": 9216,
-                "num_hidden_layers": 26,
-            }
-        ),
+        sizes={
+            "num_attention_heads": 8,
+            "vocab_size": 262208,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+        },
     )
     softcaps = MappingProxyType({})
     sliding_theta = "rope_local_base_freq"

@@ -55,21 +55,17 @@ class Gemma4(Family):
         head_dim=256,
         rope_theta=1e6,
         tie_word_embeddings=True,
-        rope=MappingProxyType(
-            {
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-                "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
-            }
-        ),
-        sizes=MappingProxyType(
-            {
-                "num_attention_heads": 8,
-                "vocab_size": 262144,
-                "hidden_size": 2304,
-                "intermediate_size": 9216,
-                "num_hidden_layers": 30,
-            }
-        ),
+        rope={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        },
+        sizes={
+            "num_attention_heads": 8,
+            "vocab_size": 262144,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 30,
+        },
     )
     attention_bias = False
     activations = ("gelu_pytorch_tanh",)

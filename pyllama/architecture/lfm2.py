@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pyllama.architecture.config import MAX_SIZE, Config, ShortConvs
@@ -28,15 +27,13 @@ class Lfm2(Family):
         rms_norm_eps=1e-5,
         rope_theta=1e6,
         tie_word_embeddings=True,
-        sizes=MappingProxyType(
-            {
-                "vocab_size": 65536,
-                "hidden_size": 2560,
-                "intermediate_size": 12288,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 32,
-            }
-        ),
+        sizes={
+            "vocab_size": 65536,
+            "hidden_size": 2560,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
     )
     layer_kinds = frozenset({"full_attention", CONV})
     huggingface = Names(

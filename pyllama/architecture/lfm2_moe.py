@@ -7,7 +7,6 @@ former alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pyllama.architecture.config import Config, Mixture
@@ -29,15 +28,13 @@ class Lfm2Moe(Lfm2):
         rms_norm_eps=1e-5,
         rope_theta=1e6,
         tie_word_embeddings=True,
-        sizes=MappingProxyType(
-            {
-                "vocab_size": 65536,
-                "hidden_size": 2048,
-                "intermediate_size": 7168,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 32,
-            }
-        ),
+        sizes={
+            "vocab_size": 65536,
+            "hidden_size": 2048,
+            "intermediate_size": 7168,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
     )
     has_experts = True
     # The hub's files have an expert a tensor; the class in transformers 5 holds them in one.

@@ -29,15 +29,13 @@ class Qwen35(Family):
         max_position_embeddings=32768,
         num_key_value_heads=4,
         head_dim=256,
-        sizes=MappingProxyType(
-            {
-                "vocab_size": 248320,
-                "hidden_size": 4096,
-                "intermediate_size": 12288,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 16,
-            }
-        ),
+        sizes={
+            "vocab_size": 248320,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+        },
     )
     attention_bias = False
     read_here = frozenset({"partial_rotary_factor"})

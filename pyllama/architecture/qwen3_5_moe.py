@@ -28,15 +28,13 @@ class Qwen35Moe(Qwen35):
         max_position_embeddings=32768,
         num_key_value_heads=2,
         head_dim=256,
-        sizes=MappingProxyType(
-            {
-                "vocab_size": 248320,
-                "hidden_size": 2048,
-                "intermediate_size": 512,
-                "num_hidden_layers": 40,
-                "num_attention_heads": 16,
-            }
-        ),
+        sizes={
+            "vocab_size": 248320,
+            "hidden_size": 2048,
+            "intermediate_size": 512,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 16,
+        },
     )
     has_experts = True
     huggingface = Qwen35.huggingface._replace(stacks=stacks("mlp.experts"))

@@ -94,6 +94,15 @@ class InputFile(Descriptor):
         return bytes(data)
 
 
+def drop_cache(path: Path) -> None:
+    """Give up what the page cache holds of a file. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def opening() -> Iterator[dict[Path, InputFile]]:
     """A place for the files that something opens: closed again should it fail."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import Config
@@ -143,6 +143,26 @@ def whole(name: str, dtype: str, shape: tuple[int, ...], file: Path = NOWHERE, o
     """A tensor that lies in one piece at `offset` of a file."""
     tensor = Tensor(name, dtype, shape, ())
     return tensor._replace(parts=(Part(file, offset, 0, tensor.rows, 0, tensor.cols),))
+
+
+def is_described(dtype: Any, shape: Any) -> bool:
+    """Whether these, from a file, can be a tensor's: a format that is known, and the shape of a matrix or a vector."""
+    return (
+        isinstance(dtype, str)
+        and dtype in DTYPES
+        and are_naturals(shape, 1, 2, 2**31)
+        and 0 not in shape
+        and shape[-1] % DTYPES[dtype][0] == 0
+    )
+
+
+def are_naturals(values: Any, least: int, most: int, below: int = 2**62) -> bool:
+    """Whether these, from a file, are a list of so many whole numbers from 0 on."""
+    return (
+        isinstance(values, list)
+        and least <= len(values) <= most
+        and all(type(value) is int and 0 <= value < below for value in values)
+    )
 
 
 MXFP4_COLS = DTYPES["MXFP4"][0]

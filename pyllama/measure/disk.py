@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllama.checkpoint.files import SECTOR
+from pyllama.checkpoint.files import SECTOR, drop_cache
 from pyllama.errors import PyllamaError, RequestError, reason_of
 from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
@@ -76,14 +76,6 @@ def read_rate(path: Path, *, in_flight: int = 3, seconds: float = 4.0, block: in
     if errors:
         raise errors[0]
     return Reading(done[0] / 1e9 / taken, done[0], taken, direct)
-
-
-def drop_cache(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 class TemporaryFile:
