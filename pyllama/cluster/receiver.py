@@ -22,7 +22,7 @@ from pyllama.cluster.wire import ClosedError, Link
 from pyllama.errors import CheckpointError, PackError, PyllamaError
 from pyllama.packing import verify
 from pyllama.packing.sinks import FileSink
-from pyllama.packing.verify import INDEX, check_blocks, index_bytes
+from pyllama.packing.verify import INDEX, first_wrong, index_bytes
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
 from pyllama.terminal.progress import format_nbytes
 
@@ -111,8 +111,7 @@ class Receiver:
             sink.finish(told["crc32"])
         if digest.hexdigest() != told["sha256"] or header_of(partial).crc32 != told["crc32"]:
             raise PackError(f"{name}: came damaged; push again")
-        wrong = next(check_blocks({partial: header_of(partial)}, lambda count: None), None)
-        if wrong:
+        if wrong := first_wrong(partial, header_of(partial)):
             raise PackError(f"the disk gave back something else than was written: {wrong}")
         work.keep(partial)
         self._link.send("kept")
@@ -126,7 +125,7 @@ class Receiver:
                 break
             try:
                 shard = header_of(path)
-                if next(check_blocks({path: shard}, lambda nbytes: None), None):
+                if first_wrong(path, shard):
                     break
             except CheckpointError:
                 break

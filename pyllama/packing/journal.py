@@ -17,7 +17,7 @@ from pyllama.checkpoint.share import StoredShare, compact_share
 from pyllama.errors import PackError
 from pyllama.packing.own_rows import ForBoard
 from pyllama.packing.rows import state_of
-from pyllama.packing.shard import compact, estimated_nbytes
+from pyllama.packing.shard import estimated_nbytes, shard_fields
 
 #: Fields of a journal that JSON has as they are.
 _PLAIN: dict[str, Callable[[Any], Any]] = {
@@ -79,16 +79,8 @@ class Journal:
 
     def fields(self, number: int, previous: int) -> dict[str, str]:
         """What the header of a shard says of it; previous: the checksum of the one before."""
-        first = number == 1
-        found = {
-            "source": self.format,
-            "rope_interleaved": "true" if self.rope_interleaved else "false",
-            "shard": str(number),
-            "shards": str(len(self.shards)),
-            "previous": f"{previous:08x}",
-            "files": compact(self.carried if first else {}),
-        }
-        return found | ({SHARE: compact_share(self.share)} if first and self.share is not None else {})
+        found = shard_fields(self.format, self.rope_interleaved, number, len(self.shards), previous, self.carried)
+        return found | ({SHARE: compact_share(self.share)} if number == 1 and self.share is not None else {})
 
     def files_done(self, count: int) -> list[Path]:
         """The source files from which nothing is wanted once `count` shards are there."""

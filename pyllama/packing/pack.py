@@ -23,7 +23,7 @@ from pyllama.packing.journal import Journal
 from pyllama.packing.own_rows import ForBoard, OwnRows
 from pyllama.packing.rows import Rows, SourceFiles, state_of
 from pyllama.packing.shard import compact, write_shard
-from pyllama.packing.verify import INDEX, check_blocks, index_bytes
+from pyllama.packing.verify import INDEX, check_blocks, first_wrong, index_bytes
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
 from pyllama.terminal.progress import Progress, format_nbytes
 
@@ -207,7 +207,7 @@ def _take_over(
         if plan.replace and there and isinstance(source, SourceFiles):
             check_equal(path, tensors, source, Progress(quiet=True))
         else:
-            wrong = next(check_blocks({path: shard}, lambda count: None), None)
+            wrong = first_wrong(path, shard)
             if wrong:
                 raise CheckpointError(wrong)
     except CheckpointError as error:

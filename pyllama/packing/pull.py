@@ -29,8 +29,8 @@ from pyllama.hub.names import DEMO, ModelName, parse_name
 from pyllama.packing.carry import folder_files
 from pyllama.packing.pack import delete, describe, pack, write_checked
 from pyllama.packing.rows import SourceFiles, state_of
-from pyllama.packing.shard import SHARE, compact
-from pyllama.packing.verify import check_blocks, index_bytes
+from pyllama.packing.shard import SHARE, shard_fields
+from pyllama.packing.verify import first_wrong, index_bytes
 from pyllama.packing.workplace import JOURNAL, Workplace, disk_errors
 from pyllama.terminal.progress import Progress, format_nbytes
 
@@ -171,14 +171,7 @@ class _Job:
                 goal = progress.done + PASSES * sizes[file]
                 self.fetcher.fetch([file])
                 progress.label = f"packing {file}"
-                fields = {
-                    "source": "huggingface",
-                    "rope_interleaved": "false",
-                    "shard": str(number),
-                    "shards": str(count),
-                    "previous": f"{previous:08x}",
-                    "files": compact(self.carried if number == 1 else {}),
-                }
+                fields = shard_fields("huggingface", False, number, count, previous, self.carried)
                 with SourceFiles({here: state_of(here)}) as source:
                     shard = write_checked(
                         self.work,
@@ -234,9 +227,7 @@ def _sound(path: Path, number: int, count: int, previous: int) -> Shard | None:
     """The shard an earlier run finished, after reading all of it; None, and gone, if it is damaged."""
     try:
         shard = header_of(path)
-        if (shard.shard, shard.shards, shard.previous) == (number, count, previous) and not next(
-            check_blocks({path: shard}, lambda nbytes: None), None
-        ):
+        if (shard.shard, shard.shards, shard.previous) == (number, count, previous) and not first_wrong(path, shard):
             return shard
     except CheckpointError:
         pass

@@ -58,6 +58,11 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
     return report._replace(blocks=len(blocks), nbytes=progress.total, damage=damage)
 
 
+def first_wrong(path: Path, shard: Shard) -> str | None:
+    """What check_blocks() finds first, of one file."""
+    return next(check_blocks({path: shard}, lambda nbytes: None), None)
+
+
 def check_blocks(
     shards: Mapping[Path, Shard],
     advance: Callable[[int], None],
