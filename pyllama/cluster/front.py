@@ -20,7 +20,7 @@ from pyllama.cluster.hosts import Host
 from pyllama.cluster.job import Job
 from pyllama.cluster.own_part import shares_by_place
 from pyllama.cluster.wire import COPY, HELD, PASS, READ, WRITE, ClosedError, pass_to_bytes
-from pyllama.decoder.exclusive import Exclusive, ExclusiveSequence, Turn
+from pyllama.decoder.exclusive import Exclusive, ExclusiveSequence
 from pyllama.decoder.kv_cache import KVCache
 from pyllama.decoder.page_pool import POSITIONS
 from pyllama.decoder.passes import Pass, Segment
@@ -176,9 +176,7 @@ class ClusterDecoder(Exclusive):
         on_layer: Callable[[int], None] | None = None,
     ):
         """Starts the ranks. Raises BoardError, ClusterError, BudgetError."""
-        self.turn = Turn()
-        self.running: object = None
-        self._retired = False
+        super().__init__()
         self.config = config
         self.hosts = tuple(hosts)
         self.context_length = asked.context_length
