@@ -92,32 +92,19 @@ def load(
             context_length = default_context(config, budget, kv_dtype, DEFAULT_CONTEXT_LENGTH)
         set_threads(threads)
         tokenizer = load_tokenizer(checkpoint, pre_tokenizer, chat_template)
+        computing: dict[str, Any] = {
+            "context_length": int(context_length), "kv_dtype": kv_dtype, "on_layer": on_layer, "contexts": contexts,
+            "draft": draft,
+        }  # fmt: skip
         if hosts is not None:
-            return _assemble_cluster(
-                checkpoint,
-                tokenizer,
-                hosts,
-                draft,
-                memory=budget if memory is not None else None,
-                model=os.fspath(model),
-                context_length=int(context_length),
-                kv_dtype=kv_dtype,
-                threads=threads,
-                contexts=contexts,
-                interface=interface,
-                on_layer=on_layer,
-            )
-        return assemble(
-            checkpoint,
-            tokenizer,
-            budget,
-            interpreter=interpreter_nbytes(tokenizer),
-            context_length=int(context_length),
-            kv_dtype=kv_dtype,
-            on_layer=on_layer,
-            contexts=contexts,
-            draft=draft,
-        )
+            options = {"model": os.fspath(model), "threads": threads, "interface": interface, **computing}
+            asked = budget if memory is not None else None
+            loaded = _assemble_cluster(checkpoint, tokenizer, hosts, memory=asked, **options)
+        else:
+            interpreter = interpreter_nbytes(tokenizer)
+            loaded = assemble(checkpoint, tokenizer, budget, interpreter=interpreter, **computing)
+        checkpoint.forget_vocabulary()  # who may draft is known, for which vocabularies are compared
+        return loaded
     except TooSmallError as error:
         checkpoint.close()
         if memory is None:
@@ -188,9 +175,9 @@ def _assemble_cluster(
     checkpoint: "Checkpoint",
     tokenizer: Any,
     hosts: "str | os.PathLike[str] | Sequence[str]",
-    draft: str | os.PathLike[str],
     *,
     memory: int | None,
+    draft: str | os.PathLike[str],
     **options: Any,
 ) -> "Model":
     """A Model whose decoder is on several boards; a drafter is whole, and in this process."""

@@ -142,14 +142,11 @@ class Model(Closing):
         if len(token_ids) > self.context_length:
             raise ContextOverflowError(f"token_ids: {len(token_ids)} tokens, the context holds {self.context_length}")
         out = np.empty((len(token_ids), self.config.vocab_size), np.float32)  # (T, vocab_size)
-        sequence = self.new_sequence()
-        try:
+        with self.new_sequence() as sequence:
             step = self.decoder.max_pass_tokens
             for start in range(0, len(token_ids), step):
                 part = token_ids[start : start + step]
                 out[start : start + step] = self.decoder.forward([(sequence, part)], logits="all")
-        finally:
-            sequence.close()
         return out
 
     def encode_prompt(

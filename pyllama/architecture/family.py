@@ -74,22 +74,23 @@ GGUF_NAMES = Names(
     },
 )
 
+#: And of norms of each head of queries and keys, or of all of them as one.
+GGUF_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+
 #: And of a mixture: the experts of a layer in one tensor, or as old files have them, an expert a tensor.
-GGUF_EXPERT_NAMES = Names(
-    GGUF_NAMES.layers,
-    GGUF_NAMES.outer,
+GGUF_EXPERT_NAMES = GGUF_NAMES.within(
     {
-        **GGUF_NAMES.inner,
         "ffn_gate_inp": "mlp.gate",
         "ffn_gate.{}": "mlp.experts.{}.gate_proj",
         "ffn_up.{}": "mlp.experts.{}.up_proj",
         "ffn_down.{}": "mlp.experts.{}.down_proj",
-    },
-    {
+    }
+)._replace(
+    stacks={
         "ffn_gate_exps": "mlp.experts.{}.gate_proj",
         "ffn_up_exps": "mlp.experts.{}.up_proj",
         "ffn_down_exps": "mlp.experts.{}.down_proj",
-    },
+    }
 )
 
 
@@ -127,6 +128,9 @@ class Family:
     model_type        of config.json
     architecture      the class in config.json's `architectures`
     defaults          what the class fills in for a key that config.json leaves out
+    attention_bias    whether attention's projections have biases where config.json's key of that name is missing; None:
+                      its class has no such key
+    mlp_bias          whether its class looks at config.json's `mlp_bias`
     activations       names of the activation its mlp has
     read_here         keys that mean other mathematics elsewhere, and that options() or gguf_options() reads
     rotary_scalings   rope_type of config.json that its class knows
@@ -144,6 +148,7 @@ class Family:
     quantizations     quant_method of config.json's quantization_config that its files may have
     experts_apart     whether its folders have gate and up of an expert by turns, in MXFP4 (checkpoint/apart.py)
     gguf_factors      whether llama.cpp divides rotary frequencies by a rope_freqs.weight there
+    gguf_windowed     whether attention.sliding_window may be there, the window of every layer
     gguf_interleaved  whether q and k rows lie in interleaved rotary order there
     meta              the names of its tensors in Meta's form, or None
     """
@@ -151,6 +156,8 @@ class Family:
     model_type: ClassVar[str]
     architecture: ClassVar[str]
     defaults: ClassVar[Defaults]
+    attention_bias: ClassVar[bool | None] = None
+    mlp_bias: ClassVar[bool] = False
     activations: ClassVar[tuple[str, ...]] = ("silu", "swish")
     read_here: ClassVar[frozenset[str]] = frozenset()
     rotary_scalings: ClassVar[tuple[str, ...]] = ("linear", "llama3", "yarn")
@@ -167,6 +174,7 @@ class Family:
     experts_apart: ClassVar[bool] = False
     gguf_factors: ClassVar[bool] = False
     gguf: ClassVar[Names] = GGUF_NAMES
+    gguf_windowed: ClassVar[bool] = False
     gguf_interleaved: ClassVar[bool] = False
     meta: ClassVar[Names | None] = None
 
@@ -180,7 +188,10 @@ class Family:
 
     def biases(self, f: Fields) -> Biases:
         """Which projections have a bias, by config.json. (In a GGUF file the tensors tell.)"""
-        return Biases()
+        if self.attention_bias is None:
+            return Biases()
+        attention = f.boolean("attention_bias", self.attention_bias)
+        return Biases(attention, attention, self.mlp_bias and f.boolean("mlp_bias", False))
 
     def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
         """The sliding window of each layer as the class in transformers derives it from config.json."""
@@ -255,7 +266,3 @@ class Family:
             if key not in self.read_here and value is not None and value != neutral:
                 what = "a mixture of experts" if key.startswith("expert") else shown(value)
                 raise f.unsupported(key, what)
-
-    def gguf_window(self, window: int, f: Fields) -> int:
-        """The window of every layer of a GGUF file that names one."""
-        raise f.unsupported("attention.sliding_window", f"a sliding window in {self.gguf_architecture}")

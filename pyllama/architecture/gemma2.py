@@ -7,19 +7,19 @@ from types import MappingProxyType
 from typing import Any
 
 from pyllama.architecture.config import Config
-from pyllama.architecture.family import GGUF_NAMES, Biases, Defaults, Family
+from pyllama.architecture.family import GGUF_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import SANDWICH, Layer, llama_layers
-from pyllama.architecture.names import Names
-from pyllama.architecture.sliding import gguf_windows, sliding_window
+from pyllama.architecture.sliding import by_type, gguf_windows, sliding_window
 
 #: What llama.cpp's converter calls the norms around the blocks; it stores weights of norms with their 1 added.
-SANDWICH_NAMES = {
-    **GGUF_NAMES.inner,
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
+SANDWICH_NAMES = GGUF_NAMES.within(
+    {
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    }
+)
 _SOFTCAPS = {"attn_logit_softcapping": "attention_softcap", "final_logit_softcapping": "logits_softcap"}
 
 
@@ -37,31 +37,28 @@ class Gemma2(Family):
         num_key_value_heads=4,
         head_dim=256,
         tie_word_embeddings=True,
-        sizes=MappingProxyType({"num_attention_heads": 8, "vocab_size": 256000}),
+        sizes={"num_attention_heads": 8, "vocab_size": 256000},
     )
+    attention_bias = False
     activations = ("gelu_pytorch_tanh",)
     read_here = frozenset({*_SOFTCAPS, "attention.sliding_window_pattern"})
     norm_plus_one = True
     softcaps = MappingProxyType({"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0})
     gguf_architecture = "gemma2"
-    gguf = Names(GGUF_NAMES.layers, GGUF_NAMES.outer, SANDWICH_NAMES)
+    gguf = SANDWICH_NAMES
+    gguf_windowed = True
     pattern = 2
     largest = 46
 
     def layers(self, config: Config) -> tuple[Layer, ...]:
         return llama_layers(config, norms=SANDWICH, activation="gelu")
 
-    def biases(self, f: Fields) -> Biases:
-        attention = f.boolean("attention_bias", False)
-        return Biases(attention, attention)
-
     def layer_types(self, f: Fields, layers: int) -> list[str] | None:
         pattern = f.integer("sliding_window_pattern", 1, 1024, self.pattern)
         return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
 
     def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
-        window = sliding_window(f)
-        return tuple(window if kind == "sliding_attention" else None for kind in layer_types or ())
+        return by_type(sliding_window(f), layer_types)
 
     def options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:
         return {
@@ -95,6 +92,3 @@ class Gemma2(Family):
             if getattr(config, field) or key in self.softcaps:
                 found[key] = float(getattr(config, field))
         return found
-
-    def gguf_window(self, window: int, f: Fields) -> int:
-        return window

@@ -6,11 +6,10 @@ from types import MappingProxyType
 from typing import Any
 
 from pyllama.architecture.config import Config
-from pyllama.architecture.family import GGUF_NAMES, Defaults
+from pyllama.architecture.family import GGUF_HEAD_NORMS, Defaults
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.gemma2 import SANDWICH_NAMES, Gemma2
 from pyllama.architecture.layer import SANDWICH, Layer, llama_layers
-from pyllama.architecture.names import Names
 
 
 class Gemma3(Gemma2):
@@ -23,24 +22,18 @@ class Gemma3(Gemma2):
         head_dim=256,
         rope_theta=1e6,
         tie_word_embeddings=True,
-        sizes=MappingProxyType(
-            {
-                "num_attention_heads": 8,
-                "vocab_size": 262208,
-                "hidden_size": 2304,
-                "intermediate_size": 9216,
-                "num_hidden_layers": 26,
-            }
-        ),
+        sizes={
+            "num_attention_heads": 8,
+            "vocab_size": 262208,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+        },
     )
     softcaps = MappingProxyType({})
     sliding_theta = "rope_local_base_freq"
     gguf_architecture = "gemma3"
-    gguf = Names(
-        GGUF_NAMES.layers,
-        GGUF_NAMES.outer,
-        {**SANDWICH_NAMES, "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"},
-    )
+    gguf = SANDWICH_NAMES.within(GGUF_HEAD_NORMS)
     pattern = 6
     largest = 62
 

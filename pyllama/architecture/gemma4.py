@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from pyllama.architecture.config import Config, FullAttention, Mixture
-from pyllama.architecture.experts import gguf_mixture
-from pyllama.architecture.family import GGUF_EXPERT_NAMES, GGUF_NAMES, Biases, Defaults, Family
+from pyllama.architecture.experts import GATE_UP, gguf_mixture, stacks
+from pyllama.architecture.family import GGUF_EXPERT_NAMES, GGUF_HEAD_NORMS, GGUF_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.gemma2 import SANDWICH_NAMES
 from pyllama.architecture.layer import (
@@ -24,7 +24,6 @@ from pyllama.architecture.layer import (
     Beside,
     Layer,
     Linear,
-    Mlp,
     Norm,
     PerLayerInput,
     Rope,
@@ -32,9 +31,10 @@ from pyllama.architecture.layer import (
     layer_name,
     llama_layers,
     main_rope,
+    plain_mlp,
 )
 from pyllama.architecture.names import Names
-from pyllama.architecture.sliding import gguf_windows, sliding_window
+from pyllama.architecture.sliding import by_type, gguf_windows, sliding_window
 
 _PATTERN = 6  # the last of so many layers sees everything, where a config does not list them
 _GLOBAL_HEAD_DIM = 512
@@ -55,22 +55,19 @@ class Gemma4(Family):
         head_dim=256,
         rope_theta=1e6,
         tie_word_embeddings=True,
-        rope=MappingProxyType(
-            {
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-                "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
-            }
-        ),
-        sizes=MappingProxyType(
-            {
-                "num_attention_heads": 8,
-                "vocab_size": 262144,
-                "hidden_size": 2304,
-                "intermediate_size": 9216,
-                "num_hidden_layers": 30,
-            }
-        ),
+        rope={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        },
+        sizes={
+            "num_attention_heads": 8,
+            "vocab_size": 262144,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 30,
+        },
     )
+    attention_bias = False
     activations = ("gelu_pytorch_tanh",)
     read_here = frozenset(
         {"final_logit_softcapping", "attention.sliding_window_pattern", "use_bidirectional_attention"}
@@ -86,25 +83,14 @@ class Gemma4(Family):
             "router.scale": "router.scale",
             "router.per_expert_scale": "router.per_expert_scale",
         },
-        stacks={
-            "experts.gate_up_proj": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
-            "experts.down_proj": "mlp.experts.{}.down_proj",
-        },
+        stacks=stacks("experts"),
     )
     gguf_architecture: ClassVar[str | None] = "gemma4"
     gguf_factors = True
-    gguf = Names(
-        GGUF_NAMES.layers,
+    gguf_windowed = True
+    gguf = SANDWICH_NAMES.within(
         {
-            **GGUF_NAMES.outer,
-            "per_layer_token_embd.weight": "model.embed_tokens_per_layer.weight",
-            "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
-            "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
-        },
-        {
-            **SANDWICH_NAMES,
-            "attn_q_norm": "self_attn.q_norm",
-            "attn_k_norm": "self_attn.k_norm",
+            **GGUF_HEAD_NORMS,
             "inp_gate": "per_layer_input_gate",
             "proj": "per_layer_projection",
             "post_norm": "post_per_layer_input_norm",
@@ -115,11 +101,15 @@ class Gemma4(Family):
             "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
             "post_ffw_norm_1": "post_feedforward_layernorm_1",
             "post_ffw_norm_2": "post_feedforward_layernorm_2",
+        }
+    )._replace(
+        outer={
+            **GGUF_NAMES.outer,
+            "per_layer_token_embd.weight": "model.embed_tokens_per_layer.weight",
+            "per_layer_model_proj.weight": "model.per_layer_model_projection.weight",
+            "per_layer_proj_norm.weight": "model.per_layer_projection_norm.weight",
         },
-        {
-            "ffn_gate_up_exps": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
-            **GGUF_EXPERT_NAMES.stacks,
-        },
+        stacks={"ffn_gate_up_exps": GATE_UP, **GGUF_EXPERT_NAMES.stacks},
     )
     per_layer = 256
     window = 512
@@ -127,10 +117,6 @@ class Gemma4(Family):
     def layers(self, config: Config) -> tuple[Layer, ...]:
         plain = llama_layers(replace(config, mixture=None), head_norms=True, norms=SANDWICH, activation="gelu")
         return tuple(_own(layer, number, config) for number, layer in enumerate(plain))
-
-    def biases(self, f: Fields) -> Biases:
-        attention = f.boolean("attention_bias", False)
-        return Biases(attention, attention)
 
     def refuse(self, f: Fields) -> None:
         super().refuse(f)
@@ -155,7 +141,7 @@ class Gemma4(Family):
     def gguf_mixture(self, f: Fields, layers: int) -> Mixture | None:
         if f.get("expert_count") in (None, 0):
             return None
-        return gguf_mixture(f, layers, f.size("moe_intermediate_size", "expert_feed_forward_length"))
+        return gguf_mixture(f, layers)
 
     def _size_per_layer(self, f: Fields) -> int:
         default = self.per_layer if f.absent("hidden_size_per_layer_input") else 0
@@ -168,7 +154,7 @@ class Gemma4(Family):
         window = sliding_window(f, self.window)
         kinds = [*(layer_types or self.layer_types(f, layers))]
         kinds[-1] = "full_attention"  # whatever is said
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+        return by_type(window, kinds)
 
     def full_head_dim(self, f: Fields) -> int:
         if f.has("per_layer_config"):
@@ -284,9 +270,6 @@ class Gemma4(Family):
             ] * config.num_kv_shared_layers
         return found
 
-    def gguf_window(self, window: int, f: Fields) -> int:
-        return window
-
     def ignores(self, config: Config, number: int, name: str) -> bool:
         own = config.num_hidden_layers - config.num_kv_shared_layers
         return number >= own and name in ("self_attn.k_proj", "self_attn.v_proj", "self_attn.k_norm")
@@ -344,12 +327,7 @@ def _own(layer: Layer, number: int, config: Config) -> Layer:
         mixer = mixer._replace(k=None, v=None, k_norm=None, v_normed=False, source=like[-1])
         if config.shared_intermediate_size:
             inner = config.shared_intermediate_size
-            mlp = Mlp(
-                Linear("mlp.gate_proj", inner, hidden),
-                Linear("mlp.up_proj", inner, hidden),
-                Linear("mlp.down_proj", hidden, inner),
-                "gelu",
-            )
+            mlp = plain_mlp(inner, hidden, activation="gelu")
     size = config.hidden_size_per_layer_input
     third, beside = None, None
     if size:

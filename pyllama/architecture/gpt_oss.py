@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from pyllama.architecture.config import MAX_POSITIONS, Config, Mixture
-from pyllama.architecture.experts import gguf_mixture, num_experts
-from pyllama.architecture.family import GGUF_EXPERT_NAMES, Biases, Defaults, Family
+from pyllama.architecture.experts import gguf_mixture, mixture_in_every_layer
+from pyllama.architecture.family import GGUF_EXPERT_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import Attention, Experts, Layer, llama_layers
 from pyllama.architecture.names import Names
+from pyllama.architecture.sliding import by_type
 
 _ALPHA = 1.702  # of the activation, in all models so far
 _LIMIT = 7.0
@@ -22,6 +23,7 @@ class GptOss(Family):
     defaults = Defaults(
         max_position_embeddings=131072, num_key_value_heads=8, head_dim=64, rms_norm_eps=1e-5, rope_theta=150000.0
     )
+    attention_bias = True
     has_experts = True
     quantizations = frozenset({"mxfp4"})
     experts_apart = True
@@ -32,25 +34,17 @@ class GptOss(Family):
     )
     gguf_architecture = "gpt-oss"
     gguf_truncated = False  # as config.json has it; llama.cpp rounds
-    gguf = Names(
-        GGUF_EXPERT_NAMES.layers,
-        GGUF_EXPERT_NAMES.outer,
-        {name: ours for name, ours in GGUF_EXPERT_NAMES.inner.items() if name != "ffn_norm"}
-        | {"post_attention_norm": "post_attention_layernorm", "attn_sinks": "self_attn.sinks"},
-        GGUF_EXPERT_NAMES.stacks,
+    gguf_windowed = True
+    gguf = GGUF_EXPERT_NAMES.within(
+        {"post_attention_norm": "post_attention_layernorm", "attn_sinks": "self_attn.sinks"}, without=("ffn_norm",)
     )
 
     def layers(self, config: Config) -> tuple[Layer, ...]:
         return tuple(_with_biases(layer, config) for layer in llama_layers(config))
 
-    def biases(self, f: Fields) -> Biases:
-        attention = f.boolean("attention_bias", True)
-        return Biases(attention, attention)
-
     def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
         window = f.integer("sliding_window", 1, MAX_POSITIONS, 128)
-        kinds = layer_types or self.layer_types(f, layers)
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+        return by_type(window, layer_types or self.layer_types(f, layers))
 
     def layer_types(self, f: Fields, layers: int) -> list[str]:
         return ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
@@ -58,21 +52,11 @@ class GptOss(Family):
     def mixture(self, f: Fields, layers: int) -> Mixture:
         if f.number("swiglu_alpha", 0.0, 100.0, _ALPHA) != _ALPHA:
             raise f.unsupported("swiglu_alpha", f"{f.get('swiglu_alpha')} (expected {_ALPHA})")
-        return Mixture(
-            num_experts=num_experts(f, 128),
-            num_experts_per_tok=f.size("num_experts_per_tok", default=4),
-            moe_intermediate_size=f.size("intermediate_size"),
-            norm_topk_prob=True,
-            layers=(True,) * layers,
-            swiglu_limit=f.number("swiglu_limit", 1e-3, 1e6, _LIMIT),
-        )
+        found = mixture_in_every_layer(f, layers, 128, 4)
+        return found._replace(swiglu_limit=f.number("swiglu_limit", 1e-3, 1e6, _LIMIT))
 
     def gguf_mixture(self, f: Fields, layers: int) -> Mixture:
-        found = gguf_mixture(f, layers, f.size("moe_intermediate_size", "expert_feed_forward_length"))
-        return found._replace(swiglu_limit=_LIMIT)
-
-    def gguf_window(self, window: int, f: Fields) -> int:
-        return window
+        return gguf_mixture(f, layers)._replace(swiglu_limit=_LIMIT)
 
     def gguf_options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:
         window = f.integer("attention.sliding_window", 1, MAX_POSITIONS, 128)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from pyllama.architecture.config import Config
-from pyllama.architecture.family import Biases, Defaults, Family
+from pyllama.architecture.family import Defaults, Family
 from pyllama.architecture.fields import Fields
 
 #: Config's field -> config.json's key and GGUF's.
@@ -24,14 +24,12 @@ class Granite(Family):
     model_type = "granite"
     architecture = "GraniteForCausalLM"
     defaults = Defaults(max_position_embeddings=2048)
+    attention_bias = False
+    mlp_bias: ClassVar[bool] = True
     read_here = frozenset(key for keys in _SCALES.values() for key in keys)
     gguf_architecture: ClassVar[str | None] = "granite"
     gguf_interleaved = True  # llama.cpp's converter permutes the rows of q and k, as for Llama
     gguf_factors = True
-
-    def biases(self, f: Fields) -> Biases:
-        attention = f.boolean("attention_bias", False)
-        return Biases(attention, attention, f.boolean("mlp_bias", False))
 
     def options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:
         return {field: f.number(key, _LOW, _HIGH, 1.0) for field, (key, _) in _SCALES.items()}

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 from pyllama.architecture.config import Mixture
-from pyllama.architecture.experts import gguf_mixture, mixture_in_every_layer
-from pyllama.architecture.family import GGUF_EXPERT_NAMES, Biases
+from pyllama.architecture.experts import DOWN, GATE_UP, gguf_mixture, mixture_in_every_layer, stacks
+from pyllama.architecture.family import GGUF_EXPERT_NAMES
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.granite import Granite
 from pyllama.architecture.names import Names
-
-_GATE_UP = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj")
-_DOWN = "mlp.experts.{}.down_proj"
 
 
 class GraniteMoe(Granite):
     model_type = "granitemoe"
     architecture = "GraniteMoeForCausalLM"
+    mlp_bias = False
     has_experts = True
     # The hub's files have the first names of each; the class in transformers 5 holds the second.
     huggingface = Names(
         "model.layers.",
         inner={"block_sparse_moe.router.layer": "mlp.gate", "block_sparse_moe.router": "mlp.gate"},
         stacks={
-            "block_sparse_moe.input_linear": _GATE_UP,
-            "block_sparse_moe.output_linear": _DOWN,
-            "block_sparse_moe.experts.gate_up_proj": _GATE_UP,
-            "block_sparse_moe.experts.down_proj": _DOWN,
+            "block_sparse_moe.input_linear": GATE_UP,
+            "block_sparse_moe.output_linear": DOWN,
+            **stacks("block_sparse_moe.experts"),
         },
     )
     gguf_architecture = "granitemoe"
     gguf = GGUF_EXPERT_NAMES
-
-    def biases(self, f: Fields) -> Biases:
-        return super().biases(f)._replace(mlp=False)
 
     def mixture(self, f: Fields, layers: int) -> Mixture:
         return mixture_in_every_layer(f, layers)

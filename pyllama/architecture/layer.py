@@ -313,6 +313,16 @@ def experts_of(config: Config) -> Experts | None:
     )
 
 
+def plain_mlp(inner: int, hidden: int, name: str = "mlp", *, bias: bool = False, activation: str = "silu") -> Mlp:
+    """A gated mlp, its matrices named as Llama's."""
+    return Mlp(
+        Linear(f"{name}.gate_proj", inner, hidden, bias),
+        Linear(f"{name}.up_proj", inner, hidden, bias),
+        Linear(f"{name}.down_proj", hidden, inner, bias),
+        activation,
+    )
+
+
 class NormNames(NamedTuple):
     """What a family calls the norms before and after the two blocks; None: there is none."""
 
@@ -349,13 +359,7 @@ def llama_layers(
     if config.sliding_rope:
         sliding = Rope(config.sliding_rope[0], rope.dim, config.sliding_rope[1])
     scale = 1 / math.sqrt(dim)  # correctly rounded everywhere, unlike pow
-    mlp = Mlp(
-        Linear("mlp.gate_proj", inner, hidden, config.mlp_bias),
-        Linear("mlp.up_proj", inner, hidden, config.mlp_bias),
-        Linear("mlp.down_proj", hidden, inner, config.mlp_bias),
-        activation,
-    )
-
+    mlp = plain_mlp(inner, hidden, bias=config.mlp_bias, activation=activation)
     experts = experts_of(config)
     sparse = config.mixture.layers if config.mixture else (False,) * config.num_hidden_layers
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pyllama.architecture.config import MAX_SIZE, Config, ShortConvs
-from pyllama.architecture.family import GGUF_NAMES, Defaults, Family
+from pyllama.architecture.family import GGUF_HEAD_NORMS, GGUF_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import Convolution, Layer, Linear, ShortConv, llama_layers
 from pyllama.architecture.names import Names
@@ -28,15 +27,13 @@ class Lfm2(Family):
         rms_norm_eps=1e-5,
         rope_theta=1e6,
         tie_word_embeddings=True,
-        sizes=MappingProxyType(
-            {
-                "vocab_size": 65536,
-                "hidden_size": 2560,
-                "intermediate_size": 12288,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 32,
-            }
-        ),
+        sizes={
+            "vocab_size": 65536,
+            "hidden_size": 2560,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
     )
     layer_kinds = frozenset({"full_attention", CONV})
     huggingface = Names(
@@ -55,17 +52,15 @@ class Lfm2(Family):
         },
     )
     gguf_architecture = "lfm2"
-    gguf = Names(
-        GGUF_NAMES.layers,
-        # Where llama.cpp's converter puts the last norm; later files have it under the usual name.
-        {"token_embd_norm.weight": "model.norm.weight", **GGUF_NAMES.outer},
+    gguf = GGUF_NAMES.within(
         {
-            **GGUF_NAMES.inner,
-            "attn_q_norm": "self_attn.q_norm",
-            "attn_k_norm": "self_attn.k_norm",
+            **GGUF_HEAD_NORMS,
             **{f"short{name}": name for name in _CONVOLUTION if name != "conv.conv"},
             "shortconv.conv": "conv.conv",
-        },
+        }
+    )._replace(
+        # Where llama.cpp's converter puts the last norm; later files have it under the usual name.
+        outer={"token_embd_norm.weight": "model.norm.weight", **GGUF_NAMES.outer}
     )
 
     def plain(self, source: Mapping[str, Any]) -> Mapping[str, Any]:

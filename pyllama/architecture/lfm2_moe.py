@@ -7,15 +7,13 @@ former alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pyllama.architecture.config import Config, Mixture
-from pyllama.architecture.experts import SIGMOID, gguf_mixture
+from pyllama.architecture.experts import SIGMOID, gguf_mixture, mixture_in_every_layer, stacks
 from pyllama.architecture.family import GGUF_EXPERT_NAMES, Defaults
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.lfm2 import Lfm2
-from pyllama.architecture.names import Names
 
 _EXPERT = "feed_forward.experts.{}"
 _MOST = 1e6  # of routed_scaling_factor
@@ -30,41 +28,27 @@ class Lfm2Moe(Lfm2):
         rms_norm_eps=1e-5,
         rope_theta=1e6,
         tie_word_embeddings=True,
-        sizes=MappingProxyType(
-            {
-                "vocab_size": 65536,
-                "hidden_size": 2048,
-                "intermediate_size": 7168,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 32,
-            }
-        ),
+        sizes={
+            "vocab_size": 65536,
+            "hidden_size": 2048,
+            "intermediate_size": 7168,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
     )
     has_experts = True
     # The hub's files have an expert a tensor; the class in transformers 5 holds them in one.
-    huggingface = Names(
-        Lfm2.huggingface.layers,
-        Lfm2.huggingface.outer,
+    huggingface = Lfm2.huggingface.within(
         {
-            **Lfm2.huggingface.inner,
             "feed_forward.gate": "mlp.gate",
             f"{_EXPERT}.w1": "mlp.experts.{}.gate_proj",
             f"{_EXPERT}.w3": "mlp.experts.{}.up_proj",
             f"{_EXPERT}.w2": "mlp.experts.{}.down_proj",
-        },
-        {
-            "feed_forward.experts.gate_up_proj": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
-            "feed_forward.experts.down_proj": "mlp.experts.{}.down_proj",
-        },
-        {"feed_forward.expert_bias": "mlp.expert_bias"},
-    )
+        }
+    )._replace(stacks=stacks("feed_forward.experts"), exact={"feed_forward.expert_bias": "mlp.expert_bias"})
     gguf_architecture = "lfm2moe"
-    gguf = Names(
-        Lfm2.gguf.layers,
-        Lfm2.gguf.outer,
-        {**Lfm2.gguf.inner, "ffn_gate_inp": "mlp.gate"},
-        GGUF_EXPERT_NAMES.stacks,
-        {"exp_probs_b.bias": "mlp.expert_bias"},
+    gguf = Lfm2.gguf.within({"ffn_gate_inp": "mlp.gate"})._replace(
+        stacks=GGUF_EXPERT_NAMES.stacks, exact={"exp_probs_b.bias": "mlp.expert_bias"}
     )
 
     def plain(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -72,10 +56,8 @@ class Lfm2Moe(Lfm2):
 
     def mixture(self, f: Fields, layers: int) -> Mixture:
         dense = f.integer("num_dense_layers", 0, layers - 1, min(2, layers - 1))
-        return Mixture(
-            num_experts=f.size("num_experts", default=32),
-            num_experts_per_tok=f.size("num_experts_per_tok", default=4),
-            moe_intermediate_size=f.size("moe_intermediate_size", default=1792),
+        found = mixture_in_every_layer(f, layers, 32, 4, f.size("moe_intermediate_size", default=1792))
+        return found._replace(
             norm_topk_prob=f.boolean("norm_topk_prob", True),
             layers=tuple(i >= dense for i in range(layers)),
             sigmoid=True,
@@ -84,9 +66,8 @@ class Lfm2Moe(Lfm2):
         )
 
     def gguf_mixture(self, f: Fields, layers: int) -> Mixture:
-        size = f.size("moe_intermediate_size", "expert_feed_forward_length")
         dense = f.integer("leading_dense_block_count", 0, layers - 1, 0)
-        found = gguf_mixture(f, layers, size, gating=SIGMOID, dense=dense)
+        found = gguf_mixture(f, layers, gating=SIGMOID, dense=dense)
         return found._replace(sigmoid=True, expert_bias=True)
 
     def gguf_values(self, config: Config) -> dict[str, Any]:

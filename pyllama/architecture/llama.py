@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyllama.architecture.family import Biases, Defaults, Family
+from pyllama.architecture.family import Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.names import Names
 
@@ -11,7 +11,9 @@ class Llama(Family):
     model_type = "llama"
     architecture = "LlamaForCausalLM"
     defaults = Defaults(max_position_embeddings=2048, num_key_value_heads=None, head_dim=None)
+    attention_bias, mlp_bias = False, True
     gguf_architecture = "llama"
+    gguf_windowed = True  # Mistral's files are of this architecture
     gguf_interleaved = True  # llama.cpp's converter permutes the rows of q and k
     gguf_factors = True
     meta = Names(
@@ -34,15 +36,8 @@ class Llama(Family):
         },
     )
 
-    def biases(self, f: Fields) -> Biases:
-        attention = f.boolean("attention_bias", False)
-        return Biases(attention, attention, f.boolean("mlp_bias", False))
-
     def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
         # The class looks at no window, whatever `sliding_window` says.
         if layer_types and "sliding_attention" in layer_types:
             raise f.unsupported("layer_types", "'sliding_attention' in a llama model")
         return (None,) * layers
-
-    def gguf_window(self, window: int, f: Fields) -> int:
-        return window  # Mistral's files are of this architecture

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pyllama.architecture.family import Defaults, Family
 from pyllama.architecture.fields import Fields
-from pyllama.architecture.sliding import sliding_window
+from pyllama.architecture.sliding import in_all, sliding_window
 
 
 class Mistral(Family):
@@ -18,8 +18,4 @@ class Mistral(Family):
     defaults = Defaults(max_position_embeddings=131072, num_key_value_heads=8, head_dim=None)
 
     def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
-        window = sliding_window(f)
-        if layer_types and set(layer_types) != {"sliding_attention" if window else "full_attention"}:
-            # transformers ignores the list in this class, so following it would be a different model.
-            raise f.unsupported("layer_types", f"a list against sliding_window {window} in a mistral model")
-        return (window,) * layers
+        return in_all(sliding_window(f), f, layer_types, layers, "mistral")

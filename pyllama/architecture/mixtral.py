@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pyllama.architecture.config import Mixture
-from pyllama.architecture.experts import gguf_mixture, mixture_in_every_layer
+from pyllama.architecture.experts import gguf_mixture, mixture_in_every_layer, stacks
 from pyllama.architecture.family import GGUF_EXPERT_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.names import Names
-from pyllama.architecture.sliding import sliding_window
+from pyllama.architecture.sliding import in_all, sliding_window
 
 
 class Mixtral(Family):
@@ -23,24 +23,17 @@ class Mixtral(Family):
             "block_sparse_moe.experts.{}.w2": "mlp.experts.{}.down_proj",
             "block_sparse_moe.experts.{}.w3": "mlp.experts.{}.up_proj",
         },
-        stacks={
-            "mlp.experts.gate_up_proj": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
-            "mlp.experts.down_proj": "mlp.experts.{}.down_proj",
-        },
+        stacks=stacks("mlp.experts"),
     )
     gguf_architecture = "llama"  # with experts; llama.cpp's converter permutes the rows of q and k there
     gguf = GGUF_EXPERT_NAMES
     gguf_interleaved = True
+    gguf_windowed = True
     gguf_factors = True
 
     def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
         window = sliding_window(f) if f.has("sliding_window") else None
-        if layer_types and set(layer_types) != {"sliding_attention" if window else "full_attention"}:
-            raise f.unsupported("layer_types", f"a list against sliding_window {window} in a mixtral model")
-        return (window,) * layers
-
-    def gguf_window(self, window: int, f: Fields) -> int:
-        return window
+        return in_all(window, f, layer_types, layers, self.model_type)
 
     def mixture(self, f: Fields, layers: int) -> Mixture:
         return mixture_in_every_layer(f, layers)

@@ -7,7 +7,7 @@ experts of a layer. Which rows are whose follows from the shapes; here are only 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -38,6 +38,11 @@ class Names(NamedTuple):
     inner: Mapping[str, str | tuple[str, ...]] = MappingProxyType({})
     stacks: Mapping[str, str | tuple[str, ...]] = MappingProxyType({})
     exact: Mapping[str, str] = MappingProxyType({})
+
+    def within(self, names: Mapping[str, str | tuple[str, ...]], without: Container[str] = ()) -> Names:
+        """The same, with these within a layer as well; without: names, as stored, that it has not."""
+        kept = {stored: ours for stored, ours in self.inner.items() if stored not in without}
+        return self._replace(inner={**kept, **names})
 
     def ours(self, stored: str, experts: int = 1) -> tuple[str, ...]:
         """Our names of the tensors that are stored under this one, in the order of their rows; () for none.

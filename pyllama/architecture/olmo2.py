@@ -5,32 +5,29 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from pyllama.architecture.config import Config
-from pyllama.architecture.family import GGUF_NAMES, Biases, Defaults, Family
+from pyllama.architecture.family import GGUF_HEAD_NORMS, GGUF_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import AFTER, Layer, llama_layers
-from pyllama.architecture.names import Names
 from pyllama.architecture.sliding import gguf_windows
 
 OLMO3_PATTERN = 4  # of that many layers the last sees everything
-_INNER = {ours: theirs for ours, theirs in GGUF_NAMES.inner.items() if ours not in ("attn_norm", "ffn_norm")}
 
 
 class Olmo2(Family):
     model_type = "olmo2"
     architecture = "Olmo2ForCausalLM"
     defaults = Defaults(max_position_embeddings=2048, rms_norm_eps=1e-5)
+    attention_bias = False
     gguf_architecture: ClassVar[str | None] = "olmo2"
     read_here = frozenset({"attention.sliding_window_pattern"})
-    gguf = Names(
-        GGUF_NAMES.layers,
-        GGUF_NAMES.outer,
+    gguf_windowed = True
+    gguf = GGUF_NAMES.within(
         {
-            **_INNER,
             "post_attention_norm": "post_attention_layernorm",
             "post_ffw_norm": "post_feedforward_layernorm",
-            "attn_q_norm": "self_attn.q_norm",
-            "attn_k_norm": "self_attn.k_norm",
+            **GGUF_HEAD_NORMS,
         },
+        without=("attn_norm", "ffn_norm"),
     )
 
     def layers(self, config: Config) -> tuple[Layer, ...]:
@@ -48,10 +45,3 @@ class Olmo2(Family):
     def gguf_values(self, config: Config) -> dict[str, Any]:
         windows = [window for window in config.layer_windows if window is not None]
         return {"attention.sliding_window": max(windows)} if windows else {}
-
-    def gguf_window(self, window: int, f: Fields) -> int:
-        return window
-
-    def biases(self, f: Fields) -> Biases:
-        attention = f.boolean("attention_bias", False)
-        return Biases(attention, attention)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyllama.architecture.family import Defaults
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.olmo2 import OLMO3_PATTERN, Olmo2
-from pyllama.architecture.sliding import sliding_window
+from pyllama.architecture.sliding import by_type, sliding_window
 
 
 class Olmo3(Olmo2):
@@ -22,5 +22,4 @@ class Olmo3(Olmo2):
         return ["sliding_attention" if (i + 1) % OLMO3_PATTERN else "full_attention" for i in range(layers)]
 
     def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
-        window = sliding_window(f)
-        return tuple(window if kind == "sliding_attention" else None for kind in layer_types or ())
+        return by_type(sliding_window(f), layer_types)

@@ -9,7 +9,6 @@ from pyllama.architecture.names import Names
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
-_WHOLE = {stored: ours for stored, ours in GGUF_NAMES.inner.items() if ours not in _QKV + _GATE_UP}
 
 
 class Phi3(Family):
@@ -20,11 +19,11 @@ class Phi3(Family):
     rotary_scalings = ("longrope", "su", "yarn")  # all three mean longrope in this family
     huggingface = Names("model.layers.", {}, {"self_attn.qkv_proj": _QKV, "mlp.gate_up_proj": _GATE_UP})
     gguf_architecture = "phi3"
-    gguf = Names(GGUF_NAMES.layers, GGUF_NAMES.outer, {**_WHOLE, "attn_qkv": _QKV, "ffn_up": _GATE_UP})
+    gguf_windowed = True
+    gguf = GGUF_NAMES.within(
+        {"attn_qkv": _QKV, "ffn_up": _GATE_UP}, without=("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")
+    )
 
     def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
         window = f.integer("sliding_window", 1, MAX_POSITIONS) if f.has("sliding_window") else None
         return (window,) * layers
-
-    def gguf_window(self, window: int, f: Fields) -> int:
-        return window

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pyllama.architecture.config import Config, DeltaRule
-from pyllama.architecture.family import GGUF_NAMES, Biases, Defaults, Family
+from pyllama.architecture.family import GGUF_HEAD_NORMS, GGUF_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import Attention, Convolution, GatedDelta, Layer, Linear, Norm, ShortConv, llama_layers
 from pyllama.architecture.names import Names
@@ -29,16 +29,15 @@ class Qwen35(Family):
         max_position_embeddings=32768,
         num_key_value_heads=4,
         head_dim=256,
-        sizes=MappingProxyType(
-            {
-                "vocab_size": 248320,
-                "hidden_size": 4096,
-                "intermediate_size": 12288,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 16,
-            }
-        ),
+        sizes={
+            "vocab_size": 248320,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+        },
     )
+    attention_bias = False
     read_here = frozenset({"partial_rotary_factor"})
     layer_kinds = frozenset({"full_attention", LINEAR})
     norm_plus_one = True
@@ -48,18 +47,14 @@ class Qwen35(Family):
         exact={"linear_attn.A_log": "linear_attn.a_log", "linear_attn.dt_bias": "linear_attn.dt"},
     )
     gguf_architecture = "qwen35"
-    gguf = Names(
-        GGUF_NAMES.layers,
-        GGUF_NAMES.outer,
+    gguf = GGUF_NAMES.within(
         {
-            **{stored: ours for stored, ours in GGUF_NAMES.inner.items() if stored != "ffn_norm"},
             "post_attention_norm": "post_attention_layernorm",
-            "attn_q_norm": "self_attn.q_norm",
-            "attn_k_norm": "self_attn.k_norm",
+            **GGUF_HEAD_NORMS,
             **{stored: f"linear_attn.{name}" for stored, name in zip(_GGUF_LINEAR, _LINEAR, strict=True)},
         },
-        exact={"ssm_a": "linear_attn.a_log", "ssm_dt.bias": "linear_attn.dt"},
-    )
+        without=("ffn_norm",),
+    )._replace(exact={"ssm_a": "linear_attn.a_log", "ssm_dt.bias": "linear_attn.dt"})
 
     def plain(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"partial_rotary_factor": 0.25, **source}
@@ -68,10 +63,6 @@ class Qwen35(Family):
         super().refuse(f)
         if not f.boolean("attn_output_gate", True):
             raise f.unsupported("attn_output_gate", "false")
-
-    def biases(self, f: Fields) -> Biases:
-        attention = f.boolean("attention_bias", False)
-        return Biases(attention, attention)
 
     def layers(self, config: Config) -> tuple[Layer, ...]:
         of = config.delta_rule

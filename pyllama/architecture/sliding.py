@@ -13,6 +13,21 @@ def sliding_window(f: Fields, default: int = 4096) -> int | None:
     return None
 
 
+def in_all(
+    window: int | None, f: Fields, layer_types: list[str] | None, layers: int, model_type: str
+) -> tuple[int | None, ...]:
+    """One window, or none, in every layer, for classes that ignore `layer_types`: following a list that says otherwise
+    would be a different model, so it is refused."""
+    if layer_types and set(layer_types) != {"sliding_attention" if window else "full_attention"}:
+        raise f.unsupported("layer_types", f"a list against sliding_window {window} in a {model_type} model")
+    return (window,) * layers
+
+
+def by_type(window: int | None, layer_types: list[str] | None) -> tuple[int | None, ...]:
+    """The window in the layers of `layer_types` that have one."""
+    return tuple(window if kind == "sliding_attention" else None for kind in layer_types or ())
+
+
 def gguf_windows(f: Fields, pattern: int, layers: int, default: int = 0) -> tuple[int | None, ...]:
     """The windows of a GGUF file's layers: `attention.sliding_window` in all but the last of each `pattern` of them.
 
@@ -41,4 +56,4 @@ def windows_if_used(f: Fields, layer_types: list[str] | None, layers: int) -> tu
     if layer_types is None:
         first = f.integer("max_window_layers", 0, MAX_POSITIONS, 28)
         return tuple(window if i >= first else None for i in range(layers))
-    return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+    return by_type(window, layer_types)

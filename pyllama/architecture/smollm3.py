@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pyllama.architecture.config import MAX_POSITIONS
-from pyllama.architecture.family import Biases, Defaults, Family
+from pyllama.architecture.family import Defaults, Family
 from pyllama.architecture.fields import Fields
+from pyllama.architecture.sliding import by_type
 
 _INTERVAL = 4
 
@@ -15,13 +16,10 @@ class SmolLM3(Family):
     model_type = "smollm3"
     architecture = "SmolLM3ForCausalLM"
     defaults = Defaults(max_position_embeddings=32768, num_key_value_heads=4, rope_theta=2e6, tie_word_embeddings=True)
+    attention_bias, mlp_bias = False, True
     gguf_architecture = "smollm3"
     gguf_interleaved = True  # llama.cpp's converter permutes the rows of q and k, as for Llama
     gguf_factors = True
-
-    def biases(self, f: Fields) -> Biases:
-        attention = f.boolean("attention_bias", False)
-        return Biases(attention, attention, f.boolean("mlp_bias", False))
 
     def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
         if not f.boolean("use_sliding_window", False) or not f.has("sliding_window"):
@@ -30,7 +28,7 @@ class SmolLM3(Family):
         unrotated = self._unrotated(f, layers)
         if layer_types is None:
             return tuple(window if i in unrotated else None for i in range(layers))
-        return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+        return by_type(window, layer_types)
 
     def _unrotated(self, f: Fields, layers: int) -> tuple[int, ...]:
         """In `no_rope_layers` 1 stands for a layer that rotates."""

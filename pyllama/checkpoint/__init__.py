@@ -79,12 +79,8 @@ def _open_folder(folder: Path) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    file = InputFile(path)
-    try:
-        head = file.read(0, min(HEAD_NBYTES, file.nbytes))
-        nbytes = file.nbytes
-    finally:
-        file.close()
+    with InputFile(path) as file:
+        head, nbytes = file.read(0, min(HEAD_NBYTES, file.nbytes)), file.nbytes
     if head.startswith(b"GGUF"):
         from pyllama.checkpoint.gguf import open_gguf
 

@@ -21,7 +21,7 @@ from pyllama.checkpoint.index import StoredBlock, Tensor, ranges, stored_dtype
 from pyllama.checkpoint.share import StoredShare
 from pyllama.closing import Closing
 from pyllama.errors import CheckpointError
-from pyllama.machine import forked
+from pyllama.machine import forked, malloc
 
 
 class Checkpoint(forked.ForkAware, Closing):
@@ -85,23 +85,16 @@ class Checkpoint(forked.ForkAware, Closing):
             first, last = max(row, part.row), min(row + count, part.row + part.rows)
             if first >= last:
                 continue
-            if part.apart:
-                pieces = ranges(tensor.dtype, part, first, last - first)
-                raw = [np.empty(piece.nbytes, np.uint8) for piece in pieces]
-                for place, data in zip(pieces, raw, strict=True):
-                    self._fill(place.file, place.offset, data)
-                join(tensor.dtype, part, raw, out[first - row : last - row])
+            rows, pieces = out[first - row : last - row], ranges(tensor.dtype, part, first, last - first)
+            if not part.apart and part.cols == tensor.cols:
+                self._fill(part.file, pieces[0].offset, rows)
                 continue
-            nbytes = row_nbytes(tensor.dtype, part.cols)
-            offset = part.offset + (first - part.row) * nbytes
-            if part.cols == tensor.cols:
-                self._fill(part.file, offset, out[first - row : last - row])
-                continue
-            # A cut by columns: the shard's rows are contiguous in its file, but not in ours.
-            piece = np.empty((last - first, nbytes), np.uint8)
-            self._fill(part.file, offset, piece)
-            start = row_nbytes(tensor.dtype, part.col)
-            out[first - row : last - row, start : start + nbytes] = piece
+            # Rows that take turns with others, or a shard's, which are contiguous in its file, but not here.
+            raw = [np.empty(piece.nbytes, np.uint8) for piece in pieces]
+            for place, data in zip(pieces, raw, strict=True):
+                self._fill(place.file, place.offset, data)
+            start, width = row_nbytes(tensor.dtype, part.col), row_nbytes(tensor.dtype, part.cols)
+            join(tensor.dtype, part, raw, rows[:, start : start + width])
         return out
 
     def part_of_block(self, tensor: Tensor, block: StoredBlock, first: int, count: int) -> StoredBlock:
@@ -115,6 +108,11 @@ class Checkpoint(forked.ForkAware, Closing):
         file.read_into(offset, rows.data.cast("B"))
         with self._lock:
             self.bytes_read += rows.nbytes
+
+    def forget_vocabulary(self) -> None:
+        """Give back what only a tokenizer is made of: of a GGUF file's metadata the lists, 2 to 20 MB."""
+        self.metadata = {key: value for key, value in self.metadata.items() if not key.startswith("tokenizer.")}
+        malloc.trim()
 
     def renew_in_child(self) -> None:
         self._lock = threading.Lock()

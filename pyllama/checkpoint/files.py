@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyllama.closing import Closing
 from pyllama.errors import CheckpointError, reason_of
 
 SECTOR = 4096  # direct reads begin and end on such a boundary, and so do blocks of packed files
@@ -33,7 +34,7 @@ def read_at(fd: int, offset: int, buffer: memoryview, nbytes: int, multiple: int
     return done
 
 
-class Descriptor:
+class Descriptor(Closing):
     """An open file's descriptor, closed by close(), and when nobody has the object: a process may have some thousand.
 
     fd  the descriptor; -1: closed, or never open
@@ -93,6 +94,15 @@ class InputFile(Descriptor):
         return bytes(data)
 
 
+def drop_cache(path: Path) -> None:
+    """Give up what the page cache holds of a file. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def opening() -> Iterator[dict[Path, InputFile]]:
     """A place for the files that something opens: closed again should it fail."""
@@ -107,10 +117,7 @@ def opening() -> Iterator[dict[Path, InputFile]]:
 
 def read_small(path: Path, limit: int) -> bytes:
     """The whole of a file that should be small, such as a config; more than `limit` bytes are refused."""
-    file = InputFile(path)
-    try:
+    with InputFile(path) as file:
         if file.nbytes > limit:
             raise CheckpointError(f"{path}: {file.nbytes} bytes, expected at most {limit}")
         return file.read(0, file.nbytes)
-    finally:
-        file.close()

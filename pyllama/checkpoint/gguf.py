@@ -15,7 +15,6 @@ import re
 import struct
 from array import array
 from collections.abc import Callable, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +23,11 @@ import numpy as np
 from pyllama.architecture.config import RopeScaling
 from pyllama.architecture.tensors import EMBEDDING, tensor_shapes
 from pyllama.checkpoint.checkpoint import Checkpoint
-from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
+from pyllama.checkpoint.dtypes import DTYPES
 from pyllama.checkpoint.files import InputFile, opening
 from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
 from pyllama.checkpoint.gguf_config import UNTURNED, gguf_config, gguf_family, guessing_layers
-from pyllama.checkpoint.index import Part, Tensor, check_index, deal
+from pyllama.checkpoint.index import Tensor, check_index, deal, whole
 from pyllama.checkpoint.string_list import PREFIX, StringList
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 
@@ -116,19 +115,15 @@ def open_gguf(path: Path, opener: Callable[[Path], Any] | None = None) -> Checkp
 
 def architecture_of(path: Path) -> str | None:
     """general.architecture, read from as little of the file as it takes; None where it is not said."""
-    with opening() as files:
-        file = files[path] = InputFile(path)
-        try:
-            cursor = _Cursor(file)
-            if cursor.copy(cursor.need(4), 4) == b"GGUF":
-                cursor.need(4)  # the version
-                cursor.need(8)  # the number of tensors
-                for _ in range(min(cursor.unpack("Q"), MAX_KEYS)):
-                    key, value = cursor.name("a key"), cursor.value("a value")
-                    if key == "general.architecture":
-                        return value if isinstance(value, str) else None
-        finally:
-            file.close()
+    with InputFile(path) as file:
+        cursor = _Cursor(file)
+        if cursor.copy(cursor.need(4), 4) == b"GGUF":
+            cursor.need(4)  # the version
+            cursor.need(8)  # the number of tensors
+            for _ in range(min(cursor.unpack("Q"), MAX_KEYS)):
+                key, value = cursor.name("a key"), cursor.value("a value")
+                if key == "general.architecture":
+                    return value if isinstance(value, str) else None
     return None
 
 
@@ -393,21 +388,18 @@ def read_header(file: InputFile) -> Header:
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment % 8:
         raise CheckpointError(f"{where}: general.alignment is {shown(alignment)}, expected a multiple of 8")
-    infos = []
-    for _ in range(tensor_count):
-        infos.append(_tensor_info(cursor, alignment))
+    infos = [_tensor_info(cursor, alignment) for _ in range(tensor_count)]
     base = -(-(cursor.base + cursor.position) // alignment) * alignment
     tensors: dict[str, Tensor] = {}
     for name, dtype, shape, offset in infos:
         if name in tensors:
             raise CheckpointError(f"{shown(name)}: appears twice (file {where})")
-        rows = prod(shape[:-1])
-        end = base + offset + rows * row_nbytes(dtype, shape[-1])
+        tensors[name] = tensor = whole(name, dtype, shape, file.path, base + offset)
+        end = base + offset + tensor.nbytes
         if end > file.nbytes:
             raise CheckpointError(
                 f"{shown(name)}: ends at byte {end}, expected within {file.nbytes} of file {where} (truncated?)"
             )
-        tensors[name] = Tensor(name, dtype, shape, (Part(file.path, base + offset, 0, rows, 0, shape[-1]),))
     return Header(metadata, metadata_end, tensors, values)
 
 

@@ -121,7 +121,9 @@ def gguf_config(
     positions = f.size("max_position_embeddings", "context_length")
     window = None
     if f.has("attention.sliding_window") and f.integer("attention.sliding_window", 0, MAX_POSITIONS):
-        window = family.gguf_window(f.integer("attention.sliding_window", 0, MAX_POSITIONS), f)
+        if not family.gguf_windowed:
+            raise f.unsupported("attention.sliding_window", f"a sliding window in {family.gguf_architecture}")
+        window = f.integer("attention.sliding_window", 0, MAX_POSITIONS)
     options = {"layer_windows": (window,) * layers} | family.gguf_options(stored, head_dim, layers)
     options = family.gguf_found(options, names)
     theta = f.number("rope.freq_base", 1.0001, 1e12, family.defaults.rope_theta)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import Config
@@ -20,6 +20,8 @@ from pyllama.architecture.names import Names
 from pyllama.architecture.tensors import HEAD, tensor_shapes
 from pyllama.checkpoint.dtypes import DTYPES, PLAIN, row_nbytes
 from pyllama.errors import CheckpointError, UnsupportedError, shown
+
+NOWHERE = Path("not downloaded")
 
 
 class Apart(NamedTuple):
@@ -126,7 +128,7 @@ class Tensor(NamedTuple):
 
     @property
     def cols(self) -> int:
-        return self.shape[-1]
+        return self.shape[-1] if self.shape else 1
 
     @property
     def row_nbytes(self) -> int:
@@ -135,6 +137,32 @@ class Tensor(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.rows * self.row_nbytes
+
+
+def whole(name: str, dtype: str, shape: tuple[int, ...], file: Path = NOWHERE, offset: int = 0) -> Tensor:
+    """A tensor that lies in one piece at `offset` of a file."""
+    tensor = Tensor(name, dtype, shape, ())
+    return tensor._replace(parts=(Part(file, offset, 0, tensor.rows, 0, tensor.cols),))
+
+
+def is_described(dtype: Any, shape: Any) -> bool:
+    """Whether these, from a file, can be a tensor's: a format that is known, and the shape of a matrix or a vector."""
+    return (
+        isinstance(dtype, str)
+        and dtype in DTYPES
+        and are_naturals(shape, 1, 2, 2**31)
+        and 0 not in shape
+        and shape[-1] % DTYPES[dtype][0] == 0
+    )
+
+
+def are_naturals(values: Any, least: int, most: int, below: int = 2**62) -> bool:
+    """Whether these, from a file, are a list of so many whole numbers from 0 on."""
+    return (
+        isinstance(values, list)
+        and least <= len(values) <= most
+        and all(type(value) is int and 0 <= value < below for value in values)
+    )
 
 
 MXFP4_COLS = DTYPES["MXFP4"][0]
@@ -197,7 +225,7 @@ def _as_vector(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     part = tensor.parts[0]
     if len(tensor.shape) < 2 or prod(tensor.shape) != shape[0] or tensor.dtype not in PLAIN or len(tensor.parts) != 1:
         return tensor
-    return tensor._replace(shape=shape, parts=(Part(part.file, part.offset, 0, 1, 0, shape[0]),))
+    return whole(tensor.name, tensor.dtype, shape, part.file, part.offset)
 
 
 def _cut(tensor: Tensor, names: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> Iterable[Tensor]:
@@ -214,11 +242,10 @@ def _cut(tensor: Tensor, names: tuple[str, ...], shapes: Mapping[str, tuple[int,
     part = tensor.parts[0]
     at = part.offset
     for name, shape in zip(names, expected, strict=True):
-        rows = 1 if vector else prod(shape[:-1])
-        cols = shape[0] if vector else tensor.cols
-        own = (cols,) if vector else (*shape[:-1], cols)  # the columns are what is stored: check_index compares them
-        yield Tensor(name, tensor.dtype, own, (Part(part.file, at, 0, rows, 0, cols),))
-        at += rows * row_nbytes(tensor.dtype, cols)
+        own = shape if vector else (*shape[:-1], tensor.cols)  # the columns that are stored: check_index compares them
+        piece = whole(name, tensor.dtype, own, part.file, at)
+        yield piece
+        at += piece.nbytes
 
 
 def check_index(

@@ -21,7 +21,7 @@ from pyllama.architecture.tensors import EMBEDDING, HEAD
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import DTYPES
 from pyllama.checkpoint.files import InputFile, opening, read_small
-from pyllama.checkpoint.index import Part, Tensor, check_index
+from pyllama.checkpoint.index import Tensor, check_index, whole
 from pyllama.checkpoint.meta_config import meta_assumptions, meta_config
 from pyllama.checkpoint.stored_zip import Entry, data_offset, read_directory
 from pyllama.checkpoint.torch_records import MAX_PICKLE_NBYTES, TensorRecord, read_records
@@ -102,11 +102,11 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
     """Hugging Face name -> the tensor as this shard holds it, in one part."""
     where = file.path.name
     entries = read_directory(file)
-    pickles = [name for name in entries if name.endswith(b"/data.pkl")]
+    pickles = [name for name in entries if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(f"{where}: {len(pickles)} entries data.pkl, expected 1")
-    root = pickles[0].removesuffix(b"data.pkl")
-    order = entries.get(root + b"byteorder")
+    root = pickles[0].removesuffix("data.pkl")
+    order = entries.get(root + "byteorder")
     if order and file.read(data_offset(file, order), min(order.nbytes, 16)) != b"little":
         raise UnsupportedError(f"{where}: big-endian tensors are not supported")
     program = entries[pickles[0]]
@@ -115,7 +115,7 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
     records = read_records(file.read(data_offset(file, program), program.nbytes), where)
     if len(records) > MAX_TENSORS:
         raise CheckpointError(f"{where}: {len(records)} tensors, expected at most {MAX_TENSORS}")
-    offsets: dict[bytes, int] = {}
+    offsets: dict[str, int] = {}
     tensors = {}
     for name, record in records.items():
         if name == "rope.freqs":  # a table the decoder computes
@@ -128,9 +128,9 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
     return tensors
 
 
-def _storage_entry(entries: dict[bytes, Entry], root: bytes, record: TensorRecord, name: str) -> Entry:
+def _storage_entry(entries: dict[str, Entry], root: str, record: TensorRecord, name: str) -> Entry:
     storage = record.storage
-    entry = entries.get(root + b"data/" + storage.key.encode())
+    entry = entries.get(f"{root}data/{storage.key}")
     if entry is None:
         raise CheckpointError(f"{name}: its storage data/{storage.key} is missing")
     expected = storage.count * DTYPES[storage.dtype][1]
@@ -156,7 +156,7 @@ def _tensor(name: str, record: TensorRecord, path: Path, base: int) -> Tensor:
         )
     dtype = record.storage.dtype
     offset = base + record.offset * DTYPES[dtype][1]
-    return Tensor(name, dtype, shape, (Part(path, offset, 0, rows, 0, cols),))
+    return whole(name, dtype, shape, path, offset)
 
 
 def _join(shards: list[dict[str, Tensor]], dim: int) -> dict[str, Tensor]:

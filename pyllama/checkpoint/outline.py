@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import tensor_shapes
-from pyllama.checkpoint.index import Part, Tensor, stored_dtype
-
-NOWHERE = Path("not downloaded")
+from pyllama.checkpoint.index import NOWHERE, Tensor, stored_dtype, whole
 
 
 class Described(Protocol):
@@ -53,7 +50,5 @@ def stored_nbytes(model: Described) -> int:
 
 def outline(config: Config, dtype: str, path: Path = NOWHERE) -> Outline:
     """The model this config describes, all of it in one storage format."""
-    tensors = {}
-    for name, shape in tensor_shapes(config).items():
-        tensors[name] = Tensor(name, dtype, shape, (Part(NOWHERE, 0, 0, prod(shape[:-1]), 0, shape[-1]),))
+    tensors = {name: whole(name, dtype, shape) for name, shape in tensor_shapes(config).items()}
     return Outline(path, "huggingface", config, tensors)

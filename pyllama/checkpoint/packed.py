@@ -20,10 +20,10 @@ from pyllama import _kernels
 from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import EMBEDDING
 from pyllama.checkpoint.checkpoint import Checkpoint
-from pyllama.checkpoint.dtypes import DTYPES, row_nbytes
+from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import SECTOR, InputFile, opening, read_small
 from pyllama.checkpoint.huggingface import read_config
-from pyllama.checkpoint.index import StoredBlock, Tensor, check_index
+from pyllama.checkpoint.index import StoredBlock, Tensor, are_naturals, check_index, is_described
 from pyllama.checkpoint.safetensors import read_header
 from pyllama.checkpoint.share import StoredShare, as_stored, as_whole, parse_share
 from pyllama.errors import CheckpointError, UnsupportedError, shown
@@ -78,11 +78,8 @@ def first_shard(folder: Path) -> Path | None:
     whole = folder / "model.safetensors"
     found = [whole] if whole.is_file() else [p for p in folder.glob("model-00001-of-*") if _FIRST.fullmatch(p.name)]
     for path in sorted(found):
-        file = InputFile(path)
-        try:
+        with InputFile(path) as file:
             head = file.read(0, min(file.nbytes, 128))
-        finally:
-            file.close()
         if head[8 : 8 + len(HEAD)] == HEAD or head[CRC_AT + 8 : CRC_AT + 8 + len(SECOND_HEAD)] == SECOND_HEAD:
             return path
     return None
@@ -147,6 +144,12 @@ def header_crc32(head: bytes | bytearray) -> int:
     return zlib.crc32(head[CRC_AT + 8 :], zlib.crc32(b"0" * 8, zlib.crc32(head[:CRC_AT])))
 
 
+def header_of(path: Path) -> Shard:
+    """The header of the file at `path`, checked as by read_shard()."""
+    with InputFile(path) as file:
+        return read_shard(file)
+
+
 def read_shard(file: InputFile) -> Shard:
     """The header of one file, checked against itself, its checksum and the file's size."""
     where = file.path.name
@@ -194,18 +197,10 @@ def _carried(files: Mapping[str, Any], where: str) -> dict[str, Carried]:
     found = {}
     for name, value in files.items():
         sound = 0 < len(name) < 200 and "/" not in name and name.isprintable() and not name.startswith(".")
-        if not sound or not _naturals(value, 2) or len(files) > MAX_CARRIED:
+        if not sound or not are_naturals(value, 2, 2) or len(files) > MAX_CARRIED:
             raise CheckpointError(f"{where}: {shown(name)} is no description of a file taken along")
         found[name] = Carried(*value)
     return found
-
-
-def _naturals(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(type(value) is int and 0 <= value < 2**62 for value in values)
-    )
 
 
 def _tensor(name: str, entry: Any, stored: Tensor, path: Path) -> Tensor:
@@ -214,17 +209,7 @@ def _tensor(name: str, entry: Any, stored: Tensor, path: Path) -> Tensor:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "blocks"}:
         raise CheckpointError(f"{shown(name)}: expected dtype, shape and blocks {where}")
     dtype, shape, described = entry["dtype"], entry["shape"], entry["blocks"]
-    sound = (
-        isinstance(dtype, str)
-        and dtype in DTYPES
-        and isinstance(shape, list)
-        and len(shape) in (1, 2)
-        and all(type(n) is int and 0 < n < 2**31 for n in shape)
-        and shape[-1] % DTYPES[dtype][0] == 0
-        and isinstance(described, list)
-        and bool(described)
-    )
-    if not sound:
+    if not is_described(dtype, shape) or not isinstance(described, list) or not described:
         raise CheckpointError(f"{shown(name)}: not a description of a tensor {where}")
     matrix, part = len(shape) == 2, stored.parts[0]
     expected = ("U8", (stored.rows, SECTOR)) if matrix else (dtype, tuple(shape))
@@ -248,7 +233,12 @@ def _tensor(name: str, entry: Any, stored: Tensor, path: Path) -> Tensor:
 
 
 def _block(piece: Any, dtype: str, cols: int, row: int, offset: int, path: Path) -> StoredBlock | None:
-    if not isinstance(piece, list) or len(piece) != 4 or not _naturals(piece[:3], 3) or type(piece[3]) is not bool:
+    if (
+        not isinstance(piece, list)
+        or len(piece) != 4
+        or not are_naturals(piece[:3], 3, 3)
+        or type(piece[3]) is not bool
+    ):
         return None
     rows, nbytes, crc32, packed = piece
     if not 0 < rows < 2**31 or crc32 >= 2**32:
@@ -284,12 +274,9 @@ def _config(folder: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Conf
     from pyllama.checkpoint import gguf
     from pyllama.checkpoint.gguf_config import gguf_config
 
-    file = InputFile(folder / GGUF_HEAD)
-    try:
+    with InputFile(folder / GGUF_HEAD) as file:
         header = gguf.read_header(file)
         factors, long_factors = gguf.taken_factors(dict(header.tensors), lambda tensor: file)
-    finally:
-        file.close()
     embedding = tensors.get(EMBEDDING)
     vocab_size = embedding.rows if embedding else 1
     config = gguf_config(

@@ -12,7 +12,7 @@ from typing import Any
 
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
-from pyllama.checkpoint.index import Part, Tensor
+from pyllama.checkpoint.index import Tensor, are_naturals, whole
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 from pyllama.strict_json import MAX_NBYTES, parse_object
 
@@ -59,8 +59,7 @@ def read_header(file: InputFile) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"{shown(name)}: ends at byte {base + end}, expected within {file.nbytes} of file {where} (truncated?)"
             )
         ranges.append((begin, end, name))
-        rows, cols = (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0] if shape else 1)
-        tensors[name] = Tensor(name, dtype, shape, (Part(file.path, base + begin, 0, rows, 0, cols),))
+        tensors[name] = whole(name, dtype, shape, file.path, base + begin)
     position = 0
     for begin, end, name in sorted(ranges):
         if begin != position:
@@ -82,7 +81,7 @@ def _entry(name: str, entry: Any, where: str) -> tuple[str, tuple[int, ...], int
     width = _WIDTHS.get(dtype) or _FOREIGN.get(dtype)
     if width is None:
         raise UnsupportedError(f"{shown(name)}: dtype {shown(dtype)} is not supported (file {where})")
-    if not _naturals(shape, 8, 2**31) or not _naturals(offsets, 2, 2**62) or len(offsets) != 2:
+    if not are_naturals(shape, 0, 8, 2**31) or not are_naturals(offsets, 2, 2):
         raise CheckpointError(
             f"{shown(name)}: shape or data_offsets are not short lists of natural numbers (file {where})"
         )
@@ -96,11 +95,3 @@ def _entry(name: str, entry: Any, where: str) -> tuple[str, tuple[int, ...], int
             f"{tuple(shape)} of {dtype} (file {where})"
         )
     return dtype, tuple(shape), begin, end
-
-
-def _naturals(values: Any, most: int, below: int) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) <= most
-        and all(type(value) is int and 0 <= value < below for value in values)
-    )

@@ -9,8 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pyllama.checkpoint.dtypes import DTYPES
-from pyllama.checkpoint.index import Tensor
+from pyllama.checkpoint.index import Tensor, is_described
 from pyllama.errors import CheckpointError, shown
 from pyllama.strict_json import parse_object
 
@@ -44,7 +43,7 @@ class StoredShare(NamedTuple):
         """Raises CheckpointError for what to_json() did not make; where: for the message."""
         try:
             place, shares, digest = value["place"], tuple(value["shares"]), value["digest"]
-            whole = {name: (dtype, tuple(shape)) for name, (dtype, shape) in value["whole"].items()}
+            described = {name: (dtype, list(shape)) for name, (dtype, shape) in value["whole"].items()}
         except (KeyError, TypeError, ValueError, AttributeError):
             raise CheckpointError(f"{where}: not a description of a board's part of a model") from None
         sound = (
@@ -56,17 +55,11 @@ class StoredShare(NamedTuple):
             and isinstance(digest, str)
             and len(digest) == 32
             and digest.isalnum()
-            and all(
-                isinstance(dtype, str)
-                and dtype in DTYPES
-                and len(shape) in (1, 2)
-                and all(type(n) is int and 0 < n < 2**31 for n in shape)
-                and shape[-1] % DTYPES[dtype][0] == 0
-                for dtype, shape in whole.values()
-            )
+            and all(is_described(dtype, shape) for dtype, shape in described.values())
         )
         if not sound:
             raise CheckpointError(f"{where}: not a description of a board's part of a model")
+        whole = {name: (dtype, tuple(shape)) for name, (dtype, shape) in described.items()}
         return cls(place, shares, digest, whole)
 
 

@@ -20,7 +20,7 @@ from pyllama.cluster.hosts import Host
 from pyllama.cluster.job import Job
 from pyllama.cluster.own_part import shares_by_place
 from pyllama.cluster.wire import COPY, HELD, PASS, READ, WRITE, ClosedError, pass_to_bytes
-from pyllama.decoder.exclusive import Exclusive, ExclusiveSequence, Turn
+from pyllama.decoder.exclusive import Exclusive, ExclusiveSequence
 from pyllama.decoder.kv_cache import KVCache
 from pyllama.decoder.page_pool import POSITIONS
 from pyllama.decoder.passes import Pass, Segment
@@ -176,9 +176,7 @@ class ClusterDecoder(Exclusive):
         on_layer: Callable[[int], None] | None = None,
     ):
         """Starts the ranks. Raises BoardError, ClusterError, BudgetError."""
-        self.turn = Turn()
-        self.running: object = None
-        self._retired = False
+        super().__init__()
         self.config = config
         self.hosts = tuple(hosts)
         self.context_length = asked.context_length
@@ -413,31 +411,24 @@ class ClusterDecoder(Exclusive):
             raise BoardError("the pass was given up")
 
 
+#: Of plans, what adds up.
+_SUMS = ("budget", "interpreter", "activations", "pinned", "weights", "stored", "branches", "expert_slots",
+         "experts_stored", "active", "states")  # fmt: skip
+
+
 def _together(plans: Sequence[Plan], pages: int, page_nbytes: int) -> Plan:
     """Plans of all boards as one: sums, and the pages that each of them has room for."""
     room = max(plan.room for plan in plans)
-
-    def total(name: str) -> int:
-        return sum(getattr(plan, name) for plan in plans)
-
+    context_length = plans[0].context_length
+    sums: dict[str, int] = {name: sum(getattr(plan, name) for plan in plans) for name in _SUMS}
     return Plan(
-        budget=total("budget"),
-        context_length=plans[0].context_length,
+        context_length=context_length,
         max_pass_tokens=min(plan.max_pass_tokens for plan in plans),
-        slots=-(-total("ring") // room),
+        slots=-(-sum(plan.ring for plan in plans) // room),
         room=room,
-        interpreter=total("interpreter"),
-        cache=max(pages, -(-plans[0].context_length // POSITIONS)) * page_nbytes,
-        activations=total("activations"),
-        pinned=total("pinned"),
-        weights=total("weights"),
-        stored=total("stored"),
-        branches=total("branches"),
-        expert_slots=sum(plan.expert_slots for plan in plans),
+        cache=max(pages, -(-context_length // POSITIONS)) * page_nbytes,
         expert_room=max(plan.expert_room for plan in plans),
-        experts_stored=total("experts_stored"),
-        active=total("active"),
         experts_share=min(plan.experts_share for plan in plans),
-        states=total("states"),
         state_slots=min((plan.state_slots for plan in plans if plan.state_slots), default=0),
+        **sums,
     )

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pyllama.checkpoint import open_checkpoint
-from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.packed import read_shard, shard_name
+from pyllama.checkpoint.packed import header_of, shard_name
 from pyllama.cluster.own_part import part_name, parts_folder
 from pyllama.cluster.remote import answering
 from pyllama.cluster.wire import ClosedError, Link
 from pyllama.errors import CheckpointError, PackError, PyllamaError
 from pyllama.packing import verify
 from pyllama.packing.sinks import FileSink
-from pyllama.packing.verify import INDEX, check_blocks, index_bytes
+from pyllama.packing.verify import INDEX, first_wrong, index_bytes
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
 from pyllama.terminal.progress import format_nbytes
 
@@ -89,7 +88,7 @@ class Receiver:
                 raise ClosedError
         if asked["count"] > 1:
             paths = [work.folder / shard_name(number, asked["count"]) for number in range(1, asked["count"] + 1)]
-            work.write(INDEX, index_bytes({path: _header_of(path) for path in paths}))
+            work.write(INDEX, index_bytes({path: header_of(path) for path in paths}))
         work.write(PUSHED, json.dumps(asked["identity"]).encode())
         open_checkpoint(work.folder, shares=True).close()  # proves that all of it is there
         work.finish()
@@ -97,8 +96,7 @@ class Receiver:
     def _file(self, work: Workplace, name: str) -> None:
         partial = work.folder / (name + PARTIAL)
         digest = hashlib.sha256()
-        sink = FileSink(partial)
-        try:
+        with FileSink(partial) as sink:
             while True:
                 kind, data = self._link.receive()
                 if kind != "at":
@@ -111,12 +109,9 @@ class Receiver:
                 raise ClosedError
             told = json.loads(data)
             sink.finish(told["crc32"])
-        finally:
-            sink.close()
-        if digest.hexdigest() != told["sha256"] or _header_of(partial).crc32 != told["crc32"]:
+        if digest.hexdigest() != told["sha256"] or header_of(partial).crc32 != told["crc32"]:
             raise PackError(f"{name}: came damaged; push again")
-        wrong = next(check_blocks({partial: _header_of(partial)}, lambda count: None), None)
-        if wrong:
+        if wrong := first_wrong(partial, header_of(partial)):
             raise PackError(f"the disk gave back something else than was written: {wrong}")
         work.keep(partial)
         self._link.send("kept")
@@ -129,8 +124,8 @@ class Receiver:
             if not path.exists():
                 break
             try:
-                shard = _header_of(path)
-                if next(check_blocks({path: shard}, lambda nbytes: None), None):
+                shard = header_of(path)
+                if first_wrong(path, shard):
                     break
             except CheckpointError:
                 break
@@ -145,14 +140,6 @@ class Receiver:
             raise ClosedError
         value: dict[str, Any] = json.loads(data)
         return value
-
-
-def _header_of(path: Path) -> Any:
-    file = InputFile(path)
-    try:
-        return read_shard(file)
-    finally:
-        file.close()
 
 
 def _pushed(folder: Path) -> Any:

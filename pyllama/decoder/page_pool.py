@@ -24,6 +24,13 @@ POSITIONS = kernels.PANEL
 _ALIGN = 64
 
 
+def aligned_zeros(nbytes: int) -> np.ndarray:
+    """uint8, from a cache line's boundary."""
+    memory = np.zeros(nbytes + _ALIGN, np.uint8)
+    start = -memory.ctypes.data % _ALIGN
+    return memory[start : start + nbytes]
+
+
 def _layer_nbytes(of: Heads, dtype: str) -> tuple[int, int]:
     """Bytes of a page that one layer's keys and its values take."""
     element = 2 if dtype == "f16" else 4
@@ -119,14 +126,12 @@ class PagePool:
     def add(self) -> int:
         """The number of one page more; zeroed, since a masked position still meets a weight of 0 in the kernel."""
         try:
-            memory = np.zeros(self.page_nbytes + _ALIGN, np.uint8)
+            page = aligned_zeros(self.page_nbytes)
         except MemoryError:
             raise PyllamaError(
                 f"kv cache: no memory for another {self.page_nbytes} bytes ({POSITIONS} positions) "
                 f"on top of {self.nbytes}"
             ) from None
-        start = -memory.ctypes.data % _ALIGN
-        page = memory[start : start + self.page_nbytes]
         self._memory.append(page)
         self.addresses = np.append(self.addresses, np.uint64(page.ctypes.data))
         return len(self) - 1

@@ -10,11 +10,11 @@ import numpy as np
 
 from pyllama import _kernels as kernels
 from pyllama.architecture.layer import Attention, Layer
+from pyllama.decoder.page_pool import aligned_zeros
 from pyllama.decoder.shape import Shape
 from pyllama.decoder.states import Steps
 from pyllama.errors import PyllamaError
 
-_ALIGN = 64
 _FLOAT = 4
 
 
@@ -56,9 +56,7 @@ class StatePool:
         """Have at least so many."""
         try:
             while len(self._slots) < slots:
-                memory = np.zeros(self.slot_nbytes + _ALIGN, np.uint8)
-                start = -memory.ctypes.data % _ALIGN
-                slot = memory[start : start + self.slot_nbytes]
+                slot = aligned_zeros(self.slot_nbytes)
                 self._slots.append(slot)
                 self._addresses = np.append(self._addresses, np.uint64(slot.ctypes.data))
             if len(self._rows) < rows:

@@ -123,6 +123,7 @@ def open_drafter(meant: Meant, *, context_length: int) -> ModelDrafter | None:
     if path is None or drafted.division is None:
         return None
     checkpoint = open_checkpoint(path)
+    checkpoint.forget_vocabulary()  # the model's is the same
     try:
         division: Plan = drafted.division
         weights = StreamedWeights(checkpoint, slots=division.slots, room=division.room)

@@ -60,16 +60,8 @@ def check(
                 link = measure_link(hosts, interface)
             except PyllamaError as error:
                 wrong.append(str(error))
-        report: dict[str, Any] = {
-            "hosts": [
-                {"name": host.name, "place": host.place, "share": host.share, **about}
-                for host, about in zip(hosts, told, strict=True)
-            ],
-            "link": asdict(link) if link else None,
-            "wrong": wrong,
-            "shares": None,
-            "forecast": [],
-        }
+        report = _report(hosts, told, link)
+        report["wrong"] = wrong
         if checkpoint is not None and checkpoint.share is None and all(about.get("rates") for about in told):
             options = _options(checkpoint, context_length, kv_dtype)
             try:
@@ -82,6 +74,20 @@ def check(
             checkpoint.close()
 
 
+def _report(hosts: Sequence[Host], told: Sequence[dict[str, Any]], link: Link | None) -> dict[str, Any]:
+    """Without what is wrong, and what is predicted."""
+    return {
+        "hosts": [
+            {"name": host.name, "place": host.place, "share": host.share, **about}
+            for host, about in zip(hosts, told, strict=True)
+        ],
+        "link": asdict(link) if link else None,
+        "wrong": [],
+        "shares": None,
+        "forecast": [],
+    }
+
+
 def _options(checkpoint: Checkpoint, context_length: int | None, kv_dtype: str) -> dict[str, Any]:
     return {"context_length": min(context_length or CONTEXT, checkpoint.config.usual_positions), "kv_dtype": kv_dtype}
 
@@ -91,16 +97,7 @@ def predict(
 ) -> dict[str, Any]:
     """The same without asking anybody: of boards with these rates and so much memory each, on a gigabit switch."""
     told = [{"rates": asdict(rates), "memory": memory} for _ in hosts]
-    report: dict[str, Any] = {
-        "hosts": [
-            {"name": host.name, "place": host.place, "share": host.share, **about}
-            for host, about in zip(hosts, told, strict=True)
-        ],
-        "link": asdict(GIGABIT),
-        "wrong": [],
-        "shares": None,
-        "forecast": [],
-    }
+    report = _report(hosts, told, GIGABIT)
     apart = [replace(host, name=f"{host.place}") for host in hosts]  # boards of their own, whatever their names
     with open_checkpoint(resolve(model)) as checkpoint:
         _predict(report, checkpoint, apart, told, memory, GIGABIT, _options(checkpoint, context_length, kv_dtype))
@@ -139,32 +136,21 @@ def _predict(
 ) -> None:
     """Seconds with 1, 2, ... of the boards, as asked and by proposed shares."""
     here = Counter(host.name for host in hosts)
-    rates = [_of_rank(Rates(**about["rates"]), here[host.name]) for host, about in zip(hosts, told, strict=True)]
+    # One of several ranks on a machine gets its part of it.
+    rates = [Rates(**about["rates"]).times(1 / here[host.name]) for host, about in zip(hosts, told, strict=True)]
     budgets = [
         host.memory or memory or about["memory"] // here[host.name] for host, about in zip(hosts, told, strict=True)
     ]
     asked = [host.share for host in hosts]
     for count in range(1, len(hosts) + 1):
-        some = range(count)
-        shares = _proposed(checkpoint, [budgets[i] for i in some], [rates[i] for i in some], options)
+        those = budgets[:count], rates[:count]
+        shares = _proposed(checkpoint, *those, options)
         row: dict[str, Any] = {"boards": count, "shares": shares}
         for name, dealt in (("as_asked", asked[:count]), ("proposed", shares)):
-            made = _together(checkpoint, dealt, [budgets[i] for i in some], [rates[i] for i in some], link, options)
+            made = _together(checkpoint, dealt, *those, link, options)
             row[name] = _told(made)
         report["forecast"].append(row)
     report["shares"] = report["forecast"][-1]["shares"]
-
-
-def _of_rank(rates: Rates, ranks: int) -> Rates:
-    """What one of several ranks on a machine gets of it."""
-    quantized = rates.quantized_gflop_s
-    return replace(
-        rates,
-        disk_gb_s=rates.disk_gb_s / ranks,
-        dram_gb_s=rates.dram_gb_s / ranks,
-        gflop_s=rates.gflop_s / ranks,
-        quantized_gflop_s=None if quantized is None else quantized / ranks,
-    )
 
 
 def _proposed(

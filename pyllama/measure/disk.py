@@ -4,13 +4,14 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pyllama.checkpoint.files import SECTOR
+from pyllama.checkpoint.files import SECTOR, drop_cache
 from pyllama.errors import PyllamaError, RequestError, reason_of
 from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
@@ -78,56 +79,42 @@ def read_rate(path: Path, *, in_flight: int = 3, seconds: float = 4.0, block: in
     return Reading(done[0] / 1e9 / taken, done[0], taken, direct)
 
 
-def drop_cache(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-
-
-class TemporaryFile:
+@contextmanager
+def temporary_file(folder: Path, nbytes: int, advance: Callable[[int], None] = lambda count: None) -> Iterator[Path]:
     """A file of random bytes in `folder`, on the disk when it is there; gone after the with block."""
-
-    def __init__(self, folder: Path, nbytes: int, advance: Callable[[int], None] = lambda count: None):
-        self.folder, self.nbytes, self._advance = folder, nbytes, advance
-
-    def __enter__(self) -> Path:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._check_space()
-            descriptor, name = tempfile.mkstemp(prefix="pyllama-bench-", dir=self.folder)
-        except OSError as error:
-            raise RequestError(f"{self.folder}: {reason_of(error)}; give --file FILE") from None
-        self.path = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_space(folder, nbytes)
+        descriptor, name = tempfile.mkstemp(prefix="pyllama-bench-", dir=folder)
+    except OSError as error:
+        raise RequestError(f"{folder}: {reason_of(error)}; give --file FILE") from None
+    path = Path(name)
+    try:
         try:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 # Random, and no block like another: some drives compress, some find copies.
                 noise = np.random.default_rng(1).integers(0, 256, BLOCK, np.uint8)
-                for number in range(-(-self.nbytes // BLOCK)):
+                for number in range(-(-nbytes // BLOCK)):
                     np.bitwise_xor(noise, np.uint8(number % 255 + 1), out=noise)
                     noise[:8] = np.frombuffer(number.to_bytes(8, "little"), np.uint8)
-                    file.write(noise[: min(BLOCK, self.nbytes - number * BLOCK)].data)
-                    self._advance(BLOCK)
+                    file.write(noise[: min(BLOCK, nbytes - number * BLOCK)].data)
+                    advance(BLOCK)
                 os.fsync(file.fileno())
-        except BaseException as error:
-            self.path.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise RequestError(f"{self.folder}: {reason_of(error)}; give --file") from None
-            raise
-        return self.path
+        except OSError as error:
+            raise RequestError(f"{folder}: {reason_of(error)}; give --file") from None
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
-    def _check_space(self) -> None:
-        status = os.statvfs(self.folder)
-        free = status.f_bavail * status.f_frsize
-        if free < self.nbytes + (64 << 20):
-            raise RequestError(
-                f"{self.folder}: {free // 1_000_000} MB free, expected {self.nbytes // 1_000_000} to measure the disk; "
-                "give --file FILE, an existing large file on that disk"
-            )
 
-    def __exit__(self, *exception: object) -> None:
-        self.path.unlink(missing_ok=True)
+def _check_space(folder: Path, nbytes: int) -> None:
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if free < nbytes + (64 << 20):
+        raise RequestError(
+            f"{folder}: {free // 1_000_000} MB free, expected {nbytes // 1_000_000} to measure the disk; "
+            "give --file FILE, an existing large file on that disk"
+        )
 
 
 def largest_file(folders: list[Path], least: int | None = None) -> Path | None:

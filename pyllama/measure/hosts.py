@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pyllama.measure.model import CONTEXT, time_decode, time_prefill
+from pyllama.measure.model import CONTEXT, decoded, time_decode, time_model
 
 COUNTED = ("bytes_read", "waited_s", "gather_s", "sent", "messages")
 
@@ -34,22 +34,12 @@ def measure(
         def ids(count: int) -> list[int]:
             return random.integers(0, loaded.config.vocab_size, count).tolist()
 
-        say("the first pass")
-        (first_s,) = time_decode(loaded, ids(1))
-        found: dict[str, Any] = {"model": str(model), "first_pass_s": first_s, "prefill": {}}
-        likely_s = first_s
-        for length in prompts:
-            if length <= loaded.context_length and likely_s <= most_s:
-                say(f"a prompt of {length}")
-                seconds = time_prefill(loaded, ids(length))
-                found["prefill"][str(length)] = {"seconds": seconds, "tok_s": length / seconds}
-                likely_s = seconds * max(prompts) / length
-        say("decoding")
-        time_decode(loaded, ids(1))
+        found: dict[str, Any] = {"model": str(model)}
+        found |= time_model(loaded, ids, say, prompts=prompts, most_s=most_s)
         before = [dict(report) for report in decoder.reports]
         times = time_decode(loaded, ids(decode), most_s=most_s)
         after = decoder.reports
-        found["decode"] = {"tokens": len(times), "seconds": sum(times), "tok_s": len(times) / sum(times)}
+        found["decode"] = decoded(times)
         found["boards"] = [
             {
                 "name": host.name,

@@ -58,6 +58,10 @@ def product_s(matrix: "_kernels.Matrix", tokens: int, seconds: float = 0.3) -> f
     return _median_s(lambda: _kernels.matmul(matrix, made.take(x), out), seconds)
 
 
+def many_gflop_s(matrix: "_kernels.Matrix", seconds: float) -> float:
+    return 2e-9 * matrix.rows * matrix.cols * TOKENS / product_s(matrix, TOKENS, seconds)
+
+
 def attention_s(positions: int, seconds: float = 0.3) -> tuple[float, int]:
     """Seconds of a token's attention over so many positions of a layer, and the bytes of cache it reads."""
     size = HEADS * HEAD_DIM
@@ -83,27 +87,29 @@ def measure(threads: int, nbytes: int, *, positions: int = 2048, seconds: float 
     """name, value, unit and which ceiling it stands beside ("read" or "peak"), of each kernel."""
     _kernels.set_num_threads(threads)
     found = []
+
+    def add(name: str, rate: float, unit: str) -> None:
+        beside = "read" if unit == "GB/s" else "peak"
+        found.append({"name": name, "value": rate, "unit": unit, "beside": beside})
+
+    def one(name: str, matrix: "_kernels.Matrix") -> None:
+        add(f"product of 1 token, {name}", matrix.nbytes / 1e9 / product_s(matrix, 1, seconds), "GB/s")
+
+    def many(name: str, matrix: "_kernels.Matrix") -> None:
+        add(f"product of {TOKENS} tokens, {name}", many_gflop_s(matrix, seconds), "GFLOP/s")
+
     made = matrices(nbytes)
     for layout, matrix in made.items():
-        rate = matrix.nbytes / 1e9 / product_s(matrix, 1, seconds)
-        found.append({"name": f"product of 1 token, bf16 {layout}", "value": rate, "unit": "GB/s", "beside": "read"})
+        one(f"bf16 {layout}", matrix)
     for dtype in QUANTIZED:
         matrix = quantized(made["rows"], dtype)
-        rate = matrix.nbytes / 1e9 / product_s(matrix, 1, seconds)
-        found.append({"name": f"product of 1 token, {dtype}", "value": rate, "unit": "GB/s", "beside": "read"})
-        rate = 2e-9 * matrix.rows * matrix.cols * TOKENS / product_s(matrix, TOKENS, seconds)
-        name = f"product of {TOKENS} tokens, {dtype}"
-        found.append({"name": name, "value": rate, "unit": "GFLOP/s", "beside": "peak"})
+        one(dtype, matrix)
+        many(dtype, matrix)
     for layout in ("panels", "packed"):
         if layout in made:
-            matrix = made[layout]
-            flop = 2.0 * matrix.rows * matrix.cols * TOKENS
-            rate = flop / 1e9 / product_s(matrix, TOKENS, seconds)
-            name = f"product of {TOKENS} tokens, bf16 {layout}"
-            found.append({"name": name, "value": rate, "unit": "GFLOP/s", "beside": "peak"})
+            many(f"bf16 {layout}", made[layout])
     taken, read = attention_s(positions, seconds)
-    name = f"attention over {positions} positions"
-    found.append({"name": name, "value": read / 1e9 / taken, "unit": "GB/s", "beside": "read"})
+    add(f"attention over {positions} positions", read / 1e9 / taken, "GB/s")
     return found
 
 
@@ -112,9 +118,7 @@ def quick(threads: int, nbytes: int = 32 << 20, seconds: float = 0.2) -> tuple[f
     _kernels.set_num_threads(threads)
     made = matrices(nbytes)
     matrix, plain = made["panels"], made["rows"]
-    flop = 2e-9 * matrix.rows * matrix.cols * TOKENS
-    rate = flop / product_s(matrix, TOKENS, seconds)
-    whole = flop / product_s(quantized(plain, "Q4_K"), TOKENS, seconds)
+    rate, whole = many_gflop_s(matrix, seconds), many_gflop_s(quantized(plain, "Q4_K"), seconds)
     packed = huge_empty(int(_kernels.packed_nbytes(plain.rows, plain.cols) * 1.05) + 4096)
     return rate, whole, plain.nbytes / 1e9 / _median_s(lambda: _kernels.pack(plain, packed), seconds / 2)
 

@@ -6,6 +6,7 @@ as in llama-bench.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,47 @@ def time_decode(model, ids: list[int], watch: Watch | None = None, most_s: float
             if len(times) > 1 and sum(times) > most_s:
                 break
     return times
+
+
+def time_model(
+    model,
+    ids: Callable[[int], list[int]],
+    say: Callable[[str], None],
+    *,
+    prompts: tuple[int, ...],
+    most_s: float,
+    read: Callable[[], int] | None = None,
+) -> dict[str, Any]:
+    """Seconds of the first pass, and of prompts; then a token, so that decoding can begin.
+
+    ids      so many token ids
+    say      told what begins
+    prompts  lengths; one that would take longer than most_s, as far as the last one tells, is left out
+    read     bytes read so far, to tell those of each prompt
+    """
+    say("first pass")
+    (first_s,) = time_decode(model, ids(1))
+    found: dict[str, Any] = {"first_pass_s": first_s, "prefill": {}}
+    # A pass takes about as long for 64 tokens as for one while the disk is what it waits for.
+    likely_s = first_s
+    for length in prompts:
+        if length > model.context_length or likely_s > most_s:
+            continue
+        say(f"prompt of {length}")
+        before = read() if read else 0
+        seconds = time_prefill(model, ids(length))
+        likely_s = seconds * max(prompts) / length
+        found["prefill"][str(length)] = {"seconds": seconds, "tok_s": length / seconds}
+        if read:
+            found["prefill"][str(length)]["bytes_read"] = read() - before
+    say("decoding")
+    time_decode(model, ids(1))
+    return found
+
+
+def decoded(times: list[float]) -> dict[str, Any]:
+    """What seconds of tokens make."""
+    return {"tokens": len(times), "seconds": sum(times), "tok_s": len(times) / sum(times)}
 
 
 def budget_to_keep(model: Described, keep: float, **options) -> int:
@@ -81,7 +123,7 @@ def measure(
 
     memory   the budget; default: what is available
     keep     instead: a budget that keeps this share of the weights and streams the rest
-    prompts  lengths; one that would take longer than most_s, as far as the last one tells, is left out
+    prompts  as of time_model()
     decode   tokens, fewer if they take longer than most_s
     """
     import pyllama
@@ -109,8 +151,7 @@ def measure(
             def ids(count: int) -> list[int]:
                 return random.integers(0, model.config.vocab_size, count).tolist()
 
-            watch.mark("first pass")
-            (first_s,) = time_decode(model, ids(1))
+            timed = time_model(model, ids, watch.mark, prompts=prompts, most_s=most_s, read=lambda: weights.bytes_read)
             assert model.plan is not None  # load() makes one
             result: dict[str, Any] = {
                 "budget": model.plan.budget,
@@ -118,34 +159,13 @@ def measure(
                 "isa": _kernels.isa(),
                 "threads": _kernels.num_threads(),
                 "load_s": load_s,
-                "first_pass_s": first_s,
                 "pinned_nbytes": weights.nbytes_pinned,
                 "streamed_nbytes": weights.nbytes_streamed,
-                "prefill": {},
+                **timed,
             }
-            # A pass takes about as long for 64 tokens as for one while the disk is what it waits for.
-            likely_s = first_s
-            for length in prompts:
-                if length > model.context_length or likely_s > most_s:
-                    continue
-                watch.mark(f"prompt of {length}")
-                before, seconds = weights.bytes_read, time_prefill(model, ids(length))
-                likely_s = seconds * max(prompts) / length
-                result["prefill"][str(length)] = {
-                    "seconds": seconds,
-                    "tok_s": length / seconds,
-                    "bytes_read": weights.bytes_read - before,
-                }
-            watch.mark("decoding")
-            time_decode(model, ids(1))
             before, counted = weights.bytes_read, weights.expert_counters
             times = time_decode(model, ids(max(2, min(decode, model.context_length))), watch, most_s)
-            result["decode"] = {
-                "tokens": len(times),
-                "seconds": sum(times),
-                "tok_s": len(times) / sum(times),
-                "bytes_read": weights.bytes_read - before,
-            }
+            result["decode"] = decoded(times) | {"bytes_read": weights.bytes_read - before}
             after = weights.expert_counters
             result["decode"]["experts"] = after and after.as_dict(counted)
             result["bytes_read"] = weights.bytes_read

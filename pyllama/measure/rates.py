@@ -65,7 +65,7 @@ def _disk(model_files: list[Path], seconds: float, nbytes: int) -> tuple[float, 
     else:
         folder = nearest(cache_folders()[0])
         what = f"a temporary file of {nbytes >> 20} MB where models are kept"
-        with disk.TemporaryFile(folder, nbytes) as path:
+        with disk.temporary_file(folder, nbytes) as path:
             reading = disk.read_rate(path, seconds=seconds)
             where = storage(path)
     if not reading.gb_s:

@@ -142,7 +142,7 @@ def _disk(
         written[0] += count
         say(f"disk: writing a file to read, {min(100, 100 * written[0] // file_nbytes)}%")
 
-    with disk.TemporaryFile(nearest(cache_folders()[0]), file_nbytes, advance) as path:
+    with disk.temporary_file(nearest(cache_folders()[0]), file_nbytes, advance) as path:
         say("disk: reading")
         return _read(path, seconds, f"a file of {file_nbytes / 1e6:.0f} MB made for it")
 

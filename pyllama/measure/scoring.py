@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Self
 
 from pyllama.checkpoint import Checkpoint, open_checkpoint
+from pyllama.closing import Closing
 from pyllama.errors import BudgetError, RequestError
 from pyllama.hub import resolve
 from pyllama.loading import assemble, check_computing, set_threads
@@ -27,7 +27,7 @@ from pyllama.tokenizer import load_tokenizer
 _ROWS_SHARE = 4
 
 
-class Scoring:
+class Scoring(Closing):
     """A context manager, and an iterator over estimates: one a window, the last of which is the result.
 
     model, against  the models; against is None without a reference
@@ -119,12 +119,6 @@ class Scoring:
     def close(self) -> None:
         """Gives memory and files back."""
         self._opened.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _context(asked: int | None, checkpoints: list[Checkpoint]) -> int:

@@ -48,12 +48,9 @@ def folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 def _gguf_head(checkpoint: Checkpoint) -> bytes:
     """The key/values as they stand in the (first) file, with the tensors that belong to the config."""
-    file = InputFile(checkpoint.files[0])
-    try:
+    with InputFile(checkpoint.files[0]) as file:
         header = read_header(file)
         head = bytearray(file.read(0, header.metadata_end))
-    finally:
-        file.close()
     tensors = factor_tensors(checkpoint.config.rope_scaling)
     alignment = header.metadata.get("general.alignment", 32)
     head[8:16] = struct.pack("<Q", len(tensors))

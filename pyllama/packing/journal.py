@@ -17,8 +17,12 @@ from pyllama.checkpoint.share import StoredShare, compact_share
 from pyllama.errors import PackError
 from pyllama.packing.own_rows import ForBoard
 from pyllama.packing.rows import state_of
-from pyllama.packing.shard import compact, estimated_nbytes
+from pyllama.packing.shard import estimated_nbytes, shard_fields
 
+#: Fields of a journal that JSON has as they are.
+_PLAIN: dict[str, Callable[[Any], Any]] = {
+    "asked": str, "path": str, "replace": bool, "format": str, "rope_interleaved": bool, "tied": bool,
+}  # fmt: skip
 SHARD_NBYTES = 4_000_000_000  # of unpacked weights: no file system refuses the packed file
 
 
@@ -75,16 +79,8 @@ class Journal:
 
     def fields(self, number: int, previous: int) -> dict[str, str]:
         """What the header of a shard says of it; previous: the checksum of the one before."""
-        first = number == 1
-        found = {
-            "source": self.format,
-            "rope_interleaved": "true" if self.rope_interleaved else "false",
-            "shard": str(number),
-            "shards": str(len(self.shards)),
-            "previous": f"{previous:08x}",
-            "files": compact(self.carried if first else {}),
-        }
-        return found | ({SHARE: compact_share(self.share)} if first and self.share is not None else {})
+        found = shard_fields(self.format, self.rope_interleaved, number, len(self.shards), previous, self.carried)
+        return found | ({SHARE: compact_share(self.share)} if number == 1 and self.share is not None else {})
 
     def files_done(self, count: int) -> list[Path]:
         """The source files from which nothing is wanted once `count` shards are there."""
@@ -96,12 +92,7 @@ class Journal:
         number = {path: i for i, path in enumerate(files)}
         return {
             "work": "pack",
-            "asked": self.asked,
-            "path": self.path,
-            "replace": self.replace,
-            "format": self.format,
-            "rope_interleaved": self.rope_interleaved,
-            "tied": self.tied,
+            **{name: getattr(self, name) for name in _PLAIN},
             "files": [[os.fsdecode(path), *self.states[path]] for path in files],
             "shards": [[_to_list(tensor, number) for tensor in shard] for shard in self.shards],
             "carried": self.carried,
@@ -116,16 +107,11 @@ class Journal:
                 raise PackError(f"{journal}: left by another command, expected one of pack; go on with that one")
             files = [Path(name) for name, _, _ in value["files"]]
             return cls(
-                str(value["asked"]),
-                str(value["path"]),
-                bool(value["replace"]),
-                str(value["format"]),
-                bool(value["rope_interleaved"]),
-                bool(value["tied"]),
-                {path: (size, time) for path, (_, size, time) in zip(files, value["files"], strict=True)},
-                [[_from_list(item, files) for item in shard] for shard in value["shards"]],
-                {str(name): Carried(*entry) for name, entry in value["carried"].items()},
-                StoredShare.from_json(value["share"], journal.name) if value.get("share") else None,
+                states={path: (size, time) for path, (_, size, time) in zip(files, value["files"], strict=True)},
+                shards=[[_from_list(item, files) for item in shard] for shard in value["shards"]],
+                carried={str(name): Carried(*entry) for name, entry in value["carried"].items()},
+                share=StoredShare.from_json(value["share"], journal.name) if value.get("share") else None,
+                **{name: kind(value[name]) for name, kind in _PLAIN.items()},
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
             raise PackError(f"{journal}: not a journal that this version can read; move it elsewhere") from None

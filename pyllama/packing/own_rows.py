@@ -3,8 +3,8 @@
 Rows come out as they were published, whatever form they lie in, packed included.
 """
 
-import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from pyllama.architecture import Config
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.digest import weights_digest
+from pyllama.checkpoint.files import drop_cache
 from pyllama.checkpoint.share import StoredShare
 from pyllama.closing import Closing
 from pyllama.decoder.ranks import Share
@@ -64,14 +65,8 @@ class OwnRows(Closing):
     def _drop(self) -> None:
         """The page cache is for others: nobody reads this twice."""
         for path in self._checkpoint.files:
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
+            with suppress(OSError):
+                drop_cache(path)
 
     def close(self) -> None:
         self._drop()

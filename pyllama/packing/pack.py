@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from pyllama.checkpoint import Tensor, open_checkpoint
-from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.index import StoredBlock, files_of
-from pyllama.checkpoint.packed import Carried, Shard, read_shard, shard_name
+from pyllama.checkpoint.packed import Carried, Shard, header_of, shard_name
 from pyllama.checkpoint.packed_rows import unpack
 from pyllama.errors import CheckpointError, PackError, RequestError
 from pyllama.hub import resolve
@@ -24,7 +23,7 @@ from pyllama.packing.journal import Journal
 from pyllama.packing.own_rows import ForBoard, OwnRows
 from pyllama.packing.rows import Rows, SourceFiles, state_of
 from pyllama.packing.shard import compact, write_shard
-from pyllama.packing.verify import INDEX, check_blocks, index_bytes
+from pyllama.packing.verify import INDEX, check_blocks, first_wrong, index_bytes
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
 from pyllama.terminal.progress import Progress, format_nbytes
 
@@ -190,14 +189,6 @@ def write_checked(
     return header_of(path)
 
 
-def header_of(path: Path) -> Shard:
-    file = InputFile(path)
-    try:
-        return read_shard(file)
-    finally:
-        file.close()
-
-
 def _take_over(
     path: Path, plan: Journal, number: int, previous: int, source: SourceFiles | OwnRows, progress: Progress
 ) -> Shard | None:
@@ -216,7 +207,7 @@ def _take_over(
         if plan.replace and there and isinstance(source, SourceFiles):
             check_equal(path, tensors, source, Progress(quiet=True))
         else:
-            wrong = next(check_blocks({path: shard}, lambda count: None), None)
+            wrong = first_wrong(path, shard)
             if wrong:
                 raise CheckpointError(wrong)
     except CheckpointError as error:

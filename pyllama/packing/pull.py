@@ -19,7 +19,7 @@ from pyllama.checkpoint.dtypes import PLAIN
 from pyllama.checkpoint.files import InputFile
 from pyllama.checkpoint.huggingface import INDEX, read_config, read_weight_map
 from pyllama.checkpoint.index import is_ignored
-from pyllama.checkpoint.packed import Carried, Shard, shard_name
+from pyllama.checkpoint.packed import Carried, Shard, header_of, shard_name
 from pyllama.checkpoint.safetensors import read_safetensors
 from pyllama.checkpoint.wrapped_names import plain_names
 from pyllama.errors import CheckpointError, PackError, UnsupportedError, shown
@@ -27,10 +27,10 @@ from pyllama.hub.cache import Repository
 from pyllama.hub.find import NotInCacheError, named
 from pyllama.hub.names import DEMO, ModelName, parse_name
 from pyllama.packing.carry import folder_files
-from pyllama.packing.pack import delete, describe, header_of, pack, write_checked
+from pyllama.packing.pack import delete, describe, pack, write_checked
 from pyllama.packing.rows import SourceFiles, state_of
-from pyllama.packing.shard import SHARE, compact
-from pyllama.packing.verify import check_blocks, index_bytes
+from pyllama.packing.shard import SHARE, shard_fields
+from pyllama.packing.verify import first_wrong, index_bytes
 from pyllama.packing.workplace import JOURNAL, Workplace, disk_errors
 from pyllama.terminal.progress import Progress, format_nbytes
 
@@ -171,14 +171,7 @@ class _Job:
                 goal = progress.done + PASSES * sizes[file]
                 self.fetcher.fetch([file])
                 progress.label = f"packing {file}"
-                fields = {
-                    "source": "huggingface",
-                    "rope_interleaved": "false",
-                    "shard": str(number),
-                    "shards": str(count),
-                    "previous": f"{previous:08x}",
-                    "files": compact(self.carried if number == 1 else {}),
-                }
+                fields = shard_fields("huggingface", False, number, count, previous, self.carried)
                 with SourceFiles({here: state_of(here)}) as source:
                     shard = write_checked(
                         self.work,
@@ -200,14 +193,10 @@ class _Job:
 
     def _tensors(self, path: Path) -> list[Tensor]:
         """The tensors of one source file in the order of a pass, as the config wants them."""
-        file = InputFile(path)
-        try:
+        with InputFile(path) as file:
             found = read_safetensors(file)
-        finally:
-            file.close()
         if HEAD in found and self.config.tie_word_embeddings and EMBEDDING not in self.weight_map:
-            head = found.pop(HEAD)
-            found[EMBEDDING] = Tensor(EMBEDDING, head.dtype, head.shape, head.parts)
+            found[EMBEDDING] = found.pop(HEAD)._replace(name=EMBEDDING)
         wanted = [name for name in self.expected if (self.weight_map.get(name) or self.weight_map[HEAD]) == path.name]
         for name in wanted:
             tensor = found.get(name)
@@ -238,9 +227,7 @@ def _sound(path: Path, number: int, count: int, previous: int) -> Shard | None:
     """The shard an earlier run finished, after reading all of it; None, and gone, if it is damaged."""
     try:
         shard = header_of(path)
-        if (shard.shard, shard.shards, shard.previous) == (number, count, previous) and not next(
-            check_blocks({path: shard}, lambda nbytes: None), None
-        ):
+        if (shard.shard, shard.shards, shard.previous) == (number, count, previous) and not first_wrong(path, shard):
             return shard
     except CheckpointError:
         pass

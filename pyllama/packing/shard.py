@@ -19,7 +19,7 @@ from pyllama import _kernels
 from pyllama.architecture.tensors import BY_ROW, EMBEDDING
 from pyllama.checkpoint import Tensor
 from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, VERSION, header_crc32, padded
+from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, VERSION, Carried, header_crc32, padded
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.own_rows import OwnRows
 from pyllama.packing.rows import Rows, SourceFiles
@@ -76,11 +76,8 @@ def estimated_nbytes(tensor: Tensor, tied: bool) -> int:
 
 def write_shard(path: Path, tensors: Sequence[Tensor], fields: Mapping[str, str], **how: Any) -> int:
     """write_to() a new file."""
-    sink = FileSink(path)
-    try:
+    with FileSink(path) as sink:
         return write_to(sink, tensors, fields, **how)
-    finally:
-        sink.close()
 
 
 def write_to(
@@ -180,6 +177,20 @@ def _header(
     head = b"\0" * 8 + compact({"__metadata__": metadata, **stored}).encode()
     assert head.startswith(HEAD, 8)
     return head
+
+
+def shard_fields(
+    source: str, rope_interleaved: bool, number: int, count: int, previous: int, carried: Mapping[str, Carried]
+) -> dict[str, str]:
+    """What the header of a file says of it; previous: the checksum of the one before; carried: told in the first."""
+    return {
+        "source": source,
+        "rope_interleaved": "true" if rope_interleaved else "false",
+        "shard": str(number),
+        "shards": str(count),
+        "previous": f"{previous:08x}",
+        "files": compact(carried if number == 1 else {}),
+    }
 
 
 def compact(value: Any) -> str:

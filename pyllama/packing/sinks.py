@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pyllama.checkpoint.files import SECTOR
+from pyllama.closing import Closing
 
 
 class Sink(Protocol):
@@ -22,7 +23,7 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class FileSink:
+class FileSink(Closing):
     """A new file, past the page cache where that works: it would fill with what nobody reads, and push out what
     somebody does."""
 

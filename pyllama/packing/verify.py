@@ -58,6 +58,11 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
     return report._replace(blocks=len(blocks), nbytes=progress.total, damage=damage)
 
 
+def first_wrong(path: Path, shard: Shard) -> str | None:
+    """What check_blocks() finds first, of one file."""
+    return next(check_blocks({path: shard}, lambda nbytes: None), None)
+
+
 def check_blocks(
     shards: Mapping[Path, Shard],
     advance: Callable[[int], None],
@@ -97,13 +102,11 @@ def check_blocks(
             except PyllamaError:
                 return str(damaged(tensor, block))
 
-        try:
+        with file:
             for (_, block), wrong in read_ahead(items, room, check):
                 if wrong:
                     yield wrong
                 advance(block.nbytes)
-        finally:
-            file.close()
 
 
 def _small_damage(folder: Path, shards: Mapping[Path, Shard]) -> Iterator[str]:
@@ -111,11 +114,8 @@ def _small_damage(folder: Path, shards: Mapping[Path, Shard]) -> Iterator[str]:
     for name, carried in first.files.items():
         path = folder / name
         try:
-            file = InputFile(path)
-            try:
+            with InputFile(path) as file:
                 data = file.read(0, file.nbytes) if file.nbytes == carried.nbytes else b""
-            finally:
-                file.close()
         except CheckpointError as error:
             yield str(error)
             continue

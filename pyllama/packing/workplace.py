@@ -9,6 +9,8 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -143,21 +145,16 @@ def is_taken(destination: Path) -> bool:
         return destination.is_symlink()
 
 
-class disk_errors:
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
     """Turns OSError into one line that says what to do: `with disk_errors(path): ...`"""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            where = os.fsdecode(error.filename) if error.filename is not None else self._path
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            reason = "the disk is full" if full else reason_of(error)
-            raise PackError(f"{where}: {reason}") from None
+    try:
+        yield
+    except OSError as error:
+        where = os.fsdecode(error.filename) if error.filename is not None else path
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "the disk is full" if full else reason_of(error)
+        raise PackError(f"{where}: {reason}") from None
 
 
 def sync(folder: Path) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import model_tensors
 from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.index import Part, Tensor
-from pyllama.checkpoint.outline import NOWHERE, Described
+from pyllama.checkpoint.index import Tensor, whole
+from pyllama.checkpoint.outline import Described
 from pyllama.decoder import MAX_PASS_TOKENS, Shape
 from pyllama.decoder.buffers import buffers_nbytes
 from pyllama.decoder.page_pool import cache_nbytes
@@ -230,8 +230,7 @@ def _kept_nbytes(tensor: Tensor, room: int) -> int:
 
 @lru_cache(maxsize=1024)  # a 70B has 560 matrices in 34,000 blocks, and six shapes
 def _kept_rows_nbytes(dtype: str, rows: int, cols: int, room: int) -> int:
-    tensor = Tensor("", dtype, (rows, cols), (Part(NOWHERE, 0, 0, rows, 0, cols),))
-    return sum(kept_nbytes(block) for block in cut(tensor, room))
+    return sum(kept_nbytes(block) for block in cut(whole("", dtype, (rows, cols)), room))
 
 
 def _besides(plan: Plan) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 from pyllama import _kernels
 from pyllama.architecture.tensors import flop
 from pyllama.checkpoint.dtypes import PLAIN, row_nbytes
-from pyllama.checkpoint.index import StoredBlock, Tensor
-from pyllama.checkpoint.outline import NOWHERE, Described, Outline
+from pyllama.checkpoint.index import NOWHERE, StoredBlock, Tensor
+from pyllama.checkpoint.outline import Described, Outline
 from pyllama.decoder import Shape
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.errors import BudgetError

@@ -208,11 +208,8 @@ def _collected(
         model.decoder.on_input = sums.add
         saved = time.monotonic()
         for number in range(done, len(windows)):
-            sequence = model.decoder.new_sequence()
-            try:
+            with model.decoder.new_sequence() as sequence:
                 model.decoder.prefill(sequence, windows[number])
-            finally:
-                sequence.close()
             tokens += len(windows[number])
             if time.monotonic() - saved > STATE_S:
                 work.write(STATE, sums.state(number + 1, tokens))

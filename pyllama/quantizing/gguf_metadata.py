@@ -46,12 +46,9 @@ def written_family(config: Config) -> Family:
 def copied(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The key/values of a GGUF source as they stand there, encoded; those of a split and of layers that guess further
     tokens are left out."""
-    file = InputFile(checkpoint.path / GGUF_HEAD if checkpoint.packed else checkpoint.files[0])
-    try:
+    with InputFile(checkpoint.path / GGUF_HEAD if checkpoint.packed else checkpoint.files[0]) as file:
         header = read_header(file)
         values = {key: file.read(begin, end - begin) for key, (begin, end) in header.values.items()}
-    finally:
-        file.close()
     main = main_layers(header.metadata)
     for key, value in main.items():
         if value is not header.metadata[key]:
@@ -68,62 +65,62 @@ def of_config(config: Config, name: str) -> dict[str, Value]:
     """
     family = written_family(config)
     prefix = f"{family.gguf_architecture}."
-    found: dict[str, Value] = {
-        "block_count": np.uint32(config.num_hidden_layers),
-        "context_length": np.uint32(config.max_position_embeddings),
-        "embedding_length": np.uint32(config.hidden_size),
-        "feed_forward_length": np.uint32(config.intermediate_size),
-        "attention.head_count": np.uint32(config.num_attention_heads),
-        "attention.head_count_kv": np.uint32(config.num_key_value_heads),
-        "attention.key_length": np.uint32(config.head_dim),
-        "attention.value_length": np.uint32(config.head_dim),
-        "attention.layer_norm_rms_epsilon": np.float32(config.rms_norm_eps),
-        "rope.dimension_count": np.uint32(config.rotary_dim or config.head_dim),
-        "rope.freq_base": np.float32(config.rope_theta),
-        "vocab_size": np.uint32(config.vocab_size),
+    found: dict[str, Any] = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "rope.dimension_count": config.rotary_dim or config.head_dim,
+        "rope.freq_base": config.rope_theta,
+        "vocab_size": config.vocab_size,
     }
     if config.mixture is not None:
-        found["expert_count"] = np.uint32(config.mixture.num_experts)
-        found["expert_used_count"] = np.uint32(config.mixture.num_experts_per_tok)
+        found["expert_count"] = config.mixture.num_experts
+        found["expert_used_count"] = config.mixture.num_experts_per_tok
         if family.gguf_architecture != "llama":  # which has one width for both
-            found["expert_feed_forward_length"] = np.uint32(config.mixture.moe_intermediate_size)
+            found["expert_feed_forward_length"] = config.mixture.moe_intermediate_size
     window = config.layer_windows[0]
     if window is not None:
-        found["attention.sliding_window"] = np.uint32(window)
+        found["attention.sliding_window"] = window
     found |= {f"rope.scaling.{key}": value for key, value in _scaling(config).items()}
-    found |= {key: _typed(value) for key, value in family.gguf_values(config).items()}
+    found |= family.gguf_values(config)
     general = {"general.architecture": str(family.gguf_architecture), "general.type": "model", "general.name": name}
-    return {**general, **{prefix + key: value for key, value in found.items()}}
+    return {**general, **{prefix + key: _typed(value) for key, value in found.items()}}
 
 
 def _typed(value: Any) -> Value:
-    """A family's number or boolean, or list of them, as GGUF stores its kind."""
-    if isinstance(value, bool):
+    """A text, a number or boolean, or a list of them, as GGUF stores its kind."""
+    if isinstance(value, (bool, str)):
         return value
     if isinstance(value, list):
         return np.array(value, np.bool_ if type(value[0]) is bool else np.uint32)
     return np.uint32(value) if type(value) is int else np.float32(value)
 
 
-def _scaling(config: Config) -> dict[str, Value]:
+def _scaling(config: Config) -> dict[str, Any]:
     scaling = config.rope_scaling
     if scaling is None or scaling.kind in ("llama3", "factors", "proportional"):
         return {}  # a tensor says it: rope_factors()
     if scaling.kind == "longrope":
         return {
-            "original_context_length": np.uint32(scaling.original_max_position_embeddings),
-            "attn_factor": np.float32(scaling.attention_factor),
+            "original_context_length": scaling.original_max_position_embeddings,
+            "attn_factor": scaling.attention_factor,
         }
-    found: dict[str, Value] = {"type": scaling.kind, "factor": np.float32(scaling.factor)}
+    found: dict[str, Any] = {"type": scaling.kind, "factor": scaling.factor}
     if scaling.kind == "yarn":
-        found["original_context_length"] = np.uint32(scaling.original_max_position_embeddings)
-        found["yarn_beta_fast"] = np.float32(scaling.beta_fast)
-        found["yarn_beta_slow"] = np.float32(scaling.beta_slow)
+        found["original_context_length"] = scaling.original_max_position_embeddings
+        found["yarn_beta_fast"] = scaling.beta_fast
+        found["yarn_beta_slow"] = scaling.beta_slow
         extra = scaling.attention_factor / yarn_magnitude(scaling.factor)
         if _LOG_MULTIPLIER in written_family(config).read_here and scaling.mscale == 1.0 and scaling.mscale_all_dim:
-            found["yarn_log_multiplier"] = np.float32(scaling.mscale_all_dim)
+            found["yarn_log_multiplier"] = scaling.mscale_all_dim
         elif extra != 1.0:
-            found["attn_factor"] = np.float32(extra)
+            found["attn_factor"] = extra
     return found
 
 

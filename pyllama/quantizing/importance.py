@@ -40,11 +40,8 @@ class Importance:
 
 def read_importance(path: Path) -> Importance:
     """The file at `path`. Raises CheckpointError for what is no importance matrix, or one with impossible values."""
-    file = InputFile(path)
-    try:
+    with InputFile(path) as file:
         found = _read_gguf(file) if file.nbytes >= 4 and file.read(0, 4) == b"GGUF" else _read_legacy(path)
-    finally:
-        file.close()
     for name, columns in found.columns.items():
         if not (np.isfinite(columns).all() and (columns >= 0).all()):
             raise CheckpointError(f"{path}: {shown(name)}: an importance that is no number from 0 on (damaged?)")

@@ -129,15 +129,8 @@ def outline(
     if "general.alignment" in metadata:
         alignment = int(np.frombuffer(metadata["general.alignment"][4:], "<u4")[0])
     factors = gguf_metadata.rope_factors(config)
-    shapes, firsts = stored_shapes(whole, names, convolutions(config) | stored_as_vectors(config))
-    dtypes = tensor_types(
-        wanted,
-        shapes,
-        architecture=str(gguf_metadata.written_family(config).gguf_architecture),
-        layers=config.num_hidden_layers,
-        groups=config.num_attention_heads // config.num_key_value_heads,
-        calibrated=weighed_by is not None,
-    )
+    shapes, firsts = stored_shapes(config, whole, names)
+    dtypes = types_of(config, wanted, shapes, calibrated=weighed_by is not None)
     listed = [(name, "F32", values.shape) for name, values in factors]
     listed += [(name, dtypes[name], shape) for name, shape in shapes.items()]
     infos = laid_out(listed, alignment)
@@ -172,13 +165,26 @@ def stored_names(checkpoint: Described) -> dict[str, str]:
     return found
 
 
-def stored_shapes(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str], otherwise: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-    """GGUF's name -> shape, and our name -> the row of it that is the first of ours.
+def types_of(
+    config: Config, wanted: FileType, shapes: Mapping[str, tuple[int, ...]], *, calibrated: bool = False
+) -> dict[str, str]:
+    """tensor_types() of a file of this model."""
+    return tensor_types(
+        wanted,
+        shapes,
+        architecture=str(gguf_metadata.written_family(config).gguf_architecture),
+        layers=config.num_hidden_layers,
+        groups=config.num_attention_heads // config.num_key_value_heads,
+        calibrated=calibrated,
+    )
 
-    otherwise  our name -> shape, of what is a vector in one of the two and a matrix in the other
-    """
+
+def stored_shapes(
+    config: Config, tensors: Mapping[str, Tensor], names: Mapping[str, str]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """GGUF's name -> shape, and our name -> the row of it that is the first of ours."""
+    # What is a vector in one of the two and a matrix in the other.
+    otherwise = convolutions(config) | stored_as_vectors(config)
     shapes: dict[str, tuple[int, ...]] = {}
     firsts = {}
     for ours, tensor in tensors.items():

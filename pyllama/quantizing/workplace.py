@@ -11,8 +11,9 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
+from pyllama.closing import Closing
 from pyllama.errors import PackError, RequestError
 from pyllama.packing.workplace import JOURNAL, Workplace, sync
 
@@ -85,7 +86,7 @@ class FileWorkplace(Workplace):
         os.rmdir(self.folder)
 
 
-class GrowingFile:
+class GrowingFile(Closing):
     """A file that is written from the beginning, or from a mark on; a context manager.
 
     Raises OSError where the disk fails or is full.
@@ -138,8 +139,5 @@ class GrowingFile:
         # The page cache is for others: what is on the disk may leave it.
         os.posix_fadvise(self._fd, 0, self._nbytes, os.POSIX_FADV_DONTNEED)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
         os.close(self._fd)

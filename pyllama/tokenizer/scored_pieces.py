@@ -8,7 +8,6 @@ costs 2 MB.
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pyllama.errors import TokenizerError
+from pyllama.machine import malloc
 from pyllama.tokenizer.piece_types import BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UNUSED
 from pyllama.tokenizer.steps import SPACE_MARK
 from pyllama.tokenizer.vocabulary import Vocabulary
@@ -86,7 +86,7 @@ class ScoredPieces:
         except Exception as error:  # noqa: BLE001 - which classes it raises differs from version to version
             reason = " ".join(str(error).split())
             raise TokenizerError(f"{self._where}: sentencepiece does not take these pieces: {reason[:120]}") from None
-        _give_back()
+        malloc.trim()  # below the library's: 5 of 60 MB with 262,144 pieces
         return processor
 
     def _model(self) -> bytes:
@@ -163,14 +163,6 @@ class ScoredPieces:
             beyond = self._vocabulary.size
             ids = [own for token_id in ids for own in (self._unknown if token_id == beyond else (token_id,))]
         out += ids
-
-
-def _give_back() -> None:
-    """Return freed memory below the library's: 5 of 60 MB with 262,144 pieces. Not every C library can."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        return
 
 
 def _check(vocabulary: Vocabulary, types: np.ndarray, scores: np.ndarray, algorithm: int, where: str) -> bool:

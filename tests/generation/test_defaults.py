@@ -2,9 +2,11 @@
 
 import json
 
+import golden_tokenizers
 import pytest
 import tiny
 
+import pyllama
 from pyllama.checkpoint import open_checkpoint
 from pyllama.generation.defaults import CONVERSATION, own_sampling, sampling_defaults
 
@@ -48,3 +50,14 @@ def test_keys_of_gguf_come_first(tmp_path):
 def test_what_is_out_of_range_is_left_out(tmp_path, wrong):
     with folder(tmp_path, json.dumps({"temperature": wrong, "top_k": 7})) as checkpoint:
         assert own_sampling(checkpoint) == {"top_k": 7}
+
+
+def test_a_loaded_model_keeps_the_files_words_and_not_its_vocabulary(tmp_path):
+    config = tiny.tiny_config()
+    said = {"general.sampling.temp": 0.5, **golden_tokenizers.gguf_metadata("smollm.json")}
+    config["vocab_size"] = len(said["tokenizer.ggml.tokens"])
+    path = tiny.write_gguf(tmp_path / "m.gguf", config, tiny.random_tensors(config), extra=said)
+    with pyllama.load(path, context_length=32) as model:
+        assert own_sampling(model.checkpoint) == {"temperature": 0.5}
+        assert not [key for key in model.checkpoint.metadata if key.startswith("tokenizer.")]
+        assert model.tokenizer.decode(model.tokenizer.encode("words")) == "words"

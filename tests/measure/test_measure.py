@@ -292,13 +292,13 @@ def test_a_disk_that_fails_while_measured_is_an_error(tmp_path, monkeypatch):
 def test_the_file_made_to_be_read_holds_no_block_twice_and_goes_again(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "BLOCK", 4096)
     told = []
-    with disk.TemporaryFile(tmp_path / "new", 300 * 4096 + 100, told.append) as path:
+    with disk.temporary_file(tmp_path / "new", 300 * 4096 + 100, told.append) as path:
         data = path.read_bytes()
         assert len(data) == 300 * 4096 + 100 and len(told) == 301
         blocks = {data[i : i + 4096] for i in range(0, 300 * 4096, 4096)}
         assert len(blocks) == 300
     assert list((tmp_path / "new").iterdir()) == []
-    with pytest.raises(RequestError, match="MB free, expected .* give --file"), disk.TemporaryFile(tmp_path, 1 << 60):
+    with pytest.raises(RequestError, match="MB free, expected .* give --file"), disk.temporary_file(tmp_path, 1 << 60):
         pass
 
 
