@@ -2,7 +2,8 @@
 """A mixture of true sizes on a small disk, and seconds a token from a budget beside what the disk gives.
 
 usage: mixture.py make DST [--skew]     a Qwen3-30B-A3B, packed: one layer's file under 48 names (2.7 GB)
-       mixture.py run DST --memory 1G [--tokens N] [--warm N] [--prompt N] [--no-guesses]     DST: that, or a GGUF file
+       mixture.py run DST --memory 1G [--tokens N] [--warm N] [--prompt N] [--no-guesses] [--reads]
+                                        DST: that, or a GGUF file
        mixture.py cells NAME=DST ... --board board.py [--memory 1G,4G] [--disk 450e6] [--llama PYTHON] --out FILE.jsonl
 
 `cells` runs each model in each of so much memory (a fresh control group, page cache included; pyllama gets 15/16 of it)
@@ -11,7 +12,9 @@ xllamacpp. A cell that stands in the file already is not run again. board.py: se
 
 Weights are seeded noise with trained-like exponents, so tokens go to all experts alike; --skew scales rows of the
 routers so that 13 % of the experts get about 60 % of them. `run` prints one line of JSON: seconds a token (mean), bytes
-read, the rate of plain direct reads of the same file just before and after, hits, and peak memory. Every layer's file
+read, the rate of plain direct reads of the same file just before and after, hits, and peak memory; with --reads too
+for how long a token is before a layer knows its experts, among these, in the head and between passes, and for how much
+of that no read was in flight. Every layer's file
 has a name of its own, but the bytes are one file's on the disk: reads go past the page cache, so they are as many.
 """
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -106,6 +110,59 @@ def open_shared(folder: Path) -> Checkpoint:
     return Checkpoint(folder, "huggingface", config, tensors, files, packed=True)
 
 
+class Reads:
+    """What experts' reads are in flight in which part of a pass."""
+
+    def __init__(self, decoder: Any):
+        self.reads: list[tuple[float, float, int]] = []
+        self.marks: list[tuple[float, str]] = []  # when a part begins
+        weights = decoder.weights
+        read, experts = weights._experts._read, weights.experts
+
+        def timed(span: Any, memory: np.ndarray) -> np.ndarray:
+            started = time.perf_counter()
+            found = read(span, memory)
+            self.reads.append((started, time.perf_counter(), span.nbytes))
+            return found
+
+        def asked(*of: Any) -> Any:
+            self.mark("experts")
+            return self._taken(experts(*of))
+
+        weights._experts._read, weights.experts = timed, asked
+        decoder.on_layer = lambda layer: self.mark("before")
+
+    def _taken(self, coming: Any) -> Any:
+        yield from coming
+        self.mark("head")  # unless another layer begins
+
+    def mark(self, part: str) -> None:
+        self.marks.append((time.perf_counter(), part))
+
+    def parts(self, since: float, tokens: int) -> dict[str, dict[str, float]]:
+        """Seconds a token of each part, and those in which nothing was read; reads in flight, on the mean."""
+        found = {part: {"s": 0.0, "idle_s": 0.0} for part in ("before", "experts", "head", "between")}
+        busy: list[list[float]] = []
+        for begin, end, _ in sorted(self.reads):
+            if busy and begin <= busy[-1][1]:
+                busy[-1][1] = max(busy[-1][1], end)
+            else:
+                busy.append([begin, end])
+        marks = [mark for mark in self.marks if mark[0] >= since]
+        for (begin, part), (end, _) in itertools.pairwise(marks):
+            of = found[part]
+            of["s"] += end - begin
+            of["idle_s"] += end - begin - sum(max(0.0, min(end, b) - max(begin, a)) for a, b in busy)
+        reads = [of for of in self.reads if of[0] >= since]
+        sums = {part: {name: round(value / tokens, 4) for name, value in of.items()} for part, of in found.items()}
+        span = max(1e-9, marks[-1][0] - since)
+        return {
+            **sums,
+            "in_flight": round(sum(end - begin for begin, end, _ in reads) / span, 2),
+            "read_mb": round(sum(nbytes for *_, nbytes in reads) / tokens / 1e6, 1),
+        }
+
+
 def run(args: argparse.Namespace) -> None:
     from pyllama import _kernels
     from pyllama.loading import assemble
@@ -131,6 +188,7 @@ def run(args: argparse.Namespace) -> None:
     decoder, weights = model.decoder, model.decoder.weights
     if args.no_guesses:
         weights.guess = lambda layer, experts: None
+    log = Reads(decoder) if args.reads else None
     random = np.random.default_rng(5)
     ids = random.integers(3, checkpoint.config.vocab_size, args.prompt + args.warm + args.tokens).tolist()
     digest, times = hashlib.sha256(), []
@@ -142,9 +200,13 @@ def run(args: argparse.Namespace) -> None:
             if number == args.warm:
                 read, counted = weights.bytes_read, weights.expert_counters
                 waited = weights.waited_s
+                since = time.perf_counter()
             started = time.perf_counter()
-            digest.update(decoder.forward([(sequence, [token])]).tobytes())
+            logits = decoder.forward([(sequence, [token])])
             times.append(time.perf_counter() - started)
+            if log:
+                log.mark("between")
+            digest.update(logits.tobytes())
     times = times[args.warm :]
     read = (weights.bytes_read - read) / len(times)
     after = direct_rate(some, DIRECT_NBYTES)
@@ -169,6 +231,7 @@ def run(args: argparse.Namespace) -> None:
         "bound": bound,
         "peak_rss": peak_resident_nbytes(),
         "fingerprint": digest.hexdigest()[:16],
+        **({"reads": log.parts(since, len(times))} if log else {}),
     }
     print(json.dumps(result), flush=True)
     weights._counts = None  # of a made-up model
@@ -222,6 +285,7 @@ def main() -> None:
     running.add_argument("--warm", type=int, default=4)
     running.add_argument("--prompt", type=int, default=1)
     running.add_argument("--no-guesses", action="store_true")
+    running.add_argument("--reads", action="store_true", help="log them")
     several = commands.add_parser("cells")
     several.add_argument("models", nargs="+", metavar="NAME=DST")
     several.add_argument("--board", required=True)
