@@ -28,6 +28,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ from pyllama.checkpoint import Checkpoint, open_checkpoint
 from pyllama.checkpoint.files import InputFile
 from pyllama.packing.pack import pack
 
-DRAM_GB_S = 20.0  # of the machine these runs were made on, about; the disk decides
-DIRECT_NBYTES = 1 << 30  # a throttle lets some of its first bytes pass at once
+DIRECT_NBYTES = 1 << 30
+FIRST_NBYTES = 1 << 29  # a throttle lets some of the first bytes after a pause pass at once: these are not timed
+DRAM_NBYTES = 256 << 20
 LAYERS = 48
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144,
@@ -105,23 +107,33 @@ def open_shared(folder: Path) -> Checkpoint:
             path, like = folder / f"layer-{int(words[2]):05}.safetensors", ".".join([*words[:2], "0", *words[3:]])
         if path not in files:
             files[path] = InputFile(path)
-        blocks = tuple(dataclasses.replace(block, file=path) for block in stored[like].blocks)
-        tensors[name] = dataclasses.replace(stored[like], name=name, blocks=blocks)
+        blocks = tuple(block._replace(file=path) for block in stored[like].blocks)
+        tensors[name] = stored[like]._replace(name=name, blocks=blocks)
     return Checkpoint(folder, "huggingface", config, tensors, files, packed=True)
 
 
 class Reads:
-    """What experts' reads are in flight in which part of a pass."""
+    """What experts' reads are in flight in which part of a pass.
 
-    def __init__(self, decoder: Any):
+    disk  bytes a second of a disk that does one read after the other, or 0: of the disk as it is. A throttle by control
+          group gives back, in the next tenth of a second, what was left unread; a disk that was idle has lost it
+    """
+
+    def __init__(self, decoder: Any, disk: float):
         self.reads: list[tuple[float, float, int]] = []
         self.marks: list[tuple[float, str]] = []  # when a part begins
         weights = decoder.weights
         read, experts = weights._experts._read, weights.experts
+        lock, free = threading.Lock(), [0.0]
 
         def timed(span: Any, memory: np.ndarray) -> np.ndarray:
             started = time.perf_counter()
+            if disk:
+                with lock:
+                    free[0] = ready = max(free[0], started) + span.nbytes / disk
             found = read(span, memory)
+            if disk:
+                time.sleep(max(0.0, ready - time.perf_counter()))
             self.reads.append((started, time.perf_counter(), span.nbytes))
             return found
 
@@ -163,11 +175,17 @@ class Reads:
         }
 
 
+def sustained_rate(path: str) -> float:
+    direct_rate(path, FIRST_NBYTES)
+    return direct_rate(path, DIRECT_NBYTES)
+
+
 def run(args: argparse.Namespace) -> None:
     from pyllama import _kernels
     from pyllama.loading import assemble
     from pyllama.machine.memory import parse_size, peak_resident_nbytes, resident_nbytes
     from pyllama.machine.threads import default_threads
+    from pyllama.measure.ceilings import Ceilings
     from pyllama.planning.time import Rates, pass_seconds
     from pyllama.tokenizer import load_tokenizer
 
@@ -175,7 +193,8 @@ def run(args: argparse.Namespace) -> None:
     whole = args.folder.is_file()
     checkpoint = open_checkpoint(args.folder) if whole else open_shared(args.folder)
     some = str(args.folder if whole else args.folder / "one/model.safetensors")
-    before = direct_rate(some, DIRECT_NBYTES)
+    before = sustained_rate(some)
+    dram = Ceilings(DRAM_NBYTES).read_gb_s(default_threads())
     tokenizer = load_tokenizer(checkpoint)
     model = assemble(
         checkpoint,
@@ -188,7 +207,7 @@ def run(args: argparse.Namespace) -> None:
     decoder, weights = model.decoder, model.decoder.weights
     if args.no_guesses:
         weights.guess = lambda layer, experts: None
-    log = Reads(decoder) if args.reads else None
+    log = Reads(decoder, args.as_disk) if args.reads else None
     random = np.random.default_rng(5)
     ids = random.integers(3, checkpoint.config.vocab_size, args.prompt + args.warm + args.tokens).tolist()
     digest, times = hashlib.sha256(), []
@@ -209,10 +228,10 @@ def run(args: argparse.Namespace) -> None:
             digest.update(logits.tobytes())
     times = times[args.warm :]
     read = (weights.bytes_read - read) / len(times)
-    after = direct_rate(some, DIRECT_NBYTES)
+    after = sustained_rate(some)
     token_s = sum(times) / len(times)
     experts = weights.expert_counters.as_dict(counted)
-    rates = Rates((before + after) / 2e9, DRAM_GB_S, 1e6, 1.0)
+    rates = Rates((before + after) / 2e9, dram, 1e6, 1.0)
     hits = (experts["hits"] - experts["guesses_used"]) / experts["asked"]  # what a guess brought was read as well
     predicted, bound = pass_seconds(checkpoint, model.plan, rates, 1, 128, hits=hits)
     kept = ("pinned", "weights", "streamed", "expert_slots", "expert_room", "experts_share", "max_pass_tokens")
@@ -225,6 +244,7 @@ def run(args: argparse.Namespace) -> None:
         "bytes_token": round(read),
         "rate_mb_s": round(read / token_s / 1e6),
         "direct_mb_s": [round(before / 1e6), round(after / 1e6)],
+        "dram_gb_s": round(dram, 1),
         "experts": experts,
         "waited_s": round((weights.waited_s - waited) / len(times), 4),
         "predicted_s": round(predicted, 4),
@@ -286,6 +306,7 @@ def main() -> None:
     running.add_argument("--prompt", type=int, default=1)
     running.add_argument("--no-guesses", action="store_true")
     running.add_argument("--reads", action="store_true", help="log them")
+    running.add_argument("--as-disk", type=float, default=0, help="with --reads: bytes a second")
     several = commands.add_parser("cells")
     several.add_argument("models", nargs="+", metavar="NAME=DST")
     several.add_argument("--board", required=True)

@@ -63,7 +63,7 @@ def llama_cpp(path: str, ids: list[int], out: str) -> None:
     def seen(tensor: int, asking: bool, _: Any) -> bool:
         name = library.ggml_get_name(ctypes.c_void_p(tensor)).decode()
         kind = name.partition("-")[0]
-        if kind not in ("ffn_moe_logits", "ffn_moe_logits_biased", "ffn_moe_topk"):
+        if kind not in ("ffn_moe_logits", "ffn_moe_probs", "ffn_moe_topk"):
             return not asking  # True, after all: go on
         if not asking:
             nbytes = library.ggml_nbytes(ctypes.c_void_p(tensor))
@@ -74,7 +74,7 @@ def llama_cpp(path: str, ids: list[int], out: str) -> None:
                 ctypes.c_size_t(0),
                 ctypes.c_size_t(nbytes),
             )
-            rows[-1][name.replace("_biased", "")] = values
+            rows[-1][name] = values
         return True
 
     callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(seen)
@@ -98,10 +98,13 @@ def llama_cpp(path: str, ids: list[int], out: str) -> None:
         if library.llama_decode(ctypes.c_void_p(context), library.llama_batch_get_one(one, 1)):
             raise SystemExit("compare_routing.py: llama.cpp does not decode it")
     layers = sorted(int(name.rpartition("-")[2]) for name in rows[0] if "topk" in name)
-    found = {
-        of: np.array([[row[f"ffn_moe_{of}-{layer}"] for layer in layers] for row in rows]) for of in ("logits", "topk")
-    }
-    np.savez(out, logits=found["logits"], chosen=np.sort(found["topk"], axis=-1))
+    logits, probs, chosen = (
+        np.array([[row[f"ffn_moe_{of}-{layer}"] for layer in layers] for row in rows])
+        for of in ("logits", "probs", "topk")
+    )
+    if np.abs(probs.sum(axis=-1) - 1).max() > 0.01:  # no softmax of all: what is chosen by, which is logits and biases
+        logits = probs
+    np.savez(out, logits=logits, chosen=np.sort(chosen, axis=-1))
     os._exit(0)  # its threads do not end by themselves
 
 
