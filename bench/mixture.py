@@ -4,6 +4,7 @@
 usage: mixture.py make DST [--skew]     a Qwen3-30B-A3B, packed: one layer's file under 48 names (2.7 GB)
        mixture.py run DST --memory 1G [--tokens N] [--warm N] [--prompt N] [--no-guesses] [--reads]
                                         DST: that, or a GGUF file
+       mixture.py predicted FILE.jsonl NAME=DST ...     each line's seconds beside what the plan says now
        mixture.py cells NAME=DST ... --board board.py [--memory 1G,4G] [--disk 450e6] [--llama PYTHON] --out FILE.jsonl
 
 `cells` runs each model in each of so much memory (a fresh control group, page cache included; pyllama gets 15/16 of it)
@@ -272,6 +273,32 @@ def cells(args: argparse.Namespace) -> None:
                             out.write(json.dumps(one_cell(args, engine, path, memory, disk) | cell) + "\n")
 
 
+def predicted(args: argparse.Namespace) -> None:
+    """A line of Markdown for each of pyllama's lines of these models: measured, and predicted with the code as it is."""
+    from pyllama.planning.memory import make_plan
+    from pyllama.planning.time import Rates, pass_seconds
+
+    lines = [json.loads(line) for line in args.results.read_text().splitlines()]
+    for name, path in (model.split("=", 1) for model in args.models):
+        checkpoint = open_checkpoint(path) if Path(path).is_file() else open_shared(Path(path))
+        for line in lines:
+            if line["model"] != name or "predicted_s" not in line:
+                continue
+            plan = make_plan(checkpoint, int(line["budget"]), context_length=256, kv_dtype="f16")
+            kept = {key: line["plan"][key] for key in ("pinned", "weights", "expert_slots", "experts_share")}
+            plan = dataclasses.replace(plan, **kept)
+            of = line["experts"]
+            hits = (of["hits"] - of["guesses_used"]) / of["asked"]
+            rates = Rates(sum(line["direct_mb_s"]) / 2e3, line.get("dram_gb_s", args.dram), 1e6, 1.0)
+            seconds, bound = pass_seconds(checkpoint, plan, rates, 1, 128, hits=hits)
+            measured = line["token_s"]
+            print(
+                f"| {name} | {line['memory']} | {line['disk'] / 1e6:.0f} | {line.get('run')} | {of['hit_rate']:.2f} "
+                f"| {line['bytes_token'] / 1e6:.0f} | {measured:.3f} | {line['rate_mb_s'] / line['disk'] * 1e6:.2f} "
+                f"| {seconds:.3f} | {100 * (seconds / measured - 1):+.0f}% | {bound} |"
+            )
+
+
 def one_cell(args: argparse.Namespace, engine: str, path: str, memory: str, disk: float) -> dict[str, Any]:
     from pyllama.machine.memory import parse_size
 
@@ -318,11 +345,17 @@ def main() -> None:
     several.add_argument("--llama-tokens", type=int, default=4)  # where it is slow, as many would take an hour
     several.add_argument("--llama-warm", type=int, default=4)
     several.add_argument("--out", type=Path, required=True)
+    again = commands.add_parser("predicted")
+    again.add_argument("results", type=Path)
+    again.add_argument("models", nargs="+", metavar="NAME=DST")
+    again.add_argument("--dram", type=float, default=25, help="GB/s, for lines that do not tell it")
     args = parser.parse_args()
     if args.command == "make":
         make(args.folder, args.skew)
     elif args.command == "cells":
         cells(args)
+    elif args.command == "predicted":
+        predicted(args)
     else:
         run(args)
 

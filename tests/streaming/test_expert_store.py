@@ -458,8 +458,15 @@ def test_a_forecast_names_its_hit_rates(large):
     seconds = {rate.hits: rate.token_s for rate in found.by_hit_rate}
     assert all(a <= b for (_, a), (_, b) in zip(sorted(seconds.items())[1:], sorted(seconds.items()), strict=False))
     missed = (1 - 0.6) * plan.active + plan.streamed
-    before = plan.pinned / (10.5e9 * OF_DRAM)  # of a layer's experts nothing is known until the rest is computed
-    assert abs(seconds[0.6] - missed / (0.85e9 * 0.95) - before) < 1e-3
+    reading, dram = missed / (0.85e9 * 0.95), 10.5e9 * OF_DRAM
+    kept = {name: tensor.nbytes for name, tensor in blocks.matrices(large)}
+    head = plan.pinned / dram * kept["lm_head.weight"] / sum(kept.values())
+    assert plan.pinned / dram - head < GUESSED * reading  # the disk has guesses to read while the rest is computed,
+    assert abs(seconds[0.6] - reading - head) < 1e-3  # but none while the head is
+    few = make_plan(large, plan.budget - (plan.expert_slots - 10) * plan.expert_room, context_length=1024)
+    assert few.expert_slots < experts.GUESSING * 8  # too few for guesses
+    without, _ = pass_seconds(large, few, rates, 1, 512, hits=0.6)
+    assert abs(without - (0.4 * few.active + few.streamed) / (0.85e9 * 0.95) - few.pinned / dram) < 1e-3
     whole = forecast(large, make_plan(large, 80 << 30, context_length=1024), rates)
     assert [rate.hits for rate in whole.by_hit_rate] == [1.0]
 
