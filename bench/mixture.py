@@ -274,7 +274,7 @@ def cells(args: argparse.Namespace) -> None:
 
 
 def predicted(args: argparse.Namespace) -> None:
-    """A line of Markdown for each of pyllama's lines of these models: measured, and predicted with the code as it is."""
+    """A line of Markdown for each of pyllama's lines of these models: measured, and predicted by the code as it is."""
     from pyllama.planning.memory import make_plan
     from pyllama.planning.time import Rates, pass_seconds
 

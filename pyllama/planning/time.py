@@ -218,10 +218,10 @@ def pass_seconds(
     if missed and read is None:
         from pyllama.streaming.experts import GUESSING  # which most models have no use for
 
-        # Which experts a layer needs is known once what stands before them is computed: the disk waits for that, but for
-        # what guesses give it to read; and for the head, after which the next token is known, it has not even these.
-        # And where most layers lack nothing, their products wait in turn for the few that do: in such a layer only its
-        # own experts that are here are computed meanwhile.
+        # Which experts a layer needs is known once what stands before them is computed: the disk waits for that, but
+        # for what guesses give it to read; and for the head, after which the next token is known, it has not even
+        # these. And where most layers lack nothing, their products wait in turn for the few that do: in such a layer
+        # only its own experts that are here are computed meanwhile.
         shape = Shape.whole(model.config)
         guessing = plan.expert_slots >= GUESSING * shape.chosen
         kept = plan.pinned / dram
