@@ -585,6 +585,9 @@ class Decoder(Extender):
             kernels.rmsnorm(x, layer.mlp_norm.weight, self.config.rms_norm_eps, a.gathered)
             x = a.gathered
         kernels.matmul(router, x, logits)
+        (bias,) = layer.router.biases
+        if bias is not None:
+            kernels.add(logits, bias, logits)
         if layer.expert_bias is not None:
             logits = 1 / (1 + np.exp(-np.clip(logits, -60, 60))) + layer.expert_bias
         ids = np.argsort(-logits.max(axis=0), kind="stable")  # one token's best counts as much as another's

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pyllama import _kernels
-from pyllama.architecture.tensors import flop
+from pyllama.architecture.tensors import HEAD, flop
 from pyllama.checkpoint.dtypes import PLAIN, row_nbytes
 from pyllama.checkpoint.index import NOWHERE, StoredBlock, Tensor
 from pyllama.checkpoint.outline import Described, Outline
@@ -216,15 +216,28 @@ def pass_seconds(
         "compute": share * flop(model.config, tokens, positions, rows) / (gflop_s(model, rates) * 1e9),
     }
     if missed and read is None:
-        # Which experts a layer needs is known once what stands before them is computed: the disk waits for that. And
-        # where most layers lack nothing, their products wait in turn for the few that do: in such a layer only its own
-        # experts that are here are computed meanwhile.
-        a_layer = experts / plan.experts_stored * Shape.whole(model.config).experts
-        lacking = 1 - (1 - missed / experts) ** a_layer  # share of the layers
+        from pyllama.streaming.experts import GUESSING  # which most models have no use for
+
+        # Which experts a layer needs is known once what stands before them is computed: the disk waits for that, but
+        # for what guesses give it to read; and for the head, after which the next token is known, it has not even
+        # these. And where most layers lack nothing, their products wait in turn for the few that do: in such a layer
+        # only its own experts that are here are computed meanwhile.
+        shape = Shape.whole(model.config)
+        guessing = plan.expert_slots >= GUESSING * shape.chosen
+        kept = plan.pinned / dram
+        head = kept * _head_share(model)
+        idle = head + max(0.0, kept - head - guessing * GUESSED * reading)
+        lacking = 1 - (1 - missed / experts) ** (experts / plan.experts_stored * shape.experts)  # share of the layers
         waiting = max(0.0, (1 - GUESSED) * reading - lacking * (experts - missed) / dram)
-        times["disk"] = max(reading + plan.pinned / dram, (plan.pinned + experts + cache) / dram + waiting)
+        times["disk"] = max(reading + idle, kept + (experts + cache) / dram + waiting)
     bound = max(times, key=lambda name: times[name])
     return times[bound], bound
+
+
+def _head_share(model: Described) -> float:
+    """Of the bytes that every pass needs, the head's."""
+    nbytes = {name: tensor.nbytes for name, tensor in matrices(model)}
+    return nbytes.get(HEAD, 0) / max(1, sum(nbytes.values()))
 
 
 def gflop_s(model: Described, rates: Rates) -> float:
