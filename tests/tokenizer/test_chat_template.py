@@ -191,7 +191,7 @@ HOSTILE = {
     "endless loop recursion": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "a long string": "{{ 'a' * 10**9 }}",
     "a long list": "{{ ([1] * 100000) * 100000 }}",
-    "a high power": "{{ 9**9**9**9 }}",
+    "a high power": "{{ 9**9**9**9**9**9**9 }}",
     "a wide field": "{{ '%999999999d' % 1 }}",
     "a wide field by argument": "{{ '%*d' % (999999999, 1) }}",
     "a wide format": "{{ '{:999999999}'.format(1) }}",
