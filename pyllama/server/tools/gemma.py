@@ -12,8 +12,8 @@ from typing import Any
 _QUOTE = '<|"|>'
 _MAX_DEPTH = 64
 _HEAD = re.compile(r"\s*call:\s*([^\s{}]+)\s*(?=\{)")
-# What is not written as in JSON, and JSON's own strings, in which nothing is to be changed. Linear in the text: a string
-# that does not end is one to the end, and words begin where they begin.
+# What is not written as in JSON, and JSON's own strings, in which nothing is to be changed. Linear in the text: a
+# string that does not end is one to the end, and a word is looked at from its beginning alone.
 _UNLIKE_JSON = re.compile(
     r'<\|"\|>(?P<text>.*?)<\|"\|>|"(?:[^"\\]|\\.)*+"?'
     r'|(?<![^\s:{}\[\],"])(?P<key>[^\s:{}\[\],"]++)(?=\s*:)|(?P<none>\bNone\b)'
