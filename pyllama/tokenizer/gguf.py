@@ -185,10 +185,9 @@ class _Reader:
         for chunk in token_bytes.packed(_texts(self._list("ggml.merges")), token_bytes.MAX_MERGES, where):
             reader.add_spaced(chunk)
         byte_ids = byte_pieces(vocabulary)
-        text_ids = np.ones(vocabulary.size, bool)
-        text_ids[list(special)] = False
+        unk_id = self._id("unknown_token_id", types)
         model = SentencePieceModel(
-            vocabulary, reader.table(special), text_ids, byte_ids=byte_ids, unk_id=self._id("unknown_token_id", types)
+            vocabulary, reader.table(special), byte_ids=byte_ids, unk_id=unk_id, fuse_unk=True, forbidden=special
         )
         decoded = {token.id: token.content.encode("utf-8", "replace") for token in added}
         decoded |= {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}

@@ -18,7 +18,7 @@ import numpy as np
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer.piece_types import BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UNUSED
 from pyllama.tokenizer.steps import SPACE_MARK
-from pyllama.tokenizer.vocabulary import Vocabulary
+from pyllama.tokenizer.vocabulary import Vocabulary, utf8_of
 
 MAX_LENGTH = 1024
 MAX_NBYTES = 1 << 24  # of all pieces; Gemma's 262,144 have 2.4 million
@@ -153,12 +153,7 @@ class ScoredPieces:
         self._encode(piece[start:] if start else piece, out)
 
     def _encode(self, piece: str, out: list[int]) -> None:
-        try:
-            data = piece.encode()
-        except UnicodeEncodeError as error:
-            code = ord(piece[error.start])
-            raise TokenizerError(f"text holds the lone surrogate U+{code:04X}, expected Unicode text") from None
-        ids = self._processor.encode(data, out_type=int)
+        ids = self._processor.encode(utf8_of(piece), out_type=int)
         if not self._bytes:
             beyond = self._vocabulary.size
             ids = [own for token_id in ids for own in (self._unknown if token_id == beyond else (token_id,))]

@@ -103,7 +103,7 @@ def read_pieces(path: Path) -> Pieces:
         return token_id
 
     return Pieces(
-        Vocabulary.from_tokens(texts),
+        Vocabulary(b"".join(texts), np.fromiter(map(len, texts), np.int64, len(texts))),
         np.array(scores, np.float32),
         np.array(types, np.int32),
         special(40, 0, 2),
