@@ -15,7 +15,7 @@ from pyllama.generation.harmony import MARKS
 from pyllama.server import tools
 from pyllama.server.continuation import FLAGS, Beginning, beginning_of
 from pyllama.server.errors import ApiError
-from pyllama.server.grammar import json_grammar, lark_grammar
+from pyllama.server.grammar import json_grammar
 from pyllama.server.grammar_process import Grammar
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.service import Service
@@ -130,16 +130,16 @@ def _grammar(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -
         functions = choice.forced or (list(choice.offered.values()) if choice.tools else [])
         ids = {mark: service.tokenizer.id_of(mark) for mark in MARKS}
         text = tools.channels_grammar(None if choice.forced else schema, functions, ids)
-        return lark_grammar(text, "tools" if functions else "response_format")
+        return Grammar(text, "tools" if functions else "response_format")
     if form is None or choice.tools is None or not (choice.forced or schema):
         return json_grammar(schema, "response_format") if schema else None
     marker = _control(service, form.opening), _control(service, form.closing)
     if choice.forced:
-        return lark_grammar(tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel), "tools")
+        return Grammar(tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel), "tools")
     assert schema is not None
     functions = list(choice.offered.values())
     json_grammar(schema, "response_format")  # whose fault an error is
-    return lark_grammar(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
+    return Grammar(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
 
 
 def _control(service: Service, text: str | None) -> int | None:
