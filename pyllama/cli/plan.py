@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 #: Types whose forecasts are shown beside a model's that is not quantized: nearly lossless, and what most people take.
 QUANTIZED = ("q8_0", "q4_k_m")
 
+HELP = "tell whether a model fits, and how fast it will be"
+DESCRIPTION = (
+    "Tell how a memory budget would be divided, what each pass reads from disk, and predict seconds "
+    "per token and prompt from this machine's rates, measured in a few seconds. Loads nothing; of a model that "
+    "is not here, only config.json and the index are fetched, or a GGUF file's header is read where it is."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "plan",
-        help="tell whether a model fits, and how fast it will be",
-        description="Tell how a memory budget would be divided, what each pass reads from disk, and predict seconds "
-        "per token and prompt from this machine's rates, measured in a few seconds. Loads nothing; of a model that "
-        "is not here, only config.json and the index are fetched, or a GGUF file's header is read where it is.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -55,7 +55,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_hosts(parser)
     add_json(parser)
     add_quiet(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
