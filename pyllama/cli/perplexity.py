@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyllama.cli import streams
 from pyllama.cli.options import add_budget, add_model, add_threads
-from pyllama.errors import RequestError, reason_of
+from pyllama.errors import RequestError
 
 if TYPE_CHECKING:
     from pyllama.measure.perplexity import Estimate
@@ -75,15 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read_text(path: str) -> str:
-    if path == "-":
-        text = streams.read_text(sys.stdin.buffer, "standard input")
-    else:
-        try:
-            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{path}: {reason_of(error)}") from None
-        with file:
-            text = streams.read_text(file, path)
+    text = streams.read_text(sys.stdin.buffer, "standard input") if path == "-" else streams.read_file(path)
     text = text.removesuffix("\n")  # llama.cpp takes no more, and figures are to compare
     if not text:
         raise RequestError(f"{'standard input' if path == '-' else path}: empty, expected a text to score")

@@ -153,32 +153,31 @@ def make_report(
     drafters = candidates(draft, model, tokenizer, opened or (lambda name: _open(name, True))) if wanted else []
     files = list(getattr(model, "files", ()))
     measured = rates(files)
-    weighed = weigh(draft, drafters, model, budget, measured, options)
+
+    def outlook(of: "Checkpoint | Outline", plan: "Plan") -> dict[str, Any]:
+        weighed = weigh(draft, drafters, of, budget, measured, options)
+        return {
+            "plan": spent(weighed.chosen.plan if weighed.chosen else plan),
+            "forecast": _predicted(of, plan, measured, kv_dtype, weighed.chosen),
+            "what_if": _table(what_if(of, budget, measured, **options)),
+            "draft": weighed.report,
+        }
+
     report = {
         "model": _about(model, files),
         "context": _context(config.for_context(asked_context), context, kv_dtype),
-        "plan": spent(weighed.chosen.plan if weighed.chosen else plan),
         "enough_memory": enough(model, **options),
         "rates": asdict(measured),
-        "forecast": _predicted(model, plan, measured, kv_dtype, weighed.chosen),
-        "what_if": _table(what_if(model, budget, measured, **options)),
         "packed": None,
         "quantized": _quantized(model, budget, measured, options),
-        "draft": weighed.report,
+        **outlook(model, plan),
     }
     smaller = packed(model)
     if smaller is not None:
         from pyllama.checkpoint.outline import stored_nbytes
 
-        plan = make_plan(smaller, budget, **options)
-        weighed = weigh(draft, drafters, smaller, budget, measured, options)
-        report["packed"] = {
-            "nbytes": stored_nbytes(smaller),
-            "plan": spent(weighed.chosen.plan if weighed.chosen else plan),
-            "forecast": _predicted(smaller, plan, measured, kv_dtype, weighed.chosen),
-            "what_if": _table(what_if(smaller, budget, measured, **options)),
-            "draft": weighed.report,
-        }
+        nbytes = stored_nbytes(smaller)
+        report["packed"] = {"nbytes": nbytes, **outlook(smaller, make_plan(smaller, budget, **options))}
     return report
 
 

@@ -7,6 +7,7 @@ seen last, since text repeats its words. Knows nothing of patterns, special toke
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ import numpy as np
 from pyllama.tokenizer.merges import MergeTable
 from pyllama.tokenizer.vocabulary import Vocabulary, utf8_of
 
-_CACHE_PIECES = 8192
-_CACHE_PIECE_LENGTH = 64
+_REMEMBERED, _REMEMBERED_LENGTH = 8192, 64  # pieces, and characters of each
 
 
 class MergedModel(ABC):
@@ -42,7 +42,7 @@ class MergedModel(ABC):
         self._vocabulary, self._merges = vocabulary, merges
         self._ignore_merges, self._unk_id, self._fuse_unk = ignore_merges, unk_id, fuse_unk
         self._forbidden = forbidden
-        self._cache: dict[str, list[int]] = {}
+        self._remembered = lru_cache(_REMEMBERED)(self._encode)
 
     def makes(self, ids: np.ndarray) -> np.ndarray:
         """Which of the ids merges result in; (m,) bool for (m,) ids."""
@@ -58,14 +58,7 @@ class MergedModel(ABC):
         out += self._ids_of(piece)
 
     def _ids_of(self, piece: str) -> list[int]:
-        ids = self._cache.get(piece)
-        if ids is None:
-            ids = self._encode(piece)
-            if len(piece) <= _CACHE_PIECE_LENGTH:
-                if len(self._cache) >= _CACHE_PIECES:
-                    self._cache.clear()
-                self._cache[piece] = ids
-        return ids
+        return self._remembered(piece) if len(piece) <= _REMEMBERED_LENGTH else self._encode(piece)
 
     def _encode(self, piece: str) -> list[int]:
         data = utf8_of(piece)
