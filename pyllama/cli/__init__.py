@@ -19,13 +19,16 @@ from pyllama.errors import PyllamaError, RequestError, reason_of
 from pyllama.synonyms import is_of_others
 from pyllama.version import __version__
 
-#: Modules of this package, a command each, in the order of the help.
+#: Modules of this package, a command each, in the order of the help. Each has HELP, DESCRIPTION, add_options(parser)
+#: and, unless its options are actions, run(args).
 COMMANDS = (
     "run", "chat", "serve", "service", "ps", "list_models", "info", "pull", "rm", "plan", "doctor", "bench",
     "perplexity", "quantize", "pack", "unpack", "verify", "cluster", "completion",
 )  # fmt: skip
 _ABOUT_ALL = ("ps", "completion", "doctor")  # which are about the command line itself
-_OTHERWISE_CALLED = {"list": "list_models", "ls": "list_models", "show": "info", "remove": "rm"}
+# What a command is called where that is not its module's name alone.
+_NAMES = {"list_models": ("list", "ls"), "info": ("info", "show"), "rm": ("rm", "remove")}
+_OTHERWISE_CALLED = {name: command for command, names in _NAMES.items() for name in names}
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,7 +81,11 @@ def build_parser(commands: Sequence[str] = COMMANDS) -> Parser:
     subparsers = parser.add_subparsers(metavar="COMMAND")
     parser.set_defaults(run=lambda args: print(parser.format_help(), end="") or 0)
     for command in commands:
-        importlib.import_module(f"{__name__}.{command}").add_parser(subparsers)
+        module = importlib.import_module(f"{__name__}.{command}")
+        name, *aliases = _NAMES.get(command, (command,))
+        added = subparsers.add_parser(name, aliases=aliases, help=module.HELP, description=module.DESCRIPTION)
+        added.set_defaults(run=getattr(module, "run", None))  # but where there are actions, which have their own
+        module.add_options(added)
     parser.siblings = commands_of(parser)
     for other in parser.siblings.values():
         other.siblings = parser.siblings  # type: ignore[attr-defined]

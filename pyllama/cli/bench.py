@@ -6,15 +6,15 @@ from pathlib import Path
 from pyllama.cli.options import add_draft, add_hosts, add_json, add_quiet
 from pyllama.errors import RequestError
 
+HELP = "measure this machine, and a model on it"
+DESCRIPTION = (
+    "Measure memory, disk, arithmetic and kernels of this machine; with a model also prompts and "
+    "decoding, resident and streamed, each beside what the machine allows. Names what is set wrong, and the "
+    "remedy. Takes about half a minute, longer with a large model or a slow disk."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "bench",
-        help="measure this machine, and a model on it",
-        description="Measure memory, disk, arithmetic and kernels of this machine; with a model also prompts and "
-        "decoding, resident and streamed, each beside what the machine allows. Names what is set wrong, and the "
-        "remedy. Takes about half a minute, longer with a large model or a slow disk.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -46,7 +46,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--csv", metavar="FILE", help="add a line a run to this file, in the format of bench/results/")
     parser.add_argument("--plot", metavar="FILE", help="draw memory and disk over time, as SVG; needs MODEL")
     add_quiet(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 PROMPT = "> "
 
+HELP = "have a conversation"
+DESCRIPTION = (
+    "Have a conversation with a model that has a chat template. Its history stays in the "
+    "cache: a turn costs only what is new. Ctrl-C stops an answer, Ctrl-D leaves, /help tells the rest. "
+    "Through a pipe, every line is a turn."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "chat",
-        help="have a conversation",
-        description="Have a conversation with a model that has a chat template. Its history stays in the "
-        "cache: a turn costs only what is new. Ctrl-C stops an answer, Ctrl-D leaves, /help tells the rest. "
-        "Through a pipe, every line is a turn.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_loading(parser)
     group = parser.add_argument_group("the conversation")
     group.add_argument("--system", metavar="TEXT", type=streams.utf8, help="a system message before the conversation")
@@ -31,7 +31,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group.add_argument("--no-history", action="store_true", help="keep no messages for the next time")
     group.add_argument("--verbose", action="store_true", help="how tokens are chosen, and each answer's timings")
     add_sampling(parser, greedy=False)
-    parser.set_defaults(run=run)
 
 
 def add_no_think(group: argparse._ActionsContainer) -> None:

@@ -6,13 +6,11 @@ from typing import Any
 from pyllama.cli import streams
 from pyllama.cli.options import add_budget, add_json, add_quiet
 
+HELP = "prepare and check boards that share a model"
+DESCRIPTION = "What boards that share a model by --hosts need (docs/cluster.md)."
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "cluster",
-        help="prepare and check boards that share a model",
-        description="What boards that share a model by --hosts need (docs/cluster.md).",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", help="push or check; each has a --help of its own")
     parser.set_defaults(run=lambda args: print(parser.format_help(), end="") or 0)
     _add_push(actions)

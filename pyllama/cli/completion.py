@@ -21,16 +21,15 @@ PLACES = {
 _PATHS = ("PATH", "FILE", "DIR", "DST", "SRC")
 _MODELS = ("MODEL", "NAME", "SRC", "PATH")
 
+HELP = "print what a shell needs to complete commands"
+DESCRIPTION = (
+    "Print what bash, zsh or fish needs to complete commands, options and the names of models. The "
+    "wheel installs it below share/, where shells look; elsewhere put the output into the shell's start-up file."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "completion",
-        help="print what a shell needs to complete commands",
-        description="Print what bash, zsh or fish needs to complete commands, options and the names of models. The "
-        "wheel installs it below share/, where shells look; elsewhere put the output into the shell's start-up file.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", metavar="SHELL", choices=tuple(SHELLS), help="bash, zsh or fish")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,17 +10,16 @@ from pyllama.cli.options import add_json
 # Variables that are no options.
 _OTHERS = ("API_KEY", "CONFIG", "ISA")
 
+HELP = "tell what is set wrong here"
+DESCRIPTION = (
+    "Tell what is set wrong on this machine for running models, with the remedy, and what commands "
+    "start from: memory, disk, kernels, optional parts, settings. Takes a second and measures nothing; pyllama "
+    "bench does. The exit code is 2 if something is wrong."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "doctor",
-        help="tell what is set wrong here",
-        description="Tell what is set wrong on this machine for running models, with the remedy, and what commands "
-        "start from: memory, disk, kernels, optional parts, settings. Takes a second and measures nothing; pyllama "
-        "bench does. The exit code is 2 if something is wrong.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,19 +12,17 @@ if TYPE_CHECKING:
 
     from pyllama.checkpoint import Checkpoint
 
+HELP = "tell what a model is"
+DESCRIPTION = (
+    "Tell what a model is: architecture, sizes, dtypes, context, tokenizer, chat template, "
+    "files. Reads headers, no weights."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "info",
-        aliases=["show"],
-        help="tell what a model is",
-        description="Tell what a model is: architecture, sizes, dtypes, context, tokenizer, chat template, "
-        "files. Reads headers, no weights.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_json(parser)
     parser.add_argument("--template", action="store_true", help="print the chat template and nothing else")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,18 +9,16 @@ from pyllama.cli.options import add_json
 if TYPE_CHECKING:
     from pyllama.hub.installed import Installed
 
+HELP = "list the models that are here"
+DESCRIPTION = (
+    "List the models in the Hugging Face cache, from here or from other programs, by the names that "
+    "commands take: size of the weights, family, place. Looks at no weights and not at the network."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "list",
-        aliases=["ls"],
-        help="list the models that are here",
-        description="List the models in the Hugging Face cache, from here or from other programs, by the names that "
-        "commands take: size of the weights, family, place. Looks at no weights and not at the network.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print names alone")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,15 +10,15 @@ from pyllama.errors import RequestError
 if TYPE_CHECKING:
     from pyllama.packing.own_rows import ForBoard
 
+HELP = "write a model in pyllama's own form: the same bits, bfloat16 smaller, faster to stream"
+DESCRIPTION = (
+    "Write a model in pyllama's own form: bfloat16 weights in 12 bits, without losing one of theirs, "
+    "in the order in which a pass reads them, with checksums. After a kill the same command goes on; DST comes "
+    "to exist when all of it is whole."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "pack",
-        help="write a model in pyllama's own form: the same bits, bfloat16 smaller, faster to stream",
-        description="Write a model in pyllama's own form: bfloat16 weights in 12 bits, without losing one of theirs, "
-        "in the order in which a pass reads them, with checksums. After a kill the same command goes on; DST comes "
-        "to exist when all of it is whole.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SRC", help="a Hugging Face folder, a GGUF file, Meta's original folder, or a pulled model"
     )
@@ -41,7 +41,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="with --for-host: the boards and their shares, as pi1,pi2,pi3=0.5 or a file (docs/cluster.md)",
     )
     add_quiet(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

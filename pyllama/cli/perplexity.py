@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from pyllama.cli import streams
 from pyllama.cli.options import add_budget, add_model, add_threads
-from pyllama.errors import RequestError, reason_of
+from pyllama.errors import RequestError
 
 if TYPE_CHECKING:
     from pyllama.measure.perplexity import Estimate
     from pyllama.measure.scoring import Scoring
 
+HELP = "measure how well a model knows a text, and how far it is from another"
+DESCRIPTION = (
+    "Measure the perplexity of a text: exp of the mean of -log p of its tokens. With --against also "
+    "how far the model is from a reference, such as the one it was quantized from: the mean KL divergence, and how "
+    "often both find the same token most probable. The text is cut into windows, and the second half of each is "
+    "scored, as llama.cpp's perplexity tool does it."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "perplexity",
-        help="measure how well a model knows a text, and how far it is from another",
-        description="Measure the perplexity of a text: exp of the mean of -log p of its tokens. With --against also "
-        "how far the model is from a reference, such as the one it was quantized from: the mean KL divergence, and how "
-        "often both find the same token most probable. The text is cut into windows, and the second half of each is "
-        "scored, as llama.cpp's perplexity tool does it.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("file", metavar="FILE", help="a file with the text; - for standard input")
     parser.add_argument("--against", metavar="MODEL", help="the reference: a model with the same tokens")
@@ -41,7 +41,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object")
     group.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,15 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read_text(path: str) -> str:
-    if path == "-":
-        text = streams.read_text(sys.stdin.buffer, "standard input")
-    else:
-        try:
-            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{path}: {reason_of(error)}") from None
-        with file:
-            text = streams.read_text(file, path)
+    text = streams.read_text(sys.stdin.buffer, "standard input") if path == "-" else streams.read_file(path)
     text = text.removesuffix("\n")  # llama.cpp takes no more, and figures are to compare
     if not text:
         raise RequestError(f"{'standard input' if path == '-' else path}: empty, expected a text to score")

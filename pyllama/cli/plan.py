@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 #: Types whose forecasts are shown beside a model's that is not quantized: nearly lossless, and what most people take.
 QUANTIZED = ("q8_0", "q4_k_m")
 
+HELP = "tell whether a model fits, and how fast it will be"
+DESCRIPTION = (
+    "Tell how a memory budget would be divided, what each pass reads from disk, and predict seconds "
+    "per token and prompt from this machine's rates, measured in a few seconds. Loads nothing; of a model that "
+    "is not here, only config.json and the index are fetched, or a GGUF file's header is read where it is."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "plan",
-        help="tell whether a model fits, and how fast it will be",
-        description="Tell how a memory budget would be divided, what each pass reads from disk, and predict seconds "
-        "per token and prompt from this machine's rates, measured in a few seconds. Loads nothing; of a model that "
-        "is not here, only config.json and the index are fetched, or a GGUF file's header is read where it is.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -55,7 +55,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_hosts(parser)
     add_json(parser)
     add_quiet(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -154,32 +153,31 @@ def make_report(
     drafters = candidates(draft, model, tokenizer, opened or (lambda name: _open(name, True))) if wanted else []
     files = list(getattr(model, "files", ()))
     measured = rates(files)
-    weighed = weigh(draft, drafters, model, budget, measured, options)
+
+    def outlook(of: "Checkpoint | Outline", plan: "Plan") -> dict[str, Any]:
+        weighed = weigh(draft, drafters, of, budget, measured, options)
+        return {
+            "plan": spent(weighed.chosen.plan if weighed.chosen else plan),
+            "forecast": _predicted(of, plan, measured, kv_dtype, weighed.chosen),
+            "what_if": _table(what_if(of, budget, measured, **options)),
+            "draft": weighed.report,
+        }
+
     report = {
         "model": _about(model, files),
         "context": _context(config.for_context(asked_context), context, kv_dtype),
-        "plan": spent(weighed.chosen.plan if weighed.chosen else plan),
         "enough_memory": enough(model, **options),
         "rates": asdict(measured),
-        "forecast": _predicted(model, plan, measured, kv_dtype, weighed.chosen),
-        "what_if": _table(what_if(model, budget, measured, **options)),
         "packed": None,
         "quantized": _quantized(model, budget, measured, options),
-        "draft": weighed.report,
+        **outlook(model, plan),
     }
     smaller = packed(model)
     if smaller is not None:
         from pyllama.checkpoint.outline import stored_nbytes
 
-        plan = make_plan(smaller, budget, **options)
-        weighed = weigh(draft, drafters, smaller, budget, measured, options)
-        report["packed"] = {
-            "nbytes": stored_nbytes(smaller),
-            "plan": spent(weighed.chosen.plan if weighed.chosen else plan),
-            "forecast": _predicted(smaller, plan, measured, kv_dtype, weighed.chosen),
-            "what_if": _table(what_if(smaller, budget, measured, **options)),
-            "draft": weighed.report,
-        }
+        nbytes = stored_nbytes(smaller)
+        report["packed"] = {"nbytes": nbytes, **outlook(smaller, make_plan(smaller, budget, **options))}
     return report
 
 

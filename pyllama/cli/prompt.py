@@ -6,7 +6,7 @@ import stat
 import sys
 
 from pyllama.cli import streams
-from pyllama.errors import RequestError, reason_of
+from pyllama.errors import RequestError
 from pyllama.terminal.status_line import StatusLine
 
 NO_PROMPT = "no prompt: give it after MODEL, with --prompt TEXT, --file PATH or on standard input"
@@ -45,12 +45,7 @@ def read_prompt(args: argparse.Namespace, signs: StatusLine) -> str | None:
 
 def read_file(path: str) -> str:
     """A file's text, without a newline at its end. Raises RequestError."""
-    try:
-        file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path}: {reason_of(error)}") from None
-    with file:
-        return _without_last_newline(streams.read_text(file, path))
+    return _without_last_newline(streams.read_file(path))
 
 
 def _without_last_newline(text: str) -> str:

@@ -11,15 +11,12 @@ from pyllama.errors import PyllamaError
 
 PROC = Path("/proc")
 
+HELP = "list the servers that run"
+DESCRIPTION = "List the servers of pyllama that run on this machine, services included: model, address, memory."
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "ps",
-        help="list the servers that run",
-        description="List the servers of pyllama that run on this machine, services included: model, address, memory.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

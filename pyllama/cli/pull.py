@@ -4,16 +4,18 @@ import argparse
 
 from pyllama.cli.options import add_quiet
 
+HELP = "fetch a model, or the rest of one"
+DESCRIPTION = (
+    "Fetch a model into the Hugging Face cache and print where it is. What is there already, "
+    "from here or from other programs, is used; after an interruption the same command goes on. What pyllama "
+    "cannot run is refused before its weights are fetched."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "pull",
-        help="fetch a model, or the rest of one",
-        description="Fetch a model into the Hugging Face cache and print where it is. What is there already, "
-        "from here or from other programs, is used; after an interruption the same command goes on. What pyllama "
-        "cannot run is refused before its weights are fetched.",
-        epilog="Environment: HF_TOKEN (private and gated models), HF_ENDPOINT (another hub), HF_HOME or "
-        "HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE.",
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Environment: HF_TOKEN (private and gated models), HF_ENDPOINT (another hub), HF_HOME or "
+        "HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE."
     )
     parser.add_argument(
         "name",
@@ -34,7 +36,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="pack the model into this folder, file by file as they come, and keep no other copy",
     )
     add_quiet(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,14 +16,15 @@ class _Draft(argparse.Action):
                 action.required = False
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "quantize",
-        help="write a model as a GGUF file of fewer bits a weight, which llama.cpp reads as well",
-        description="Write a model as a GGUF file of fewer bits a weight, with its tokenizer and chat template, for "
-        "pyllama, llama.cpp and whatever reads its files. After a kill the same command goes on; DST comes to exist "
-        "when all of it is whole.",
-    )
+HELP = "write a model as a GGUF file of fewer bits a weight, which llama.cpp reads as well"
+DESCRIPTION = (
+    "Write a model as a GGUF file of fewer bits a weight, with its tokenizer and chat template, for "
+    "pyllama, llama.cpp and whatever reads its files. After a kill the same command goes on; DST comes to exist "
+    "when all of it is whole."
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SRC",
@@ -71,7 +72,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--threads", metavar="N", type=int, help="default: the physical cores; the file does not depend on it"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

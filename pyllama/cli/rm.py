@@ -2,18 +2,16 @@
 
 import argparse
 
+HELP = "delete a pulled model"
+DESCRIPTION = (
+    "Delete models from the Hugging Face cache, whoever brought them there. org/name is all of a "
+    "repository; with @revision or :quantization only that, and no file that something else there still needs. The "
+    "copy that pyllama quantize --draft made of a model goes with it."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "rm",
-        aliases=["remove"],
-        help="delete a pulled model",
-        description="Delete models from the Hugging Face cache, whoever brought them there. org/name is all of a "
-        "repository; with @revision or :quantization only that, and no file that something else there still needs. The "
-        "copy that pyllama quantize --draft made of a model goes with it.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="+", help="as pyllama list prints it")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

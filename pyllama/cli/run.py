@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from pyllama.generation import Generation, Step
     from pyllama.model import Model
 
+HELP = "answer one prompt"
+DESCRIPTION = (
+    "Answer a prompt. A model with a chat template gets the prompt as a user's message; any other, "
+    "and every model with --raw, continues the text. Text from a pipe, a file's and the words after MODEL make "
+    "one prompt, in this order, with an empty line between; one newline at the end of each does not count. On a "
+    "terminal, without any of them, a conversation begins, as with pyllama chat."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "run",
-        help="answer one prompt",
-        description="Answer a prompt. A model with a chat template gets the prompt as a user's message; any other, "
-        "and every model with --raw, continues the text. Text from a pipe, a file's and the words after MODEL make "
-        "one prompt, in this order, with an empty line between; one newline at the end of each does not count. On a "
-        "terminal, without any of them, a conversation begins, as with pyllama chat.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_loading(parser)
     group = parser.add_argument_group("the prompt")
     add_prompt(group)
@@ -45,7 +45,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="store_true",
         help="on standard error, how the memory is divided, how tokens were chosen, and timings",
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

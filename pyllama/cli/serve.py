@@ -19,18 +19,17 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "PYLLAMA_API_KEY"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
+HELP = "answer over HTTP, as OpenAI, Anthropic and Ollama do, and in a browser"
+DESCRIPTION = (
+    "Serve a model over HTTP for clients of OpenAI's API, Anthropic's and Ollama's, and for a "
+    "browser. Requests share passes over the weights, and what was computed for one is kept "
+    "for the next. Anything but this machine needs an API key. Ctrl-C or SIGTERM lets running answers finish."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "serve",
-        help="answer over HTTP, as OpenAI, Anthropic and Ollama do, and in a browser",
-        description="Serve a model over HTTP for clients of OpenAI's API, Anthropic's and Ollama's, and for a "
-        "browser. Requests share passes over the weights, and what was computed for one is kept "
-        "for the next. Anything but this machine needs an API key. Ctrl-C or SIGTERM lets running answers finish.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     add_loading(parser)
     add_serving(parser)
-    parser.set_defaults(run=run)
 
 
 def add_serving(parser: argparse.ArgumentParser) -> None:

@@ -20,14 +20,14 @@ NAME = "pyllama"
 # What the unit says in its own way, and what is no option of `serve`.
 _OWN = ("help", "model", "memory", "session_dir", "api_key_file", "user", "name", "dry_run")
 
+HELP = "let systemd run a server"
+DESCRIPTION = (
+    "Let systemd run `pyllama serve`: from boot on, watched, restarted when it hangs, and locked up "
+    "in a sandbox. See docs/service.md."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "service",
-        help="let systemd run a server",
-        description="Let systemd run `pyllama serve`: from boot on, watched, restarted when it hangs, and locked up "
-        "in a sandbox. See docs/service.md.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(
         metavar="ACTION", required=True, help="install, status, logs or uninstall; each has a --help of its own"
     )

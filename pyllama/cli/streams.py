@@ -129,6 +129,16 @@ def read_text(file: BinaryIO, name: str) -> str:
     return text
 
 
+def read_file(path: str) -> str:
+    """The same of the file of that name."""
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path}: {reason_of(error)}") from None
+    with file:
+        return read_text(file, path)
+
+
 def utf8(word: str) -> str:
     """A word of the command line, or a line typed, as UTF-8, whatever the locale took its bytes for.
 

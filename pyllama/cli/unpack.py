@@ -5,18 +5,17 @@ from pathlib import Path
 
 from pyllama.cli.options import add_quiet
 
+HELP = "give back the tensors of a packed model"
+DESCRIPTION = (
+    "Write the tensors of a packed model as safetensors, byte for byte what they were, with the "
+    "config and tokenizer taken along."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "unpack",
-        help="give back the tensors of a packed model",
-        description="Write the tensors of a packed model as safetensors, byte for byte what they were, with the "
-        "config and tokenizer taken along.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a folder that pyllama pack made")
     parser.add_argument("destination", metavar="DST", help="the folder to make")
     add_quiet(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,17 +6,16 @@ from pathlib import Path
 from pyllama.cli.options import add_quiet
 from pyllama.errors import CheckpointError
 
+HELP = "look for damage in a model's files"
+DESCRIPTION = (
+    "Read every byte of a packed model and compare it with its checksums; of any other model, check "
+    "that every tensor is there and lies within its file. Damage is told by tensor and rows, a line each."
+)
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "verify",
-        help="look for damage in a model's files",
-        description="Read every byte of a packed model and compare it with its checksums; of any other model, check "
-        "that every tensor is there and lies within its file. Damage is told by tensor and rows, a line each.",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="PATH", help="a model's path, or the name of a pulled one")
     add_quiet(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,9 +13,9 @@ from pyllama.engine import Stream
 from pyllama.generation import AnswerOptions
 from pyllama.generation.harmony import MARKS
 from pyllama.server import tools
-from pyllama.server.continuation import FLAGS, Beginning, beginning_of
+from pyllama.server.continuation import FLAGS, beginning_of
 from pyllama.server.errors import ApiError
-from pyllama.server.grammar import json_grammar, lark_grammar
+from pyllama.server.grammar import json_grammar
 from pyllama.server.grammar_process import Grammar
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.service import Service
@@ -45,28 +45,24 @@ async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked
 
     body  checked against CHAT
     """
-    beginning = beginning_of(body)
+    goes_on = beginning_of(body)["continue_final_message"]
     most = body.get("max_completion_tokens") or body.get("max_tokens")
     want = wanted(body, most, _top_logprobs(body), service.model.config.vocab_size, service.sampling_defaults)
-    choice, prompt_ids = await prompt_of(service, request, body, beginning)
+    choice, prompt_ids = await prompt_of(service, request, body)
     grammar = _grammar(service, choice, body)
     guide = await service.guide(request, grammar, want.n) if grammar else None
     options: AnswerOptions = {
         "guide": guide,
         "show_special": choice.tools is not None or service.thinking_marks.control or service.has_channels,
     }
-    options["continuation"] = beginning.continue_final_message
+    options["continuation"] = goes_on
     options["prediction"] = await _prediction(service, request, body.get("prediction"))
     streams = service.submit([prompt_ids], want, request, body.get("user"), "messages", **options)
-    goes_on = ""
-    if beginning.continue_final_message:
-        goes_on = tools.messages_for_template(body["messages"][-1:])[0]["content"]
-    return Asked(streams, want, choice, guide is not None, goes_on)
+    begun = tools.messages_for_template(body["messages"][-1:])[0]["content"] if goes_on else ""
+    return Asked(streams, want, choice, guide is not None, begun)
 
 
-async def prompt_of(
-    service: Service, request: Request, body: dict[str, Any], beginning: Beginning | None = None
-) -> tuple[tools.ToolChoice, list[int]]:
+async def prompt_of(service: Service, request: Request, body: dict[str, Any]) -> tuple[tools.ToolChoice, list[int]]:
     """What the request says of tools, and the token ids of its prompt. Raises ApiError."""
     if service.tokenizer.chat_template is None:
         raise ApiError(
@@ -76,18 +72,11 @@ async def prompt_of(
             "unsupported",
         )
     choice = tools.tool_choice(body, service.tool_format)
-    return choice, await service.in_text_thread(
-        request, _encode, service, body, choice, beginning or beginning_of(body)
-    )
+    return choice, await service.in_text_thread(request, _encode, service, body, choice)
 
 
-def _encode(service: Service, body: dict[str, Any], choice: tools.ToolChoice, beginning: Beginning) -> list[int]:
-    options = {
-        "tools": choice.tools,
-        "parse_special": bool(body.get("parse_special")),
-        "continue_final_message": beginning.continue_final_message,
-        "add_generation_prompt": beginning.add_generation_prompt,
-    }
+def _encode(service: Service, body: dict[str, Any], choice: tools.ToolChoice) -> list[int]:
+    options = {"tools": choice.tools, "parse_special": bool(body.get("parse_special")), **beginning_of(body)}
     variables = dict(body.get("chat_template_kwargs") or {})
     effort = body.get("reasoning_effort")
     if effort is not None:
@@ -130,16 +119,16 @@ def _grammar(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -
         functions = choice.forced or (list(choice.offered.values()) if choice.tools else [])
         ids = {mark: service.tokenizer.id_of(mark) for mark in MARKS}
         text = tools.channels_grammar(None if choice.forced else schema, functions, ids)
-        return lark_grammar(text, "tools" if functions else "response_format")
+        return Grammar(text, "tools" if functions else "response_format")
     if form is None or choice.tools is None or not (choice.forced or schema):
         return json_grammar(schema, "response_format") if schema else None
     marker = _control(service, form.opening), _control(service, form.closing)
     if choice.forced:
-        return lark_grammar(tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel), "tools")
+        return Grammar(tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel), "tools")
     assert schema is not None
     functions = list(choice.offered.values())
     json_grammar(schema, "response_format")  # whose fault an error is
-    return lark_grammar(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
+    return Grammar(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
 
 
 def _control(service: Service, text: str | None) -> int | None:

@@ -77,17 +77,12 @@ class Grammars:
 
     def lark(self, grammar: str, param: str, answers: int = 1) -> "GrammarGuide":
         """A guide for a grammar in llguidance's dialect of Lark, for a program without an event loop."""
-        return asyncio.run(self.guide(lark_grammar(grammar, param), answers=answers))
+        return asyncio.run(self.guide(Grammar(grammar, param), answers=answers))
 
 
 def json_grammar(schema: dict[str, Any], param: str) -> Grammar:
     """JSON that fits the schema. Raises ApiError for a schema of a kind that cannot be enforced."""
-    return lark_grammar(f"start: {embedded(schema)}\n", param)
-
-
-def lark_grammar(text: str, param: str) -> Grammar:
-    """A grammar in llguidance's dialect of Lark."""
-    return Grammar(text, param)
+    return Grammar(f"start: {embedded(schema)}\n", param)
 
 
 def embedded(schema: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ of one that holds the vocabulary. Its masks are computed while the model compute
 
 import asyncio
 import json
+import marshal
 import os
 import signal
 import socket
@@ -282,14 +283,4 @@ def _vocabulary(model: "Model") -> bytes:
     ends = list(tokenizer.eos_token_ids) or [size - 1]
     specials = sorted(tokenizer.special_ids)
     tokens = [tokenizer.token_bytes(i) if i < tokenizer.vocab_size else b"" for i in range(size)]
-    bos = -1 if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return b"".join(
-        (
-            worker.VOCABULARY.pack(size, len(ends), bos),
-            struct.pack(f"<{len(ends)}I", *ends),
-            worker.LENGTH.pack(len(specials)),
-            struct.pack(f"<{len(specials)}I", *specials),
-            struct.pack(f"<{size}I", *map(len, tokens)),
-            *tokens,
-        )
-    )
+    return marshal.dumps((ends, tokenizer.bos_token_id, specials, tokens))  # the same interpreter reads it

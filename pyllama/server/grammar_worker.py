@@ -13,6 +13,7 @@ own tokens: then the process asks with TOKENS and the text, and is sent uint32 i
 """
 
 import json
+import marshal
 import os
 import resource
 import signal
@@ -25,7 +26,6 @@ from typing import Any
 
 LENGTH = struct.Struct("<I")
 TOKEN = struct.Struct("<II")
-VOCABULARY = struct.Struct("<IIi")
 # Every answer of a grammar's process begins with one of these.
 OK, DONE, REFUSED, MASK, TOKENS, FITS = b"o", b"d", b"r", b"m", b"k", b"f"
 _asked: list[socket.socket] = []  # whom to ask for tokens, in a grammar's process
@@ -53,28 +53,16 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 
 
 def vocabulary(message: bytes) -> Any:
-    """llguidance's tokenizer from: size, number of ends, bos or -1, special ids; ends; lengths; bytes."""
+    """llguidance's tokenizer from ends, bos or None, special ids, and each token's bytes."""
     import llguidance
 
-    size, end_count, bos = VOCABULARY.unpack_from(message)
-    at = VOCABULARY.size
-    numbers = struct.unpack_from(f"<{end_count}I", message, at)
-    at += 4 * end_count
-    (special_count,) = LENGTH.unpack_from(message, at)
-    specials = struct.unpack_from(f"<{special_count}I", message, at + 4)
-    at += 4 + 4 * special_count
-    lengths = struct.unpack_from(f"<{size}I", message, at)
-    at += 4 * size
-    found = []
-    for length in lengths:
-        found.append(message[at : at + length])
-        at += length
+    ends, bos, specials, found = marshal.loads(message)
 
     class Wrapped:
-        eos_token_id = numbers[0]
-        bos_token_id = None if bos < 0 else bos
+        eos_token_id = ends[0]
+        bos_token_id = bos
         tokens = found
-        special_token_ids = list(specials)  # noqa: RUF012 - what llguidance asks for
+        special_token_ids = specials
 
         def __call__(self, text: bytes | str) -> list[int]:
             data = text.encode() if isinstance(text, str) else text
@@ -84,7 +72,7 @@ def vocabulary(message: bytes) -> Any:
             ids = receive(_asked[0])
             return list(struct.unpack(f"<{len(ids) // 4}I", ids))
 
-    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(Wrapped()), n_vocab=size, eos_token=list(numbers))
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(Wrapped()), n_vocab=len(found), eos_token=ends)
 
 
 def run(control: socket.socket) -> None:

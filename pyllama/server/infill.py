@@ -10,7 +10,7 @@ from pyllama.server.endpoint import EVENTS, JSON, Endpoint
 from pyllama.server.errors import ApiError, openai_body
 from pyllama.server.fill_in import Gap, fill_in
 from pyllama.server.one_reply import Block, OneReply
-from pyllama.server.schemas import SAMPLING, STRING, Schema, integer, obj, text
+from pyllama.server.schemas import SAMPLING, STRING, Schema, array, integer, obj, text
 from pyllama.server.service import Service
 
 INFILL: Schema = obj(
@@ -19,11 +19,9 @@ INFILL: Schema = obj(
         "input_prefix": text("what is before the gap"),
         "input_suffix": text("what is after it"),
         "prompt": text("more of what is before it"),
-        "input_extra": {
-            "type": "array",
-            "items": obj({"filename": STRING, "text": STRING}, ("text",)),
-            "description": "other files that may help",
-        },
+        "input_extra": array(
+            obj({"filename": STRING, "text": STRING}, ("text",)), description="other files that may help"
+        ),
         "n_predict": integer(-1, 2**31 - 1, "tokens to write at most; -1: no limit"),
     },
     ("input_prefix", "input_suffix"),

@@ -8,6 +8,11 @@ from pyllama.generation.sampler import SamplingParams
 from pyllama.server.errors import ApiError
 
 SEED_RANGE = 1 << 64
+# Fields that SamplingParams has by the same names, and takes as they are.
+_SAMPLING = (
+    "temperature top_k top_p min_p repetition_penalty presence_penalty frequency_penalty seed stop stop_token_ids "
+    "ignore_eos"
+).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,42 +49,29 @@ def wanted(
 ) -> Wanted:
     """What a checked body asks for; defaults: of sampling. Raises ApiError for what only makes sense together."""
 
-    def get(name: str, default: Any) -> Any:
-        value = body.get(name)
-        return default if value is None else value
-
-    stream = get("stream", False)
-    options = get("stream_options", {})
-    if body.get("stream_options") is not None and not stream:
+    given = {name: value for name, value in body.items() if value is not None}
+    stream, options = given.get("stream", False), given.get("stream_options", {})
+    if "stream_options" in given and not stream:
         raise ApiError(400, "stream_options: only with stream", "stream_options", "invalid_value")
-    top_p, top_k = get("top_p", defaults["top_p"]), max(0, get("top_k", defaults["top_k"]))
-    if top_p == 0:  # the least that may be kept is one token
-        top_p, top_k = 1.0, 1
+    sampling = {**defaults, **{name: given[name] for name in _SAMPLING if name in given}}
+    sampling |= {"top_k": max(0, sampling["top_k"]), "stop": _stops(sampling.get("stop", ()))}
+    if sampling["top_p"] == 0:  # the least that may be kept is one token
+        sampling |= {"top_p": 1.0, "top_k": 1}
     params = SamplingParams(
-        temperature=get("temperature", defaults["temperature"]),
-        top_k=top_k,
-        top_p=top_p,
-        min_p=get("min_p", defaults["min_p"]),
-        repetition_penalty=get("repetition_penalty", defaults.get("repetition_penalty", 1.0)),
-        presence_penalty=get("presence_penalty", 0.0),
-        frequency_penalty=get("frequency_penalty", 0.0),
-        logit_bias=_logit_bias(get("logit_bias", {}), vocab_size),
-        seed=get("seed", None),
+        **sampling,
+        logit_bias=_logit_bias(given.get("logit_bias", {}), vocab_size),
         max_tokens=max_tokens,
-        stop=_stops(get("stop", defaults.get("stop", ()))),
-        stop_token_ids=get("stop_token_ids", ()),
         # The chosen token's is computed beside that of at least one alternative.
         logprobs=0 if top_logprobs is None else max(1, top_logprobs),
-        ignore_eos=get("ignore_eos", False),
     )
     return Wanted(
         params,
-        n=get("n", 1),
+        n=given.get("n", 1),
         top_logprobs=top_logprobs,
         stream=stream,
         include_usage=bool(options.get("include_usage")),
         include_progress=bool(options.get("include_progress")),
-        fingerprint=get("logits_fingerprint", False),
+        fingerprint=given.get("logits_fingerprint", False),
     )
 
 

@@ -25,6 +25,14 @@ def flag(about: str) -> Schema:
     return {"type": "boolean", "description": about}
 
 
+def array(items: Schema, **more: Any) -> Schema:
+    return {"type": "array", "items": items, **more}
+
+
+def one_of(*words: str) -> Schema:
+    return {"type": "string", "enum": list(words)}
+
+
 def obj(properties: dict[str, Schema], required: tuple[str, ...] = (), about: str = "") -> Schema:
     schema: Schema = {"type": "object", "properties": properties}
     if required:
@@ -38,8 +46,10 @@ def either(about: str, *choices: Schema) -> Schema:
     return {"anyOf": list(choices), "description": about}
 
 
-TOKEN_IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**31}}
+TOKEN_IDS: Schema = array({"type": "integer", "minimum": 0, "maximum": 2**31})
 STRING: Schema = {"type": "string"}
+OBJECT: Schema = {"type": "object"}
+BOOLEAN: Schema = {"type": "boolean"}
 
 SAMPLING: dict[str, Schema] = {
     "model": text("name of the model, as /v1/models has it; may be left out"),
@@ -51,7 +61,7 @@ SAMPLING: dict[str, Schema] = {
     "stop": either(
         "the answer ends before any of these; an empty one is none",
         STRING,
-        {"type": "array", "items": STRING, "maxItems": MAX_STOPS},
+        array(STRING, maxItems=MAX_STOPS),
     ),
     "stop_token_ids": {**TOKEN_IDS, "maxItems": 64, "description": "the answer ends at any of these"},
     "ignore_eos": flag("go on past the model's own end of text"),
@@ -88,8 +98,8 @@ TOOL: Schema = obj(
             {
                 "name": text("", minLength=1, maxLength=64),
                 "description": STRING,
-                "parameters": {"type": "object"},
-                "strict": {"type": "boolean"},
+                "parameters": OBJECT,
+                "strict": BOOLEAN,
             },
             ("name",),
         ),
@@ -97,28 +107,27 @@ TOOL: Schema = obj(
     ("type",),
 )
 
-TEXT_PARTS: Schema = {"type": "array", "items": obj({"type": STRING, "text": STRING}, ("type",))}
+TEXT_PARTS: Schema = array(obj({"type": STRING, "text": STRING}, ("type",)))
 
 MESSAGE: Schema = obj(
     {
-        "role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool", "function"]},
+        "role": one_of("system", "developer", "user", "assistant", "tool", "function"),
         "content": either(
             "text, or a list of parts of type text",
             STRING,
             TEXT_PARTS,
         ),
         "name": STRING,
-        "tool_calls": {
-            "type": "array",
-            "items": obj(
+        "tool_calls": array(
+            obj(
                 {
                     "id": STRING,
                     "type": STRING,
                     "function": obj({"name": STRING, "arguments": STRING}, ("name", "arguments")),
                 },
                 ("function",),
-            ),
-        },
+            )
+        ),
         "tool_call_id": STRING,
         "prefix": flag("of the last message, an assistant's: as continue_final_message"),
     },
@@ -133,14 +142,14 @@ CONTINUATION: dict[str, Schema] = {
 CHAT: Schema = obj(
     {
         **SAMPLING,
-        "messages": {"type": "array", "items": MESSAGE, "minItems": 1, "description": "the conversation"},
+        "messages": array(MESSAGE, minItems=1, description="the conversation"),
         "max_completion_tokens": integer(1, 2**31 - 1, "tokens to write at most; goes before max_tokens"),
         "logprobs": flag("report the log-probability of each token"),
         "top_logprobs": integer(0, 20, "and those of so many of the most probable ones; needs logprobs"),
         "response_format": obj(
             {
-                "type": {"type": "string", "enum": ["text", "json_object", "json_schema"]},
-                "json_schema": obj({"name": STRING, "schema": {"type": "object"}}),
+                "type": one_of("text", "json_object", "json_schema"),
+                "json_schema": obj({"name": STRING, "schema": OBJECT}),
                 "schema": {"type": "object", "description": "of the JSON, in place of json_schema"},
             },
             ("type",),
@@ -148,27 +157,24 @@ CHAT: Schema = obj(
         ),
         "prediction": obj(
             {
-                "type": {"type": "string", "enum": ["content"]},
+                "type": one_of("content"),
                 "content": either("text, or a list of parts of type text", STRING, TEXT_PARTS),
             },
             ("type", "content"),
             "what the answer may repeat, as an edited file does the old one: proposed where the server drafts",
         ),
-        "tools": {"type": "array", "items": TOOL, "maxItems": 128, "description": "functions the model may call"},
+        "tools": array(TOOL, maxItems=128, description="functions the model may call"),
         "tool_choice": either(
             "whether it may, must not or must call one",
-            {"type": "string", "enum": ["none", "auto", "required"]},
+            one_of("none", "auto", "required"),
             obj(
                 {
                     "type": text("function or allowed_tools"),
                     "function": obj({"name": STRING}),
                     "allowed_tools": obj(
                         {
-                            "mode": {"type": "string", "enum": ["auto", "required"]},
-                            "tools": {
-                                "type": "array",
-                                "items": obj({"type": STRING, "function": obj({"name": STRING})}),
-                            },
+                            "mode": one_of("auto", "required"),
+                            "tools": array(obj({"type": STRING, "function": obj({"name": STRING})})),
                         }
                     ),
                 },
@@ -188,7 +194,7 @@ CHAT: Schema = obj(
 def prompts(description: str, most: int) -> Schema:
     """A text or token ids, or a list of up to so many of either."""
     ids = {**TOKEN_IDS, "minItems": 1}
-    lists = ({"type": "array", "items": items, "minItems": 1, "maxItems": most} for items in (STRING, ids))
+    lists = (array(items, minItems=1, maxItems=most) for items in (STRING, ids))
     return either(description, STRING, ids, *lists)
 
 

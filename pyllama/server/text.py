@@ -25,15 +25,8 @@ async def tokenize(request: Request) -> JSONResponse:
 
 
 def _encode(service: Service, body: dict[str, Any]) -> list[int]:
-    def get(name: str, default: bool) -> bool:
-        value = body.get(name)
-        return default if value is None else value
-
-    return service.tokenizer.encode(
-        body["prompt"],
-        add_special_tokens=get("add_special_tokens", True),
-        parse_special=get("parse_special", False),
-    )
+    flags = {name: body[name] for name in ("add_special_tokens", "parse_special") if body.get(name) is not None}
+    return service.tokenizer.encode(body["prompt"], **flags)
 
 
 async def apply_template(request: Request) -> JSONResponse:

@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pyllama.tokenizer.pattern import compile_class
+from pyllama.tokenizer.pattern_syntax import WHITE_SPACE
 
-_SPACES = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
-_SPACE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | {
-    chr(code) for code in range(0x2000, 0x200B)
-}
+_SPACES = re.compile(f"[{WHITE_SPACE}]*")
 
 
 class AddedToken(NamedTuple):
@@ -90,7 +88,7 @@ class AddedTokens:
                 if before or after:
                     continue
             if token.lstrip:
-                while start > done and text[start - 1] in _SPACE:
+                while start > done and text[start - 1] in WHITE_SPACE:
                     start -= 1
             start = max(start, done)
             if token.rstrip:

@@ -1,29 +1,31 @@
-"""Byte-level BPE: a piece of text to token ids.
+"""Byte-pair encoding by ranked merges: a piece of text to token ids.
 
-Turns one pre-tokenizer piece into ids by merging its UTF-8 bytes; remembers the pieces seen last, since text
-repeats its words. Knows nothing of patterns, special tokens or files.
+Merges what a piece begins as, its bytes here (byte-level BPE), its characters in sentencepiece.py; remembers the pieces
+seen last, since text repeats its words. Knows nothing of patterns, special tokens or files.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 
-from pyllama.errors import TokenizerError
 from pyllama.tokenizer.merges import MergeTable
-from pyllama.tokenizer.vocabulary import Vocabulary
+from pyllama.tokenizer.vocabulary import Vocabulary, utf8_of
 
-_CACHE_PIECES = 8192
-_CACHE_PIECE_LENGTH = 64
+_REMEMBERED, _REMEMBERED_LENGTH = 8192, 64  # pieces, and characters of each
 
 
-class ByteLevelModel:
-    """Merges bytes.
+class MergedModel(ABC):
+    """Merges symbols.
 
     vocabulary     ids and bytes
     merges         ranked pairs
     ignore_merges  a piece that is a token as a whole is that token, whatever the merges say (Llama 3)
-    unk_id         stands for bytes that have no token of their own; without it they vanish, as in tokenizers
-    fuse_unk       neighbouring unknown bytes become one unk_id
+    unk_id         stands for what has no token of its own; without it that vanishes, as in tokenizers
+    fuse_unk       neighbouring unknown symbols become one unk_id
     forbidden      ids that no text may turn into
     """
 
@@ -40,9 +42,7 @@ class ByteLevelModel:
         self._vocabulary, self._merges = vocabulary, merges
         self._ignore_merges, self._unk_id, self._fuse_unk = ignore_merges, unk_id, fuse_unk
         self._forbidden = forbidden
-        self._byte_ids = [vocabulary.find(bytes([byte])) for byte in range(256)]
-        self._complete = min(self._byte_ids) >= 0
-        self._cache: dict[str, list[int]] = {}
+        self._remembered = lru_cache(_REMEMBERED)(self._encode)
 
     def makes(self, ids: np.ndarray) -> np.ndarray:
         """Which of the ids merges result in; (m,) bool for (m,) ids."""
@@ -55,27 +55,38 @@ class ByteLevelModel:
 
     def encode(self, piece: str, out: list[int]) -> None:
         """Append the ids of one piece to `out`. Raises TokenizerError for a lone surrogate."""
-        ids = self._cache.get(piece)
-        if ids is None:
-            ids = self._encode(piece)
-            if len(piece) <= _CACHE_PIECE_LENGTH:
-                if len(self._cache) >= _CACHE_PIECES:
-                    self._cache.clear()
-                self._cache[piece] = ids
-        out += ids
+        out += self._ids_of(piece)
+
+    def _ids_of(self, piece: str) -> list[int]:
+        return self._remembered(piece) if len(piece) <= _REMEMBERED_LENGTH else self._encode(piece)
 
     def _encode(self, piece: str) -> list[int]:
-        try:
-            data = piece.encode()
-        except UnicodeEncodeError as error:
-            code = ord(piece[error.start])
-            raise TokenizerError(f"text holds the lone surrogate U+{code:04X}, expected Unicode text") from None
-        if self._ignore_merges:
-            whole = self._vocabulary.find(data)
-            if whole >= 0 and whole not in self._forbidden:
-                return [whole]
+        data = utf8_of(piece)
+        if self._ignore_merges and (whole := self._find(data)) is not None:
+            return [whole]
+        return self._merges.merge(self._symbols(piece, data))
+
+    def _find(self, data: bytes) -> int | None:
+        """The token of these bytes that text may turn into."""
+        found = self._vocabulary.find(data)
+        return found if found >= 0 and found not in self._forbidden else None
+
+    @abstractmethod
+    def _symbols(self, piece: str, data: bytes) -> list[int]:
+        """What a piece begins as. data: its UTF-8 bytes"""
+
+
+class ByteLevelModel(MergedModel):
+    """Merges bytes."""
+
+    def __init__(self, vocabulary: Vocabulary, merges: MergeTable, **options: Any) -> None:
+        super().__init__(vocabulary, merges, **options)
+        self._byte_ids = [vocabulary.find(bytes([byte])) for byte in range(256)]
+        self._complete = min(self._byte_ids) >= 0
+
+    def _symbols(self, piece: str, data: bytes) -> list[int]:
         if self._complete:
-            return self._merges.merge([self._byte_ids[byte] for byte in data])
+            return [self._byte_ids[byte] for byte in data]
         symbols: list[int] = []
         after_unknown = False
         for byte in data:
@@ -85,4 +96,4 @@ class ByteLevelModel:
             elif self._unk_id is not None and not (self._fuse_unk and after_unknown):
                 symbols.append(self._unk_id)
             after_unknown = symbol < 0
-        return self._merges.merge(symbols)
+        return symbols

@@ -11,6 +11,7 @@ import numpy as np
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer.scored_pieces import message
 from pyllama.tokenizer.steps import Normalizer
+from pyllama.tokenizer.vocabulary import utf8_of
 
 _DEPTH = 32  # the library keeps that many prefixes of one match; the longest of nmt_nfkc has half as many bytes
 _LEAF = 1 << 31
@@ -38,11 +39,7 @@ def normalizer(table: bytes, where: str) -> Normalizer:
         raise TokenizerError(f"{where}: sentencepiece does not take its normalizer: {reason[:120]}") from None
 
     def normalize(text: str) -> str:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            raise TokenizerError(f"text holds the lone surrogate U+{code:04X}, expected Unicode text") from None
+        utf8_of(text)  # what is none is refused
         return library.Normalize(text)  # type: ignore[no-any-return]
 
     return normalize

@@ -156,17 +156,7 @@ def _from_model(path: Path, settings: Mapping[str, Any]) -> Parts:
         entries = _decoder_entries(settings)
         return tiktoken.read(path, tuple(entries.values()) or None)
     pieces = read_pieces(path)
-    parts = from_pieces(
-        pieces.vocabulary,
-        pieces.types,
-        pieces.scores,
-        unk_id=pieces.unk_id,
-        space_prefix=pieces.space_prefix,
-        collapse_spaces=pieces.collapse_spaces,
-        where=path.name,
-        algorithm=pieces.algorithm,
-        charsmap=pieces.charsmap,
-    )
+    parts = from_pieces(pieces, path.name)
     if pieces.space_prefix and not pieces.charsmap and not _flag(settings, "legacy", True):
         parts.pre_tokenizer = steps.metaspace(steps.SPACE_MARK, "first", False)
         parts.normalizer = None

@@ -151,6 +151,7 @@ class _Reader:
 
     def _sentencepiece(self, tokens: Sequence[str], types: np.ndarray) -> Parts:
         from pyllama.tokenizer.pieces import from_pieces
+        from pyllama.tokenizer.sentencepiece_model import Pieces
 
         where = f"tokenizer.ggml.tokens (file {self._where})"
         chunks = token_bytes.packed(_texts(tokens), MAX_TOKENS, where)
@@ -160,16 +161,10 @@ class _Reader:
             raise TokenizerError(
                 f"tokenizer.ggml.scores: missing, expected a score for each token (file {self._where})"
             )
+        unk_id = self._id("unknown_token_id", types)
         prefix = self._get("ggml.add_space_prefix", bool, True)
-        return from_pieces(
-            vocabulary,
-            types,
-            scores,
-            unk_id=self._id("unknown_token_id", types),
-            space_prefix=prefix,
-            collapse_spaces=self._get("ggml.remove_extra_whitespaces", bool, False),
-            where=where,
-        )
+        collapse = self._get("ggml.remove_extra_whitespaces", bool, False)
+        return from_pieces(Pieces(vocabulary, scores, types, unk_id, prefix, collapse), where)
 
     def _merged_pieces(self, tokens: Sequence[str], types: np.ndarray) -> Parts:
         """Characters, spaces as marks, merged by rank; bytes where there is no character."""
@@ -185,10 +180,9 @@ class _Reader:
         for chunk in token_bytes.packed(_texts(self._list("ggml.merges")), token_bytes.MAX_MERGES, where):
             reader.add_spaced(chunk)
         byte_ids = byte_pieces(vocabulary)
-        text_ids = np.ones(vocabulary.size, bool)
-        text_ids[list(special)] = False
+        unk_id = self._id("unknown_token_id", types)
         model = SentencePieceModel(
-            vocabulary, reader.table(special), text_ids, byte_ids=byte_ids, unk_id=self._id("unknown_token_id", types)
+            vocabulary, reader.table(special), byte_ids=byte_ids, unk_id=unk_id, fuse_unk=True, forbidden=special
         )
         decoded = {token.id: token.content.encode("utf-8", "replace") for token in added}
         decoded |= {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from pyllama.errors import TokenizerError
-from pyllama.tokenizer.pattern_syntax import Alternatives, Characters, End, Look, Node, Repeat, Sequence, parse
+from pyllama.tokenizer.pattern_syntax import END, Alternatives, Characters, Look, Node, Repeat, Sequence, parse
 
 MAX_PARTS = 8192
 _MAX_SYMBOLS = 255
@@ -26,6 +26,8 @@ _MAX_CACHED = 1 << 19  # instructions in the states of an automaton, all togethe
 _STEPS_A_CHARACTER = 48
 _STEPS = 2_000_000
 _SLICE = 1 << 16  # characters that are looked up without letting other threads run
+#: A reason to the error that says of which pattern it is.
+Refuse = Callable[[str], TokenizerError]
 
 
 class LinearPattern:
@@ -46,56 +48,44 @@ class LinearPattern:
     def _refuse(self, reason: str) -> TokenizerError:
         return TokenizerError(f"{self._where}: pattern {self.pattern[:200]!r}: {reason}")
 
-    def _too_long(self) -> TokenizerError:
-        return self._refuse(
-            f"more than {_STEPS_A_CHARACTER} steps a character; it looks far ahead of what it takes, or has too many "
-            "states"
-        )
-
     def _build(self, tree: Node) -> _Automaton:
-        program = _Program(self._refuse)
-        program.start = self._add(program, tree, program.match())
-        return _Automaton(program, self._alphabet.size, self._too_long)
+        program = _Program()
+        self._parts = 0
+        program.start = self._add(program, tree, program.add(None, []))
+        return _Automaton(program, self._alphabet.size)
 
     def _add(self, program: _Program, node: Node, following: int) -> int:
         """The instruction that `node`, and then `following`, begins with."""
-        program.grow()
+        self._parts += 1  # which need not make an instruction: `(?:)` makes none
+        if self._parts > MAX_PARTS:
+            raise self._refuse(f"more than {MAX_PARTS} parts when its repeats are written out")
         if isinstance(node, Characters):
-            return program.take(self._alphabet.symbols(node), following)
-        if isinstance(node, End):
-            return program.look(self._alphabet.symbols(node), following)
+            return program.add(self._alphabet.symbols(node), [following], takes=True)
+        if isinstance(node, Look):
+            return program.add(self._alphabet.holds(node), [following])
         if isinstance(node, Sequence):
             for part in reversed(node.parts):
                 following = self._add(program, part, following)
             return following
         if isinstance(node, Alternatives):
-            return program.split([self._add(program, part, following) for part in node.parts])
-        if isinstance(node, Look):
-            return self._add_look(program, node, following)
+            return program.add(None, [self._add(program, part, following) for part in node.parts])
         return self._add_repeat(program, node, following)
-
-    def _add_look(self, program: _Program, node: Look, following: int) -> int:
-        holds = self._alphabet.of_one_character(node.body)
-        if holds is None:
-            holds = self._alphabet.where(self._alphabet.looks[node.body])
-        return program.look(holds if node.positive else self._alphabet.others(holds), following)
 
     def _add_repeat(self, program: _Program, node: Repeat, following: int) -> int:
         if node.possessive:
             # All it can take, and never less: for one character that is to say what must not follow.
-            holds = self._alphabet.of_one_character(node.body)
-            if holds is None or not isinstance(node.body, Characters):
+            if not isinstance(node.body, Characters):
                 raise self._refuse("a possessive repeat of more than one character is not supported")
-            stop = program.look(self._alphabet.others(holds), following)
+            stop = program.add(self._alphabet.holds(Look(node.body, False)), [following])
             if node.most == 1:
-                return program.split([self._add(program, node.body, following), stop])
+                return program.add(None, [self._add(program, node.body, following), stop])
             following = stop
 
         def ordered(again: int, on: int) -> list[int]:
             return [on, again] if node.lazy else [again, on]
 
         if node.most is None:
-            loop = program.split([])
+            loop = program.add(None, [])
             program.targets[loop] = ordered(self._add(program, node.body, loop), following)
             if node.least == 0:
                 return loop
@@ -105,7 +95,7 @@ class LinearPattern:
             return after
         after = following
         for _ in range(node.most - node.least):
-            after = program.split(ordered(self._add(program, node.body, after), following))
+            after = program.add(None, ordered(self._add(program, node.body, after), following))
         for _ in range(node.least):
             after = self._add(program, node.body, after)
         return after
@@ -118,7 +108,7 @@ class LinearPattern:
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Where each match begins and ends. After an empty one, the search goes on a character further."""
-        steps = _Steps(_STEPS + _STEPS_A_CHARACTER * len(text))
+        steps = _Steps(_STEPS + _STEPS_A_CHARACTER * len(text), self._refuse)
         symbols = self._alphabet.read(text)
         for bit, automaton in enumerate(self._looks):
             marks = np.frombuffer(automaton.marks(symbols, steps), np.uint8)
@@ -137,20 +127,20 @@ class LinearPattern:
 
 
 class _Alphabet:
-    """Code points to symbols: all that no part of the pattern tells apart are one. Symbol 0 is the end of the text.
+    """Code points to symbols: all that no part of the pattern tells apart are one, and the end of the text among them.
 
     kinds  symbols that characters and the end have
     looks  bodies of lookaheads further than one character, and the bit of each
     size   all symbols: kinds for each combination of the lookaheads that hold there
     """
 
-    def __init__(self, tree: Node, refuse) -> None:
+    def __init__(self, tree: Node, refuse: Refuse) -> None:
         sets: dict[Characters, None] = {}
         self.looks: dict[Node, int] = {}
         self._collect(tree, sets)
         sets = sets or {Characters(()): None}
         # Not np.unique(), which without an inverse loads numpy.ma: 2 MB, and more time than all of this.
-        edges = np.array(sorted({0, *(edge for one in sets for span in one.spans for edge in span)}))
+        edges = np.array(sorted({END, 0, *(edge for one in sets for span in one.spans for edge in span)}))
         member = np.zeros((len(edges), len(sets)), bool)
         for column, one in enumerate(sets):
             starts = np.array([start for start, _ in one.spans], np.int64)
@@ -158,64 +148,62 @@ class _Alphabet:
             index = np.searchsorted(starts, edges, "right") - 1
             member[:, column] = (index >= 0) & (edges < stops[index] if len(stops) else False)
         kinds, symbol_of = np.unique(member, axis=0, return_inverse=True)
-        self.kinds = len(kinds) + 1
+        self.kinds = len(kinds)
         self.size = self.kinds << len(self.looks)
         if self.size > _MAX_SYMBOLS:
             raise refuse(f"{self.size} kinds of characters and lookaheads, expected at most {_MAX_SYMBOLS}")
         self._columns = {one: kinds[:, column] for column, one in enumerate(sets)}
-        self._table = _SymbolTable(edges.tolist(), (symbol_of.reshape(-1) + 1).tolist())
+        symbols = symbol_of.reshape(-1).tolist()
+        self._table, self._end = _SymbolTable(edges.tolist(), symbols), bytes(symbols[:1])
 
     def _collect(self, node: Node, sets: dict[Characters, None]) -> None:
         if isinstance(node, Characters):
             sets[node] = None
-        elif isinstance(node, End):
-            sets[node.newline] = None
         elif isinstance(node, (Sequence, Alternatives)):
             for part in node.parts:
                 self._collect(part, sets)
-        elif isinstance(node, (Look, Repeat)):
+        else:
             self._collect(node.body, sets)
             if isinstance(node, Look) and not _is_one_character(node.body):
                 self.looks.setdefault(node.body, len(self.looks))
 
-    def symbols(self, node: Characters | End) -> frozenset[int]:
-        """The symbols of a set's characters; for End, of what may follow it."""
-        if isinstance(node, End):
-            return self.symbols(node.newline) | self._all({0})
-        return self._all({1 + int(kind) for kind in np.flatnonzero(self._columns[node])})
+    def symbols(self, node: Characters) -> frozenset[int]:
+        """The symbols of a set's characters."""
+        return frozenset(symbol for symbol in range(self.size) if self._columns[node][symbol % self.kinds])
 
-    def _all(self, kinds: set[int]) -> frozenset[int]:
-        return frozenset(symbol for symbol in range(self.size) if symbol % self.kinds in kinds)
-
-    def where(self, bit: int) -> frozenset[int]:
+    def holds(self, node: Look) -> frozenset[int]:
         """The symbols at which a lookahead holds."""
-        return frozenset(symbol for symbol in range(self.size) if symbol // self.kinds >> bit & 1)
+        bit = self.looks.get(node.body)
+        if bit is None:
+            inside = self._of_one_character(node.body)
+        else:
+            inside = frozenset(symbol for symbol in range(self.size) if symbol // self.kinds >> bit & 1)
+        return inside if node.positive else frozenset(range(self.size)) - inside
 
-    def others(self, symbols: frozenset[int]) -> frozenset[int]:
-        return frozenset(range(self.size)) - symbols
-
-    def of_one_character(self, node: Node) -> frozenset[int] | None:
-        """Where a lookahead to one character, or the end, holds; None for one that looks further."""
-        if isinstance(node, (Characters, End)):
+    def _of_one_character(self, node: Node) -> frozenset[int]:
+        if isinstance(node, Characters):
             return self.symbols(node)
-        if _is_one_character(node):
-            assert isinstance(node, (Alternatives, Sequence))
-            return frozenset().union(*(self.of_one_character(part) or () for part in node.parts))
-        return None
+        if isinstance(node, Look):
+            return self.holds(node)
+        assert isinstance(node, (Alternatives, Sequence))
+        return frozenset().union(*map(self._of_one_character, node.parts))
 
     def read(self, text: str) -> bytes:
         """A symbol for each character and one for the end, lookaheads left out."""
         look_up = self._table.__getitem__
         slices = (text[at : at + _SLICE] for at in range(0, len(text), _SLICE))
-        return b"".join([*(bytes(map(look_up, part)) for part in slices), b"\0"])
+        return b"".join([*(bytes(map(look_up, part)) for part in slices), self._end])
 
 
 def _is_one_character(node: Node) -> bool:
-    if isinstance(node, (Characters, End)):
-        return True
+    """Whether a lookahead to this looks no further than the next character, or the end."""
+    if isinstance(node, Look):
+        return _is_one_character(node.body)
     if isinstance(node, Alternatives):
         return all(map(_is_one_character, node.parts))
-    return isinstance(node, Sequence) and len(node.parts) == 1 and _is_one_character(node.parts[0])
+    return isinstance(node, Characters) or (
+        isinstance(node, Sequence) and len(node.parts) == 1 and _is_one_character(node.parts[0])
+    )
 
 
 class _SymbolTable(dict):
@@ -240,46 +228,32 @@ class _Program:
     targets  where it goes on, in order of preference; none after a match
     """
 
-    def __init__(self, refuse) -> None:
-        self._refuse = refuse
+    def __init__(self) -> None:
         self.symbols: list[frozenset[int] | None] = []
         self.takes: list[bool] = []
         self.targets: list[list[int]] = []
         self.start = 0
-        self._parts = 0
 
-    def grow(self) -> None:
-        """One more part of the pattern is written out; it need not be an instruction: `(?:)` is none."""
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise self._refuse(f"more than {MAX_PARTS} parts when its repeats are written out")
-
-    def _new(self, symbols: frozenset[int] | None, takes: bool, targets: list[int]) -> int:
+    def add(self, symbols: frozenset[int] | None, targets: list[int], *, takes: bool = False) -> int:
         self.symbols.append(symbols)
         self.takes.append(takes)
         self.targets.append(targets)
         return len(self.targets) - 1
 
-    def match(self) -> int:
-        return self._new(None, False, [])
-
-    def take(self, symbols: frozenset[int], target: int) -> int:
-        return self._new(symbols, True, [target])
-
-    def look(self, symbols: frozenset[int], target: int) -> int:
-        return self._new(symbols, False, [target])
-
-    def split(self, targets: list[int]) -> int:
-        return self._new(None, False, targets)
-
 
 class _Steps:
     """What a text may still cost."""
 
-    __slots__ = ("left",)
+    def __init__(self, left: int, refuse: Refuse) -> None:
+        self._left, self._refuse = left, refuse
 
-    def __init__(self, left: int) -> None:
-        self.left = left
+    def take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise self._refuse(
+                f"more than {_STEPS_A_CHARACTER} steps a character; it looks far ahead of what it takes, or has too "
+                "many states"
+            )
 
 
 class _States:
@@ -305,8 +279,8 @@ class _States:
 class _Automaton:
     """A program that runs: forwards by ordered ways, backwards by sets. Several threads may use one."""
 
-    def __init__(self, program: _Program, symbols: int, too_long) -> None:
-        self._program, self._symbols, self._too_long = program, symbols, too_long
+    def __init__(self, program: _Program, symbols: int) -> None:
+        self._program, self._symbols = program, symbols
         targets = {t for i, ts in enumerate(program.targets) if program.takes[i] for t in ts}
         self._landings = sorted(targets | {program.start})
         self._bits = {landing: 1 << bit for bit, landing in enumerate(self._landings)}
@@ -333,9 +307,7 @@ class _Automaton:
                 break
             state -= 1
             at += 1
-        steps.left -= at - first
-        if steps.left < 0:
-            raise self._too_long()
+        steps.take(at - first)
         return last
 
     def _current(self, name: str) -> _States:
@@ -369,9 +341,7 @@ class _Automaton:
                         taken[targets[0]] = None
                     else:
                         stack.append(targets[0])
-            steps.left -= 8 * len(seen)
-            if steps.left < 0:
-                raise self._too_long()
+            steps.take(8 * len(seen))
             following = 1 + states.number(tuple(taken), len(taken), self._symbols) if taken else 0
             step = states.rows[state][symbol] = 2 * following + matched
         return step
@@ -407,9 +377,7 @@ class _Automaton:
                     reached = self._reached[number][symbol] = self._reach(landing, symbol, steps)
                 if reached[0] or reached[1] & after:
                     before |= 1 << number
-            steps.left -= len(self._landings)
-            if steps.left < 0:
-                raise self._too_long()
+            steps.take(len(self._landings))
             size = 1 + len(self._landings) // 32
             step = 2 * states.number(before, size, self._symbols) + bool(before & self._start_bit)
             states.rows[state][symbol] = step
@@ -433,7 +401,5 @@ class _Automaton:
                     if target not in seen:
                         seen.add(target)
                         stack.append(target)
-        steps.left -= len(seen)
-        if steps.left < 0:
-            raise self._too_long()
+        steps.take(len(seen))
         return matched, behind

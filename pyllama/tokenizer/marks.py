@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from typing import Any
 
 # What stands in: symbols that no language is written with. They must be printable, for a template may show a list or
@@ -89,8 +90,8 @@ class Marker:
         self._loose = re.compile("(?=(" + "|".join(map(re.escape, loose)) + "))") if loose else None
         self._joined = "\0".join(self._spellings)
         self._longest = max(map(len, self._spellings), default=0)
-        self._fills: dict[str, bool] = {}
-        self._borders: dict[tuple[str, bool], bool] = {}
+        self._fills = lru_cache(_MAX_REMEMBERED)(self._stands_in_a_token)
+        self._is_border = lru_cache(_MAX_REMEMBERED)(self._is_beside_a_value)
 
     def mark(self, values: dict[str, Any]) -> tuple[dict[str, Any], Marks]:
         """A copy of the variables a template is given, "messages" among them, with marks; and the marks."""
@@ -151,35 +152,22 @@ class Marker:
     def _fills_a_token(self, text: str) -> bool:
         """Whether the template may put a text between two pieces of its own that make a token of it."""
         text = text.strip()
-        if not text or len(text) >= self._longest or text not in self._joined:
-            return False
-        known = self._fills.get(text)
-        if known is None:
-            if len(self._fills) >= _MAX_REMEMBERED:
-                self._fills.clear()
-            known = self._fills[text] = any(
-                self._is_border(spelling[:at], True) and self._is_border(spelling[at + len(text) :], False)
-                for spelling in self._spellings
-                for at in _places(spelling, text)
-            )
-        return known
+        return bool(text) and len(text) < self._longest and text in self._joined and self._fills(text)
 
-    def _is_border(self, piece: str, before: bool) -> bool:
+    def _stands_in_a_token(self, text: str) -> bool:
+        return any(
+            self._is_border(spelling[:at], True) and self._is_border(spelling[at + len(text) :], False)
+            for spelling in self._spellings
+            for at in _places(spelling, text)
+        )
+
+    def _is_beside_a_value(self, piece: str, before: bool) -> bool:
         """Whether the template has a piece just before, or after, a place where a value is put."""
         if not piece:
             return True
-        key = (piece, before)
-        known = self._borders.get(key)
-        if known is None:
-            if len(self._borders) >= _MAX_REMEMBERED:
-                self._borders.clear()
-            known = piece in self._source
-            if known:
-                text = re.escape(piece)
-                pattern = rf"{text}(?:['\"%{{]|\s*\{{)" if before else rf"(?:['\"}}]|\}}\s*|%[a-z]){text}"
-                known = re.search(pattern, self._source) is not None
-            self._borders[key] = known
-        return known
+        text = re.escape(piece)
+        pattern = rf"{text}(?:['\"%{{]|\s*\{{)" if before else rf"(?:['\"}}]|\}}\s*|%[a-z]){text}"
+        return piece in self._source and re.search(pattern, self._source) is not None
 
 
 def _is_usable(character: str) -> bool:

@@ -31,11 +31,8 @@ PARTS = {
     "P": ("P",),
     "S": ("S",),
 }
-# White space is the Unicode property; Python's \s has four control characters more.
-_SPACE: Spans = (
-    (0x9, 0xE), (0x20, 0x21), (0x85, 0x86), (0xA0, 0xA1), (0x1680, 0x1681), (0x2000, 0x200B), (0x2028, 0x202A),
-    (0x202F, 0x2030), (0x205F, 0x2060), (0x3000, 0x3001),
-)  # fmt: skip
+#: The Unicode property White_Space; Python's \s and str.strip() have four control characters more.
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 PLAIN_IN_CLASS = frozenset("(){}|*+?$.^")
 TOKEN = re.compile(
     r"(?P<property>\\p\{(?P<name>\w+)\})"
@@ -53,18 +50,12 @@ TOKEN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Characters:
-    """One character out of half-open ranges of code points, in ascending order, apart from each other."""
+    """One character out of half-open ranges of code points, in ascending order, apart from each other.
+
+    What a lookahead looks at may also be the end of the text, which has the code END.
+    """
 
     spans: Spans
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Nothing, before a line's end or the text's: what a dollar is to Oniguruma."""
-
-    @property
-    def newline(self) -> Characters:
-        return Characters(((10, 11),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +89,11 @@ class Repeat:
     possessive: bool
 
 
-Node = Characters | End | Sequence | Alternatives | Look | Repeat
+Node = Characters | Sequence | Alternatives | Look | Repeat
+
+END = -1
+# A line's end or the text's: what a dollar is to Oniguruma.
+_AT_END = Look(Characters(((END, 0), (10, 11))), True)
 
 
 def union(spans: list[tuple[int, int]] | Spans) -> Spans:
@@ -110,6 +105,9 @@ def union(spans: list[tuple[int, int]] | Spans) -> Spans:
         else:
             joined.append([start, stop])
     return tuple((start, stop) for start, stop in joined)
+
+
+_SPACE = union([(ord(character), ord(character) + 1) for character in WHITE_SPACE])
 
 
 def _others(spans: Spans) -> Spans:
@@ -219,7 +217,7 @@ class _Parser:
             return self._set(match, folding)
         if text in ("]", "^"):
             raise self.error()
-        found = End() if text == "$" else Characters(self._spans(match, folding))
+        found = _AT_END if text == "$" else Characters(self._spans(match, folding))
         self.at = match.end()
         return found
 

@@ -7,34 +7,24 @@ import numpy as np
 from pyllama.tokenizer import charsmap as characters
 from pyllama.tokenizer import steps
 from pyllama.tokenizer.added_tokens import AddedToken
-from pyllama.tokenizer.piece_types import BPE, BYTE, CONTROL, UNKNOWN, USER_DEFINED
+from pyllama.tokenizer.piece_types import BYTE, CONTROL, UNKNOWN, USER_DEFINED
 from pyllama.tokenizer.scored_pieces import ScoredPieces
 from pyllama.tokenizer.sentencepiece import byte_pieces
+from pyllama.tokenizer.sentencepiece_model import Pieces
 from pyllama.tokenizer.tokenizer import Parts
-from pyllama.tokenizer.vocabulary import Vocabulary
 
 
-def from_pieces(
-    vocabulary: Vocabulary,
-    types: np.ndarray,
-    scores: np.ndarray,
-    *,
-    unk_id: int | None,
-    space_prefix: bool,
-    collapse_spaces: bool,
-    where: str,
-    algorithm: int = BPE,
-    charsmap: bytes = b"",
-) -> Parts:
+def from_pieces(pieces: Pieces, where: str) -> Parts:
     """A tokenizer of SentencePiece pieces, as the `sentencepiece` library would run them.
 
     Each stretch of text between control tokens gets its own space prefix. A user-defined piece written with spaces,
     as GGUF files have them, is searched before spaces become marks.
     """
+    vocabulary, types = pieces.vocabulary, pieces.types
     byte_ids = byte_pieces(vocabulary)
     if byte_ids is not None and not (types[byte_ids] == BYTE).all():
         byte_ids = None
-    model = ScoredPieces(vocabulary, types, scores, algorithm=algorithm, byte_ids=byte_ids, unk_id=unk_id, where=where)
+    model = ScoredPieces(pieces, byte_ids=byte_ids, where=where)
     added = tuple(
         AddedToken(
             token_id,
@@ -46,11 +36,11 @@ def from_pieces(
     )
     decoded = {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}
     normalizers: list[steps.Normalizer] = []
-    if charsmap:
-        normalizers.append(characters.normalizer(charsmap, where))
-    if collapse_spaces:
+    if pieces.charsmap:
+        normalizers.append(characters.normalizer(pieces.charsmap, where))
+    if pieces.collapse_spaces:
         normalizers.append(steps.collapse_spaces)
-    if space_prefix:
+    if pieces.space_prefix:
         normalizers.append(steps.prepend(" "))
     normalizers.append(steps.replace(" ", steps.SPACE_MARK))
     return Parts(
@@ -61,6 +51,6 @@ def from_pieces(
         decoded,
         steps.in_turn(normalizers),
         spaces=True,
-        strip_space=space_prefix,
+        strip_space=pieces.space_prefix,
         normalized_contents={token.id: token.content for token in added if token.normalized},
     )

@@ -17,8 +17,9 @@ import numpy as np
 from pyllama.errors import TokenizerError
 from pyllama.machine import malloc
 from pyllama.tokenizer.piece_types import BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UNUSED
+from pyllama.tokenizer.sentencepiece_model import Pieces
 from pyllama.tokenizer.steps import SPACE_MARK
-from pyllama.tokenizer.vocabulary import Vocabulary
+from pyllama.tokenizer.vocabulary import utf8_of
 
 MAX_LENGTH = 1024
 MAX_NBYTES = 1 << 24  # of all pieces; Gemma's 262,144 have 2.4 million
@@ -36,38 +37,25 @@ _CUT = re.compile(f"(?<!{SPACE_MARK}){SPACE_MARK}")
 class ScoredPieces:
     """Turns text into the ids of pieces.
 
-    vocabulary  ids and UTF-8 bytes of pieces, spaces as SPACE_MARK
-    types       (size,), as SentencePiece numbers them; user-defined pieces are cut out of the text before
-    scores      (size,) float32
-    algorithm   BPE or UNIGRAM
-    byte_ids    ids of the 256 byte pieces, or None: then runs of unknown characters are one unk_id
-    unk_id      None: unknown characters vanish
+    pieces    user-defined ones are cut out of the text before; without unk_id unknown characters vanish
+    byte_ids  ids of the 256 byte pieces, or None: then runs of unknown characters are one unk_id
 
     Raises TokenizerError. Several threads may encode at once.
     """
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        types: np.ndarray,
-        scores: np.ndarray,
-        *,
-        algorithm: int,
-        byte_ids: list[int] | None,
-        unk_id: int | None,
-        where: str,
-    ) -> None:
-        crossing = _check(vocabulary, types, scores, algorithm, where)
-        self._vocabulary, self._scores, self._algorithm, self._where = vocabulary, scores, algorithm, where
+    def __init__(self, pieces: Pieces, *, byte_ids: list[int] | None, where: str) -> None:
+        crossing = _check(pieces, where)
+        types, self._vocabulary, self._scores = pieces.types, pieces.vocabulary, pieces.scores
+        self._algorithm, self._where = pieces.algorithm, where
         # The library's own types: control pieces are those that no text becomes.
         self._types = np.where((types == NORMAL) | (types == UNUSED), types, CONTROL).astype(np.uint8)
         if byte_ids is not None:
             self._types[byte_ids] = BYTE
         self._bytes = byte_ids is not None
-        mark = vocabulary.find(SPACE_MARK.encode())
+        mark = self._vocabulary.find(SPACE_MARK.encode())
         # Path scores of a Unigram model are rounded to what went before, so it gets all of a text.
-        self._may_cut = algorithm == BPE and not crossing and mark >= 0 and self._types[mark] == NORMAL
-        self._unknown = [] if unk_id is None else [unk_id]
+        self._may_cut = self._algorithm == BPE and not crossing and mark >= 0 and self._types[mark] == NORMAL
+        self._unknown = [] if pieces.unk_id is None else [pieces.unk_id]
         self._processor = self._load()
 
     def _load(self) -> Any:
@@ -153,23 +141,19 @@ class ScoredPieces:
         self._encode(piece[start:] if start else piece, out)
 
     def _encode(self, piece: str, out: list[int]) -> None:
-        try:
-            data = piece.encode()
-        except UnicodeEncodeError as error:
-            code = ord(piece[error.start])
-            raise TokenizerError(f"text holds the lone surrogate U+{code:04X}, expected Unicode text") from None
-        ids = self._processor.encode(data, out_type=int)
+        ids = self._processor.encode(utf8_of(piece), out_type=int)
         if not self._bytes:
             beyond = self._vocabulary.size
             ids = [own for token_id in ids for own in (self._unknown if token_id == beyond else (token_id,))]
         out += ids
 
 
-def _check(vocabulary: Vocabulary, types: np.ndarray, scores: np.ndarray, algorithm: int, where: str) -> bool:
+def _check(pieces: Pieces, where: str) -> bool:
     """Whether a space mark follows another character in any piece.
 
     Raises TokenizerError for what the library does not bear. That no two pieces are equal, Vocabulary sees to.
     """
+    vocabulary, types, scores = pieces.vocabulary, pieces.types, pieces.scores
     mark = SPACE_MARK.encode()
     crossing = False
     if not np.isfinite(scores).all():
@@ -192,7 +176,7 @@ def _check(vocabulary: Vocabulary, types: np.ndarray, scores: np.ndarray, algori
             crossing = crossing or mark in _after_marks(data)
             if not data:
                 raise TokenizerError(f"{where}: piece {token_id} is empty, expected text")
-            if algorithm == UNIGRAM and (0 in data or abs(scores[token_id]) > _MAX_SCORE):
+            if pieces.algorithm == UNIGRAM and (0 in data or abs(scores[token_id]) > _MAX_SCORE):
                 raise TokenizerError(
                     f"{where}: piece {token_id} is {data[:40]!r} with score {scores[token_id]:g}, expected no zero "
                     f"byte and a score within {_MAX_SCORE:g} of 0"

@@ -24,7 +24,7 @@ _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """What a model file says.
+    """What a model file says, or a GGUF file's metadata.
 
     vocabulary, scores, types   one of each id; types as GGUF numbers them (1 normal, 2 unknown, 3 control,
                                 4 user-defined, 5 unused, 6 byte), which are SentencePiece's own
@@ -39,12 +39,12 @@ class Pieces:
     scores: np.ndarray
     types: np.ndarray
     unk_id: int | None
-    bos_id: int | None
-    eos_id: int | None
     space_prefix: bool
     collapse_spaces: bool
-    algorithm: int
-    charsmap: bytes
+    algorithm: int = BPE
+    charsmap: bytes = b""
+    bos_id: int | None = None
+    eos_id: int | None = None
 
 
 def read_pieces(path: Path) -> Pieces:
@@ -103,16 +103,16 @@ def read_pieces(path: Path) -> Pieces:
         return token_id
 
     return Pieces(
-        Vocabulary.from_tokens(texts),
+        Vocabulary(b"".join(texts), np.fromiter(map(len, texts), np.int64, len(texts))),
         np.array(scores, np.float32),
         np.array(types, np.int32),
         special(40, 0, 2),
-        special(41, 1, 3),
-        special(42, 2, 3),
         bool(normalizer.get(3, 1)),
         bool(normalizer.get(4, 1)),
         model_type,
         charsmap,
+        special(41, 1, 3),
+        special(42, 2, 3),
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from pyllama.tokenizer import pattern as patterns
+from pyllama.tokenizer.pattern_syntax import WHITE_SPACE
 
 Normalizer = Callable[[str], str]
 PreTokenizer = Callable[[list[str], bool], list[str]]
@@ -20,8 +21,6 @@ PreTokenizer = Callable[[list[str], bool], list[str]]
 SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 _LONG_MARKS = 32
 _DIGIT_RUN = re.compile("[0-9]{3,}")
-# The Unicode property White_Space; str.rstrip() has four control characters more.
-_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def unicode_form(form: Literal["NFC", "NFD", "NFKC", "NFKD"]) -> Normalizer:
@@ -139,7 +138,7 @@ def spaces_at_end_apart(pieces: list[str], first: bool) -> list[str]:
     """What the pattern `\\s+$` matches, isolated, in text without line ends; linear, as the pattern is not."""
     out: list[str] = []
     for piece in pieces:
-        rest = piece.rstrip(_WHITE_SPACE)
+        rest = piece.rstrip(WHITE_SPACE)
         out += [part for part in (rest, piece[len(rest) :]) if part]
     return out
 

@@ -1,10 +1,10 @@
 """Renders templates of strangers in another process, which the kernel keeps small and this one ends in time.
 
-Counting inside the interpreter (sandbox.py) makes errors that say what was too much, but cannot promise that nothing
-was forgotten: compiling a template, a method that allocates before it is counted, a library's own loops. A limit on an
-address space can. The process is started when it is first needed, serves every template of this one, and goes with the
-last of them. It is a new interpreter, started with vfork: nothing is copied, however large this process is, and no lock
-of its other threads is taken along.
+Steps are counted inside the interpreter (sandbox.py); what one of them takes is not: compiling a template, a method
+that allocates, a library's own loops. A limit on an address space, and one on processor time, hold for all of it. The
+process is started when it is first needed, serves every template of this one, and goes with the last of them. It is a
+new interpreter, started with vfork: nothing is copied, however large this process is, and no lock of its other threads
+is taken along.
 """
 
 from __future__ import annotations

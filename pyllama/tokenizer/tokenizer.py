@@ -122,7 +122,8 @@ class Tokenizer:
         self.kind = parts.kind
         self._vocabulary = parts.vocabulary
         self._model = parts.model
-        self._normalizer, self._pre_tokenizer = parts.normalizer, parts.pre_tokenizer
+        self._normalize = parts.normalizer or str  # a text as it is
+        self._pre_tokenizer = parts.pre_tokenizer
         self._decoded = parts.decoded
         self._spaces, self._strip_space = parts.spaces, parts.strip_space
         self._before, self._after = list(parts.before), list(parts.after)
@@ -141,8 +142,7 @@ class Tokenizer:
         self.eos_token_ids = parts.eos_token_ids
         self._raw_added = AddedTokens(token for token in parts.added if not token.normalized)
         normalized = [token for token in parts.added if token.normalized]
-        normalize = self._normalizer or (lambda text: text)
-        contents = {token.id: normalize(token.content) for token in normalized}
+        contents = {token.id: self._normalize(token.content) for token in normalized}
         contents |= parts.normalized_contents or {}
         self._normalized_added = AddedTokens(normalized, contents)
         self._spellings = tuple(token.content for token in parts.added if token.special)
@@ -164,13 +164,11 @@ class Tokenizer:
         if not isinstance(text, str):
             raise TokenizerError(f"text: {type(text).__name__}, expected str")
         ids: list[int] = list(self._before) if add_special_tokens else []
-        first = True
-        for stretch in self._raw_added.split(text, parse_special):
+        for index, stretch in enumerate(self._raw_added.split(text, parse_special)):
             if isinstance(stretch, AddedToken):
                 ids.append(stretch.id)
             else:
-                self._encode_stretch(stretch, first, parse_special, ids)
-            first = False
+                self._encode_stretch(stretch, index == 0, parse_special, ids)
         if add_special_tokens:
             ids += self._after
         return ids
@@ -178,13 +176,11 @@ class Tokenizer:
     def _encode_marked(self, text: str, marks: Marks) -> list[int]:
         """The ids of a rendered chat: control tokens of the template's, none of the messages'."""
         ids: list[int] = []
-        first = True
-        for stretch in self._raw_added.split(marks.plain(text), True, text):
+        for index, stretch in enumerate(self._raw_added.split(marks.plain(text), True, text)):
             if isinstance(stretch, AddedToken):
                 ids.append(stretch.id)
             else:
-                self._encode_marked_stretch(stretch, first, marks, ids)
-            first = False
+                self._encode_marked_stretch(stretch, index == 0, marks, ids)
         return ids
 
     def _encode_marked_stretch(self, text: str, first: bool, marks: Marks, ids: list[int]) -> None:
@@ -196,20 +192,17 @@ class Tokenizer:
         taken = set(text)
         unused = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in taken)
         contents = dict(self._normalized_contents)
-        normalize = self._normalizer or (lambda text: text)
         for token, place in zip(self._normalized_special, unused):
             text = text.replace(token.content, place)
-            own = contents[token.id] == normalize(token.content)
-            contents[token.id] = normalize(place) if own else contents[token.id].replace(token.content, place)
+            own = contents[token.id] == self._normalize(token.content)
+            contents[token.id] = self._normalize(place) if own else contents[token.id].replace(token.content, place)
         finder = AddedTokens(self._normalized, contents)
         self._encode_stretch(marks.plain(text), first, True, ids, finder)
 
     def _encode_stretch(
         self, text: str, first: bool, parse_special: bool, ids: list[int], finder: AddedTokens | None = None
     ) -> None:
-        if self._normalizer is not None:
-            text = self._normalizer(text)
-        for stretch in (finder or self._normalized_added).split(text, parse_special):
+        for stretch in (finder or self._normalized_added).split(self._normalize(text), parse_special):
             if isinstance(stretch, AddedToken):
                 ids.append(stretch.id)
             else:

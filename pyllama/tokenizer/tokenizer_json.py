@@ -296,14 +296,12 @@ class TokenizerJson:
         if metaspace is not None:
             normalizer, pre_tokenizer = None, steps.metaspace(steps.SPACE_MARK, metaspace, False)
             fuse_unk = byte_fallback = True
-        text_ids = np.ones(vocabulary.size, bool)
-        text_ids[list(special & set(range(vocabulary.size)))] = False
         byte_ids = byte_pieces(vocabulary) if byte_fallback else None
         for byte, token_id in enumerate(byte_ids or ()):
             decoded[token_id] = bytes([byte])
         sentencepiece = SentencePieceModel(
-            vocabulary, table, text_ids, byte_ids=byte_ids, unk_id=unk_id, fuse_unk=fuse_unk,
-            ignore_merges=ignore_merges,
+            vocabulary, table, byte_ids=byte_ids, unk_id=unk_id, fuse_unk=fuse_unk, ignore_merges=ignore_merges,
+            forbidden=special,
         )  # fmt: skip
         return Parts(
             "sentencepiece", vocabulary, sentencepiece, added, decoded, normalizer, pre_tokenizer,

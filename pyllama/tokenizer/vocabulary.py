@@ -7,7 +7,6 @@ A dict of the 128k tokens of Llama 3 costs about 20 MB; this costs 3.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,6 +64,15 @@ def _hash_one(token: bytes) -> int:
     return total & _MASK
 
 
+def utf8_of(text: str) -> bytes:
+    """The bytes of a text that is to become tokens. TokenizerError for a lone surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise TokenizerError(f"text holds the lone surrogate U+{code:04X}, expected Unicode text") from None
+
+
 class Vocabulary:
     """Immutable two-way map between ids 0 .. size-1 and byte strings.
 
@@ -94,12 +102,6 @@ class Vocabulary:
         if len(same):
             first, second = int(self._ids[same[0]]), int(self._ids[same[0] + 1])
             raise TokenizerError(f"vocabulary: ids {first} and {second} are both {self.bytes_of(first)[:40]!r}")
-
-    @classmethod
-    def from_tokens(cls, tokens: Sequence[bytes | None]) -> Vocabulary:
-        """Ids in the order given; None leaves an id empty."""
-        lengths = np.fromiter((-1 if token is None else len(token) for token in tokens), np.int64, len(tokens))
-        return cls(b"".join(token for token in tokens if token is not None), lengths)
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes of a token; empty where the id has none."""

@@ -24,7 +24,8 @@ from pyllama.engine.turns import Turns
 from pyllama.errors import BusyError, RequestError
 from pyllama.server import grammar, grammar_process, service
 from pyllama.server.errors import ApiError
-from pyllama.server.grammar import Grammars, json_grammar, lark_grammar
+from pyllama.server.grammar import Grammars, json_grammar
+from pyllama.server.grammar_process import Grammar
 
 CHAT = "/v1/chat/completions"
 SHORT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
@@ -174,7 +175,7 @@ def in_process(model, source):
 def test_masks_are_those_of_the_library_in_this_process(model, grammars, source):
     reference = in_process(model, source)
     assert not reference.is_error(), reference.get_error()
-    given = lark_grammar(source, "x") if isinstance(source, str) else json_grammar(source, "x")
+    given = Grammar(source, "x") if isinstance(source, str) else json_grammar(source, "x")
     guide = asyncio.run(grammars.guide(given))
     chooser = np.random.default_rng(1)
     for _ in range(40):

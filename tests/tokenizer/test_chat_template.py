@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer import load_tokenizer, template_process
 from pyllama.tokenizer.chat_template import LLAMA2, LLAMA3, ChatTemplate
+from pyllama.tokenizer.sandbox import BAD, Renderer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 PROCESS = template_process.shared()  # one for all these tests
@@ -191,7 +193,7 @@ HOSTILE = {
     "endless loop recursion": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "a long string": "{{ 'a' * 10**9 }}",
     "a long list": "{{ ([1] * 100000) * 100000 }}",
-    "a high power": "{{ 9**9**9**9 }}",
+    "a high power": "{{ 9**9**9**9**9**9**9 }}",
     "a wide field": "{{ '%999999999d' % 1 }}",
     "a wide field by argument": "{{ '%*d' % (999999999, 1) }}",
     "a wide format": "{{ '{:999999999}'.format(1) }}",
@@ -251,6 +253,26 @@ def test_a_long_chat_is_no_hostile_template():
     long = [{"role": role, "content": "x" * 500} for _ in range(400) for role in ("user", "assistant")]
     for source in (CHATML, QWEN, HEADERS, MISTRAL):
         assert render(source, long).count("x" * 500) == 800
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ deep | tojson(indent=4) }}", "{% for one in many %}{{ text }}{% endfor %}"],
+    ids=["each value indented by its depth", "a text with each message"],
+)
+def test_what_is_shown_is_bounded_in_this_process_too(source):
+    """As published templates may do with what a client sends; those run where no limit of the kernel holds."""
+    deep: list = list(range(100_000))
+    for _ in range(60):
+        deep = [deep]
+    values = {"deep": deep, "many": [0] * 10_000, "text": "x" * 10_000}
+    tracemalloc.start()
+    try:
+        kind, why = Renderer().render(source, values)
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()
+    assert (kind, why) == (BAD, "TemplateLimit: a text of more than 8388608 characters")
 
 
 @pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES.keys())

@@ -1,15 +1,28 @@
 """Requests of Anthropic's API, as JSON Schema."""
 
-from pyllama.server.schemas import SAMPLING, STRING, Schema, either, integer, number, obj, text
+from pyllama.server.schemas import (
+    BOOLEAN,
+    OBJECT,
+    SAMPLING,
+    STRING,
+    Schema,
+    array,
+    either,
+    integer,
+    number,
+    obj,
+    one_of,
+    text,
+)
 
-_BLOCKS: Schema = {"type": "array", "items": obj({"type": STRING, "text": STRING}, ("type",))}
+_BLOCKS: Schema = array(obj({"type": STRING, "text": STRING}, ("type",)))
 
 _TOOL: Schema = obj(
     {
         "type": text("custom, or left out; tools of other types are left out"),
         "name": text("", minLength=1, maxLength=64),
         "description": STRING,
-        "input_schema": {"type": "object"},
+        "input_schema": OBJECT,
     },
     ("name",),
 )
@@ -17,50 +30,48 @@ _TOOL: Schema = obj(
 _CONTENT: Schema = either(
     "text, or blocks of type text, tool_use, tool_result, thinking",
     STRING,
-    {
-        "type": "array",
-        "items": obj(
+    array(
+        obj(
             {
                 "type": STRING,
                 "text": STRING,
                 "id": STRING,
                 "name": STRING,
-                "input": {"type": "object"},
+                "input": OBJECT,
                 "tool_use_id": STRING,
                 "content": either("of a tool_result", STRING, _BLOCKS),
             },
             ("type",),
-        ),
-    },
+        )
+    ),
 )
 
-_FORMAT: Schema = obj({"type": {"type": "string", "enum": ["json_schema"]}, "schema": {"type": "object"}}, ("type",))
+_FORMAT: Schema = obj({"type": one_of("json_schema"), "schema": OBJECT}, ("type",))
 
 COUNT: Schema = obj(
     {
         "model": text("name of the model, as /v1/models has it; may be left out"),
-        "messages": {
-            "type": "array",
-            "items": obj(
-                {"role": {"type": "string", "enum": ["user", "assistant", "system"]}, "content": _CONTENT},
+        "messages": array(
+            obj(
+                {"role": one_of("user", "assistant", "system"), "content": _CONTENT},
                 ("role", "content"),
             ),
-            "minItems": 1,
-            "description": "the conversation; an assistant's message at its end is gone on with",
-        },
+            minItems=1,
+            description="the conversation; an assistant's message at its end is gone on with",
+        ),
         "system": either("text before it, or blocks of type text", STRING, _BLOCKS),
-        "tools": {"type": "array", "items": _TOOL, "maxItems": 128, "description": "what the model may call"},
+        "tools": array(_TOOL, maxItems=128, description="what the model may call"),
         "tool_choice": obj(
             {
-                "type": {"type": "string", "enum": ["auto", "any", "tool", "none"]},
+                "type": one_of("auto", "any", "tool", "none"),
                 "name": STRING,
-                "disable_parallel_tool_use": {"type": "boolean"},
+                "disable_parallel_tool_use": BOOLEAN,
             },
             ("type",),
         ),
         "thinking": obj(
             {
-                "type": {"type": "string", "enum": ["enabled", "adaptive", "disabled"]},
+                "type": one_of("enabled", "adaptive", "disabled"),
                 "budget_tokens": {"type": "integer"},
             },
             ("type",),
@@ -78,7 +89,7 @@ MESSAGES: Schema = obj(
         "max_tokens": integer(1, 2**31 - 1, "tokens to write at most"),
         "temperature": number(0, 2, "0 takes the most probable token"),
         **{name: SAMPLING[name] for name in ("top_p", "top_k", "stream", "seed", "min_p")},
-        "stop_sequences": {"type": "array", "items": STRING, "maxItems": 16},
+        "stop_sequences": array(STRING, maxItems=16),
         "metadata": obj({"user_id": STRING}),
     },
     ("messages", "max_tokens"),

@@ -6,14 +6,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from pyllama.server.errors import ApiError
-from pyllama.server.schemas import STRING, Schema, either, integer, obj, text
+from pyllama.server.schemas import STRING, Schema, array, either, integer, obj, text
 from pyllama.server.service import Service
 from pyllama.server.vectors import MAX_TEXTS, refuse_unless_asked, vectors_of
 
 EMBED: Schema = obj(
     {
         "model": text("name of the model"),
-        "input": either("a text, or several", STRING, {"type": "array", "items": STRING, "maxItems": MAX_TEXTS}),
+        "input": either("a text, or several", STRING, array(STRING, maxItems=MAX_TEXTS)),
         "dimensions": integer(1, 2**31 - 1, "must be the model's hidden_size"),
     },
     ("model", "input"),

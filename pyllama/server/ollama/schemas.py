@@ -1,6 +1,21 @@
 """Requests of Ollama's API, as JSON Schema."""
 
-from pyllama.server.schemas import SAMPLING, STRING, TOOL, Schema, either, flag, integer, number, obj, text
+from pyllama.server.schemas import (
+    BOOLEAN,
+    OBJECT,
+    SAMPLING,
+    STRING,
+    TOOL,
+    Schema,
+    array,
+    either,
+    flag,
+    integer,
+    number,
+    obj,
+    one_of,
+    text,
+)
 
 _OPTIONS: Schema = obj(
     {
@@ -20,41 +35,37 @@ _OPTIONS: Schema = obj(
 _COMMON: dict[str, Schema] = {
     "model": text("name of the model"),
     "stream": flag("send the answer as it comes, a line of JSON each; default true"),
-    "format": either("json, or a schema of the JSON that the answer must be", STRING, {"type": "object"}),
+    "format": either("json, or a schema of the JSON that the answer must be", STRING, OBJECT),
     "options": _OPTIONS,
-    "think": either("whether the model thinks first, if its template lets one choose", {"type": "boolean"}, STRING),
+    "think": either("whether the model thinks first, if its template lets one choose", BOOLEAN, STRING),
 }
 
 CHAT: Schema = obj(
     {
         **_COMMON,
-        "messages": {
-            "type": "array",
-            "items": obj(
+        "messages": array(
+            obj(
                 {
-                    "role": {"type": "string", "enum": ["system", "user", "assistant", "tool"]},
+                    "role": one_of("system", "user", "assistant", "tool"),
                     "content": STRING,
                     "thinking": STRING,
                     "tool_name": STRING,
                     "tool_call_id": STRING,
-                    "tool_calls": {
-                        "type": "array",
-                        "items": obj(
+                    "tool_calls": array(
+                        obj(
                             {
                                 "id": STRING,
-                                "function": obj(
-                                    {"name": STRING, "arguments": either("", {"type": "object"}, STRING)}, ("name",)
-                                ),
+                                "function": obj({"name": STRING, "arguments": either("", OBJECT, STRING)}, ("name",)),
                             },
                             ("function",),
-                        ),
-                    },
+                        )
+                    ),
                 },
                 ("role",),
             ),
-            "description": "the conversation; none: the model is there, and that is all",
-        },
-        "tools": {"type": "array", "items": TOOL, "maxItems": 128},
+            description="the conversation; none: the model is there, and that is all",
+        ),
+        "tools": array(TOOL, maxItems=128),
     },
     ("model",),
 )

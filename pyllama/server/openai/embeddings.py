@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from pyllama.server.errors import ApiError
-from pyllama.server.schemas import STRING, Schema, integer, obj, prompts, text
+from pyllama.server.schemas import STRING, Schema, integer, obj, one_of, prompts, text
 from pyllama.server.service import Service
 from pyllama.server.vectors import MAX_TEXTS, refuse_unless_asked, vectors_of
 
@@ -15,7 +15,7 @@ EMBEDDINGS: Schema = obj(
     {
         "model": text("name of the model"),
         "input": prompts("text or token ids, or a list of either", MAX_TEXTS),
-        "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+        "encoding_format": one_of("float", "base64"),
         "dimensions": integer(1, 2**31 - 1, "must be the model's hidden_size"),
         "user": STRING,
     },

@@ -69,10 +69,8 @@ def messages_of(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     for index, item in enumerate(given):
         at, kind = f"input[{index}]", item.get("type") or "message"
         if kind == "message":
-            for name in ("role", "content"):
-                if item.get(name) is None:
-                    raise ApiError(400, f"{at}.{name}: missing", f"{at}.{name}", "invalid_value")
-            messages.append({"role": item["role"], "content": _text(item["content"], f"{at}.content")})
+            role, content = (_needed(item, name, at) for name in ("role", "content"))
+            messages.append({"role": role, "content": _text(content, f"{at}.content")})
         elif kind == "function_call":
             function = {name: _needed(item, name, at) for name in ("name", "arguments")}
             if not (messages and messages[-1]["role"] == "assistant"):
@@ -95,7 +93,7 @@ def _names_of_calls(messages: list[dict[str, Any]]) -> dict[str, str]:
     return {call["id"]: call["function"]["name"] for call in last["tool_calls"]} if last else {}
 
 
-def _needed(item: dict[str, Any], name: str, where: str) -> str:
+def _needed(item: dict[str, Any], name: str, where: str) -> Any:
     if item.get(name) is None:
         raise ApiError(400, f"{where}.{name}: missing", f"{where}.{name}", "invalid_value")
     return item[name]

@@ -1,13 +1,27 @@
 """A request of OpenAI's Responses API, as JSON Schema."""
 
-from pyllama.server.schemas import CHAT, SAMPLING, STRING, Schema, either, flag, integer, obj, text
+from pyllama.server.schemas import (
+    BOOLEAN,
+    CHAT,
+    OBJECT,
+    SAMPLING,
+    STRING,
+    Schema,
+    array,
+    either,
+    flag,
+    integer,
+    obj,
+    one_of,
+    text,
+)
 
-_PARTS: Schema = {"type": "array", "items": obj({"type": STRING, "text": STRING, "refusal": STRING}, ("type",))}
+_PARTS: Schema = array(obj({"type": STRING, "text": STRING, "refusal": STRING}, ("type",)))
 
 _ITEM: Schema = obj(
     {
         "type": text("message, function_call, function_call_output or reasoning; default message"),
-        "role": {"type": "string", "enum": ["system", "developer", "user", "assistant"]},
+        "role": one_of("system", "developer", "user", "assistant"),
         "content": either("of a message", STRING, _PARTS),
         "call_id": STRING,
         "name": STRING,
@@ -21,8 +35,8 @@ _TOOL: Schema = obj(
         "type": text("function; tools of other types are left out", minLength=1),
         "name": text("", minLength=1, maxLength=64),
         "description": STRING,
-        "parameters": {"type": "object"},
-        "strict": {"type": "boolean"},
+        "parameters": OBJECT,
+        "strict": BOOLEAN,
     },
     ("type",),
 )
@@ -33,9 +47,7 @@ RESPONSE: Schema = obj(
             name: SAMPLING[name]
             for name in ("model", "temperature", "top_p", "top_k", "min_p", "seed", "stream", "user")
         },
-        "input": either(
-            "text, or the items of a conversation", STRING, {"type": "array", "items": _ITEM, "minItems": 1}
-        ),
+        "input": either("text, or the items of a conversation", STRING, array(_ITEM, minItems=1)),
         "instructions": text("a system message before it, for this response only"),
         "previous_response_id": text("go on after this one; instructions are not carried on"),
         "store": flag("whether previous_response_id may name this one; default true"),
@@ -44,24 +56,24 @@ RESPONSE: Schema = obj(
             {
                 "format": obj(
                     {
-                        "type": {"type": "string", "enum": ["text", "json_object", "json_schema"]},
+                        "type": one_of("text", "json_object", "json_schema"),
                         "name": STRING,
-                        "schema": {"type": "object"},
+                        "schema": OBJECT,
                     },
                     ("type",),
                 )
             }
         ),
-        "tools": {"type": "array", "items": _TOOL, "maxItems": 128},
+        "tools": array(_TOOL, maxItems=128),
         "tool_choice": either(
             "whether it may, must not or must call one",
-            {"type": "string", "enum": ["none", "auto", "required"]},
+            one_of("none", "auto", "required"),
             obj(
                 {
                     "type": text("function or allowed_tools"),
                     "name": STRING,
-                    "mode": {"type": "string", "enum": ["auto", "required"]},
-                    "tools": {"type": "array", "items": obj({"type": STRING, "name": STRING})},
+                    "mode": one_of("auto", "required"),
+                    "tools": array(obj({"type": STRING, "name": STRING})),
                 },
                 ("type",),
             ),
@@ -71,7 +83,7 @@ RESPONSE: Schema = obj(
             {"effort": text("none and minimal ask the model not to think, all others to think, if its template can")}
         ),
         "chat_template_kwargs": CHAT["properties"]["chat_template_kwargs"],
-        "metadata": {"type": "object"},
+        "metadata": OBJECT,
         "background": flag("refused"),
     },
     ("input",),

@@ -87,21 +87,14 @@ class Scan:
         return True
 
     def _fence(self, char: str) -> bool:
-        if len(self._word) < 3:
-            self._word += char
-            if self._word == "```" and self._fenced:
-                self._fenced = False
-                self._state = self._between
-            return char == "`"
-        language = self._word[3:].lower()
-        if char in _SPACE or char in "{[<":
-            if language not in LANGUAGES:
-                return False
-            self._fenced = True
-            self._state = self._between
-            return self._between(char)
+        if len(self._word) >= 3 and (char in _SPACE or char in "{[<"):
+            self._fenced, self._state = True, self._between
+            return self._word[3:].lower() in LANGUAGES and self._between(char)
         self._word += char
-        return any(known.startswith(language + char.lower()) for known in LANGUAGES)
+        if self._word == "```" and self._fenced:
+            self._fenced, self._state = False, self._between
+            return True
+        return any(f"```{known}".startswith(self._word.lower()) for known in LANGUAGES)
 
     def _tag(self, char: str) -> bool:
         self._word += char
