@@ -163,14 +163,18 @@ def make_report(
             "draft": weighed.report,
         }
 
+    own = outlook(model, plan)
     report = {
         "model": _about(model, files),
         "context": _context(config.for_context(asked_context), context, kv_dtype),
+        "plan": own["plan"],
         "enough_memory": enough(model, **options),
         "rates": asdict(measured),
+        "forecast": own["forecast"],
+        "what_if": own["what_if"],
         "packed": None,
         "quantized": _quantized(model, budget, measured, options),
-        **outlook(model, plan),
+        "draft": own["draft"],
     }
     smaller = packed(model)
     if smaller is not None:
