@@ -10,6 +10,7 @@ from pyllama.machine.threads import default_threads
 from pyllama.measure import disk
 from pyllama.measure.ceilings import Ceilings, buffer_nbytes
 from pyllama.measure.kernels import quick
+from pyllama.measure.report_lines import threads_text
 from pyllama.measure.storage import storage
 from pyllama.planning.time import Rates
 
@@ -44,19 +45,17 @@ def measure(
     if dram_gb_s is None:
         ceilings = Ceilings(buffer_nbytes(nbytes))
         dram_gb_s = ceilings.read_gb_s(threads, passes=7)
-        source["dram"] = f"measured, {_threads(threads)} over {ceilings.buffer.nbytes >> 20} MB"
+        source["dram"] = f"measured, {threads_text(threads)} over {ceilings.buffer.nbytes >> 20} MB"
         del ceilings
     else:
         source["dram"] = "as given"
     compute, whole, pack = quick(threads, min(nbytes, 32 << 20, max(1 << 20, available_nbytes() // 8)), seconds / 8)
-    source["compute"] = f"measured, {_threads(threads)}, products of 64 tokens; packing {pack:.1f} GB/s"
+    source["compute"] = f"measured, {threads_text(threads)}, products of 64 tokens; packing {pack:.1f} GB/s"
     return Rates(disk_gb_s, dram_gb_s, compute, pack, source, whole)
 
 
 def _disk(model_files: list[Path], seconds: float, nbytes: int) -> tuple[float, str]:
-    existing = [path for path in model_files if path.is_file() and path.stat().st_size >= disk.LEAST_NBYTES]
-    largest = max(existing, key=lambda path: path.stat().st_size, default=None)
-    what = "the model's largest file"
+    largest, what = disk.largest(model_files), "the model's largest file"
     if largest is None:
         largest, what = disk.largest_file(cache_folders()), "the largest file in the model cache"
     if largest is not None:
@@ -72,10 +71,6 @@ def _disk(model_files: list[Path], seconds: float, nbytes: int) -> tuple[float, 
         raise PyllamaError("disk: nothing was read in the time given, expected a block; give --disk RATE")
     how = "" if reading.direct else ", without O_DIRECT"
     return reading.gb_s, f"measured on {what}, {reading.nbytes / 1e6:.0f} MB{how}; {where}"
-
-
-def _threads(n: int) -> str:
-    return "1 thread" if n == 1 else f"{n} threads"
 
 
 def nearest(folder: Path) -> Path:

@@ -131,9 +131,7 @@ def _disk(
     """One and three reads in flight, of a given file, of the model's largest, or of one made for it."""
     if file is not None and not file.is_file():
         raise RequestError(f"--file: {file} is no file")
-    largest = max(model_files, key=lambda path: path.stat().st_size, default=None)
-    if file is None and largest is not None and largest.stat().st_size >= disk.LEAST_NBYTES:
-        file = largest
+    file = file or disk.largest(model_files)
     if file is not None:
         return _read(file, seconds, f"{file.stat().st_size / 1e6:.0f} MB of an existing file")
     written = [0]
