@@ -50,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from pyllama.cli.report import print_report
-    from pyllama.machine.memory import parse_size, warn_if_beyond
+    from pyllama.machine.memory import budget_of
     from pyllama.measure import csv_file, plot
     from pyllama.measure.drafting import read_text
     from pyllama.measure.report import measure
@@ -68,9 +68,7 @@ def run(args: argparse.Namespace) -> int:
     text = None if args.text is None else read_text(Path(args.text))
     if args.threads is not None and not 1 <= args.threads <= 1024:
         raise RequestError(f"threads: {args.threads}, expected 1 to 1024")
-    memory = None if args.memory is None else parse_size(args.memory)
-    if memory is not None:
-        warn_if_beyond(memory)
+    memory = None if args.memory is None else budget_of(args.memory)
     if args.hosts:
         return _bench_hosts(args, memory)
     file = None if args.file is None else Path(args.file)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllama.cli.options import add_budget, add_hosts, add_json, add_quiet
-from pyllama.errors import BudgetError, HubError, RequestError
+from pyllama.errors import HubError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,19 +60,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pyllama.cli.plan_lines import lines
     from pyllama.cli.report import print_report
-    from pyllama.machine.memory import default_budget, enough_for, parse_size, warn_if_beyond
-    from pyllama.planning.memory import TooSmallError
+    from pyllama.machine.memory import budget_of, parse_size
+    from pyllama.planning.memory import telling_enough
 
     if args.board and args.memory is None:
         raise RequestError("--board: needs --memory, what the process may take there")
     disk_gb_s, dram_gb_s = _rate("--disk", args.disk), _rate("--dram", args.dram)
     if args.hosts:
         return _plan_hosts(args)
-    budget = default_budget() if args.memory is None else parse_size(args.memory)
-    if args.memory is not None and args.board is None:
-        warn_if_beyond(budget)
+    budget = parse_size(args.memory) if args.board else budget_of(args.memory)
     model = _open(args.model, args.quiet)
-    try:
+    with telling_enough(args.memory):
         report = make_report(
             model,
             budget,
@@ -82,8 +80,6 @@ def run(args: argparse.Namespace) -> int:
             draft=args.draft,
             opened=lambda name: _open(name, args.quiet),
         )
-    except TooSmallError as error:
-        raise error if args.memory else BudgetError(f"{error}{enough_for(error.smallest)}") from None
     print_report(report, lines, as_json=args.json)
     return 0
 

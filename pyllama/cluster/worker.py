@@ -262,12 +262,9 @@ class Worker:
         """What a page or a state holds: read, written, copied; of all ranks, one behind the other."""
         number, other, is_state = HELD.unpack_from(data)
         if kind == COPY:
-            decoder.cache.pool.grow(max(number, other) + 1)
             decoder.cache.pool.copy(number, other)
             return
         pool: Any = decoder.states if is_state else decoder.cache.pool
-        if pool is not None and not is_state:
-            pool.grow(number + 1)
         if kind == WRITE:
             sizes = [report["slot_nbytes" if is_state else "page_nbytes"] for report in reports]
             begin = HELD.size + sum(sizes[: self.rank])

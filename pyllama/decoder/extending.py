@@ -100,6 +100,7 @@ class Extender:
         return out, rows
 
     def _check(self, batch: Tokens[Segment]) -> None:
+        """Raises, before anything has changed, where the pass cannot be run."""
         if not batch or not all(len(ids) for _, ids in batch):
             raise RequestError("forward: a segment without tokens, expected at least one token each")
         if len({id(sequence) for sequence, _ in batch}) != len(batch):

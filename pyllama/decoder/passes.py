@@ -90,7 +90,7 @@ def build(
         writes=_writes(segments, positions, paths),
         copies=np.array(copies, np.int32) if copies else _NONE,
         rows=rows,
-        page_count=len(cache.pool),
+        page_count=len(cache.pages),
         steps=steps,
     )
     return planned, [np.searchsorted(rows, end) for end in ends] if shared else _counted(ends)

@@ -77,6 +77,7 @@ class PreparedLayer:
             )
 
         mixer, mlp = layer.mixer, layer.mlp
+        self.number, self.name = number, layer.name
         self.attention, self.rope = attention, rope
         self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
         self.mixer_post_norm, self.mlp_post_norm = norm(layer.mixer_post_norm), norm(layer.mlp_post_norm)
@@ -103,7 +104,6 @@ class PreparedLayer:
         self.own_norm = norm(own.norm) if own else None
         self.scalar = kernels.Floats(weights.vector(f"{layer.name}{layer.scalar}.weight")) if layer.scalar else None
         self.experts = layer.experts
-        self.name = layer.name
         plain = isinstance(mixer, Attention) and not mixer.gated and mixer.growth is None
         #: Nothing but kernels on buffers that stay where they are.
         self.repeatable = plain and isinstance(mlp, Mlp) and layer.experts is None and layer.per_layer_input is None

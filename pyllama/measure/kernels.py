@@ -69,7 +69,8 @@ def attention_s(positions: int, seconds: float = 0.3) -> tuple[float, int]:
     pool = PagePool(shape, [View(None, HEAD_DIM**-0.5)])
     (attention,) = pool.attention
     assert attention is not None  # there are heads
-    pages = np.array([[pool.add() for _ in range(-(-positions // POSITIONS))]], np.int32)
+    pages = np.arange(-(-positions // POSITIONS), dtype=np.int32)[None]
+    pool.grow(pages.size)
     for start in range(0, positions, TOKENS):  # pages never written to would all be one page of zeros
         at = np.arange(start, min(start + TOKENS, positions), dtype=np.int64)
         writes = np.stack([np.arange(len(at)), pages[0, at // POSITIONS]], 1).astype(np.int32)
