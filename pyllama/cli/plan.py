@@ -86,32 +86,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan_hosts(args: argparse.Namespace) -> int:
     """Of boards that are asked and measured, or, with --board, of such ones as a model of them has it."""
+    from pyllama.cli.cluster import checked
     from pyllama.cli.report import print_report
-    from pyllama.cluster.hosts import parse_hosts, read_hosts
+    from pyllama.cluster.hosts import read_hosts
     from pyllama.machine.memory import parse_size
-    from pyllama.measure.cluster import check, predict
+    from pyllama.measure.cluster import predict
     from pyllama.measure.cluster_lines import planned_lines
     from pyllama.planning.time import BOARDS
-    from pyllama.terminal.status_line import StatusLine
 
     if args.disk or args.dram or args.draft not in ("auto", "off"):
         raise RequestError("--hosts: without --disk, --dram and --draft; boards are measured, or those of --board")
-    memory = None if args.memory is None else parse_size(args.memory)
     if args.board:
-        assert memory is not None
-        rates, hosts = BOARDS[args.board].rates, read_hosts(args.hosts)
+        rates, hosts, memory = BOARDS[args.board].rates, read_hosts(args.hosts), parse_size(args.memory)
         report = predict(args.model, hosts, rates, memory, args.context_length, args.kv_dtype)
     else:
-        with StatusLine(quiet=args.quiet) as signs:
-            report = check(
-                args.model,
-                parse_hosts(args.hosts),
-                memory=memory,
-                context_length=args.context_length,
-                kv_dtype=args.kv_dtype,
-                interface=args.interface,
-                say=signs.show,
-            )
+        report = checked(args)
     print_report(report, planned_lines, as_json=args.json)
     return 2 if report["wrong"] else 0
 
