@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+from collections import Counter
 from typing import Any
 
 from pyllama.measure.tree import Tree
@@ -64,13 +65,14 @@ def cpu(tree: Tree) -> str:
     parts = re.findall(r"^CPU part\s*:\s*(0x[0-9a-fA-F]+)", cpuinfo, re.MULTILINE)
     if not parts or len(parts) != len(implementers):
         return name[1].strip() if name else platform.machine()
-    counts: dict[str, int] = {}
-    for implementer, part in zip(implementers, parts, strict=True):
-        known = PARTS if int(implementer, 16) == ARM else {}
-        core = known.get(int(part, 16), f"core {implementer}/{part}")
-        counts[core] = counts.get(core, 0) + 1
+    counts = Counter(map(_core, implementers, parts))
     # The faster cores have the larger numbers within a family: first.
     return " + ".join(f"{count} x {core}" for core, count in sorted(counts.items(), key=_size, reverse=True))
+
+
+def _core(implementer: str, part: str) -> str:
+    known = PARTS if int(implementer, 16) == ARM else {}
+    return known.get(int(part, 16), f"core {implementer}/{part}")
 
 
 def _size(item: tuple[str, int]) -> int:

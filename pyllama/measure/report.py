@@ -155,27 +155,29 @@ def _read(path: Path, seconds: float, what: str) -> tuple[dict[str, Any], Any]:
 
 
 def _models(path: Path, memory: int | None, options: dict[str, Any], say: Callable[[str], None]) -> list[dict]:
-    """The resident run, if memory allows one, and the streamed run."""
-    about = {"model": path.name} | _costs(path)
-    found = []
-    for kind, budget in (("resident", _to_keep_all(path)), ("streamed", memory if memory else {"keep": KEPT})):
-        if isinstance(budget, str):
-            found.append({"kind": kind, "skipped": budget})
-            continue
+    """The resident run, if memory allows one, and the streamed run; of each what it gave, or why it was "skipped"."""
+
+    def run(kind: str, budget: dict[str, Any]) -> dict[str, Any]:
+        if "skipped" in budget:
+            return budget
         say(f"{path.name}, {kind}")
-        budget = budget if isinstance(budget, dict) else {"memory": budget}
         try:
-            run = run_apart("model", path, **budget, **options)
+            found = run_apart("model", path, **budget, **options)
         except PyllamaError as error:
             if "keep" not in budget:
                 raise
-            found.append({"kind": kind, "skipped": str(error).removeprefix("bench: ")})
-            continue
-        if kind == "streamed" and not run["streamed_nbytes"]:
-            found.append({"kind": kind, "skipped": "all of the model fits the budget"})
-        else:
-            found.append({"kind": kind} | about | run)
-    return found
+            return {"skipped": str(error).removeprefix("bench: ")}
+        if kind == "streamed" and not found["streamed_nbytes"]:
+            return {"skipped": "all of the model fits the budget"}
+        with open_checkpoint(path) as checkpoint:
+            costs = {
+                "decode_nbytes": work.decode_nbytes(checkpoint),
+                "prefill_flop": {str(n): work.prefill_flop(checkpoint, n) for n in (64, 512)},
+            }
+        return {"model": path.name} | costs | found
+
+    budgets = {"resident": _to_keep_all(path), "streamed": {"memory": memory} if memory else {"keep": KEPT}}
+    return [{"kind": kind} | run(kind, budget) for kind, budget in budgets.items()]
 
 
 def _drafting(
@@ -196,24 +198,16 @@ def _drafting(
     return {"budget": budget, **drafting.compared(run, draft, **options)}
 
 
-def _to_keep_all(path: Path) -> int | str:
-    """The budget of the resident run, or why there is none."""
+def _to_keep_all(path: Path) -> dict[str, Any]:
+    """The budget of the resident run, or why it is "skipped"."""
     with open_checkpoint(path) as checkpoint:
         context = min(CONTEXT, checkpoint.config.max_position_embeddings)
         # The process that measures is about as large as this one.
         need = enough(checkpoint, context_length=context, interpreter=resident_nbytes()) + SLACK
     available = default_budget()
     if need > available:
-        return f"needs {need / 1e9:.2f} GB, {available / 1e9:.2f} available"
-    return available
-
-
-def _costs(path: Path) -> dict[str, Any]:
-    with open_checkpoint(path) as checkpoint:
-        return {
-            "decode_nbytes": work.decode_nbytes(checkpoint),
-            "prefill_flop": {str(n): work.prefill_flop(checkpoint, n) for n in (64, 512)},
-        }
+        return {"skipped": f"needs {need / 1e9:.2f} GB, {available / 1e9:.2f} available"}
+    return {"memory": available}
 
 
 def _beside(report: dict[str, Any]) -> None:
