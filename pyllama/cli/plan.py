@@ -97,7 +97,7 @@ def _plan_hosts(args: argparse.Namespace) -> int:
     if args.disk or args.dram or args.draft not in ("auto", "off"):
         raise RequestError("--hosts: without --disk, --dram and --draft; boards are measured, or those of --board")
     if args.board:
-        rates, hosts, memory = BOARDS[args.board].rates, read_hosts(args.hosts), parse_size(args.memory)
+        rates, hosts, memory = BOARDS[args.board], read_hosts(args.hosts), parse_size(args.memory)
         report = predict(args.model, hosts, rates, memory, args.context_length, args.kv_dtype)
     else:
         report = checked(args)
@@ -283,7 +283,7 @@ def _rates(board: str | None, files: list[Path], disk_gb_s: float | None, dram_g
 
     from pyllama.planning.time import BOARDS
 
-    rates = BOARDS[board].rates
+    rates = BOARDS[board]
     given = {"disk": disk_gb_s, "dram": dram_gb_s}
     source = rates.source | {name: "as given" for name, rate in given.items() if rate is not None}
     return replace(rates, disk_gb_s=disk_gb_s or rates.disk_gb_s, dram_gb_s=dram_gb_s or rates.dram_gb_s, source=source)

@@ -66,11 +66,6 @@ def build(
     try:
         for sequence, ids in segments:
             sequence.reserve(sequence.length + len(ids))
-    except BaseException:
-        for sequence, _ in segments:
-            sequence.release_unused()
-        raise
-    try:
         steps = _steps(cache, segments, paths, len(token_ids))
     except BaseException:
         for sequence, _ in segments:

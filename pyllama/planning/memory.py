@@ -103,6 +103,11 @@ class Plan:
     state_slots: int = 0
 
     @property
+    def half(self) -> int:
+        """Positions that a token sees where the context is half full."""
+        return max(1, self.context_length // 2)
+
+    @property
     def ring(self) -> int:
         return self.slots * self.room
 

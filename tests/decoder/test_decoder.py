@@ -208,7 +208,7 @@ def test_layers_may_rotate_each_in_its_own_way(tmp_path, monkeypatch):
     finally:
         monkeypatch.undo()
         layers_of.cache_clear()
-    assert decoder.shape.ropes == 2
+    assert len(decoder.shape.rotated) == 2
     with open_checkpoint(tmp_path) as checkpoint:
         tensors = plain_tensors(checkpoint)
         plainly = (checkpoint.config.rope_theta, checkpoint.config.rope_scaling)
