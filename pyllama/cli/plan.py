@@ -354,12 +354,13 @@ def _context(config: "Config", positions: int, kv_dtype: str) -> dict[str, Any]:
     from pyllama.decoder.page_pool import beyond_windows_nbytes
 
     keeping = [mixer.window for mixer in attentions(layers_of(config))]
-    scaling, windows = config.rope_scaling, [window for window in config.layer_windows if window is not None]
+    windows = [window for window in config.layer_windows if window is not None]
     unseen = beyond_windows_nbytes(Shape.whole(config), keeping, positions, kv_dtype)
-    longrope = scaling is not None and scaling.kind == "longrope"
+    scaling = config.rope_scaling
+    longrope = scaling if scaling and scaling.kind == "longrope" else None
     return {
-        "rotary_factors": ("long" if scaling.long else "short") if scaling and longrope else None,
-        "original_positions": scaling.original_max_position_embeddings if scaling and longrope else None,
+        "rotary_factors": ("long" if longrope.long else "short") if longrope else None,
+        "original_positions": longrope.original_max_position_embeddings if longrope else None,
         "windows": {"layers": len(windows), "positions": min(windows), "unseen_nbytes": unseen} if windows else None,
     }
 

@@ -121,26 +121,25 @@ class RemoteWeights:
 class ClusterSequence(ExclusiveSequence):
     """A sequence that knows which ranks hold its positions."""
 
+    decoder: "ClusterDecoder"
+
     def __init__(self, decoder: "ClusterDecoder"):
         super().__init__(decoder)
         self.life = decoder.life
 
     def _another(self) -> "ClusterSequence":
-        assert isinstance(self.decoder, ClusterDecoder)
         branch = ClusterSequence(self.decoder)
         branch.life = self.life
         return branch
 
     def adopt(self, pages: Tokens[int], length: int, state: int | None = None) -> None:
         if not self.length:
-            assert isinstance(self.decoder, ClusterDecoder)
             self.life = self.decoder.life
         super().adopt(pages, length, state)
 
     def truncate(self, length: int) -> None:
         super().truncate(length)
         if not self.length:  # nothing is left that could be lost
-            assert isinstance(self.decoder, ClusterDecoder)
             self.life = self.decoder.life
 
 

@@ -82,11 +82,14 @@ def measure(
     others = Others()
 
     say("memory and arithmetic")
-    before = _ceilings(threads, buffer_nbytes, spin_rounds, one_too=True)
+    ceilings = Ceilings(buffer_nbytes)
+    before = {n: ceilings.measure(n, rounds=spin_rounds) for n in dict.fromkeys((1, threads))}
+    read_nbytes = ceilings.buffer.nbytes
+    del ceilings
     say("disk")
     report["disk"], lies_on = _disk(file, files, file_nbytes, seconds, say)
     say("kernels")
-    nbytes = min(before["buffer_nbytes"], available_nbytes() // 6)  # in three layouts at once
+    nbytes = min(read_nbytes, available_nbytes() // 6)  # in three layouts at once
     report["kernels"] = kernels.measure(threads, nbytes, positions=positions, seconds=min(0.3, seconds / 8))
     report["models"] = []
     if path is not None:
@@ -96,33 +99,16 @@ def measure(
             options = {"threads": threads, "text": text, "tokens": drafted_tokens, "most_s": most_s}
             report["drafting"] = _drafting(path, draft, memory, report["models"], options, say)
     say("memory and arithmetic, again")
-    after = _ceilings(threads, buffer_nbytes, spin_rounds, one_too=False)
-    report["ceilings"] = _between(before, after)
+    after = Ceilings(buffer_nbytes).measure(threads, rounds=spin_rounds)
+    # On all threads the mean of before and after: a machine that warms up meets the figures in between.
+    before[threads] = {name: (rate + after[name]) / 2 for name, rate in before[threads].items()}
+    report["ceilings"] = {"buffer_nbytes": read_nbytes} | {str(n): rates for n, rates in before.items()}
     states.append(condition())
     report["others"] = others.share()
     report["condition"] = {"before": states[0], "after": states[1]}
     report["advice"] = [asdict(item) for item in advice(lies_on, None, states)]
     _beside(report)
     return report
-
-
-def _ceilings(threads: int, nbytes: int | None, rounds: int, one_too: bool) -> dict[str, Any]:
-    ceilings = Ceilings(nbytes)
-    found: dict[str, Any] = {"buffer_nbytes": ceilings.buffer.nbytes}
-    if one_too:
-        found["1"] = ceilings.measure(1, rounds=rounds)
-    found[str(threads)] = ceilings.measure(threads, rounds=rounds)
-    _kernels.set_num_threads(threads)
-    return found
-
-
-def _between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """On all threads the mean of before and after: a machine that warms up meets the figures in between."""
-    out = dict(before)
-    for key, rates in after.items():
-        if isinstance(rates, dict):
-            out[key] = {name: (before[key][name] + rate) / 2 for name, rate in rates.items()}
-    return out
 
 
 def _disk(
