@@ -135,7 +135,7 @@ def _read(path: Path, seconds: float, what: str) -> tuple[dict[str, Any], Any]:
     one = disk.read_rate(path, in_flight=1, seconds=seconds)
     three = disk.read_rate(path, in_flight=3, seconds=seconds)
     where = storage(path)
-    found = {"file": what, "direct": three.direct, "storage": where.as_dict(), "described": str(where),
+    found = {"file": what, "direct": three.direct, "storage": asdict(where), "described": str(where),
              "read_gb_s": {"1": one.gb_s, "3": three.gb_s}}  # fmt: skip
     return found, where
 

@@ -1,9 +1,8 @@
 """A path -> what it lies on: SD card, NVMe and its link, USB and its speed, virtual or rotating disk. From sysfs."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyllama.measure.tree import Tree
 
@@ -29,9 +28,6 @@ class Storage:
     link_max_gt_s: float | None = None
     link_width: int | None = None
     usb_mbit_s: int | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def __str__(self) -> str:
         parts = [self.kind]
