@@ -159,7 +159,8 @@ class Decoder(Extender):
         shares = () if ranks is None else ranks.shares
         self._columns = [Columns.of(number, layer, shares) for number, layer in enumerate(whole)] if shares else []
         self._hidden: list[Rows] = [(share.hidden,) for share in shares]
-        self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
+        final = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
+        self._norm = PreparedNorm(final, config.hidden_size, config.rms_norm_eps)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
         self._per_layer = PreparedOwn(config, weights) if config.hidden_size_per_layer_input else None
         self._first_repeatable = next((layer for layer in self._layers if layer.repeatable), None)
@@ -230,7 +231,7 @@ class Decoder(Extender):
             self._scaled(layer)
 
         x: np.ndarray = a.x.array[planned.rows] if a.x.rows == tokens else a.x.array.copy()
-        kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
+        self._norm.apply(x, x)
         self.passes += 1
         if hidden:
             if self.ranks is not None:  # as with logits: all of them end the pass together
@@ -301,7 +302,7 @@ class Decoder(Extender):
             self._linear(_PER_LAYER, a.x, (a.own_piece,))
             self.ranks.gather([(share.per_layer,) for share in self.ranks.shares], a.own_piece, a.per_layer)
         kernels.scale(a.per_layer, of.projection_scale, a.per_layer)
-        kernels.rmsnorm(a.per_layer, of.norm.weight, self.config.rms_norm_eps, a.per_layer, of.norm.cols)
+        of.norm.apply(a.per_layer, a.per_layer)
         for start in range(0, len(token_ids), OWN_ROWS):
             ids = token_ids[start : start + OWN_ROWS]
             made, rows = kernels.Floats(a.per_layer.array[start : start + len(ids)]), of.rows
@@ -317,7 +318,6 @@ class Decoder(Extender):
         growing  what each token's query is multiplied by, (T, 1), or None
         """
         a = self._buffers
-        eps = self.config.rms_norm_eps
         q, attended = a.sized("q", layer.q_size), a.sized("attended", layer.q_size)
         k, v = a.sized("k", layer.kv_size), a.sized("v", layer.kv_size)
         asked = a.sized("q_gate", 2 * layer.q_size) if layer.gated else q
@@ -330,7 +330,7 @@ class Decoder(Extender):
             for part, out in enumerate((q, gate)):
                 np.copyto(out.array.reshape(shape), parted[:, :, part])
         if layer.v_norm is not None and v.cols:
-            kernels.rmsnorm(v if layer.has_values else k, layer.v_norm.weight, eps, v, layer.v_norm.cols)
+            layer.v_norm.apply(v if layer.has_values else k, v)
         columns = self._columns[layer.number] if self.ranks is not None else None
         if layer.q_norm is not None:
             whole = a.sized("all_attended", columns.q_size) if columns else q
@@ -353,13 +353,12 @@ class Decoder(Extender):
         self, layer: PreparedLayer, norm: PreparedNorm, x: kernels.Floats, columns: list[Rows], whole: kernels.Floats
     ) -> None:
         """RMSNorm of each head, or of all heads as one: then of those that other ranks have, too, in `whole`."""
-        eps = self.config.rms_norm_eps
         if self.ranks is None or norm.cols == layer.head_dim:
             if x.cols:
-                kernels.rmsnorm(x, norm.weight, eps, x, norm.cols)
+                norm.apply(x, x)
             return
         self.ranks.gather(columns, x, whole)
-        kernels.rmsnorm(whole, norm.weight, eps, whole, norm.cols)
+        norm.apply(whole, whole)
         (own,) = columns[self.ranks.rank]
         x.array[:] = whole.array[:, own.start : own.stop]
 
@@ -431,14 +430,14 @@ class Decoder(Extender):
         a = self._buffers
         if norm is None:
             return a.x
-        kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, a.normed)
+        norm.apply(a.x, a.normed)
         return a.normed
 
     def _add(self, layer: PreparedLayer, norm: PreparedNorm | None) -> None:
         """x += residual_scale * RMSNorm(y), y what a block has put into `normed`; without a norm, of y itself."""
         a = self._buffers
         if norm is not None:
-            kernels.rmsnorm(a.normed, norm.weight, self.config.rms_norm_eps, a.normed)
+            norm.apply(a.normed, a.normed)
         kernels.add(a.x, a.normed, a.x, layer.residual_scale)
 
     def _experts_block(self, layer: PreparedLayer, experts: Experts) -> None:
@@ -473,22 +472,21 @@ class Decoder(Extender):
         The router gets x, normed without a weight, * router_scale / sqrt(hidden_size).
         """
         a = self._buffers
-        eps = self.config.rms_norm_eps
         self._mlp(layer)
         if layer.beside_mlp_norm is not None:
-            kernels.rmsnorm(a.normed, layer.beside_mlp_norm.weight, eps, a.beside)
+            layer.beside_mlp_norm.apply(a.normed, a.beside)
         self._router_input(layer, router_norm, a.normed)
         self._linear(layer.router, a.normed, (a.logits,))
         x = self._normed(layer.beside_norm)
         self._experts(layer, experts, self._routed(layer, experts), x)
         if layer.beside_post_norm is not None:
-            kernels.rmsnorm(a.normed, layer.beside_post_norm.weight, eps, a.normed)
+            layer.beside_post_norm.apply(a.normed, a.normed)
         kernels.add(a.beside, a.normed, a.normed)
         self._add(layer, layer.mlp_post_norm)
 
     def _router_input(self, layer: PreparedLayer, norm: PreparedNorm, out: "kernels.Floats") -> None:
         a = self._buffers
-        kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, out)
+        norm.apply(a.x, out)
         kernels.scale(out, layer.router_scale, out)
 
     def _routed(self, layer: PreparedLayer, experts: Experts) -> _Routed:
@@ -591,7 +589,7 @@ class Decoder(Extender):
             x = a.gathered
         elif layer.mlp_norm is not None:
             a.gathered.rows = x.rows
-            kernels.rmsnorm(x, layer.mlp_norm.weight, self.config.rms_norm_eps, a.gathered)
+            layer.mlp_norm.apply(x, a.gathered)
             x = a.gathered
         kernels.matmul(router, x, logits)
         (bias,) = layer.router.biases
