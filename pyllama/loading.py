@@ -74,7 +74,7 @@ def load(
     from pyllama.tokenizer import load_tokenizer
 
     if unknown:
-        raise _unknown_argument(next(iter(unknown)), load)
+        raise _unknown_argument(next(iter(unknown)))
     check_computing(kv_dtype, threads)
     _check_integer("contexts", contexts, 1, 4096)
     budget = budget_of(memory)
@@ -229,15 +229,15 @@ def set_threads(threads: int | None) -> None:
     _kernels.set_num_threads(default_threads() if threads is None else threads)
 
 
-def _unknown_argument(name: str, function: Callable[..., Any]) -> RequestError:
+def _unknown_argument(name: str) -> RequestError:
     from inspect import Parameter, signature
 
     from pyllama.synonyms import meant, why_not
 
-    known = [p.name for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    known = [p.name for p in signature(load).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
     ours, why = meant(name, known), why_not(name)
     hint = f"did you mean {ours}?" if ours else why or f"expected one of {', '.join(known)}"
-    return RequestError(f"{name}: no such argument of {function.__name__}(), {hint}")
+    return RequestError(f"{name}: no such argument of load(), {hint}")
 
 
 def _check_integer(name: str, value: int | None, low: int, high: int) -> None:

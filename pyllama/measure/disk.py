@@ -1,6 +1,7 @@
 """A file -> the rate it can be read at, the way weights are read: direct, in blocks of 4 MB, into huge pages."""
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -91,8 +92,7 @@ def temporary_file(folder: Path, nbytes: int, advance: Callable[[int], None] = l
 
 
 def _check_space(folder: Path, nbytes: int) -> None:
-    status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
+    free = shutil.disk_usage(folder).free
     if free < nbytes + (64 << 20):
         raise RequestError(
             f"{folder}: {free // 1_000_000} MB free, expected {nbytes // 1_000_000} to measure the disk; "

@@ -61,8 +61,9 @@ def cpu(tree: Tree) -> str:
     """ "4 x Cortex-A76 + 4 x Cortex-A55", or what a PC's processor calls itself."""
     cpuinfo = tree.read("proc/cpuinfo")
     name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    implementers = re.findall(r"^CPU implementer\s*:\s*(0x[0-9a-fA-F]+)", cpuinfo, re.MULTILINE)
-    parts = re.findall(r"^CPU part\s*:\s*(0x[0-9a-fA-F]+)", cpuinfo, re.MULTILINE)
+    implementers, parts = (
+        re.findall(rf"^CPU {field}\s*:\s*(0x[0-9a-fA-F]+)", cpuinfo, re.MULTILINE) for field in ("implementer", "part")
+    )
     if not parts or len(parts) != len(implementers):
         return name[1].strip() if name else platform.machine()
     counts = Counter(map(_core, implementers, parts))

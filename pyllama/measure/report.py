@@ -7,6 +7,7 @@ report_lines.py, the plot by plot.py.
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +178,7 @@ def _drafting(
     if budget is not None and memory is None:
         budget += _DRAFTING_NBYTES
     say(f"{path.name}, drafted")
-
-    def run(**more: Any) -> dict[str, Any]:
-        return run_apart("drafting", path, memory=budget, **more)
-
+    run = partial(run_apart, "drafting", path, memory=budget)
     return {"budget": budget, **drafting.compared(run, draft, **options)}
 
 

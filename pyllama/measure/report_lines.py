@@ -50,11 +50,9 @@ def threads_text(n: int) -> str:
 
 def _condition(states: dict[str, Any]) -> Iterator[str]:
     before, after = states["before"], states["after"]
-    texts = []
-    for name, value in after["temperature_c"].items():
-        texts.append(f"{name} {before['temperature_c'].get(name, value):.0f} to {value:.0f} C")
-    for name, value in after["clock_mhz"].items():
-        texts.append(f"{name} {value} MHz")
+    began = before["temperature_c"]
+    texts = [f"{name} {began.get(name, c):.0f} to {c:.0f} C" for name, c in after["temperature_c"].items()]
+    texts += [f"{name} {mhz} MHz" for name, mhz in after["clock_mhz"].items()]
     if texts:
         yield _line("condition", ", ".join(texts))
     if after["throttled"] is not None:
