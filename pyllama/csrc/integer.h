@@ -349,6 +349,22 @@ typedef void few_product(const uint8_t *p, int64_t cols, const pl_d16 *x, int64_
 typedef void many_product(const uint8_t *p, int64_t cols, const pl_d16 *x, int64_t blocks, int64_t tokens, float *acc,
                           size_t lda);
 
+/* A line a format: the products of few tokens, and of many. */
+#define INTEGER_FORMATS(FORMAT)                          \
+    FORMAT(DT_Q4_0, few_small, tile_small)               \
+    FORMAT(DT_Q4_1, few_small, tile_small_minima)        \
+    FORMAT(DT_Q5_0, few_small, tile_small)               \
+    FORMAT(DT_Q5_1, few_small, tile_small_minima)        \
+    FORMAT(DT_Q8_0, few_small, tile_small)               \
+    FORMAT(DT_Q2_K, few_large, tile_large_narrow_minima) \
+    FORMAT(DT_Q3_K, few_large, tile_large_narrow)        \
+    FORMAT(DT_Q4_K, few_large, tile_large_minima)        \
+    FORMAT(DT_Q5_K, few_large, tile_large_minima)        \
+    FORMAT(DT_Q6_K, few_large, tile_large_narrow)        \
+    FORMAT(DT_IQ4_NL, few_small, tile_small)             \
+    FORMAT(DT_IQ4_XS, few_large, tile_large)             \
+    FORMAT(DT_MXFP4, few_small, tile_small)
+
 #define FEW(t, n, few)                                                                                               \
     static void integer_##t##_few_##n(const uint8_t *p, int64_t cols, const pl_d16 *x, int64_t blocks, float *acc, size_t lda) \
     {                                                                                                                \
@@ -373,19 +389,7 @@ typedef void many_product(const uint8_t *p, int64_t cols, const pl_d16 *x, int64
             p += BLOCK_COLS / block_cols(t) * block_nbytes(t) * PANEL_ROWS;                                          \
         }                                                                                                            \
     }
-FORMAT(DT_Q4_0, few_small, tile_small)
-FORMAT(DT_Q4_1, few_small, tile_small_minima)
-FORMAT(DT_Q5_0, few_small, tile_small)
-FORMAT(DT_Q5_1, few_small, tile_small_minima)
-FORMAT(DT_Q8_0, few_small, tile_small)
-FORMAT(DT_Q2_K, few_large, tile_large_narrow_minima)
-FORMAT(DT_Q3_K, few_large, tile_large_narrow)
-FORMAT(DT_Q4_K, few_large, tile_large_minima)
-FORMAT(DT_Q5_K, few_large, tile_large_minima)
-FORMAT(DT_Q6_K, few_large, tile_large_narrow)
-FORMAT(DT_IQ4_NL, few_small, tile_small)
-FORMAT(DT_IQ4_XS, few_large, tile_large)
-FORMAT(DT_MXFP4, few_small, tile_small)
+INTEGER_FORMATS(FORMAT)
 #undef FORMAT
 #undef FEW
 
@@ -393,9 +397,8 @@ static const struct {
     few_product *few[3];
     many_product *many;
 } integer_products[DT_COUNT] = {
-#define FORMAT(t) [t] = {{integer_##t##_few_1, integer_##t##_few_2, integer_##t##_few_3}, integer_##t##_many}
-    FORMAT(DT_Q4_0), FORMAT(DT_Q4_1), FORMAT(DT_Q5_0), FORMAT(DT_Q5_1),   FORMAT(DT_Q8_0),   FORMAT(DT_Q2_K),  FORMAT(DT_Q3_K),
-    FORMAT(DT_Q4_K), FORMAT(DT_Q5_K), FORMAT(DT_Q6_K), FORMAT(DT_IQ4_NL), FORMAT(DT_IQ4_XS), FORMAT(DT_MXFP4),
+#define FORMAT(t, ...) [t] = {{integer_##t##_few_1, integer_##t##_few_2, integer_##t##_few_3}, integer_##t##_many},
+    INTEGER_FORMATS(FORMAT)
 #undef FORMAT
 };
 
@@ -481,10 +484,9 @@ static void widen_quantized(const pl_matrix *rows, float *out, int64_t first, in
             float *to = out + row * rows->cols + c;
             transpose_blocks(&part, 0, c, f->cols, block);
             switch (rows->dtype) {
-#define WIDEN(t) case t: widen_block(t, block, part.rows, to, rows->cols); break;
-            WIDEN(DT_Q4_0) WIDEN(DT_Q4_1) WIDEN(DT_Q5_0) WIDEN(DT_Q5_1) WIDEN(DT_Q8_0) WIDEN(DT_Q2_K) WIDEN(DT_Q3_K)
-            WIDEN(DT_Q4_K) WIDEN(DT_Q5_K) WIDEN(DT_Q6_K) WIDEN(DT_IQ4_NL) WIDEN(DT_IQ4_XS) WIDEN(DT_MXFP4)
-#undef WIDEN
+#define FORMAT(t, ...) case t: widen_block(t, block, part.rows, to, rows->cols); break;
+            INTEGER_FORMATS(FORMAT)
+#undef FORMAT
             default: break;
             }
         }
