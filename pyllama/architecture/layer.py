@@ -82,8 +82,7 @@ class Attention(NamedTuple):
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """All but the last multiply the same."""
-        return tuple(of for of in (self.q, self.k, self.v, self.o) if of is not None)
+        return tuple(linear for linear in (self.q, self.k, self.v, self.o) if linear is not None)
 
 
 class Convolution(NamedTuple):

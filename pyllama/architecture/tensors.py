@@ -194,9 +194,11 @@ def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
     total = 0.0
     for layer in layers_of(config):
         mixer, mlp = layer.mixer, layer.mlp
-        linears = [*mixer.linears, *(mlp.linears if isinstance(mlp, Mlp) else ())]
-        own, experts, beside = layer.per_layer_input, layer.experts, layer.beside
+        linears = [*mixer.linears]
+        own = layer.per_layer_input
         linears += [own.gate, own.projection] if own else []
+        linears += mlp.linears if isinstance(mlp, Mlp) else ()
+        experts, beside = layer.experts, layer.beside
         linears += [beside.gate] if isinstance(beside, Shared) else []
         linears += [experts.router, *experts.expert(0).linears * experts.chosen] if experts else []
         total += 2 * sum(linear.rows * linear.cols for linear in linears)
