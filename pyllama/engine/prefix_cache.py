@@ -88,8 +88,7 @@ class PrefixCache:
         self._unsaved: set[_Node] = set()  # those of them that have no file
         # Nodes with a page and a state, and which of its states, least recently used first.
         self._with_state: OrderedDict[tuple[_Node, int], None] = OrderedDict()
-        if cache.states:
-            cache.states.slots.reclaim = self._evict_state
+        cache.reclaim_states(self._evict_state)
         if store:
             states = []
             for stored in store.scan():  # least recently used first
