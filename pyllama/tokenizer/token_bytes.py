@@ -74,6 +74,18 @@ class Strings(NamedTuple):
         text, ends = self.text.decode(), np.cumsum(self.lengths).tolist()
         return [text[begin:end] for begin, end in zip([0, *ends], ends)]
 
+    def halves(self, where: str) -> Strings:
+        """Merges written "left right" as left, right, left, right, ... Raises TokenizerError."""
+        lengths = self.lengths
+        starts = np.cumsum(lengths) - lengths
+        spaces = np.flatnonzero(self.code_points() == 0x20)
+        if not np.array_equal(np.searchsorted(starts, spaces, "right") - 1, np.arange(len(lengths))):
+            bad = next((merge for merge in self.unpack() if merge.count(" ") != 1), "")
+            raise TokenizerError(f"{where}: merge {bad[:60]!r}, expected two tokens and one space")
+        left = spaces - starts
+        halves = np.stack([left, lengths - left - 1], axis=1).astype(np.int32)
+        return Strings(self.text.replace(b" ", b""), halves.reshape(-1))
+
 
 def _check_lengths(lengths: np.ndarray, where: str) -> None:
     if len(lengths) and lengths.max() > MAX_TOKEN_LENGTH:
@@ -144,62 +156,43 @@ def token_table(chunks: Iterable[Strings], *, in_byte_alphabet: bool) -> tuple[b
     return b"".join(blobs), np.concatenate(lengths)
 
 
-class MergeReader:
-    """Collects merges in rank order, each looked up in a vocabulary, into a MergeTable."""
+def merge_table(
+    vocabulary: Vocabulary,
+    merges: Iterable[Strings],
+    forbidden: frozenset[int],
+    *,
+    in_byte_alphabet: bool,
+    where: str,
+) -> MergeTable:
+    """The table of merges in rank order, each looked up in a vocabulary.
 
-    def __init__(self, vocabulary: Vocabulary, *, in_byte_alphabet: bool, where: str) -> None:
-        self._vocabulary, self._where = vocabulary, where
-        self._convert = _byte_level if in_byte_alphabet else _utf8
-        self._parts = [np.zeros((3, 0), np.int32)]
-        self._count = 0
-
-    def add_spaced(self, merges: Strings) -> None:
-        """Merges written "left right"."""
-        codes, lengths = merges.code_points(), merges.lengths.astype(np.int64)
-        starts = np.cumsum(lengths) - lengths
-        spaces = np.flatnonzero(codes == 0x20)
-        owner = np.searchsorted(starts, spaces, "right") - 1
-        if not np.array_equal(owner, np.arange(len(lengths))):
-            bad = next((merge for merge in merges.unpack() if merge.count(" ") != 1), "")
-            raise TokenizerError(f"{self._where}: merge {bad[:60]!r}, expected two tokens and one space")
-        halves = np.stack([spaces - starts, starts + lengths - spaces - 1], axis=1).reshape(-1)
-        self._add(np.delete(codes, spaces), halves)
-
-    def add_halves(self, halves: Strings) -> None:
-        """left, right, left, right, ..."""
-        self._add(halves.code_points(), halves.lengths.astype(np.int64))
-
-    def _add(self, codes: np.ndarray, lengths: np.ndarray) -> None:
-        if len(lengths) // 2 + self._count > MAX_MERGES:
-            raise TokenizerError(f"{self._where}: more than {MAX_MERGES} merges")
-        blob, sizes = self._convert(codes, lengths)
-        if (sizes < 0).any():
-            self._refuse(codes, lengths, int(np.argmax(sizes < 0)) // 2)
+    merges     left, right, left, right, ...; an even number in each chunk
+    forbidden  (special) ids that no user text may make: merges that end in one are left out
+    """
+    convert = _byte_level if in_byte_alphabet else _utf8
+    parts = [np.zeros((3, 0), np.int32)]
+    for chunk in merges:
+        blob, sizes = convert(chunk.code_points(), chunk.lengths)
+        outside = sizes < 0
+        sizes = np.maximum(sizes, 0)
         starts = np.cumsum(sizes) - sizes
         spans = Spans(blob)
-        found = self._vocabulary.find_spans(spans, starts, sizes)
-        merged = self._vocabulary.find_spans(spans, starts[::2], sizes[::2] + sizes[1::2])
+        found = vocabulary.find_spans(spans, starts, sizes)
+        found[outside] = -1
+        merged = vocabulary.find_spans(spans, starts[::2], sizes[::2] + sizes[1::2])
         triples = np.stack([found[::2], found[1::2], merged])  # (3, m)
-        if (triples < 0).any():
-            self._refuse(codes, lengths, int(np.argmax((triples < 0).any(axis=0))))
-        self._parts.append(triples)
-        self._count += len(lengths) // 2
-
-    def _refuse(self, codes: np.ndarray, lengths: np.ndarray, index: int) -> None:
-        start = int(lengths[: 2 * index].sum())
-        stop = start + int(lengths[2 * index : 2 * index + 2].sum())
-        merge = codes[start : min(stop, start + 60)].astype("<u4").tobytes().decode("utf-32-le")
-        raise TokenizerError(
-            f"{self._where}: merge {self._count + index} makes {merge!r}, which, or a part of which, is not in "
-            "the vocabulary"
-        )
-
-    def table(self, forbidden: frozenset[int]) -> MergeTable:
-        """The table, without merges that end in a forbidden (special) id: no user text may make one."""
-        left, right, merged = np.concatenate(self._parts, axis=1)
-        self._parts = []
-        rank = np.arange(len(left))
-        if forbidden:
-            keep = ~np.isin(merged, np.fromiter(forbidden, np.int32, len(forbidden)))
-            left, right, merged, rank = left[keep], right[keep], merged[keep], rank[keep]
-        return MergeTable(left, right, merged, rank, self._vocabulary.size)
+        bad = (triples < 0).any(axis=0)
+        if bad.any():
+            index = int(np.argmax(bad))
+            merge = "".join(chunk.unpack()[2 * index : 2 * index + 2])
+            raise TokenizerError(
+                f"{where}: merge {sum(part.shape[1] for part in parts) + index} makes {merge[:60]!r}, which, or a part "
+                "of which, is not in the vocabulary"
+            )
+        parts.append(triples)
+    left, right, merged = np.concatenate(parts, axis=1)
+    rank = np.arange(len(left))
+    if forbidden:
+        keep = ~np.isin(merged, np.fromiter(forbidden, np.int32, len(forbidden)))
+        left, right, merged, rank = left[keep], right[keep], merged[keep], rank[keep]
+    return MergeTable(left, right, merged, rank, vocabulary.size)
