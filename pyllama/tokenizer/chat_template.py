@@ -122,24 +122,12 @@ class ChatTemplate:
 
         return NBYTES
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        /,
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **variables: Any,
-    ) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """The text of a chat. RequestError: the template refuses the messages; TokenizerError: it is bad itself."""
-        given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
-        return self.render_marked(messages, given, ())
+        return self.render_marked(messages, {"add_generation_prompt": True, **variables}, ())
 
     def render_marked(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        variables: Mapping[str, Any],
-        spellings: Collection[str],
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], spellings: Collection[str]
     ) -> Rendered:
         """The text of a chat in which it can be told what came out of the messages and variables.
 

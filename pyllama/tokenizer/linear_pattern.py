@@ -85,17 +85,12 @@ class LinearPattern:
             return [on, again] if node.lazy else [again, on]
 
         if node.most is None:
-            loop = program.add(None, [])
-            program.targets[loop] = ordered(self._add(program, node.body, loop), following)
-            if node.least == 0:
-                return loop
-            after = loop
-            for _ in range(node.least):
-                after = self._add(program, node.body, after)
-            return after
-        after = following
-        for _ in range(node.most - node.least):
-            after = program.add(None, ordered(self._add(program, node.body, after), following))
+            after = program.add(None, [])
+            program.targets[after] = ordered(self._add(program, node.body, after), following)
+        else:
+            after = following
+            for _ in range(node.most - node.least):
+                after = program.add(None, ordered(self._add(program, node.body, after), following))
         for _ in range(node.least):
             after = self._add(program, node.body, after)
         return after

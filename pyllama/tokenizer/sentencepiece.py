@@ -10,7 +10,7 @@ from typing import Any
 
 from pyllama.tokenizer.bpe import MergedModel
 from pyllama.tokenizer.merges import MergeTable
-from pyllama.tokenizer.steps import SPACE_MARK
+from pyllama.tokenizer.steps import SPACE_MARK, crosses_words
 from pyllama.tokenizer.vocabulary import Vocabulary
 
 
@@ -32,19 +32,14 @@ class SentencePieceModel(MergedModel):
         super().__init__(vocabulary, merges, **options)
         self._byte_ids = byte_ids
         self._known: dict[str, int | None] = {}
-        self._words = (
-            None if self._piece_crosses_words() else re.compile(f"{SPACE_MARK}*[^{SPACE_MARK}]+|{SPACE_MARK}+")
+        words = re.compile(f"{SPACE_MARK}*[^{SPACE_MARK}]+|{SPACE_MARK}+")
+        # Words cannot be merged alone where a piece crosses from one to the next.
+        crossing = any(
+            crosses_words(vocabulary.bytes_of(token_id).decode("utf-8", "replace"))
+            for token_id in range(vocabulary.size)
+            if token_id not in self._forbidden
         )
-
-    def _piece_crosses_words(self) -> bool:
-        """Whether a space mark follows another character in any piece: then words cannot be merged alone."""
-        mark = SPACE_MARK.encode()
-        for token_id in range(self._vocabulary.size):
-            data = self._vocabulary.bytes_of(token_id)
-            crosses = mark in data.lstrip(mark) if data.startswith(mark) else data.find(mark) > 0
-            if crosses and token_id not in self._forbidden:
-                return True
-        return False
+        self._words = None if crossing else words
 
     def encode(self, piece: str, out: list[int]) -> None:
         """Append the ids of a stretch of text, spaces already marked. TokenizerError for a lone surrogate."""

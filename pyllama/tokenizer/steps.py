@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
 
 from pyllama.tokenizer import pattern as patterns
 from pyllama.tokenizer.pattern_syntax import WHITE_SPACE
 
 Normalizer = Callable[[str], str]
 PreTokenizer = Callable[[list[str], bool], list[str]]
+T = TypeVar("T")
 
 SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 _LONG_MARKS = 32
@@ -90,15 +91,20 @@ def collapse_spaces(text: str) -> str:
     return re.sub(" {2,}", " ", text).strip(" ")
 
 
-def in_turn(normalizers: list[Normalizer]) -> Normalizer:
-    """One normalizer after another."""
+def in_turn(steps: Sequence[Callable[..., T]]) -> Callable[..., T]:
+    """One normalizer, or one pre-tokenizer, after another."""
 
-    def normalize(text: str) -> str:
-        for step in normalizers:
-            text = step(text)
-        return text
+    def apply(done: T, *first: bool) -> T:
+        for step in steps:
+            done = step(done, *first)
+        return done
 
-    return normalize
+    return apply
+
+
+def crosses_words(piece: str) -> bool:
+    """Whether a space mark follows another character."""
+    return SPACE_MARK in piece.lstrip(SPACE_MARK)
 
 
 def split_isolated(pattern: patterns.Pattern) -> PreTokenizer:
@@ -178,16 +184,5 @@ def metaspace(mark: str, scheme: str, split: bool) -> PreTokenizer:
             else:
                 out.append(piece)
         return out
-
-    return apply
-
-
-def one_after_another(steps: list[PreTokenizer]) -> PreTokenizer:
-    """One pre-tokenizer after another."""
-
-    def apply(pieces: list[str], first: bool) -> list[str]:
-        for step in steps:
-            pieces = step(pieces, first)
-        return pieces
 
     return apply
