@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _MAGIC = b"pyllama page 2\n"
 _HEADER = struct.Struct("<15s32sI")
 _PAGE_KEY = 4 * POSITIONS
-_PAGE, _STATE = ".page", ".state"
+_SUFFIXES = _PAGE, _STATE = ".page", ".state"
 _MODEL = re.compile("[0-9a-f]+")
 _MAX_PATH = 1 << 26  # bytes of tokens: of more, no context is made
 
@@ -96,38 +96,31 @@ class PageStore:
             for name in self._folder.names(".tmp"):  # by a process that was killed
                 self._folder.remove(name)
             others: list[tuple[float, PrivateFolder, str]] = []
-            self._nbytes = sum(size for _, size, _ in self._all_files(self._folder))
+            self._nbytes = sum(size for _, size, _ in self._folder.files(_SUFFIXES))
             for other in root.folders():
                 if other != model and _MODEL.fullmatch(other):  # what else lies there is not ours to touch
                     folder = root.folder(other)
-                    for time, size, name in self._all_files(folder):
+                    for time, size, name in folder.files(_SUFFIXES):
                         others.append((time, folder, name))
                         self._nbytes += size
             self._others = [(folder, name) for _, folder, name in sorted(others, key=lambda one: one[0])]
         except OSError as error:
             raise RequestError(f"session directory {os.fspath(directory)}: {reason_of(error)}") from None
 
-    @staticmethod
-    def _all_files(folder: PrivateFolder) -> list[tuple[float, int, str]]:
-        return [file for suffix in (_PAGE, _STATE) for file in folder.files(suffix)]
-
     def scan(self) -> Iterator[Stored]:
         """All files whose first bytes make sense, least recently used first."""
-        for name in [name for suffix in (_PAGE, _STATE) for name in self._folder.names(suffix)]:
+        for name in self._folder.names(_SUFFIXES):
             if not self._folder.is_file(name):
                 self._ignore(name, ValueError("not a file of this user's own"))
-        for _, _, name in sorted(self._all_files(self._folder)):
+        for _, _, name in sorted(self._folder.files(_SUFFIXES)):
             try:
                 with self._folder.read(name) as handle:
-                    path, _ = self._read_header(handle, os.fstat(handle.fileno()).st_size, self._nbytes_named(name))
+                    nbytes = self._nbytes_of[name[name.rindex(".") :]]
+                    path, _ = self._read_header(handle, os.fstat(handle.fileno()).st_size, nbytes)
             except (OSError, ValueError) as error:
                 self._ignore(name, error)
             else:
                 yield Stored(name, path)
-
-    def _nbytes_named(self, name: str) -> int:
-        """Bytes of what a file of that name holds."""
-        return self._nbytes_of[_STATE if name.endswith(_STATE) else _PAGE]
 
     @staticmethod
     def _read_header(handle: BinaryIO, size: int, nbytes: int) -> tuple[tuple[bytes, ...], bytes]:
