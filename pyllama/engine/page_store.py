@@ -116,15 +116,16 @@ class PageStore:
             try:
                 with self._folder.read(name) as handle:
                     nbytes = self._nbytes_of[name[name.rindex(".") :]]
-                    path, _ = self._read_header(handle, os.fstat(handle.fileno()).st_size, nbytes)
+                    path, _ = self._read_header(handle, nbytes)
             except (OSError, ValueError) as error:
                 self._ignore(name, error)
             else:
                 yield Stored(name, path)
 
     @staticmethod
-    def _read_header(handle: BinaryIO, size: int, nbytes: int) -> tuple[tuple[bytes, ...], bytes]:
-        """(path, checksum) of a file of so many bytes that holds so many. Raises ValueError."""
+    def _read_header(handle: BinaryIO, nbytes: int) -> tuple[tuple[bytes, ...], bytes]:
+        """(path, checksum) of a file that holds so many bytes behind them. Raises ValueError."""
+        size = os.fstat(handle.fileno()).st_size
         magic, checksum, path_nbytes = _HEADER.unpack(handle.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
         if magic != _MAGIC:
             raise ValueError("not a page file")
@@ -139,7 +140,7 @@ class PageStore:
         """Read a page or a state; False, with a warning, for a damaged or missing file."""
         try:
             with self._folder.read(stored.name) as handle:
-                path, checksum = self._read_header(handle, os.fstat(handle.fileno()).st_size, len(out))
+                path, checksum = self._read_header(handle, len(out))
                 read = handle.readinto(out.data)
             if read != len(out) or path != stored.path or checksum != self._checksum(path, out):
                 raise ValueError("checksum does not match")
@@ -188,8 +189,7 @@ class PageStore:
         self._nbytes -= self._folder.remove(stored.name)
 
     def _ignore(self, name: str, error: Exception) -> None:
-        reason = reason_of(error) if isinstance(error, OSError) else str(error)
-        _log.warning("saved page %r: %s; ignored and removed", name[:80], reason)
+        _log.warning("saved page %r: %s; ignored and removed", name[:80], reason_of(error))
         self._nbytes -= self._folder.remove(name)
 
     def _checksum(self, path: tuple[bytes, ...], page: np.ndarray) -> bytes:

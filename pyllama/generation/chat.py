@@ -124,7 +124,7 @@ class Chat(Closing):
                      for text in ("a", "1")]  # fmt: skip
             ids = asked[0][: max(1, len(commonprefix(asked)))][: self._decoder.max_pass_tokens]
             self._forget_beyond(ids)
-            new = ids[self._sequence.length :] if self._sequence.length < len(ids) else []
+            new = ids[self._sequence.length :]
             if new:
                 self._decoder.forward([(self._sequence, new)], on_layer=on_layer)
                 self._cached_ids = ids

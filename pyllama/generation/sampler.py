@@ -234,7 +234,7 @@ class Sampler:
         check_finite(logits, len(prompt_ids) + len(output_ids))
         candidates = Candidates(self._ids, _penalize(params, logits, prompt_ids, output_ids))
         if allowed is not None:
-            candidates = Candidates(allowed, candidates.logits[allowed])
+            candidates = candidates.keep(allowed)
         if params.temperature == 0:
             # argmax: the first of equals, the lower id
             order = np.array([candidates.logits.argmax()]) if count == 1 else largest(candidates.logits, count)
