@@ -156,7 +156,7 @@ def _from_model(path: Path, settings: Mapping[str, Any]) -> Parts:
     pieces = read_pieces(path)
     parts = from_pieces(pieces, path.name)
     if pieces.space_prefix and not pieces.charsmap and not _flag(settings, "legacy", True):
-        parts.pre_tokenizer = steps.metaspace(steps.SPACE_MARK, "first", False)
+        parts.pre_tokenizer = steps.metaspace("first", False)
         parts.normalizer = None
     parts.bos_token_id = pieces.bos_id
     if pieces.eos_id is not None:

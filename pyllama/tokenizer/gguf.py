@@ -8,12 +8,11 @@ converters write -1, also unsigned, and ids of tokens that the model has not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pyllama.checkpoint.string_list import StringList
 from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer import pre_tokenizers, steps, token_bytes
 from pyllama.tokenizer.added_tokens import AddedToken
@@ -62,7 +61,8 @@ class _Reader:
         value: Any = self._metadata.get(f"tokenizer.{key}")
         if value is None:
             raise TokenizerError(f"tokenizer.{key}: missing, expected a list (file {self._where})")
-        if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
+        is_list = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+        if not is_list:
             raise TokenizerError(f"tokenizer.{key}: {type(value).__name__}, expected a list (file {self._where})")
         return value
 
@@ -124,7 +124,11 @@ class _Reader:
                 f"{_MAX_ADDED} (file {self._where})"
             )
         return tuple(
-            AddedToken(token_id, _text(self._tokens[token_id]), special=bool(self._types[token_id] != USER_DEFINED))
+            AddedToken(
+                token_id,
+                token_bytes.text_of(self._tokens[token_id]),
+                special=bool(self._types[token_id] != USER_DEFINED),
+            )
             for token_id in ids.tolist()
         )
 
@@ -133,16 +137,16 @@ class _Reader:
         character."""
         where = f"tokenizer.ggml.tokens (file {self._where})"
         byte_level = pre is not None
-        chunks = token_bytes.packed(_texts(self._tokens), MAX_TOKENS, where)
+        chunks = token_bytes.packed(self._tokens, MAX_TOKENS, where)
         blob, lengths = token_bytes.token_table(chunks, in_byte_alphabet=byte_level)
         vocabulary = Vocabulary(blob, lengths)
         added = self._added()
         decoded = {token.id: token.content.encode("utf-8", "replace") for token in added}
         for token_id in np.flatnonzero(lengths < 0).tolist():
-            decoded.setdefault(token_id, _text(self._tokens[token_id]).encode("utf-8", "replace"))
+            decoded.setdefault(token_id, token_bytes.text_of(self._tokens[token_id]).encode("utf-8", "replace"))
         special = frozenset(token.id for token in added if token.special)
         where = f"tokenizer.ggml.merges (file {self._where})"
-        chunks = token_bytes.packed(_texts(self._list("ggml.merges")), token_bytes.MAX_MERGES, where)
+        chunks = token_bytes.packed(self._list("ggml.merges"), token_bytes.MAX_MERGES, where)
         halves = (chunk.halves(where) for chunk in chunks)
         table = token_bytes.merge_table(vocabulary, halves, special, in_byte_alphabet=byte_level, where=where)
         if pre is not None:
@@ -167,7 +171,7 @@ class _Reader:
         from pyllama.tokenizer.sentencepiece_model import Pieces
 
         where = f"tokenizer.ggml.tokens (file {self._where})"
-        chunks = token_bytes.packed(_texts(self._tokens), MAX_TOKENS, where)
+        chunks = token_bytes.packed(self._tokens, MAX_TOKENS, where)
         vocabulary = Vocabulary(*token_bytes.token_table(chunks, in_byte_alphabet=False))
         scores = self._numbers("ggml.scores", "f")
         if scores is None:
@@ -210,20 +214,7 @@ class _Reader:
             token_id = parts.bos_token_id if name == "bos" else self._id(f"{name}_token_id")
             if token_id is not None:
                 short = {"unknown": "unk", "padding": "pad"}.get(name, name)
-                variables[f"{short}_token"] = _text(self._tokens[token_id])
+                variables[f"{short}_token"] = token_bytes.text_of(self._tokens[token_id])
         parts.special_texts = variables
         if template is not None:
             parts.chat_template = ChatTemplate(template, variables, self._where)
-
-
-def _texts(values: Sequence[Any]) -> Iterable[str]:
-    """Those of a file stay as they lie there."""
-    return values if isinstance(values, StringList) else map(_text, values)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if not isinstance(value, str):
-        raise TokenizerError(f"tokenizer: a token is {type(value).__name__}, expected a string")
-    return value

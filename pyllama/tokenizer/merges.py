@@ -11,6 +11,8 @@ from heapq import heappop, heappush
 
 import numpy as np
 
+from pyllama.tokenizer.vocabulary import offsets_of
+
 
 class MergeTable:
     """(left, right) -> (rank, merged symbol); the lowest rank merges first, leftmost among equals.
@@ -26,9 +28,7 @@ class MergeTable:
         last = np.ones(len(keys), bool)
         last[:-1] = keys[1:] != keys[:-1]
         order = order[last]
-        starts = np.zeros(symbols + 1, np.int64)
-        np.cumsum(np.bincount(left[order], minlength=symbols), out=starts[1:])
-        self._starts = starts.astype(np.uint32).data
+        self._starts = offsets_of(np.bincount(left[order], minlength=symbols)).astype(np.uint32).data
         self._rights = right[order].astype(np.uint32).data
         self._ranks = rank[order].astype(np.uint32).data
         self._merged = merged[order].astype(np.uint32).data
@@ -44,7 +44,7 @@ class MergeTable:
         keep = ~np.isin(self._merged, np.fromiter(symbols, np.int64, len(symbols)))
         if keep.all():
             return
-        kept = np.concatenate([[0], np.cumsum(keep)])  # entries kept before each
+        kept = offsets_of(keep)  # entries kept before each
         self._starts = kept[np.asarray(self._starts)].astype(np.uint32).data
         self._rights, self._ranks, self._merged = (
             np.asarray(field)[keep].data for field in (self._rights, self._ranks, self._merged)

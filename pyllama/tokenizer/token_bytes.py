@@ -6,16 +6,15 @@ Both come out as one byte array and the length of each string.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyllama.checkpoint.string_list import StringList
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer.merges import MergeTable
-from pyllama.tokenizer.vocabulary import Spans, Vocabulary
+from pyllama.tokenizer.vocabulary import Spans, Vocabulary, offsets_of
 
 MAX_TOKEN_LENGTH = 4096
 MAX_MERGES = 1 << 22
@@ -61,7 +60,7 @@ class Strings(NamedTuple):
             whole = False
         if not whole:
             return cls.of([text[a:b].decode("utf-8", "replace") for a, b in zip(starts.tolist(), ends.tolist())], where)
-        lengths = np.diff(np.concatenate([[0], np.cumsum(begins)])[ends], prepend=0).astype(np.int32)
+        lengths = np.diff(offsets_of(begins)[ends], prepend=0).astype(np.int32)
         _check_lengths(lengths, where)
         return cls(text, lengths)
 
@@ -92,20 +91,24 @@ def _check_lengths(lengths: np.ndarray, where: str) -> None:
         raise TokenizerError(f"{where}: a string of {lengths.max()} characters, expected at most {MAX_TOKEN_LENGTH}")
 
 
-def packed(strings: Iterable[str], limit: int, where: str) -> Iterator[Strings]:
-    """Strings in chunks; at most `limit` of them."""
-    if isinstance(strings, StringList):
-        if len(strings) > limit:
-            raise TokenizerError(f"{where}: more than {limit} strings")
-        for first in range(0, len(strings), CHUNK):
+def packed(strings: Sequence[Any], limit: int, where: str) -> Iterator[Strings]:
+    """Strings in chunks; at most `limit` of them. Those of a file stay as they lie there."""
+    if len(strings) > limit:
+        raise TokenizerError(f"{where}: more than {limit} strings")
+    for first in range(0, len(strings), CHUNK):
+        if isinstance(strings, StringList):
             yield Strings.of_utf8(*strings.joined(first, first + CHUNK), where)
-        return
-    iterator, count = iter(strings), 0
-    while chunk := list(islice(iterator, CHUNK)):
-        count += len(chunk)
-        if count > limit:
-            raise TokenizerError(f"{where}: more than {limit} strings")
-        yield Strings.of(chunk, where)
+        else:
+            yield Strings.of([text_of(value) for value in strings[first : first + CHUNK]], where)
+
+
+def text_of(value: Any) -> str:
+    """A string of a file, whether it was decoded or not."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if not isinstance(value, str):
+        raise TokenizerError(f"tokenizer: a token is {type(value).__name__}, expected a string")
+    return value
 
 
 def _byte_characters() -> list[str]:
@@ -140,7 +143,7 @@ def _byte_level(codes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.
 def _utf8(codes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """UTF-8 bytes, and bytes of each string."""
     widths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
-    ends = np.cumsum(np.concatenate([np.zeros(1, np.int64), widths]))[np.cumsum(lengths)]
+    ends = offsets_of(widths)[np.cumsum(lengths)]
     text = codes.astype("<u4").tobytes().decode("utf-32-le").encode()
     return np.frombuffer(text, np.uint8), np.diff(ends, prepend=0)
 
@@ -156,6 +159,20 @@ def token_table(chunks: Iterable[Strings], *, in_byte_alphabet: bool) -> tuple[b
     return b"".join(blobs), np.concatenate(lengths)
 
 
+def _ids_of_merges(
+    vocabulary: Vocabulary, halves: Strings, convert: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """(3, m): left, right, and what they make; -1 for what is not in the vocabulary."""
+    blob, sizes = convert(halves.code_points(), halves.lengths)
+    outside = sizes < 0
+    sizes = np.maximum(sizes, 0)
+    starts = np.cumsum(sizes) - sizes
+    spans = Spans(blob)
+    found = vocabulary.find_spans(spans, starts, sizes)
+    found[outside] = -1
+    return np.stack([found[::2], found[1::2], vocabulary.find_spans(spans, starts[::2], sizes[::2] + sizes[1::2])])
+
+
 def merge_table(
     vocabulary: Vocabulary,
     merges: Iterable[Strings],
@@ -169,18 +186,9 @@ def merge_table(
     merges     left, right, left, right, ...; an even number in each chunk
     forbidden  (special) ids that no user text may make: merges that end in one are left out
     """
-    convert = _byte_level if in_byte_alphabet else _utf8
     parts = [np.zeros((3, 0), np.int32)]
     for chunk in merges:
-        blob, sizes = convert(chunk.code_points(), chunk.lengths)
-        outside = sizes < 0
-        sizes = np.maximum(sizes, 0)
-        starts = np.cumsum(sizes) - sizes
-        spans = Spans(blob)
-        found = vocabulary.find_spans(spans, starts, sizes)
-        found[outside] = -1
-        merged = vocabulary.find_spans(spans, starts[::2], sizes[::2] + sizes[1::2])
-        triples = np.stack([found[::2], found[1::2], merged])  # (3, m)
+        triples = _ids_of_merges(vocabulary, chunk, _byte_level if in_byte_alphabet else _utf8)
         bad = (triples < 0).any(axis=0)
         if bad.any():
             index = int(np.argmax(bad))
@@ -191,6 +199,7 @@ def merge_table(
             )
         parts.append(triples)
     left, right, merged = np.concatenate(parts, axis=1)
+    del parts
     rank = np.arange(len(left))
     if forbidden:
         keep = ~np.isin(merged, np.fromiter(forbidden, np.int32, len(forbidden)))

@@ -6,7 +6,7 @@ name, never skipped. Rules of the other files of a folder (tokenizer_config.json
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,11 @@ class TokenizerJson:
         self._file = TokenizerFile(path)
         self._where = path.name
         rest = self._file.rest
-        self._model = self._section(rest, "model")
-        kind = self._model.get("type", "BPE")
+        model = rest.get("model")
+        if not isinstance(model, dict):
+            raise TokenizerError(f"{self._where}: model: {type(model).__name__}, expected an object")
+        self._model = model
+        kind = model.get("type", "BPE")
         if kind != "BPE" or self._file.tokens is None:
             raise TokenizerError(f"{self._where}: model {str(kind)[:40]!r} is not supported, expected BPE")
         for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
@@ -66,21 +69,14 @@ class TokenizerJson:
         self._known(self._model, "model", "type dropout unk_token continuing_subword_prefix end_of_word_suffix "
                     "fuse_unk byte_fallback ignore_merges vocab merges")  # fmt: skip
         self.byte_level = False
-        self._normalizer = self._read_normalizer(rest.get("normalizer"))
-        found = self._read_pre_tokenizer(rest.get("pre_tokenizer"))
-        self._pre_tokenizer = steps.in_turn(found) if found else None
+        self._normalizer = steps.in_turn(list(self._normalizers(rest.get("normalizer"))))
+        self._pre_tokenizer = steps.in_turn(list(self._pre_tokenizers(rest.get("pre_tokenizer"))))
         self._strip_space = self._read_decoder(rest.get("decoder"))
         self.added = self._read_added(rest.get("added_tokens") or [])
         self.before, self.after = self._read_post_processor(rest.get("post_processor"))
 
     def _error(self, name: str, got: Any, expected: str) -> TokenizerError:
         return TokenizerError(f"{self._where}: {name}: {str(got)[:80]!r} is not supported, expected {expected}")
-
-    def _section(self, parent: Mapping[str, Any], name: str) -> dict[str, Any]:
-        value = parent.get(name)
-        if not isinstance(value, dict):
-            raise TokenizerError(f"{self._where}: {name}: {type(value).__name__}, expected an object")
-        return value
 
     def _known(self, value: Mapping[str, Any], name: str, keys: str) -> None:
         for key in value:
@@ -131,25 +127,22 @@ class TokenizerJson:
                 return text, kind == "Regex"
         raise self._error(f"{step['type']}.pattern", pattern, "a String or Regex")
 
-    def _read_normalizer(self, step: Any) -> steps.Normalizer | None:
-        found: list[steps.Normalizer] = []
+    def _normalizers(self, step: Any) -> Iterator[steps.Normalizer]:
         for item in self._list(step, "normalizers", "normalizer"):
             kind = item["type"]
             if kind in ("NFC", "NFD", "NFKC", "NFKD"):
-                found.append(steps.unicode_form(kind))
+                yield steps.unicode_form(kind)
             elif kind == "Prepend":
-                found.append(steps.prepend(self._string(item, "prepend")))
+                yield steps.prepend(self._string(item, "prepend"))
             elif kind == "Replace":
                 text, is_regex = self._string_pattern(item)
                 if is_regex:
                     raise self._error("normalizer Replace", text, "a String pattern")
-                found.append(steps.replace(text, self._string(item, "content")))
+                yield steps.replace(text, self._string(item, "content"))
             else:
                 raise self._error("normalizer", kind, "NFC, NFD, NFKC, NFKD, Prepend or Replace")
-        return steps.in_turn(found) if found else None
 
-    def _read_pre_tokenizer(self, step: Any) -> list[steps.PreTokenizer]:
-        found: list[steps.PreTokenizer] = []
+    def _pre_tokenizers(self, step: Any) -> Iterator[steps.PreTokenizer]:
         for item in self._list(step, "pretokenizers", "pre_tokenizer"):
             kind = item["type"]
             if self.byte_level:
@@ -157,24 +150,24 @@ class TokenizerJson:
             if kind == "ByteLevel":
                 self.byte_level = True
                 if self._flag(item, "add_prefix_space", True):
-                    found.append(steps.space_first)
+                    yield steps.space_first
                 if self._flag(item, "use_regex", True):
-                    found.append(steps.split_isolated(self._pattern(patterns.GPT2)))
+                    yield steps.split_isolated(self._pattern(patterns.GPT2))
             elif kind == "Split":
                 text, is_regex = self._string_pattern(item)
                 pattern = self._pattern(text) if is_regex else patterns.literal(text)
                 behavior, invert = item.get("behavior"), self._flag(item, "invert", False)
                 if behavior == "Isolated":  # inverting swaps what is a match, and both become pieces
-                    found.append(steps.split_isolated(pattern))
+                    yield steps.split_isolated(pattern)
                 elif behavior == "Removed" and invert:
-                    found.append(steps.keep_matches(pattern))
+                    yield steps.keep_matches(pattern)
                 elif behavior == "MergedWithPrevious" and not invert and not is_regex:  # Gemma's
-                    found.append(steps.split_after(text))
+                    yield steps.split_after(text)
                 else:
                     raise self._error("Split.behavior", f"{behavior}, invert {invert}", "Isolated")
             elif kind == "Digits":
                 many = "" if self._flag(item, "individual_digits", False) else "+"
-                found.append(steps.split_isolated(patterns.compile_class("NUMERIC", many)))
+                yield steps.split_isolated(patterns.compile_class("NUMERIC", many))
             elif kind == "Metaspace":
                 scheme = item.get("prepend_scheme", "always")
                 if item.get("add_prefix_space") is False:
@@ -184,10 +177,9 @@ class TokenizerJson:
                 mark = self._string(item, "replacement")
                 if mark != steps.SPACE_MARK:
                     raise self._error("Metaspace.replacement", mark, repr(steps.SPACE_MARK))
-                found.append(steps.metaspace(mark, scheme, self._flag(item, "split", True)))
+                yield steps.metaspace(scheme, self._flag(item, "split", True))
             else:
                 raise self._error("pre_tokenizer", kind, "ByteLevel, Split, Digits or Metaspace")
-        return found
 
     def _pattern(self, text: str) -> Any:
         return patterns.compile_pattern(text, f"{self._where}: pre_tokenizer")
@@ -288,7 +280,7 @@ class TokenizerJson:
             model = ByteLevelModel(vocabulary, table, **options)
         else:
             if metaspace is not None:
-                normalizer, pre_tokenizer = None, steps.metaspace(steps.SPACE_MARK, metaspace, False)
+                normalizer, pre_tokenizer = str, steps.metaspace(metaspace, False)
                 options["fuse_unk"] = byte_fallback = True
             byte_ids = byte_pieces(vocabulary) if byte_fallback else None
             decoded |= {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}
