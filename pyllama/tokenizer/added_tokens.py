@@ -42,7 +42,7 @@ class AddedTokens:
     def __init__(self, tokens: Iterable[AddedToken], contents: dict[int, str] | None = None) -> None:
         self._tokens: dict[str, AddedToken] = {}
         for token in tokens:
-            content = token.content if contents is None else contents.get(token.id, token.content)
+            content = (contents or {}).get(token.id, token.content)
             if content:
                 self._tokens[content] = token
         lengths: dict[str, set[int]] = {}

@@ -124,17 +124,8 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """The text of a chat. RequestError: the template refuses the messages; TokenizerError: it is bad itself."""
-        return self.render_marked(messages, {"add_generation_prompt": True, **variables}, ())
-
-    def render_marked(
-        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], spellings: Collection[str]
-    ) -> Rendered:
-        """The text of a chat in which it can be told what came out of the messages and variables.
-
-        variables  "tools", "add_generation_prompt" and whatever else the template looks at
-        spellings  what must not come out of them: the control tokens as text
-        """
-        return self._text(_plain_messages(messages), variables, spellings, time.monotonic() + MAX_SECONDS)
+        given = {"add_generation_prompt": True, **variables}
+        return str(self._text(_plain_messages(messages), given, (), time.monotonic() + MAX_SECONDS))
 
     def render_adapted(
         self,
@@ -142,7 +133,12 @@ class ChatTemplate:
         variables: Mapping[str, Any],
         spellings: Collection[str] = (),
     ) -> Rendered:
-        """As render_marked(), with earlier tool calls put the way this template wants them (tool_turns.py)."""
+        """The text of a chat in which it can be told what came out of the messages and variables. Earlier tool calls
+        are put the way this template wants them (tool_turns.py).
+
+        variables  "tools", "add_generation_prompt" and whatever else the template looks at
+        spellings  what must not come out of them: the control tokens as text
+        """
         deadline = time.monotonic() + MAX_SECONDS
         form = form_of(self.source, spellings)
         if self._tool_turns is None:

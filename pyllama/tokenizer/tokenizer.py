@@ -267,8 +267,8 @@ class Tokenizer:
     ) -> str:
         """The text of a chat, to look at. encode(..., add_special_tokens=False, parse_special=True) takes what the
         messages spell for control tokens; encode_chat() does not."""
-        given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
-        return self._chat_template().render_marked(messages, given, ()).plain
+        template = self._chat_template()
+        return template.render(messages, **variables, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def encode_chat(
         self,
