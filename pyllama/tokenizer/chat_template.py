@@ -81,8 +81,6 @@ class Rendered(str):
 
     def replaced(self, texts: Mapping[str, str]) -> Rendered:
         """The text with others in place of some characters, as if the template had said them."""
-        if not any(character in self for character in texts):
-            return self
         text = Rendered(self.translate({ord(character): text for character, text in texts.items()}))
         text.marks = self.marks
         return text

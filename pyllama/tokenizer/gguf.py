@@ -137,10 +137,10 @@ class _Reader:
         character."""
         where = f"tokenizer.ggml.tokens (file {self._where})"
         byte_level = pre is not None
+        added = self._added()
         chunks = token_bytes.packed(self._tokens, MAX_TOKENS, where)
         blob, lengths = token_bytes.token_table(chunks, in_byte_alphabet=byte_level)
         vocabulary = Vocabulary(blob, lengths)
-        added = self._added()
         decoded = {token.id: token.content.encode("utf-8", "replace") for token in added}
         for token_id in np.flatnonzero(lengths < 0).tolist():
             decoded.setdefault(token_id, token_bytes.text_of(self._tokens[token_id]).encode("utf-8", "replace"))
@@ -209,12 +209,13 @@ class _Reader:
 
     def _add_template(self, parts: Parts) -> None:
         template = self._get("chat_template", str)
-        variables = {}
-        for name in ("bos", "eos", "unknown", "padding"):
-            token_id = parts.bos_token_id if name == "bos" else self._id(f"{name}_token_id")
-            if token_id is not None:
-                short = {"unknown": "unk", "padding": "pad"}.get(name, name)
-                variables[f"{short}_token"] = token_bytes.text_of(self._tokens[token_id])
+        ids = {
+            "bos_token": parts.bos_token_id,
+            "eos_token": self._id("eos_token_id"),
+            "unk_token": self._id("unknown_token_id"),
+            "pad_token": self._id("padding_token_id"),
+        }
+        variables = {name: token_bytes.text_of(self._tokens[i]) for name, i in ids.items() if i is not None}
         parts.special_texts = variables
         if template is not None:
             parts.chat_template = ChatTemplate(template, variables, self._where)

@@ -44,12 +44,6 @@ class Marks:
     def is_marked(self, text: str) -> bool:
         return self._any is not None and not text.isascii() and self._any.search(text) is not None
 
-    def places(self, text: str) -> Iterator[int]:
-        """Where the stand-ins of a text are."""
-        if self._any is not None:
-            for match in self._any.finditer(text):
-                yield match.start()
-
     def plain(self, value: Any) -> Any:
         """A text, list, tuple or object with every stand-in turned back; itself where there is none."""
         return with_texts(value, lambda text: text.translate(self._back) if self.is_marked(text) else text)
