@@ -259,8 +259,8 @@ class TokenizerJson:
         """
         vocabulary, texts = self._vocabulary()
         added = self._checked_added(vocabulary, texts)
-        decoded = {token.id: token.content.encode() for token in added}
-        decoded |= {token_id: text.encode() for token_id, text in texts.items() if token_id not in decoded}
+        decoded = {token_id: text.encode() for token_id, text in texts.items()}
+        decoded |= {token.id: token.content.encode() for token in added}
         special = frozenset(token.id for token in added if token.special)
         merges, self._file.merges = iter(self._file.merges), []  # an iterator lets go of its list at the end
         where = f"{self._where}: model.merges"
