@@ -9,7 +9,6 @@ import os
 import select
 import time
 from collections.abc import Callable, Sequence
-from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -132,7 +131,7 @@ class ClusterSequence(ExclusiveSequence):
         branch.life = self.life
         return branch
 
-    def adopt(self, pages: Tokens[int], length: int, state: int | None = None) -> None:
+    def adopt(self, pages: Sequence[int], length: int, state: int | None = None) -> None:
         if not self.length:
             self.life = self.decoder.life
         super().adopt(pages, length, state)
@@ -292,7 +291,7 @@ class ClusterDecoder(Exclusive):
 
     # --- passes ---
 
-    def _check(self, batch: Tokens[Segment]) -> None:
+    def _check(self, batch: Sequence[Segment]) -> None:
         super()._check(batch)
         self._ready()
         for sequence, _ in batch:

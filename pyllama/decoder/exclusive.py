@@ -6,15 +6,14 @@ Threads may take turns; whether they do is not watched.
 """
 
 import threading
-from collections.abc import Callable
-from collections.abc import Sequence as Tokens
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from pyllama.decoder.decoder import Decoder
 from pyllama.decoder.extending import Extender
-from pyllama.decoder.kv_cache import Sequence
+from pyllama.decoder.kv_cache import CachedSequence
 from pyllama.decoder.passes import Segment
 from pyllama.errors import BusyError, PyllamaError, RequestError
 from pyllama.machine import forked
@@ -44,7 +43,7 @@ class Turn(forked.ForkAware):
             self.lock = threading.Lock()  # whoever has it is not here
 
 
-class ExclusiveSequence(Sequence):
+class ExclusiveSequence(CachedSequence):
     """A sequence that is neither cut nor filled while a pass writes into its pages."""
 
     def __init__(self, decoder: "Exclusive"):
@@ -56,12 +55,12 @@ class ExclusiveSequence(Sequence):
     def _another(self) -> "ExclusiveSequence":
         return ExclusiveSequence(self.decoder)
 
-    def commit(self, branch: Sequence) -> None:
+    def commit(self, branch: CachedSequence) -> None:
         self._refuse_another("commit")
         self._refuse_in_pass("commit")
         super().commit(branch)  # which truncates this one
 
-    def adopt(self, pages: Tokens[int], length: int, state: int | None = None) -> None:
+    def adopt(self, pages: Sequence[int], length: int, state: int | None = None) -> None:
         self._refuse_another("adopt")
         with self.changing:
             self._refuse_in_pass("adopt")
@@ -106,8 +105,8 @@ class Exclusive(Extender):
 
     def extend(
         self,
-        batch: Tokens[Segment],
-        wanted: Tokens[int],
+        batch: Sequence[Segment],
+        wanted: Sequence[int],
         on_layer: Callable[[int], None] | None = None,
         hidden: bool = False,
     ) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -2,13 +2,12 @@
 business: this process with its weights (decoder.py), or boards that share a model (pyllama/cluster).
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as Tokens
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from pyllama.architecture import Config
-from pyllama.decoder.kv_cache import KVCache, Sequence
+from pyllama.decoder.kv_cache import CachedSequence, KVCache
 from pyllama.decoder.passes import Pass, Segment, build
 from pyllama.errors import RequestError
 
@@ -39,11 +38,11 @@ class Extender:
         """
         raise NotImplementedError
 
-    def new_sequence(self) -> Sequence:
+    def new_sequence(self) -> CachedSequence:
         """An empty sequence; close() it to give its pages back."""
         return self.cache.new_sequence()
 
-    def prefill(self, sequence: Sequence, token_ids: Tokens[int]) -> np.ndarray:
+    def prefill(self, sequence: CachedSequence, token_ids: Sequence[int]) -> np.ndarray:
         """Append token_ids to the sequence in as few passes as possible; logits (vocab_size,) of the last."""
         if not len(token_ids):
             raise RequestError("prefill: no tokens, expected at least one")
@@ -54,7 +53,7 @@ class Extender:
         return row
 
     def forward(
-        self, batch: Tokens[Segment], logits: str = "last", on_layer: Callable[[int], None] | None = None
+        self, batch: Sequence[Segment], logits: str = "last", on_layer: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Append each segment's tokens to its sequence, all in one pass over the weights.
 
@@ -74,8 +73,8 @@ class Extender:
 
     def extend(
         self,
-        batch: Tokens[Segment],
-        wanted: Tokens[int],
+        batch: Sequence[Segment],
+        wanted: Sequence[int],
         on_layer: Callable[[int], None] | None = None,
         hidden: bool = False,
     ) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -99,7 +98,7 @@ class Extender:
             sequence.advance(len(ids))
         return out, rows
 
-    def _check(self, batch: Tokens[Segment]) -> None:
+    def _check(self, batch: Sequence[Segment]) -> None:
         """Raises, before anything has changed, where the pass cannot be run."""
         if not batch or not all(len(ids) for _, ids in batch):
             raise RequestError("forward: a segment without tokens, expected at least one token each")

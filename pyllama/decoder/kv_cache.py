@@ -6,8 +6,7 @@ written into it. Copies are not made here but noted, for the next pass to make: 
 memory may lie elsewhere as well. Knows nothing of tokens or weights.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as Pages
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -60,8 +59,8 @@ class KVCache:
         if self.states is not None:
             self.states.slots.reclaim = reclaim
 
-    def new_sequence(self) -> "Sequence":
-        return Sequence(self)
+    def new_sequence(self) -> "CachedSequence":
+        return CachedSequence(self)
 
     def copy(self, source: int, target: int) -> None:
         """Let `target` hold what `source` holds now, by the time either is read or written."""
@@ -96,7 +95,7 @@ class _Text:
         self.length = length
 
 
-class Sequence(Closing):
+class CachedSequence(Closing):
     """The positions of one text. `length` of them are filled; `table` (1, max_pages) int32 has the pages' numbers.
 
     history      its state, in a model with layers that carry one; else None
@@ -114,7 +113,7 @@ class Sequence(Closing):
         self.table = np.full((1, max(1, -(-cache.context_length // POSITIONS))), -1, np.int32)
 
     @property
-    def pages(self) -> Pages[int]:
+    def pages(self) -> Sequence[int]:
         """The pages of its positions, in order. Whoever keeps one counts itself among its holders."""
         return self._pages
 
@@ -123,7 +122,7 @@ class Sequence(Closing):
         """The same object for forks of the same text, until one of them grows, and again when it shrinks back."""
         return self._text if self._text is not None and self._text.length == self.length else None
 
-    def adopt(self, pages: Pages[int], length: int, state: int | None = None) -> None:
+    def adopt(self, pages: Sequence[int], length: int, state: int | None = None) -> None:
         """Begin with the first `length` positions of these pages, held together with whoever holds them.
 
         state  the slot with the state of these positions, in a model whose layers carry one
@@ -136,17 +135,17 @@ class Sequence(Closing):
         if self.history is not None and length:
             self.history.begin(length, state)
 
-    def _adopt(self, pages: Pages[int], length: int) -> None:
+    def _adopt(self, pages: Sequence[int], length: int) -> None:
         for page in pages[: -(-length // POSITIONS)]:
             self._cache.pages.hold(page)
             self._append(page)
         self.length = length
 
-    def _another(self) -> "Sequence":
+    def _another(self) -> "CachedSequence":
         """An empty sequence of the same kind."""
-        return Sequence(self._cache)
+        return CachedSequence(self._cache)
 
-    def fork(self) -> "Sequence":
+    def fork(self) -> "CachedSequence":
         """Another sequence of the same text, from which either may go on its own way.
 
         They hold the same pages. The one that is written is copied then, so a branch costs a page; forks that go on
@@ -161,7 +160,7 @@ class Sequence(Closing):
         branch._text = self._text
         return branch
 
-    def commit(self, branch: "Sequence") -> None:
+    def commit(self, branch: "CachedSequence") -> None:
         """Become the branch: its positions are this sequence's, whose own are given back; the branch is empty then."""
         if branch is self or branch._cache is not self._cache:
             raise RequestError("commit: expected a branch of this sequence")

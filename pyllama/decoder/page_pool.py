@@ -10,7 +10,7 @@ in float16 (saturated at 65504) or float32; a layer that reads those of another 
 cache's business: a process that only runs passes needs no more than this.
 """
 
-from collections.abc import Sequence as Views
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ def cache_nbytes(shape: Shape, positions: int, dtype: str) -> int:
     return -(-positions // POSITIONS) * _page_nbytes(shape, dtype)
 
 
-def beyond_windows_nbytes(shape: Shape, windows: Views[int | None], positions: int, dtype: str) -> int:
+def beyond_windows_nbytes(shape: Shape, windows: Sequence[int | None], positions: int, dtype: str) -> int:
     """Of cache_nbytes(), what layers with a window keep and see no more once a sequence is so long."""
     unseen = (max(0, positions - window) if window else 0 for window in windows)
     own = (i == of.source for i, of in enumerate(shape.attention))
@@ -82,7 +82,7 @@ class PagePool:
     addresses   (pages,) uint64, by number: for kernels.Batch
     """
 
-    def __init__(self, shape: Shape, views: Views[View], dtype: str = "f16"):
+    def __init__(self, shape: Shape, views: Sequence[View], dtype: str = "f16"):
         if dtype not in KV_DTYPES:
             raise RequestError(f"kv_dtype: got {dtype!r}, expected {' or '.join(map(repr, KV_DTYPES))}")
         self.dtype = dtype

@@ -6,17 +6,17 @@ computed once, reads through the pages of one branch it is part of, and is writt
 meets every branch as it meets a sequence of its own, and the bits are those of one.
 """
 
-from collections.abc import Sequence as Tokens
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pyllama.decoder.kv_cache import KVCache, Sequence
+from pyllama.decoder.kv_cache import CachedSequence, KVCache
 from pyllama.decoder.page_pool import POSITIONS
 from pyllama.decoder.states import Steps, steps_of
 from pyllama.errors import RequestError
 
-Segment = tuple[Sequence, Tokens[int]]
+Segment = tuple[CachedSequence, Sequence[int]]
 
 _NONE = np.zeros((0, 2), np.int32)
 
@@ -48,7 +48,7 @@ class Pass:
 
 
 def build(
-    cache: KVCache, segments: Tokens[Segment], wanted: Tokens[int], max_tokens: int
+    cache: KVCache, segments: Sequence[Segment], wanted: Sequence[int], max_tokens: int
 ) -> tuple[Pass, list[np.ndarray]]:
     """The pass that appends each segment's tokens to its sequence, with pages reserved for them.
 
@@ -91,7 +91,7 @@ def build(
     return planned, [np.searchsorted(rows, end) for end in ends] if shared else _counted(ends)
 
 
-def _steps(cache: KVCache, segments: Tokens[Segment], paths: list[np.ndarray], tokens: int) -> Steps | None:
+def _steps(cache: KVCache, segments: Sequence[Segment], paths: list[np.ndarray], tokens: int) -> Steps | None:
     if cache.states is None:
         return None
     texts = [
@@ -115,7 +115,7 @@ def _counted(parts: list[np.ndarray]) -> list[np.ndarray]:
     return indices
 
 
-def _tree(segments: Tokens[Segment]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
+def _tree(segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
     """Token ids, positions and owners of the nodes, and the nodes of each segment's tokens."""
     token_ids: list[int] = []
     positions: list[int] = []
@@ -141,7 +141,7 @@ def _tree(segments: Tokens[Segment]) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return np.array(token_ids, np.int64), np.array(positions, np.int64), np.array(owners, np.int32), paths
 
 
-def _writes(segments: Tokens[Segment], positions: np.ndarray, paths: list[np.ndarray]) -> np.ndarray:
+def _writes(segments: Sequence[Segment], positions: np.ndarray, paths: list[np.ndarray]) -> np.ndarray:
     """Every node goes into the pages of all segments it is part of; their pages at its position differ."""
     writes = np.empty((sum(map(len, paths)), 2), np.int32)
     writes[:, 0] = _joined(paths)

@@ -9,8 +9,7 @@ state before them in common, and a row for each node.
 A pass never writes into the slot it reads: one that fails has changed nothing. Numbers only, as in kv_cache.py.
 """
 
-from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Tokens
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -254,7 +253,7 @@ class Steps:
     row_count: int
 
 
-def steps_of(states: States, texts: Iterable[tuple[History, Tokens[int], int]], tokens: int) -> Steps:
+def steps_of(states: States, texts: Iterable[tuple[History, Sequence[int], int]], tokens: int) -> Steps:
     """The steps of a pass of so many tokens, and what each history becomes.
 
     texts  (history, the numbers of its tokens in the pass, how many of the last of these may be taken back)
@@ -286,7 +285,7 @@ class _Walks:
         self._walks: list[list[int]] = []
         self._stores: list[list[tuple[int, int]]] = []  # (step of the walk, slot)
 
-    def add(self, history: History, path: Tokens[int], sure: int) -> None:
+    def add(self, history: History, path: Sequence[int], sure: int) -> None:
         rows = self._states.rows
         before = [self._gathered.setdefault(row, self._tokens + len(self._gathered)) for row in history.pending]
         self._walks.append([*before, *path])

@@ -19,7 +19,7 @@ from pyllama.planning.drafting import GROUP, MOST_CHAIN
 
 if TYPE_CHECKING:
     from pyllama.decoder.decoder import Decoder
-    from pyllama.decoder.kv_cache import Sequence as CachedSequence
+    from pyllama.decoder.kv_cache import CachedSequence
 
 DEPTH = 16
 CHAIN_LEAST = 0.4

@@ -7,12 +7,11 @@ are read when a text needs them. Knows token ids and pages, not what they mean.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Tokens
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pyllama.decoder.kv_cache import KVCache, Sequence
+from pyllama.decoder.kv_cache import CachedSequence, KVCache
 from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.page_store import PageStore, Stored
 from pyllama.errors import BudgetError
@@ -20,7 +19,7 @@ from pyllama.errors import BudgetError
 _ID_NBYTES = 4
 
 
-def _key(ids: Tokens[int]) -> bytes:
+def _key(ids: Sequence[int]) -> bytes:
     return np.asarray(ids, "<i4").tobytes()
 
 
@@ -111,7 +110,7 @@ class PrefixCache:
     def _held_here_alone(self, node: _Node) -> bool:
         return node.page is not None and self._cache.pages.holders(node.page) == 1
 
-    def begin(self, sequence: Sequence, ids: Tokens[int]) -> int:
+    def begin(self, sequence: CachedSequence, ids: Sequence[int]) -> int:
         """Let an empty sequence hold the positions known for the beginning of ids; their number.
 
         Where layers carry a state, that is as far as there is one.
@@ -145,7 +144,7 @@ class PrefixCache:
         self._use(path)
         return length
 
-    def known(self, ids: Tokens[int]) -> tuple[int, int]:
+    def known(self, ids: Sequence[int]) -> tuple[int, int]:
         """Tokens of the beginning of ids that the tree has; and those of them down to the last state there is."""
         node, length, found = self._root, 0, 0
         while length < len(ids):
@@ -262,7 +261,7 @@ class PrefixCache:
         free = self.free()
         return free is None or pages <= free
 
-    def insert(self, ids: Tokens[int], pages: Tokens[int], states: Mapping[int, int] | None = None) -> None:
+    def insert(self, ids: Sequence[int], pages: Sequence[int], states: Mapping[int, int] | None = None) -> None:
         """Keep the pages of a text: page i holds tokens ids[32 * i : 32 * i + 32].
 
         states  number of tokens -> slot with the state after them, where layers carry one

@@ -10,7 +10,7 @@ cache holds at least one whole context. Decides, and computes nothing.
 from collections import Counter
 from collections.abc import Callable
 
-from pyllama.decoder.kv_cache import Sequence
+from pyllama.decoder.kv_cache import CachedSequence
 from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Request
@@ -32,7 +32,7 @@ class Scheduler:
 
     def __init__(
         self,
-        new_sequence: Callable[[], Sequence],
+        new_sequence: Callable[[], CachedSequence],
         prefix_cache: PrefixCache,
         *,
         max_running: int,
@@ -94,7 +94,7 @@ class Scheduler:
             self._insert(request, sequence, sequence.length)
         sequence.close()
 
-    def _insert(self, request: Request, sequence: Sequence, length: int) -> None:
+    def _insert(self, request: Request, sequence: CachedSequence, length: int) -> None:
         states = sequence.take_states()
         self._prefix_cache.insert(request.answer.tokens(0, length), sequence.pages, states)
         sequence.give_states_back(states)
@@ -153,7 +153,7 @@ class Scheduler:
         while not self._prefix_cache.has_room(pages) and self._prefix_cache.evict():
             pass
 
-    def _make_room(self, request: Request, sequence: Sequence, length: int) -> bool:
+    def _make_room(self, request: Request, sequence: CachedSequence, length: int) -> bool:
         """Free the pages the request needs to grow; False if it had to give up its own."""
         while not self._prefix_cache.has_room(sequence.pages_needed(length)):
             if self._prefix_cache.evict():

@@ -15,7 +15,7 @@ from pyllama.generation.task import Drafting, Passed, Runner, Task, run_pass, sh
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from pyllama.decoder.kv_cache import Sequence as CachedSequence
+    from pyllama.decoder.kv_cache import CachedSequence
 
 
 class Generation(Closing):

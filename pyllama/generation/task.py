@@ -16,7 +16,7 @@ from pyllama.generation.tree import ROOT, Tree
 
 if TYPE_CHECKING:
     from pyllama.architecture import Config
-    from pyllama.decoder.kv_cache import Sequence as CachedSequence
+    from pyllama.decoder.kv_cache import CachedSequence
     from pyllama.decoder.passes import Segment
 
 OnLayer = Callable[[int], None]
