@@ -41,40 +41,40 @@ def widths(shape: Shape) -> dict[str, int]:
 def _of_experts(shape: Shape) -> dict[str, int]:
     if not shape.experts:
         return {}
-    shared, chosen = shape.shared, shape.chosen
+    ranked, chosen = shape.ranked, shape.chosen
     return {
         "logits": shape.experts,  # the router's
         "gathered": shape.hidden_size,  # rows of the tokens that go to an expert
         # Of ranks, which put together what all experts' first matrices make: of all experts of a token.
-        "expert_gate": shape.expert_size * (chosen if shared else 1),
-        "expert_up": shape.expert_size * (chosen if shared else 1),
+        "expert_gate": shape.expert_size * (chosen if ranked else 1),
+        "expert_up": shape.expert_size * (chosen if ranked else 1),
         # What the mlp beside them has made, and how much of it counts.
         **({"beside": shape.hidden_size, "shared_gate": 1} if shape.beside else {}),
         # What its experts make of a token, until all of them are done.
-        "routed": chosen * (shared.hidden if shared else shape.hidden_size),
+        "routed": chosen * (ranked.hidden if ranked else shape.hidden_size),
     }
 
 
 def _of_ranks(shape: Shape) -> dict[str, int]:
     """Where the model is shared: what is put together of all ranks' pieces, and this one's piece of a block's sum."""
-    if shape.shared is None:
+    if shape.ranked is None:
         return {}
-    shared = shape.shared
+    ranked = shape.ranked
     return {
-        "all_attended": shared.q,  # before that, where all heads are normed as one, the queries
-        "all_keys": shared.kv,
-        "all_gate": shared.inner,
-        **({"all_expert_gate": shape.chosen * shared.expert} if shared.expert else {}),
-        **({"all_recurred": shared.recurred} if shared.recurred else {}),
-        **({"own_piece": shared.own} if shape.per_layer_size else {}),
-        "piece": shared.hidden,
+        "all_attended": ranked.q,  # before that, where all heads are normed as one, the queries
+        "all_keys": ranked.kv,
+        "all_gate": ranked.inner,
+        **({"all_expert_gate": shape.chosen * ranked.expert} if ranked.expert else {}),
+        **({"all_recurred": ranked.recurred} if ranked.recurred else {}),
+        **({"own_piece": ranked.own} if shape.per_layer_size else {}),
+        "piece": ranked.hidden,
         # Pieces on their way.
         "staged": max(
-            shared.q,
-            shared.inner,
+            ranked.q,
+            ranked.inner,
             shape.hidden_size,
-            shape.chosen * shared.expert,
-            shared.recurred,
+            shape.chosen * ranked.expert,
+            ranked.recurred,
             shape.layers * shape.per_layer_size,
         ),
     }
@@ -95,7 +95,7 @@ def _widest_input(shape: Shape) -> int:
     columns = widths(shape)
     names = ("normed", "attended", "gate", "own_gate", "all_attended", "all_gate", "all_recurred")
     widest = max(columns.get(name, 0) for name in names)
-    expert = shape.shared.expert if shape.shared else shape.expert_size
+    expert = shape.ranked.expert if shape.ranked else shape.expert_size
     return max(widest, expert, dict(shape.recurrent).get("recurred", 0))
 
 
@@ -166,7 +166,7 @@ class Buffers:
         }
         for name, buffer in (self._all | self._recurrent).items():
             setattr(self, name, buffer)
-        if shape.shared is None:
+        if shape.ranked is None:
             self.all_attended, self.all_keys, self.all_gate, self.piece = self.attended, self.k, self.gate, self.normed
         self.rotations = [(self._all[f"cos{rope}"], self._all[f"sin{rope}"]) for rope in range(len(shape.rotated))]
         self._narrower: dict[tuple[str, int], kernels.Floats] = {}

@@ -507,7 +507,7 @@ class Decoder(Extender):
         """
         a = self._buffers
         if self.ranks is not None:
-            self._shared_experts(self.ranks, layer, experts, routed, x)
+            self._ranked_experts(self.ranks, layer, experts, routed, x)
             return
         routes = routed.routes
         made = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
@@ -516,7 +516,7 @@ class Decoder(Extender):
             self._expert(layer, experts, expert, steps, x, tokens, made[rows])
         kernels.mix(made, routes.rows, routes.weights, a.normed)
 
-    def _shared_experts(
+    def _ranked_experts(
         self,
         ranks: Ranks,
         layer: PreparedLayer,

@@ -29,7 +29,7 @@ def _widths(layers: Iterable[Layer]) -> tuple[tuple[str, int], ...]:
     return tuple(found.items())
 
 
-class Shared(NamedTuple):
+class Ranked(NamedTuple):
     """Columns of what ranks gather, and of the piece of the residual stream that is computed here.
 
     q, kv     of the queries, and of the keys, of all heads, in the layer that has most
@@ -90,7 +90,7 @@ class Shape(NamedTuple):
     state_floats       what a text carries from token to token, in all layers that do
     input_floats       what that depends on, of a token
     recurrent          buffer -> columns, of what these layers compute
-    shared             what is gathered from all ranks, where a model is shared; None: all of it is here
+    ranked             what is gathered from all ranks, where a model is shared; None: all of it is here
     """
 
     hidden_size: int
@@ -107,7 +107,7 @@ class Shape(NamedTuple):
     state_floats: int = 0
     input_floats: int = 0
     recurrent: tuple[tuple[str, int], ...] = ()
-    shared: Shared | None = None
+    ranked: Ranked | None = None
 
     @classmethod
     def whole(cls, config: Config) -> "Shape":
@@ -118,7 +118,7 @@ class Shape(NamedTuple):
     def of_share(cls, config: Config, share: Share) -> "Shape":
         """What a rank computes of it."""
         whole = cls.whole(config)
-        shared = Shared(
+        ranked = Ranked(
             q=whole.q_size,
             kv=whole.kv_size,
             inner=whole.intermediate_size,
@@ -128,7 +128,7 @@ class Shape(NamedTuple):
             own=len(share.per_layer),
         )
         local = cls._of_layers(config, local_layers(layers_of(config), share), len(share.vocab))
-        return local._replace(shared=shared)
+        return local._replace(ranked=ranked)
 
     @classmethod
     def _of_layers(cls, config: Config, layers: tuple[Layer, ...], vocab_size: int) -> "Shape":
