@@ -19,6 +19,7 @@ from pyllama.architecture.config import Config
 from pyllama.architecture.names import Names
 from pyllama.architecture.tensors import HEAD, tensor_shapes
 from pyllama.checkpoint.dtypes import DTYPES, PLAIN, row_nbytes
+from pyllama.checkpoint.files import SECTOR, padded
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 NOWHERE = Path("not downloaded")
@@ -53,29 +54,34 @@ class Part(NamedTuple):
     apart: Apart | None = None
 
 
-class Range(NamedTuple):
+class Span(NamedTuple):
     """Consecutive bytes of a file."""
 
     file: Path
     offset: int
     nbytes: int
 
+    @property
+    def room(self) -> int:
+        """Bytes of memory a direct read of it takes."""
+        return padded(self.offset % SECTOR + self.nbytes)
 
-def ranges(dtype: str, part: Part, row: int, rows: int) -> tuple[Range, ...]:
+
+def ranges(dtype: str, part: Part, row: int, rows: int) -> tuple[Span, ...]:
     """What has to be read for rows [row, row + rows) of a part: with `apart`, codes and then scales, of all that take
     turns; a vector, which is one row, as a whole."""
     apart = part.apart
     if apart is None:
         width = row_nbytes(dtype, part.cols)
-        return (Range(part.file, part.offset + (row - part.row) * width, rows * width),)
+        return (Span(part.file, part.offset + (row - part.row) * width, rows * width),)
     if apart.scales is None:
-        return (Range(part.file, part.offset, apart.step * row_nbytes(dtype, part.cols)),)
+        return (Span(part.file, part.offset, apart.step * row_nbytes(dtype, part.cols)),)
     file, offset = apart.scales
     first, count = (row - part.row) * apart.step, rows * apart.step
     codes, scales = part.cols // 2, part.cols // MXFP4_COLS
     return (
-        Range(part.file, part.offset + first * codes, count * codes),
-        Range(file, offset + first * scales, count * scales),
+        Span(part.file, part.offset + first * codes, count * codes),
+        Span(file, offset + first * scales, count * scales),
     )
 
 
@@ -106,6 +112,10 @@ class StoredBlock(NamedTuple):
     crc32: int | None
     around: tuple[bytes, ...] = ()
     skip: int = 0
+
+    @property
+    def span(self) -> Span:
+        return Span(self.file, self.offset, self.nbytes)
 
 
 class Tensor(NamedTuple):

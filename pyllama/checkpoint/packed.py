@@ -21,7 +21,7 @@ from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import EMBEDDING
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import row_nbytes
-from pyllama.checkpoint.files import SECTOR, InputFile, opening, read_small
+from pyllama.checkpoint.files import SECTOR, InputFile, opening, padded, read_small
 from pyllama.checkpoint.huggingface import read_config
 from pyllama.checkpoint.index import StoredBlock, Tensor, are_naturals, check_index, is_described
 from pyllama.checkpoint.safetensors import read_header
@@ -251,11 +251,6 @@ def _block(piece: Any, dtype: str, cols: int, row: int, offset: int, path: Path)
     if not sound:
         return None
     return StoredBlock(path, offset, nbytes, row, rows, "packed" if packed else "rows", crc32)
-
-
-def padded(nbytes: int) -> int:
-    """Bytes of whole pages."""
-    return -(-nbytes // SECTOR) * SECTOR
 
 
 # --- the config ---------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pyllama.checkpoint.files import SECTOR, drop_cache
+from pyllama.checkpoint.index import Span
 from pyllama.errors import PyllamaError, RequestError, reason_of
-from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.memory import huge_empty
 

@@ -18,11 +18,12 @@ import numpy as np
 from pyllama import _kernels
 from pyllama.architecture.tensors import BY_ROW, EMBEDDING
 from pyllama.checkpoint import Tensor
-from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, VERSION, Carried, header_crc32, padded
+from pyllama.checkpoint.files import SECTOR, padded
+from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, VERSION, Carried, header_crc32
+from pyllama.checkpoint.rows import Rows
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.own_rows import OwnRows
-from pyllama.packing.rows import Rows, SourceFiles
+from pyllama.packing.rows import SourceFiles
 from pyllama.packing.sinks import FileSink, Sink
 from pyllama.streaming.memory import huge_empty
 from pyllama.streaming.pinned import PACKED_WORTH

@@ -9,15 +9,14 @@ import numpy as np
 
 from pyllama import _kernels
 from pyllama.checkpoint import Tensor, open_checkpoint
-from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.index import StoredBlock
-from pyllama.checkpoint.packed import Shard, first_shard, padded, read_shards
+from pyllama.checkpoint.files import InputFile, padded
+from pyllama.checkpoint.index import Span, StoredBlock
+from pyllama.checkpoint.packed import Shard, first_shard, read_shards
 from pyllama.checkpoint.packed_rows import damaged
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.hub.choose import INDEX
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.shard import compact
-from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
 from pyllama.terminal.progress import Progress
 

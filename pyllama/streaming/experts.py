@@ -21,11 +21,12 @@ import numpy as np
 from pyllama import _kernels
 from pyllama.checkpoint import Tensor
 from pyllama.checkpoint.apart import join
-from pyllama.checkpoint.files import SECTOR
+from pyllama.checkpoint.files import padded
+from pyllama.checkpoint.index import Span
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.machine import forked
-from pyllama.streaming.blocks import Block, Span, cut, smallest_room
+from pyllama.streaming.blocks import Block, cut, smallest_room
 from pyllama.streaming.memory import huge_empty
 from pyllama.streaming.pieces import Reads, Turn, extents, joined, merged, parts_of, room_of, together, turn_room
 from pyllama.streaming.readers import Readers
@@ -172,7 +173,7 @@ class ExpertStore(Readers):
         self._first = next(iter(layers))
         self._rank = {layer: rank for rank, layer in enumerate(layers)}
         self.whole = room >= of.whole
-        self.room = -(-(of.whole if self.whole else max(room, of.least)) // SECTOR) * SECTOR
+        self.room = padded(of.whole if self.whole else max(room, of.least))
         most = len(every) if self.whole else 2 * of.nbytes // self.room + 3 * len(every)  # as many as there can be
         self.slots = max(LEAST_SLOTS, min(slots, most))
         self.nbytes_stored = of.nbytes

@@ -9,11 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from pyllama.checkpoint import Part, Tensor
-from pyllama.checkpoint.dtypes import row_nbytes
-from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.index import ranges
+from pyllama.checkpoint.files import SECTOR, padded
+from pyllama.checkpoint.index import Span, ranges
 from pyllama.checkpoint.packed_rows import rows_of
-from pyllama.streaming.blocks import Block, Span
+from pyllama.streaming.blocks import Block
 
 TURN_NBYTES = 1 << 20  # of rows that are put together after they are read: large enough for the disk's full rate
 _KINDS = ("gate_proj", "up_proj", "down_proj")
@@ -65,7 +64,7 @@ def _around(block: Block) -> tuple[bytes, ...]:
 
 def room_of(block: Block) -> int:
     """Bytes of memory that one takes which is read by itself: whole sectors."""
-    return -(-block.room // SECTOR) * SECTOR
+    return padded(block.room)
 
 
 class Turn(NamedTuple):
@@ -94,7 +93,7 @@ def turns(reads: Reads) -> Iterator[Turn]:
         each = max(1, TURN_NBYTES // (width * (part.apart.step if part.apart else 1)))
         for row in range(0, count, each):
             rows = min(each, count - row)
-            spans = tuple(Span(*r) for r in ranges(blocks[0][0].tensor.dtype, part, first + row, rows))
+            spans = ranges(blocks[0][0].tensor.dtype, part, first + row, rows)
             yield Turn(spans, rows, tuple((block, place + row * width) for block, place in blocks))
 
 
@@ -142,9 +141,9 @@ def extents(tensors: Sequence[Tensor]) -> list[Span]:
         if any(part.apart for part in tensor.parts):
             continue
         if tensor.blocks:
-            found += [Span(b.file, b.offset, b.nbytes) for b in tensor.blocks if not b.around]
+            found += [b.span for b in tensor.blocks if not b.around]
         else:
-            found += [Span(p.file, p.offset, p.rows * row_nbytes(tensor.dtype, p.cols)) for p in tensor.parts]
+            found += [span for p in tensor.parts for span in ranges(tensor.dtype, p, p.row, p.rows)]
     return found
 
 

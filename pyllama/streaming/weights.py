@@ -20,13 +20,13 @@ from pyllama import _kernels
 from pyllama.architecture.tensors import model_tensors
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.index import StoredBlock, files_of
+from pyllama.checkpoint.index import Span, StoredBlock, files_of
 from pyllama.checkpoint.packed_rows import rows_of
 from pyllama.decoder.shape import Shape
 from pyllama.decoder.weights import DOWN, GATE_UP, Step
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.machine import forked
-from pyllama.streaming.blocks import WHOLE, Block, Span, cut, entries_of, matrices, smallest_room
+from pyllama.streaming.blocks import WHOLE, Block, cut, entries_of, matrices, smallest_room
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.expert_counts import LEAST, read_counts, write_counts
 from pyllama.streaming.local import LocalCheckpoint
