@@ -1,8 +1,10 @@
-"""Blocks of one expert -> the reads that bring them into a slot together, and where each then lies.
+"""Blocks -> the reads that bring them into a slot together, those of one expert or one by itself, and where each then
+lies.
 
 Blocks that are neighbours in a file are one read. Reads nothing.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,10 +14,10 @@ from pyllama.checkpoint import Part, Tensor
 from pyllama.checkpoint.files import SECTOR, padded
 from pyllama.checkpoint.index import Span, ranges
 from pyllama.checkpoint.packed_rows import rows_of
+from pyllama.errors import CheckpointError
 from pyllama.streaming.blocks import Block
 
 TURN_NBYTES = 1 << 20  # of rows that are put together after they are read: large enough for the disk's full rate
-_KINDS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Reads(NamedTuple):
@@ -147,8 +149,8 @@ def extents(tensors: Sequence[Tensor]) -> list[Span]:
     return found
 
 
-def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[int, Block, np.ndarray]]:
-    """(0 gate, 1 up or 2 down, block, its bytes) of each block, once the reads lie in memory."""
+def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[Block, np.ndarray]]:
+    """(block, its bytes) of each block, once the reads lie in memory. Raises CheckpointError for a damaged one."""
     places = iter(reads.places)
     for block in reads.blocks:
         sizes = [block.nbytes] if block.apart else [span.nbytes for span in block.spans]
@@ -160,7 +162,9 @@ def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[int, Block, np.nd
             data = _put_around(memory, data, around)
             if block.part is not None and block.part.skip:
                 data = rows_of(block.tensor, block.part, data).reshape(-1)
-        yield _KINDS.index(block.tensor.name.split(".")[-2]), block, data
+        if block.crc32 is not None and zlib.crc32(data.data) != block.crc32:
+            raise CheckpointError(f"{block.tensor.name}: rows from {block.row} are damaged (pyllama verify tells more)")
+        yield block, data
 
 
 def _put_around(memory: np.ndarray, data: np.ndarray, around: tuple[bytes, ...]) -> np.ndarray:
