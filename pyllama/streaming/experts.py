@@ -166,6 +166,7 @@ class ExpertStore(Readers):
         counts: np.ndarray | None = None,
         busy: Callable[[], bool] = lambda: False,
     ):
+        super().__init__()
         every = [expert for experts in layers.values() for expert in experts]
         of = sizes(every)
         self._layers = layers
@@ -198,11 +199,6 @@ class ExpertStore(Readers):
         self._guesses: deque[_Key] = deque()
         self._all_here = False
         self._total = len(every)
-        self._changed = threading.Condition()
-        self._threads: list[threading.Thread] = []
-        self._reading = 0
-        self._forks = 0
-        self._stopping = False
         self._generation = 0  # forks between the process this was made in and this one
         forked.register(self)
 
@@ -425,11 +421,7 @@ class ExpertStore(Readers):
             self._slots = [_Slot(memory[i * self.room : (i + 1) * self.room]) for i in range(self.slots)]
             self._free = self._slots[::-1]
         if not self._threads and not self._stopping:
-            self._threads = [
-                threading.Thread(target=self._run, name=f"pyllama-expert-{i}", daemon=True) for i in range(READERS)
-            ]
-            for thread in self._threads:
-                thread.start()
+            self._begin(READERS, self._run, "pyllama-expert")
 
     def _run(self) -> None:
         scratch: np.ndarray | None = None  # for what has to be put together
@@ -443,7 +435,7 @@ class ExpertStore(Readers):
                     self._changed.wait()
                 if task is None:
                     return
-                self._reading += 1
+                self.reading += 1
                 slot, parts = task
             failed: BaseException | None = None
             try:
@@ -460,7 +452,7 @@ class ExpertStore(Readers):
         """So many parts of a slot's expert have been read, or not; with the last one it can be used."""
         with self._changed:
             if not parts:  # of a guess that made way: its slot may be another's already
-                self._reading -= 1
+                self.reading -= 1
                 self._changed.notify_all()
                 return
             slot.failed = slot.failed or failed
@@ -487,7 +479,7 @@ class ExpertStore(Readers):
                 self._forget(slot)  # whoever needs it reads it again, and is told
             elif last:
                 slot.error = slot.failed
-            self._reading -= 1
+            self.reading -= 1
             self._changed.notify_all()
 
     def _next(self) -> _Task | None:
@@ -516,7 +508,7 @@ class ExpertStore(Readers):
             if len(parts) > 1:
                 self._changed.notify_all()
             return slot_or_none, parts[:1]
-        while self._guesses and not self._reading and not self._busy():
+        while self._guesses and not self.reading and not self._busy():
             key = self._guesses.popleft()
             held = self._held.get(key)
             if held is not None and held.rest:
@@ -621,7 +613,7 @@ class ExpertStore(Readers):
         where it has turned out to be needed itself, the other readers take parts of it."""
         with self._changed:
             slot.left -= 1
-            if slot.guess and (self._wanted or self._reading > 1):
+            if slot.guess and (self._wanted or self.reading > 1):
                 slot.rest = rest
                 return []
             if not slot.guess:
@@ -635,7 +627,7 @@ class ExpertStore(Readers):
     def renew_in_child(self) -> None:
         self._changed = threading.Condition()
         self._threads = []
-        self._reading = self._forks = 0
+        self.reading = self._forks = 0
         self._generation += 1
         self._wanted.clear()
         self._guesses.clear()
@@ -645,15 +637,6 @@ class ExpertStore(Readers):
             slot.using = False
             if slot.key is not None and slot.steps is None:
                 self._forget(slot)
-
-    def close(self) -> None:
-        """End the reader threads; reads under way are finished first."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
 
 
 def _most_chosen(counts: np.ndarray, most: int) -> np.ndarray:

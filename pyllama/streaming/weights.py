@@ -312,7 +312,7 @@ class StreamedWeights(forked.ForkAware):
     def _stop(self) -> None:
         ring, self._ring = self._ring, None
         if ring:
-            ring.stop()
+            ring.close()
 
     def renew_in_child(self) -> None:
         # The ring's readers are not here, nor is a pass of another thread: the next one begins at the first block.
