@@ -59,13 +59,10 @@ FORMATS = {
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_SHORT, ROPE_LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+STRING, ARRAY, BOOL = 8, 9, 7
 _LENGTH = struct.Struct("<Q")
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
-_ARRAY_TYPES = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8",
-    12: "<f8",
-}  # fmt: skip
+#: Its number of a type of values -> the code that struct and NumPy have for it.
+VALUE_TYPES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 # general.type: what else is put into GGUF files.
 _TYPES = {
@@ -160,7 +157,7 @@ def _checkpoint(
     vocab_size = embedding.rows if embedding else 1
     config = gguf_config(metadata, names, vocab_size=vocab_size, rope_factors=factors, long_factors=long_factors)
     tensors = deal(found, family.gguf, tensor_shapes(config), f"a {config.model_type} model in a GGUF file")
-    index = check_index(tensors, config, {p: f.nbytes for p, f in files.items()}, "the GGUF metadata")
+    index = check_index(tensors, config, "the GGUF metadata")
     return Checkpoint(path, "gguf", config, index, files, rope_interleaved=family.gguf_interleaved, metadata=metadata)
 
 
@@ -292,35 +289,35 @@ class _Cursor:
 
     def value(self, key: str) -> Any:
         kind = self.unpack("I")
-        if kind == _STRING:
+        if kind == STRING:
             data = self.text(f"value of {shown(key)}", MAX_TEXT_NBYTES)
             self.text_nbytes += len(data)
             if self.text_nbytes > MAX_TEXT_NBYTES:
                 raise CheckpointError(f"{self.where}: more than {MAX_TEXT_NBYTES} bytes of text in the key/values")
             return data.decode("utf-8", "replace")
-        if kind == _ARRAY:
+        if kind == ARRAY:
             return self.array(key)
-        if kind not in _SCALARS:
+        if kind not in VALUE_TYPES:
             raise CheckpointError(f"{self.where}: {shown(key)} has value type {kind}, expected 0 to 12")
-        value = self.unpack(_SCALARS[kind])
-        if kind != _BOOL:
-            return value
+        if kind != BOOL:
+            return self.unpack(VALUE_TYPES[kind])
+        value = self.unpack("B")
         if value > 1:
             raise CheckpointError(f"{self.where}: {shown(key)} is the boolean {value}, expected 0 or 1")
         return bool(value)
 
     def array(self, key: str) -> StringList | np.ndarray:
         kind, count = self.unpack("I"), self.unpack("Q")
-        if kind == _STRING:
+        if kind == STRING:
             return self.string_list(key, count)
-        if kind not in _ARRAY_TYPES:
+        if kind not in VALUE_TYPES:
             raise CheckpointError(f"{self.where}: {shown(key)} is an array of type {kind}, expected 0 to 12")
-        dtype = np.dtype(_ARRAY_TYPES[kind])
+        dtype = np.dtype("<" + VALUE_TYPES[kind])
         if count > MAX_HEADER_NBYTES:
             raise CheckpointError(f"{self.where}: {shown(key)} has {count} entries, expected fewer")
         start = self.need(count * dtype.itemsize)
         data = self.copy(start, start + count * dtype.itemsize)
-        if kind == _BOOL and data.strip(b"\0\1"):
+        if kind == BOOL and data.strip(b"\0\1"):
             raise CheckpointError(f"{self.where}: {shown(key)} holds booleans other than 0 and 1")
         return np.frombuffer(data, dtype)
 

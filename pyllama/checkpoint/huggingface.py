@@ -58,11 +58,10 @@ def open_huggingface(folder: Path) -> Checkpoint:
             tensors[name] = tensors.pop(stored)._replace(name=name)
         if config.tie_word_embeddings:
             _check_tied(tensors, files)
-        sizes = {path: file.nbytes for path, file in files.items()}
         family = FAMILIES[config.model_type]
         if family.experts_apart:
             tensors = single_experts(tensors)
-        index = check_index(deal(tensors, family.huggingface, tensor_shapes(config)), config, sizes, "config.json")
+        index = check_index(deal(tensors, family.huggingface, tensor_shapes(config)), config, "config.json")
         return Checkpoint(folder, "huggingface", config, index, files)
 
 

@@ -50,8 +50,7 @@ def open_meta(folder: Path) -> Checkpoint:
             shards.append(_read_shard(file))
         tensors = _join(shards, dim)
         config = read_config(params, tensors)
-        sizes = {path: file.nbytes for path, file in files.items()}
-        index = check_index(tensors, config, sizes, "params.json")
+        index = check_index(tensors, config, "params.json")
         assumed = {"assumed": meta_assumptions(config)}
         return Checkpoint(folder, "meta", config, index, files, rope_interleaved=True, metadata=assumed)
 
@@ -181,13 +180,10 @@ def _joined(name: str, pieces: list[Tensor], dim: int) -> Tensor:
     # Llama 3 cuts the embedding by rows, so its pieces are as wide as the model; Llama 2's are not.
     embedding_columns = name == EMBEDDING and first.cols != dim
     rows, cols = first.rows, first.cols
-    parts = []
     if name.endswith(_BY_COLUMNS) or embedding_columns:
-        for i, piece in enumerate(pieces):
-            parts.append(piece.parts[0]._replace(col=i * cols))
+        parts = [piece.parts[0]._replace(col=i * cols) for i, piece in enumerate(pieces)]
         shape = (rows, cols * len(pieces))
     else:
-        for i, piece in enumerate(pieces):
-            parts.append(piece.parts[0]._replace(row=i * rows))
+        parts = [piece.parts[0]._replace(row=i * rows) for i, piece in enumerate(pieces)]
         shape = (rows * len(pieces), cols)
     return Tensor(name, first.dtype, shape, tuple(parts))

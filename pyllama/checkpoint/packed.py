@@ -101,7 +101,7 @@ def open_packed(first: Path) -> Checkpoint:
         if share is not None:
             tensors = as_whole(tensors, share)
         config, metadata, where = _config(folder, shards[0].source, tensors)
-        index = check_index(tensors, config, None, where)
+        index = check_index(tensors, config, where)
         if share is not None:
             index = as_stored(index, stored, share)
         return Checkpoint(
