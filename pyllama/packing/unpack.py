@@ -5,7 +5,6 @@ rows lie as the source had them: a GGUF or Meta source keeps q and k in interlea
 for which safetensors has no dtype, become U8 (rows, bytes of a row).
 """
 
-import io
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,13 +23,13 @@ from pyllama.packing.ahead import read_ahead
 from pyllama.packing.carry import folder_files
 from pyllama.packing.published import ROWS, Output, group_bytes, plain_output, published
 from pyllama.packing.shard import compact
+from pyllama.packing.sinks import FileSink
 from pyllama.packing.verify import INDEX
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
 from pyllama.streaming.direct import DirectFile
 from pyllama.terminal.progress import Progress, format_nbytes
 
 SHARD_NBYTES = 5_000_000_000
-SYNC_NBYTES = 64 << 20
 
 _Item = tuple[Output, tuple[Tensor, ...], StoredBlock | None]
 
@@ -67,8 +66,7 @@ def unpack(
                 work.write(name, data)
             work.finish()
         except BaseException:
-            if work.folder.exists():
-                work.abandon()
+            work.abandon()
             raise
     return work.destination
 
@@ -122,19 +120,14 @@ def _write_file(path: Path, outputs: Sequence[Output], progress: Progress) -> No
         return group_bytes(output.form, group[0].dtype, [whole(tensor, memory) for tensor in group])
 
     try:
-        with open(path, "wb", buffering=0) as out:
-            _write_all(out, memoryview(len(head).to_bytes(8, "little") + head))
-            synced = 0
+        with FileSink(path) as out:
+            out.write(memoryview(len(head).to_bytes(8, "little") + head), 0)
+            end = 8 + len(head)
             for _, rows in read_ahead(_items(outputs), max(block.span.room for block in blocks), read):
-                _write_all(out, memoryview(rows))
+                out.write(memoryview(rows), end)
+                end += len(rows)
                 progress.advance(len(rows))
-                if out.tell() - synced > SYNC_NBYTES:
-                    # The page cache is for others: what is on the disk may leave it.
-                    os.fdatasync(out.fileno())
-                    os.posix_fadvise(out.fileno(), synced, out.tell() - synced, os.POSIX_FADV_DONTNEED)
-                    synced = out.tell()
-            os.fsync(out.fileno())
-            os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            out.finish()
     finally:
         for file in files.values():
             file.close()
@@ -148,9 +141,3 @@ def _items(outputs: Sequence[Output]) -> Iterator[_Item]:
                 yield from ((output, group, block) for block in group[0].blocks)
             else:
                 yield output, group, None
-
-
-def _write_all(out: io.RawIOBase, data: memoryview) -> None:
-    done = 0
-    while done < len(data):
-        done += out.write(data[done:]) or 0
