@@ -108,21 +108,18 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
         return _of_linear(layer.name, of, part)
 
     yield from norm(layer.mixer_norm)
+    part = "attention" if isinstance(mixer, Attention) else "recurrent"
+    *before, after = mixer.linears
+    for projection in before:
+        yield from linear(projection, part)
     if isinstance(mixer, Attention):
-        for projection in (mixer.q, mixer.k, mixer.v):
-            if projection is not None:
-                yield from linear(projection, "attention")
         yield from norm(mixer.q_norm)
         yield from norm(mixer.k_norm)
         if mixer.sinks:
-            yield ModelTensor(f"{layer.name}{mixer.sinks}", (mixer.heads,), "attention")
-        yield from linear(mixer.o, "attention")
+            yield ModelTensor(f"{layer.name}{mixer.sinks}", (mixer.heads,), part)
     else:
-        *before, after = mixer.linears
-        for projection in before:
-            yield from linear(projection, "recurrent")
         yield from _of_state(layer.name, mixer)
-        yield from linear(after, "recurrent")
+    yield from linear(after, part)
     yield from norm(layer.mixer_post_norm)
     yield from norm(layer.mlp_norm)
     beside, experts = layer.beside, layer.experts
@@ -198,8 +195,7 @@ def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
     total = 0.0
     for layer in layers_of(config):
         mixer, mlp = layer.mixer, layer.mlp
-        of_mixer = (mixer.q, mixer.k, mixer.v, mixer.o) if isinstance(mixer, Attention) else mixer.linears
-        linears = [linear for linear in of_mixer if linear is not None]
+        linears = [*mixer.linears]
         own = layer.per_layer_input
         linears += [own.gate, own.projection] if own else []
         linears += [mlp.gate, mlp.up, mlp.down] if isinstance(mlp, Mlp) else []
