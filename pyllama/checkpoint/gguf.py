@@ -148,28 +148,27 @@ def _checkpoint(
         raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'{what}")
     if not found and "general.architecture" in metadata:
         raise UnsupportedError(f"{path.name}: no tensors, only metadata, such as a vocabulary; get the model itself")
-    factors, long_factors = taken_factors(found, lambda tensor: files[tensor.parts[0].file])
+    factors = taken_factors(found, lambda tensor: files[tensor.parts[0].file])
     family = gguf_family(metadata)
     for name in guessing_layers(metadata, found):
         del found[name]
     names = {ours: name for name in found for ours in family.gguf.ours(name)}
     embedding = found.get(names.get(EMBEDDING, ""))
     vocab_size = embedding.rows if embedding else 1
-    config = gguf_config(metadata, names, vocab_size=vocab_size, rope_factors=factors, long_factors=long_factors)
+    config = gguf_config(metadata, names, vocab_size=vocab_size, **factors)
     tensors = deal(found, family.gguf, tensor_shapes(config), f"a {config.model_type} model in a GGUF file")
     index = check_index(tensors, config, "the GGUF metadata")
     return Checkpoint(path, "gguf", config, index, files, rope_interleaved=family.gguf_interleaved, metadata=metadata)
 
 
-def taken_factors(
-    found: dict[str, Tensor], file_of: Callable[[Tensor], InputFile]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The divisors of the rotary frequencies, and those of long contexts, taken out of the tensors; () for none."""
+def taken_factors(found: dict[str, Tensor], file_of: Callable[[Tensor], InputFile]) -> dict[str, tuple[float, ...]]:
+    """The divisors of the rotary frequencies, and those of long contexts, taken out of the tensors, as gguf_config()
+    takes them; () for none."""
     values = {}
     for name in (ROPE_FREQS, ROPE_SHORT, ROPE_LONG):
         tensor = found.pop(name, None)
         values[name] = rope_factors(file_of(tensor), tensor) if tensor else ()
-    return values[ROPE_FREQS] or values[ROPE_SHORT], values[ROPE_LONG]
+    return {"rope_factors": values[ROPE_FREQS] or values[ROPE_SHORT], "long_factors": values[ROPE_LONG]}
 
 
 def factor_tensors(scaling: RopeScaling | None) -> list[tuple[str, np.ndarray]]:

@@ -127,16 +127,13 @@ def read_shards(first: Path, files: dict[Path, InputFile]) -> Iterable[tuple[Pat
         shard = read_shard(file)
         if number == 1:
             count = shard.shards
-        told = (shard.shard, shard.shards, shard.previous)
-        expected = (number, count, previous.crc32 if previous else 0)
-        if path.name != shard_name(number, count) or told != expected or (previous and not _alike(shard, previous)):
+        before = previous or shard._replace(crc32=0)
+        told = (shard.shard, shard.shards, shard.previous, shard.source, shard.rope_interleaved)
+        expected = (number, count, before.crc32, before.source, before.rope_interleaved)
+        if path.name != shard_name(number, count) or told != expected:
             raise CheckpointError(f"{path.name}: not shard {number} of this model, expected the files of one packing")
         previous = shard
         yield path, shard
-
-
-def _alike(shard: Shard, other: Shard) -> bool:
-    return (shard.source, shard.rope_interleaved) == (other.source, other.rope_interleaved)
 
 
 def header_crc32(head: bytes | bytearray) -> int:
@@ -271,12 +268,10 @@ def _config(folder: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Conf
 
     with InputFile(folder / GGUF_HEAD) as file:
         header = gguf.read_header(file)
-        factors, long_factors = gguf.taken_factors(dict(header.tensors), lambda tensor: file)
+        factors = gguf.taken_factors(dict(header.tensors), lambda tensor: file)
     embedding = tensors.get(EMBEDDING)
     vocab_size = embedding.rows if embedding else 1
-    config = gguf_config(
-        header.metadata, tensors, vocab_size=vocab_size, rope_factors=factors, long_factors=long_factors
-    )
+    config = gguf_config(header.metadata, tensors, vocab_size=vocab_size, **factors)
     return config, header.metadata, GGUF_HEAD
 
 

@@ -35,12 +35,9 @@ class StoredShare(NamedTuple):
         unequal = "" if len(set(self.shares)) == 1 else f" (shares {', '.join(f'{each:g}' for each in self.shares)})"
         return f"part {self.place + 1} of {len(self.shares)}{unequal}"
 
-    def to_json(self) -> dict[str, Any]:
-        return self._asdict()
-
     @classmethod
     def from_json(cls, value: Any, where: str) -> StoredShare:
-        """Raises CheckpointError for what to_json() did not make; where: for the message."""
+        """Raises CheckpointError for what is no _asdict() of one; where: for the message."""
         try:
             place, shares, digest = value["place"], tuple(value["shares"]), value["digest"]
             described = {name: (dtype, list(shape)) for name, (dtype, shape) in value["whole"].items()}
@@ -68,7 +65,7 @@ def parse_share(text: str, where: str) -> StoredShare:
 
 
 def compact_share(share: StoredShare) -> str:
-    return json.dumps(share.to_json(), separators=(",", ":"))
+    return json.dumps(share._asdict(), separators=(",", ":"))
 
 
 def as_whole(tensors: Mapping[str, Tensor], share: StoredShare) -> dict[str, Tensor]:

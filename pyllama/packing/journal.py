@@ -58,10 +58,7 @@ class Journal:
         board: ForBoard | None = None,
         file_nbytes: int | None = None,
     ) -> "Journal":
-        if board is not None:
-            shards = into_shards(board.tensors(checkpoint), file_nbytes)
-        else:
-            shards = into_shards([_absolute(tensor) for tensor in checkpoint.tensors.values()])
+        tensors = board.tensors(checkpoint) if board else map(_absolute, checkpoint.tensors.values())
         return cls(
             asked,
             os.path.abspath(checkpoint.path),
@@ -70,8 +67,8 @@ class Journal:
             checkpoint.rope_interleaved,
             checkpoint.config.tie_word_embeddings,
             {Path(os.path.abspath(path)): state_of(path) for path in checkpoint.files},
-            shards,
-            share=board.described(checkpoint) if board is not None else None,
+            into_shards(tensors, file_nbytes),
+            share=board.described(checkpoint) if board else None,
         )
 
     def estimated_nbytes(self, shard: Sequence[Tensor]) -> int:
@@ -96,7 +93,7 @@ class Journal:
             "files": [[os.fsdecode(path), *self.states[path]] for path in files],
             "shards": [[_to_list(tensor, number) for tensor in shard] for shard in self.shards],
             "carried": self.carried,
-            "share": self.share.to_json() if self.share else None,
+            "share": self.share._asdict() if self.share else None,
         }
 
     @classmethod

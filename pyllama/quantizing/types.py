@@ -32,12 +32,6 @@ class Place:
         """Whether it is in the first 1/share of the layers."""
         return self.layer < self.layers // share
 
-    @property
-    def delicate(self) -> bool:
-        """The first and last eighth of the layers, and every third between: where more bits help most."""
-        eighth = self.layers // 8
-        return self.first(8) or self.layer >= 7 * self.layers // 8 or (self.layer - eighth) % 3 == 2
-
 
 Condition = Callable[[Place], bool]
 
@@ -47,7 +41,9 @@ def _always(place: Place) -> bool:
 
 
 def _delicate(place: Place) -> bool:
-    return place.delicate
+    """The first and last eighth of the layers, and every third between: where more bits help most."""
+    layer, layers = place.layer, place.layers
+    return place.first(8) or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
 def _eighth(place: Place) -> bool:
