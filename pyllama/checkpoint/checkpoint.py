@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pyllama.errors import CheckpointError
 from pyllama.machine import forked, malloc
 
 
+@dataclass(eq=False, repr=False)
 class Checkpoint(forked.ForkAware, Closing):
     """A model's files, open for reading; a context manager.
 
@@ -40,32 +42,22 @@ class Checkpoint(forked.ForkAware, Closing):
     bytes_read        bytes of weights read so far
     """
 
-    def __init__(
-        self,
-        path: Path,
-        format: str,
-        config: Config,
-        tensors: dict[str, Tensor],
-        files: Mapping[Path, InputFile],
-        *,
-        rope_interleaved: bool = False,
-        metadata: dict[str, Any] | None = None,
-        packed: bool = False,
-        share: StoredShare | None = None,
-    ):
-        self.path = path
-        self.format = format
-        self.packed = packed
-        self.share = share
-        self.config = config
-        self.tensors = tensors
-        self.rope_interleaved = rope_interleaved
-        self.metadata = {} if metadata is None else metadata
-        self.files = tuple(files)
-        self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
-        self.dtype = stored_dtype(tensors)
+    path: Path
+    format: str
+    config: Config
+    tensors: dict[str, Tensor]
+    opened: InitVar[Mapping[Path, InputFile]]
+    rope_interleaved: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+    packed: bool = False
+    share: StoredShare | None = None
+
+    def __post_init__(self, opened: Mapping[Path, InputFile]) -> None:
+        self.files = tuple(opened)
+        self.nbytes = sum(tensor.nbytes for tensor in self.tensors.values())
+        self.dtype = stored_dtype(self.tensors)
         self.bytes_read = 0
-        self._open = dict(files)
+        self._open = dict(opened)
         self._lock = threading.Lock()
         forked.register(self)
 

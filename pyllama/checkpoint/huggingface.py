@@ -67,7 +67,8 @@ def open_huggingface(folder: Path) -> Checkpoint:
 
 def read_config(folder: Path) -> Config:
     """The config of a folder with config.json, without its weights."""
-    return huggingface_config(read_object(folder / CONFIG), _json_if_there(folder / "generation_config.json"))
+    generation = folder / "generation_config.json"
+    return huggingface_config(read_object(folder / CONFIG), read_object(generation) if generation.is_file() else {})
 
 
 def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> None:
@@ -105,10 +106,6 @@ def read_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {what}")
     data = data.removeprefix(b"\xef\xbb\xbf")  # some editors put a mark at the start
     return parse_object(data, path.name, constants=path.name == CONFIG)
-
-
-def _json_if_there(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}
 
 
 def read_weight_map(folder: Path) -> dict[str, str]:

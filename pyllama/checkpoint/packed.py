@@ -21,8 +21,8 @@ from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import EMBEDDING
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import row_nbytes
-from pyllama.checkpoint.files import SECTOR, InputFile, opening, padded, read_small
-from pyllama.checkpoint.huggingface import read_config
+from pyllama.checkpoint.files import SECTOR, InputFile, opening, padded
+from pyllama.checkpoint.huggingface import read_config, read_object
 from pyllama.checkpoint.index import StoredBlock, Tensor, are_naturals, check_index, is_described
 from pyllama.checkpoint.safetensors import read_header
 from pyllama.checkpoint.share import StoredShare, as_stored, as_whole, parse_share
@@ -261,7 +261,7 @@ def _config(folder: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Conf
         from pyllama.checkpoint import meta
         from pyllama.checkpoint.meta_config import meta_assumptions
 
-        config = meta.read_config(_json(folder / "params.json"), tensors)
+        config = meta.read_config(read_object(folder / "params.json"), tensors)
         return config, {"assumed": meta_assumptions(config)}, "params.json"
     from pyllama.checkpoint import gguf
     from pyllama.checkpoint.gguf_config import gguf_config
@@ -273,7 +273,3 @@ def _config(folder: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Conf
     vocab_size = embedding.rows if embedding else 1
     config = gguf_config(header.metadata, tensors, vocab_size=vocab_size, **factors)
     return config, header.metadata, GGUF_HEAD
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return parse_object(read_small(path, MAX_NBYTES), path.name)

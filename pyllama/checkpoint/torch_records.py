@@ -61,10 +61,10 @@ class TensorRecord:
 def read_records(data: bytes, where: str) -> dict[str, TensorRecord]:
     """name -> TensorRecord of a pickled dict of tensors; entries that are no tensors are left out.
 
-    Raises CheckpointError for a program that is damaged, too long, or wants anything but tensors.
+    data: MAX_PICKLE_NBYTES at most, which whoever reads it sees to
+
+    Raises CheckpointError for a program that is damaged, or wants anything but tensors.
     """
-    if len(data) > MAX_PICKLE_NBYTES:
-        raise CheckpointError(f"{where}: data.pkl of {len(data)} bytes, expected at most {MAX_PICKLE_NBYTES}")
     try:
         result = _Machine(where).run(data)
     except IndexError:

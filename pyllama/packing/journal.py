@@ -145,7 +145,7 @@ def _at(part: Part, place: Callable[[Any], Any]) -> Part:
 
 def _to_list(tensor: Tensor, number: dict[Path, int]) -> list[Any]:
     parts = [_at(part, number.__getitem__) for part in tensor.parts]
-    told = [[p.file, p.offset, p.row, p.rows, p.col, p.cols, *([list(p.apart)] if p.apart else [])] for p in parts]
+    told = [part if part.apart else part[:6] for part in parts]
     return [tensor.name, tensor.dtype, tensor.shape, told]
 
 

@@ -179,7 +179,9 @@ def _write(
 ) -> None:
     progress.total = sum(stored.tensor.nbytes for stored in made.tensors)
     progress.note("checking what is there" if work.unfinished.exists() else "")
-    mark = _sound(work.mark(), made)
+    mark = work.mark()
+    if mark is not None and not 0 <= mark.tensor <= len(made.tensors):
+        mark = None  # of another file
     progress.note("")
     _check_space(work, made, mark)
     done = 0 if mark is None else _source_nbytes(made, mark)
@@ -211,13 +213,6 @@ def _after(piece: Piece, number: int) -> tuple[int, int]:
     """The tensor and row that come after a piece."""
     row = piece.row + piece.rows
     return (number, row) if row < piece.tensor.rows else (number + 1, 0)
-
-
-def _sound(mark: Mark | None, made: Outline) -> Mark | None:
-    """The mark, if it can be one of this file."""
-    if mark is None or not 0 <= mark.tensor <= len(made.tensors):
-        return None
-    return mark
 
 
 def _source_nbytes(made: Outline, mark: Mark) -> int:

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.index import StoredBlock
 from pyllama.checkpoint.packed_rows import damaged, rows_of
 from pyllama.checkpoint.rows import Rows
+from pyllama.closing import Closing
 from pyllama.errors import CheckpointError
 from pyllama.packing.ahead import SLOTS, read_ahead
 from pyllama.packing.rows import SourceFiles
@@ -94,7 +94,7 @@ def memory_nbytes(work: Sequence[Piece]) -> int:
     return SLOTS * (slot + packed) + 2 * HUGE_PAGE + in_order + largest + largest // _FLOAT + 2 * out
 
 
-class Source:
+class Source(Closing):
     """The open files of a checkpoint; a context manager.
 
     states  size and time of change that its files must still have
@@ -130,11 +130,8 @@ class Source:
         if zlib.crc32(data.data) != block.crc32:
             raise damaged(tensor, block)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._files.__exit__(*exception)
+    def close(self) -> None:
+        self._files.close()
         for file in self._packed.values():
             file.close()
 

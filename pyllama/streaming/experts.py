@@ -12,7 +12,7 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -117,29 +117,24 @@ def _blocks(expert: Sequence[Tensor], room: int) -> list[Block]:
     return [block for of in blocks for block in of]
 
 
+@dataclass(slots=True, eq=False)
 class _Slot:
     """key: what it holds, or is being filled with, since which request; steps: that, once it is here."""
 
-    __slots__ = (
-        "error", "failed", "guess", "key", "left", "left_of", "memory", "panels", "reads", "request", "rest", "steps",
-        "using",
-    )  # fmt: skip
-
-    def __init__(self, memory: np.ndarray):
-        self.memory = memory
-        self.key: _Key | None = None
-        self.steps: list[Step] | None = None
-        self.using = False
-        self.guess = False  # a guess brought it, and nobody has asked for it yet
-        self.request = 0
-        self.error: BaseException | None = None
-        self.reads: Reads | None = None  # what is on its way,
-        self.left = 0  # so many parts of it,
-        self.left_of: list[int] = []  # of each of its reads, where each is one matrix; else empty
-        self.panels: set[int] = set()  # numbers of the blocks that are in the order of panels already
-        # Of a guess that made way for what is needed: the parts that are left, which nobody reads now.
-        self.rest: list[Part] | None = None
-        self.failed: BaseException | None = None  # and what went wrong with one
+    memory: np.ndarray
+    key: _Key | None = None
+    steps: list[Step] | None = None
+    using: bool = False
+    guess: bool = False  # a guess brought it, and nobody has asked for it yet
+    request: int = 0
+    error: BaseException | None = None
+    reads: Reads | None = None  # what is on its way,
+    left: int = 0  # so many parts of it,
+    left_of: list[int] = field(default_factory=list)  # of each of its reads, where each is one matrix; else empty
+    panels: set[int] = field(default_factory=set)  # numbers of the blocks that are in the order of panels already
+    # Of a guess that made way for what is needed: the parts that are left, which nobody reads now.
+    rest: list[Part] | None = None
+    failed: BaseException | None = None  # and what went wrong with one
 
 
 class ExpertStore(Readers):
@@ -601,7 +596,7 @@ class ExpertStore(Readers):
             slot.left_of[number] -= 1
             if slot.left_of[number]:
                 return
-        for i, (block, place) in enumerate(zip(reads.blocks, reads.places, strict=True)):
+        for i, (block, (place, *_)) in enumerate(zip(reads.blocks, reads.places, strict=True)):
             mine = bisect_right(reads.starts, place) - 1 == number
             if mine and _in_panels(block, slot.memory[place : place + block.nbytes]):
                 slot.panels.add(i)

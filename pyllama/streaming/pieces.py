@@ -24,7 +24,7 @@ class Reads(NamedTuple):
     """blocks, and the spans that hold them all.
 
     starts  of each span, where its span.room bytes of memory begin
-    places  for each span of each block, in order: its first byte in that memory; of a block that lies apart, the first
+    places  of each block, for each of its spans the first byte in that memory; of a block that lies apart, the first
             byte of its rows, which are behind all spans
     room    bytes of memory in all
     """
@@ -32,14 +32,15 @@ class Reads(NamedTuple):
     blocks: tuple[Block, ...]
     spans: tuple[Span, ...]
     starts: tuple[int, ...]
-    places: tuple[int, ...]
+    places: tuple[tuple[int, ...], ...]
     room: int
 
 
 def together(blocks: Sequence[Block]) -> Reads:
     """Reads of the blocks, as few as their places in the files allow."""
     spans, of_spans = merged([span for block in blocks if not _around(block) for span in block.spans])
-    places, left = [], iter(of_spans)
+    left = iter(of_spans)
+    places: list[tuple[int, ...]] = []
     starts, end = [], 0
     for span in spans:
         starts.append(end)
@@ -49,13 +50,13 @@ def together(blocks: Sequence[Block]) -> Reads:
             (span,) = block.spans
             spans.append(span)
             starts.append(end + SECTOR)
-            places.append(starts[-1] + span.offset % SECTOR)
+            places.append((starts[-1] + span.offset % SECTOR,))
             end += room_of(block)
-            continue
-        places += [next(left) for _ in block.spans]
-        if block.apart:
-            places.append(end)
+        elif block.apart:
+            places.append((end,))
             end += block.room
+        else:
+            places.append(tuple(next(left) for _ in block.spans))
     return Reads(tuple(blocks), tuple(spans), tuple(starts), tuple(places), end)
 
 
@@ -84,9 +85,7 @@ class Turn(NamedTuple):
 def turns(reads: Reads) -> Iterator[Turn]:
     """What has to be read for the blocks that lie apart, in reads of at most TURN_NBYTES where rows allow."""
     together: dict[tuple[Part, int, int], list[tuple[Block, int]]] = {}
-    places = iter(reads.places)
-    for block in reads.blocks:
-        place = [next(places) for _ in range(1 if block.apart else len(block.spans))][-1]
+    for block, (place, *_) in zip(reads.blocks, reads.places, strict=True):
         if block.apart and block.apart.apart:
             part = block.apart._replace(apart=block.apart.apart._replace(phase=0))
             together.setdefault((part, block.row, block.rows), []).append((block, place))
@@ -151,10 +150,9 @@ def extents(tensors: Sequence[Tensor]) -> list[Span]:
 
 def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[Block, np.ndarray]]:
     """(block, its bytes) of each block, once the reads lie in memory. Raises CheckpointError for a damaged one."""
-    places = iter(reads.places)
-    for block in reads.blocks:
+    for block, places in zip(reads.blocks, reads.places, strict=True):
         sizes = [block.nbytes] if block.apart else [span.nbytes for span in block.spans]
-        pieces = [memory[at : at + nbytes] for nbytes in sizes for at in (next(places),)]
+        pieces = [memory[at : at + nbytes] for nbytes, at in zip(sizes, places, strict=True)]
         data = pieces[0]
         if len(pieces) > 1:  # shards cut by columns, side by side as rows
             data = np.concatenate([piece.reshape(block.rows, -1) for piece in pieces], axis=1).reshape(-1)

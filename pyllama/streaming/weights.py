@@ -9,7 +9,7 @@ go on side by side. Where a block comes from never changes a bit.
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,16 +41,14 @@ SLOTS = 8  # three reads in flight, a block in use, the rest ahead of it
 _FORKED = "weights: the process was forked in the midst of this pass, and its readers are not here; begin it anew"
 
 
+@dataclass(slots=True, eq=False)
 class _Place:
     """A block's place in the pass."""
 
-    __slots__ = ("block", "claimed", "keep", "matrix")
-
-    def __init__(self, block: Block):
-        self.block = block
-        self.keep = False  # chosen to stay, and not here yet
-        self.claimed = False  # a reader has fetched it in order to keep it
-        self.matrix: _kernels.Matrix | None = None  # kept
+    block: Block
+    keep: bool = False  # chosen to stay, and not here yet
+    claimed: bool = False  # a reader has fetched it in order to keep it
+    matrix: "_kernels.Matrix | None" = None  # kept
 
 
 class StreamedWeights(forked.ForkAware):
