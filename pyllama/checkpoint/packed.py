@@ -25,7 +25,7 @@ from pyllama.checkpoint.files import SECTOR, InputFile, opening, padded
 from pyllama.checkpoint.huggingface import read_config, read_object
 from pyllama.checkpoint.index import StoredBlock, Tensor, are_naturals, check_index, is_described
 from pyllama.checkpoint.safetensors import read_header
-from pyllama.checkpoint.share import StoredShare, as_stored, as_whole, parse_share
+from pyllama.checkpoint.share import StoredShare, as_stored, as_whole
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 from pyllama.strict_json import MAX_NBYTES, parse_object
 
@@ -171,6 +171,7 @@ def read_shard(file: InputFile) -> Shard:
     if set(described) != set(stored):
         name = min(set(described) ^ set(stored))
         raise CheckpointError(f"{shown(name)}: described without being stored, or the reverse (file {where})")
+    share = parse_object(fields[SHARE].encode(), f"{where}, {SHARE}") if SHARE in fields else None
     return Shard(
         crc32,
         source,
@@ -180,7 +181,7 @@ def read_shard(file: InputFile) -> Shard:
         int(fields["previous"], 16) if _CRC.fullmatch(fields["previous"]) else -1,
         _carried(parse_object(fields["files"].encode(), f"{where}, files"), where),
         {name: _tensor(name, described[name], stored[name], file.path) for name in described},
-        parse_share(fields[SHARE], f"{where}, {SHARE}") if SHARE in fields else None,
+        StoredShare.from_json(share, f"{where}, {SHARE}") if share is not None else None,
     )
 
 

@@ -5,13 +5,11 @@ Which rows those are is not known here: whoever opens it for a board compares sh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pyllama.checkpoint.index import Tensor, is_described
 from pyllama.errors import CheckpointError, shown
-from pyllama.strict_json import parse_object
 
 MOST_BOARDS = 64
 
@@ -58,14 +56,6 @@ class StoredShare(NamedTuple):
             raise CheckpointError(f"{where}: not a description of a board's part of a model")
         whole = {name: (dtype, tuple(shape)) for name, (dtype, shape) in described.items()}
         return cls(place, shares, digest, whole)
-
-
-def parse_share(text: str, where: str) -> StoredShare:
-    return StoredShare.from_json(parse_object(text.encode(), where), where)
-
-
-def compact_share(share: StoredShare) -> str:
-    return json.dumps(share._asdict(), separators=(",", ":"))
 
 
 def as_whole(tensors: Mapping[str, Tensor], share: StoredShare) -> dict[str, Tensor]:

@@ -13,11 +13,11 @@ from typing import Any
 from pyllama.checkpoint import Checkpoint, Part, Tensor
 from pyllama.checkpoint.index import Apart, files_of
 from pyllama.checkpoint.packed import SHARE, Carried
-from pyllama.checkpoint.share import StoredShare, compact_share
+from pyllama.checkpoint.share import StoredShare
 from pyllama.errors import PackError
 from pyllama.packing.own_rows import ForBoard
 from pyllama.packing.rows import state_of
-from pyllama.packing.shard import estimated_nbytes, shard_fields
+from pyllama.packing.shard import compact, estimated_nbytes, shard_fields
 
 #: Fields of a journal that JSON has as they are.
 _PLAIN: dict[str, Callable[[Any], Any]] = {
@@ -77,12 +77,17 @@ class Journal:
     def fields(self, number: int, previous: int) -> dict[str, str]:
         """What the header of a shard says of it; previous: the checksum of the one before."""
         found = shard_fields(self.format, self.rope_interleaved, number, len(self.shards), previous, self.carried)
-        return found | ({SHARE: compact_share(self.share)} if number == 1 and self.share is not None else {})
+        return found | ({SHARE: compact(self.share._asdict())} if number == 1 and self.share else {})
 
     def files_done(self, count: int) -> list[Path]:
         """The source files from which nothing is wanted once `count` shards are there."""
         wanted = {path for shard in self.shards[count:] for tensor in shard for path in files_of(tensor)}
         return [path for path in self.states if path not in wanted]
+
+    @property
+    def identity(self) -> str:
+        """The same for whatever is the same work."""
+        return compact(self.to_json() | {"asked": None, "replace": None})
 
     def to_json(self) -> dict[str, Any]:
         files = list(self.states)

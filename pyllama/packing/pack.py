@@ -23,7 +23,7 @@ from pyllama.packing.carry import small_files
 from pyllama.packing.journal import Journal
 from pyllama.packing.own_rows import ForBoard, OwnRows
 from pyllama.packing.rows import SourceFiles, state_of
-from pyllama.packing.shard import compact, write_shard
+from pyllama.packing.shard import write_shard
 from pyllama.packing.verify import INDEX, check_blocks, first_wrong, index_bytes
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
 from pyllama.terminal.progress import Progress, format_nbytes
@@ -49,7 +49,7 @@ def pack(
     """
     if replace and board is not None:
         raise RequestError("pack: one board's rows cannot replace a model, whose others would be lost")
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     with Workplace(destination) as work, disk_errors(work.destination):
         old = work.journal()
         work.drop_partial()
@@ -91,7 +91,7 @@ def _agree(work: Workplace, old: Journal | None, asked: str, replace: bool, boar
         for path in plan.states:
             if path.is_symlink() and path.resolve().parent.name != "blobs":
                 raise RequestError(f"{path}: a link to {path.resolve()}, expected a file that --replace may delete")
-    if old is None or _identity(old) != _identity(plan):
+    if old is None or old.identity != plan.identity:
         work.clear()
     work.write_journal(plan.to_json())
     for name, data in contents.items():
@@ -101,10 +101,6 @@ def _agree(work: Workplace, old: Journal | None, asked: str, replace: bool, boar
 
 def describe(data: bytes) -> Carried:
     return Carried(len(data), zlib.crc32(data))
-
-
-def _identity(plan: Journal) -> str:
-    return compact(plan.to_json() | {"asked": None, "replace": None})
 
 
 def _check_space(work: Workplace, plan: Journal) -> None:

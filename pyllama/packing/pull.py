@@ -51,7 +51,7 @@ def pull_packed(
 
     Raises HubError, CheckpointError, RequestError or PackError; the next call goes on where this one stopped.
     """
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     begun = _packing_of(name, Workplace(destination))
     if begun:
         return pack(begun["asked"], destination, replace=begun["replace"], progress=progress)

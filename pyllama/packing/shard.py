@@ -71,9 +71,8 @@ def cut(tensor: Tensor, packed: bool) -> list[Rows]:
 
 def estimated_nbytes(tensor: Tensor, tied: bool) -> int:
     """Bytes the tensor will probably take in a packed file."""
-    if not packs(tensor, tied):
-        return tensor.nbytes + SECTOR * (1 + tensor.nbytes // BLOCK_NBYTES)
-    return int(tensor.nbytes * SHARE) + SECTOR * (1 + tensor.nbytes // BLOCK_NBYTES)
+    share = SHARE if packs(tensor, tied) else 1
+    return int(tensor.nbytes * share) + SECTOR * (1 + tensor.nbytes // BLOCK_NBYTES)
 
 
 def write_shard(path: Path, tensors: Sequence[Tensor], fields: Mapping[str, str], **how: Any) -> int:

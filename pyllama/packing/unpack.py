@@ -42,7 +42,7 @@ def unpack(
     destination  a folder to be made; nothing lies under that name before all is there. Raises CheckpointError for
                  a damaged block, by name; PackError for a full disk.
     """
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     with open_checkpoint(resolve(source)) as checkpoint:
         if not checkpoint.packed:
             raise RequestError(f"{source}: not a packed model, nothing to unpack")

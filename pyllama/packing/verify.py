@@ -37,7 +37,7 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
 
     Raises PyllamaError for a model that cannot be opened at all; whatever else is wrong is in `damage`, a line each.
     """
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     with open_checkpoint(path, shares=True) as checkpoint:
         report = Report(checkpoint.format, checkpoint.packed, len(checkpoint.tensors), 0, checkpoint.nbytes, [])
     if not report.packed:

@@ -68,7 +68,7 @@ def quantize(
     BudgetError or PackError; then nothing is left, but for what an earlier run had done. After a kill or Ctrl-C the
     same call goes on. The file does not depend on memory or threads.
     """
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     wanted = file_type(type)
     budget = default_budget() if memory is None else parse_size(memory)
     if memory is not None:
