@@ -85,21 +85,26 @@ class Header(NamedTuple):
     values: dict[str, tuple[int, int]]
 
 
-def open_gguf(path: Path, opener: Callable[[Path], Any] | None = None) -> Checkpoint:
+def open_gguf(path: Path, opener: Callable[[Path], Any] = InputFile) -> Checkpoint:
     """Open a GGUF file, and the rest of its split if it is the first of one.
 
     opener  opens a file elsewhere than on a disk, as something with path, nbytes, read(), read_into() and close()
     """
     with opening() as files:
-        file = files[path] = (opener or InputFile)(path)
+        file = files[path] = opener(path)
         header = read_header(file)
         metadata, tensors = header.metadata, header.tensors
-        for other in _other_parts(path, metadata):
-            if opener is None and not other.exists():
+        others = _other_parts(path, metadata)
+        for number, other in enumerate(others, 1):
+            if opener is InputFile and not other.exists():
                 raise CheckpointError(f"{other}: missing, expected beside {path.name}; fetch all parts of the model")
-            file = files[other] = (opener or InputFile)(other)
+            file = files[other] = opener(other)
             header = read_header(file)
-            _check_split(other, header.metadata)
+            got = _count(other, header.metadata, "split.no", -1), _count(other, header.metadata, "split.count", 0)
+            if got != (number, len(others) + 1):
+                raise CheckpointError(
+                    f"{other.name}: part {got[0]} of {got[1]}, expected {number} of {len(others) + 1} from its name"
+                )
             for name, tensor in header.tensors.items():
                 if name in tensors:
                     raise CheckpointError(f"{shown(name)}: in two files of the split, one is {other.name}")
@@ -126,11 +131,7 @@ def architecture_of(path: Path) -> str | None:
 
 def first_of_one(paths: Sequence[Path]) -> Path:
     """The file to open among a folder's GGUF files: there must be one model, whole or split."""
-    firsts = []
-    for path in paths:
-        match = _SPLIT.fullmatch(path.name)
-        if match is None or int(match[2]) == 1:
-            firsts.append(path)
+    firsts = [path for path in paths if not (match := _SPLIT.fullmatch(path.name)) or int(match[2]) == 1]
     if len(firsts) == 1:
         return firsts[0]
     if not firsts:
@@ -208,15 +209,6 @@ def _other_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
     if int(match[2]) != 1 or _count(path, metadata, "split.no", 0) != 0:
         raise CheckpointError(f"{path.name}: not the first file of a split model; give {first.name}")
     return [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)]
-
-
-def _check_split(path: Path, metadata: dict[str, Any]) -> None:
-    match = _SPLIT.fullmatch(path.name)
-    assert match is not None  # the name was made by _other_parts
-    number, count = int(match[2]) - 1, int(match[3])
-    got = _count(path, metadata, "split.no", -1), _count(path, metadata, "split.count", 0)
-    if got != (number, count):
-        raise CheckpointError(f"{path.name}: part {got[0]} of {got[1]}, expected {number} of {count} from its name")
 
 
 def _count(path: Path, metadata: dict[str, Any], key: str, default: int) -> int:
@@ -356,8 +348,7 @@ def read_header(file: InputFile) -> Header:
     what = described_bytes(file.read(0, min(HEAD_NBYTES, file.nbytes)), file.nbytes)
     if what:
         raise CheckpointError(f"{file.path}: {what}")
-    cursor.need(4)
-    magic = bytes(cursor.buffer[:4])
+    magic = cursor.copy(cursor.need(4), 4)
     if magic != b"GGUF":
         raise CheckpointError(f"{where}: starts with {shown(magic)}, expected b'GGUF'")
     version = cursor.unpack("I")

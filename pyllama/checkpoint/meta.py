@@ -90,13 +90,6 @@ def read_config(params: dict[str, object], tensors: dict[str, Tensor]) -> Config
     )
 
 
-def _our_name(name: str, where: str) -> str:
-    ours = Llama.meta.ours(name) if name.endswith(".weight") else ()
-    if not ours:
-        raise UnsupportedError(f"{shown(name)}: not a tensor of a llama model in Meta's form (file {where})")
-    return ours[0]
-
-
 def _read_shard(file: InputFile) -> dict[str, Tensor]:
     """Hugging Face name -> the tensor as this shard holds it, in one part."""
     where = file.path.name
@@ -122,8 +115,10 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
         entry = _storage_entry(entries, root, record, f"{shown(name)} (file {where})")
         if entry.name not in offsets:
             offsets[entry.name] = data_offset(file, entry)
-        mapped = _our_name(name, where)
-        tensors[mapped] = _tensor(mapped, record, file.path, offsets[entry.name])
+        ours = Llama.meta.ours(name) if name.endswith(".weight") else ()
+        if not ours:
+            raise UnsupportedError(f"{shown(name)}: not a tensor of a llama model in Meta's form (file {where})")
+        tensors[ours[0]] = _tensor(ours[0], record, file.path, offsets[entry.name])
     return tensors
 
 

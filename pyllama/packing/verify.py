@@ -1,7 +1,7 @@
 """A model on disk -> what is damaged in it: every byte of a packed one, the bounds of every tensor of any other."""
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,7 +126,7 @@ def _small_damage(folder: Path, shards: Mapping[Path, Shard]) -> Iterator[str]:
             yield f"{path}: missing or damaged (pyllama does not need it, other programs do)"
 
 
-def index_bytes(shards: Mapping[Path, Shard] | Iterable[tuple[Path, Shard]]) -> bytes:
+def index_bytes(shards: Mapping[Path, Shard]) -> bytes:
     """The index that tells other programs which file a tensor is in."""
-    weight_map = {name: path.name for path, shard in dict(shards).items() for name in shard.tensors}
+    weight_map = {name: path.name for path, shard in shards.items() for name in shard.tensors}
     return compact({"metadata": {"format": "pyllama-packed"}, "weight_map": weight_map}).encode()
