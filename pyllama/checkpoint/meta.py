@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from zipfile import ZipInfo
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.layer import layer_name
@@ -23,7 +24,7 @@ from pyllama.checkpoint.dtypes import DTYPES
 from pyllama.checkpoint.files import InputFile, opening, read_small
 from pyllama.checkpoint.index import Tensor, check_index, whole
 from pyllama.checkpoint.meta_config import meta_assumptions, meta_config
-from pyllama.checkpoint.stored_zip import Entry, data_offset, read_directory
+from pyllama.checkpoint.stored_zip import data_offset, read_directory
 from pyllama.checkpoint.torch_records import MAX_PICKLE_NBYTES, TensorRecord, read_records
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 from pyllama.strict_json import MAX_NBYTES, parse_object
@@ -99,12 +100,12 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
         raise CheckpointError(f"{where}: {len(pickles)} entries data.pkl, expected 1")
     root = pickles[0].removesuffix("data.pkl")
     order = entries.get(root + "byteorder")
-    if order and file.read(data_offset(file, order), min(order.nbytes, 16)) != b"little":
+    if order and file.read(data_offset(file, order), min(order.file_size, 16)) != b"little":
         raise UnsupportedError(f"{where}: big-endian tensors are not supported")
     program = entries[pickles[0]]
-    if program.nbytes > MAX_PICKLE_NBYTES:
-        raise CheckpointError(f"{where}: data.pkl of {program.nbytes} bytes, expected at most {MAX_PICKLE_NBYTES}")
-    records = read_records(file.read(data_offset(file, program), program.nbytes), where)
+    if program.file_size > MAX_PICKLE_NBYTES:
+        raise CheckpointError(f"{where}: data.pkl of {program.file_size} bytes, expected at most {MAX_PICKLE_NBYTES}")
+    records = read_records(file.read(data_offset(file, program), program.file_size), where)
     if len(records) > MAX_TENSORS:
         raise CheckpointError(f"{where}: {len(records)} tensors, expected at most {MAX_TENSORS}")
     offsets: dict[str, int] = {}
@@ -113,23 +114,23 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
         if name == "rope.freqs":  # a table the decoder computes
             continue
         entry = _storage_entry(entries, root, record, f"{shown(name)} (file {where})")
-        if entry.name not in offsets:
-            offsets[entry.name] = data_offset(file, entry)
+        if entry.orig_filename not in offsets:
+            offsets[entry.orig_filename] = data_offset(file, entry)
         ours = Llama.meta.ours(name) if name.endswith(".weight") else ()
         if not ours:
             raise UnsupportedError(f"{shown(name)}: not a tensor of a llama model in Meta's form (file {where})")
-        tensors[ours[0]] = _tensor(ours[0], record, file.path, offsets[entry.name])
+        tensors[ours[0]] = _tensor(ours[0], record, file.path, offsets[entry.orig_filename])
     return tensors
 
 
-def _storage_entry(entries: dict[str, Entry], root: str, record: TensorRecord, name: str) -> Entry:
+def _storage_entry(entries: dict[str, ZipInfo], root: str, record: TensorRecord, name: str) -> ZipInfo:
     storage = record.storage
     entry = entries.get(f"{root}data/{storage.key}")
     if entry is None:
         raise CheckpointError(f"{name}: its storage data/{storage.key} is missing")
     expected = storage.count * DTYPES[storage.dtype][1]
-    if entry.nbytes != expected:
-        raise CheckpointError(f"{name}: its storage has {entry.nbytes} bytes, expected {expected}")
+    if entry.file_size != expected:
+        raise CheckpointError(f"{name}: its storage has {entry.file_size} bytes, expected {expected}")
     return entry
 
 
