@@ -30,7 +30,7 @@ class _Bounded(io.FileIO):
 
 
 def read_directory(file: InputFile) -> dict[str, ZipInfo]:
-    """name -> entry of the archive's central directory, each of them stored; data_offset() finds where its bytes are."""
+    """name -> entry of the archive's central directory, each stored; data_offset() finds where its bytes are."""
     where = file.path.name
     try:
         with _Bounded(os.dup(file.fd)) as bounded:
