@@ -178,6 +178,10 @@ class Mlp(NamedTuple):
     down: Linear
     activation: str = "silu"
 
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.gate, self.up, self.down
+
 
 @dataclass(frozen=True, slots=True)
 class Experts:

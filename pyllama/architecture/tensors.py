@@ -127,7 +127,7 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
         yield from _of_router(layer.name, beside.experts)
         yield from linear(beside.gate, "mlp")
     if isinstance(mlp, Mlp):
-        for projection in (mlp.gate, mlp.up, mlp.down):
+        for projection in mlp.linears:
             yield from linear(projection, "mlp")
     if isinstance(beside, Beside):
         yield from norm(beside.mlp_norm)
@@ -138,8 +138,7 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
         if not isinstance(beside, Shared):
             yield from _of_router(layer.name, experts)
         for number in range(experts.count):
-            one = experts.expert(number)
-            for projection in (one.gate, one.up, one.down):
+            for projection in experts.expert(number).linears:
                 for tensor in linear(projection, "experts"):
                     yield tensor._replace(expert=number)
     if isinstance(beside, Beside):
@@ -198,10 +197,10 @@ def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
         linears = [*mixer.linears]
         own = layer.per_layer_input
         linears += [own.gate, own.projection] if own else []
-        linears += [mlp.gate, mlp.up, mlp.down] if isinstance(mlp, Mlp) else []
+        linears += mlp.linears if isinstance(mlp, Mlp) else ()
         experts, beside = layer.experts, layer.beside
         linears += [beside.gate] if isinstance(beside, Shared) else []
-        linears += [experts.router, *[experts.gate, experts.up, experts.down] * experts.chosen] if experts else []
+        linears += [experts.router, *experts.expert(0).linears * experts.chosen] if experts else []
         total += 2 * sum(linear.rows * linear.cols for linear in linears)
         if isinstance(mixer, Attention):
             total += 4 * mixer.heads * mixer.head_dim * positions

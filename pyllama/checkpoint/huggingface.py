@@ -60,7 +60,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
             _check_tied(tensors, files)
         family = FAMILIES[config.model_type]
         if family.experts_apart:
-            tensors = single_experts(tensors)
+            tensors = single_experts(tensors, family.experts_apart)
         index = check_index(deal(tensors, family.huggingface, tensor_shapes(config)), config, "config.json")
         return Checkpoint(folder, "huggingface", config, index, files)
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pyllama import _kernels
+from pyllama.architecture.names import expert_matrix
 from pyllama.checkpoint import Tensor
 from pyllama.checkpoint.apart import join
 from pyllama.checkpoint.files import padded
@@ -40,7 +41,6 @@ PROTECTED = 0.75  # of the slots, at most, are kept for those
 
 PANELS_NBYTES = 1 << 20  # of rows, copied while they are put into the order of panels
 _ALIGNMENT = 4  # of panels
-_KINDS = ("gate_proj", "up_proj", "down_proj")  # GATE, UP, DOWN
 
 _Key = tuple[int, int, int]  # layer, expert, piece
 Part = tuple[Span, int] | Turn  # a read, and where it goes in the slot's memory; or what is put together after it
@@ -655,7 +655,7 @@ def _steps(reads: Reads, memory: np.ndarray, whole: bool, panels: Collection[int
     found: list[Step] = []
     stacks: dict[int, list[_kernels.Matrix]] = {GATE: [], UP: [], DOWN: []}
     for number, (block, data) in enumerate(joined(reads, memory)):
-        which, stored = _KINDS.index(block.tensor.name.split(".")[-2]), block.stored
+        which, stored = expert_matrix(block.tensor.name), block.stored
         if number in panels or (whole and _in_panels(block, data)):
             stored = "panels"
         matrix = _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, data, stored)
