@@ -29,8 +29,8 @@ from typing import Any
 import machine
 
 from pyllama.checkpoint import open_checkpoint
+from pyllama.checkpoint.index import Span
 from pyllama.machine.memory import parse_size
-from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.memory import huge_empty
 

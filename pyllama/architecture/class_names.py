@@ -13,7 +13,7 @@ from typing import Any
 
 # Put before a class's name by what trained or sped it up. FSDP2 and DDP of torch make such subclasses when they wrap
 # a module (huggingface/transformers#40750), Unsloth, PEFT and Liger by hand.
-_WRAPPERS = re.compile(r"(?:FSDP|DDP|Replicate|OptimizedModule|Unsloth|Liger|Peft|Flash)+(?=[A-Z])")
+_WRAPPERS = re.compile(r"^(?:FSDP|DDP|Replicate|OptimizedModule|Unsloth|Liger|Peft|Flash)+(?=[A-Z])")
 # Wrappers saved under their own name, whatever they hold.
 _WRAPPED = {
     "OptimizedModule", "FullyShardedDataParallel", "DistributedDataParallel", "DataParallel", "DeepSpeedEngine",
@@ -50,5 +50,4 @@ def model_type_of(names: object, architectures: Mapping[str, str]) -> str | None
 
 
 def _plain(name: str) -> str:
-    wrapped = _WRAPPERS.match(name)
-    return (name[wrapped.end() :] if wrapped else name).replace("LLaMA", "Llama")
+    return _WRAPPERS.sub("", name).replace("LLaMA", "Llama")

@@ -27,6 +27,8 @@ LIMITS = {
     "moe_intermediate_size": (1, MAX_SIZE),
     "hidden_size_per_layer_input": (0, MAX_SIZE),
 }
+#: The sliding window of each layer in positions, the query's own included; None: all.
+Windows = tuple[int | None, ...]
 _OF_MIXTURE = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
@@ -139,7 +141,6 @@ class QueryGrowth(NamedTuple):
 class Config:
     """The hyperparameters of a model of one of the families. Those with a default are what few families have.
 
-    layer_windows       [i] is the sliding window of layer i in positions, the query's own included; None: all
     norm_plus_one       norms are stored as what is added to 1
     attention_scale     of the products of queries and keys; None: head_dim ** -0.5
     attention_softcap   their bound, c * tanh(x / c); 0: none
@@ -177,7 +178,7 @@ class Config:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    layer_windows: tuple[int | None, ...]
+    layer_windows: Windows
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     mixture: Mixture | None = None

@@ -9,7 +9,7 @@ from collections.abc import Container, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
-from pyllama.architecture.config import Config, Mixture
+from pyllama.architecture.config import Config, Mixture, Windows
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import Layer, llama_layers
 from pyllama.architecture.names import Names
@@ -194,7 +194,7 @@ class Family:
         attention = f.boolean("attention_bias", self.attention_bias)
         return Biases(attention, attention, self.mlp_bias and f.boolean("mlp_bias", False))
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
         """The sliding window of each layer as the class in transformers derives it from config.json."""
         return (None,) * layers
 

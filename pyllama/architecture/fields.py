@@ -23,26 +23,16 @@ class Fields:
     def __init__(self, source: Mapping[str, Any], where: str, prefix: str = ""):
         if not isinstance(source, Mapping):
             raise CheckpointError(f"{where}: expected an object, got {shown(source)}")
-        self._source = source
-        self._where = where
-        self._prefix = prefix
-
-    @property
-    def where(self) -> str:
-        return self._where
-
-    @property
-    def source(self) -> Mapping[str, Any]:
-        return self._source
+        self.source = source
+        self.where = where
+        self.prefix = prefix
 
     def get(self, key: str) -> Any:
-        return self._source.get(self._prefix + key)
+        return self.source.get(self.prefix + key)
 
     def having(self, values: Mapping[str, Any]) -> Fields:
         """The same with other values under these keys."""
-        return Fields(
-            {**self._source, **{self._prefix + key: v for key, v in values.items()}}, self._where, self._prefix
-        )
+        return Fields({**self.source, **{self.prefix + key: v for key, v in values.items()}}, self.where, self.prefix)
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
@@ -50,14 +40,14 @@ class Fields:
 
     def absent(self, key: str) -> bool:
         """Whether the key is not there at all: null counts as there."""
-        return self._prefix + key not in self._source
+        return self.prefix + key not in self.source
 
     def fail(self, key: str, expected: str) -> CheckpointError:
         got = "nothing" if self.get(key) is None else shown(self.get(key))
-        return CheckpointError(f"{self._prefix}{key}: got {got}, expected {expected} (in {self._where})")
+        return CheckpointError(f"{self.prefix}{key}: got {got}, expected {expected} (in {self.where})")
 
     def unsupported(self, key: str, what: str) -> UnsupportedError:
-        return UnsupportedError(f"{self._prefix}{key}: {what} is not supported (in {self._where})")
+        return UnsupportedError(f"{self.prefix}{key}: {what} is not supported (in {self.where})")
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         value = self.get(key)

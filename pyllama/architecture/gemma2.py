@@ -6,7 +6,7 @@ import math
 from types import MappingProxyType
 from typing import Any
 
-from pyllama.architecture.config import Config
+from pyllama.architecture.config import Config, Windows
 from pyllama.architecture.family import GGUF_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import SANDWICH, Layer, llama_layers
@@ -57,7 +57,7 @@ class Gemma2(Family):
         pattern = f.integer("sliding_window_pattern", 1, 1024, self.pattern)
         return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
         return by_type(sliding_window(f), layer_types)
 
     def options(self, f: Fields, head_dim: int, layers: int) -> dict[str, Any]:

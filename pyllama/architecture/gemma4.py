@@ -13,7 +13,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from pyllama.architecture.config import Config, FullAttention, Mixture
+from pyllama.architecture.config import Config, FullAttention, Mixture, Windows
 from pyllama.architecture.experts import GATE_UP, gguf_mixture, stacks
 from pyllama.architecture.family import GGUF_EXPERT_NAMES, GGUF_HEAD_NORMS, GGUF_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
@@ -150,7 +150,7 @@ class Gemma4(Family):
     def layer_types(self, f: Fields, layers: int) -> list[str]:
         return ["sliding_attention" if (i + 1) % _PATTERN else "full_attention" for i in range(layers)]
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
         window = sliding_window(f, self.window)
         kinds = [*(layer_types or self.layer_types(f, layers))]
         kinds[-1] = "full_attention"  # whatever is said

@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from pyllama.architecture.config import MAX_POSITIONS, Config, Mixture
+from pyllama.architecture.config import MAX_POSITIONS, Config, Mixture, Windows
 from pyllama.architecture.experts import gguf_mixture, mixture_in_every_layer
 from pyllama.architecture.family import GGUF_EXPERT_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
@@ -43,7 +43,7 @@ class GptOss(Family):
     def layers(self, config: Config) -> tuple[Layer, ...]:
         return tuple(_with_biases(layer, config) for layer in llama_layers(config))
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
         window = f.integer("sliding_window", 1, MAX_POSITIONS, 128)
         return by_type(window, layer_types or self.layer_types(f, layers))
 

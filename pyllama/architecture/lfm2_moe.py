@@ -11,7 +11,7 @@ from typing import Any
 
 from pyllama.architecture.config import Config, Mixture
 from pyllama.architecture.experts import SIGMOID, gguf_mixture, mixture_in_every_layer, stacks
-from pyllama.architecture.family import GGUF_EXPERT_NAMES, Defaults
+from pyllama.architecture.family import GGUF_EXPERT_NAMES
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.lfm2 import Lfm2
 
@@ -22,19 +22,8 @@ _MOST = 1e6  # of routed_scaling_factor
 class Lfm2Moe(Lfm2):
     model_type = "lfm2_moe"
     architecture = "Lfm2MoeForCausalLM"
-    defaults = Defaults(
-        max_position_embeddings=128_000,
-        num_key_value_heads=8,
-        rms_norm_eps=1e-5,
-        rope_theta=1e6,
-        tie_word_embeddings=True,
-        sizes={
-            "vocab_size": 65536,
-            "hidden_size": 2048,
-            "intermediate_size": 7168,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-        },
+    defaults = Lfm2.defaults._replace(
+        sizes={**Lfm2.defaults.sizes, "hidden_size": 2048, "intermediate_size": 7168},
     )
     has_experts = True
     # The hub's files have an expert a tensor; the class in transformers 5 holds them in one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyllama.architecture.config import Windows
 from pyllama.architecture.family import Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.names import Names
@@ -36,7 +37,7 @@ class Llama(Family):
         },
     )
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
         # The class looks at no window, whatever `sliding_window` says.
         if layer_types and "sliding_attention" in layer_types:
             raise f.unsupported("layer_types", "'sliding_attention' in a llama model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyllama.architecture.config import Config, QueryGrowth
+from pyllama.architecture.config import Config, QueryGrowth, Windows
 from pyllama.architecture.family import Defaults
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.mistral import Mistral
@@ -27,7 +27,7 @@ class Ministral3(Mistral):
     gguf_interleaved = True
     read_here = frozenset({"attention.temperature_scale", "rope.scaling.yarn_log_multiplier"})
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
         if f.has("sliding_window"):
             return super().windows(f, layer_types, layers)
         return (None,) * layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyllama.architecture.config import Config, Mixture
+from pyllama.architecture.config import Config, Mixture, Windows
 from pyllama.architecture.experts import gguf_mixture, mixture_in_every_layer, stacks
 from pyllama.architecture.family import GGUF_EXPERT_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
@@ -33,9 +33,8 @@ class Mixtral(Family):
     gguf_windowed = True
     gguf_factors = True
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
-        window = sliding_window(f) if f.has("sliding_window") else None
-        return in_all(window, f, layer_types, layers, self.model_type)
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
+        return in_all(sliding_window(f, None), f, layer_types, layers, self.model_type)
 
     def mixture(self, f: Fields, layers: int) -> Mixture:
         return mixture_in_every_layer(f, layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyllama.architecture.config import Windows
 from pyllama.architecture.family import Defaults
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.olmo2 import OLMO3_PATTERN, Olmo2
@@ -21,5 +22,5 @@ class Olmo3(Olmo2):
     def layer_types(self, f: Fields, layers: int) -> list[str] | None:
         return ["sliding_attention" if (i + 1) % OLMO3_PATTERN else "full_attention" for i in range(layers)]
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
         return by_type(sliding_window(f), layer_types)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pyllama.architecture.config import MAX_POSITIONS
+from pyllama.architecture.config import Windows
 from pyllama.architecture.family import GGUF_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.names import Names
+from pyllama.architecture.sliding import sliding_window
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
@@ -24,6 +25,5 @@ class Phi3(Family):
         {"attn_qkv": _QKV, "ffn_up": _GATE_UP}, without=("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")
     )
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
-        window = f.integer("sliding_window", 1, MAX_POSITIONS) if f.has("sliding_window") else None
-        return (window,) * layers
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
+        return (sliding_window(f, None),) * layers

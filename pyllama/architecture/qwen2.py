@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyllama.architecture.config import Windows
 from pyllama.architecture.family import Biases, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.sliding import windows_if_used
@@ -16,5 +17,5 @@ class Qwen2(Family):
     def biases(self, f: Fields) -> Biases:
         return Biases(qkv=True)
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
         return windows_if_used(f, layer_types, layers)

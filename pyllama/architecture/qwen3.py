@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyllama.architecture.config import Config
+from pyllama.architecture.config import Config, Windows
 from pyllama.architecture.family import GGUF_HEAD_NORMS, GGUF_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import Layer, llama_layers
@@ -20,5 +20,5 @@ class Qwen3(Family):
     def layers(self, config: Config) -> tuple[Layer, ...]:
         return llama_layers(config, head_norms=True)
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
         return windows_if_used(f, layer_types, layers)

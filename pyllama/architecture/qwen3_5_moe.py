@@ -9,7 +9,7 @@ from typing import Any
 
 from pyllama.architecture.config import Config, Mixture
 from pyllama.architecture.experts import GATE_UP, gguf_mixture, mixture_in_every_layer, stacks
-from pyllama.architecture.family import GGUF_EXPERT_NAMES, Defaults
+from pyllama.architecture.family import GGUF_EXPERT_NAMES
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.layer import Layer, Linear, Shared, experts_of, plain_mlp
 from pyllama.architecture.qwen3_5 import Qwen35
@@ -24,17 +24,9 @@ class Qwen35Moe(Qwen35):
     model_type = "qwen3_5_moe_text"
     architecture = "Qwen3_5MoeForCausalLM"
     wrappers = MappingProxyType({"qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration"})
-    defaults = Defaults(
-        max_position_embeddings=32768,
+    defaults = Qwen35.defaults._replace(
         num_key_value_heads=2,
-        head_dim=256,
-        sizes={
-            "vocab_size": 248320,
-            "hidden_size": 2048,
-            "intermediate_size": 512,
-            "num_hidden_layers": 40,
-            "num_attention_heads": 16,
-        },
+        sizes={**Qwen35.defaults.sizes, "hidden_size": 2048, "intermediate_size": 512, "num_hidden_layers": 40},
     )
     has_experts = True
     huggingface = Qwen35.huggingface._replace(stacks=stacks("mlp.experts"))

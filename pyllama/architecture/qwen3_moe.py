@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from pyllama.architecture.config import MAX_POSITIONS, Config, Mixture
+from pyllama.architecture.config import MAX_POSITIONS, Mixture, Windows
 from pyllama.architecture.experts import gguf_mixture, mixture_in_every_layer, stacks
-from pyllama.architecture.family import GGUF_EXPERT_NAMES, GGUF_HEAD_NORMS, Defaults, Family
+from pyllama.architecture.family import GGUF_EXPERT_NAMES, GGUF_HEAD_NORMS, Defaults
 from pyllama.architecture.fields import Fields
-from pyllama.architecture.layer import Layer, llama_layers
 from pyllama.architecture.names import Names
+from pyllama.architecture.qwen3 import Qwen3
 from pyllama.architecture.sliding import in_all, sliding_window
 
 
-class Qwen3Moe(Family):
+class Qwen3Moe(Qwen3):
     model_type = "qwen3_moe"
     architecture = "Qwen3MoeForCausalLM"
     defaults = Defaults(max_position_embeddings=32768, num_key_value_heads=4, head_dim=None)
-    attention_bias = False
     has_experts = True
     # The hub's files have an expert a tensor; the class in transformers 5 holds them in one.
     huggingface = Names("model.layers.", stacks=stacks("mlp.experts"))
     gguf_architecture = "qwen3moe"
     gguf = GGUF_EXPERT_NAMES.within(GGUF_HEAD_NORMS)
 
-    def layers(self, config: Config) -> tuple[Layer, ...]:
-        return llama_layers(config, head_norms=True)
-
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
         window = sliding_window(f) if f.boolean("use_sliding_window", False) else None
         return in_all(window, f, layer_types, layers, self.model_type)
 

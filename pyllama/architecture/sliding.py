@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pyllama.architecture.config import MAX_POSITIONS
+from pyllama.architecture.config import MAX_POSITIONS, Windows
 from pyllama.architecture.fields import Fields
 
 
-def sliding_window(f: Fields, default: int = 4096) -> int | None:
+def sliding_window(f: Fields, default: int | None = 4096) -> int | None:
     """`sliding_window`: the default unless the key is there, none if it is null."""
-    if f.absent("sliding_window") or f.has("sliding_window"):
-        return f.integer("sliding_window", 1, MAX_POSITIONS, default)
-    return None
+    if f.absent("sliding_window"):
+        return default
+    return f.integer("sliding_window", 1, MAX_POSITIONS) if f.has("sliding_window") else None
 
 
-def in_all(
-    window: int | None, f: Fields, layer_types: list[str] | None, layers: int, model_type: str
-) -> tuple[int | None, ...]:
+def in_all(window: int | None, f: Fields, layer_types: list[str] | None, layers: int, model_type: str) -> Windows:
     """One window, or none, in every layer, for classes that ignore `layer_types`: following a list that says otherwise
     would be a different model, so it is refused."""
     if layer_types and set(layer_types) != {"sliding_attention" if window else "full_attention"}:
@@ -23,12 +21,12 @@ def in_all(
     return (window,) * layers
 
 
-def by_type(window: int | None, layer_types: list[str] | None) -> tuple[int | None, ...]:
+def by_type(window: int | None, layer_types: list[str] | None) -> Windows:
     """The window in the layers of `layer_types` that have one."""
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types or ())
 
 
-def gguf_windows(f: Fields, pattern: int, layers: int, default: int = 0) -> tuple[int | None, ...]:
+def gguf_windows(f: Fields, pattern: int, layers: int, default: int = 0) -> Windows:
     """The windows of a GGUF file's layers: `attention.sliding_window` in all but the last of each `pattern` of them.
 
     Files of newer converters have the pattern: a number, or a list that is true where a layer has a window. 0 is none.
@@ -45,7 +43,7 @@ def gguf_windows(f: Fields, pattern: int, layers: int, default: int = 0) -> tupl
     return tuple(window if pattern and (i + 1) % pattern else None for i in range(layers))
 
 
-def windows_if_used(f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
+def windows_if_used(f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
     """Windows only under `use_sliding_window`: in the layers of `layer_types`, or from `max_window_layers` on."""
     window = sliding_window(f)
     if not f.boolean("use_sliding_window", False):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyllama.architecture.config import MAX_POSITIONS
+from pyllama.architecture.config import Windows
 from pyllama.architecture.family import Defaults, Family
 from pyllama.architecture.fields import Fields
-from pyllama.architecture.sliding import by_type
+from pyllama.architecture.sliding import by_type, sliding_window
 
 _INTERVAL = 4
 
@@ -21,10 +21,10 @@ class SmolLM3(Family):
     gguf_interleaved = True  # llama.cpp's converter permutes the rows of q and k, as for Llama
     gguf_factors = True
 
-    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> tuple[int | None, ...]:
-        if not f.boolean("use_sliding_window", False) or not f.has("sliding_window"):
+    def windows(self, f: Fields, layer_types: list[str] | None, layers: int) -> Windows:
+        window = sliding_window(f, None) if f.boolean("use_sliding_window", False) else None
+        if window is None:
             return (None,) * layers
-        window = f.integer("sliding_window", 1, MAX_POSITIONS)
         unrotated = self._unrotated(f, layers)
         if layer_types is None:
             return tuple(window if i in unrotated else None for i in range(layers))

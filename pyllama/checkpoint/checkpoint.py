@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,16 @@ import numpy as np
 
 from pyllama.architecture.config import Config
 from pyllama.checkpoint import packed_rows
-from pyllama.checkpoint.apart import join
-from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.index import StoredBlock, Tensor, ranges, stored_dtype
+from pyllama.checkpoint.index import Span, StoredBlock, Tensor, stored_dtype
+from pyllama.checkpoint.rows import Rows
 from pyllama.checkpoint.share import StoredShare
 from pyllama.closing import Closing
 from pyllama.errors import CheckpointError
 from pyllama.machine import forked, malloc
 
 
+@dataclass(eq=False, repr=False)
 class Checkpoint(forked.ForkAware, Closing):
     """A model's files, open for reading; a context manager.
 
@@ -41,32 +42,22 @@ class Checkpoint(forked.ForkAware, Closing):
     bytes_read        bytes of weights read so far
     """
 
-    def __init__(
-        self,
-        path: Path,
-        format: str,
-        config: Config,
-        tensors: dict[str, Tensor],
-        files: Mapping[Path, InputFile],
-        *,
-        rope_interleaved: bool = False,
-        metadata: dict[str, Any] | None = None,
-        packed: bool = False,
-        share: StoredShare | None = None,
-    ):
-        self.path = path
-        self.format = format
-        self.packed = packed
-        self.share = share
-        self.config = config
-        self.tensors = tensors
-        self.rope_interleaved = rope_interleaved
-        self.metadata = {} if metadata is None else metadata
-        self.files = tuple(files)
-        self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
-        self.dtype = stored_dtype(tensors)
+    path: Path
+    format: str
+    config: Config
+    tensors: dict[str, Tensor]
+    opened: InitVar[Mapping[Path, InputFile]]
+    rope_interleaved: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+    packed: bool = False
+    share: StoredShare | None = None
+
+    def __post_init__(self, opened: Mapping[Path, InputFile]) -> None:
+        self.files = tuple(opened)
+        self.nbytes = sum(tensor.nbytes for tensor in self.tensors.values())
+        self.dtype = stored_dtype(self.tensors)
         self.bytes_read = 0
-        self._open = dict(files)
+        self._open = dict(opened)
         self._lock = threading.Lock()
         forked.register(self)
 
@@ -79,35 +70,22 @@ class Checkpoint(forked.ForkAware, Closing):
         if not (0 <= row and 0 <= count and row + count <= tensor.rows):
             raise ValueError(f"{tensor.name}: rows {row} to {row + count} of {tensor.rows}")
         if tensor.blocks:
-            return packed_rows.read_rows(tensor, row, count, self._fill)
-        out = np.empty((count, tensor.row_nbytes), np.uint8)
-        for part in tensor.parts:
-            first, last = max(row, part.row), min(row + count, part.row + part.rows)
-            if first >= last:
-                continue
-            rows, pieces = out[first - row : last - row], ranges(tensor.dtype, part, first, last - first)
-            if not part.apart and part.cols == tensor.cols:
-                self._fill(part.file, pieces[0].offset, rows)
-                continue
-            # Rows that take turns with others, or a shard's, which are contiguous in its file, but not here.
-            raw = [np.empty(piece.nbytes, np.uint8) for piece in pieces]
-            for place, data in zip(pieces, raw, strict=True):
-                self._fill(place.file, place.offset, data)
-            start, width = row_nbytes(tensor.dtype, part.col), row_nbytes(tensor.dtype, part.cols)
-            join(tensor.dtype, part, raw, rows[:, start : start + width])
-        return out
+            return packed_rows.read_rows(tensor, row, count, self._read)
+        return Rows(tensor, row, count).read(self._read)
 
     def part_of_block(self, tensor: Tensor, block: StoredBlock, first: int, count: int) -> StoredBlock:
         """Rows [first, first + count) of a tensor's block as a block of their own; reads a few bytes a panel."""
-        return packed_rows.part_of(tensor, block, first, count, self._fill)
+        return packed_rows.part_of(tensor, block, first, count, self._read)
 
-    def _fill(self, path: Path, offset: int, rows: np.ndarray) -> None:
-        file = self._open.get(path)
+    def _read(self, span: Span) -> np.ndarray:
+        file = self._open.get(span.file)
         if file is None:
-            raise CheckpointError(f"{path}: already closed")
-        file.read_into(offset, rows.data.cast("B"))
+            raise CheckpointError(f"{span.file}: already closed")
+        data = np.empty(span.nbytes, np.uint8)
+        file.read_into(span.offset, data.data)
         with self._lock:
-            self.bytes_read += rows.nbytes
+            self.bytes_read += span.nbytes
+        return data
 
     def forget_vocabulary(self) -> None:
         """Give back what only a tokenizer is made of: of a GGUF file's metadata the lists, 2 to 20 MB."""

@@ -17,6 +17,11 @@ from pyllama.errors import CheckpointError, reason_of
 SECTOR = 4096  # direct reads begin and end on such a boundary, and so do blocks of packed files
 
 
+def padded(nbytes: int) -> int:
+    """Bytes of whole sectors."""
+    return -(-nbytes // SECTOR) * SECTOR
+
+
 def read_at(fd: int, offset: int, buffer: memoryview, nbytes: int, multiple: int = 1) -> int:
     """Read `nbytes` bytes into the buffer, going on where a read was short; how many came before the file's end.
 

@@ -59,13 +59,10 @@ FORMATS = {
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_SHORT, ROPE_LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+STRING, ARRAY, BOOL = 8, 9, 7
 _LENGTH = struct.Struct("<Q")
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
-_ARRAY_TYPES = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8",
-    12: "<f8",
-}  # fmt: skip
+#: Its number of a type of values -> the code that struct and NumPy have for it.
+VALUE_TYPES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 # general.type: what else is put into GGUF files.
 _TYPES = {
@@ -88,21 +85,26 @@ class Header(NamedTuple):
     values: dict[str, tuple[int, int]]
 
 
-def open_gguf(path: Path, opener: Callable[[Path], Any] | None = None) -> Checkpoint:
+def open_gguf(path: Path, opener: Callable[[Path], Any] = InputFile) -> Checkpoint:
     """Open a GGUF file, and the rest of its split if it is the first of one.
 
     opener  opens a file elsewhere than on a disk, as something with path, nbytes, read(), read_into() and close()
     """
     with opening() as files:
-        file = files[path] = (opener or InputFile)(path)
+        file = files[path] = opener(path)
         header = read_header(file)
         metadata, tensors = header.metadata, header.tensors
-        for other in _other_parts(path, metadata):
-            if opener is None and not other.exists():
+        others = _other_parts(path, metadata)
+        for number, other in enumerate(others, 1):
+            if opener is InputFile and not other.exists():
                 raise CheckpointError(f"{other}: missing, expected beside {path.name}; fetch all parts of the model")
-            file = files[other] = (opener or InputFile)(other)
+            file = files[other] = opener(other)
             header = read_header(file)
-            _check_split(other, header.metadata)
+            got = _count(other, header.metadata, "split.no", -1), _count(other, header.metadata, "split.count", 0)
+            if got != (number, len(others) + 1):
+                raise CheckpointError(
+                    f"{other.name}: part {got[0]} of {got[1]}, expected {number} of {len(others) + 1} from its name"
+                )
             for name, tensor in header.tensors.items():
                 if name in tensors:
                     raise CheckpointError(f"{shown(name)}: in two files of the split, one is {other.name}")
@@ -129,11 +131,7 @@ def architecture_of(path: Path) -> str | None:
 
 def first_of_one(paths: Sequence[Path]) -> Path:
     """The file to open among a folder's GGUF files: there must be one model, whole or split."""
-    firsts = []
-    for path in paths:
-        match = _SPLIT.fullmatch(path.name)
-        if match is None or int(match[2]) == 1:
-            firsts.append(path)
+    firsts = [path for path in paths if not (match := _SPLIT.fullmatch(path.name)) or int(match[2]) == 1]
     if len(firsts) == 1:
         return firsts[0]
     if not firsts:
@@ -151,28 +149,27 @@ def _checkpoint(
         raise UnsupportedError(f"{path.name}: general.type {shown(kind)} is not supported, expected 'model'{what}")
     if not found and "general.architecture" in metadata:
         raise UnsupportedError(f"{path.name}: no tensors, only metadata, such as a vocabulary; get the model itself")
-    factors, long_factors = taken_factors(found, lambda tensor: files[tensor.parts[0].file])
+    factors = taken_factors(found, lambda tensor: files[tensor.parts[0].file])
     family = gguf_family(metadata)
     for name in guessing_layers(metadata, found):
         del found[name]
     names = {ours: name for name in found for ours in family.gguf.ours(name)}
     embedding = found.get(names.get(EMBEDDING, ""))
     vocab_size = embedding.rows if embedding else 1
-    config = gguf_config(metadata, names, vocab_size=vocab_size, rope_factors=factors, long_factors=long_factors)
+    config = gguf_config(metadata, names, vocab_size=vocab_size, **factors)
     tensors = deal(found, family.gguf, tensor_shapes(config), f"a {config.model_type} model in a GGUF file")
-    index = check_index(tensors, config, {p: f.nbytes for p, f in files.items()}, "the GGUF metadata")
+    index = check_index(tensors, config, "the GGUF metadata")
     return Checkpoint(path, "gguf", config, index, files, rope_interleaved=family.gguf_interleaved, metadata=metadata)
 
 
-def taken_factors(
-    found: dict[str, Tensor], file_of: Callable[[Tensor], InputFile]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The divisors of the rotary frequencies, and those of long contexts, taken out of the tensors; () for none."""
+def taken_factors(found: dict[str, Tensor], file_of: Callable[[Tensor], InputFile]) -> dict[str, tuple[float, ...]]:
+    """The divisors of the rotary frequencies, and those of long contexts, taken out of the tensors, as gguf_config()
+    takes them; () for none."""
     values = {}
     for name in (ROPE_FREQS, ROPE_SHORT, ROPE_LONG):
         tensor = found.pop(name, None)
         values[name] = rope_factors(file_of(tensor), tensor) if tensor else ()
-    return values[ROPE_FREQS] or values[ROPE_SHORT], values[ROPE_LONG]
+    return {"rope_factors": values[ROPE_FREQS] or values[ROPE_SHORT], "long_factors": values[ROPE_LONG]}
 
 
 def factor_tensors(scaling: RopeScaling | None) -> list[tuple[str, np.ndarray]]:
@@ -212,15 +209,6 @@ def _other_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
     if int(match[2]) != 1 or _count(path, metadata, "split.no", 0) != 0:
         raise CheckpointError(f"{path.name}: not the first file of a split model; give {first.name}")
     return [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)]
-
-
-def _check_split(path: Path, metadata: dict[str, Any]) -> None:
-    match = _SPLIT.fullmatch(path.name)
-    assert match is not None  # the name was made by _other_parts
-    number, count = int(match[2]) - 1, int(match[3])
-    got = _count(path, metadata, "split.no", -1), _count(path, metadata, "split.count", 0)
-    if got != (number, count):
-        raise CheckpointError(f"{path.name}: part {got[0]} of {got[1]}, expected {number} of {count} from its name")
 
 
 def _count(path: Path, metadata: dict[str, Any], key: str, default: int) -> int:
@@ -292,35 +280,35 @@ class _Cursor:
 
     def value(self, key: str) -> Any:
         kind = self.unpack("I")
-        if kind == _STRING:
+        if kind == STRING:
             data = self.text(f"value of {shown(key)}", MAX_TEXT_NBYTES)
             self.text_nbytes += len(data)
             if self.text_nbytes > MAX_TEXT_NBYTES:
                 raise CheckpointError(f"{self.where}: more than {MAX_TEXT_NBYTES} bytes of text in the key/values")
             return data.decode("utf-8", "replace")
-        if kind == _ARRAY:
+        if kind == ARRAY:
             return self.array(key)
-        if kind not in _SCALARS:
+        if kind not in VALUE_TYPES:
             raise CheckpointError(f"{self.where}: {shown(key)} has value type {kind}, expected 0 to 12")
-        value = self.unpack(_SCALARS[kind])
-        if kind != _BOOL:
-            return value
+        if kind != BOOL:
+            return self.unpack(VALUE_TYPES[kind])
+        value = self.unpack("B")
         if value > 1:
             raise CheckpointError(f"{self.where}: {shown(key)} is the boolean {value}, expected 0 or 1")
         return bool(value)
 
     def array(self, key: str) -> StringList | np.ndarray:
         kind, count = self.unpack("I"), self.unpack("Q")
-        if kind == _STRING:
+        if kind == STRING:
             return self.string_list(key, count)
-        if kind not in _ARRAY_TYPES:
+        if kind not in VALUE_TYPES:
             raise CheckpointError(f"{self.where}: {shown(key)} is an array of type {kind}, expected 0 to 12")
-        dtype = np.dtype(_ARRAY_TYPES[kind])
+        dtype = np.dtype("<" + VALUE_TYPES[kind])
         if count > MAX_HEADER_NBYTES:
             raise CheckpointError(f"{self.where}: {shown(key)} has {count} entries, expected fewer")
         start = self.need(count * dtype.itemsize)
         data = self.copy(start, start + count * dtype.itemsize)
-        if kind == _BOOL and data.strip(b"\0\1"):
+        if kind == BOOL and data.strip(b"\0\1"):
             raise CheckpointError(f"{self.where}: {shown(key)} holds booleans other than 0 and 1")
         return np.frombuffer(data, dtype)
 
@@ -360,8 +348,7 @@ def read_header(file: InputFile) -> Header:
     what = described_bytes(file.read(0, min(HEAD_NBYTES, file.nbytes)), file.nbytes)
     if what:
         raise CheckpointError(f"{file.path}: {what}")
-    cursor.need(4)
-    magic = bytes(cursor.buffer[:4])
+    magic = cursor.copy(cursor.need(4), 4)
     if magic != b"GGUF":
         raise CheckpointError(f"{where}: starts with {shown(magic)}, expected b'GGUF'")
     version = cursor.unpack("I")

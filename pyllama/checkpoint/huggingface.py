@@ -58,17 +58,17 @@ def open_huggingface(folder: Path) -> Checkpoint:
             tensors[name] = tensors.pop(stored)._replace(name=name)
         if config.tie_word_embeddings:
             _check_tied(tensors, files)
-        sizes = {path: file.nbytes for path, file in files.items()}
         family = FAMILIES[config.model_type]
         if family.experts_apart:
             tensors = single_experts(tensors, family.experts_apart)
-        index = check_index(deal(tensors, family.huggingface, tensor_shapes(config)), config, sizes, "config.json")
+        index = check_index(deal(tensors, family.huggingface, tensor_shapes(config)), config, "config.json")
         return Checkpoint(folder, "huggingface", config, index, files)
 
 
 def read_config(folder: Path) -> Config:
     """The config of a folder with config.json, without its weights."""
-    return huggingface_config(read_object(folder / CONFIG), _json_if_there(folder / "generation_config.json"))
+    generation = folder / "generation_config.json"
+    return huggingface_config(read_object(folder / CONFIG), read_object(generation) if generation.is_file() else {})
 
 
 def _check_tied(tensors: dict[str, Tensor], files: dict[Path, InputFile]) -> None:
@@ -106,10 +106,6 @@ def read_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {what}")
     data = data.removeprefix(b"\xef\xbb\xbf")  # some editors put a mark at the start
     return parse_object(data, path.name, constants=path.name == CONFIG)
-
-
-def _json_if_there(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}
 
 
 def read_weight_map(folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ refused by name. Reads no files.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,7 +93,7 @@ def huggingface_config(config: Mapping[str, Any], generation_config: Mapping[str
         mlp_bias=biases.mlp,
         layer_windows=family.windows(f, kinds, layers),
         bos_token_id=f.token_id("bos_token_id") if f.has("bos_token_id") else ends.token_id("bos_token_id"),
-        eos_token_ids=_unique(ends.token_ids("eos_token_id") + f.token_ids("eos_token_id")),
+        eos_token_ids=tuple(dict.fromkeys(ends.token_ids("eos_token_id") + f.token_ids("eos_token_id"))),
         mixture=family.mixture(f, layers),
         norm_plus_one=family.norm_plus_one,
         rotary_dim=None if rotary_dim == head_dim else rotary_dim,
@@ -148,10 +148,6 @@ def _check_class(f: Fields, expected: str) -> None:
     if other is not None:
         kind = foreign.described_class(other)
         raise f.unsupported("architectures", f"{shown(other)}{kind} (expected {expected})")
-
-
-def _unique(ids: Sequence[int]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(ids))
 
 
 def _refuse_quantized(f: Fields, family: Family) -> None:

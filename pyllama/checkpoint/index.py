@@ -2,7 +2,8 @@
 
 Every reader produces this index under Hugging Face names. `check_index` proves, before any
 weight is read, that every tensor the decoder will ask for is there with the shape the config implies,
-in a storage format that fits, and that its bytes lie inside its file and belong to no other tensor.
+in a storage format that fits, and that its bytes belong to no other tensor. That they lie inside its file, and are
+whole blocks of its format, its reader has proven.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pyllama.architecture.config import Config
 from pyllama.architecture.names import Names
 from pyllama.architecture.tensors import HEAD, tensor_shapes
 from pyllama.checkpoint.dtypes import DTYPES, PLAIN, row_nbytes
+from pyllama.checkpoint.files import SECTOR, padded
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 NOWHERE = Path("not downloaded")
@@ -53,29 +55,34 @@ class Part(NamedTuple):
     apart: Apart | None = None
 
 
-class Range(NamedTuple):
+class Span(NamedTuple):
     """Consecutive bytes of a file."""
 
     file: Path
     offset: int
     nbytes: int
 
+    @property
+    def room(self) -> int:
+        """Bytes of memory a direct read of it takes."""
+        return padded(self.offset % SECTOR + self.nbytes)
 
-def ranges(dtype: str, part: Part, row: int, rows: int) -> tuple[Range, ...]:
+
+def ranges(dtype: str, part: Part, row: int, rows: int) -> tuple[Span, ...]:
     """What has to be read for rows [row, row + rows) of a part: with `apart`, codes and then scales, of all that take
     turns; a vector, which is one row, as a whole."""
     apart = part.apart
     if apart is None:
         width = row_nbytes(dtype, part.cols)
-        return (Range(part.file, part.offset + (row - part.row) * width, rows * width),)
+        return (Span(part.file, part.offset + (row - part.row) * width, rows * width),)
     if apart.scales is None:
-        return (Range(part.file, part.offset, apart.step * row_nbytes(dtype, part.cols)),)
+        return (Span(part.file, part.offset, apart.step * row_nbytes(dtype, part.cols)),)
     file, offset = apart.scales
     first, count = (row - part.row) * apart.step, rows * apart.step
     codes, scales = part.cols // 2, part.cols // MXFP4_COLS
     return (
-        Range(part.file, part.offset + first * codes, count * codes),
-        Range(file, offset + first * scales, count * scales),
+        Span(part.file, part.offset + first * codes, count * codes),
+        Span(file, offset + first * scales, count * scales),
     )
 
 
@@ -106,6 +113,10 @@ class StoredBlock(NamedTuple):
     crc32: int | None
     around: tuple[bytes, ...] = ()
     skip: int = 0
+
+    @property
+    def span(self) -> Span:
+        return Span(self.file, self.offset, self.nbytes)
 
 
 class Tensor(NamedTuple):
@@ -248,15 +259,11 @@ def _cut(tensor: Tensor, names: tuple[str, ...], shapes: Mapping[str, tuple[int,
         at += piece.nbytes
 
 
-def check_index(
-    tensors: Mapping[str, Tensor], config: Config, sizes: Mapping[Path, int] | None, source: str
-) -> dict[str, Tensor]:
+def check_index(tensors: Mapping[str, Tensor], config: Config, source: str) -> dict[str, Tensor]:
     """The tensors of the model in the order they are used, every one of them proven sound.
 
-    sizes:  bytes of each file; None where the reader has checked itself where tensors lie
     source: what the config came from, for messages ("config.json")
-    Raises CheckpointError: a tensor missing, unknown, of another shape or dtype, out of its file, or
-    overlapping another.
+    Raises CheckpointError: a tensor missing, unknown, of another shape or dtype, or overlapping another.
     """
     expected = tensor_shapes(config)
     for name in tensors:
@@ -270,14 +277,18 @@ def check_index(
         tensor = tensors.get(name)
         if tensor is None:
             raise CheckpointError(f"{name}: missing, expected with shape {shape} from {source}{_advice(name)}")
-        _check_format(tensor)
+        # Before the shape: packed formats have shapes of their own, and the format is what to name.
+        if tensor.dtype not in DTYPES:
+            raise UnsupportedError(f"{name}: storage format {tensor.dtype} is not supported (file {_file(tensor)})")
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{name}: shape {tensor.shape}, expected {shape} from {source} (file {_file(tensor)})"
             )
-        _check_blocks(tensor)
-        if sizes is not None:
-            _check_parts(tensor, sizes)
+        if len(shape) == 1 and tensor.dtype not in PLAIN:
+            raise UnsupportedError(
+                f"{name}: a vector stored as {tensor.dtype} is not supported, expected one of "
+                f"{', '.join(PLAIN)} (file {_file(tensor)})"
+            )
         index[name] = tensor
     check_overlaps(index.values())
     return index
@@ -296,49 +307,6 @@ def _advice(name: str) -> str:
 def _file(tensor: Tensor) -> str:
     pieces = tensor.parts or tensor.blocks
     return pieces[0].file.name if pieces else "unknown"
-
-
-def _check_format(tensor: Tensor) -> None:
-    # Before the shape: packed formats have shapes of their own, and the format is what to name.
-    if tensor.dtype not in DTYPES:
-        raise UnsupportedError(f"{tensor.name}: storage format {tensor.dtype} is not supported (file {_file(tensor)})")
-
-
-def _check_blocks(tensor: Tensor) -> None:
-    if len(tensor.shape) == 1 and tensor.dtype not in PLAIN:
-        raise UnsupportedError(
-            f"{tensor.name}: a vector stored as {tensor.dtype} is not supported, expected one of "
-            f"{', '.join(PLAIN)} (file {_file(tensor)})"
-        )
-    block_cols = DTYPES[tensor.dtype][0]
-    if tensor.cols % block_cols:
-        raise CheckpointError(
-            f"{tensor.name}: {tensor.cols} columns, expected a multiple of {block_cols} for {tensor.dtype} "
-            f"(file {_file(tensor)})"
-        )
-
-
-def _check_parts(tensor: Tensor, sizes: Mapping[Path, int]) -> None:
-    block_cols = DTYPES[tensor.dtype][0]
-    area = 0
-    for part in tensor.parts:
-        inside = (
-            part.rows > 0 and part.cols > 0 and part.row >= 0 and part.col >= 0
-            and part.row + part.rows <= tensor.rows and part.col + part.cols <= tensor.cols
-        )  # fmt: skip
-        if not inside or part.cols % block_cols or part.col % block_cols:
-            raise CheckpointError(f"{tensor.name}: a shard does not fit shape {tensor.shape} (file {part.file.name})")
-        for piece in ranges(tensor.dtype, part, part.row, part.rows):
-            end = piece.offset + piece.nbytes
-            if piece.offset < 0 or end > sizes[piece.file]:
-                raise CheckpointError(
-                    f"{tensor.name}: bytes {piece.offset} to {end}, expected within the {sizes[piece.file]} of "
-                    f"file {piece.file.name} (truncated?)"
-                )
-        area += part.rows * part.cols
-    # Readers build either one part or a row of equal cuts, so equal area means each weight exactly once.
-    if area != tensor.rows * tensor.cols:
-        raise CheckpointError(f"{tensor.name}: shards hold {area} weights, expected {tensor.rows * tensor.cols}")
 
 
 def check_overlaps(tensors: Iterable[Tensor]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from zipfile import ZipInfo
 
 from pyllama.architecture.config import Config
 from pyllama.architecture.layer import layer_name
@@ -23,7 +24,7 @@ from pyllama.checkpoint.dtypes import DTYPES
 from pyllama.checkpoint.files import InputFile, opening, read_small
 from pyllama.checkpoint.index import Tensor, check_index, whole
 from pyllama.checkpoint.meta_config import meta_assumptions, meta_config
-from pyllama.checkpoint.stored_zip import Entry, data_offset, read_directory
+from pyllama.checkpoint.stored_zip import data_offset, read_directory
 from pyllama.checkpoint.torch_records import MAX_PICKLE_NBYTES, TensorRecord, read_records
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 from pyllama.strict_json import MAX_NBYTES, parse_object
@@ -50,8 +51,7 @@ def open_meta(folder: Path) -> Checkpoint:
             shards.append(_read_shard(file))
         tensors = _join(shards, dim)
         config = read_config(params, tensors)
-        sizes = {path: file.nbytes for path, file in files.items()}
-        index = check_index(tensors, config, sizes, "params.json")
+        index = check_index(tensors, config, "params.json")
         assumed = {"assumed": meta_assumptions(config)}
         return Checkpoint(folder, "meta", config, index, files, rope_interleaved=True, metadata=assumed)
 
@@ -91,13 +91,6 @@ def read_config(params: dict[str, object], tensors: dict[str, Tensor]) -> Config
     )
 
 
-def _our_name(name: str, where: str) -> str:
-    ours = Llama.meta.ours(name) if name.endswith(".weight") else ()
-    if not ours:
-        raise UnsupportedError(f"{shown(name)}: not a tensor of a llama model in Meta's form (file {where})")
-    return ours[0]
-
-
 def _read_shard(file: InputFile) -> dict[str, Tensor]:
     """Hugging Face name -> the tensor as this shard holds it, in one part."""
     where = file.path.name
@@ -107,12 +100,12 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
         raise CheckpointError(f"{where}: {len(pickles)} entries data.pkl, expected 1")
     root = pickles[0].removesuffix("data.pkl")
     order = entries.get(root + "byteorder")
-    if order and file.read(data_offset(file, order), min(order.nbytes, 16)) != b"little":
+    if order and file.read(data_offset(file, order), min(order.file_size, 16)) != b"little":
         raise UnsupportedError(f"{where}: big-endian tensors are not supported")
     program = entries[pickles[0]]
-    if program.nbytes > MAX_PICKLE_NBYTES:
-        raise CheckpointError(f"{where}: data.pkl of {program.nbytes} bytes, expected at most {MAX_PICKLE_NBYTES}")
-    records = read_records(file.read(data_offset(file, program), program.nbytes), where)
+    if program.file_size > MAX_PICKLE_NBYTES:
+        raise CheckpointError(f"{where}: data.pkl of {program.file_size} bytes, expected at most {MAX_PICKLE_NBYTES}")
+    records = read_records(file.read(data_offset(file, program), program.file_size), where)
     if len(records) > MAX_TENSORS:
         raise CheckpointError(f"{where}: {len(records)} tensors, expected at most {MAX_TENSORS}")
     offsets: dict[str, int] = {}
@@ -121,21 +114,23 @@ def _read_shard(file: InputFile) -> dict[str, Tensor]:
         if name == "rope.freqs":  # a table the decoder computes
             continue
         entry = _storage_entry(entries, root, record, f"{shown(name)} (file {where})")
-        if entry.name not in offsets:
-            offsets[entry.name] = data_offset(file, entry)
-        mapped = _our_name(name, where)
-        tensors[mapped] = _tensor(mapped, record, file.path, offsets[entry.name])
+        if entry.orig_filename not in offsets:
+            offsets[entry.orig_filename] = data_offset(file, entry)
+        ours = Llama.meta.ours(name) if name.endswith(".weight") else ()
+        if not ours:
+            raise UnsupportedError(f"{shown(name)}: not a tensor of a llama model in Meta's form (file {where})")
+        tensors[ours[0]] = _tensor(ours[0], record, file.path, offsets[entry.orig_filename])
     return tensors
 
 
-def _storage_entry(entries: dict[str, Entry], root: str, record: TensorRecord, name: str) -> Entry:
+def _storage_entry(entries: dict[str, ZipInfo], root: str, record: TensorRecord, name: str) -> ZipInfo:
     storage = record.storage
     entry = entries.get(f"{root}data/{storage.key}")
     if entry is None:
         raise CheckpointError(f"{name}: its storage data/{storage.key} is missing")
     expected = storage.count * DTYPES[storage.dtype][1]
-    if entry.nbytes != expected:
-        raise CheckpointError(f"{name}: its storage has {entry.nbytes} bytes, expected {expected}")
+    if entry.file_size != expected:
+        raise CheckpointError(f"{name}: its storage has {entry.file_size} bytes, expected {expected}")
     return entry
 
 
@@ -181,13 +176,10 @@ def _joined(name: str, pieces: list[Tensor], dim: int) -> Tensor:
     # Llama 3 cuts the embedding by rows, so its pieces are as wide as the model; Llama 2's are not.
     embedding_columns = name == EMBEDDING and first.cols != dim
     rows, cols = first.rows, first.cols
-    parts = []
     if name.endswith(_BY_COLUMNS) or embedding_columns:
-        for i, piece in enumerate(pieces):
-            parts.append(piece.parts[0]._replace(col=i * cols))
+        parts = [piece.parts[0]._replace(col=i * cols) for i, piece in enumerate(pieces)]
         shape = (rows, cols * len(pieces))
     else:
-        for i, piece in enumerate(pieces):
-            parts.append(piece.parts[0]._replace(row=i * rows))
+        parts = [piece.parts[0]._replace(row=i * rows) for i, piece in enumerate(pieces)]
         shape = (rows * len(pieces), cols)
     return Tensor(name, first.dtype, shape, tuple(parts))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyllama.architecture.config import MAX_POSITIONS, Config, RopeScaling
+from pyllama.architecture.config import Config, RopeScaling
 from pyllama.architecture.fields import Fields
 from pyllama.architecture.llama import Llama
+from pyllama.architecture.sliding import sliding_window
 from pyllama.errors import shown
 
 _META_KEYS = {
@@ -46,7 +47,7 @@ def meta_config(
             original_max_position_embeddings=8192,
         )  # fmt: skip
     # Mistral 7B v0.1 came in this form too, with the key that Meta's models do not have.
-    window = f.integer("sliding_window", 1, MAX_POSITIONS) if f.has("sliding_window") else None
+    window = sliding_window(f, None)
     eps = f.number("norm_eps", 0.0, 1.0, 1e-5)
     theta = f.number("rope_theta", 1.0001, 1e12, 10000.0)
     positions = 32768 if window else _meta_positions(llama3, scaled, theta, eps)

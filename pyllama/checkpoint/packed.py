@@ -21,11 +21,11 @@ from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import EMBEDDING
 from pyllama.checkpoint.checkpoint import Checkpoint
 from pyllama.checkpoint.dtypes import row_nbytes
-from pyllama.checkpoint.files import SECTOR, InputFile, opening, read_small
-from pyllama.checkpoint.huggingface import read_config
+from pyllama.checkpoint.files import SECTOR, InputFile, opening, padded
+from pyllama.checkpoint.huggingface import read_config, read_object
 from pyllama.checkpoint.index import StoredBlock, Tensor, are_naturals, check_index, is_described
 from pyllama.checkpoint.safetensors import read_header
-from pyllama.checkpoint.share import StoredShare, as_stored, as_whole, parse_share
+from pyllama.checkpoint.share import StoredShare, as_stored, as_whole
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 from pyllama.strict_json import MAX_NBYTES, parse_object
 
@@ -101,7 +101,7 @@ def open_packed(first: Path) -> Checkpoint:
         if share is not None:
             tensors = as_whole(tensors, share)
         config, metadata, where = _config(folder, shards[0].source, tensors)
-        index = check_index(tensors, config, None, where)
+        index = check_index(tensors, config, where)
         if share is not None:
             index = as_stored(index, stored, share)
         return Checkpoint(
@@ -127,16 +127,13 @@ def read_shards(first: Path, files: dict[Path, InputFile]) -> Iterable[tuple[Pat
         shard = read_shard(file)
         if number == 1:
             count = shard.shards
-        told = (shard.shard, shard.shards, shard.previous)
-        expected = (number, count, previous.crc32 if previous else 0)
-        if path.name != shard_name(number, count) or told != expected or (previous and not _alike(shard, previous)):
+        before = previous or shard._replace(crc32=0)
+        told = (shard.shard, shard.shards, shard.previous, shard.source, shard.rope_interleaved)
+        expected = (number, count, before.crc32, before.source, before.rope_interleaved)
+        if path.name != shard_name(number, count) or told != expected:
             raise CheckpointError(f"{path.name}: not shard {number} of this model, expected the files of one packing")
         previous = shard
         yield path, shard
-
-
-def _alike(shard: Shard, other: Shard) -> bool:
-    return (shard.source, shard.rope_interleaved) == (other.source, other.rope_interleaved)
 
 
 def header_crc32(head: bytes | bytearray) -> int:
@@ -174,6 +171,7 @@ def read_shard(file: InputFile) -> Shard:
     if set(described) != set(stored):
         name = min(set(described) ^ set(stored))
         raise CheckpointError(f"{shown(name)}: described without being stored, or the reverse (file {where})")
+    share = parse_object(fields[SHARE].encode(), f"{where}, {SHARE}") if SHARE in fields else None
     return Shard(
         crc32,
         source,
@@ -183,7 +181,7 @@ def read_shard(file: InputFile) -> Shard:
         int(fields["previous"], 16) if _CRC.fullmatch(fields["previous"]) else -1,
         _carried(parse_object(fields["files"].encode(), f"{where}, files"), where),
         {name: _tensor(name, described[name], stored[name], file.path) for name in described},
-        parse_share(fields[SHARE], f"{where}, {SHARE}") if SHARE in fields else None,
+        StoredShare.from_json(share, f"{where}, {SHARE}") if share is not None else None,
     )
 
 
@@ -253,11 +251,6 @@ def _block(piece: Any, dtype: str, cols: int, row: int, offset: int, path: Path)
     return StoredBlock(path, offset, nbytes, row, rows, "packed" if packed else "rows", crc32)
 
 
-def padded(nbytes: int) -> int:
-    """Bytes of whole pages."""
-    return -(-nbytes // SECTOR) * SECTOR
-
-
 # --- the config ---------------------------------------------------------------------------------------
 
 
@@ -269,21 +262,15 @@ def _config(folder: Path, source: str, tensors: dict[str, Tensor]) -> tuple[Conf
         from pyllama.checkpoint import meta
         from pyllama.checkpoint.meta_config import meta_assumptions
 
-        config = meta.read_config(_json(folder / "params.json"), tensors)
+        config = meta.read_config(read_object(folder / "params.json"), tensors)
         return config, {"assumed": meta_assumptions(config)}, "params.json"
     from pyllama.checkpoint import gguf
     from pyllama.checkpoint.gguf_config import gguf_config
 
     with InputFile(folder / GGUF_HEAD) as file:
         header = gguf.read_header(file)
-        factors, long_factors = gguf.taken_factors(dict(header.tensors), lambda tensor: file)
+        factors = gguf.taken_factors(dict(header.tensors), lambda tensor: file)
     embedding = tensors.get(EMBEDDING)
     vocab_size = embedding.rows if embedding else 1
-    config = gguf_config(
-        header.metadata, tensors, vocab_size=vocab_size, rope_factors=factors, long_factors=long_factors
-    )
+    config = gguf_config(header.metadata, tensors, vocab_size=vocab_size, **factors)
     return config, header.metadata, GGUF_HEAD
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return parse_object(read_small(path, MAX_NBYTES), path.name)

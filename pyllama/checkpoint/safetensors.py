@@ -8,6 +8,7 @@ no overlap, no hole, nothing after the last tensor.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from pyllama.checkpoint.files import InputFile
@@ -17,8 +18,9 @@ from pyllama.errors import CheckpointError, UnsupportedError, shown
 from pyllama.strict_json import MAX_NBYTES, parse_object
 
 MAX_TENSORS = 65_536
-_WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
-_FOREIGN = {
+_WIDTHS = {
+    "F32": 4, "F16": 2, "BF16": 2,
+    # Of what nobody wants.
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "I32": 4,
     "U32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
@@ -78,16 +80,14 @@ def _entry(name: str, entry: Any, where: str) -> tuple[str, tuple[int, ...], int
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str):
         raise CheckpointError(f"{shown(name)}: dtype is {shown(dtype)}, expected a name (file {where})")
-    width = _WIDTHS.get(dtype) or _FOREIGN.get(dtype)
+    width = _WIDTHS.get(dtype)
     if width is None:
         raise UnsupportedError(f"{shown(name)}: dtype {shown(dtype)} is not supported (file {where})")
     if not are_naturals(shape, 0, 8, 2**31) or not are_naturals(offsets, 2, 2):
         raise CheckpointError(
             f"{shown(name)}: shape or data_offsets are not short lists of natural numbers (file {where})"
         )
-    count = 1
-    for dim in shape:
-        count *= dim
+    count = prod(shape)
     begin, end = offsets
     if end - begin != count * width:
         raise CheckpointError(

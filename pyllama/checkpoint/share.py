@@ -5,13 +5,11 @@ Which rows those are is not known here: whoever opens it for a board compares sh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pyllama.checkpoint.index import Tensor, is_described
 from pyllama.errors import CheckpointError, shown
-from pyllama.strict_json import parse_object
 
 MOST_BOARDS = 64
 
@@ -35,12 +33,9 @@ class StoredShare(NamedTuple):
         unequal = "" if len(set(self.shares)) == 1 else f" (shares {', '.join(f'{each:g}' for each in self.shares)})"
         return f"part {self.place + 1} of {len(self.shares)}{unequal}"
 
-    def to_json(self) -> dict[str, Any]:
-        return self._asdict()
-
     @classmethod
     def from_json(cls, value: Any, where: str) -> StoredShare:
-        """Raises CheckpointError for what to_json() did not make; where: for the message."""
+        """Raises CheckpointError for what is no _asdict() of one; where: for the message."""
         try:
             place, shares, digest = value["place"], tuple(value["shares"]), value["digest"]
             described = {name: (dtype, list(shape)) for name, (dtype, shape) in value["whole"].items()}
@@ -61,14 +56,6 @@ class StoredShare(NamedTuple):
             raise CheckpointError(f"{where}: not a description of a board's part of a model")
         whole = {name: (dtype, tuple(shape)) for name, (dtype, shape) in described.items()}
         return cls(place, shares, digest, whole)
-
-
-def parse_share(text: str, where: str) -> StoredShare:
-    return StoredShare.from_json(parse_object(text.encode(), where), where)
-
-
-def compact_share(share: StoredShare) -> str:
-    return json.dumps(share.to_json(), separators=(",", ":"))
 
 
 def as_whole(tensors: Mapping[str, Tensor], share: StoredShare) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from pyllama.packing.carry import small_files
 from pyllama.packing.journal import Journal
 from pyllama.packing.own_rows import OwnRows
 from pyllama.packing.pack import describe
-from pyllama.packing.shard import compact, write_to
+from pyllama.packing.shard import write_to
 from pyllama.terminal.progress import Progress
 
 FILE_NBYTES = 512 << 20  # of unpacked weights: what a kill costs at most
@@ -96,8 +96,7 @@ class _Parcel:
             self._journal = Journal.of(checkpoint, model, False, self._board, FILE_NBYTES)
             self._small = dict(small_files(checkpoint))
         self._journal.carried = {name: describe(data) for name, data in self._small.items()}
-        told = compact(self._journal.to_json() | {"asked": None, "replace": None})
-        self._identity = hashlib.sha256(told.encode()).hexdigest()
+        self._identity = hashlib.sha256(self._journal.identity.encode()).hexdigest()
         self._remote: Remote | None = None
         self._sizes = [sum(tensor.nbytes for tensor in shard) for shard in self._journal.shards]
         self.nbytes = sum(self._sizes)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pyllama.checkpoint.files import SECTOR, drop_cache
+from pyllama.checkpoint.index import Span
 from pyllama.errors import RequestError, reason_of
-from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.memory import huge_empty
 

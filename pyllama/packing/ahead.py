@@ -27,4 +27,4 @@ def read_ahead(items: Iterable[Item], room: int, fill: Callable[[Item, np.ndarra
             yield ring.take()
             ring.give_back()
     finally:
-        ring.stop()
+        ring.close()

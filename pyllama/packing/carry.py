@@ -19,14 +19,12 @@ _F32 = 0  # ggml's number
 
 def small_files(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
     """(name, contents) of each. Raises CheckpointError for one that cannot be read."""
-    if checkpoint.packed:
-        yield from folder_files(checkpoint.path)
-        return
-    if checkpoint.format == "gguf":
-        yield GGUF_HEAD, _gguf_head(checkpoint)
-        return
     folder = checkpoint.path
-    if checkpoint.format == "meta":
+    if checkpoint.packed or checkpoint.format == "huggingface":
+        yield from folder_files(folder)
+    elif checkpoint.format == "gguf":
+        yield GGUF_HEAD, _gguf_head(checkpoint)
+    else:
         for name, places in (
             ("params.json", (folder,)),
             ("tokenizer.model", (folder, folder.parent)),  # Meta ships it beside the folders of all sizes
@@ -35,8 +33,6 @@ def small_files(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
                 if (place / name).is_file():
                     yield name, read_small(place / name, MAX_NBYTES)
                     break
-        return
-    yield from folder_files(folder)
 
 
 def folder_files(folder: Path) -> Iterator[tuple[str, bytes]]:

@@ -13,11 +13,11 @@ from typing import Any
 from pyllama.checkpoint import Checkpoint, Part, Tensor
 from pyllama.checkpoint.index import Apart, files_of
 from pyllama.checkpoint.packed import SHARE, Carried
-from pyllama.checkpoint.share import StoredShare, compact_share
+from pyllama.checkpoint.share import StoredShare
 from pyllama.errors import PackError
 from pyllama.packing.own_rows import ForBoard
 from pyllama.packing.rows import state_of
-from pyllama.packing.shard import estimated_nbytes, shard_fields
+from pyllama.packing.shard import compact, estimated_nbytes, shard_fields
 
 #: Fields of a journal that JSON has as they are.
 _PLAIN: dict[str, Callable[[Any], Any]] = {
@@ -58,10 +58,7 @@ class Journal:
         board: ForBoard | None = None,
         file_nbytes: int | None = None,
     ) -> "Journal":
-        if board is not None:
-            shards = into_shards(board.tensors(checkpoint), file_nbytes)
-        else:
-            shards = into_shards([_absolute(tensor) for tensor in checkpoint.tensors.values()])
+        tensors = board.tensors(checkpoint) if board else map(_absolute, checkpoint.tensors.values())
         return cls(
             asked,
             os.path.abspath(checkpoint.path),
@@ -70,8 +67,8 @@ class Journal:
             checkpoint.rope_interleaved,
             checkpoint.config.tie_word_embeddings,
             {Path(os.path.abspath(path)): state_of(path) for path in checkpoint.files},
-            shards,
-            share=board.described(checkpoint) if board is not None else None,
+            into_shards(tensors, file_nbytes),
+            share=board.described(checkpoint) if board else None,
         )
 
     def estimated_nbytes(self, shard: Sequence[Tensor]) -> int:
@@ -80,12 +77,17 @@ class Journal:
     def fields(self, number: int, previous: int) -> dict[str, str]:
         """What the header of a shard says of it; previous: the checksum of the one before."""
         found = shard_fields(self.format, self.rope_interleaved, number, len(self.shards), previous, self.carried)
-        return found | ({SHARE: compact_share(self.share)} if number == 1 and self.share is not None else {})
+        return found | ({SHARE: compact(self.share._asdict())} if number == 1 and self.share else {})
 
     def files_done(self, count: int) -> list[Path]:
         """The source files from which nothing is wanted once `count` shards are there."""
         wanted = {path for shard in self.shards[count:] for tensor in shard for path in files_of(tensor)}
         return [path for path in self.states if path not in wanted]
+
+    @property
+    def identity(self) -> str:
+        """The same for whatever is the same work."""
+        return compact(self.to_json() | {"asked": None, "replace": None})
 
     def to_json(self) -> dict[str, Any]:
         files = list(self.states)
@@ -96,7 +98,7 @@ class Journal:
             "files": [[os.fsdecode(path), *self.states[path]] for path in files],
             "shards": [[_to_list(tensor, number) for tensor in shard] for shard in self.shards],
             "carried": self.carried,
-            "share": self.share.to_json() if self.share else None,
+            "share": self.share._asdict() if self.share else None,
         }
 
     @classmethod
@@ -148,7 +150,7 @@ def _at(part: Part, place: Callable[[Any], Any]) -> Part:
 
 def _to_list(tensor: Tensor, number: dict[Path, int]) -> list[Any]:
     parts = [_at(part, number.__getitem__) for part in tensor.parts]
-    told = [[p.file, p.offset, p.row, p.rows, p.col, p.cols, *([list(p.apart)] if p.apart else [])] for p in parts]
+    told = [part if part.apart else part[:6] for part in parts]
     return [tensor.name, tensor.dtype, tensor.shape, told]
 
 

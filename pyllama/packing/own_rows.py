@@ -13,10 +13,10 @@ from pyllama.architecture import Config
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.digest import weights_digest
 from pyllama.checkpoint.files import drop_cache
+from pyllama.checkpoint.rows import Rows
 from pyllama.checkpoint.share import StoredShare
 from pyllama.closing import Closing
 from pyllama.decoder.ranks import Share
-from pyllama.packing.rows import Rows
 from pyllama.streaming.local import LocalCheckpoint
 
 

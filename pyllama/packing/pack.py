@@ -15,14 +15,15 @@ import numpy as np
 from pyllama.checkpoint import Tensor, open_checkpoint
 from pyllama.checkpoint.index import StoredBlock, files_of
 from pyllama.checkpoint.packed import Carried, Shard, header_of, shard_name
-from pyllama.checkpoint.packed_rows import unpack
+from pyllama.checkpoint.packed_rows import rows_of
+from pyllama.checkpoint.rows import Rows
 from pyllama.errors import CheckpointError, PackError, RequestError
 from pyllama.hub import resolve
 from pyllama.packing.carry import small_files
 from pyllama.packing.journal import Journal
 from pyllama.packing.own_rows import ForBoard, OwnRows
-from pyllama.packing.rows import Rows, SourceFiles, state_of
-from pyllama.packing.shard import compact, write_shard
+from pyllama.packing.rows import SourceFiles, state_of
+from pyllama.packing.shard import write_shard
 from pyllama.packing.verify import INDEX, check_blocks, first_wrong, index_bytes
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
 from pyllama.terminal.progress import Progress, format_nbytes
@@ -48,7 +49,7 @@ def pack(
     """
     if replace and board is not None:
         raise RequestError("pack: one board's rows cannot replace a model, whose others would be lost")
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     with Workplace(destination) as work, disk_errors(work.destination):
         old = work.journal()
         work.drop_partial()
@@ -90,7 +91,7 @@ def _agree(work: Workplace, old: Journal | None, asked: str, replace: bool, boar
         for path in plan.states:
             if path.is_symlink() and path.resolve().parent.name != "blobs":
                 raise RequestError(f"{path}: a link to {path.resolve()}, expected a file that --replace may delete")
-    if old is None or _identity(old) != _identity(plan):
+    if old is None or old.identity != plan.identity:
         work.clear()
     work.write_journal(plan.to_json())
     for name, data in contents.items():
@@ -100,10 +101,6 @@ def _agree(work: Workplace, old: Journal | None, asked: str, replace: bool, boar
 
 def describe(data: bytes) -> Carried:
     return Carried(len(data), zlib.crc32(data))
-
-
-def _identity(plan: Journal) -> str:
-    return compact(plan.to_json() | {"asked": None, "replace": None})
 
 
 def _check_space(work: Workplace, plan: Journal) -> None:
@@ -230,12 +227,8 @@ def check_equal(path: Path, tensors: Sequence[Tensor], source: SourceFiles, prog
         return Rows(published[tensor.name], block.row, block.rows)
 
     def compare(tensor: Tensor, block: StoredBlock, data: np.ndarray, memory: np.ndarray) -> str | None:
-        expected = rows(tensor, block)
-        if block.stored == "packed":
-            plain = np.empty(expected.nbytes, np.uint8)
-            unpack(tensor, block, block.rows, data, plain)
-            data = plain
-        if not np.array_equal(data, source.read(expected, memory)):
+        plain = rows_of(tensor, block._replace(crc32=None), data)  # which has been checked
+        if not np.array_equal(plain.reshape(-1), source.read(rows(tensor, block), memory)):
             return f"{path}: rows from {block.row} of {tensor.name} came out differently from its source"
         return None
 

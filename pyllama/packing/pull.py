@@ -8,6 +8,7 @@ packed then.
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def pull_packed(
 
     Raises HubError, CheckpointError, RequestError or PackError; the next call goes on where this one stopped.
     """
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     begun = _packing_of(name, Workplace(destination))
     if begun:
         return pack(begun["asked"], destination, replace=begun["replace"], progress=progress)
@@ -114,16 +115,22 @@ def _by_file(model: ModelName, destination: str | os.PathLike[str], progress: Pr
     return work.destination
 
 
+@dataclass
 class _Job:
-    """One model on its way: its config and where each tensor is are known, its weights come file by file."""
+    """One model on its way: its config and where each tensor is are known, its weights come file by file.
 
-    def __init__(self, fetcher: Any, work: Workplace, config: Config, weight_map: dict[str, str]):
-        self.fetcher, self.work, self.config, self.weight_map = fetcher, work, config, weight_map
-        self.expected = tensor_shapes(config)
-        order = [weight_map.get(name) or weight_map[HEAD] for name in self.expected]
-        self.files = list(dict.fromkeys(order))
-        self.kept: list[str] = []
-        self.carried: dict[str, Carried] = {}
+    places  name -> the file that holds it, in the order of a pass
+    sizes   bytes of each of these files, in that order
+    kept    those that were in the cache before, and stay there
+    """
+
+    fetcher: Any
+    work: Workplace
+    config: Config
+    places: dict[str, str]
+    sizes: dict[str, int]
+    kept: list[str]
+    carried: dict[str, Carried]
 
     @classmethod
     def prepare(cls, fetcher: Any, old: dict[str, Any] | None, work: Workplace) -> "_Job | None":
@@ -144,31 +151,31 @@ class _Job:
         for name in expected:
             if name not in weight_map and not (tied and name == EMBEDDING and HEAD in weight_map):
                 raise CheckpointError(f"{name}: missing, expected in {INDEX}")
-        job = cls(fetcher, work, config, weight_map)
-        job.kept = old["kept"] if old else [file for file in job.files if (folder / file).exists()]
+        places = {name: weight_map.get(name) or weight_map[HEAD] for name in expected}
+        sizes = {file: fetcher.listing.files[file].nbytes for file in places.values()}
+        kept = old["kept"] if old else [file for file in sizes if (folder / file).exists()]
         contents = dict(folder_files(folder))
-        job.carried = {name: describe(data) for name, data in contents.items()}
         asked = old["name"] if old else str(fetcher.listing.model)
-        work.write_journal({"work": "pull", "name": asked, "commit": fetcher.listing.commit, "kept": job.kept})
+        work.write_journal({"work": "pull", "name": asked, "commit": fetcher.listing.commit, "kept": kept})
         for name, data in contents.items():
             work.write(name, data)
-        return job
+        carried = {name: describe(data) for name, data in contents.items()}
+        return cls(fetcher, work, config, places, sizes, kept, carried)
 
     def run(self, progress: Progress) -> None:
-        count, previous = len(self.files), 0
-        sizes = {file: self.fetcher.listing.files[file].nbytes for file in self.files}
-        self._check_space(sizes)
-        progress.total = progress.done + PASSES * sum(sizes.values())
+        count, previous = len(self.sizes), 0
+        self._check_space()
+        progress.total = progress.done + PASSES * sum(self.sizes.values())
         done: dict[Path, Shard] = {}
-        for number, file in enumerate(self.files, 1):
+        for number, (file, nbytes) in enumerate(self.sizes.items(), 1):
             path = self.work.folder / shard_name(number, count)
             here = self.fetcher.snapshot / file
             progress.label = f"checking {path.name}"
             shard = _sound(path, number, count, previous) if path.exists() else None
             if shard:
-                progress.skip(PASSES * sizes[file])
+                progress.skip(PASSES * nbytes)
             else:
-                goal = progress.done + PASSES * sizes[file]
+                goal = progress.done + PASSES * nbytes
                 self.fetcher.fetch([file])
                 progress.label = f"packing {file}"
                 fields = shard_fields("huggingface", False, number, count, previous, self.carried)
@@ -195,27 +202,28 @@ class _Job:
         """The tensors of one source file in the order of a pass, as the config wants them."""
         with InputFile(path) as file:
             found = read_safetensors(file)
-        if HEAD in found and self.config.tie_word_embeddings and EMBEDDING not in self.weight_map:
-            found[EMBEDDING] = found.pop(HEAD)._replace(name=EMBEDDING)
-        wanted = [name for name in self.expected if (self.weight_map.get(name) or self.weight_map[HEAD]) == path.name]
+        if HEAD in found and self.config.tie_word_embeddings:
+            found.setdefault(EMBEDDING, found[HEAD]._replace(name=EMBEDDING))
+        wanted = [name for name, file in self.places.items() if file == path.name]
+        expected = tensor_shapes(self.config)
         for name in wanted:
             tensor = found.get(name)
-            if tensor is None or tensor.shape != self.expected[name] or tensor.dtype not in PLAIN:
+            if tensor is None or tensor.shape != expected[name] or tensor.dtype not in PLAIN:
                 what = f"{tensor.dtype} {tensor.shape}" if tensor else "missing"
-                raise CheckpointError(f"{name}: {what}, expected {self.expected[name]} in {path.name}")
+                raise CheckpointError(f"{name}: {what}, expected {expected[name]} in {path.name}")
         return [found[name] for name in wanted]
 
-    def _check_space(self, sizes: dict[str, int]) -> None:
-        count = len(self.files)
+    def _check_space(self) -> None:
+        count = len(self.sizes)
         left = [
-            file
-            for number, file in enumerate(self.files, 1)
+            nbytes
+            for number, nbytes in enumerate(self.sizes.values(), 1)
             if not (self.work.folder / shard_name(number, count)).exists()
         ]
-        need = int(SHARE * sum(sizes[file] for file in left))
+        need = int(SHARE * sum(left))
         cache = self.fetcher.repository.folder
         if left and os.stat(cache).st_dev == os.stat(self.work.folder).st_dev:
-            need += max(sizes[file] for file in left)
+            need += max(left)
         free = shutil.disk_usage(self.work.folder).free
         if need > free:
             raise PackError(

@@ -5,24 +5,26 @@ writes. Memory is a few blocks, whatever the model. Where the file goes and when
 """
 
 import json
-import queue
-import threading
 import zlib
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyllama import _kernels
 from pyllama.architecture.tensors import BY_ROW, EMBEDDING
 from pyllama.checkpoint import Tensor
-from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, VERSION, Carried, header_crc32, padded
+from pyllama.checkpoint.files import SECTOR, padded
+from pyllama.checkpoint.packed import CRC_AT, FORMAT, HEAD, VERSION, Carried, header_crc32
+from pyllama.checkpoint.rows import Rows
+from pyllama.closing import Closing
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.own_rows import OwnRows
-from pyllama.packing.rows import Rows, SourceFiles
+from pyllama.packing.rows import SourceFiles
 from pyllama.packing.sinks import FileSink, Sink
 from pyllama.streaming.memory import huge_empty
 from pyllama.streaming.pinned import PACKED_WORTH
@@ -69,9 +71,8 @@ def cut(tensor: Tensor, packed: bool) -> list[Rows]:
 
 def estimated_nbytes(tensor: Tensor, tied: bool) -> int:
     """Bytes the tensor will probably take in a packed file."""
-    if not packs(tensor, tied):
-        return tensor.nbytes + SECTOR * (1 + tensor.nbytes // BLOCK_NBYTES)
-    return int(tensor.nbytes * SHARE) + SECTOR * (1 + tensor.nbytes // BLOCK_NBYTES)
+    share = SHARE if packs(tensor, tied) else 1
+    return int(tensor.nbytes * share) + SECTOR * (1 + tensor.nbytes // BLOCK_NBYTES)
 
 
 def write_shard(path: Path, tensors: Sequence[Tensor], fields: Mapping[str, str], **how: Any) -> int:
@@ -197,48 +198,36 @@ def compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-class _Writer:
-    """Blocks to consecutive pages of a sink, on a thread of its own."""
+class _Writer(Closing):
+    """Blocks to consecutive pages of a sink, on a thread of its own; a context manager."""
 
     def __init__(self, sink: Sink, start: int, room: int):
         self._sink = sink
         self._end = start
         memory = huge_empty(BUFFERS * room)
-        self._free: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
-        for i in range(BUFFERS):
-            self._free.put(memory[i * room : (i + 1) * room])
-        self._full: queue.SimpleQueue[tuple[np.ndarray, int, list[Entry], int] | None] = queue.SimpleQueue()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="pyllama-write", daemon=True)
-        self._thread.start()
+        self._free = [memory[i * room : (i + 1) * room] for i in range(BUFFERS)]
+        self._under_way: deque[Future[np.ndarray]] = deque()  # each gives its buffer back
+        self._thread = ThreadPoolExecutor(1, "pyllama-write")
 
     def buffer(self) -> np.ndarray:
         """A free buffer of `room` bytes, on a page boundary. Raises what stopped the writing."""
-        buffer = self._free.get()
-        if self._error:
-            raise self._error
-        return buffer
+        return self._free.pop() if self._free else self._under_way.popleft().result()
 
     def give_back(self, buffer: np.ndarray) -> None:
-        self._free.put(buffer)
+        self._free.append(buffer)
 
     def put(self, buffer: np.ndarray, entry: Entry, entries: list[Entry]) -> None:
         """Write entry.nbytes bytes of the buffer and zeros to the page's end; adds the entry, with its checksum."""
         buffer[entry.nbytes : padded(entry.nbytes)] = 0
         entries.append(entry)
-        self._full.put((buffer, entry.nbytes, entries, len(entries) - 1))
+        self._under_way.append(self._thread.submit(self._put, buffer, entries, len(entries) - 1))
 
-    def _run(self) -> None:
-        while (work := self._full.get()) is not None:
-            buffer, nbytes, entries, index = work
-            if self._error is None:
-                try:
-                    data = buffer.data[: padded(nbytes)]
-                    entries[index] = entries[index]._replace(crc32=zlib.crc32(data[:nbytes]))
-                    self._write(data, direct=True)
-                except BaseException as error:  # noqa: BLE001 - raised to whoever asks for the next buffer
-                    self._error = error
-            self._free.put(buffer)
+    def _put(self, buffer: np.ndarray, entries: list[Entry], index: int) -> np.ndarray:
+        entry = entries[index]
+        data = buffer.data[: padded(entry.nbytes)]
+        entries[index] = entry._replace(crc32=zlib.crc32(data[: entry.nbytes]))
+        self._write(data, direct=True)
+        return buffer
 
     def _write(self, data: memoryview, direct: bool = False) -> None:
         """All of it at the file's end so far."""
@@ -247,11 +236,8 @@ class _Writer:
 
     def finish(self) -> None:
         """Wait until everything put is written."""
-        if self._thread.is_alive():
-            self._full.put(None)
-            self._thread.join()
-        if self._error:
-            raise self._error
+        for block in self._under_way:
+            block.result()
 
     def append(self, data: bytes) -> None:
         """What follows the blocks, of any length."""
@@ -262,11 +248,5 @@ class _Writer:
         self._sink.write(memoryview(head), 0)
         self._sink.finish(crc32)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None:
-            self._error = self._error or InterruptedError()
-        self._full.put(None)
-        self._thread.join()
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)

@@ -8,6 +8,8 @@ from typing import Protocol
 from pyllama.checkpoint.files import SECTOR
 from pyllama.closing import Closing
 
+SYNC_NBYTES = 64 << 20  # that the page cache may hold of a file
+
 
 class Sink(Protocol):
     """Where a file of a packed model goes: pieces of it, each at its place, and in the end all of it or nothing."""
@@ -31,6 +33,7 @@ class FileSink(Closing):
         flags = os.O_WRONLY | os.O_CLOEXEC
         self._fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
         self._direct = -1
+        self._cached = 0  # bytes of it that the page cache may hold
         if hasattr(os, "O_DIRECT"):
             try:
                 self._direct = os.open(path, flags | os.O_DIRECT)
@@ -48,13 +51,20 @@ class FileSink(Closing):
                 if not direct or error.errno != errno.EINVAL:
                     raise
                 direct = False  # accepted at opening, refused now
-        if not direct and len(data) > SECTOR:
-            # Waits until these pages are on the disk: before, there is nothing to drop.
-            os.fdatasync(self._fd)
-            os.posix_fadvise(self._fd, at, len(data), os.POSIX_FADV_DONTNEED)
+        if not direct:
+            self._cached += len(data)
+            if self._cached > SYNC_NBYTES:
+                # Waits until these pages are on the disk: before, there is nothing to drop.
+                os.fdatasync(self._fd)
+                self._drop()
 
-    def finish(self, crc32: int) -> None:
+    def finish(self, crc32: int = 0) -> None:
         os.fsync(self._fd)
+        self._drop()
+
+    def _drop(self) -> None:
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        self._cached = 0
 
     def close(self) -> None:
         for fd in (self._fd, self._direct):

@@ -5,10 +5,8 @@ rows lie as the source had them: a GGUF or Meta source keeps q and k in interlea
 for which safetensors has no dtype, become U8 (rows, bytes of a row).
 """
 
-import io
 import os
 import shutil
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,22 +16,20 @@ import numpy as np
 from pyllama.checkpoint import Tensor, open_checkpoint
 from pyllama.checkpoint.index import StoredBlock
 from pyllama.checkpoint.packed import shard_name
-from pyllama.checkpoint.packed_rows import damaged
-from pyllama.checkpoint.packed_rows import unpack as unpack_block
+from pyllama.checkpoint.packed_rows import rows_of
 from pyllama.errors import PackError, RequestError
 from pyllama.hub import resolve
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.carry import folder_files
 from pyllama.packing.published import ROWS, Output, group_bytes, plain_output, published
 from pyllama.packing.shard import compact
+from pyllama.packing.sinks import FileSink
 from pyllama.packing.verify import INDEX
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
-from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
 from pyllama.terminal.progress import Progress, format_nbytes
 
 SHARD_NBYTES = 5_000_000_000
-SYNC_NBYTES = 64 << 20
 
 _Item = tuple[Output, tuple[Tensor, ...], StoredBlock | None]
 
@@ -46,7 +42,7 @@ def unpack(
     destination  a folder to be made; nothing lies under that name before all is there. Raises CheckpointError for
                  a damaged block, by name; PackError for a full disk.
     """
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     with open_checkpoint(resolve(source)) as checkpoint:
         if not checkpoint.packed:
             raise RequestError(f"{source}: not a packed model, nothing to unpack")
@@ -70,8 +66,7 @@ def unpack(
                 work.write(name, data)
             work.finish()
         except BaseException:
-            if work.folder.exists():
-                work.abandon()
+            work.abandon()
             raise
     return work.destination
 
@@ -109,42 +104,30 @@ def _write_file(path: Path, outputs: Sequence[Output], progress: Progress) -> No
     files = {file: DirectFile(file) for file in {block.file for block in blocks}}
 
     def plain_rows(tensor: Tensor, block: StoredBlock, memory: np.ndarray) -> np.ndarray:
-        data = files[block.file].read(_span(block), memory)
-        if zlib.crc32(data.data) != block.crc32:
-            raise damaged(tensor, block)
-        if block.stored == "rows":
-            return data
-        plain = np.empty(block.rows * tensor.row_nbytes, np.uint8)
-        unpack_block(tensor, block, block.rows, data, plain)
-        return plain
+        return rows_of(tensor, block, files[block.file].read(block.span, memory))
 
     def whole(tensor: Tensor, memory: np.ndarray) -> np.ndarray:
         rows = np.empty((tensor.rows, tensor.row_nbytes), np.uint8)
         for block in tensor.blocks:
-            rows[block.row : block.row + block.rows] = plain_rows(tensor, block, memory).reshape(block.rows, -1)
+            rows[block.row : block.row + block.rows] = plain_rows(tensor, block, memory)
         return rows
 
     def read(item: _Item, memory: np.ndarray) -> np.ndarray:
         """A block's rows, or a group's bytes."""
         output, group, block = item
         if block is not None:
-            return plain_rows(group[0], block, memory)
+            return plain_rows(group[0], block, memory).reshape(-1)
         return group_bytes(output.form, group[0].dtype, [whole(tensor, memory) for tensor in group])
 
     try:
-        with open(path, "wb", buffering=0) as out:
-            _write_all(out, memoryview(len(head).to_bytes(8, "little") + head))
-            synced = 0
-            for _, rows in read_ahead(_items(outputs), max(_span(block).room for block in blocks), read):
-                _write_all(out, memoryview(rows))
+        with FileSink(path) as out:
+            out.write(memoryview(len(head).to_bytes(8, "little") + head), 0)
+            end = 8 + len(head)
+            for _, rows in read_ahead(_items(outputs), max(block.span.room for block in blocks), read):
+                out.write(memoryview(rows), end)
+                end += len(rows)
                 progress.advance(len(rows))
-                if out.tell() - synced > SYNC_NBYTES:
-                    # The page cache is for others: what is on the disk may leave it.
-                    os.fdatasync(out.fileno())
-                    os.posix_fadvise(out.fileno(), synced, out.tell() - synced, os.POSIX_FADV_DONTNEED)
-                    synced = out.tell()
-            os.fsync(out.fileno())
-            os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            out.finish()
     finally:
         for file in files.values():
             file.close()
@@ -158,13 +141,3 @@ def _items(outputs: Sequence[Output]) -> Iterator[_Item]:
                 yield from ((output, group, block) for block in group[0].blocks)
             else:
                 yield output, group, None
-
-
-def _span(block: StoredBlock) -> Span:
-    return Span(block.file, block.offset, block.nbytes)
-
-
-def _write_all(out: io.RawIOBase, data: memoryview) -> None:
-    done = 0
-    while done < len(data):
-        done += out.write(data[done:]) or 0

@@ -1,7 +1,7 @@
 """A model on disk -> what is damaged in it: every byte of a packed one, the bounds of every tensor of any other."""
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,15 +9,14 @@ import numpy as np
 
 from pyllama import _kernels
 from pyllama.checkpoint import Tensor, open_checkpoint
-from pyllama.checkpoint.files import InputFile
-from pyllama.checkpoint.index import StoredBlock
-from pyllama.checkpoint.packed import Shard, first_shard, padded, read_shards
+from pyllama.checkpoint.files import InputFile, padded
+from pyllama.checkpoint.index import Span, StoredBlock
+from pyllama.checkpoint.packed import Shard, first_shard, read_shards
 from pyllama.checkpoint.packed_rows import damaged
 from pyllama.errors import CheckpointError, PyllamaError
 from pyllama.hub.choose import INDEX
 from pyllama.packing.ahead import read_ahead
 from pyllama.packing.shard import compact
-from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
 from pyllama.terminal.progress import Progress
 
@@ -38,7 +37,7 @@ def verify(path: Path, progress: Progress | None = None) -> Report:
 
     Raises PyllamaError for a model that cannot be opened at all; whatever else is wrong is in `damage`, a line each.
     """
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     with open_checkpoint(path, shares=True) as checkpoint:
         report = Report(checkpoint.format, checkpoint.packed, len(checkpoint.tensors), 0, checkpoint.nbytes, [])
     if not report.packed:
@@ -127,7 +126,7 @@ def _small_damage(folder: Path, shards: Mapping[Path, Shard]) -> Iterator[str]:
             yield f"{path}: missing or damaged (pyllama does not need it, other programs do)"
 
 
-def index_bytes(shards: Mapping[Path, Shard] | Iterable[tuple[Path, Shard]]) -> bytes:
+def index_bytes(shards: Mapping[Path, Shard]) -> bytes:
     """The index that tells other programs which file a tensor is in."""
-    weight_map = {name: path.name for path, shard in dict(shards).items() for name in shard.tensors}
+    weight_map = {name: path.name for path, shard in shards.items() for name in shard.tensors}
     return compact({"metadata": {"format": "pyllama-packed"}, "weight_map": weight_map}).encode()

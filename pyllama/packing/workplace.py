@@ -23,19 +23,36 @@ PARTIAL = ".part"  # ends the name of a file that is being written
 class Workplace:
     """`folder`, DST's name with `suffix` added; a context manager that holds its lock.
 
+    kind, content  what is made there, and what that is, for messages
+
     Raises RequestError where `destination` is taken or has no folder to lie in, PackError where another process
     works at it.
     """
+
+    kind = "folder"
+    content = "model"
 
     def __init__(self, destination: str | os.PathLike[str], suffix: str = ".packing"):
         self.destination = Path(os.path.abspath(destination))
         self.folder = self.destination.with_name(self.destination.name + suffix)
         parent = self.destination.parent
         if not parent.is_dir():
-            raise RequestError(f"{destination}: no folder {parent}, expected one to put the model in")
-        if is_taken(self.destination):
-            raise RequestError(f"{destination}: already there, expected the name of a folder to be made")
+            raise RequestError(f"{destination}: no folder {parent}, expected one to put the {self.content} in")
+        if self._taken():
+            raise RequestError(f"{destination}: already there, expected the name of a {self.kind} to be made")
         self._fd = -1
+
+    def _taken(self) -> bool:
+        """Whether something lies there that a folder cannot replace. Tidies up after a run killed at its very end."""
+        journal = self.destination / JOURNAL
+        if journal.is_file():
+            journal.unlink()
+        try:
+            return bool(os.listdir(self.destination))
+        except NotADirectoryError:
+            return True
+        except FileNotFoundError:
+            return self.destination.is_symlink()
 
     def __enter__(self) -> Self:
         with disk_errors(self.destination):
@@ -130,19 +147,6 @@ class Workplace:
 
     def __exit__(self, *exception: object) -> None:
         self._unlock()
-
-
-def is_taken(destination: Path) -> bool:
-    """Whether something lies there that a folder cannot replace. Tidies up after a run killed at its very end."""
-    journal = destination / JOURNAL
-    if journal.is_file():
-        journal.unlink()
-    try:
-        return bool(os.listdir(destination))
-    except NotADirectoryError:
-        return True
-    except FileNotFoundError:
-        return destination.is_symlink()
 
 
 @contextmanager

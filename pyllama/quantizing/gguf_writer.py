@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from pyllama.checkpoint.dtypes import row_nbytes
-from pyllama.checkpoint.gguf import FORMATS
+from pyllama.checkpoint.gguf import ARRAY, BOOL, FORMATS, STRING, VALUE_TYPES
 
 _NUMBER_OF = {dtype: number for number, dtype in FORMATS.items()}
-_BOOL, _STRING, _ARRAY = 7, 8, 9
-_TYPES = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "b1": 7, "u8": 10, "i8": 11, "f8": 12}
+_TYPES = {np.dtype(code): number for number, code in VALUE_TYPES.items()}
 ALIGNMENT = 32
 
 Value = bool | str | np.generic | np.ndarray | Sequence[bytes]
@@ -42,14 +41,14 @@ class Info:
 def encoded(value: Value) -> bytes:
     """The type and the value as they follow a key. A sequence of bytes is an array of strings."""
     if isinstance(value, bool):
-        return struct.pack("<I?", _BOOL, value)
+        return struct.pack("<I?", BOOL, value)
     if isinstance(value, str):
-        return struct.pack("<I", _STRING) + _text(value.encode())
+        return struct.pack("<I", STRING) + _text(value.encode())
     if isinstance(value, np.ndarray):
-        return struct.pack("<IIQ", _ARRAY, _TYPES[value.dtype.str[1:]], len(value)) + _little(value).tobytes()
+        return struct.pack("<IIQ", ARRAY, _TYPES[value.dtype], len(value)) + _little(value).tobytes()
     if isinstance(value, np.generic):
-        return struct.pack("<I", _TYPES[value.dtype.str[1:]]) + _little(np.asarray(value)).tobytes()
-    return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_text, value))
+        return struct.pack("<I", _TYPES[value.dtype]) + _little(np.asarray(value)).tobytes()
+    return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_text, value))
 
 
 def plain(values: Mapping[str, Value]) -> dict[str, Any]:

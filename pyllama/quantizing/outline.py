@@ -22,7 +22,7 @@ from pyllama.checkpoint.outline import Described
 from pyllama.errors import RequestError, UnsupportedError
 from pyllama.quantizing import gguf_metadata
 from pyllama.quantizing.gguf_tokenizer import tokenizer_values
-from pyllama.quantizing.gguf_writer import ALIGNMENT, Info, encoded, head, laid_out
+from pyllama.quantizing.gguf_writer import ALIGNMENT, Info, aligned, encoded, head, laid_out
 from pyllama.quantizing.types import FileType, tensor_types
 from pyllama.tokenizer import pre_tokenizers
 
@@ -81,13 +81,14 @@ class Outline:
     head     all that stands before the data, and the tensors that are part of the config, if there are such: the
              others follow them
     tensors  in the order in which they stand
+    data     the byte of the file from which offsets count
     nbytes   of the whole file
     """
 
     head: bytes
     tensors: tuple[Stored, ...]
+    data: int
     nbytes: int
-    alignment: int
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -96,12 +97,7 @@ class Outline:
 
     def start(self, stored: Stored, row: int = 0) -> int:
         """The byte of the file at which a row of a tensor begins."""
-        return self.nbytes - self.data_nbytes + stored.info.offset + (stored.first + row) * stored.row_nbytes
-
-    @property
-    def data_nbytes(self) -> int:
-        last = self.tensors[-1].info
-        return -(-(last.offset + last.nbytes) // self.alignment) * self.alignment
+        return self.data + stored.info.offset + (stored.first + row) * stored.row_nbytes
 
 
 def outline(
@@ -135,6 +131,7 @@ def outline(
     listed += [(name, dtypes[name], shape) for name, shape in shapes.items()]
     infos = laid_out(listed, alignment)
     begin = head(metadata, infos, alignment)
+    start = len(begin)
     for _, values in factors:
         data = values.astype("<f4").tobytes()
         begin += data + bytes(-len(data) % alignment)
@@ -148,9 +145,7 @@ def outline(
         )
         for ours, tensor in whole.items()
     )
-    first, last = stored[0].info, stored[-1].info
-    nbytes = len(begin) - first.offset + -(-(last.offset + last.nbytes) // alignment) * alignment
-    return Outline(begin, stored, nbytes, alignment)
+    return Outline(begin, stored, start, start + aligned(infos[-1].offset + infos[-1].nbytes, alignment))
 
 
 def stored_names(checkpoint: Described) -> dict[str, str]:

@@ -68,7 +68,7 @@ def quantize(
     BudgetError or PackError; then nothing is left, but for what an earlier run had done. After a kill or Ctrl-C the
     same call goes on. The file does not depend on memory or threads.
     """
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     wanted = file_type(type)
     budget = budget_of(memory)
     if threads is not None and not 1 <= threads <= 1024:
@@ -177,7 +177,9 @@ def _write(
 ) -> None:
     progress.total = sum(stored.tensor.nbytes for stored in made.tensors)
     progress.note("checking what is there" if work.unfinished.exists() else "")
-    mark = _sound(work.mark(), made)
+    mark = work.mark()
+    if mark is not None and not 0 <= mark.tensor <= len(made.tensors):
+        mark = None  # of another file
     progress.note("")
     _check_space(work, made, mark)
     done = 0 if mark is None else _source_nbytes(made, mark)
@@ -209,13 +211,6 @@ def _after(piece: Piece, number: int) -> tuple[int, int]:
     """The tensor and row that come after a piece."""
     row = piece.row + piece.rows
     return (number, row) if row < piece.tensor.rows else (number + 1, 0)
-
-
-def _sound(mark: Mark | None, made: Outline) -> Mark | None:
-    """The mark, if it can be one of this file."""
-    if mark is None or not 0 <= mark.tensor <= len(made.tensors):
-        return None
-    return mark
 
 
 def _source_nbytes(made: Outline, mark: Mark) -> int:

@@ -10,21 +10,21 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
 from pyllama import _kernels
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.index import StoredBlock
-from pyllama.checkpoint.packed_rows import damaged, unpack
+from pyllama.checkpoint.packed_rows import damaged, rows_of
+from pyllama.checkpoint.rows import Rows
+from pyllama.closing import Closing
 from pyllama.errors import CheckpointError
 from pyllama.packing.ahead import SLOTS, read_ahead
-from pyllama.packing.rows import Rows, SourceFiles
-from pyllama.quantizing.outline import HeadOrder, Stored
-from pyllama.streaming.blocks import Span
+from pyllama.packing.rows import SourceFiles
+from pyllama.quantizing.outline import Stored
 from pyllama.streaming.direct import DirectFile
-from pyllama.streaming.memory import HUGE_PAGE
+from pyllama.streaming.memory import HUGE_PAGE, huge_empty
 
 _F16_LARGEST = 65504.0
 _FLOAT = 4
@@ -55,7 +55,7 @@ class Piece:
     def room(self) -> int:
         """Bytes of memory that reading it takes in its slot; what is packed comes out elsewhere."""
         if self.tensor.blocks:
-            return _span(self.block).room if self.block else HUGE_PAGE // 2
+            return self.block.span.room if self.block else HUGE_PAGE // 2
         return Rows(self.tensor, self.row, self.rows).room
 
     @property
@@ -94,7 +94,7 @@ def memory_nbytes(work: Sequence[Piece]) -> int:
     return SLOTS * (slot + packed) + 2 * HUGE_PAGE + in_order + largest + largest // _FLOAT + 2 * out
 
 
-class Source:
+class Source(Closing):
     """The open files of a checkpoint; a context manager.
 
     states  size and time of change that its files must still have
@@ -109,59 +109,31 @@ class Source:
 
     def read(self, piece: Piece, memory: np.ndarray) -> np.ndarray:
         """The piece's bytes as the source stores them, in its own order; uint8, 1-D. Called on several threads."""
-        tensor = piece.tensor
-        if piece.stored.rows is not None and len(tensor.shape) > 1:
-            return self._moved(piece, piece.stored.rows)
-        if not tensor.blocks:
-            return self._files.read(Rows(tensor, piece.row, piece.rows), memory)
+        tensor, order = piece.tensor, piece.stored.rows
         if piece.block is not None:
-            data = self._checked(tensor, piece.block, memory)
-            if piece.block.stored == "rows":
-                return data
-            plain = np.empty(piece.nbytes, np.uint8)
-            unpack(tensor, piece.block, piece.rows, data, plain)
-            return plain
+            data = self._packed[piece.block.file].read(piece.block.span, memory)
+            return rows_of(tensor, piece.block, data).reshape(-1)
         if piece.row == 0:  # parts of blocks have no checksum of their own
             for block in tensor.blocks:
-                self._checked(tensor, block, np.empty(0, np.uint8))
-        return self._checkpoint.read_rows(tensor, piece.row, piece.rows).reshape(-1)
+                self._check(tensor, block)
+        if order is not None and len(tensor.shape) > 1:  # rows that do not stand together
+            sources = order.sources(piece.row, piece.row + piece.rows)
+            runs = np.split(sources, np.flatnonzero(np.diff(sources) != 1) + 1)
+            rows = [self._checkpoint.read_rows(tensor, int(run[0]), len(run)) for run in runs]
+            return np.concatenate(rows).reshape(-1)
+        if tensor.blocks:
+            return self._checkpoint.read_rows(tensor, piece.row, piece.rows).reshape(-1)
+        return self._files.read(Rows(tensor, piece.row, piece.rows), memory)
 
-    def _moved(self, piece: Piece, order: HeadOrder) -> np.ndarray:
-        """Rows that do not stand together in the source."""
-        if piece.row == 0:  # as above
-            for block in piece.tensor.blocks:
-                self._checked(piece.tensor, block, np.empty(0, np.uint8))
-        sources = order.sources(piece.row, piece.row + piece.rows)
-        runs = np.split(sources, np.flatnonzero(np.diff(sources) != 1) + 1)
-        rows = [self._checkpoint.read_rows(piece.tensor, int(run[0]), len(run)) for run in runs]
-        return np.concatenate(rows).reshape(-1)
-
-    def _checked(self, tensor: Tensor, block: StoredBlock, memory: np.ndarray) -> np.ndarray:
-        span = _span(block)
-        if len(memory) < span.room:
-            memory = _page_aligned(span.room)
-        data = self._packed[block.file].read(span, memory)
+    def _check(self, tensor: Tensor, block: StoredBlock) -> None:
+        data = self._packed[block.file].read(block.span, huge_empty(block.span.room))
         if zlib.crc32(data.data) != block.crc32:
             raise damaged(tensor, block)
-        return data
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._files.__exit__(*exception)
+    def close(self) -> None:
+        self._files.close()
         for file in self._packed.values():
             file.close()
-
-
-def _span(block: StoredBlock) -> Span:
-    return Span(block.file, block.offset, block.nbytes)
-
-
-def _page_aligned(nbytes: int) -> np.ndarray:
-    memory = np.empty(nbytes + 4096, np.uint8)
-    skip = -memory.ctypes.data % 4096
-    return memory[skip : skip + nbytes]
 
 
 def converted(

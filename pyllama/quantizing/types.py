@@ -8,7 +8,7 @@ is what its name promises; here they are rows of a table. Knows GGUF's names of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyllama.checkpoint.dtypes import DTYPES
 from pyllama.errors import RequestError
@@ -32,12 +32,6 @@ class Place:
         """Whether it is in the first 1/share of the layers."""
         return self.layer < self.layers // share
 
-    @property
-    def delicate(self) -> bool:
-        """The first and last eighth of the layers, and every third between: where more bits help most."""
-        eighth = self.layers // 8
-        return self.first(8) or self.layer >= 7 * self.layers // 8 or (self.layer - eighth) % 3 == 2
-
 
 Condition = Callable[[Place], bool]
 
@@ -47,7 +41,9 @@ def _always(place: Place) -> bool:
 
 
 def _delicate(place: Place) -> bool:
-    return place.delicate
+    """The first and last eighth of the layers, and every third between: where more bits help most."""
+    layer, layers = place.layer, place.layers
+    return place.first(8) or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
 def _eighth(place: Place) -> bool:
@@ -83,7 +79,7 @@ class FileType:
     name: str
     number: int
     dtype: str
-    rules: Rules
+    rules: Rules = field(default_factory=dict)
 
     @property
     def is_plain(self) -> bool:
@@ -91,20 +87,20 @@ class FileType:
 
 
 _FILE_TYPES = (
-    FileType("F32", 0, "F32", {}),
-    FileType("F16", 1, "F16", {}),
-    FileType("BF16", 32, "BF16", {}),
+    FileType("F32", 0, "F32"),
+    FileType("F16", 1, "F16"),
+    FileType("BF16", 32, "BF16"),
     FileType("Q4_0", 2, "Q4_0", {"ffn_down": ((_eighth_by_weights, "Q4_1"),)}),
-    FileType("Q4_1", 3, "Q4_1", {}),
+    FileType("Q4_1", 3, "Q4_1"),
     FileType("Q5_0", 8, "Q5_0", {"ffn_down": ((_eighth_by_weights, "Q5_1"),)}),
-    FileType("Q5_1", 9, "Q5_1", {}),
-    FileType("Q8_0", 7, "Q8_0", {}),
+    FileType("Q5_1", 9, "Q5_1"),
+    FileType("Q8_0", 7, "Q8_0"),
     FileType("Q2_K", 10, "Q2_K", {
         "attn_v": ((_grouped, "Q4_K"), (_always, "Q3_K")),
         "attn_output": ((_always, "Q3_K"),),
         "ffn_down": ((_always, "Q3_K"),),
     }),
-    FileType("Q3_K_S", 11, "Q3_K", {}),
+    FileType("Q3_K_S", 11, "Q3_K"),
     FileType("Q3_K_M", 12, "Q3_K", {
         "attn_v": ((lambda place: place.layer < 2, "Q5_K"), (_always, "Q4_K")),
         "attn_output": ((_always, "Q4_K"),),
@@ -123,12 +119,12 @@ _FILE_TYPES = (
         "attn_v": ((_delicate, "Q6_K"),),
         "ffn_down": ((_delicate, "Q6_K"),),
     }),
-    FileType("Q5_K_S", 16, "Q5_K", {}),
+    FileType("Q5_K_S", 16, "Q5_K"),
     FileType("Q5_K_M", 17, "Q5_K", {
         "attn_v": ((_delicate, "Q6_K"),),
         "ffn_down": ((_delicate, "Q6_K"),),
     }),
-    FileType("Q6_K", 18, "Q6_K", {}),
+    FileType("Q6_K", 18, "Q6_K"),
     FileType("IQ4_NL", 25, "IQ4_NL", {
         "attn_v": ((_grouped, "Q5_K"),),
         "ffn_down": ((_eighth_without_weights, "Q5_K"),),

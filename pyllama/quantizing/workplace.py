@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyllama.closing import Closing
-from pyllama.errors import PackError, RequestError
+from pyllama.errors import PackError
 from pyllama.packing.workplace import JOURNAL, Workplace, sync
 
 SUFFIX = ".quantizing"
@@ -41,23 +41,22 @@ class FileWorkplace(Workplace):
     works at it.
     """
 
-    def __init__(self, destination: str | os.PathLike[str]):
-        self.destination = Path(os.path.abspath(destination))
-        self.folder = self.destination.with_name(self.destination.name + SUFFIX)
-        self._fd = -1
-        if not self.destination.parent.is_dir():
-            raise RequestError(f"{destination}: no folder {self.destination.parent}, expected one to put the file in")
-        if os.path.lexists(self.destination):
-            self._tidy()
-            raise RequestError(f"{destination}: already there, expected the name of a file to be made")
+    kind = "file"
+    content = "file"
 
-    def _tidy(self) -> None:
-        """Remove what a run left that was killed when its file had just got its name."""
+    def __init__(self, destination: str | os.PathLike[str]):
+        super().__init__(destination, SUFFIX)
+
+    def _taken(self) -> bool:
+        """Removes what a run left that was killed when its file had just got its name."""
+        if not os.path.lexists(self.destination):
+            return False
         try:
             if set(os.listdir(self.folder)) <= {JOURNAL, MARK, STATE}:
                 self.abandon()
         except (FileNotFoundError, NotADirectoryError):
             pass
+        return True
 
     @property
     def unfinished(self) -> Path:

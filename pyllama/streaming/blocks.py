@@ -6,7 +6,6 @@ changes no bit, so the cut is chosen for the disk alone. Reads nothing.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from pyllama import _kernels
@@ -14,29 +13,11 @@ from pyllama.architecture import layers_of
 from pyllama.architecture.tensors import BY_ROW, EMBEDDING, HEAD, model_tensors
 from pyllama.checkpoint import Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
-from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.index import StoredBlock
+from pyllama.checkpoint.files import SECTOR, padded
+from pyllama.checkpoint.index import Span, StoredBlock, ranges
 from pyllama.checkpoint.outline import Described
 from pyllama.decoder.weights import DOWN, GATE, UP
 from pyllama.streaming.local import LocalCheckpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Consecutive bytes of a file: a block, or some of its columns."""
-
-    file: Path
-    offset: int
-    nbytes: int
-
-    @property
-    def room(self) -> int:
-        """Bytes of memory a direct read of it takes."""
-        return _sectors(self.offset % SECTOR + self.nbytes)
-
-
-def _sectors(nbytes: int) -> int:
-    return -(-nbytes // SECTOR) * SECTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +43,7 @@ class Block:
     @property
     def room(self) -> int:
         if self.apart:
-            return _sectors(self.nbytes)
+            return padded(self.nbytes)
         return sum(span.room for span in self.spans) + _room_around(self.part)
 
     @property
@@ -144,13 +125,13 @@ def smallest_room(tensors: Iterable[Tensor]) -> int:
     most = 0
     for tensor in tensors:
         if tensor.blocks:
-            most = max(most, *(Span(b.file, b.offset, b.nbytes).room + _room_around(b) for b in tensor.blocks))
+            most = max(most, *(b.span.room + _room_around(b) for b in tensor.blocks))
         else:
             pieces = {(p.col, p.cols) for p in tensor.parts}
             turns = max(part.apart.step if part.apart else 1 for part in tensor.parts)  # they come in one read
             rows = min(_kernels.PANEL, tensor.rows) * turns
             most = max(most, sum(rows * row_nbytes(tensor.dtype, cols) + 2 * SECTOR for _, cols in pieces))
-    return _sectors(most)
+    return padded(most)
 
 
 def cut(tensor: Tensor, room: int) -> list[Block]:
@@ -158,7 +139,7 @@ def cut(tensor: Tensor, room: int) -> list[Block]:
     if tensor.blocks:
         return [
             Block(
-                tensor, b.row, b.rows, (Span(b.file, b.offset, b.nbytes),), "rows" if b.skip else b.stored, b.crc32,
+                tensor, b.row, b.rows, (b.span,), "rows" if b.skip else b.stored, b.crc32,
                 b if b.around else None,
             )
             for b in tensor.blocks
@@ -177,9 +158,6 @@ def cut(tensor: Tensor, room: int) -> list[Block]:
             if parts[0].apart:
                 blocks.append(Block(tensor, row, rows, (), apart=parts[0]))
                 continue
-            spans = []
-            for part in parts:
-                nbytes = row_nbytes(tensor.dtype, part.cols)
-                spans.append(Span(part.file, part.offset + (row - part.row) * nbytes, rows * nbytes))
-            blocks.append(Block(tensor, row, rows, tuple(spans)))
+            spans = tuple(span for part in parts for span in ranges(tensor.dtype, part, row, rows))
+            blocks.append(Block(tensor, row, rows, spans))
     return blocks

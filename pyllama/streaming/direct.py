@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pyllama.checkpoint.files import SECTOR, Descriptor, read_at
+from pyllama.checkpoint.index import Span
 from pyllama.errors import CheckpointError, reason_of
-from pyllama.streaming.blocks import Span
 
 
 class DirectFile(Descriptor):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pyllama.checkpoint.files import read_small
+from pyllama.checkpoint.index import are_naturals
 from pyllama.checkpoint.outline import Described
 from pyllama.errors import PyllamaError
 from pyllama.strict_json import MAX_NBYTES, parse_object
@@ -41,14 +42,8 @@ def read_counts(path: Path, layers: int, experts: int) -> np.ndarray | None:
         return None
     if not isinstance(found, list) or len(found) != layers:
         return None
-    for row in found:
-        if (
-            not isinstance(row, list)
-            or len(row) != experts
-            or any(type(n) is not int or not 0 <= n <= _MOST for n in row)
-        ):
-            return None
-    return np.array(found, np.int64)
+    sound = all(are_naturals(row, experts, experts, _MOST + 1) for row in found)
+    return np.array(found, np.int64) if sound else None
 
 
 def write_counts(path: Path, counts: np.ndarray) -> None:

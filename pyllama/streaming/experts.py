@@ -9,23 +9,24 @@ changes when bytes are read, and never a bit of the result. Knows experts by lay
 
 import threading
 import time
-import zlib
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from pyllama import _kernels
+from pyllama.architecture.names import expert_matrix
 from pyllama.checkpoint import Tensor
 from pyllama.checkpoint.apart import join
-from pyllama.checkpoint.files import SECTOR
+from pyllama.checkpoint.files import padded
+from pyllama.checkpoint.index import Span
 from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step
-from pyllama.errors import CheckpointError, PyllamaError
+from pyllama.errors import PyllamaError
 from pyllama.machine import forked
-from pyllama.streaming.blocks import Block, Span, cut, smallest_room
+from pyllama.streaming.blocks import Block, cut, smallest_room
 from pyllama.streaming.memory import huge_empty
 from pyllama.streaming.pieces import Reads, Turn, extents, joined, merged, parts_of, room_of, together, turn_room
 from pyllama.streaming.readers import Readers
@@ -116,29 +117,24 @@ def _blocks(expert: Sequence[Tensor], room: int) -> list[Block]:
     return [block for of in blocks for block in of]
 
 
+@dataclass(slots=True, eq=False)
 class _Slot:
     """key: what it holds, or is being filled with, since which request; steps: that, once it is here."""
 
-    __slots__ = (
-        "error", "failed", "guess", "key", "left", "left_of", "memory", "panels", "reads", "request", "rest", "steps",
-        "using",
-    )  # fmt: skip
-
-    def __init__(self, memory: np.ndarray):
-        self.memory = memory
-        self.key: _Key | None = None
-        self.steps: list[Step] | None = None
-        self.using = False
-        self.guess = False  # a guess brought it, and nobody has asked for it yet
-        self.request = 0
-        self.error: BaseException | None = None
-        self.reads: Reads | None = None  # what is on its way,
-        self.left = 0  # so many parts of it,
-        self.left_of: list[int] = []  # of each of its reads, where each is one matrix; else empty
-        self.panels: set[int] = set()  # numbers of the blocks that are in the order of panels already
-        # Of a guess that made way for what is needed: the parts that are left, which nobody reads now.
-        self.rest: list[Part] | None = None
-        self.failed: BaseException | None = None  # and what went wrong with one
+    memory: np.ndarray
+    key: _Key | None = None
+    steps: list[Step] | None = None
+    using: bool = False
+    guess: bool = False  # a guess brought it, and nobody has asked for it yet
+    request: int = 0
+    error: BaseException | None = None
+    reads: Reads | None = None  # what is on its way,
+    left: int = 0  # so many parts of it,
+    left_of: list[int] = field(default_factory=list)  # of each of its reads, where each is one matrix; else empty
+    panels: set[int] = field(default_factory=set)  # numbers of the blocks that are in the order of panels already
+    # Of a guess that made way for what is needed: the parts that are left, which nobody reads now.
+    rest: list[Part] | None = None
+    failed: BaseException | None = None  # and what went wrong with one
 
 
 class ExpertStore(Readers):
@@ -165,6 +161,7 @@ class ExpertStore(Readers):
         counts: np.ndarray | None = None,
         busy: Callable[[], bool] = lambda: False,
     ):
+        super().__init__()
         every = [expert for experts in layers.values() for expert in experts]
         of = sizes(every)
         self._layers = layers
@@ -172,7 +169,7 @@ class ExpertStore(Readers):
         self._first = next(iter(layers))
         self._rank = {layer: rank for rank, layer in enumerate(layers)}
         self.whole = room >= of.whole
-        self.room = -(-(of.whole if self.whole else max(room, of.least)) // SECTOR) * SECTOR
+        self.room = padded(of.whole if self.whole else max(room, of.least))
         most = len(every) if self.whole else 2 * of.nbytes // self.room + 3 * len(every)  # as many as there can be
         self.slots = max(LEAST_SLOTS, min(slots, most))
         self.nbytes_stored = of.nbytes
@@ -197,11 +194,6 @@ class ExpertStore(Readers):
         self._guesses: deque[_Key] = deque()
         self._all_here = False
         self._total = len(every)
-        self._changed = threading.Condition()
-        self._threads: list[threading.Thread] = []
-        self._reading = 0
-        self._forks = 0
-        self._stopping = False
         self._generation = 0  # forks between the process this was made in and this one
         forked.register(self)
 
@@ -424,11 +416,7 @@ class ExpertStore(Readers):
             self._slots = [_Slot(memory[i * self.room : (i + 1) * self.room]) for i in range(self.slots)]
             self._free = self._slots[::-1]
         if not self._threads and not self._stopping:
-            self._threads = [
-                threading.Thread(target=self._run, name=f"pyllama-expert-{i}", daemon=True) for i in range(READERS)
-            ]
-            for thread in self._threads:
-                thread.start()
+            self._begin(READERS, self._run, "pyllama-expert")
 
     def _run(self) -> None:
         scratch: np.ndarray | None = None  # for what has to be put together
@@ -442,7 +430,7 @@ class ExpertStore(Readers):
                     self._changed.wait()
                 if task is None:
                     return
-                self._reading += 1
+                self.reading += 1
                 slot, parts = task
             failed: BaseException | None = None
             try:
@@ -459,7 +447,7 @@ class ExpertStore(Readers):
         """So many parts of a slot's expert have been read, or not; with the last one it can be used."""
         with self._changed:
             if not parts:  # of a guess that made way: its slot may be another's already
-                self._reading -= 1
+                self.reading -= 1
                 self._changed.notify_all()
                 return
             slot.failed = slot.failed or failed
@@ -486,7 +474,7 @@ class ExpertStore(Readers):
                 self._forget(slot)  # whoever needs it reads it again, and is told
             elif last:
                 slot.error = slot.failed
-            self._reading -= 1
+            self.reading -= 1
             self._changed.notify_all()
 
     def _next(self) -> _Task | None:
@@ -515,7 +503,7 @@ class ExpertStore(Readers):
             if len(parts) > 1:
                 self._changed.notify_all()
             return slot_or_none, parts[:1]
-        while self._guesses and not self._reading and not self._busy():
+        while self._guesses and not self.reading and not self._busy():
             key = self._guesses.popleft()
             held = self._held.get(key)
             if held is not None and held.rest:
@@ -608,7 +596,7 @@ class ExpertStore(Readers):
             slot.left_of[number] -= 1
             if slot.left_of[number]:
                 return
-        for i, (block, place) in enumerate(zip(reads.blocks, reads.places, strict=True)):
+        for i, (block, (place, *_)) in enumerate(zip(reads.blocks, reads.places, strict=True)):
             mine = bisect_right(reads.starts, place) - 1 == number
             if mine and _in_panels(block, slot.memory[place : place + block.nbytes]):
                 slot.panels.add(i)
@@ -620,7 +608,7 @@ class ExpertStore(Readers):
         where it has turned out to be needed itself, the other readers take parts of it."""
         with self._changed:
             slot.left -= 1
-            if slot.guess and (self._wanted or self._reading > 1):
+            if slot.guess and (self._wanted or self.reading > 1):
                 slot.rest = rest
                 return []
             if not slot.guess:
@@ -634,7 +622,7 @@ class ExpertStore(Readers):
     def renew_in_child(self) -> None:
         self._changed = threading.Condition()
         self._threads = []
-        self._reading = self._forks = 0
+        self.reading = self._forks = 0
         self._generation += 1
         self._wanted.clear()
         self._guesses.clear()
@@ -644,15 +632,6 @@ class ExpertStore(Readers):
             slot.using = False
             if slot.key is not None and slot.steps is None:
                 self._forget(slot)
-
-    def close(self) -> None:
-        """End the reader threads; reads under way are finished first."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
 
 
 def _most_chosen(counts: np.ndarray, most: int) -> np.ndarray:
@@ -675,10 +654,8 @@ def _steps(reads: Reads, memory: np.ndarray, whole: bool, panels: Collection[int
     """
     found: list[Step] = []
     stacks: dict[int, list[_kernels.Matrix]] = {GATE: [], UP: [], DOWN: []}
-    for number, (which, block, data) in enumerate(joined(reads, memory)):
-        if block.crc32 is not None and zlib.crc32(data.data) != block.crc32:
-            raise CheckpointError(f"{block.tensor.name}: rows from {block.row} are damaged (pyllama verify tells more)")
-        stored = block.stored
+    for number, (block, data) in enumerate(joined(reads, memory)):
+        which, stored = expert_matrix(block.tensor.name), block.stored
         if number in panels or (whole and _in_panels(block, data)):
             stored = "panels"
         matrix = _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, data, stored)

@@ -1,20 +1,21 @@
-"""Blocks of one expert -> the reads that bring them into a slot together, and where each then lies.
+"""Blocks -> the reads that bring them into a slot together, those of one expert or one by itself, and where each then
+lies.
 
 Blocks that are neighbours in a file are one read. Reads nothing.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from pyllama.architecture.names import expert_matrix
 from pyllama.checkpoint import Part, Tensor
-from pyllama.checkpoint.dtypes import row_nbytes
-from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.index import ranges
+from pyllama.checkpoint.files import SECTOR, padded
+from pyllama.checkpoint.index import Span, ranges
 from pyllama.checkpoint.packed_rows import rows_of
-from pyllama.streaming.blocks import Block, Span
+from pyllama.errors import CheckpointError
+from pyllama.streaming.blocks import Block
 
 TURN_NBYTES = 1 << 20  # of rows that are put together after they are read: large enough for the disk's full rate
 
@@ -23,7 +24,7 @@ class Reads(NamedTuple):
     """blocks, and the spans that hold them all.
 
     starts  of each span, where its span.room bytes of memory begin
-    places  for each span of each block, in order: its first byte in that memory; of a block that lies apart, the first
+    places  of each block, for each of its spans the first byte in that memory; of a block that lies apart, the first
             byte of its rows, which are behind all spans
     room    bytes of memory in all
     """
@@ -31,14 +32,15 @@ class Reads(NamedTuple):
     blocks: tuple[Block, ...]
     spans: tuple[Span, ...]
     starts: tuple[int, ...]
-    places: tuple[int, ...]
+    places: tuple[tuple[int, ...], ...]
     room: int
 
 
 def together(blocks: Sequence[Block]) -> Reads:
     """Reads of the blocks, as few as their places in the files allow."""
     spans, of_spans = merged([span for block in blocks if not _around(block) for span in block.spans])
-    places, left = [], iter(of_spans)
+    left = iter(of_spans)
+    places: list[tuple[int, ...]] = []
     starts, end = [], 0
     for span in spans:
         starts.append(end)
@@ -48,13 +50,13 @@ def together(blocks: Sequence[Block]) -> Reads:
             (span,) = block.spans
             spans.append(span)
             starts.append(end + SECTOR)
-            places.append(starts[-1] + span.offset % SECTOR)
+            places.append((starts[-1] + span.offset % SECTOR,))
             end += room_of(block)
-            continue
-        places += [next(left) for _ in block.spans]
-        if block.apart:
-            places.append(end)
+        elif block.apart:
+            places.append((end,))
             end += block.room
+        else:
+            places.append(tuple(next(left) for _ in block.spans))
     return Reads(tuple(blocks), tuple(spans), tuple(starts), tuple(places), end)
 
 
@@ -65,7 +67,7 @@ def _around(block: Block) -> tuple[bytes, ...]:
 
 def room_of(block: Block) -> int:
     """Bytes of memory that one takes which is read by itself: whole sectors."""
-    return -(-block.room // SECTOR) * SECTOR
+    return padded(block.room)
 
 
 class Turn(NamedTuple):
@@ -83,9 +85,7 @@ class Turn(NamedTuple):
 def turns(reads: Reads) -> Iterator[Turn]:
     """What has to be read for the blocks that lie apart, in reads of at most TURN_NBYTES where rows allow."""
     together: dict[tuple[Part, int, int], list[tuple[Block, int]]] = {}
-    places = iter(reads.places)
-    for block in reads.blocks:
-        place = [next(places) for _ in range(1 if block.apart else len(block.spans))][-1]
+    for block, (place, *_) in zip(reads.blocks, reads.places, strict=True):
         if block.apart and block.apart.apart:
             part = block.apart._replace(apart=block.apart.apart._replace(phase=0))
             together.setdefault((part, block.row, block.rows), []).append((block, place))
@@ -94,7 +94,7 @@ def turns(reads: Reads) -> Iterator[Turn]:
         each = max(1, TURN_NBYTES // (width * (part.apart.step if part.apart else 1)))
         for row in range(0, count, each):
             rows = min(each, count - row)
-            spans = tuple(Span(*r) for r in ranges(blocks[0][0].tensor.dtype, part, first + row, rows))
+            spans = ranges(blocks[0][0].tensor.dtype, part, first + row, rows)
             yield Turn(spans, rows, tuple((block, place + row * width) for block, place in blocks))
 
 
@@ -142,18 +142,17 @@ def extents(tensors: Sequence[Tensor]) -> list[Span]:
         if any(part.apart for part in tensor.parts):
             continue
         if tensor.blocks:
-            found += [Span(b.file, b.offset, b.nbytes) for b in tensor.blocks if not b.around]
+            found += [b.span for b in tensor.blocks if not b.around]
         else:
-            found += [Span(p.file, p.offset, p.rows * row_nbytes(tensor.dtype, p.cols)) for p in tensor.parts]
+            found += [span for p in tensor.parts for span in ranges(tensor.dtype, p, p.row, p.rows)]
     return found
 
 
-def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[int, Block, np.ndarray]]:
-    """(0 gate, 1 up or 2 down, block, its bytes) of each block, once the reads lie in memory."""
-    places = iter(reads.places)
-    for block in reads.blocks:
+def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[Block, np.ndarray]]:
+    """(block, its bytes) of each block, once the reads lie in memory. Raises CheckpointError for a damaged one."""
+    for block, places in zip(reads.blocks, reads.places, strict=True):
         sizes = [block.nbytes] if block.apart else [span.nbytes for span in block.spans]
-        pieces = [memory[at : at + nbytes] for nbytes in sizes for at in (next(places),)]
+        pieces = [memory[at : at + nbytes] for nbytes, at in zip(sizes, places, strict=True)]
         data = pieces[0]
         if len(pieces) > 1:  # shards cut by columns, side by side as rows
             data = np.concatenate([piece.reshape(block.rows, -1) for piece in pieces], axis=1).reshape(-1)
@@ -161,7 +160,9 @@ def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[int, Block, np.nd
             data = _put_around(memory, data, around)
             if block.part is not None and block.part.skip:
                 data = rows_of(block.tensor, block.part, data).reshape(-1)
-        yield expert_matrix(block.tensor.name), block, data
+        if block.crc32 is not None and zlib.crc32(data.data) != block.crc32:
+            raise CheckpointError(f"{block.tensor.name}: rows from {block.row} are damaged (pyllama verify tells more)")
+        yield block, data
 
 
 def _put_around(memory: np.ndarray, data: np.ndarray, around: tuple[bytes, ...]) -> np.ndarray:

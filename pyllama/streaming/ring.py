@@ -34,30 +34,18 @@ class Ring(Readers):
         self._memory = huge_empty(slots * room)
         self._next_item = next_item
         self._fill = fill
-        self._changed = threading.Condition()
+        super().__init__()
         self._order = threading.Lock()  # held while the next item is chosen: it has its own number
         self._claimed = 0  # items handed to readers
         self._taken = 0  # items given back by the consumer
-        self._reading = 0  # reads under way
-        self._forks = 0  # forks under way: no read may begin
         self._ready: dict[int, tuple[Any, Any]] = {}
         self._error: BaseException | None = None
-        self._stopping = False
-        self._threads = [
-            threading.Thread(target=self._read, name=f"pyllama-read-{i}", daemon=True) for i in range(READERS)
-        ]
         forked.register(self)
-        for thread in self._threads:
-            thread.start()
+        self._begin(READERS, self._read, "pyllama-read")
 
     @property
     def nbytes(self) -> int:
         return self._memory.nbytes
-
-    @property
-    def reading(self) -> int:
-        """Reads under way."""
-        return self._reading
 
     def _read(self) -> None:
         try:
@@ -82,12 +70,12 @@ class Ring(Readers):
     def _read_item(self, item: Any, memory: np.ndarray) -> Any:
         with self._changed:
             self._changed.wait_for(lambda: not self._forks)
-            self._reading += 1
+            self.reading += 1
         try:
             return self._fill(item, memory)
         finally:
             with self._changed:
-                self._reading -= 1
+                self.reading -= 1
                 self._changed.notify_all()
 
     def _choose(self, number: int) -> Any:
@@ -117,12 +105,3 @@ class Ring(Readers):
         with self._changed:
             self._taken += 1
             self._changed.notify_all()
-
-    def stop(self) -> None:
-        """End the reader threads; reads under way are finished first."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-        self._threads = []

@@ -8,9 +8,8 @@ go on side by side. Where a block comes from never changes a bit.
 
 import threading
 import time
-import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,16 +19,16 @@ from pyllama import _kernels
 from pyllama.architecture.tensors import model_tensors
 from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.files import SECTOR
-from pyllama.checkpoint.index import StoredBlock, files_of
-from pyllama.checkpoint.packed_rows import rows_of
+from pyllama.checkpoint.index import Span, files_of
 from pyllama.decoder.shape import Shape
 from pyllama.decoder.weights import DOWN, GATE_UP, Step
-from pyllama.errors import CheckpointError, PyllamaError
+from pyllama.errors import PyllamaError
 from pyllama.machine import forked
-from pyllama.streaming.blocks import WHOLE, Block, Span, cut, entries_of, matrices, smallest_room
+from pyllama.streaming.blocks import WHOLE, Block, cut, entries_of, matrices, smallest_room
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.expert_counts import LEAST, read_counts, write_counts
 from pyllama.streaming.local import LocalCheckpoint
+from pyllama.streaming.pieces import joined, together
 from pyllama.streaming.pinned import Arena, kept_nbytes
 from pyllama.streaming.ring import PENDING, Ring
 
@@ -42,16 +41,14 @@ SLOTS = 8  # three reads in flight, a block in use, the rest ahead of it
 _FORKED = "weights: the process was forked in the midst of this pass, and its readers are not here; begin it anew"
 
 
+@dataclass(slots=True, eq=False)
 class _Place:
     """A block's place in the pass."""
 
-    __slots__ = ("block", "claimed", "keep", "matrix")
-
-    def __init__(self, block: Block):
-        self.block = block
-        self.keep = False  # chosen to stay, and not here yet
-        self.claimed = False  # a reader has fetched it in order to keep it
-        self.matrix: _kernels.Matrix | None = None  # kept
+    block: Block
+    keep: bool = False  # chosen to stay, and not here yet
+    claimed: bool = False  # a reader has fetched it in order to keep it
+    matrix: "_kernels.Matrix | None" = None  # kept
 
 
 class StreamedWeights(forked.ForkAware):
@@ -313,7 +310,7 @@ class StreamedWeights(forked.ForkAware):
     def _stop(self) -> None:
         ring, self._ring = self._ring, None
         if ring:
-            ring.stop()
+            ring.close()
 
     def renew_in_child(self) -> None:
         # The ring's readers are not here, nor is a pass of another thread: the next one begins at the first block.
@@ -342,36 +339,10 @@ class StreamedWeights(forked.ForkAware):
         return None
 
     def _fill(self, place: _Place, memory: np.ndarray) -> "_kernels.Matrix":
-        block, used, pieces = place.block, 0, []
-        if block.part is not None:
-            return self._fill_part(block, block.part, memory)
-        for span in block.spans:
-            pieces.append(self._files[span.file].read(span, memory[used:]))
-            used += span.room
+        block, reads = place.block, together([place.block])
+        for span, at in zip(reads.spans, reads.starts, strict=True):
+            self._read(span, memory[at:])
         with self._lock:
             self._read_nbytes += block.nbytes
-        if block.crc32 is not None and zlib.crc32(pieces[0].data) != block.crc32:
-            raise CheckpointError(f"{block.tensor.name}: rows from {block.row} are damaged (pyllama verify tells more)")
-        data = pieces[0] if len(pieces) == 1 else _join(block, pieces)
+        ((_, data),) = joined(reads, memory)
         return _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, data, block.stored)
-
-    def _fill_part(self, block: Block, part: StoredBlock, memory: np.ndarray) -> "_kernels.Matrix":
-        """Some panels of a packed block, with what makes a block of them put around them."""
-        head, tail = (np.frombuffer(piece, np.uint8) for piece in part.around)
-        panels = self._files[part.file].read(block.spans[0], memory[SECTOR:])
-        begin = SECTOR + block.spans[0].offset % SECTOR - len(head)
-        end = begin + len(head) + len(panels)
-        memory[begin : begin + len(head)] = head
-        memory[end : end + len(tail)] = tail
-        data = memory[begin : end + len(tail)]
-        with self._lock:
-            self._read_nbytes += block.nbytes
-        if part.skip:
-            plain = rows_of(block.tensor, part, data)
-            return _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, plain.reshape(-1), "rows")
-        return _kernels.Matrix(block.tensor.dtype, block.rows, block.tensor.cols, data, "packed")
-
-
-def _join(block: Block, pieces: list[np.ndarray]) -> np.ndarray:
-    """Shards cut by columns, side by side as rows."""
-    return np.concatenate([piece.reshape(block.rows, -1) for piece in pieces], axis=1).reshape(-1)

@@ -65,15 +65,15 @@ def found_somewhere(source: Path, packed: Path) -> dict[str, bytes]:
     for path in [*source.glob("*.safetensors"), *packed.glob("*.safetensors"), *partly(packed).glob("*.safetensors")]:
         file = InputFile(path)
 
-        def read_into(_, offset, rows, file=file):
-            file.read_into(offset, rows.data.cast("B"))
+        def read(span, file=file):
+            return np.frombuffer(file.read(span.offset, span.nbytes), np.uint8)
 
         if path.parent == source:
             for name, tensor in read_safetensors(file).items():
                 found[name] = file.read(tensor.parts[0].offset, tensor.nbytes)
         else:
             for name, tensor in read_shard(file).tensors.items():
-                found[name] = read_rows(tensor, 0, tensor.rows, read_into).tobytes()
+                found[name] = read_rows(tensor, 0, tensor.rows, read).tobytes()
         file.close()
     return found
 

@@ -127,7 +127,7 @@ def test_guesses_are_read_while_nothing_else_is_and_counted_once_used(models):
         assert store.counters.guesses == 0  # the disk has something else to do
         busy.clear()
         store.guess(1, [4, 6])
-        until(lambda: store.counters.guesses == 2 and not store._reading)
+        until(lambda: store.counters.guesses == 2 and not store.reading)
         assert sorted(take(store, 1, [2, 4])) == [2, 4]
         assert (store.counters.hits, store.counters.guessed, store.counters.guesses) == (1, 1, 2)
         take(store, 1, [4])

@@ -353,7 +353,7 @@ def test_a_reader_that_fails_is_reported_and_the_ring_stops():
             item, memory = made.take()
             seen.append((item, int(memory[0])))
             made.give_back()
-    made.stop()
+    made.close()
     assert seen == [(i, i) for i in range(len(seen))] and len(seen) <= 5
 
 
@@ -371,7 +371,7 @@ def test_the_ring_keeps_order_under_uneven_readers():
         item, memory = made.take()
         assert (item, memory[0]) == (i, i % 251)
         made.give_back()
-    made.stop()
+    made.close()
 
 
 # ------------------------------------------------------------------------------------------------------- budget
