@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from pyllama.engine import Stream
 from pyllama.generation import Step
 from pyllama.server.errors import ApiError, as_api_error, openai_body
+from pyllama.server.json_object import JsonObject
 
 PROGRESS_S = 1.0
 #: Steps that a client may be behind: with 20 log-probabilities each takes some 3 KB. Who reads a little, and for ever
@@ -87,7 +88,7 @@ def event(data: Any) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
 
 
-def typed_event(data: dict[str, Any]) -> bytes:
+def typed_event(data: JsonObject) -> bytes:
     """An event that says its type twice, as Anthropic's and those of OpenAI's responses do."""
     return f"event: {data['type']}\n".encode() + event(data)
 

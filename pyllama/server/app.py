@@ -22,7 +22,6 @@ from pyllama.server.errors import ApiError, handle, handle_http
 from pyllama.server.metrics import Metrics
 from pyllama.server.ollama import endpoints as ollama
 from pyllama.server.openai import endpoints as openai
-from pyllama.server.openai.response_store import ResponseStore
 from pyllama.server.service import Service, Settings
 
 ENDPOINTS = (
@@ -78,7 +77,6 @@ def build_app(engine: AsyncEngine, names: tuple[str, ...], settings: Settings) -
         exception_handlers={HTTPException: handle_http, ApiError: handle, PyllamaError: handle},
     )
     app.router.redirect_slashes = False
-    app.state.responses = ResponseStore(settings.session_dir)
     app.state.service, app.state.endpoints = service, ENDPOINTS
     return app
 

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 
 MAX_DEPTH = 64
 # Of these a browser sends at least one with whatever a page posts.
@@ -62,7 +63,7 @@ def _too_large(max_nbytes: int) -> ApiError:
     )
 
 
-def parse(raw: bytes) -> dict[str, Any]:
+def parse(raw: bytes) -> JsonObject:
     """JSON text as an object. Raises ApiError 400."""
     try:
         text = raw.decode("utf-8")

@@ -5,7 +5,6 @@ It has the fields of OpenAI's chat completions (CHAT in schemas.py), whoever ask
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from starlette.requests import Request
 
@@ -17,6 +16,7 @@ from pyllama.server.continuation import FLAGS, beginning_of
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import json_grammar
 from pyllama.server.grammar_process import Grammar
+from pyllama.server.json_object import JsonObject
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.service import Service
 from pyllama.server.tools.conversation import text_of
@@ -40,7 +40,7 @@ class Asked:
     goes_on: str = ""
 
 
-async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked:
+async def ask(service: Service, request: Request, body: JsonObject) -> Asked:
     """Queue the answers to a conversation. Raises ApiError, and what Service.submit raises.
 
     body  checked against CHAT
@@ -62,7 +62,7 @@ async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked
     return Asked(streams, want, choice, guide is not None, begun)
 
 
-async def prompt_of(service: Service, request: Request, body: dict[str, Any]) -> tuple[tools.ToolChoice, list[int]]:
+async def prompt_of(service: Service, request: Request, body: JsonObject) -> tuple[tools.ToolChoice, list[int]]:
     """What the request says of tools, and the token ids of its prompt. Raises ApiError."""
     if service.tokenizer.chat_template is None:
         raise ApiError(
@@ -75,7 +75,7 @@ async def prompt_of(service: Service, request: Request, body: dict[str, Any]) ->
     return choice, await service.in_text_thread(request, _encode, service, body, choice)
 
 
-def _encode(service: Service, body: dict[str, Any], choice: tools.ToolChoice) -> list[int]:
+def _encode(service: Service, body: JsonObject, choice: tools.ToolChoice) -> list[int]:
     options = {"tools": choice.tools, "parse_special": bool(body.get("parse_special")), **beginning_of(body)}
     variables = dict(body.get("chat_template_kwargs") or {})
     effort = body.get("reasoning_effort")
@@ -88,7 +88,7 @@ def _encode(service: Service, body: dict[str, Any], choice: tools.ToolChoice) ->
     return service.tokenizer.encode_chat(tools.messages_for_template(body["messages"]), **options, **variables)
 
 
-async def _prediction(service: Service, request: Request, given: dict[str, Any] | None) -> list[int]:
+async def _prediction(service: Service, request: Request, given: JsonObject | None) -> list[int]:
     """Token ids of what the answer is told to repeat; none where nobody could propose them."""
     text = "" if given is None else given["content"]
     if isinstance(text, list):
@@ -100,7 +100,7 @@ async def _prediction(service: Service, request: Request, given: dict[str, Any] 
     return ids
 
 
-def _top_logprobs(body: dict[str, Any]) -> int | None:
+def _top_logprobs(body: JsonObject) -> int | None:
     top = body.get("top_logprobs")
     if body.get("logprobs"):
         return top or 0
@@ -109,7 +109,7 @@ def _top_logprobs(body: dict[str, Any]) -> int | None:
     return None
 
 
-def _grammar(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> Grammar | None:
+def _grammar(service: Service, choice: tools.ToolChoice, body: JsonObject) -> Grammar | None:
     """What restricts the tokens: a tool that must be called, or else the format asked for, unless one is called."""
     form = service.tool_format
     schema = _format(body.get("response_format"))
@@ -137,7 +137,7 @@ def _control(service: Service, text: str | None) -> int | None:
     return found if found in service.tokenizer.special_ids else None
 
 
-def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
+def _format(given: JsonObject | None) -> JsonObject | None:
     """The schema that `response_format` asks for, in json_schema (OpenAI) or beside the type (llama.cpp, Together)."""
     if not given or given["type"] == "text":
         return None

@@ -2,23 +2,23 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from pyllama.server.endpoint import JSON, Endpoint
 from pyllama.server.errors import shape_of
+from pyllama.server.json_object import JsonObject
 from pyllama.server.validate import Schema
 from pyllama.version import __version__
 
 
 def openapi(endpoints: Iterable[Endpoint], key_required: bool) -> Schema:
     """The OpenAPI 3.1 description of the endpoints."""
-    paths: dict[str, Any] = {}
+    paths: JsonObject = {}
     for one in endpoints:
         path = one.path.replace(":path}", "}")
         error = {"description": "an error", "content": {JSON: {"schema": shape_of(path).schema}}}
         content = {kind: {"schema": {"type": "object"}} if kind == JSON else {} for kind in one.kinds}
         success = {"description": "done", "content": content}
-        operation: dict[str, Any] = {"summary": one.summary, "responses": {"200": success}}
+        operation: JsonObject = {"summary": one.summary, "responses": {"200": success}}
         if one.schema is not None:
             content = {JSON: {"schema": _with_nulls(one.schema)}}
             operation["requestBody"] = {"required": True, "content": content}

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -18,6 +17,7 @@ from pyllama.errors import (
     TokenizerError,
 )
 from pyllama.printable import one_line
+from pyllama.server.json_object import JsonObject
 
 _log = logging.getLogger("pyllama")
 
@@ -53,17 +53,17 @@ class ApiError(Exception):
         return JSONResponse(shape_of(path).body(self), self.status, self.headers)
 
 
-def openai_body(error: ApiError) -> dict[str, Any]:
+def openai_body(error: ApiError) -> JsonObject:
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
-def anthropic_body(error: ApiError) -> dict[str, Any]:
+def anthropic_body(error: ApiError) -> JsonObject:
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
-def ollama_body(error: ApiError) -> dict[str, Any]:
+def ollama_body(error: ApiError) -> JsonObject:
     return {"error": error.message}
 
 
@@ -71,8 +71,8 @@ def ollama_body(error: ApiError) -> dict[str, Any]:
 class Shape:
     """How an API's errors look: the body, and its schema."""
 
-    body: Callable[[ApiError], dict[str, Any]]
-    schema: dict[str, Any]
+    body: Callable[[ApiError], JsonObject]
+    schema: JsonObject
 
 
 _TEXT = {"type": "string"}

@@ -3,13 +3,14 @@
 Which models were is told by their control tokens.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.requests import Request
 
 from pyllama.server import tools
 from pyllama.server.conversation import Asked
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 from pyllama.server.sampling import wanted
 from pyllama.server.service import Service
 
@@ -75,7 +76,7 @@ def prompt_of(tokenizer: "Tokenizer", gap: Gap, param: str) -> tuple[list[int], 
     return [*ids, *(part for part in parts if part is not None)], ends + known(_ENDS)
 
 
-async def fill_in(service: Service, request: Request, body: dict[str, Any], gap: Gap, param: str) -> Asked:
+async def fill_in(service: Service, request: Request, body: JsonObject, gap: Gap, param: str) -> Asked:
     """Queue what fills a gap.
 
     body   has sampling's fields as OpenAI names them
@@ -85,7 +86,7 @@ async def fill_in(service: Service, request: Request, body: dict[str, Any], gap:
     return continued(service, request, {**body, "stop_token_ids": [*(body.get("stop_token_ids") or ()), *ends]}, ids)
 
 
-def continued(service: Service, request: Request, body: dict[str, Any], prompt_ids: list[int]) -> Asked:
+def continued(service: Service, request: Request, body: JsonObject, prompt_ids: list[int]) -> Asked:
     """Queue what follows a text: one answer without template or tools, for the shapes that a conversation's has."""
     want = wanted(body, body.get("max_tokens"), None, service.model.config.vocab_size, service.sampling_defaults)
     streams = service.submit([prompt_ids], want, request, body.get("user"), "prompt", continuation=True)

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from pyllama.errors import RequestError
 from pyllama.extras import how_to_install
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar_process import Grammar, GrammarProcess, GrammarProcesses, Refused, TooSlow
+from pyllama.server.json_object import JsonObject
 from pyllama.server.json_schema import enforceable
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Grammars:
         async with self._long.turn(client):
             return await self._processes.make(grammar, _LIMITS, LONG_S, answers)
 
-    def json(self, schema: dict[str, Any], param: str, answers: int = 1) -> "GrammarGuide":
+    def json(self, schema: JsonObject, param: str, answers: int = 1) -> "GrammarGuide":
         """A guide for JSON that fits the schema, for a program without an event loop. Raises ApiError naming param."""
         return asyncio.run(self.guide(json_grammar(schema, param), answers=answers))
 
@@ -80,12 +81,12 @@ class Grammars:
         return asyncio.run(self.guide(Grammar(grammar, param), answers=answers))
 
 
-def json_grammar(schema: dict[str, Any], param: str) -> Grammar:
+def json_grammar(schema: JsonObject, param: str) -> Grammar:
     """JSON that fits the schema. Raises ApiError for a schema of a kind that cannot be enforced."""
     return Grammar(f"start: {embedded(schema)}\n", param)
 
 
-def embedded(schema: dict[str, Any]) -> str:
+def embedded(schema: JsonObject) -> str:
     """A JSON Schema as a term of a Lark grammar. References in it are from its own root, whatever stands around it."""
     return "%json " + json.dumps({**enforceable(schema), "x-guidance": _STYLE})
 

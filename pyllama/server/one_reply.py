@@ -18,6 +18,7 @@ from pyllama.server.answers import PING, EventStream, merged, unless_hung_up
 from pyllama.server.choice import Choice
 from pyllama.server.conversation import Asked
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 from pyllama.server.service import Service
 from pyllama.server.usage import usage
 
@@ -50,11 +51,11 @@ class OneReply(ABC):
         return self.asked.streams[0].request
 
     @property
-    def usage(self) -> dict[str, Any]:
+    def usage(self) -> JsonObject:
         return usage(self.asked.streams, 1)
 
     @abstractmethod
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> JsonObject:
         """The answer, once it is complete."""
 
     def begin(self) -> bytes:
@@ -86,7 +87,7 @@ class OneReply(ABC):
         if self.asked.want.stream:
             return EventStream(self.events(), self.asked.streams, timeout_s, self.failed, self.media_type)
 
-        async def all_of_it() -> dict[str, Any]:
+        async def all_of_it() -> JsonObject:
             async for _ in self._written(None):
                 pass
             return self.whole()

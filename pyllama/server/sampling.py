@@ -6,6 +6,7 @@ from typing import Any
 
 from pyllama.generation.sampler import SamplingParams
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 
 SEED_RANGE = 1 << 64
 # Fields that SamplingParams has by the same names, and takes as they are.
@@ -41,7 +42,7 @@ class Wanted:
 
 
 def wanted(
-    body: dict[str, Any],
+    body: JsonObject,
     max_tokens: int | None,
     top_logprobs: int | None,
     vocab_size: int,

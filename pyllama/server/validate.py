@@ -8,8 +8,9 @@ an integer, as JSON Schema has it.
 from typing import Any
 
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 
-Schema = dict[str, Any]
+Schema = JsonObject
 
 _NAMES = {"string": "text", "integer": "an integer", "number": "a number", "boolean": "true or false",
           "array": "a list", "object": "an object", "null": "null"}  # fmt: skip

@@ -12,15 +12,13 @@ from pyllama.server import tools
 from pyllama.server.conversation import Asked, ask
 from pyllama.server.errors import ApiError, ollama_body
 from pyllama.server.fill_in import Gap, continued, fill_in
-from pyllama.server.ollama.schemas import CHAT, GENERATE
+from pyllama.server.json_object import JsonObject
 from pyllama.server.ollama.translation import conversation_of, sampling_of
 from pyllama.server.one_reply import Block, OneReply
 from pyllama.server.service import Service
 
 
-async def chat(request: Request) -> Response:
-    service: Service = request.app.state.service
-    body = await service.read(request, CHAT)
+async def chat(service: Service, request: Request, body: JsonObject) -> Response:
     if not body.get("messages"):
         return _there(service, {"message": {"role": "assistant", "content": ""}})
     reply = _Chat(service, await ask(service, request, conversation_of(body, body["messages"])))
@@ -28,9 +26,7 @@ async def chat(request: Request) -> Response:
     return await reply.response(request)
 
 
-async def generate(request: Request) -> Response:
-    service: Service = request.app.state.service
-    body = await service.read(request, GENERATE)
+async def generate(service: Service, request: Request, body: JsonObject) -> Response:
     if not (body.get("prompt") or body.get("suffix")):
         return _there(service, {"response": ""})
     if body.get("raw") or body.get("suffix") or service.tokenizer.chat_template is None:
@@ -44,7 +40,7 @@ async def generate(request: Request) -> Response:
     return await reply.response(request)
 
 
-async def _continued(service: Service, request: Request, body: dict[str, Any]) -> Asked:
+async def _continued(service: Service, request: Request, body: JsonObject) -> Asked:
     """A text to go on with, or a gap to fill, without any template."""
     if body.get("format"):
         raise ApiError(400, "format: not with raw or suffix", "format", "unsupported")
@@ -59,12 +55,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
-def _there(service: Service, empty: dict[str, Any]) -> JSONResponse:
+def _there(service: Service, empty: JsonObject) -> JSONResponse:
     """What who asks nothing is told: clients load a model so."""
     return JSONResponse({"model": service.name, "created_at": now(), **empty, "done": True, "done_reason": "load"})
 
 
-def _bytes(line: dict[str, Any]) -> bytes:
+def _bytes(line: JsonObject) -> bytes:
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
@@ -75,11 +71,11 @@ class _Lines(OneReply):
         super().__init__(service, asked)
         self.ping = self._line()
 
-    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> dict[str, Any]:
+    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> JsonObject:
         """Where an answer's text, thinking and calls stand."""
         raise NotImplementedError
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> JsonObject:
         text, thinking = (
             "".join(block.text for block in self.blocks if block.kind == kind) for kind in ("text", "thinking")
         )
@@ -97,13 +93,13 @@ class _Lines(OneReply):
     def failed(self, error: ApiError) -> bytes:
         return _bytes(ollama_body(error))
 
-    def _head(self) -> dict[str, Any]:
+    def _head(self) -> JsonObject:
         return {"model": self.service.name, "created_at": now()}
 
     def _line(self, *part: Any, **named: Any) -> bytes:
         return _bytes({**self._head(), **self.part(*part, **named), "done": False})
 
-    def _ending(self) -> dict[str, Any]:
+    def _ending(self) -> JsonObject:
         request, usage = self.request, self.usage
         total, first = request.total_s or 0.0, request.first_token_s or 0.0
         queued = request.queue_s or 0.0
@@ -120,8 +116,8 @@ class _Lines(OneReply):
 
 
 class _Chat(_Lines):
-    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": text}
+    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> JsonObject:
+        message: JsonObject = {"role": "assistant", "content": text}
         if thinking:
             message["thinking"] = thinking
         if calls:
@@ -133,5 +129,5 @@ class _Chat(_Lines):
 
 
 class _Generated(_Lines):
-    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> dict[str, Any]:
+    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> JsonObject:
         return {"response": text, **({"thinking": thinking} if thinking else {})}

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import STRING, Schema, array, either, integer, obj, text
 from pyllama.server.service import Service
 from pyllama.server.vectors import MAX_TEXTS, refuse_unless_asked, vectors_of
@@ -21,10 +22,8 @@ EMBED: Schema = obj(
 EMBEDDINGS: Schema = obj({"model": text("name of the model"), "prompt": text("a text")}, ("model", "prompt"))
 
 
-async def embed(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
+async def embed(service: Service, request: Request, body: JsonObject) -> JSONResponse:
     started = time.perf_counter_ns()
-    body = await service.read(request, EMBED)
     refuse_unless_asked(service)
     size = service.model.config.hidden_size
     if body.get("dimensions") not in (None, size):
@@ -42,9 +41,7 @@ async def embed(request: Request) -> JSONResponse:
     )
 
 
-async def embeddings(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
-    body = await service.read(request, EMBEDDINGS)
+async def embeddings(service: Service, request: Request, body: JsonObject) -> JSONResponse:
     refuse_unless_asked(service)
     (vector,), _ = await vectors_of(service, request, [body["prompt"]], "prompt")
     return JSONResponse({"embedding": vector.tolist()})

@@ -1,22 +1,18 @@
 """POST /v1/chat/completions: a conversation in, its next message out."""
 
-from typing import Any
-
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pyllama.generation import Step
 from pyllama.server.choice import Choice
 from pyllama.server.conversation import Asked, ask
+from pyllama.server.json_object import JsonObject
 from pyllama.server.openai import foreign_fields, logprobs
 from pyllama.server.openai.reply import Part, Reply
-from pyllama.server.schemas import CHAT
 from pyllama.server.service import Service
 
 
-async def create(request: Request) -> Response:
-    service: Service = request.app.state.service
-    body = await service.read(request, CHAT)
+async def create(service: Service, request: Request, body: JsonObject) -> Response:
     foreign_fields.refuse(body)
     answer = _Chat(service, await ask(service, request, body))
     del body  # an answer may take long
@@ -28,7 +24,7 @@ class _Chat(Reply):
         kind = "chat.completion.chunk" if asked.want.stream else "chat.completion"
         super().__init__(service, asked.streams, asked.want, "chatcmpl", kind)
         self._choices = [Choice(service, asked, stream.request.answer.prompt_ids) for stream in asked.streams]
-        self._logged: list[list[dict[str, Any]]] = [[] for _ in asked.streams]
+        self._logged: list[list[JsonObject]] = [[] for _ in asked.streams]
 
     def opening(self) -> list[Part]:
         return [_delta(index, {"role": "assistant", "content": ""}) for index in range(len(self._streams))]
@@ -49,7 +45,7 @@ class _Chat(Reply):
             parts.append(_delta(index, {}, finish_reason=choice.finish_reason))
         return parts
 
-    def _logprobs(self, step: Step) -> dict[str, Any] | None:
+    def _logprobs(self, step: Step) -> JsonObject | None:
         top, tokenizer = self._want.top_logprobs, self._service.tokenizer
         if top is None:
             return None
@@ -60,7 +56,7 @@ class _Chat(Reply):
         return [self._choice(index, choice) for index, choice in enumerate(self._choices)]
 
     def _choice(self, index: int, choice: Choice) -> Part:
-        message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
+        message: JsonObject = {"role": "assistant", "content": choice.content, "refusal": None}
         if choice.reasoning:
             message["reasoning_content"] = choice.reasoning
         if choice.calls:
@@ -70,7 +66,5 @@ class _Chat(Reply):
         return {"index": index, "message": message, "logprobs": reported, "finish_reason": choice.finish_reason}
 
 
-def _delta(
-    index: int, delta: dict[str, Any], reported: dict[str, Any] | None = None, finish_reason: str | None = None
-) -> Part:
+def _delta(index: int, delta: JsonObject, reported: JsonObject | None = None, finish_reason: str | None = None) -> Part:
     return {"index": index, "delta": delta, "logprobs": reported, "finish_reason": finish_reason}

@@ -11,19 +11,17 @@ from pyllama.generation import Step
 from pyllama.generation.sampler import Sample
 from pyllama.server.errors import ApiError
 from pyllama.server.fill_in import Gap, prompt_of
+from pyllama.server.json_object import JsonObject
 from pyllama.server.openai import foreign_fields, logprobs
 from pyllama.server.openai.logprobs import Echo, Reported, echo_of
 from pyllama.server.openai.reply import Part, Reply
 from pyllama.server.sampling import Wanted, wanted
-from pyllama.server.schemas import COMPLETION
 from pyllama.server.service import Service
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
-async def create(request: Request) -> Response:
-    service: Service = request.app.state.service
-    body = await service.read(request, COMPLETION)
+async def create(service: Service, request: Request, body: JsonObject) -> Response:
     top = body.get("logprobs")
     foreign_fields.refuse(body)
     most = body.get("max_tokens")
@@ -73,9 +71,7 @@ def _encode(service: Service, prompts: list[str | list[int]]) -> list[list[int]]
     return encoded
 
 
-def _around(
-    service: Service, prompts: list[str | list[int]], body: dict[str, Any]
-) -> tuple[list[list[int]], list[int]]:
+def _around(service: Service, prompts: list[str | list[int]], body: JsonObject) -> tuple[list[list[int]], list[int]]:
     """Token ids of each prompt with a gap between it and the suffix, and those that end what fills it."""
     if body.get("echo"):
         raise ApiError(400, "echo: not together with suffix", "echo", "unsupported")
@@ -144,7 +140,7 @@ class _Completion(Reply):
         about = self._reported(reported) if reported else None
         return {"index": index, "text": text, "logprobs": about, "finish_reason": finish_reason}
 
-    def _reported(self, reported: list[Reported]) -> dict[str, Any] | None:
+    def _reported(self, reported: list[Reported]) -> JsonObject | None:
         top = self._want.top_logprobs
         return None if top is None else logprobs.of_completion(reported, self._service.tokenizer, top)
 

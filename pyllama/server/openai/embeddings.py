@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import STRING, Schema, integer, obj, one_of, prompts, text
 from pyllama.server.service import Service
 from pyllama.server.vectors import MAX_TEXTS, refuse_unless_asked, vectors_of
@@ -23,9 +24,7 @@ EMBEDDINGS: Schema = obj(
 )
 
 
-async def embeddings(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
-    body = await service.read(request, EMBEDDINGS)
+async def embeddings(service: Service, request: Request, body: JsonObject) -> JSONResponse:
     refuse_unless_asked(service)
     size = service.model.config.hidden_size
     if body.get("dimensions") not in (None, size):

@@ -4,9 +4,8 @@ All others (store, metadata, service_tier, prompt_cache_key, ...) change nothing
 see, and are passed over.
 """
 
-from typing import Any
-
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 
 _REFUSED = {
     "functions": "of OpenAI's first function calls; expected tools",
@@ -16,7 +15,7 @@ _REFUSED = {
 }
 
 
-def refuse(body: dict[str, Any]) -> None:
+def refuse(body: JsonObject) -> None:
     """Raises ApiError 400 for a field whose absence from the answer would mislead."""
     for name, why in _REFUSED.items():
         if body.get(name) not in (None, [], {}, "none", "auto"):

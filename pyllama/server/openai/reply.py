@@ -12,11 +12,12 @@ from starlette.responses import JSONResponse, Response
 from pyllama.engine import Stream
 from pyllama.generation import Step
 from pyllama.server.answers import DONE, PING, PROGRESS_S, EventStream, event, merged, unless_hung_up
+from pyllama.server.json_object import JsonObject
 from pyllama.server.sampling import Wanted
 from pyllama.server.service import Service
 from pyllama.server.usage import details, progress, usage
 
-Part = dict[str, Any]  # of a choice: an element of `choices` in a chunk
+Part = JsonObject  # of a choice: an element of `choices` in a chunk
 
 
 class Reply(ABC):
@@ -53,7 +54,7 @@ class Reply(ABC):
             return EventStream(self.events(), self._streams, timeout_s)
         return JSONResponse(await unless_hung_up(request, self.whole(), timeout_s))
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> JsonObject:
         async for arrived in merged(self._streams, None):
             if arrived is not None:
                 self.take(*arrived)
@@ -73,7 +74,7 @@ class Reply(ABC):
             yield self._chunk([], **self._cost())
         yield DONE
 
-    def _cost(self) -> dict[str, Any]:
+    def _cost(self) -> JsonObject:
         return {"usage": usage(self._streams, self._want.n, written=self._written), "pyllama": details(self._streams)}
 
     def _chunk(self, choices: list[Part], **more: Any) -> bytes:

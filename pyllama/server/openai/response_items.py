@@ -3,6 +3,7 @@
 from typing import Any
 
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import CHAT
 from pyllama.server.validate import check
 
@@ -14,7 +15,7 @@ _REFUSED = {
 }
 
 
-def conversation_of(body: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, Any]:
+def conversation_of(body: JsonObject, before: list[JsonObject]) -> JsonObject:
     """The conversation that a checked body asks for. Raises ApiError for what is not supported.
 
     before  messages that it goes on after
@@ -51,21 +52,21 @@ def conversation_of(body: dict[str, Any], before: list[dict[str, Any]]) -> dict[
     return found
 
 
-def _nested(tool: dict[str, Any]) -> dict[str, Any]:
+def _nested(tool: JsonObject) -> JsonObject:
     kind = tool.get("type") or "function"
     if kind != "function":
         return {"type": kind}
     return {"type": kind, "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
-def messages_of(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+def messages_of(given: str | list[JsonObject]) -> list[JsonObject]:
     """Messages of a request's input, or of a response's output. Raises ApiError.
 
     What the model thought is not told to it again. Calls that follow one another, or a message, are one message's.
     """
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
-    messages: list[dict[str, Any]] = []
+    messages: list[JsonObject] = []
     for index, item in enumerate(given):
         at, kind = f"input[{index}]", item.get("type") or "message"
         if kind == "message":
@@ -88,18 +89,18 @@ def messages_of(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     return messages
 
 
-def _names_of_calls(messages: list[dict[str, Any]]) -> dict[str, str]:
+def _names_of_calls(messages: list[JsonObject]) -> dict[str, str]:
     last = next((message for message in reversed(messages) if message.get("tool_calls")), None)
     return {call["id"]: call["function"]["name"] for call in last["tool_calls"]} if last else {}
 
 
-def _needed(item: dict[str, Any], name: str, where: str) -> Any:
+def _needed(item: JsonObject, name: str, where: str) -> Any:
     if item.get(name) is None:
         raise ApiError(400, f"{where}.{name}: missing", f"{where}.{name}", "invalid_value")
     return item[name]
 
 
-def _text(content: str | list[dict[str, Any]], where: str) -> str:
+def _text(content: str | list[JsonObject], where: str) -> str:
     if isinstance(content, str):
         return content
     for index, part in enumerate(content):

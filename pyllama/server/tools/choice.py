@@ -1,12 +1,12 @@
 """What a chat request says of tools: `tools`, `tool_choice` and `parallel_tool_calls`."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 from pyllama.server.tools.forms import ToolFormat
 
-Function = dict[str, Any]
+Function = JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,13 @@ class ToolChoice:
     parallel  whether an answer may have several calls
     """
 
-    tools: list[dict[str, Any]] | None
+    tools: list[JsonObject] | None
     forced: list[Function]
     offered: dict[str, Function] = field(default_factory=dict)
     parallel: bool = True
 
 
-def tool_choice(body: dict[str, Any], form: ToolFormat | None) -> ToolChoice:
+def tool_choice(body: JsonObject, form: ToolFormat | None) -> ToolChoice:
     """Checks `tools` and `tool_choice` of a chat request. Raises ApiError.
 
     Tools that are no functions (web_search, code_interpreter, custom, ...) are left out: nobody here could run them,
@@ -63,14 +63,14 @@ def tool_choice(body: dict[str, Any], form: ToolFormat | None) -> ToolChoice:
     return ToolChoice(tools, list(offered.values())[::-1] if choice == "required" else [], offered, parallel)
 
 
-def _functions(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _functions(given: list[JsonObject]) -> list[JsonObject]:
     for index, tool in enumerate(given):
         if tool["type"] == "function" and tool.get("function") is None:
             raise ApiError(400, f"tools[{index}].function: missing", f"tools[{index}].function", "invalid_value")
     return [tool for tool in given if tool["type"] == "function"]
 
 
-def _allowed(body: dict[str, Any], choice: dict[str, Any], form: ToolFormat | None) -> ToolChoice:
+def _allowed(body: JsonObject, choice: JsonObject, form: ToolFormat | None) -> ToolChoice:
     """tool_choice of type allowed_tools: some of the tools, as if no others were there to call."""
     allowed = choice.get("allowed_tools") or {}
     names = {(tool.get("function") or {}).get("name") for tool in allowed.get("tools") or ()}

@@ -4,11 +4,11 @@ Each function's parameters are a schema of their own in the grammar, so `#`, `$d
 """
 
 import json
-from typing import Any
 
 from pyllama.generation.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, ROLE, START
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import embedded
+from pyllama.server.json_object import JsonObject
 from pyllama.server.tools.forms import ToolFormat
 
 Markers = tuple[int | None, int | None]
@@ -17,7 +17,7 @@ MAX_CALLS = 16
 
 
 def forced_grammar(
-    form: ToolFormat, functions: list[dict[str, Any]], markers: Markers | None, *, parallel: bool = False
+    form: ToolFormat, functions: list[JsonObject], markers: Markers | None, *, parallel: bool = False
 ) -> str:
     """One call of one of the functions, or with parallel one or more.
 
@@ -27,9 +27,9 @@ def forced_grammar(
 
 
 def calls_or(
-    schema: dict[str, Any],
+    schema: JsonObject,
     form: ToolFormat,
-    functions: list[dict[str, Any]],
+    functions: list[JsonObject],
     markers: Markers | None,
     *,
     parallel: bool,
@@ -38,9 +38,7 @@ def calls_or(
     return f"start: calls | format\nformat: {embedded(schema)}\n{_calls(form, functions, markers, parallel)}"
 
 
-def channels_grammar(
-    schema: dict[str, Any] | None, functions: list[dict[str, Any]], marker_ids: dict[str, int | None]
-) -> str:
+def channels_grammar(schema: JsonObject | None, functions: list[JsonObject], marker_ids: dict[str, int | None]) -> str:
     """An answer in harmony: thought, if the model will, then JSON of the schema, if there is one, or a call.
 
     marker_ids  harmony's markers as text -> their tokens
@@ -68,7 +66,7 @@ def channels_grammar(
     )
 
 
-def _calls(form: ToolFormat, functions: list[dict[str, Any]], markers: Markers | None, parallel: bool) -> str:
+def _calls(form: ToolFormat, functions: list[JsonObject], markers: Markers | None, parallel: bool) -> str:
     opening_id, closing_id = markers or (None, None)
     rules = []
     for index, function in enumerate(functions):
@@ -101,7 +99,7 @@ def _calls(form: ToolFormat, functions: list[dict[str, Any]], markers: Markers |
     return "\n".join(rules) + "\n"
 
 
-def _of_arguments(function: dict[str, Any]) -> dict[str, Any]:
+def _of_arguments(function: JsonObject) -> JsonObject:
     """The schema of a function's arguments, which are an object."""
     schema = function.get("parameters") or {}
     kinds = schema.get("type", "object")
