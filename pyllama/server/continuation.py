@@ -1,6 +1,6 @@
 """Where a chat's answer begins: in a message of its own, or where the last message ends."""
 
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import invalid
 from pyllama.server.json_object import JsonObject
 
 FLAGS = ("add_generation_prompt", "continue_final_message")
@@ -16,8 +16,7 @@ def beginning_of(body: JsonObject) -> dict[str, bool]:
     if goes_on is None:  # DeepSeek's and Mistral's way of saying it
         goes_on = bool(last.get("prefix")) and last["role"] == "assistant"
     if goes_on and prompt:
-        message = "continue_final_message: not together with add_generation_prompt"
-        raise ApiError(400, message, "continue_final_message", "invalid_value")
+        raise invalid("continue_final_message", "not together with add_generation_prompt")
     return dict(zip(FLAGS, (not goes_on and prompt is not False, goes_on), strict=True))
 
 

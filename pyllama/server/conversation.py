@@ -13,7 +13,7 @@ from pyllama.generation import AnswerOptions
 from pyllama.generation.harmony import MARKS
 from pyllama.server import tools
 from pyllama.server.continuation import FLAGS, beginning_of
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import ApiError, invalid, unsupported
 from pyllama.server.grammar import json_grammar
 from pyllama.server.grammar_process import Grammar
 from pyllama.server.json_object import JsonObject
@@ -65,11 +65,8 @@ async def ask(service: Service, request: Request, body: JsonObject) -> Asked:
 async def prompt_of(service: Service, request: Request, body: JsonObject) -> tuple[tools.ToolChoice, list[int]]:
     """What the request says of tools, and the token ids of its prompt. Raises ApiError."""
     if service.tokenizer.chat_template is None:
-        raise ApiError(
-            400,
-            "messages: this model has no chat template; use /v1/completions, or serve it with --chat-template",
-            "messages",
-            "unsupported",
+        raise unsupported(
+            "messages", "this model has no chat template; use /v1/completions, or serve it with --chat-template"
         )
     choice = tools.tool_choice(body, service.tool_format)
     return choice, await service.in_text_thread(request, _encode, service, body, choice)
@@ -83,8 +80,7 @@ def _encode(service: Service, body: JsonObject, choice: tools.ToolChoice) -> lis
         variables.setdefault("reasoning_effort", "low" if effort in ("none", "minimal") else effort)
     for name in (*options, "messages"):
         if variables.pop(name, None) is not None and name not in FLAGS:
-            at = f"chat_template_kwargs.{name}"
-            raise ApiError(400, f"{at}: the server's own, expected another name", at, "invalid_value")
+            raise invalid(f"chat_template_kwargs.{name}", "the server's own, expected another name")
     return service.tokenizer.encode_chat(tools.messages_for_template(body["messages"]), **options, **variables)
 
 
@@ -105,7 +101,7 @@ def _top_logprobs(body: JsonObject) -> int | None:
     if body.get("logprobs"):
         return top or 0
     if top:
-        raise ApiError(400, "top_logprobs: only with logprobs", "top_logprobs", "invalid_value")
+        raise invalid("top_logprobs", "only with logprobs")
     return None
 
 

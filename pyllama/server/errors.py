@@ -53,6 +53,16 @@ class ApiError(Exception):
         return JSONResponse(shape_of(path).body(self), self.status, self.headers)
 
 
+def invalid(param: str, what: str) -> ApiError:
+    """A field of the request has a value that it must not have."""
+    return ApiError(400, f"{param}: {what}", param, "invalid_value")
+
+
+def unsupported(param: str, what: str) -> ApiError:
+    """A field of the request asks for what this server, or its model, does not do."""
+    return ApiError(400, f"{param}: {what}", param, "unsupported")
+
+
 def openai_body(error: ApiError) -> JsonObject:
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
@@ -128,7 +138,7 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
         return ApiError(400, str(error), error.param, "invalid_value")
     if isinstance(error, TokenizerError):  # its message may name a file of ours
         _log.warning("chat template or tokenizer: %s", error)
-        return ApiError(400, "messages: the model's chat template cannot take them", "messages", "invalid_value")
+        return invalid("messages", "the model's chat template cannot take them")
     if isinstance(error, PyllamaError):
         _log.error("request failed: %s", error)
     else:

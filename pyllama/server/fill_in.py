@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from pyllama.server import tools
 from pyllama.server.conversation import Asked
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import unsupported
 from pyllama.server.json_object import JsonObject
 from pyllama.server.sampling import wanted
 from pyllama.server.service import Service
@@ -55,8 +55,7 @@ def prompt_of(tokenizer: "Tokenizer", gap: Gap, param: str) -> tuple[list[int], 
     """The prompt's token ids, and those that end what fills the gap. Raises ApiError naming the field param."""
     marks = _marks(tokenizer)
     if marks is None:
-        message = f"{param}: this model has no tokens for filling a gap; Qwen2.5-Coder is one that has"
-        raise ApiError(400, message, param, "unsupported")
+        raise unsupported(param, "this model has no tokens for filling a gap; Qwen2.5-Coder is one that has")
 
     def plain(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False, parse_special=False)

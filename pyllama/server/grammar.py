@@ -17,7 +17,7 @@ import numpy as np
 from pyllama.engine.turns import Turns
 from pyllama.errors import RequestError
 from pyllama.extras import how_to_install
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import invalid, unsupported
 from pyllama.server.grammar_process import Grammar, GrammarProcess, GrammarProcesses, Refused, TooSlow
 from pyllama.server.json_object import JsonObject
 from pyllama.server.json_schema import enforceable
@@ -55,12 +55,11 @@ class Grammars:
         try:
             process = await self._compiled(grammar, client, answers)
         except Refused as error:
-            raise ApiError(400, f"{grammar.param}: {error}", grammar.param, "invalid_value") from None
+            raise invalid(grammar.param, str(error)) from None
         except TooSlow:
-            raise ApiError(
-                400, f"{grammar.param}: it takes more than {LONG_S:g} s to compile, expected less; make it smaller",
-                grammar.param, "invalid_value",
-            ) from None  # fmt: skip
+            raise invalid(
+                grammar.param, f"it takes more than {LONG_S:g} s to compile, expected less; make it smaller"
+            ) from None
         return GrammarGuide(process, self._vocab_size, list(range(answers))[::-1])
 
     async def _compiled(self, grammar: Grammar, client: str, answers: int) -> GrammarProcess:
@@ -97,12 +96,8 @@ def _check_installed(param: str) -> None:
     except ValueError:  # it stands for something else, or for nothing
         found = sys.modules.get("llguidance") is not None
     if not found:
-        raise ApiError(
-            400,
-            f"{param}: cannot be enforced where llguidance is not installed; {how_to_install('grammar', here=False)}",
-            param,
-            "unsupported",
-        )
+        how = how_to_install("grammar", here=False)
+        raise unsupported(param, f"cannot be enforced where llguidance is not installed; {how}")
 
 
 class GrammarGuide:

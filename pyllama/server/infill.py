@@ -5,7 +5,6 @@ from starlette.responses import Response
 
 from pyllama.server.answers import event
 from pyllama.server.endpoint import EVENTS, JSON, Endpoint
-from pyllama.server.errors import ApiError, openai_body
 from pyllama.server.fill_in import Gap, fill_in
 from pyllama.server.json_object import JsonObject
 from pyllama.server.one_reply import Block, OneReply
@@ -78,9 +77,6 @@ class _Infill(OneReply):
 
     def end(self) -> bytes:
         return event({**self.whole(), "content": ""})
-
-    def failed(self, error: ApiError) -> bytes:
-        return event(openai_body(error))
 
 
 ENDPOINTS = (Endpoint("POST", "/infill", infill, "Fill a gap in a text", INFILL, (JSON, EVENTS)),)

@@ -5,7 +5,7 @@ from starlette.responses import JSONResponse
 
 from pyllama.server.conversation import prompt_of
 from pyllama.server.endpoint import Endpoint
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import ApiError, invalid
 from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import APPLY_TEMPLATE, DETOKENIZE, TOKENIZE
 from pyllama.server.service import Service
@@ -13,7 +13,7 @@ from pyllama.server.service import Service
 
 async def tokenize(service: Service, request: Request, body: JsonObject) -> JSONResponse:
     if (body.get("prompt") is None) == (body.get("messages") is None):
-        raise ApiError(400, "prompt: expected either a prompt or messages", "prompt", "invalid_value")
+        raise invalid("prompt", "expected either a prompt or messages")
     if body.get("prompt") is not None:
         ids = await service.in_text_thread(request, _encode, service, body)
     else:

@@ -15,6 +15,8 @@ Schema = JsonObject
 _NAMES = {"string": "text", "integer": "an integer", "number": "a number", "boolean": "true or false",
           "array": "a list", "object": "an object", "null": "null"}  # fmt: skip
 
+_KINDS = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
+
 
 def check(value: Any, schema: Schema, where: str = "") -> None:
     """Raises ApiError 400 with the field's name if the value does not fit. Integers written 4.0 become 4 in it."""
@@ -55,14 +57,7 @@ def _whole(value: Any, schema: Schema) -> bool:
 
 
 def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "boolean"
-    for kind, types in (("integer", int), ("number", float), ("string", str), ("array", list)):
-        if isinstance(value, types):
-            return kind
-    return "object"
+    return _KINDS.get(type(value), "object")
 
 
 def _any_of(value: Any, choices: list[Schema], where: str) -> tuple[str, str] | None:

@@ -33,8 +33,6 @@ _PING = typed_event({"type": "ping"})
 
 
 class _Message(OneReply):
-    ping = _PING
-
     def __init__(self, service: Service, asked: Asked):
         super().__init__(service, asked)
         self._head = {
@@ -58,6 +56,9 @@ class _Message(OneReply):
             "usage": usage,
         }
         return typed_event({"type": "message_start", "message": message}) + _PING
+
+    def ping(self) -> bytes:
+        return _PING
 
     def opened(self, index: int, block: Block) -> bytes:
         return typed_event(

@@ -2,7 +2,7 @@
 
 import json
 
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import invalid, unsupported
 from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import CHAT
 from pyllama.server.validate import check
@@ -77,7 +77,7 @@ def _messages(message: JsonObject, where: str, names: dict[str, str]) -> list[Js
 
 def _needed(block: JsonObject, name: str, where: str) -> str:
     if not block.get(name):
-        raise ApiError(400, f"{where}.{name}: missing", f"{where}.{name}", "invalid_value")
+        raise invalid(f"{where}.{name}", "missing")
     return block[name]
 
 
@@ -86,5 +86,5 @@ def _text(content: str | list[JsonObject], where: str) -> str:
         return content
     for block in content:
         if block["type"] != "text" or not isinstance(block.get("text"), str):
-            raise ApiError(400, f"{where}: a block of type {block['type'][:40]!r}, expected text", where, "unsupported")
+            raise unsupported(where, f"a block of type {block['type'][:40]!r}, expected text")
     return "\n\n".join(block["text"] for block in content)

@@ -6,7 +6,7 @@ from collections import Counter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import invalid
 from pyllama.server.fill_in import can_fill_in
 from pyllama.server.json_object import JsonObject
 from pyllama.server.ollama.chat import now
@@ -32,7 +32,7 @@ async def running(service: Service, request: Request) -> JSONResponse:
 async def show(service: Service, request: Request, body: JsonObject) -> JSONResponse:
     name = body.get("model") or body.get("name")
     if name is None:
-        raise ApiError(400, "model: missing", "model", "invalid_value")
+        raise invalid("model", "missing")
     service.check_name(name)
     config, template = service.model.config, service.tokenizer.chat_template
     kind = config.model_type

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from pyllama.server import tools
 from pyllama.server.conversation import Asked, ask
-from pyllama.server.errors import ApiError, ollama_body
+from pyllama.server.errors import ApiError, ollama_body, unsupported
 from pyllama.server.fill_in import Gap, continued, fill_in
 from pyllama.server.json_object import JsonObject
 from pyllama.server.ollama.translation import conversation_of, sampling_of
@@ -43,7 +43,7 @@ async def generate(service: Service, request: Request, body: JsonObject) -> Resp
 async def _continued(service: Service, request: Request, body: JsonObject) -> Asked:
     """A text to go on with, or a gap to fill, without any template."""
     if body.get("format"):
-        raise ApiError(400, "format: not with raw or suffix", "format", "unsupported")
+        raise unsupported("format", "not with raw or suffix")
     prompt, sampling = body.get("prompt") or "", sampling_of(body)
     if body.get("suffix"):
         return await fill_in(service, request, sampling, Gap(prompt, body["suffix"]), "suffix")
@@ -67,10 +67,6 @@ def _bytes(line: JsonObject) -> bytes:
 class _Lines(OneReply):
     media_type = "application/x-ndjson"
 
-    def __init__(self, service: Service, asked: Asked):
-        super().__init__(service, asked)
-        self.ping = self._line()
-
     def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> JsonObject:
         """Where an answer's text, thinking and calls stand."""
         raise NotImplementedError
@@ -81,6 +77,9 @@ class _Lines(OneReply):
         )
         calls = [block.call for block in self.blocks if block.call]
         return {**self._head(), **self.part(text, thinking, calls), **self._ending()}
+
+    def ping(self) -> bytes:
+        return self._line()
 
     def grown(self, index: int, block: Block, text: str) -> bytes:
         if block.call:

@@ -5,7 +5,7 @@ import time
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import unsupported
 from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import STRING, Schema, array, either, integer, obj, text
 from pyllama.server.service import Service
@@ -27,7 +27,7 @@ async def embed(service: Service, request: Request, body: JsonObject) -> JSONRes
     refuse_unless_asked(service)
     size = service.model.config.hidden_size
     if body.get("dimensions") not in (None, size):
-        raise ApiError(400, f"dimensions: got {body['dimensions']}, expected {size}", "dimensions", "unsupported")
+        raise unsupported("dimensions", f"got {body['dimensions']}, expected {size}")
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
     vectors, tokens = await vectors_of(service, request, texts, "input")
     return JSONResponse(

@@ -2,7 +2,7 @@
 
 import json
 
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import ApiError, invalid, unsupported
 from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import CHAT
 from pyllama.server.validate import check
@@ -20,7 +20,7 @@ def sampling_of(body: JsonObject) -> JsonObject:
     found["stream"] = body.get("stream") is not False
     for name in ("images", "template", "context"):
         if body.get(name):
-            raise ApiError(400, f"{name}: not supported", name, "unsupported")
+            raise unsupported(name, "not supported")
     return found
 
 
@@ -40,7 +40,7 @@ def conversation_of(body: JsonObject, messages: list[JsonObject]) -> JsonObject:
         found["response_format"] = {"type": "json_schema", "json_schema": {"schema": form}}
     elif form:
         if form != "json":
-            raise ApiError(400, f"format: got {form[:60]!r}, expected 'json' or a schema", "format", "invalid_value")
+            raise invalid("format", f"got {form[:60]!r}, expected 'json' or a schema")
         found["response_format"] = {"type": "json_object"}
     found["tools"] = body.get("tools")
     check(found, CHAT)

@@ -8,7 +8,7 @@ from pyllama.server.choice import Choice
 from pyllama.server.conversation import Asked, ask
 from pyllama.server.json_object import JsonObject
 from pyllama.server.openai import foreign_fields, logprobs
-from pyllama.server.openai.reply import Part, Reply
+from pyllama.server.openai.reply import OpenAIReply, Part
 from pyllama.server.service import Service
 
 
@@ -19,7 +19,7 @@ async def create(service: Service, request: Request, body: JsonObject) -> Respon
     return await answer.response(request)
 
 
-class _Chat(Reply):
+class _Chat(OpenAIReply):
     def __init__(self, service: Service, asked: Asked):
         kind = "chat.completion.chunk" if asked.want.stream else "chat.completion"
         super().__init__(service, asked.streams, asked.want, "chatcmpl", kind)
@@ -27,13 +27,13 @@ class _Chat(Reply):
         self._logged: list[list[JsonObject]] = [[] for _ in asked.streams]
 
     def opening(self) -> list[Part]:
-        return [_delta(index, {"role": "assistant", "content": ""}) for index in range(len(self._streams))]
+        return [_delta(index, {"role": "assistant", "content": ""}) for index in range(len(self.streams))]
 
     def take(self, index: int, step: Step) -> list[Part]:
         choice, told = self._choices[index], len(self._choices[index].calls)
         content, new = choice.take(step)
         reported = self._logprobs(step)
-        if reported and not self._want.stream:
+        if reported and not self.want.stream:
             self._logged[index] += reported["content"]
         parts = []
         if choice.thought:
@@ -46,7 +46,7 @@ class _Chat(Reply):
         return parts
 
     def _logprobs(self, step: Step) -> JsonObject | None:
-        top, tokenizer = self._want.top_logprobs, self._service.tokenizer
+        top, tokenizer = self.want.top_logprobs, self.service.tokenizer
         if top is None:
             return None
         content = [] if logprobs.is_ending(step, tokenizer) else [logprobs.of_chat(step, tokenizer, top)]
@@ -62,7 +62,7 @@ class _Chat(Reply):
         if choice.calls:
             message["content"] = choice.content or None
             message["tool_calls"] = [call.as_openai() for call in choice.calls]
-        reported = None if self._want.top_logprobs is None else {"content": self._logged[index], "refusal": None}
+        reported = None if self.want.top_logprobs is None else {"content": self._logged[index], "refusal": None}
         return {"index": index, "message": message, "logprobs": reported, "finish_reason": choice.finish_reason}
 
 

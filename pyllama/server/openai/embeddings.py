@@ -6,7 +6,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import unsupported
 from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import STRING, Schema, integer, obj, one_of, prompts, text
 from pyllama.server.service import Service
@@ -28,13 +28,17 @@ async def embeddings(service: Service, request: Request, body: JsonObject) -> JS
     refuse_unless_asked(service)
     size = service.model.config.hidden_size
     if body.get("dimensions") not in (None, size):
-        raise ApiError(400, f"dimensions: got {body['dimensions']}, expected {size}", "dimensions", "unsupported")
+        raise unsupported("dimensions", f"got {body['dimensions']}, expected {size}")
     given = body["input"]
     texts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
     vectors, tokens = await vectors_of(service, request, texts, "input")
     as_text = body.get("encoding_format") == "base64"
     data = [
-        {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else vector.tolist()}
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": _base64(vector) if as_text else vector.tolist(),
+        }
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import invalid, unsupported
 from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import CHAT
 from pyllama.server.validate import check
@@ -22,10 +22,9 @@ def conversation_of(body: JsonObject, before: list[JsonObject]) -> JsonObject:
     """
     for name, why in _REFUSED.items():
         if body.get(name):
-            raise ApiError(400, f"{name}: not supported: {why}", name, "unsupported")
+            raise unsupported(name, f"not supported: {why}")
     if body.get("top_logprobs"):
-        message = "top_logprobs: not supported here; /v1/chat/completions has log-probabilities"
-        raise ApiError(400, message, "top_logprobs", "unsupported")
+        raise unsupported("top_logprobs", "not supported here; /v1/chat/completions has log-probabilities")
     messages = [{"role": "system", "content": body["instructions"]}] if body.get("instructions") else []
     messages += before + messages_of(body["input"])
     found = {name: body[name] for name in _SAME if body.get(name) is not None}
@@ -84,8 +83,7 @@ def messages_of(given: str | list[JsonObject]) -> list[JsonObject]:
             names = _names_of_calls(messages)
             messages.append(message | ({"name": names[item["call_id"]]} if item["call_id"] in names else {}))
         elif kind != "reasoning":
-            raise ApiError(400, f"{at}: an item of type {kind[:40]!r}, expected a message or a function call",
-                           at, "unsupported")  # fmt: skip
+            raise unsupported(at, f"an item of type {kind[:40]!r}, expected a message or a function call")
     return messages
 
 
@@ -96,7 +94,7 @@ def _names_of_calls(messages: list[JsonObject]) -> dict[str, str]:
 
 def _needed(item: JsonObject, name: str, where: str) -> Any:
     if item.get(name) is None:
-        raise ApiError(400, f"{where}.{name}: missing", f"{where}.{name}", "invalid_value")
+        raise invalid(f"{where}.{name}", "missing")
     return item[name]
 
 
@@ -105,6 +103,5 @@ def _text(content: str | list[JsonObject], where: str) -> str:
         return content
     for index, part in enumerate(content):
         if part["type"] not in ("input_text", "output_text", "text", "refusal"):
-            at = f"{where}[{index}]"
-            raise ApiError(400, f"{at}: a part of type {part['type'][:40]!r}, expected text", at, "unsupported")
+            raise unsupported(f"{where}[{index}]", f"a part of type {part['type'][:40]!r}, expected text")
     return "".join(part.get("text") or part.get("refusal") or "" for part in content)

@@ -6,7 +6,7 @@ Each function's parameters are a schema of their own in the grammar, so `#`, `$d
 import json
 
 from pyllama.generation.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, ROLE, START
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import invalid
 from pyllama.server.grammar import embedded
 from pyllama.server.json_object import JsonObject
 from pyllama.server.tools.forms import ToolFormat
@@ -105,7 +105,7 @@ def _of_arguments(function: JsonObject) -> JsonObject:
     kinds = schema.get("type", "object")
     if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
         name, kind = function["name"][:64], str(kinds)[:40]
-        raise ApiError(400, f"tools: parameters of {name!r} of type {kind}, expected object", "tools", "invalid_value")
+        raise invalid("tools", f"parameters of {name!r} of type {kind}, expected object")
     return schema if "$ref" in schema else {**schema, "type": "object"}
 
 

@@ -40,13 +40,9 @@ def read(text: str, offered: Offered, *, mistral: bool = False) -> list[Call] | 
     """All calls of a text that is nothing but calls of functions that are offered."""
     by_name = mistral and text.lstrip()[:1] not in ("[", "{")
     calls = _read_mistral(text) if by_name else _read(text, offered)
-    if not calls or not all(_acceptable(name, arguments, offered) for name, arguments in calls):
+    if not calls or not all(name in offered and isinstance(arguments, dict) for name, arguments in calls):
         return None
     return calls
-
-
-def _acceptable(name: Any, arguments: Any, offered: Offered) -> bool:
-    return isinstance(name, str) and name in offered and isinstance(arguments, dict)
 
 
 def _read(text: str, offered: Offered) -> list[Call] | None:
@@ -161,15 +157,11 @@ def _call_of(value: Any, offered: Offered) -> Call | None:
     given = [value[key] for key in ("arguments", "parameters") if value.get(key) is not None]
     if not given:
         # Only a name: a call of a function that needs nothing more, else a text that happens to have that key.
-        return None if _required(offered[name]) else (name, {})
+        return None if (offered[name].get("parameters") or {}).get("required") else (name, {})
     arguments = given[0]
     if isinstance(arguments, str):
         arguments = loaded(arguments) if arguments.strip() else {}
     return (name, arguments) if isinstance(arguments, dict) else None
-
-
-def _required(function: Mapping[str, Any]) -> Any:
-    return (function.get("parameters") or {}).get("required")
 
 
 # --- other forms ---
