@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyllama.errors import HubError
@@ -152,8 +152,9 @@ def exclusive_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
                 if error.errno not in _NO_LOCKS:
                     raise
             # Whoever had the lock may have deleted its file (newer filelock does): then ours guards nothing.
-            if _same_file(descriptor, path):
-                break
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    break
             os.close(descriptor)
             descriptor = -1
         yield
@@ -190,11 +191,3 @@ def _nbytes(path: Path) -> int | None:
         return path.stat().st_size if path.is_file() else None
     except OSError:
         return None
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        there = os.stat(path)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(descriptor), there)

@@ -7,7 +7,6 @@ and the revision points to the commit last of all.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pyllama.errors import HubError
@@ -70,8 +69,11 @@ def pull(
         if before is not None:
             nbytes = fetcher.missing_nbytes(everything)
             fetcher.fetch(file for file in chosen if file == "config.json")
-            opener = partial(_remote, listing, progress)
-            before(Wanted(str(model), nbytes, snapshot, list(extra), opener))
+
+            def opened(path: Path) -> RemoteFile:
+                return RemoteFile(listing, path.as_posix(), progress.note)
+
+            before(Wanted(str(model), nbytes, snapshot, extra, opened))
         fetcher.fetch(everything)
         fetcher.repository.set_commit(model.revision, listing.commit)
     try:
@@ -80,10 +82,6 @@ def pull(
         if patterns:
             return snapshot  # asked for some of the files, which need not make a model
         raise
-
-
-def _remote(listing: Listing, progress: Progress, path: Path) -> RemoteFile:
-    return RemoteFile(listing, path.as_posix(), progress.note)
 
 
 class Fetcher:
