@@ -103,11 +103,11 @@ class Fetcher:
     def fetch(self, names: Iterable[str]) -> None:
         """Every named file that is missing, in the order given; after a HubError the next call goes on."""
         files = self._files(names)
-        missing = self._missing(files)
+        missing, nbytes = self._missing(files), sum(file.nbytes for file in files)
         if not self._part:
             # What earlier calls brought is on the line already, so that it never runs backwards.
-            self._progress.total = self._progress.done + sum(file.nbytes for file in files)
-        self._progress.skip(sum(file.nbytes for file in files) - sum(file.nbytes for file in missing))
+            self._progress.total = self._progress.done + nbytes
+        self._progress.skip(nbytes - sum(file.nbytes for file in missing))
         for file in missing:
             self._fetch(file)
 

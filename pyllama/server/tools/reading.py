@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pyllama.server.json_object import JsonObject
+from pyllama.server.json_object import JsonObject, no_constant
 
 Call = tuple[str, JsonObject]
 #: name: its function, as the request has it
@@ -90,11 +90,7 @@ def _unwrapped(text: str) -> str:
 
 # --- JSON ---
 
-_DECODER = json.JSONDecoder(parse_constant=lambda name: _refuse(name))
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+_DECODER = json.JSONDecoder(parse_constant=no_constant)
 
 
 def _read_value(text: str, at: int) -> tuple[Any, int]:
