@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -50,7 +49,7 @@ class ApiError(Exception):
 
     def response(self, path: str = "") -> JSONResponse:
         """In the words of the API that the path belongs to."""
-        return JSONResponse(shape_of(path).body(self), self.status, self.headers)
+        return JSONResponse(body_of(path)(self), self.status, self.headers)
 
 
 def invalid(param: str, what: str) -> ApiError:
@@ -77,49 +76,11 @@ def ollama_body(error: ApiError) -> JsonObject:
     return {"error": error.message}
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How an API's errors look: the body, and its schema."""
-
-    body: Callable[[ApiError], JsonObject]
-    schema: JsonObject
-
-
-_TEXT = {"type": "string"}
-_OPENAI = Shape(
-    openai_body,
-    {
-        "type": "object",
-        "properties": {
-            "error": {
-                "type": "object",
-                "properties": {"message": _TEXT, "type": _TEXT, "param": {"type": ["string", "null"]},
-                               "code": {"type": ["string", "null"]}},
-                "required": ["message", "type"],
-            }
-        },
-        "required": ["error"],
-    },
-)  # fmt: skip
-_ANTHROPIC = Shape(
-    anthropic_body,
-    {
-        "type": "object",
-        "properties": {
-            "type": {"const": "error"},
-            "error": {"type": "object", "properties": {"type": _TEXT, "message": _TEXT}},
-        },
-        "required": ["type", "error"],
-    },
-)
-_OLLAMA = Shape(ollama_body, {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]})
-
-
-def shape_of(path: str) -> Shape:
+def body_of(path: str) -> Callable[[ApiError], JsonObject]:
     """How errors look to clients that ask for the path."""
     if path.startswith("/v1/messages"):
-        return _ANTHROPIC
-    return _OLLAMA if path.startswith("/api/") else _OPENAI
+        return anthropic_body
+    return ollama_body if path.startswith("/api/") else openai_body
 
 
 def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
