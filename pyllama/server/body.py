@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from pyllama.server.errors import ApiError
-from pyllama.server.json_object import JsonObject
+from pyllama.server.json_object import JsonObject, no_constant
 
 MAX_DEPTH = 64
 # Of these a browser sends at least one with whatever a page posts.
@@ -70,7 +70,7 @@ def parse(raw: bytes) -> JsonObject:
     except UnicodeDecodeError as error:
         raise ApiError(400, f"body: byte {error.start} is not UTF-8") from None
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=no_constant)
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:  # also for an integer of thousands of digits
@@ -79,10 +79,6 @@ def parse(raw: bytes) -> JsonObject:
         raise ApiError(400, "body: expected a JSON object", code="invalid_json")
     _check(value)
     return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check(value: Any) -> None:

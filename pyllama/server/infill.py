@@ -20,7 +20,7 @@ INFILL: Schema = obj(
         "input_extra": array(
             obj({"filename": STRING, "text": STRING}, ("text",)), description="other files that may help"
         ),
-        "n_predict": integer(-1, 2**31 - 1, "tokens to write at most; -1: no limit"),
+        "n_predict": integer(-1, "tokens to write at most; -1: no limit"),
     },
     ("input_prefix", "input_suffix"),
 )
@@ -55,7 +55,7 @@ class _Infill(OneReply):
     def _timings(self) -> JsonObject:
         """Of prompt and answer, in milliseconds; what was drafted where anything was, as llama.cpp has it."""
         request = self.request
-        queued, first, total = (seconds or 0.0 for seconds in (request.queue_s, request.first_token_s, request.total_s))
+        queued, first, total = self.times
         timings = {
             "cache_n": request.cached_tokens,
             "prompt_n": len(request.answer.prompt_ids) - request.cached_tokens,

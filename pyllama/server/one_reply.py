@@ -45,6 +45,12 @@ class OneReply(Reply):
         return self.streams[0].request
 
     @property
+    def times(self) -> tuple[float, float, float]:
+        """Seconds in the queue, until the first token, in all."""
+        request = self.request
+        return request.queue_s or 0.0, request.first_token_s or 0.0, request.total_s or 0.0
+
+    @property
     def usage(self) -> JsonObject:
         return usage(self.streams, 1)
 

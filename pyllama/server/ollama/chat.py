@@ -99,9 +99,8 @@ class _Lines(OneReply):
         return _bytes({**self._head(), **self.part(*part, **named), "done": False})
 
     def _ending(self) -> JsonObject:
-        request, usage = self.request, self.usage
-        total, first = request.total_s or 0.0, request.first_token_s or 0.0
-        queued = request.queue_s or 0.0
+        usage = self.usage
+        queued, first, total = self.times
         return {
             "done": True,
             "done_reason": "length" if self.finish_reason == "length" else "stop",

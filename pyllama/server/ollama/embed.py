@@ -5,7 +5,6 @@ import time
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.server.errors import unsupported
 from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import STRING, Schema, array, either, integer, obj, text
 from pyllama.server.service import Service
@@ -15,7 +14,7 @@ EMBED: Schema = obj(
     {
         "model": text("name of the model"),
         "input": either("a text, or several", STRING, array(STRING, maxItems=MAX_TEXTS)),
-        "dimensions": integer(1, 2**31 - 1, "must be the model's hidden_size"),
+        "dimensions": integer(1, "must be the model's hidden_size"),
     },
     ("model", "input"),
 )
@@ -24,10 +23,7 @@ EMBEDDINGS: Schema = obj({"model": text("name of the model"), "prompt": text("a 
 
 async def embed(service: Service, request: Request, body: JsonObject) -> JSONResponse:
     started = time.perf_counter_ns()
-    refuse_unless_asked(service)
-    size = service.model.config.hidden_size
-    if body.get("dimensions") not in (None, size):
-        raise unsupported("dimensions", f"got {body['dimensions']}, expected {size}")
+    refuse_unless_asked(service, body.get("dimensions"))
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
     vectors, tokens = await vectors_of(service, request, texts, "input")
     return JSONResponse(

@@ -1,7 +1,6 @@
 """POST /v1/completions: texts in, what follows them out."""
 
 from dataclasses import replace
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +15,7 @@ from pyllama.server.openai import foreign_fields, logprobs
 from pyllama.server.openai.logprobs import Echo, Reported, echo_of
 from pyllama.server.openai.reply import OpenAIReply, Part
 from pyllama.server.sampling import Wanted, wanted
+from pyllama.server.schemas import listed
 from pyllama.server.service import Service
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -30,7 +30,7 @@ async def create(service: Service, request: Request, body: JsonObject) -> Respon
     want = wanted(body, most_tokens, top, service.model.config.vocab_size, service.sampling_defaults)
     if body.get("best_of") not in (None, want.n):
         raise unsupported("best_of", f"got {body['best_of']}, expected n, {want.n}")
-    given = _prompts(body["prompt"])
+    given = listed(body["prompt"])
     if body.get("suffix"):
         prompts, ends = await service.in_text_thread(request, _around, service, given, body)
         want = replace(want, params=replace(want.params, stop_token_ids=(*want.params.stop_token_ids, *ends)))
@@ -46,11 +46,6 @@ async def create(service: Service, request: Request, body: JsonObject) -> Respon
     del body, given  # an answer may take long
     answer = _Completion(service, streams, want, echoes, scored=scored is not None, sampled=most != 0)
     return await answer.response(request)
-
-
-def _prompts(given: Any) -> list[str | list[int]]:
-    """The prompts of a request, one or several."""
-    return [given] if isinstance(given, str) or isinstance(given[0], int) else given
 
 
 def _echoes(service: Service, prompts: list[str | list[int]], encoded: list[list[int]]) -> list[Echo]:

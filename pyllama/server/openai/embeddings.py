@@ -6,9 +6,8 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.server.errors import unsupported
 from pyllama.server.json_object import JsonObject
-from pyllama.server.schemas import STRING, Schema, integer, obj, one_of, prompts, text
+from pyllama.server.schemas import STRING, Schema, integer, listed, obj, one_of, prompts, text
 from pyllama.server.service import Service
 from pyllama.server.vectors import MAX_TEXTS, refuse_unless_asked, vectors_of
 
@@ -17,7 +16,7 @@ EMBEDDINGS: Schema = obj(
         "model": text("name of the model"),
         "input": prompts("text or token ids, or a list of either", MAX_TEXTS),
         "encoding_format": one_of("float", "base64"),
-        "dimensions": integer(1, 2**31 - 1, "must be the model's hidden_size"),
+        "dimensions": integer(1, "must be the model's hidden_size"),
         "user": STRING,
     },
     ("input",),
@@ -25,13 +24,8 @@ EMBEDDINGS: Schema = obj(
 
 
 async def embeddings(service: Service, request: Request, body: JsonObject) -> JSONResponse:
-    refuse_unless_asked(service)
-    size = service.model.config.hidden_size
-    if body.get("dimensions") not in (None, size):
-        raise unsupported("dimensions", f"got {body['dimensions']}, expected {size}")
-    given = body["input"]
-    texts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
-    vectors, tokens = await vectors_of(service, request, texts, "input")
+    refuse_unless_asked(service, body.get("dimensions"))
+    vectors, tokens = await vectors_of(service, request, listed(body["input"]), "input")
     as_text = body.get("encoding_format") == "base64"
     data = [
         {

@@ -14,7 +14,7 @@ from pyllama.server.json_object import JsonObject
 from pyllama.server.one_reply import Block, OneReply
 from pyllama.server.openai.response_items import conversation_of, messages_of
 from pyllama.server.openai.response_schemas import RESPONSE
-from pyllama.server.openai.response_store import ResponseStore, new_id
+from pyllama.server.openai.response_store import new_id
 from pyllama.server.service import Service
 
 _EVENT = {"text": "response.output_text", "thinking": "response.reasoning_text"}
@@ -32,8 +32,7 @@ async def create(service: Service, request: Request, body: JsonObject) -> Respon
             raise ApiError(400, message, "previous_response_id", "previous_response_not_found")
         before = found["messages"]
     conversation = conversation_of(body, before)
-    keep = service.responses if body.get("store") is not False else None
-    reply = _Response(service, await ask(service, request, conversation), body, before, keep)
+    reply = _Response(service, await ask(service, request, conversation), body, before)
     del body, before, conversation  # an answer may take long
     return await reply.response(request)
 
@@ -57,12 +56,11 @@ class _Response(OneReply):
         asked: Asked,
         body: JsonObject,
         before: list[JsonObject],
-        store: ResponseStore | None,
     ):
         super().__init__(service, asked)
-        self._store, self._number = store, 0
+        self._store, self._number = body.get("store") is not False, 0
         # Without the instructions, which are this request's alone.
-        self._messages = [*before, *messages_of(body["input"])] if store else []
+        self._messages = [*before, *messages_of(body["input"])] if self._store else []
         self._items: list[JsonObject] = []
         params = asked.want.params
         self._head: JsonObject = {
@@ -80,7 +78,7 @@ class _Response(OneReply):
             "parallel_tool_calls": asked.choice.parallel,
             "previous_response_id": body.get("previous_response_id"),
             "reasoning": {"effort": (body.get("reasoning") or {}).get("effort"), "summary": None},
-            "store": store is not None,
+            "store": self._store,
             "temperature": params.temperature,
             "text": {"format": (body.get("text") or {}).get("format") or {"type": "text"}},
             "tool_choice": body.get("tool_choice") or "auto",
@@ -109,7 +107,7 @@ class _Response(OneReply):
         }
         if self._store:
             messages = [*self._messages, *messages_of(self._items)]
-            self._store.put(response["id"], {"messages": messages, "response": response})
+            self.service.responses.put(response["id"], {"messages": messages, "response": response})
         return response
 
     # --- as events ---
