@@ -50,8 +50,8 @@ def is_on(*names: str) -> bool:
 class Repository:
     """One repository's folder in the cache. Nothing is created before it is needed."""
 
-    def __init__(self, repository: str, cache: Path | None = None) -> None:
-        self.cache = hub_cache() if cache is None else cache
+    def __init__(self, repository: str) -> None:
+        self.cache = hub_cache()
         self.folder_name = "models--" + repository.replace("/", "--")
         self.folder = self.cache / self.folder_name
 

@@ -39,11 +39,10 @@ class Wanted:
 
 def pull(
     name: str,
-    progress: Progress | None = None,
-    *,
-    patterns: Sequence[str] = (),
-    weights: bool = True,
-    before: Callable[[Wanted], None] | None = None,
+    progress: Progress | None,
+    patterns: Sequence[str],
+    weights: bool,
+    before: Callable[[Wanted], None] | None,
 ) -> Path:
     """What `pyllama.hub.pull` does."""
     progress = Progress(quiet=True) if progress is None else progress

@@ -109,22 +109,21 @@ def _grammar(service: Service, choice: tools.ToolChoice, body: JsonObject) -> Gr
     """What restricts the tokens: a tool that must be called, or else the format asked for, unless one is called."""
     form = service.tool_format
     schema = _format(body.get("response_format"))
+    functions = choice.forced or (list(choice.offered.values()) if choice.tools else [])
     if service.has_channels and (choice.forced or schema):
         if schema:
             json_grammar(schema, "response_format")  # whose fault an error is
-        functions = choice.forced or (list(choice.offered.values()) if choice.tools else [])
         ids = {mark: service.tokenizer.id_of(mark) for mark in MARKS}
         text = tools.channels_grammar(None if choice.forced else schema, functions, ids)
         return Grammar(text, "tools" if functions else "response_format")
     if form is None or choice.tools is None or not (choice.forced or schema):
         return json_grammar(schema, "response_format") if schema else None
-    marker = _control(service, form.opening), _control(service, form.closing)
     if choice.forced:
-        return Grammar(tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel), "tools")
-    assert schema is not None
-    functions = list(choice.offered.values())
-    json_grammar(schema, "response_format")  # whose fault an error is
-    return Grammar(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
+        schema = None
+    if schema:
+        json_grammar(schema, "response_format")  # whose fault an error is
+    marker = _control(service, form.opening), _control(service, form.closing)
+    return Grammar(tools.calls_grammar(form, functions, marker, schema, parallel=choice.parallel), "tools")
 
 
 def _control(service: Service, text: str | None) -> int | None:

@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,6 @@ class Service:
     settings: Settings
     metrics: "Metrics"
     fingerprint: str
-    created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         self.patterns = (re.sub(r"[*?[]", r"[\g<0>]", self.names[0]), *self.names[1:])  # a model's own is no pattern
@@ -115,6 +114,7 @@ class Service:
         self._max_body_nbytes = limit
         self._large_bodies = Turns(LARGE_BODIES, self.settings.max_connections, "send a large body")
         self.responses = ResponseStore(self.settings.session_dir)
+        self.created = int(time.time())
         self.stopping = False
 
     @property

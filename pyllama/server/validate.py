@@ -18,9 +18,9 @@ _NAMES = {"string": "text", "integer": "an integer", "number": "a number", "bool
 _KINDS = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
 
 
-def check(value: Any, schema: Schema, where: str = "") -> None:
+def check(value: Any, schema: Schema) -> None:
     """Raises ApiError 400 with the field's name if the value does not fit. Integers written 4.0 become 4 in it."""
-    problem = _problem(value, schema, where)
+    problem = _problem(value, schema, "")
     if problem:
         at, message = problem
         raise ApiError(400, f"{at or 'body'}: {message}", at or None, "invalid_value")

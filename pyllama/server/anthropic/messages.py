@@ -43,7 +43,7 @@ class _Message(OneReply):
         }
 
     def whole(self) -> JsonObject:
-        content = [self._content(block, block.text) for block in self.blocks]
+        content = [self._content(block) for block in self.blocks]
         return {**self._head, "content": content, **self._ending(), "usage": self._usage()}
 
     def begin(self) -> bytes:
@@ -61,9 +61,7 @@ class _Message(OneReply):
         return _PING
 
     def opened(self, index: int, block: Block) -> bytes:
-        return typed_event(
-            {"type": "content_block_start", "index": index, "content_block": self._content(block, block.text)}
-        )
+        return typed_event({"type": "content_block_start", "index": index, "content_block": self._content(block)})
 
     def grown(self, index: int, block: Block, text: str) -> bytes:
         field = {"thinking": "thinking", "text": "text", "call": "partial_json"}[block.kind]
@@ -81,13 +79,13 @@ class _Message(OneReply):
         return typed_event(anthropic_body(error))
 
     @staticmethod
-    def _content(block: Block, text: str) -> JsonObject:
+    def _content(block: Block) -> JsonObject:
         if block.call:
-            arguments = json.loads(text) if text else {}
+            arguments = json.loads(block.text) if block.text else {}
             return {"type": "tool_use", "id": block.call.id, "name": block.call.name, "input": arguments}
         if block.kind == "thinking":
-            return {"type": "thinking", "thinking": text, "signature": ""}
-        return {"type": "text", "text": text}
+            return {"type": "thinking", "thinking": block.text, "signature": ""}
+        return {"type": "text", "text": block.text}
 
     def _ending(self) -> JsonObject:
         stop = self.request.answer.stop_string

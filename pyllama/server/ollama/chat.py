@@ -3,12 +3,10 @@
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pyllama.server import tools
 from pyllama.server.conversation import Asked, ask
 from pyllama.server.errors import ApiError, ollama_body, unsupported
 from pyllama.server.fill_in import Gap, continued, fill_in
@@ -67,24 +65,18 @@ def _bytes(line: JsonObject) -> bytes:
 class _Lines(OneReply):
     media_type = "application/x-ndjson"
 
-    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> JsonObject:
-        """Where an answer's text, thinking and calls stand."""
+    def part(self, *blocks: Block) -> JsonObject:
+        """Where text, thinking and calls of these blocks stand."""
         raise NotImplementedError
 
     def whole(self) -> JsonObject:
-        text, thinking = (
-            "".join(block.text for block in self.blocks if block.kind == kind) for kind in ("text", "thinking")
-        )
-        calls = [block.call for block in self.blocks if block.call]
-        return {**self._head(), **self.part(text, thinking, calls), **self._ending()}
+        return {**self._head(), **self.part(*self.blocks), **self._ending()}
 
     def ping(self) -> bytes:
         return self._line()
 
     def grown(self, index: int, block: Block, text: str) -> bytes:
-        if block.call:
-            return self._line(calls=[block.call])
-        return self._line(text) if block.kind == "text" else self._line(thinking=text)
+        return self._line(Block(block.kind, text, block.call))
 
     def end(self) -> bytes:
         return _bytes({**self._head(), **self.part(), **self._ending()})
@@ -95,8 +87,8 @@ class _Lines(OneReply):
     def _head(self) -> JsonObject:
         return {"model": self.service.name, "created_at": now()}
 
-    def _line(self, *part: Any, **named: Any) -> bytes:
-        return _bytes({**self._head(), **self.part(*part, **named), "done": False})
+    def _line(self, *blocks: Block) -> bytes:
+        return _bytes({**self._head(), **self.part(*blocks), "done": False})
 
     def _ending(self) -> JsonObject:
         usage = self.usage
@@ -113,12 +105,16 @@ class _Lines(OneReply):
         }
 
 
+def _text_of(blocks: Sequence[Block], kind: str) -> str:
+    return "".join(block.text for block in blocks if block.kind == kind)
+
+
 class _Chat(_Lines):
-    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> JsonObject:
-        message: JsonObject = {"role": "assistant", "content": text}
-        if thinking:
+    def part(self, *blocks: Block) -> JsonObject:
+        message: JsonObject = {"role": "assistant", "content": _text_of(blocks, "text")}
+        if thinking := _text_of(blocks, "thinking"):
             message["thinking"] = thinking
-        if calls:
+        if calls := [block.call for block in blocks if block.call]:
             message["tool_calls"] = [
                 {"id": call.id, "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
                 for call in calls
@@ -127,5 +123,6 @@ class _Chat(_Lines):
 
 
 class _Generated(_Lines):
-    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> JsonObject:
-        return {"response": text, **({"thinking": thinking} if thinking else {})}
+    def part(self, *blocks: Block) -> JsonObject:
+        thinking = _text_of(blocks, "thinking")
+        return {"response": _text_of(blocks, "text"), **({"thinking": thinking} if thinking else {})}

@@ -38,7 +38,10 @@ async def create(service: Service, request: Request, body: JsonObject) -> Respon
         prompts = await service.in_text_thread(request, _encode, service, given)
     echoes = [Echo("", []) for _ in prompts]
     if body.get("echo"):
-        echoes = await service.in_text_thread(request, _echoes, service, given, prompts)
+        both = zip(given, prompts, strict=True)
+        echoes = await service.in_text_thread(
+            request, lambda: [echo_of(prompt, ids, service.tokenizer) for prompt, ids in both]
+        )
     scored = top if body.get("echo") else None
     streams = service.submit(
         prompts, want, request, body.get("user"), "prompt", continuation=True, prompt_logprobs=scored
@@ -46,10 +49,6 @@ async def create(service: Service, request: Request, body: JsonObject) -> Respon
     del body, given  # an answer may take long
     answer = _Completion(service, streams, want, echoes, scored=scored is not None, sampled=most != 0)
     return await answer.response(request)
-
-
-def _echoes(service: Service, prompts: list[str | list[int]], encoded: list[list[int]]) -> list[Echo]:
-    return [echo_of(prompt, ids, service.tokenizer) for prompt, ids in zip(prompts, encoded, strict=True)]
 
 
 def _encode(service: Service, prompts: list[str | list[int]]) -> list[list[int]]:

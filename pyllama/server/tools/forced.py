@@ -16,57 +16,19 @@ Markers = tuple[int | None, int | None]
 MAX_CALLS = 16
 
 
-def forced_grammar(
-    form: ToolFormat, functions: list[JsonObject], markers: Markers | None, *, parallel: bool = False
-) -> str:
-    """One call of one of the functions, or with parallel one or more.
-
-    markers  the tokens of opening and closing, those that are control ones
-    """
-    return f"start: calls\n{_calls(form, functions, markers, parallel)}"
-
-
-def calls_or(
-    schema: JsonObject,
+def calls_grammar(
     form: ToolFormat,
     functions: list[JsonObject],
     markers: Markers | None,
+    schema: JsonObject | None = None,
     *,
-    parallel: bool,
+    parallel: bool = False,
 ) -> str:
-    """Calls, or JSON of the schema."""
-    return f"start: calls | format\nformat: {embedded(schema)}\n{_calls(form, functions, markers, parallel)}"
+    """One call of one of the functions, or with parallel one or more; or, if there is a schema, JSON of it.
 
-
-def channels_grammar(schema: JsonObject | None, functions: list[JsonObject], marker_ids: dict[str, int | None]) -> str:
-    """An answer in harmony: thought, if the model will, then JSON of the schema, if there is one, or a call.
-
-    marker_ids  harmony's markers as text -> their tokens
+    markers  the tokens of opening and closing, those that are control ones
     """
-
-    def marker(text: str) -> str:
-        found = marker_ids.get(text)
-        return _text(text) if found is None else f"<[{found}]>"
-
-    channel, message, again = marker(CHANNEL), marker(MESSAGE), f"{marker(END)} {marker(START)} {_text(ROLE)}"
-    answers, rules = [], []
-    if schema is not None:
-        answers.append("final")
-        rules.append(f"final: {channel} {_text('final')} {message} format")
-        rules.append(f"format: {embedded(schema)}")
-    for index, function in enumerate(functions):
-        answers.append(f"call_{index}")
-        head = _text(f"commentary to=functions.{function['name']} ")
-        kind = f"{marker(CONSTRAIN)} {_text('json')}"
-        rules.append(f"call_{index}: {channel} {head} {kind} {message} arguments_{index}")
-        rules.append(f"arguments_{index}: {embedded(_of_arguments(function))}")
-    thought = f"{channel} {_text('analysis')} {message} THOUGHT {again}"
-    return "\n".join(
-        [f"start: thought? ({' | '.join(answers)})", f"thought: {thought}", r"THOUGHT: /(.|\n)*/", *rules, ""]
-    )
-
-
-def _calls(form: ToolFormat, functions: list[JsonObject], markers: Markers | None, parallel: bool) -> str:
+    start = "start: calls\n" if schema is None else f"start: calls | format\nformat: {embedded(schema)}\n"
     opening_id, closing_id = markers or (None, None)
     rules = []
     for index, function in enumerate(functions):
@@ -96,7 +58,35 @@ def _calls(form: ToolFormat, functions: list[JsonObject], markers: Markers | Non
     if form.is_list:
         many = f"{_text('[')} {many} {_text(']')}"
     rules.append(f"calls: {opening} {many}")
-    return "\n".join(rules) + "\n"
+    return start + "\n".join(rules) + "\n"
+
+
+def channels_grammar(schema: JsonObject | None, functions: list[JsonObject], marker_ids: dict[str, int | None]) -> str:
+    """An answer in harmony: thought, if the model will, then JSON of the schema, if there is one, or a call.
+
+    marker_ids  harmony's markers as text -> their tokens
+    """
+
+    def marker(text: str) -> str:
+        found = marker_ids.get(text)
+        return _text(text) if found is None else f"<[{found}]>"
+
+    channel, message, again = marker(CHANNEL), marker(MESSAGE), f"{marker(END)} {marker(START)} {_text(ROLE)}"
+    answers, rules = [], []
+    if schema is not None:
+        answers.append("final")
+        rules.append(f"final: {channel} {_text('final')} {message} format")
+        rules.append(f"format: {embedded(schema)}")
+    for index, function in enumerate(functions):
+        answers.append(f"call_{index}")
+        head = _text(f"commentary to=functions.{function['name']} ")
+        kind = f"{marker(CONSTRAIN)} {_text('json')}"
+        rules.append(f"call_{index}: {channel} {head} {kind} {message} arguments_{index}")
+        rules.append(f"arguments_{index}: {embedded(_of_arguments(function))}")
+    thought = f"{channel} {_text('analysis')} {message} THOUGHT {again}"
+    return "\n".join(
+        [f"start: thought? ({' | '.join(answers)})", f"thought: {thought}", r"THOUGHT: /(.|\n)*/", *rules, ""]
+    )
 
 
 def _of_arguments(function: JsonObject) -> JsonObject:
