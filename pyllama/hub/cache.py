@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pyllama.errors import HubError
 from pyllama.hub.names import COMMIT
+from pyllama.machine.durable import sync_folder
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
@@ -172,17 +173,6 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     os.replace(fresh, path)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems refuse to sync a folder; the rename stands all the same
-    finally:
-        os.close(descriptor)
 
 
 def _nbytes(path: Path) -> int | None:

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyllama.errors import HubError
-from pyllama.hub.cache import exclusive_lock, sync_folder
+from pyllama.hub.cache import exclusive_lock
 from pyllama.hub.disk import check_space, disk_errors
 from pyllama.hub.find import demo_path
 from pyllama.hub.names import DEMO
+from pyllama.machine.durable import sync_folder
 from pyllama.terminal.progress import Progress
 
 CHUNK = 1 << 20

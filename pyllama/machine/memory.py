@@ -139,6 +139,11 @@ def _machine(root: Path) -> Limit:
     return Limit(MACHINE, total, room)
 
 
+def _nbytes(amount: str) -> int:
+    """Of an amount as the kernel writes it: `300 kB`."""
+    return int(amount.split()[0]) << 10
+
+
 def _group(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> list[Limit]:
     """One limit of a group, if it has it."""
     limit, usage = read(folder / limit_name), read(folder / usage_name)
@@ -160,11 +165,6 @@ def _own_limits(root: Path) -> list[Limit]:
         if nbytes != resource.RLIM_INFINITY and field in status:
             found.append(Limit(name, nbytes, max(0, nbytes - _nbytes(status[field]))))
     return found
-
-
-def _nbytes(amount: str) -> int:
-    """Of an amount as the kernel writes it: `300 kB`."""
-    return int(amount.split()[0]) << 10
 
 
 def _mb(nbytes: int) -> int:

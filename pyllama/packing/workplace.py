@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pyllama.errors import PackError, RequestError, reason_of
+from pyllama.machine.durable import sync_folder
 
 JOURNAL = ".pyllama-journal.json"
 PARTIAL = ".part"  # ends the name of a file that is being written
@@ -42,7 +43,7 @@ class Workplace:
             while self._fd < 0:
                 self.folder.mkdir(exist_ok=True)
                 self._lock()
-            sync(self.folder.parent)
+            sync_folder(self.folder.parent)
         return self
 
     def _lock(self) -> None:
@@ -99,7 +100,7 @@ class Workplace:
         """Give a file, whole and on the disk, the name without PARTIAL."""
         final = partial.with_name(partial.name.removesuffix(PARTIAL))
         os.replace(partial, final)
-        sync(self.folder)
+        sync_folder(self.folder)
         return final
 
     def drop_partial(self) -> None:
@@ -114,14 +115,14 @@ class Workplace:
 
     def finish(self) -> None:
         """The folder becomes the destination."""
-        sync(self.folder)
+        sync_folder(self.folder)
         try:
             os.rename(self.folder, self.destination)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise PackError(f"{self.destination}: has come to exist; what was made is in {self.folder}") from None
             raise
-        sync(self.destination.parent)
+        sync_folder(self.destination.parent)
         (self.destination / JOURNAL).unlink(missing_ok=True)
 
     def abandon(self) -> None:
@@ -155,14 +156,3 @@ def disk_errors(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "the disk is full" if full else reason_of(error)
         raise PackError(f"{where}: {reason}") from None
-
-
-def sync(folder: Path) -> None:
-    """Make what was created, renamed or deleted in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems refuse; the names stand all the same
-    finally:
-        os.close(descriptor)

@@ -24,8 +24,8 @@ from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import read_small
 from pyllama.errors import CheckpointError, PackError, RequestError
 from pyllama.loading import load
+from pyllama.machine.durable import sync_folder
 from pyllama.packing.rows import state_of
-from pyllama.packing.workplace import sync
 from pyllama.quantizing.importance import Importance, importance_bytes, read_importance
 from pyllama.quantizing.outline import stored_names
 from pyllama.quantizing.workplace import STATE, FileWorkplace
@@ -97,7 +97,7 @@ def calibrated(
     if os.path.lexists(beside):
         raise PackError(f"{beside}: has come to exist; move it elsewhere")
     os.rename(work.folder / beside.name, beside)
-    sync(beside.parent)
+    sync_folder(beside.parent)
     (work.folder / STATE).unlink(missing_ok=True)
     return read_importance(beside)
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from pyllama.closing import Closing
 from pyllama.errors import PackError, RequestError
-from pyllama.packing.workplace import JOURNAL, Workplace, sync
+from pyllama.machine.durable import sync_folder
+from pyllama.packing.workplace import JOURNAL, Workplace
 
 SUFFIX = ".quantizing"
 UNFINISHED = "unfinished"
@@ -81,7 +82,7 @@ class FileWorkplace(Workplace):
         if os.path.lexists(self.destination):
             raise PackError(f"{self.destination}: has come to exist; what was made is {self.unfinished}")
         os.rename(self.unfinished, self.destination)
-        sync(self.destination.parent)
+        sync_folder(self.destination.parent)
         self.clear()
         os.rmdir(self.folder)
 
