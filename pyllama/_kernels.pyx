@@ -172,7 +172,7 @@ cdef extern from "kernels.h" nogil:
         pl_call_attention attention
     int pl_make_calls(const pl_kernels *k, int threads, const pl_call *calls, int64_t n, const pl_batch *batch)
     size_t pl_input_nbytes(pl_form form, int64_t tokens, int64_t cols)
-    void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
+    void pl_to_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
     size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols)
     int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out, size_t capacity)
     void pl_unpack(const pl_kernels *k, int threads, const pl_matrix *w, uint8_t *out)
@@ -220,7 +220,7 @@ DTYPES = {(<bytes>pl_formats[i].name).decode(): (pl_formats[i].cols, pl_formats[
 
 cdef dict _layout_index = {"rows": LAYOUT_ROWS, "panels": LAYOUT_PANELS, "packed": LAYOUT_PACKED}
 cdef dict _dtype_index = {name: i for i, name in enumerate(DTYPES)}
-cdef const pl_kernels *_kernels = NULL
+cdef const pl_kernels *_table = NULL
 cdef int _threads = 1
 
 
@@ -250,16 +250,16 @@ def supported_isas():
 
 def isa():
     """The instruction set in use, one of supported_isas()."""
-    return (<bytes>_kernels.isa).decode()
+    return (<bytes>_table.isa).decode()
 
 
 def set_isa(str name):
     """Use one of supported_isas(); the bits stay the same. Raises PyllamaError for any other name."""
-    global _kernels
+    global _table
     cdef tuple names = supported_isas()
     if name not in names:
         raise PyllamaError(f"isa {name!r} is not available here, expected one of {', '.join(names)}")
-    _kernels = pl_isa(<int>names.index(name))
+    _table = pl_isa(<int>names.index(name))
 
 
 def num_threads():
@@ -315,7 +315,7 @@ cdef class Matrix:
 
     dtype   one of DTYPES
     data    bytes, 1-D uint8: row_nbytes(dtype, cols) a row, as in the checkpoint ("rows"); the same bytes
-            with 32 rows side by side, from pack_panels ("panels", panels_nbytes in all); or a 12-bit block
+            with 32 rows side by side, from to_panels ("panels", panels_nbytes in all); or a 12-bit block
             from pack ("packed", BF16 only, on a 4-byte boundary). Kept alive and not copied; must not
             change while in use.
 
@@ -479,7 +479,7 @@ cdef int _make(const pl_call *call, const pl_batch *batch, object one, object ot
     """Make a call, and record it where this thread records; the objects are what its addresses belong to."""
     cdef int failed
     with nogil:
-        failed = pl_make_calls(_kernels, _threads, call, 1, batch)
+        failed = pl_make_calls(_table, _threads, call, 1, batch)
     if failed:
         raise MemoryError("attend: no memory for scratch")
     if _recordings:
@@ -558,7 +558,7 @@ cdef class Recording:
         if self.tokens not in (-1, batch.c.tokens):
             raise PyllamaError(f"replay: a batch of {batch.c.tokens} tokens, recorded were {self.tokens}")
         with nogil:
-            failed = pl_make_calls(_kernels, _threads, self.calls, self.count, &batch.c)
+            failed = pl_make_calls(_table, _threads, self.calls, self.count, &batch.c)
         if failed:
             raise MemoryError("attend: no memory for scratch")
 
@@ -669,15 +669,15 @@ def matmul(w, x, out, int64_t row=0):
     _make(&call, NULL, w, input, outs)
 
 
-def pack_panels(Matrix w not None, uint8_t[::1] out, int threads=0):
+def to_panels(Matrix w not None, uint8_t[::1] out, int threads=0):
     """The rows of w as panels: the same bits, 32 rows side by side. out has panels_nbytes(...) bytes.
 
     threads  0: as many as products take
     """
     if w.c.layout != LAYOUT_ROWS or out.shape[0] != panels_nbytes(w.dtype, w.c.rows, w.c.cols):
-        raise PyllamaError(f"pack_panels: {w.layout} of {w.c.rows} x {w.c.cols} into {out.shape[0]} bytes")
+        raise PyllamaError(f"to_panels: {w.layout} of {w.c.rows} x {w.c.cols} into {out.shape[0]} bytes")
     with nogil:
-        pl_pack_panels(_kernels, threads if threads > 0 else _threads, &w.c, &out[0])
+        pl_to_panels(_table, threads if threads > 0 else _threads, &w.c, &out[0])
 
 
 def join_mxfp4(const uint8_t[:, :] codes, const uint8_t[:, :] scales, uint8_t[:, ::1] out):
@@ -715,7 +715,7 @@ def pack(Matrix w not None, uint8_t[::1] out):
     if out.shape[0] == 0 or <size_t>&out[0] % 4:
         raise PyllamaError("pack: out is empty or not on a 4-byte boundary")
     with nogil:
-        nbytes = pl_pack(_kernels, _threads, &w.c, &out[0], out.shape[0])
+        nbytes = pl_pack(_table, _threads, &w.c, &out[0], out.shape[0])
     if nbytes < 0:
         raise MemoryError("pack: no memory for the counts")
     return nbytes
@@ -726,7 +726,7 @@ def unpack(Matrix w not None, uint8_t[::1] out):
     if w.c.layout != LAYOUT_PACKED or out.shape[0] != w.c.rows * <int64_t>w.c.row_nbytes:
         raise PyllamaError(f"unpack: {w.layout} of {w.c.rows} x {w.c.cols} into {out.shape[0]} bytes")
     with nogil:
-        pl_unpack(_kernels, _threads, &w.c, &out[0])
+        pl_unpack(_table, _threads, &w.c, &out[0])
 
 
 def widen(Matrix w not None, out):
@@ -736,7 +736,7 @@ def widen(Matrix w not None, out):
     if w.c.layout != LAYOUT_ROWS or o.n != w.c.rows or o.cols != w.c.cols:
         raise PyllamaError(f"widen: {w.layout} of {w.c.rows} x {w.c.cols} into {_shape(o)}")
     with nogil:
-        pl_widen(_kernels, _threads, &w.c, o.p)
+        pl_widen(_table, _threads, &w.c, o.p)
 
 
 def add(x, y, out, float factor=1.0):
@@ -856,7 +856,7 @@ def route(logits, int32_t[:, ::1] ids, float[:, ::1] weights, bint of_chosen):
                            f"({weights.shape[0]}, {weights.shape[1]}); at most {MAX_EXPERTS} experts")
     if tokens:
         with nogil:
-            pl_route(_kernels, a.p, tokens, <int>a.cols, <int>chosen, of_chosen, &ids[0, 0], &weights[0, 0])
+            pl_route(_table, a.p, tokens, <int>a.cols, <int>chosen, of_chosen, &ids[0, 0], &weights[0, 0])
 
 
 def route_sigmoid(logits, bias, int32_t[:, ::1] ids, float[:, ::1] weights, bint of_chosen, float scale):
@@ -880,7 +880,7 @@ def route_sigmoid(logits, bias, int32_t[:, ::1] ids, float[:, ::1] weights, bint
         bias_or_null = &b[0]
     if tokens:
         with nogil:
-            pl_route_sigmoid(_kernels, a.p, bias_or_null, tokens, <int>a.cols, <int>chosen, of_chosen, scale, &ids[0, 0],
+            pl_route_sigmoid(_table, a.p, bias_or_null, tokens, <int>a.cols, <int>chosen, of_chosen, scale, &ids[0, 0],
                              &weights[0, 0])
 
 
@@ -904,7 +904,7 @@ def mix(y, const int32_t[:, ::1] rows, const float[:, ::1] weights, out):
                 raise PyllamaError(f"mix: row {rows[t, i]} of y {_shape(a)}")
     if tokens and a.cols:
         with nogil:
-            pl_mix(_kernels, _threads, a.p, &rows[0, 0], &weights[0, 0], tokens, <int>chosen, a.cols, o.p)
+            pl_mix(_table, _threads, a.p, &rows[0, 0], &weights[0, 0], tokens, <int>chosen, a.cols, o.p)
 
 
 def clamped_swiglu(gate, up, float alpha, float limit, out):
@@ -916,7 +916,7 @@ def clamped_swiglu(gate, up, float alpha, float limit, out):
         raise PyllamaError(f"clamped_swiglu: gate {_shape(g)}, up {_shape(u)}, out {_shape(o)}")
     if g.n and g.cols:
         with nogil:
-            pl_clamped_swiglu(_kernels, _threads, g.p, u.p, alpha, limit, o.p, g.n * g.cols)
+            pl_clamped_swiglu(_table, _threads, g.p, u.p, alpha, limit, o.p, g.n * g.cols)
 
 
 def softcap(x, float cap, out):
@@ -927,7 +927,7 @@ def softcap(x, float cap, out):
         raise PyllamaError(f"softcap: x {_shape(a)}, cap {cap:g}, out {_shape(o)}")
     if a.n and a.cols:
         with nogil:
-            pl_softcap(_kernels, _threads, a.p, cap, o.p, a.n * a.cols)
+            pl_softcap(_table, _threads, a.p, cap, o.p, a.n * a.cols)
 
 
 def exp(x, out):
@@ -938,7 +938,7 @@ def exp(x, out):
         raise PyllamaError(f"exp: x {_shape(a)}, out {_shape(o)}")
     if a.n and a.cols:
         with nogil:
-            _kernels.exp(a.p, o.p, 0, a.n * a.cols)
+            _table.exp(a.p, o.p, 0, a.n * a.cols)
 
 
 def draw(const int64_t[::1] ids, const float[::1] logits, uint64_t seed, uint64_t index, int64_t[::1] best,
@@ -1048,7 +1048,7 @@ cdef class Attention:
         self.c.k_offset = k_offset
         self.c.v_offset = v_offset
 
-    cdef int _make(self, int what, Batch batch, Floats k, Floats v, Floats q, Floats out) except -1:
+    cdef int _call(self, int what, Batch batch, Floats k, Floats v, Floats q, Floats out) except -1:
         """Of q and out, or k and v, as many rows as there are tokens in the batch; the others None."""
         cdef pl_call call
         cdef int64_t tokens = (k if q is None else q).n
@@ -1069,7 +1069,7 @@ cdef class Attention:
         if key.cols != width or value.cols != width or value.n != key.n:
             raise PyllamaError(f"append: k {_shape(key)}, v {_shape(value)}, expected {width} columns")
         if key.n:
-            self._make(CALL_APPEND, batch, key, value, None, None)
+            self._call(CALL_APPEND, batch, key, value, None, None)
 
     def attend(self, Batch batch not None, q, out):
         """out[t, h] = softmax(q[t, h] . keys * scale) . values over positions up to that of t, in its window.
@@ -1082,7 +1082,7 @@ cdef class Attention:
         if a.cols != width or o.cols != width or o.n != a.n:
             raise PyllamaError(f"attend: q {_shape(a)}, out {_shape(o)}, expected {width} columns")
         if a.n:
-            self._make(CALL_ATTEND, batch, None, None, a, o)
+            self._call(CALL_ATTEND, batch, None, None, a, o)
 
 
 cdef class Walk:
@@ -1160,7 +1160,7 @@ def conv(x, int64_t first, weight, bias, bint silu, Walk walk not None, int64_t 
     c.offset, c.stride, c.out = offset + first, a.cols, o.p
     if walk.rows:
         with nogil:
-            pl_conv_walk(_kernels, _threads, &walk.c, &c)
+            pl_conv_walk(_table, _threads, &walk.c, &c)
 
 
 def sigmoid_gate(x, gate, out):
@@ -1171,7 +1171,7 @@ def sigmoid_gate(x, gate, out):
         raise PyllamaError(f"sigmoid_gate: x {_shape(a)}, gate {_shape(g)}, out {_shape(o)}")
     if a.n and a.cols:
         with nogil:
-            pl_sigmoid_gate(_kernels, _threads, a.p, g.p, o.p, a.n * a.cols)
+            pl_sigmoid_gate(_table, _threads, a.p, g.p, o.p, a.n * a.cols)
 
 
 def delta_gates(a, b, rate, bias, decay, beta):
@@ -1186,7 +1186,7 @@ def delta_gates(a, b, rate, bias, decay, beta):
         raise PyllamaError(f"delta_gates: a {_shape(x)}, b {_shape(y)}, rate {_shape(r)}, decay {_shape(d)}")
     if x.n and x.cols:
         with nogil:
-            pl_delta_gates(_kernels, x.p, y.p, r.p, s.p, x.n, x.cols, d.p, e.p)
+            pl_delta_gates(_table, x.p, y.p, r.p, s.p, x.n, x.cols, d.p, e.p)
 
 
 def delta(q, k, v, decay, beta, int key_heads, bint tiled, Walk walk not None, int64_t offset, out):
@@ -1219,7 +1219,7 @@ def delta(q, k, v, decay, beta, int key_heads, bint tiled, Walk walk not None, i
     c.offset, c.out = offset, o.p
     if walk.rows:
         with nogil:
-            failed = pl_delta_walk(_kernels, _threads, &walk.c, &c)
+            failed = pl_delta_walk(_table, _threads, &walk.c, &c)
         if failed:
             raise MemoryError("delta: no memory for scratch")
 
@@ -1241,7 +1241,7 @@ def spin(int64_t rounds):
     """Floating-point operations a second of float32 multiply-adds in registers, on all threads: the peak."""
     cdef double rate
     with nogil:
-        rate = pl_spin(_kernels, _threads, rounds)
+        rate = pl_spin(_table, _threads, rounds)
     return rate
 
 

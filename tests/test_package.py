@@ -192,6 +192,21 @@ def test_wings_beside_the_chain_use_nothing_above_them(name: str):
     assert [module for module in used if any(within(module, wing) for wing in above)] == []
 
 
+def test_the_table_of_wings_is_in_the_order_of_imports():
+    page = Path(__file__).parent.parent.joinpath("docs/architecture.md").read_text(encoding="utf-8")
+    first_cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `") and line.count("|") == 5]
+    rows = [re.findall(r"`(\w+?)(?:/|\.py)`", cell) for cell in first_cells]
+    listed = [wing for row in rows for wing in row]
+    assert {path.name for path in PACKAGE.iterdir() if path.joinpath("__init__.py").exists()} <= set(listed)
+    upward = []
+    for place, row in enumerate(rows):
+        above = [wing for other in rows[:place] for wing in other]
+        for module, others in imports_between_modules().items():
+            if any(within(module, wing) for wing in row):
+                upward += [(module, other) for other in others if any(within(other, wing) for wing in above)]
+    assert upward == []
+
+
 def within(module: str, wing: str) -> bool:
     """Whether a module is a top-level module of this name, or lies in the package of this name."""
     return f"{module}.".startswith(f"pyllama.{wing}.")

@@ -51,7 +51,7 @@ static pl_matrix weights(const pl_kernels *k, const char *name, pl_layout layout
     out = rows;
     out.layout = layout;
     out.data = stored;
-    if (layout == LAYOUT_PANELS) pl_pack_panels(k, 1, &rows, stored);
+    if (layout == LAYOUT_PANELS) pl_to_panels(k, 1, &rows, stored);
     else if (pl_pack(k, 1, &rows, stored, 2 * nbytes + 4096) <= 0) exit(4);
     return out;
 }

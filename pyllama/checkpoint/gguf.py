@@ -41,7 +41,7 @@ MAX_FILES = 1024
 MAX_ROPE_FACTORS = 512
 CHUNK_NBYTES = 1 << 20
 
-# ggml's numbers of the formats we store, and the names of the others for the refusal.
+# ggml's numbers; DTYPES has those that are read, the others are named in the refusal.
 FORMATS = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K",
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 30: "BF16",
@@ -415,8 +415,7 @@ def _tensor_info(cursor: _Cursor, alignment: int) -> tuple[str, str, tuple[int, 
     dtype = FORMATS.get(number, f"number {number}")
     if dtype not in DTYPES:
         raise UnsupportedError(
-            f"{shown(name)}: storage format {dtype} is not supported {where}; get a file of Q2_K to Q8_0, IQ4_NL, "
-            "IQ4_XS, MXFP4, BF16 or F16"
+            f"{shown(name)}: storage format {dtype} is not supported {where}; get a file of one of {', '.join(DTYPES)}"
         )
     if any(not 1 <= dim < 2**31 for dim in shape):
         raise CheckpointError(f"{shown(name)}: shape {shape}, expected sizes from 1 to {2**31 - 1} {where}")

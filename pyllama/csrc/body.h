@@ -30,9 +30,9 @@ static int64_t k_spin(int64_t rounds, float *sink)
 }
 
 static const pl_kernels table = {
-    .isa = ISA_NAME, .matmul = k_matmul, .pack_tokens = k_pack_tokens, .make_d16 = k_make_d16,
-    .pack_panels = k_pack_panels, .unpack = k_unpack, .count_exponents = k_count_exponents,
-    .count_escapes = k_count_escapes, .pack_panel = k_pack_panel, .widen = k_widen, .rmsnorm = k_rmsnorm,
+    .isa = ISA_NAME, .matmul = k_matmul, .tile_tokens = k_tile_tokens, .make_d16 = k_make_d16,
+    .to_panels = k_to_panels, .unpack = k_unpack, .count_exponents = k_count_exponents,
+    .count_escapes = k_count_escapes, .compress_panel = k_compress_panel, .widen = k_widen, .rmsnorm = k_rmsnorm,
     .rope = k_rope, .swiglu = k_swiglu, .clamped_swiglu = k_clamped_swiglu, .geglu = k_geglu, .softcap = k_softcap,
     .mix = k_mix, .exp = k_exp, .cache_append = k_cache_append, .attend = k_attend, .conv = k_conv,
     .sigmoid_gate = k_sigmoid_gate, .delta = k_delta, .spin = k_spin,

@@ -342,6 +342,26 @@ TILE_PRODUCT(tile_large_narrow_minima, 1, 1, 1)
 
 /* Formats, functions for each. */
 
+/* The quantized formats, each with its product of few tokens and its product of a tile with many: all that there is once a
+ * format is made of this list. */
+#define QUANTIZED(EACH) \
+    EACH(DT_Q4_0, few_small, tile_small) \
+    EACH(DT_Q4_1, few_small, tile_small_minima) \
+    EACH(DT_Q5_0, few_small, tile_small) \
+    EACH(DT_Q5_1, few_small, tile_small_minima) \
+    EACH(DT_Q8_0, few_small, tile_small) \
+    EACH(DT_Q2_K, few_large, tile_large_narrow_minima) \
+    EACH(DT_Q3_K, few_large, tile_large_narrow) \
+    EACH(DT_Q4_K, few_large, tile_large_minima) \
+    EACH(DT_Q5_K, few_large, tile_large_minima) \
+    EACH(DT_Q6_K, few_large, tile_large_narrow) \
+    EACH(DT_IQ4_NL, few_small, tile_small) \
+    EACH(DT_IQ4_XS, few_large, tile_large) \
+    EACH(DT_MXFP4, few_small, tile_small)
+#define ONE(...) +1
+_Static_assert(0 QUANTIZED(ONE) == DT_COUNT - DT_Q4_0, "a quantized format has no products");
+#undef ONE
+
 /* acc[s][r] += panel blocks at p, `cols` columns, times x of one to three tokens, s; blocks: those of x from one token to the
  * next. */
 typedef void few_product(const uint8_t *p, int64_t cols, const pl_d16 *x, int64_t blocks, float *acc, size_t lda);
@@ -357,7 +377,7 @@ typedef void many_product(const uint8_t *p, int64_t cols, const pl_d16 *x, int64
         for (int64_t c = 0; c < cols; c += block_cols(t), p += block_nbytes(t) * PANEL_ROWS)                         \
             few(t, n, p, x + c / D16_COLS, blocks, levels, acc, lda);                                                \
     }
-#define FORMAT(t, few, many)                                                                                         \
+#define PRODUCTS(t, few, many)                                                                                       \
     FEW(t, 1, few)                                                                                                   \
     FEW(t, 2, few)                                                                                                   \
     FEW(t, 3, few)                                                                                                   \
@@ -373,30 +393,17 @@ typedef void many_product(const uint8_t *p, int64_t cols, const pl_d16 *x, int64
             p += BLOCK_COLS / block_cols(t) * block_nbytes(t) * PANEL_ROWS;                                          \
         }                                                                                                            \
     }
-FORMAT(DT_Q4_0, few_small, tile_small)
-FORMAT(DT_Q4_1, few_small, tile_small_minima)
-FORMAT(DT_Q5_0, few_small, tile_small)
-FORMAT(DT_Q5_1, few_small, tile_small_minima)
-FORMAT(DT_Q8_0, few_small, tile_small)
-FORMAT(DT_Q2_K, few_large, tile_large_narrow_minima)
-FORMAT(DT_Q3_K, few_large, tile_large_narrow)
-FORMAT(DT_Q4_K, few_large, tile_large_minima)
-FORMAT(DT_Q5_K, few_large, tile_large_minima)
-FORMAT(DT_Q6_K, few_large, tile_large_narrow)
-FORMAT(DT_IQ4_NL, few_small, tile_small)
-FORMAT(DT_IQ4_XS, few_large, tile_large)
-FORMAT(DT_MXFP4, few_small, tile_small)
-#undef FORMAT
+QUANTIZED(PRODUCTS)
+#undef PRODUCTS
 #undef FEW
 
 static const struct {
     few_product *few[3];
     many_product *many;
 } integer_products[DT_COUNT] = {
-#define FORMAT(t) [t] = {{integer_##t##_few_1, integer_##t##_few_2, integer_##t##_few_3}, integer_##t##_many}
-    FORMAT(DT_Q4_0), FORMAT(DT_Q4_1), FORMAT(DT_Q5_0), FORMAT(DT_Q5_1),   FORMAT(DT_Q8_0),   FORMAT(DT_Q2_K),  FORMAT(DT_Q3_K),
-    FORMAT(DT_Q4_K), FORMAT(DT_Q5_K), FORMAT(DT_Q6_K), FORMAT(DT_IQ4_NL), FORMAT(DT_IQ4_XS), FORMAT(DT_MXFP4),
-#undef FORMAT
+#define PLACE(t, few, many) [t] = {{integer_##t##_few_1, integer_##t##_few_2, integer_##t##_few_3}, integer_##t##_many},
+    QUANTIZED(PLACE)
+#undef PLACE
 };
 
 /* acc[t][r] += panel blocks at p, `cols` columns, times `tokens` tokens, out of an input of `of`, which says how x is laid
@@ -481,11 +488,10 @@ static void widen_quantized(const pl_matrix *rows, float *out, int64_t first, in
             float *to = out + row * rows->cols + c;
             transpose_blocks(&part, 0, c, f->cols, block);
             switch (rows->dtype) {
-#define WIDEN(t) case t: widen_block(t, block, part.rows, to, rows->cols); break;
-            WIDEN(DT_Q4_0) WIDEN(DT_Q4_1) WIDEN(DT_Q5_0) WIDEN(DT_Q5_1) WIDEN(DT_Q8_0) WIDEN(DT_Q2_K) WIDEN(DT_Q3_K)
-            WIDEN(DT_Q4_K) WIDEN(DT_Q5_K) WIDEN(DT_Q6_K) WIDEN(DT_IQ4_NL) WIDEN(DT_IQ4_XS) WIDEN(DT_MXFP4)
+#define WIDEN(t, few, many) case t: widen_block(t, block, part.rows, to, rows->cols); break;
+            QUANTIZED(WIDEN)
 #undef WIDEN
-            default: break;
+            default: __builtin_trap(); /* called for quantized rows alone */
             }
         }
     }

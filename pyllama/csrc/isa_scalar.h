@@ -156,8 +156,8 @@ INLINE vb vb_lookup(vb_table table, vb codes)
     return out;
 }
 
-/* Sums of products of codes and activations, a row a lane: of 16 columns at x, unit u has the four from 4 * u on. `form`
- * says how many bits codes have at most. */
+/* Sums of products of codes and activations, a row a lane: of 16 columns at x, unit u has the four from 4 * u on. `bits`:
+ * how many codes have at most. */
 typedef vi dot;
 INLINE dot dot_zero(void) { return 0; }
 INLINE dot dot_add(dot d, vb codes, const uint8_t *x, int u, const int bits)

@@ -34,23 +34,23 @@ enum {
  * A block of a row: `cols` weights in `nbytes` bytes, made of runs of 4-, 2- or 1-byte fields: from byte `at` on, so wide, so
  * many. In a panel each field is stored for 32 rows side by side, or for 16 where blocks are quantized, so that a row is a
  * vector lane, and runs come in the order in which a product uses them; of some formats bits are rearranged (panels.h). */
-#define PL_FORMATS(FORMAT)                          \
-    FORMAT(F32, 1, 4, {0, 4, 1})                    \
-    FORMAT(F16, 2, 4, {0, 4, 1})                    \
-    FORMAT(BF16, 2, 4, {0, 4, 1})                   \
-    FORMAT(Q4_0, 32, 18, {0, 2, 1}, {2, 4, 4})      \
-    FORMAT(Q4_1, 32, 20, {0, 2, 2}, {4, 4, 4})      \
-    FORMAT(Q5_0, 32, 22, {0, 2, 1}, {2, 4, 5})      \
-    FORMAT(Q5_1, 32, 24, {0, 2, 2}, {4, 4, 5})      \
-    FORMAT(Q8_0, 32, 34, {0, 2, 1}, {2, 4, 8})      \
-    FORMAT(Q2_K, 256, 84, {80, 2, 2}, {0, 4, 20})   \
-    FORMAT(Q3_K, 256, 110, {108, 2, 1}, {96, 4, 3}, {0, 4, 24}) \
-    FORMAT(Q4_K, 256, 144, {0, 2, 2}, {4, 4, 35})   \
-    FORMAT(Q5_K, 256, 176, {0, 2, 2}, {4, 4, 43})   \
-    FORMAT(Q6_K, 256, 210, {208, 2, 1}, {192, 4, 4}, {0, 4, 16}, {128, 4, 8}, {64, 4, 16}, {160, 4, 8}) \
-    FORMAT(IQ4_NL, 32, 18, {0, 2, 1}, {2, 4, 4})    \
-    FORMAT(IQ4_XS, 256, 136, {0, 2, 2}, {4, 4, 33}) \
-    FORMAT(MXFP4, 32, 17, {0, 1, 1}, {1, 4, 4})
+#define PL_FORMATS(EACH)                            \
+    EACH(F32, 1, 4, {0, 4, 1})                    \
+    EACH(F16, 2, 4, {0, 4, 1})                    \
+    EACH(BF16, 2, 4, {0, 4, 1})                   \
+    EACH(Q4_0, 32, 18, {0, 2, 1}, {2, 4, 4})      \
+    EACH(Q4_1, 32, 20, {0, 2, 2}, {4, 4, 4})      \
+    EACH(Q5_0, 32, 22, {0, 2, 1}, {2, 4, 5})      \
+    EACH(Q5_1, 32, 24, {0, 2, 2}, {4, 4, 5})      \
+    EACH(Q8_0, 32, 34, {0, 2, 1}, {2, 4, 8})      \
+    EACH(Q2_K, 256, 84, {80, 2, 2}, {0, 4, 20})   \
+    EACH(Q3_K, 256, 110, {108, 2, 1}, {96, 4, 3}, {0, 4, 24}) \
+    EACH(Q4_K, 256, 144, {0, 2, 2}, {4, 4, 35})   \
+    EACH(Q5_K, 256, 176, {0, 2, 2}, {4, 4, 43})   \
+    EACH(Q6_K, 256, 210, {208, 2, 1}, {192, 4, 4}, {0, 4, 16}, {128, 4, 8}, {64, 4, 16}, {160, 4, 8}) \
+    EACH(IQ4_NL, 32, 18, {0, 2, 1}, {2, 4, 4})    \
+    EACH(IQ4_XS, 256, 136, {0, 2, 2}, {4, 4, 33}) \
+    EACH(MXFP4, 32, 17, {0, 1, 1}, {1, 4, 4})
 
 #define PL_NUMBER(name, ...) DT_##name,
 typedef enum { PL_FORMATS(PL_NUMBER) DT_COUNT } pl_dtype;
@@ -210,19 +210,19 @@ typedef struct {
     void (*matmul)(const pl_matrix *w, const pl_input *x, float *out, size_t ldo, int64_t row, int64_t first,
                    int64_t last);
     /* packed[(tile, c, t)] = x[t, c], tiles of TOKEN_TILE tokens, [first, last) of them. */
-    void (*pack_tokens)(const float *x, int64_t tokens, int64_t cols, float *packed, int64_t first, int64_t last);
+    void (*tile_tokens)(const float *x, int64_t tokens, int64_t cols, float *packed, int64_t first, int64_t last);
     /* The blocks [first, last) of 32 columns, counted through all of x (T, C), in one of the D16 forms; T decides how it is laid out. */
     void (*make_d16)(const float *x, pl_form form, int64_t tokens, pl_d16 *out, int64_t first, int64_t last);
     /* Row-major rows -> panels [first, last) of out: the same bits, transposed. */
-    void (*pack_panels)(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last);
+    void (*to_panels)(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last);
     /* Packed panels [first, last) -> row-major bfloat16 rows: what they were packed from. */
     void (*unpack)(const pl_matrix *w, uint8_t *out, int64_t first, int64_t last);
     /* counts[128] of the upper seven exponent bits in every PACKED_SAMPLE-th row of panel p. */
     void (*count_exponents)(const pl_matrix *rows, int64_t p, uint32_t *counts);
     /* How many weights of panel p have an exponent that is not in the table; codes[high byte]: its code. */
     uint32_t (*count_escapes)(const pl_matrix *rows, int64_t p, const uint8_t *table, const uint8_t *codes);
-    /* One panel packed: pairs to out, escapes' keys and high bytes to keys and highs, as many as counted. */
-    void (*pack_panel)(const pl_matrix *rows, int64_t p, const uint8_t *table, const uint8_t *codes, uint8_t *out,
+    /* One panel in 12 bits a weight: pairs to out, escapes' keys and high bytes to keys and highs, as many as counted. */
+    void (*compress_panel)(const pl_matrix *rows, int64_t p, const uint8_t *table, const uint8_t *codes, uint8_t *out,
                        uint32_t *keys, uint8_t *highs);
     /* out[i, c] = float(w[i, c]) for the rows [first, last) of a row-major matrix. */
     void (*widen)(const pl_matrix *rows, float *out, int64_t first, int64_t last);
@@ -300,9 +300,10 @@ void pl_make_input(const pl_kernels *k, int threads, pl_form form, const float *
                    void *memory, pl_input *out);
 /* Matrices of as many columns, times the same x, into `outs` places: see pl_out. x[form], for each that w needs. */
 void pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_out *out, int outs, const pl_input *x);
-void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out);
-/* Bytes of `rows` packed, written to out if they fit `capacity`; 0 where they would not, -1 without memory. */
+void pl_to_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out);
+/* Bytes of the panels of a packed block, without its header and its escapes. */
 size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols);
+/* Bytes of `rows` packed, written to out if they fit `capacity`; 0 where they would not, -1 without memory. */
 int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out, size_t capacity);
 void pl_unpack(const pl_kernels *k, int threads, const pl_matrix *w, uint8_t *out);
 /* Whether `nbytes` at w->data are a well-formed packed block of w's shape: nothing will be read outside it. */
@@ -338,50 +339,57 @@ int pl_openmp(void);
  * Python, whose own data the weights have driven out of the caches by then. */
 enum { MAX_STACKS = 4 }; /* places that one product writes to */
 typedef struct {
+    const float *x;
+    void *memory;
+    pl_input *out;
+    int64_t tokens, cols;
+    pl_form form;
+} pl_call_input;
+typedef struct {
+    const pl_matrix *w;
+    const pl_input *x;
+    pl_out out[MAX_STACKS];
+    int outs;
+} pl_call_matmul;
+typedef struct {
+    const float *x, *weight;
+    float *out;
+    int64_t rows, cols;
+    float eps;
+} pl_call_rmsnorm;
+typedef struct {
+    float *x;
+    const float *cos, *sin;
+    int64_t tokens;
+    int heads, head_dim, rotated, interleaved;
+} pl_call_rope;
+typedef struct {
+    const float *x, *y; /* or factors */
+    float *out;
+    int64_t rows, cols;
+    float factor;
+    int broadcast;
+} pl_call_add;
+typedef struct {
+    const float *gate, *up;
+    float *out;
+    int64_t n;
+} pl_call_glu;
+typedef struct { /* its batch is that of whoever makes the call */
+    pl_attention *a;
+    const float *q, *k, *v;
+    float *out;
+} pl_call_attention;
+typedef struct {
     enum { CALL_INPUT, CALL_MATMUL, CALL_RMSNORM, CALL_ROPE, CALL_ADD, CALL_SCALE, CALL_SWIGLU, CALL_GEGLU, CALL_APPEND, CALL_ATTEND } what;
     union {
-        struct {
-            const float *x;
-            void *memory;
-            pl_input *out;
-            int64_t tokens, cols;
-            pl_form form;
-        } input;
-        struct {
-            const pl_matrix *w;
-            const pl_input *x;
-            pl_out out[MAX_STACKS];
-            int outs;
-        } matmul;
-        struct {
-            const float *x, *weight;
-            float *out;
-            int64_t rows, cols;
-            float eps;
-        } rmsnorm;
-        struct {
-            float *x;
-            const float *cos, *sin;
-            int64_t tokens;
-            int heads, head_dim, rotated, interleaved;
-        } rope;
-        struct {
-            const float *x, *y; /* or factors */
-            float *out;
-            int64_t rows, cols;
-            float factor;
-            int broadcast;
-        } add;
-        struct {
-            const float *gate, *up;
-            float *out;
-            int64_t n;
-        } glu;
-        struct { /* their batch is that of whoever makes the call */
-            pl_attention *a;
-            const float *q, *k, *v;
-            float *out;
-        } attention;
+        pl_call_input input;
+        pl_call_matmul matmul;
+        pl_call_rmsnorm rmsnorm;
+        pl_call_rope rope;
+        pl_call_add add;
+        pl_call_glu glu;
+        pl_call_attention attention;
     };
 } pl_call;
 

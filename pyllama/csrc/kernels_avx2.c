@@ -1,4 +1,5 @@
-/* The kernels for x86_64 with AVX2, FMA and F16C, chosen at run time: only this file may use them. */
+/* The kernels for x86_64 with AVX2, FMA and F16C, chosen at run time: only this file and
+ * kernels_vnni.c may use them. */
 #include "kernels.h"
 
 #if defined(__x86_64__)

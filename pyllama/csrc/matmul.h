@@ -65,7 +65,7 @@ static void k_matmul(const pl_matrix *w, const pl_input *input, float *out, size
         }
         for (int64_t t = 0, n; t < tokens; t += n) { /* the last panel has fewer rows than the registers */
             float acc[TOKEN_TILE * PANEL_ROWS];
-            n = tokens - t < TOKEN_TILE ? tokens - t : TOKEN_TILE; /* tiles of pack_tokens() */
+            n = tokens - t < TOKEN_TILE ? tokens - t : TOKEN_TILE; /* tiles of tile_tokens() */
             if (input->form != FORM_F32) n = piece_of(tokens - t, TOKEN_TILE);
             input_panel(w, p, input, t, n, acc, PANEL_ROWS);
             for (int64_t i = 0; i < n; i++)
@@ -74,7 +74,7 @@ static void k_matmul(const pl_matrix *w, const pl_input *input, float *out, size
     }
 }
 
-static void k_pack_tokens(const float *x, int64_t tokens, int64_t cols, float *packed, int64_t first, int64_t last)
+static void k_tile_tokens(const float *x, int64_t tokens, int64_t cols, float *packed, int64_t first, int64_t last)
 {
     for (int64_t tile = first; tile < last; tile++) {
         int64_t t0 = tile * TOKEN_TILE, n = tokens - t0 < TOKEN_TILE ? tokens - t0 : TOKEN_TILE;

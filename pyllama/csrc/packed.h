@@ -194,7 +194,7 @@ static uint32_t k_count_escapes(const pl_matrix *rows, int64_t p, const uint8_t 
     return n;
 }
 
-static void k_pack_panel(const pl_matrix *rows, int64_t p, const uint8_t *table, const uint8_t *codes, uint8_t *out,
+static void k_compress_panel(const pl_matrix *rows, int64_t p, const uint8_t *table, const uint8_t *codes, uint8_t *out,
                          uint32_t *keys, uint8_t *highs)
 {
     uint32_t units[SEGMENT_COLS / 2 * PANEL_ROWS] __attribute__((aligned(64)));

@@ -101,7 +101,7 @@ static void transpose_blocks(const pl_matrix *w, int64_t panel, int64_t col, int
         }
 }
 
-static void k_pack_panels(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last)
+static void k_to_panels(const pl_matrix *rows, uint8_t *out, int64_t first, int64_t last)
 {
     for (int64_t p = first; p < last; p++) transpose_blocks(rows, p, 0, rows->cols, out + (size_t)p * panel_stride(rows));
 }

@@ -1,4 +1,5 @@
-/* Cuts each kernel's work over threads: rows of weights, tokens, heads. No arithmetic here. */
+/* Cuts each kernel's work over threads: rows of weights, tokens, heads. The only arithmetic here is sums and products of
+ * single elements, and the choice of packing's codes. */
 #include "kernels.h"
 #include "parallel.h"
 #include "quantize.h"
@@ -10,9 +11,9 @@
 #include <string.h>
 #include <time.h>
 
-#define FORMAT(name, cols, nbytes, ...) {#name, cols, nbytes, {__VA_ARGS__}},
-const pl_format pl_formats[DT_COUNT] = {PL_FORMATS(FORMAT)};
-#undef FORMAT
+#define ROW(name, cols, nbytes, ...) {#name, cols, nbytes, {__VA_ARGS__}},
+const pl_format pl_formats[DT_COUNT] = {PL_FORMATS(ROW)};
+#undef ROW
 
 /* Below this many multiply-adds, waking the threads costs more than they save. */
 enum { SERIAL_BELOW = 1 << 14 };
@@ -145,7 +146,7 @@ void pl_make_input(const pl_kernels *k, int threads, pl_form form, const float *
     int64_t tiles = (tokens + TOKEN_TILE - 1) / TOKEN_TILE;
     *out = (pl_input){.form = form, .tokens = tokens, .cols = cols, .data = tokens > 1 ? memory : x};
     if (tokens > 1) {
-        SHARE(tokens * cols, static, first, last, tiles, 1, k->pack_tokens(x, tokens, cols, memory, first, last))
+        SHARE(tokens * cols, static, first, last, tiles, 1, k->tile_tokens(x, tokens, cols, memory, first, last))
     }
 }
 
@@ -172,10 +173,10 @@ void pl_matmul(const pl_kernels *k, int threads, const pl_matrix *w, const pl_ou
     }
 }
 
-void pl_pack_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
+void pl_to_panels(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t *out)
 {
     int64_t panels = panels_of(rows);
-    SHARE(rows->rows * rows->cols, dynamic, first, last, panels, 1, k->pack_panels(rows, out, first, last))
+    SHARE(rows->rows * rows->cols, dynamic, first, last, panels, 1, k->to_panels(rows, out, first, last))
 }
 
 size_t pl_packed_panels_nbytes(int64_t rows, int64_t cols)
@@ -238,7 +239,7 @@ int64_t pl_pack(const pl_kernels *k, int threads, const pl_matrix *rows, uint8_t
     uint8_t *highs = (uint8_t *)(keys + n);
     SHARE(work, dynamic, first, last, panels, 1,
           for (int64_t p = first; p < last; p++)
-              k->pack_panel(rows, p, table, codes, out + PACKED_HEADER + (size_t)p * panel, keys + starts[p],
+              k->compress_panel(rows, p, table, codes, out + PACKED_HEADER + (size_t)p * panel, keys + starts[p],
                             highs + starts[p]))
     return (int64_t)nbytes;
 }

@@ -1,4 +1,4 @@
-/* The one place that knows OpenMP and the floating-point environment. Without OpenMP everything runs on the
+/* OpenMP's directives and the floating-point environment, for parallel.c and its neighbours. Without OpenMP everything runs on the
  * calling thread, with the same bits. */
 #ifndef PYLLAMA_PARALLEL_H
 #define PYLLAMA_PARALLEL_H

@@ -1,4 +1,4 @@
-/* Codes, scales and minimums of one block -> its bytes, as widen.h reads them. code[c] is that of column c, from 0. */
+/* Codes, scales and minimums of one block -> its bytes, as codes.h and integer.h read them. code[c] is that of column c, from 0. */
 
 INLINE void put16(uint8_t *p, uint16_t bits)
 {

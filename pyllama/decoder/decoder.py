@@ -1,6 +1,6 @@
 """The transformer: a Pass of integers in, rows of logits out, once over the weights.
 
-Thin on purpose: every line of arithmetic is a kernel's, every weight comes from `Weights`, in row blocks while it
+Thin on purpose: arithmetic is a kernel's (but sums and products of single elements), every weight comes from `Weights`, in row blocks while it
 streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
 """
 

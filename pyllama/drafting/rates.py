@@ -30,7 +30,7 @@ def quick_rates(checkpoint: Checkpoint) -> Rates:
     plain = _kernels.Matrix("BF16", _ROWS, _COLS, raw)
     kept = huge_empty(_kernels.panels_nbytes("BF16", _ROWS, _COLS))
     start = time.perf_counter()
-    _kernels.pack_panels(plain, kept)
+    _kernels.to_panels(plain, kept)
     pack_s = time.perf_counter() - start
     panels = _kernels.Matrix("BF16", _ROWS, _COLS, kept, "panels")
     many_s, one_s = (_product_s(panels, tokens) for tokens in (_TOKENS, 1))

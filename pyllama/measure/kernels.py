@@ -35,7 +35,7 @@ def matrices(nbytes: int, cols: int = COLS) -> dict[str, "_kernels.Matrix"]:
     rows = max(_kernels.PANEL, nbytes // (2 * cols) // _kernels.PANEL * _kernels.PANEL)
     plain = _kernels.Matrix("BF16", rows, cols, bfloat16_rows(rows, cols))
     panels = huge_empty(_kernels.panels_nbytes("BF16", rows, cols))
-    _kernels.pack_panels(plain, panels)
+    _kernels.to_panels(plain, panels)
     made = {"rows": plain, "panels": _kernels.Matrix("BF16", rows, cols, panels, "panels")}
     packed = huge_empty(int(_kernels.packed_nbytes(rows, cols) * 1.05) + 4096)
     if size := _kernels.pack(plain, packed):

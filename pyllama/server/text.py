@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: text to token ids and back."""
+"""POST /tokenize, /detokenize and /apply-template: text to token ids and back, messages to text."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse

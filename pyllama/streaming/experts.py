@@ -704,7 +704,7 @@ def _in_panels(block: Block, data: np.ndarray) -> bool:
     for row in range(0, block.rows, step):
         count = min(step, block.rows - row)
         place = data[row * width : (row + count) * width]
-        _kernels.pack_panels(_kernels.Matrix(dtype, count, cols, place.copy()), place, threads=1)
+        _kernels.to_panels(_kernels.Matrix(dtype, count, cols, place.copy()), place, threads=1)
     return True
 
 

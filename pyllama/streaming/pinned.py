@@ -35,7 +35,7 @@ class Arena:
             return self._hold(block, nbytes, "packed")
         if plain > len(free):
             return None
-        _kernels.pack_panels(block, free[:plain])
+        _kernels.to_panels(block, free[:plain])
         return self._hold(block, plain, "panels")
 
     def _hold(self, block: "_kernels.Matrix", nbytes: int, layout: str) -> "_kernels.Matrix":

@@ -13,7 +13,7 @@ TOKENS = tuple(range(1, 18))  # those that share codes in registers, those of a 
 
 def panels(matrix):
     out = np.full(kernels.panels_nbytes(matrix.dtype, matrix.rows, matrix.cols), 255, np.uint8)
-    kernels.pack_panels(matrix, out)
+    kernels.to_panels(matrix, out)
     return kernels.Matrix(matrix.dtype, matrix.rows, matrix.cols, out, "panels")
 
 

@@ -38,7 +38,7 @@ class Block:
         data[:, :, :2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
         flat = kernels.Matrix("Q8_0", rows, WIDTH, data.reshape(-1))
         panels = np.empty(kernels.panels_nbytes("Q8_0", rows, WIDTH), np.uint8)
-        kernels.pack_panels(flat, panels)
+        kernels.to_panels(flat, panels)
         return kernels.Matrix("Q8_0", rows, WIDTH, panels, "panels")
 
     def batch(self, first, tokens=None):

@@ -1,4 +1,4 @@
-"""An answer of several choices in one of OpenAI's shapes, as one object or as events: what all of the shapes share."""
+"""An answer of several choices, as one object or as events: what chat completions and completions share."""
 
 import secrets
 import time
