@@ -21,7 +21,7 @@ from pyllama.terminal.progress import Progress, format_nbytes
 CHUNK = 1 << 18
 # A connection that brought this much was worth it: the tries are counted from the start again.
 WORTHWHILE_NBYTES = 1 << 16
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ def _check_answer(response: http.client.HTTPResponse, source: Source, position: 
         raise HubError(f"{where} sends it compressed, which was not asked for")
     if response.status == 206:
         given = response.headers.get("Content-Range") or ""
-        match = _CONTENT_RANGE.fullmatch(given.strip())
+        match = CONTENT_RANGE.fullmatch(given.strip())
         if (
             not position
             or match is None

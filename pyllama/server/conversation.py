@@ -54,9 +54,9 @@ async def ask(service: Service, request: Request, body: JsonObject) -> Asked:
     options: AnswerOptions = {
         "guide": guide,
         "show_special": choice.tools is not None or service.thinking_marks.control or service.has_channels,
+        "continuation": goes_on,
+        "prediction": await _prediction(service, request, body.get("prediction")),
     }
-    options["continuation"] = goes_on
-    options["prediction"] = await _prediction(service, request, body.get("prediction"))
     streams = service.submit([prompt_ids], want, request, body.get("user"), "messages", **options)
     begun = tools.messages_for_template(body["messages"][-1:])[0]["content"] if goes_on else ""
     return Asked(streams, want, choice, guide is not None, begun)
