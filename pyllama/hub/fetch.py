@@ -45,7 +45,7 @@ def pull(
     before: Callable[[Wanted], None] | None,
 ) -> Path:
     """What `pyllama.hub.pull` does."""
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     if name == DEMO:
         from pyllama.hub.demo import pull_demo
 

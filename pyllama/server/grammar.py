@@ -71,13 +71,13 @@ class Grammars:
         async with self._long.turn(client):
             return await self._processes.make(grammar, _LIMITS, LONG_S, answers)
 
-    def json(self, schema: JsonObject, param: str) -> "GrammarGuide":
+    def json(self, schema: JsonObject, param: str, answers: int = 1) -> "GrammarGuide":
         """A guide for JSON that fits the schema, for a program without an event loop. Raises ApiError naming param."""
-        return asyncio.run(self.guide(json_grammar(schema, param)))
+        return asyncio.run(self.guide(json_grammar(schema, param), answers=answers))
 
-    def lark(self, grammar: str, param: str) -> "GrammarGuide":
+    def lark(self, grammar: str, param: str, answers: int = 1) -> "GrammarGuide":
         """A guide for a grammar in llguidance's dialect of Lark, for a program without an event loop."""
-        return asyncio.run(self.guide(Grammar(grammar, param)))
+        return asyncio.run(self.guide(Grammar(grammar, param), answers=answers))
 
 
 def json_grammar(schema: JsonObject, param: str) -> Grammar:
