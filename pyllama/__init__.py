@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pyllama.loading import load
     from pyllama.model import Model
 
+# Where what is below is defined; what is not here is in errors.
 _HOME = {
     "load": "loading",
     "Model": "model",
@@ -48,16 +49,6 @@ _HOME = {
     "Generation": "generation",
     "Step": "generation",
     "SamplingParams": "generation.sampler",
-    "PyllamaError": "errors",
-    "CheckpointError": "errors",
-    "UnsupportedError": "errors",
-    "TokenizerError": "errors",
-    "ContextOverflowError": "errors",
-    "BudgetError": "errors",
-    "BusyError": "errors",
-    "HubError": "errors",
-    "PackError": "errors",
-    "RequestError": "errors",
 }
 
 __all__ = [
@@ -82,11 +73,11 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'pyllama' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"pyllama.{_HOME[name]}"), name)
+    value = getattr(import_module(f"pyllama.{_HOME.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 

@@ -2,17 +2,19 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyllama.drafting import AUTO, OFF
-from pyllama.errors import BudgetError, RequestError
+from pyllama.errors import RequestError
 from pyllama.kv_dtypes import KV_DTYPES
 from pyllama.model import Model
 
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
+    from pyllama.cluster.hosts import Host
     from pyllama.drafting.drafts import Drafts
     from pyllama.drafting.opening import Meant
 
@@ -67,25 +69,23 @@ def load(
     """
     from pyllama.checkpoint import open_checkpoint
     from pyllama.hub import resolve
-    from pyllama.machine.memory import default_budget, enough_for, interpreter_nbytes, parse_size, warn_if_beyond
-    from pyllama.planning.memory import DEFAULT_CONTEXT_LENGTH, TooSmallError, default_context
+    from pyllama.machine.memory import budget_of, interpreter_nbytes
+    from pyllama.planning.memory import DEFAULT_CONTEXT_LENGTH, default_context, telling_enough
     from pyllama.tokenizer import load_tokenizer
 
     if unknown:
-        raise _unknown_argument(next(iter(unknown)), load)
+        raise _unknown_argument(next(iter(unknown)))
     check_computing(kv_dtype, threads)
     _check_integer("contexts", contexts, 1, 4096)
-    budget = default_budget() if memory is None else parse_size(memory)
-    if memory is not None:
-        warn_if_beyond(budget)
-    if hosts is None:
-        checkpoint = open_checkpoint(resolve(model))
-    else:
+    budget = budget_of(memory)
+    boards = None
+    if hosts is not None:
         from pyllama.cluster.hosts import parse_hosts
         from pyllama.cluster.own_part import open_front
 
-        checkpoint = open_front(model, parse_hosts(hosts))
-    try:
+        boards = parse_hosts(hosts)
+    with telling_enough(memory), ExitStack() as opened:
+        checkpoint = opened.enter_context(open_front(model, boards) if boards else open_checkpoint(resolve(model)))
         _check_integer("context_length", context_length, 1, checkpoint.config.max_position_embeddings)
         config = checkpoint.config = checkpoint.config.for_context(context_length)
         if context_length is None:
@@ -96,23 +96,16 @@ def load(
             "context_length": int(context_length), "kv_dtype": kv_dtype, "on_layer": on_layer, "contexts": contexts,
             "draft": draft,
         }  # fmt: skip
-        if hosts is not None:
+        if boards:
             options = {"model": os.fspath(model), "threads": threads, "interface": interface, **computing}
             asked = budget if memory is not None else None
-            loaded = _assemble_cluster(checkpoint, tokenizer, hosts, memory=asked, **options)
+            loaded = _assemble_cluster(checkpoint, tokenizer, boards, memory=asked, **options)
         else:
             interpreter = interpreter_nbytes(tokenizer)
             loaded = assemble(checkpoint, tokenizer, budget, interpreter=interpreter, **computing)
         checkpoint.forget_vocabulary()  # who may draft is known, for which vocabularies are compared
+        opened.pop_all()
         return loaded
-    except TooSmallError as error:
-        checkpoint.close()
-        if memory is None:
-            raise BudgetError(f"{error}{enough_for(error.smallest)}") from None
-        raise
-    except BaseException:
-        checkpoint.close()
-        raise
 
 
 def assemble(
@@ -168,24 +161,22 @@ def assemble(
     )
     if decoder.cache.states is not None:
         decoder.cache.states.slots.enough = plan.state_slots
-    return Model(checkpoint, tokenizer, decoder, plan, _drafts(meant, weights, decoder) if meant else None)
+    return Model(checkpoint, tokenizer, decoder, plan, _drafts(meant, decoder))
 
 
 def _assemble_cluster(
     checkpoint: "Checkpoint",
     tokenizer: Any,
-    hosts: "str | os.PathLike[str] | Sequence[str]",
+    boards: "Sequence[Host]",
     *,
     memory: int | None,
     draft: str | os.PathLike[str],
     **options: Any,
 ) -> "Model":
     """A Model whose decoder is on several boards; a drafter is whole, and in this process."""
-    from pyllama.cluster.hosts import parse_hosts
     from pyllama.cluster.opening import open_cluster
     from pyllama.machine.memory import interpreter_nbytes
 
-    boards = parse_hosts(hosts)
     meant, front = None, interpreter_nbytes(tokenizer)
     if draft != OFF:
         from pyllama.drafting.boards import choose_for_boards
@@ -201,17 +192,17 @@ def _assemble_cluster(
         branches=taken.branches if taken else 0,
         **options,
     )
-    return Model(
-        checkpoint, tokenizer, decoder, decoder.plan, _drafts(meant, decoder.weights, decoder) if meant else None
-    )
+    return Model(checkpoint, tokenizer, decoder, decoder.plan, _drafts(meant, decoder))
 
 
-def _drafts(meant: "Meant", weights: Any, decoder: Any) -> "Drafts":
+def _drafts(meant: "Meant | None", decoder: Any) -> "Drafts | None":
+    if meant is None:
+        return None
     from pyllama.drafting.drafts import Drafts
     from pyllama.drafting.opening import open_drafter
     from pyllama.planning.drafting import branch_pages
 
-    drafted = meant.drafted
+    drafted, weights = meant.drafted, decoder.weights
     return Drafts(
         open_drafter(meant, context_length=decoder.context_length),
         streamed=lambda: weights.nbytes_streamed > 0,
@@ -238,15 +229,15 @@ def set_threads(threads: int | None) -> None:
     _kernels.set_num_threads(default_threads() if threads is None else threads)
 
 
-def _unknown_argument(name: str, function: Callable[..., Any]) -> RequestError:
+def _unknown_argument(name: str) -> RequestError:
     from inspect import Parameter, signature
 
     from pyllama.synonyms import meant, why_not
 
-    known = [p.name for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    known = [p.name for p in signature(load).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
     ours, why = meant(name, known), why_not(name)
     hint = f"did you mean {ours}?" if ours else why or f"expected one of {', '.join(known)}"
-    return RequestError(f"{name}: no such argument of {function.__name__}(), {hint}")
+    return RequestError(f"{name}: no such argument of load(), {hint}")
 
 
 def _check_integer(name: str, value: int | None, low: int, high: int) -> None:

@@ -102,7 +102,9 @@ class Model(Closing):
         if params.stop and self.tokenizer.kind == "none":
             self.tokenizer.refuse()  # a stop string is text, and would never be found
         prompt_ids = self.encode_prompt(prompt, parse_special=parse_special, variables=variables)
-        predicted = self._predicted(prediction)
+        predicted: Sequence[int] = (
+            self.tokenizer.encode(prediction, add_special_tokens=False) if isinstance(prediction, str) else prediction
+        )
         show_special = show_special or (is_chat(prompt) and is_harmony(self.tokenizer.chat_template))
         sequence = self.new_sequence()
         try:
@@ -166,12 +168,6 @@ class Model(Closing):
             messages = [dict(message) for message in prompt]
             return self.tokenizer.encode_chat(messages, parse_special=bool(parse_special), **(variables or {}))
         return self._checked(prompt)
-
-    def _predicted(self, prediction: str | Sequence[int]) -> Sequence[int]:
-        if isinstance(prediction, str):
-            ids: list[int] = self.tokenizer.encode(prediction, add_special_tokens=False)
-            return ids
-        return prediction
 
     def new_sequence(self):
         """An empty sequence of the decoder; close it after use."""

@@ -117,11 +117,11 @@ def test_a_generation_that_is_closed_early_gives_its_pages_back(model):
         generation = model.generate(PROMPT, max_tokens=50, ignore_eos=True)
         next(generation)
         generation.close()
-    before = model.decoder.cache.nbytes
+    before = model.decoder.cache.pool.nbytes
     for _ in range(20):
         with model.generate(PROMPT, max_tokens=50, ignore_eos=True) as generation:
             next(generation)
-    assert model.decoder.cache.nbytes == before
+    assert model.decoder.cache.pool.nbytes == before
 
 
 def test_two_generations_at_once_do_not_meet(model):

@@ -6,6 +6,14 @@ from pathlib import Path
 from pyllama.cli.options import add_draft, add_hosts, add_json, add_quiet
 from pyllama.errors import RequestError
 
+# Options that mean nothing without MODEL, and why.
+_ABOUT_MODEL = {
+    "plot": "there is nothing to draw without one",
+    "memory": "it is the budget of the streamed run",
+    "draft": "which the drafter would draft for",
+    "hosts": "which the boards run",
+}
+
 HELP = "measure this machine, and a model on it"
 DESCRIPTION = (
     "Measure memory, disk, arithmetic and kernels of this machine; with a model also prompts and "
@@ -50,27 +58,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from pyllama.cli.report import print_report
-    from pyllama.machine.memory import parse_size, warn_if_beyond
+    from pyllama.machine.memory import budget_of
     from pyllama.measure import csv_file, plot
     from pyllama.measure.drafting import read_text
     from pyllama.measure.report import measure
     from pyllama.measure.report_lines import lines
     from pyllama.terminal.status_line import StatusLine
 
-    if args.plot and not args.model:
-        raise RequestError("--plot: needs MODEL, there is nothing to draw without one")
-    if args.memory and not args.model:
-        raise RequestError("--memory: needs MODEL, it is the budget of the streamed run")
-    if args.draft and not args.model:
-        raise RequestError("--draft: needs MODEL, which the drafter would draft for")
+    for option, why in _ABOUT_MODEL.items():
+        if getattr(args, option) and not args.model:
+            raise RequestError(f"--{option}: needs MODEL, {why}")
     if args.text and not args.draft:
         raise RequestError("--text: needs --draft, it is what is then continued")
     text = None if args.text is None else read_text(Path(args.text))
     if args.threads is not None and not 1 <= args.threads <= 1024:
         raise RequestError(f"threads: {args.threads}, expected 1 to 1024")
-    memory = None if args.memory is None else parse_size(args.memory)
-    if memory is not None:
-        warn_if_beyond(memory)
+    memory = None if args.memory is None else budget_of(args.memory)
     if args.hosts:
         return _bench_hosts(args, memory)
     file = None if args.file is None else Path(args.file)
@@ -95,8 +98,6 @@ def _bench_hosts(args: argparse.Namespace, memory: int | None) -> int:
     from pyllama.measure.hosts import measure
     from pyllama.terminal.status_line import StatusLine
 
-    if not args.model:
-        raise RequestError("--hosts: needs MODEL, which the boards run")
     if args.file or args.draft or args.csv or args.plot:
         raise RequestError("--hosts: without --file, --draft, --csv and --plot, which are about one machine")
     with StatusLine(quiet=args.quiet) as signs:

@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from pyllama.cli.options import add_json, add_model
 from pyllama.errors import PyllamaError
+from pyllama.terminal.progress import format_nbytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pyllama.checkpoint import Checkpoint
+
+_OF_CONFIG = (
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "tie_word_embeddings", "rope_theta",
+)  # fmt: skip
 
 HELP = "tell what a model is"
 DESCRIPTION = (
@@ -69,15 +75,7 @@ def describe(checkpoint: "Checkpoint", pre_tokenizer: str | None = None) -> dict
         "nbytes": checkpoint.nbytes,
         "parts": parts,
         "dtypes": dict(sorted(dtypes.items(), key=lambda item: -item[1])),
-        "num_hidden_layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "rope_theta": config.rope_theta,
+        **{name: getattr(config, name) for name in _OF_CONFIG},
         "rope_scaling": None if scaling is None else {"kind": scaling.kind, "factor": scaling.factor},
         "usual_positions": config.usual_positions,
         "sliding_window": _window(config.layer_windows),
@@ -132,13 +130,13 @@ def _lines(d: dict[str, Any]):
     packed = ", packed by pyllama" if d["packed"] else ""
     yield line("format", f"{d['format']}{packed}, {len(d['files'])} file{'s'[: len(d['files']) != 1]}")
     yield line("architecture", f"{d['architecture']} ({d['model_type']})")
-    yield line("parameters", f"{_count(d['parameters']):>8}  {_size(d['nbytes']):>9}")
+    yield line("parameters", f"{_count(d['parameters']):>8}  {format_nbytes(d['nbytes']):>9}")
     for name, part in d["parts"].items():
         if part["parameters"]:
-            yield line(f"  {name}", f"{_count(part['parameters']):>8}  {_size(part['nbytes']):>9}")
+            yield line(f"  {name}", f"{_count(part['parameters']):>8}  {format_nbytes(part['nbytes']):>9}")
         elif name == "lm_head" and d["tie_word_embeddings"]:
             yield line(f"  {name}", "the embedding")
-    yield line("dtypes", ", ".join(f"{name} {_size(nbytes)}" for name, nbytes in d["dtypes"].items()))
+    yield line("dtypes", ", ".join(f"{name} {format_nbytes(nbytes)}" for name, nbytes in d["dtypes"].items()))
     yield line(
         "layers",
         f"{d['num_hidden_layers']}, hidden_size {d['hidden_size']}, intermediate_size {d['intermediate_size']}",
@@ -149,13 +147,13 @@ def _lines(d: dict[str, Any]):
         f" head_dim {d['head_dim']}{_window_text(d['sliding_window'])}",
     )
     yield line("rope", f"theta {d['rope_theta']:g}{_scaling_text(d['rope_scaling'])}")
-    cache = _size(d["kv_cache_nbytes_per_token"])
+    cache = format_nbytes(d["kv_cache_nbytes_per_token"])
     yield line("context", f"{d['max_position_embeddings']} positions{_usual_text(d)}, cache {cache} a token (f16)")
     yield from _tokenizer_lines(d["tokenizer"], line)
     if d["draft_copy"]:
-        yield line("draft copy", f"{d['draft_copy']['path']}  {_size(d['draft_copy']['nbytes'])}")
+        yield line("draft copy", f"{d['draft_copy']['path']}  {format_nbytes(d['draft_copy']['nbytes'])}")
     for index, file in enumerate(d["files"]):
-        yield line("" if index else "files", f"{file['path']}  {_size(file['nbytes'])}")
+        yield line("" if index else "files", f"{file['path']}  {format_nbytes(file['nbytes'])}")
 
 
 def _tokenizer_lines(tokenizer: dict[str, Any], line):
@@ -189,9 +187,3 @@ def _count(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.3g} {name}"
     return str(number)
-
-
-def _size(nbytes: int) -> str:
-    from pyllama.terminal.progress import format_nbytes
-
-    return format_nbytes(nbytes)

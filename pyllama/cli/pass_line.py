@@ -79,10 +79,8 @@ class _Pass:
 
     def _left(self, elapsed: float, last_pass_s: float | None) -> float | None:
         """By the last pass, as long as this one has not outlived it; else by the layers done, the head as one more."""
-        if last_pass_s is not None and last_pass_s > elapsed and not self.first:
-            by_last = last_pass_s - elapsed
-            if self.layer < self.layers // 4:
-                return by_last
+        if last_pass_s is not None and last_pass_s > elapsed and not self.first and self.layer < self.layers // 4:
+            return last_pass_s - elapsed
         if self.layer == 0:
             return None
         return elapsed / self.layer * (self.layers + 1 - self.layer)

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pyllama.cli import streams
-from pyllama.cli.options import add_budget, add_model, add_threads
+from pyllama.cli.options import add_budget, add_json, add_model, add_quiet, add_threads
 from pyllama.errors import RequestError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_budget(group, "tokens of a window; default: 512", promise)
     add_threads(group, promise)
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="print one JSON object")
-    group.add_argument("--quiet", action="store_true", help="show no progress")
+    add_json(group)
+    add_quiet(group)
 
 
 def run(args: argparse.Namespace) -> int:

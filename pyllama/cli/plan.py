@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllama.cli.options import add_budget, add_hosts, add_json, add_quiet
-from pyllama.errors import BudgetError, HubError, RequestError
+from pyllama.errors import HubError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,19 +60,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pyllama.cli.plan_lines import lines
     from pyllama.cli.report import print_report
-    from pyllama.machine.memory import default_budget, enough_for, parse_size, warn_if_beyond
-    from pyllama.planning.memory import TooSmallError
+    from pyllama.machine.memory import budget_of, parse_size
+    from pyllama.planning.memory import telling_enough
 
     if args.board and args.memory is None:
         raise RequestError("--board: needs --memory, what the process may take there")
     disk_gb_s, dram_gb_s = _rate("--disk", args.disk), _rate("--dram", args.dram)
     if args.hosts:
         return _plan_hosts(args)
-    budget = default_budget() if args.memory is None else parse_size(args.memory)
-    if args.memory is not None and args.board is None:
-        warn_if_beyond(budget)
+    budget = parse_size(args.memory) if args.board else budget_of(args.memory)
     model = _open(args.model, args.quiet)
-    try:
+    with telling_enough(args.memory):
         report = make_report(
             model,
             budget,
@@ -82,40 +80,27 @@ def run(args: argparse.Namespace) -> int:
             draft=args.draft,
             opened=lambda name: _open(name, args.quiet),
         )
-    except TooSmallError as error:
-        raise error if args.memory else BudgetError(f"{error}{enough_for(error.smallest)}") from None
     print_report(report, lines, as_json=args.json)
     return 0
 
 
 def _plan_hosts(args: argparse.Namespace) -> int:
     """Of boards that are asked and measured, or, with --board, of such ones as a model of them has it."""
+    from pyllama.cli.cluster import checked
     from pyllama.cli.report import print_report
-    from pyllama.cluster.hosts import parse_hosts, read_hosts
+    from pyllama.cluster.hosts import read_hosts
     from pyllama.machine.memory import parse_size
-    from pyllama.measure.cluster import check, predict
+    from pyllama.measure.cluster import predict
     from pyllama.measure.cluster_lines import planned_lines
     from pyllama.planning.time import BOARDS
-    from pyllama.terminal.status_line import StatusLine
 
     if args.disk or args.dram or args.draft not in ("auto", "off"):
         raise RequestError("--hosts: without --disk, --dram and --draft; boards are measured, or those of --board")
-    memory = None if args.memory is None else parse_size(args.memory)
     if args.board:
-        assert memory is not None
-        rates, hosts = BOARDS[args.board].rates, read_hosts(args.hosts)
+        rates, hosts, memory = BOARDS[args.board], read_hosts(args.hosts), parse_size(args.memory)
         report = predict(args.model, hosts, rates, memory, args.context_length, args.kv_dtype)
     else:
-        with StatusLine(quiet=args.quiet) as signs:
-            report = check(
-                args.model,
-                parse_hosts(args.hosts),
-                memory=memory,
-                context_length=args.context_length,
-                kv_dtype=args.kv_dtype,
-                interface=args.interface,
-                say=signs.show,
-            )
+        report = checked(args)
     print_report(report, planned_lines, as_json=args.json)
     return 2 if report["wrong"] else 0
 
@@ -298,7 +283,7 @@ def _rates(board: str | None, files: list[Path], disk_gb_s: float | None, dram_g
 
     from pyllama.planning.time import BOARDS
 
-    rates = BOARDS[board].rates
+    rates = BOARDS[board]
     given = {"disk": disk_gb_s, "dram": dram_gb_s}
     source = rates.source | {name: "as given" for name, rate in given.items() if rate is not None}
     return replace(rates, disk_gb_s=disk_gb_s or rates.disk_gb_s, dram_gb_s=dram_gb_s or rates.dram_gb_s, source=source)
@@ -369,12 +354,13 @@ def _context(config: "Config", positions: int, kv_dtype: str) -> dict[str, Any]:
     from pyllama.decoder.page_pool import beyond_windows_nbytes
 
     keeping = [mixer.window for mixer in attentions(layers_of(config))]
-    scaling, windows = config.rope_scaling, [window for window in config.layer_windows if window is not None]
+    windows = [window for window in config.layer_windows if window is not None]
     unseen = beyond_windows_nbytes(Shape.whole(config), keeping, positions, kv_dtype)
-    longrope = scaling is not None and scaling.kind == "longrope"
+    scaling = config.rope_scaling
+    longrope = scaling if scaling and scaling.kind == "longrope" else None
     return {
-        "rotary_factors": ("long" if scaling.long else "short") if scaling and longrope else None,
-        "original_positions": scaling.original_max_position_embeddings if scaling and longrope else None,
+        "rotary_factors": ("long" if longrope.long else "short") if longrope else None,
+        "original_positions": longrope.original_max_position_embeddings if longrope else None,
         "windows": {"layers": len(windows), "positions": min(windows), "unseen_nbytes": unseen} if windows else None,
     }
 

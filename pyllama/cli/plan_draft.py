@@ -76,27 +76,24 @@ def _named(name: str, model: "Checkpoint | Outline", tokenizer: Any, opened: "Op
 
 def _siblings(model: "Checkpoint | Outline", tokenizer: Any) -> Iterator[Candidate]:
     """The first pulled models that may."""
-    from pyllama.checkpoint import open_checkpoint
+    from pyllama.drafting.opening import drafter_of
     from pyllama.drafting.siblings import siblings
-    from pyllama.planning.drafting import Drafter, kind_of
 
     if tokenizer is not None:
         for name, path in islice(siblings(model, tokenizer), SIBLINGS):
-            with open_checkpoint(path) as other:
-                yield Candidate(Drafter(kind_of(model, other), name, other), path)
+            yield Candidate(drafter_of(model, name, path), path)
 
 
 def _copy(model: "Checkpoint | Outline") -> Candidate | None:
     """The model's own copy of few bits, or what it would be; None where GGUF has no name for the model."""
-    from pyllama.checkpoint import open_checkpoint
     from pyllama.drafting.copies import TYPE, copy_of
+    from pyllama.drafting.opening import drafter_of
     from pyllama.planning.drafting import Drafter
     from pyllama.quantizing.prospect import prospect
 
     path = copy_of(model.path)
     if path is not None:
-        with open_checkpoint(path) as other:
-            return Candidate(Drafter("copy", path.name, other), path)
+        return Candidate(drafter_of(model, path.name, path), path)
     try:
         return Candidate(Drafter("copy", f"a copy in {TYPE}", prospect(model, TYPE)))
     except UnsupportedError:

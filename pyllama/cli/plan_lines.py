@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyllama.terminal.progress import format_nbytes
@@ -55,7 +54,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     yield from _times(predicted, report["packed"])
     if len(predicted["by_hit_rate"]) > 1:
         yield ""
-        yield from _hit_rates(predicted["by_hit_rate"], report["packed"])
+        yield from _hit_rates(predicted["by_hit_rate"])
     if report["draft"]["candidates"]:
         yield ""
         yield from _drafts(report)
@@ -177,27 +176,23 @@ def _quantized(rows: list[dict[str, Any]]):
         )
 
 
-def _prompt_s(tokens: str, forecast: dict[str, Any]) -> float:
-    seconds: float = forecast["prompt_s"][tokens]
-    return seconds
-
-
 def _times(predicted: dict[str, Any], packed: dict[str, Any] | None):
     """Seconds as they are, and after `pyllama pack`, with what bounds them."""
     yield f"{'predicted':20} {'as it is':>24}" + (f" {'after pyllama pack':>24}" if packed else "")
-    rows = [("a token", "token", lambda f: f["token_s"])]
-    rows += [("100 tokens", "token", lambda f: 100 * f["token_s"]), ("the first pass", "first", lambda f: f["first_s"])]
-    for tokens in predicted["prompt_s"]:
-        rows.append((f"a prompt of {tokens}", f"prompt_{tokens}", partial(_prompt_s, tokens)))
-    for name, key, seconds in rows:
-        cells = []
-        for column in (predicted, packed and packed["forecast"]):
-            if column:
-                cells.append(f"{duration(seconds(column))} ({column['bound'][key]})")
-        yield f"{name:20} " + " ".join(f"{cell:>24}" for cell in cells)
+    columns = [_time_cells(predicted)] + ([_time_cells(packed["forecast"])] if packed else [])
+    for name in columns[0]:
+        yield f"{name:20} " + " ".join(f"{column[name]:>24}" for column in columns)
 
 
-def _hit_rates(rates: list[dict[str, Any]], packed: dict[str, Any] | None):
+def _time_cells(forecast: dict[str, Any]) -> dict[str, str]:
+    bound, token_s = forecast["bound"], forecast["token_s"]
+    seconds = {"a token": (token_s, "token"), "100 tokens": (100 * token_s, "token"),
+               "the first pass": (forecast["first_s"], "first")}  # fmt: skip
+    seconds |= {f"a prompt of {tokens}": (s, f"prompt_{tokens}") for tokens, s in forecast["prompt_s"].items()}
+    return {name: f"{duration(s)} ({bound[of]})" for name, (s, of) in seconds.items()}
+
+
+def _hit_rates(rates: list[dict[str, Any]]):
     """Seconds a token by how many of its experts are in memory, as it is."""
     yield f"{'a token, experts here':28}{'hits':>10}{'as it is':>12}"
     for row in rates:

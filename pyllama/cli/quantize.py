@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from pyllama.cli.options import add_quiet
 from pyllama.errors import RequestError
 
 
@@ -71,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", metavar="N", type=int, help="default: the physical cores; the file does not depend on it"
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -225,21 +225,9 @@ def _import_server() -> None:
 
 def _telling(model: "Model", name: str) -> "Hooks":
     """Hooks that tell a person on a terminal, and the service manager if one has started this."""
+    from pyllama.server.hooks import Hooks
     from pyllama.service.notify import Notifier
     from pyllama.service.watchdog import Watched
-
-    notifier = Notifier.from_environment()
-    return Watched(notifier, _printing(model, name), name) if notifier.enabled else _printing(model, name)
-
-
-def _reachable(url: str) -> str:
-    """The URL, with an address that a browser can open where it names all of this machine's."""
-    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-
-
-def _printing(model: "Model", name: str) -> "Hooks":
-    """Hooks that tell a person on a terminal."""
-    from pyllama.server.hooks import Hooks
 
     class Printing(Hooks):
         def ready(self, url: str) -> None:
@@ -250,4 +238,10 @@ def _printing(model: "Model", name: str) -> "Hooks":
         def stopping(self) -> None:
             streams.announce("pyllama: stopping; Ctrl-C again to stop at once")
 
-    return Printing()
+    notifier = Notifier.from_environment()
+    return Watched(notifier, Printing(), name) if notifier.enabled else Printing()
+
+
+def _reachable(url: str) -> str:
+    """The URL, with an address that a browser can open where it names all of this machine's."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")

@@ -31,21 +31,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(
         metavar="ACTION", required=True, help="install, status, logs or uninstall; each has a --help of its own"
     )
-    _add_install(actions)
-    _add_status(actions)
-    _add_logs(actions)
-    _add_uninstall(actions)
-
-
-def _add_install(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = actions.add_parser(
+    action = actions.add_parser(
         "install",
         help="write a unit for a model, and start it",
         description="Write a systemd unit that serves a model, enable it and start it; returns when it answers. "
         "The same command with other options changes it. All options of `pyllama serve` go into the unit.",
     )
-    add_install_options(parser)
-    parser.set_defaults(run=install)
+    add_install_options(action)
+    action.set_defaults(run=install)
+    action = actions.add_parser("status", help="tell how a service does, as systemctl does; the same exit codes")
+    _add_which(action)
+    action.set_defaults(run=status)
+    action = actions.add_parser("logs", help="show what a service wrote")
+    _add_which(action)
+    action.add_argument("--lines", type=int, default=100, metavar="N", help="the last N; default: 100")
+    action.add_argument("--follow", action="store_true", help="go on with what it will write")
+    action.set_defaults(run=logs)
+    action = actions.add_parser("uninstall", help="stop a service and remove its unit")
+    _add_which(action)
+    action.add_argument("--purge", action="store_true", help="remove what it saved of conversations as well")
+    action.set_defaults(run=uninstall)
 
 
 def add_install_options(parser: argparse.ArgumentParser) -> None:
@@ -56,30 +61,9 @@ def add_install_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dry-run", action="store_true", help="print the unit and change nothing")
 
 
-def _add_which(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+def _add_which(group: argparse._ActionsContainer) -> None:
     group.add_argument("--user", action="store_true", help="a service of yours, not of the system; needs no root")
     group.add_argument("--name", default=NAME, metavar="NAME", help="of the service; default: pyllama")
-
-
-def _add_status(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = actions.add_parser("status", help="tell how a service does, as systemctl does; the same exit codes")
-    _add_which(parser)
-    parser.set_defaults(run=status)
-
-
-def _add_logs(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = actions.add_parser("logs", help="show what a service wrote")
-    _add_which(parser)
-    parser.add_argument("--lines", type=int, default=100, metavar="N", help="the last N; default: 100")
-    parser.add_argument("--follow", action="store_true", help="go on with what it will write")
-    parser.set_defaults(run=logs)
-
-
-def _add_uninstall(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = actions.add_parser("uninstall", help="stop a service and remove its unit")
-    _add_which(parser)
-    parser.add_argument("--purge", action="store_true", help="remove what it saved of conversations as well")
-    parser.set_defaults(run=uninstall)
 
 
 def install(args: argparse.Namespace) -> int:
@@ -97,10 +81,12 @@ def install(args: argparse.Namespace) -> int:
         return 0
     units.check_allowed("install")
     if service.nbytes and (why := memory_control.why_not(os.getuid() if args.user else None)) is not None:
-        _note(f"MemoryMax has no effect here: {why}; --memory {format_nbytes(service.nbytes)} is kept all the same")
+        streams.tell(
+            f"MemoryMax has no effect here: {why}; --memory {format_nbytes(service.nbytes)} is kept all the same"
+        )
     if not units.lingers():
-        _note("it runs while you are logged in; `loginctl enable-linger` lets it run from boot on")
-    _note(f"starting {path}")
+        streams.tell("it runs while you are logged in; `loginctl enable-linger` lets it run from boot on")
+    streams.tell(f"starting {path}")
     units.install(args.name, text)
     print(f"{args.name} is ready; pyllama service status{_which(args)} tells how it does")
     return 0
@@ -227,20 +213,15 @@ def _found(name: str) -> str:
         user = os.environ.get("SUDO_USER")
         if os.geteuid() != 0 or not user or user == "root":
             raise
-        home = os.path.expanduser(f"~{user}")
-        given = {
-            variable: os.environ.get(variable) for variable in ("HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
-        }
+        given = dict(os.environ)
         try:
-            os.environ["HOME"] = home
+            os.environ["HOME"] = os.path.expanduser(f"~{user}")
             for variable in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
                 os.environ.pop(variable, None)
             return str(resolve(name))
         finally:
-            for variable, value in given.items():
-                os.environ.pop(variable, None)
-                if value is not None:
-                    os.environ[variable] = value
+            os.environ.clear()
+            os.environ.update(given)
 
 
 def _drafter(draft: str, checkpoint: "Checkpoint") -> str | None:
@@ -287,7 +268,3 @@ def serve_options(args: argparse.Namespace) -> list[str]:
 def _which(args: argparse.Namespace) -> str:
     """The options that name this service again."""
     return (" --user" if args.user else "") + (f" --name {args.name}" if args.name != NAME else "")
-
-
-def _note(text: str) -> None:
-    streams.tell(text)

@@ -52,7 +52,7 @@ class ClusterError(PyllamaError):
 
 
 class RemotePages:
-    """Numbers of pages whose memory is with the ranks; page_nbytes: of all of them together.
+    """Pages whose memory is with the ranks; page_nbytes: of all of them together.
 
     read(), write() and copy() raise BoardError where the ranks are gone.
     """
@@ -61,18 +61,6 @@ class RemotePages:
         self._decoder = decoder
         self.dtype = dtype
         self.page_nbytes = page_nbytes
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    @property
-    def nbytes(self) -> int:
-        return self._count * self.page_nbytes
-
-    def add(self) -> int:
-        self._count += 1
-        return self._count - 1
 
     def read(self, page: int) -> np.ndarray:
         return self._decoder.held(page)
@@ -133,26 +121,25 @@ class RemoteWeights:
 class ClusterSequence(ExclusiveSequence):
     """A sequence that knows which ranks hold its positions."""
 
+    decoder: "ClusterDecoder"
+
     def __init__(self, decoder: "ClusterDecoder"):
         super().__init__(decoder)
         self.life = decoder.life
 
     def _another(self) -> "ClusterSequence":
-        assert isinstance(self.decoder, ClusterDecoder)
         branch = ClusterSequence(self.decoder)
         branch.life = self.life
         return branch
 
     def adopt(self, pages: Tokens[int], length: int, state: int | None = None) -> None:
         if not self.length:
-            assert isinstance(self.decoder, ClusterDecoder)
             self.life = self.decoder.life
         super().adopt(pages, length, state)
 
     def truncate(self, length: int) -> None:
         super().truncate(length)
         if not self.length:  # nothing is left that could be lost
-            assert isinstance(self.decoder, ClusterDecoder)
             self.life = self.decoder.life
 
 
@@ -306,21 +293,14 @@ class ClusterDecoder(Exclusive):
 
     # --- passes ---
 
-    def extend(
-        self,
-        batch: Tokens[Segment],
-        wanted: Tokens[int],
-        on_layer: Callable[[int], None] | None = None,
-        hidden: bool = False,
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        if not self._retired and not self.turn.lock.locked():
-            self._ready()
+    def _check(self, batch: Tokens[Segment]) -> None:
+        super()._check(batch)
+        self._ready()
         for sequence, _ in batch:
             if isinstance(sequence, ClusterSequence) and sequence.life != self.life:
                 if sequence.length:
                     raise BoardError("what was computed of this text was lost with the boards; begin it anew")
                 sequence.life = self.life
-        return super().extend(batch, wanted, on_layer, hidden)
 
     def run(self, planned: Pass, on_layer: Callable[[int], None] | None = None, hidden: bool = False) -> np.ndarray:
         job = self._ready()

@@ -49,6 +49,7 @@ class Job:
     """Running ranks, the first of which is linked to this process.
 
     hosts  of each rank
+    link   to the first
     signs  what each rank said of itself last: pid, layer, bytes read
     """
 
@@ -64,7 +65,7 @@ class Job:
         self._lock = threading.Lock()
         self._folder = Path(tempfile.mkdtemp(prefix="pyllama-"))
         try:
-            self._link = self._start(interface)
+            self.link = self._start(interface)
         except BaseException:
             self.end()
             raise
@@ -98,10 +99,6 @@ class Job:
         return Link(connection)
 
     @property
-    def link(self) -> Link:
-        return self._link
-
-    @property
     def running(self) -> bool:
         return self._fault is None and not self._ending
 
@@ -125,7 +122,7 @@ class Job:
             number = int(found[4])
             name = signal.Signals(number).name if number in {each.value for each in signal.Signals} else number
             hint = "; was its memory short?" if number == signal.SIGKILL else ""
-            return f"{self._name(int(found[1]))}: the rank was ended by signal {name}{hint}"
+            return f"{self.name(int(found[1]))}: the rank was ended by signal {name}{hint}"
         peer = _PEER.search(text)
         lost = peer and (peer[1] or peer[2] or peer[3])
         if any(host.name == lost for host in self.hosts):
@@ -134,23 +131,20 @@ class Job:
             return f"{found[1]}: lost its connection to another rank, which has ended or whose link is down"
         said = [line for line in self._errors if line.startswith("pyllama: ")]
         if found := _ENDED.search(text):
-            return f"{self._name(int(found[1]))}: {said[-1][9:] if said else f'the rank ended with code {found[2]}'}"
+            return f"{self.name(int(found[1]))}: {said[-1][9:] if said else f'the rank ended with code {found[2]}'}"
         if found := _SSH.search("\n".join(self._errors)):
             return f"hosts: {found[1].strip()}"
         told = (line for line in reversed(self._errors) if line.strip("- ") and not _HARMLESS.search(line))
         last = next(told, "mpiexec ended")
         return one_line(f"hosts: {last}")
 
-    def _name(self, rank: int) -> str:
+    def name(self, rank: int) -> str:
         """A rank by its board, and by its number where several are on one."""
         if not 0 <= rank < len(self.hosts):
             return f"rank {rank}"
         name = self.hosts[rank].name
         several = sum(host.name == name for host in self.hosts) > 1
         return f"{name} (rank {rank})" if several else name
-
-    def name(self, rank: int) -> str:
-        return self._name(rank)
 
     # --- threads ---
 
@@ -180,10 +174,10 @@ class Job:
                 break
             late = [rank for rank, seen in enumerate(self._seen) if seen and now - seen > LATE_S]
             if not all(self._seen) and now - self._started > START_S:
-                missing = ", ".join(self._name(rank) for rank, seen in enumerate(self._seen) if not seen)
+                missing = ", ".join(self.name(rank) for rank, seen in enumerate(self._seen) if not seen)
                 self._set_fault(f"{missing}: not started within {START_S:.0f} s")
             elif late:
-                names = ", ".join(self._name(rank) for rank in late)
+                names = ", ".join(self.name(rank) for rank in late)
                 if len(late) == len(self.hosts) > 1:
                     names = "the cluster"
                 self._set_fault(f"{names}: no sign of life for {LATE_S:.0f} s: frozen, or its link is down")
@@ -191,8 +185,8 @@ class Job:
                 continue
             self._end_ranks()
             break
-        if hasattr(self, "_link"):
-            self._link.close()  # whoever waits for rank 0 hears of it
+        if hasattr(self, "link"):
+            self.link.close()  # whoever waits for rank 0 hears of it
 
     def _end_ranks(self) -> None:
         """mpiexec ends them, if it can; those of this machine are ended by number as well."""
@@ -216,13 +210,13 @@ class Job:
     def end(self) -> None:
         """Ends the ranks, if they run. Ending twice does nothing."""
         self._ending = True
-        if hasattr(self, "_link"):
+        if hasattr(self, "link"):
             with contextlib.suppress(ClosedError):
-                self._link.send("end")
+                self.link.send("end")
             if self._fault is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(_END_S)
-            self._link.close()
+            self.link.close()
         if hasattr(self, "_process"):
             if self._process.poll() is None:
                 self._end_ranks()

@@ -9,6 +9,7 @@ when whatever started it is gone. Knows no tokens' meaning, no text, no sampling
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -262,12 +263,9 @@ class Worker:
         """What a page or a state holds: read, written, copied; of all ranks, one behind the other."""
         number, other, is_state = HELD.unpack_from(data)
         if kind == COPY:
-            decoder.cache.pool.grow(max(number, other) + 1)
             decoder.cache.pool.copy(number, other)
             return
         pool: Any = decoder.states if is_state else decoder.cache.pool
-        if pool is not None and not is_state:
-            pool.grow(number + 1)
         if kind == WRITE:
             sizes = [report["slot_nbytes" if is_state else "page_nbytes"] for report in reports]
             begin = HELD.size + sum(sizes[: self.rank])
@@ -314,16 +312,10 @@ class Worker:
     def _on_layer(self, layer: int) -> None:
         self._signs.state["layer"] = layer
         if self._link is not None:
-            if _readable(self._link):
+            if select.select([self._link], [], [], 0)[0]:
                 self._link.receive()  # "stop", or the end of the front end
                 raise _AbandonedError
             self._link.send("layer", layer)
-
-
-def _readable(link: Link) -> bool:
-    import select
-
-    return bool(select.select([link], [], [], 0)[0])
 
 
 def _opened(asked: dict[str, Any], place: int) -> tuple[Checkpoint | None, str | None]:
@@ -366,15 +358,10 @@ def main() -> None:
         print(f"pyllama: internal error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # at which mpiexec ends the others
     sys.stdout.flush()
-    os._exit(_finish())
-
-
-def _finish() -> int:
-    """End MPI with all others; what threads still do does not matter."""
     from mpi4py import MPI
 
-    MPI.Finalize()
-    return 0
+    MPI.Finalize()  # with all others; what threads still do does not matter
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ class Buffers:
             setattr(self, name, buffer)
         if shape.shared is None:
             self.all_attended, self.all_keys, self.all_gate, self.piece = self.attended, self.k, self.gate, self.normed
-        self.rotations = [(self._all[f"cos{rope}"], self._all[f"sin{rope}"]) for rope in range(shape.ropes)]
+        self.rotations = [(self._all[f"cos{rope}"], self._all[f"sin{rope}"]) for rope in range(len(shape.rotated))]
         self._narrower: dict[tuple[str, int], kernels.Floats] = {}
         self.recordings: dict[tuple[int, int], kernels.Recording] = {}
         self.input = kernels.Input(tokens, _widest_input(shape))

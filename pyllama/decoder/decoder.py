@@ -1,7 +1,7 @@
 """The transformer: a Pass of integers in, rows of logits out, once over the weights.
 
-Thin on purpose: arithmetic is a kernel's (but sums and products of single elements), every weight comes from `Weights`, in row blocks while it
-streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
+Thin on purpose: arithmetic is a kernel's (but sums and products of single elements), every weight comes from `Weights`,
+in row blocks while it streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
 """
 
 from collections.abc import Callable, Iterable
@@ -159,7 +159,8 @@ class Decoder(Extender):
         shares = () if ranks is None else ranks.shares
         self._columns = [Columns.of(number, layer, shares) for number, layer in enumerate(whole)] if shares else []
         self._hidden: list[Rows] = [(share.hidden,) for share in shares]
-        self._norm = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
+        final = norm_vector(weights, FINAL_NORM, config.norm_plus_one)
+        self._norm = PreparedNorm(final, config.hidden_size, config.rms_norm_eps)
         self._embedding_scale = np.array([config.embedding_scale], np.float32)
         self._per_layer = PreparedOwn(config, weights) if config.hidden_size_per_layer_input else None
         self._first_repeatable = next((layer for layer in self._layers if layer.repeatable), None)
@@ -192,7 +193,7 @@ class Decoder(Extender):
         if self.config.embedding_scale != 1:
             kernels.scale(a.x, self._embedding_scale, a.x)
         if self._per_layer:
-            self._per_layer_inputs(self._per_layer, planned.token_ids, a)
+            self._per_layer_inputs(self._per_layer, planned.token_ids)
         growths = {layer.growth for layer in self._layers if layer.growth}
         growing = {growth: _growth(growth, planned.positions) for growth in growths}
         for (inv_freq, scale), (cos, sin) in zip(self._ropes, a.rotations, strict=True):
@@ -211,26 +212,26 @@ class Decoder(Extender):
                     self._pool.addresses, planned.pages, planned.positions[rows], planned.sequences[rows], _NO_WRITES
                 )
             if repeated and layer.repeatable:
-                self._repeat(i, layer, a, where)
+                self._repeat(layer, where)
                 continue
             if not layer.recurrent:
-                self._attention_block(i, layer, a, where, growing.get(layer.growth) if layer.growth else None)
+                self._attention_block(layer, where, growing.get(layer.growth) if layer.growth else None)
             else:
-                self._recurrent_block(i, layer, a, planned.steps, walk)
+                self._recurrent_block(layer, planned.steps, walk)
             if layer.experts is None:
-                self._mlp_block(i, layer, a)
+                self._mlp_block(layer)
             elif layer.shared_gate is not None:
-                self._shared_block(i, layer, layer.experts, layer.shared_gate, a)
+                self._shared_block(layer, layer.experts, layer.shared_gate)
             elif layer.router_norm is None:
-                self._experts_block(i, layer, layer.experts, a)
+                self._experts_block(layer, layer.experts)
             else:
-                self._both_blocks(i, layer, layer.experts, layer.router_norm, a)
+                self._both_blocks(layer, layer.experts, layer.router_norm)
             if layer.own_gate is not None and layer.own_projection is not None:
-                self._own_block(i, layer, layer.own_gate, layer.own_projection, a)
-            self._scaled(layer, a)
+                self._own_block(layer, layer.own_gate, layer.own_projection)
+            self._scaled(layer)
 
         x: np.ndarray = a.x.array[planned.rows] if a.x.rows == tokens else a.x.array.copy()
-        kernels.rmsnorm(x, self._norm, self.config.rms_norm_eps, x)
+        self._norm.apply(x, x)
         self.passes += 1
         if hidden:
             if self.ranks is not None:  # as with logits: all of them end the pass together
@@ -251,19 +252,21 @@ class Decoder(Extender):
         first = self._first_repeatable
         return first is not None and self.weights.resident(*first.down.names) is not None
 
-    def _repeat(self, number: int, layer: PreparedLayer, a: Buffers, where: "kernels.Batch") -> None:
+    def _repeat(self, layer: PreparedLayer, where: "kernels.Batch") -> None:
         """A layer of attention and an MLP whose weights are in memory: its calls, as an earlier pass recorded them."""
-        made = a.recordings.get((number, a.x.rows))
+        a = self._buffers
+        made = a.recordings.get((layer.number, a.x.rows))
         if made is not None:
             made.replay(where)
             return
         with kernels.Recording() as made:
-            self._attention_block(number, layer, a, where, None)
-            self._mlp_block(number, layer, a)
-            self._scaled(layer, a)
-        a.recordings[number, a.x.rows] = made
+            self._attention_block(layer, where, None)
+            self._mlp_block(layer)
+            self._scaled(layer)
+        a.recordings[layer.number, a.x.rows] = made
 
-    def _scaled(self, layer: PreparedLayer, a: Buffers) -> None:
+    def _scaled(self, layer: PreparedLayer) -> None:
+        a = self._buffers
         if layer.scalar is not None:
             kernels.scale(a.x, layer.scalar, a.x)
 
@@ -280,24 +283,26 @@ class Decoder(Extender):
         else:
             self.ranks.embed(self.weights, name, token_ids, out)
 
-    def _project(self, linear: Matrices, x: kernels.Floats, a: Buffers) -> None:
+    def _project(self, linear: Matrices, x: kernels.Floats) -> None:
         """normed = linear(x), what a block adds: put together of all ranks' rows of it."""
+        a = self._buffers
         self._linear(linear, x, (a.piece,))
         if self.ranks is not None:
             self.ranks.gather(self._hidden, a.piece, a.normed)
 
-    def _per_layer_inputs(self, of: PreparedOwn, token_ids: np.ndarray, a: Buffers) -> None:
+    def _per_layer_inputs(self, of: PreparedOwn, token_ids: np.ndarray) -> None:
         """per_layer = (RMSNorm(projection(x) / sqrt(hidden_size)) + own * sqrt(size)) / sqrt(2)
 
         own is the token's row of the embedding for all layers.
         """
+        a = self._buffers
         if self.ranks is None:
             self._linear(_PER_LAYER, a.x, (a.per_layer,))
         else:
             self._linear(_PER_LAYER, a.x, (a.own_piece,))
             self.ranks.gather([(share.per_layer,) for share in self.ranks.shares], a.own_piece, a.per_layer)
         kernels.scale(a.per_layer, of.projection_scale, a.per_layer)
-        kernels.rmsnorm(a.per_layer, of.norm.weight, self.config.rms_norm_eps, a.per_layer, of.norm.cols)
+        of.norm.apply(a.per_layer, a.per_layer)
         for start in range(0, len(token_ids), OWN_ROWS):
             ids = token_ids[start : start + OWN_ROWS]
             made, rows = kernels.Floats(a.per_layer.array[start : start + len(ids)]), of.rows
@@ -307,19 +312,17 @@ class Decoder(Extender):
             kernels.add(made, rows, made)
         kernels.scale(a.per_layer, of.scale, a.per_layer)
 
-    def _attention_block(
-        self, number: int, layer: PreparedLayer, a: Buffers, where: "kernels.Batch", growing: np.ndarray | None
-    ) -> None:
+    def _attention_block(self, layer: PreparedLayer, where: "kernels.Batch", growing: np.ndarray | None) -> None:
         """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
 
         growing  what each token's query is multiplied by, (T, 1), or None
         """
-        eps = self.config.rms_norm_eps
+        a = self._buffers
         q, attended = a.sized("q", layer.q_size), a.sized("attended", layer.q_size)
         k, v = a.sized("k", layer.kv_size), a.sized("v", layer.kv_size)
         asked = a.sized("q_gate", 2 * layer.q_size) if layer.gated else q
         outs = (asked, k, v) if layer.has_values else (asked, k) if layer.has_keys else (asked,)
-        self._linear(layer.qkv, self._normed(layer.mixer_norm, a), outs)
+        self._linear(layer.qkv, self._normed(layer.mixer_norm), outs)
         if layer.gated:
             shape = asked.rows, layer.heads, layer.head_dim
             parted = asked.array.reshape(*shape[:2], 2, layer.head_dim)  # (T, H, 2, D)
@@ -327,8 +330,8 @@ class Decoder(Extender):
             for part, out in enumerate((q, gate)):
                 np.copyto(out.array.reshape(shape), parted[:, :, part])
         if layer.v_norm is not None and v.cols:
-            kernels.rmsnorm(v if layer.has_values else k, layer.v_norm.weight, eps, v, layer.v_norm.cols)
-        columns = self._columns[number] if self.ranks is not None else None
+            layer.v_norm.apply(v if layer.has_values else k, v)
+        columns = self._columns[layer.number] if self.ranks is not None else None
         if layer.q_norm is not None:
             whole = a.sized("all_attended", columns.q_size) if columns else q
             self._norm_heads(layer, layer.q_norm, q, columns.q if columns else [], whole)
@@ -336,35 +339,35 @@ class Decoder(Extender):
             whole = a.sized("all_keys", columns.kv_size) if columns else k
             self._norm_heads(layer, layer.k_norm, k, columns.kv if columns else [], whole)
         if layer.attention is not None:
-            self._attend(layer, layer.attention, (q, k, v, attended), a, where, growing)
+            self._attend(layer, layer.attention, (q, k, v, attended), where, growing)
         if layer.gated:
             kernels.sigmoid_gate(attended, gate, attended)
         whole = attended
         if self.ranks is not None and columns:
             whole = a.sized("all_attended", columns.q_size)
             self.ranks.gather(columns.q, attended, whole)
-        self._project(layer.o, whole, a)
-        self._add(layer, layer.mixer_post_norm, a)
+        self._project(layer.o, whole)
+        self._add(layer, layer.mixer_post_norm)
 
     def _norm_heads(
         self, layer: PreparedLayer, norm: PreparedNorm, x: kernels.Floats, columns: list[Rows], whole: kernels.Floats
     ) -> None:
         """RMSNorm of each head, or of all heads as one: then of those that other ranks have, too, in `whole`."""
-        eps = self.config.rms_norm_eps
         if self.ranks is None or norm.cols == layer.head_dim:
             if x.cols:
-                kernels.rmsnorm(x, norm.weight, eps, x, norm.cols)
+                norm.apply(x, x)
             return
         self.ranks.gather(columns, x, whole)
-        kernels.rmsnorm(whole, norm.weight, eps, whole, norm.cols)
+        norm.apply(whole, whole)
         (own,) = columns[self.ranks.rank]
         x.array[:] = whole.array[:, own.start : own.stop]
 
     def _attend(
-        self, layer: PreparedLayer, attention: "kernels.Attention", buffers: tuple[kernels.Floats, ...], a: Buffers,
+        self, layer: PreparedLayer, attention: "kernels.Attention", buffers: tuple[kernels.Floats, ...],
         where: "kernels.Batch", growing: np.ndarray | None,
     ) -> None:  # fmt: skip
         """attended = attention(rope(q), rope(k), v); buffers: of these, q, k, v and attended"""
+        a = self._buffers
         q, k, v, attended = buffers
         turned = [(q, layer.heads), (k, layer.kv_heads)][: 2 if layer.has_keys else 1]
         if layer.rope is not None:
@@ -381,153 +384,156 @@ class Decoder(Extender):
             attention.append(where, k, v)
         attention.attend(where, q, attended)
 
-    def _recurrent_block(
-        self, number: int, layer: PreparedLayer, a: Buffers, steps: Steps | None, walk: "kernels.Walk | None"
-    ) -> None:
+    def _recurrent_block(self, layer: PreparedLayer, steps: Steps | None, walk: "kernels.Walk | None") -> None:
         """x += out_proj(what the layer's state and RMSNorm(x) make)"""
+        a = self._buffers
         made = a.recurred
         if layer.recurrence is not None and self.states is not None and steps is not None and walk is not None:
-            self._linear(layer.before, self._normed(layer.mixer_norm, a), layer.recurrence.before(a))
+            self._linear(layer.before, self._normed(layer.mixer_norm), layer.recurrence.before(a))
             made = layer.recurrence.walk(a, steps, self.states, walk)
         whole = made
         if self.ranks is not None:
             whole = a.all_recurred
-            self.ranks.gather(self._columns[number].recurred, made, whole)
-        self._project(layer.after, whole, a)
-        self._add(layer, layer.mixer_post_norm, a)
+            self.ranks.gather(self._columns[layer.number].recurred, made, whole)
+        self._project(layer.after, whole)
+        self._add(layer, layer.mixer_post_norm)
 
-    def _mlp_block(self, number: int, layer: PreparedLayer, a: Buffers) -> None:
+    def _mlp_block(self, layer: PreparedLayer) -> None:
         """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
-        self._mlp(number, layer, a)
-        self._add(layer, layer.mlp_post_norm, a)
+        self._mlp(layer)
+        self._add(layer, layer.mlp_post_norm)
 
-    def _mlp(self, number: int, layer: PreparedLayer, a: Buffers) -> None:
+    def _mlp(self, layer: PreparedLayer) -> None:
+        a = self._buffers
         gate, up = a.sized("gate", layer.inner), a.sized("up", layer.inner)
-        self._linear(layer.gate_up, self._normed(layer.mlp_norm, a), (gate, up))
+        self._linear(layer.gate_up, self._normed(layer.mlp_norm), (gate, up))
         if gate.cols:
             layer.activation(gate, up, gate)
         whole = gate
         if self.ranks is not None:
-            whole = a.sized("all_gate", self._columns[number].inner_size)
-            self.ranks.gather(self._columns[number].inner, gate, whole)
-        self._project(layer.down, whole, a)
+            whole = a.sized("all_gate", self._columns[layer.number].inner_size)
+            self.ranks.gather(self._columns[layer.number].inner, gate, whole)
+        self._project(layer.down, whole)
 
-    def _own_block(self, number: int, layer: PreparedLayer, gate: Matrices, projection: Matrices, a: Buffers) -> None:
+    def _own_block(self, layer: PreparedLayer, gate: Matrices, projection: Matrices) -> None:
         """x += RMSNorm(projection(gelu(gate(x)) * what the token has for this layer))"""
+        a = self._buffers
         size = a.own.cols
-        np.copyto(a.own.array, a.per_layer.array[:, number * size : (number + 1) * size])
+        np.copyto(a.own.array, a.per_layer.array[:, layer.number * size : (layer.number + 1) * size])
         self._linear(gate, a.x, (a.own_gate,))
         kernels.geglu(a.own_gate, a.own, a.own_gate)
         self._linear(projection, a.own_gate, (a.normed,))
-        self._add(layer, layer.own_norm, a)
+        self._add(layer, layer.own_norm)
 
-    def _normed(self, norm: PreparedNorm | None, a: Buffers) -> "kernels.Floats":
+    def _normed(self, norm: PreparedNorm | None) -> "kernels.Floats":
         """What a block takes: RMSNorm(x), or x itself where there is no norm before it."""
+        a = self._buffers
         if norm is None:
             return a.x
-        kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, a.normed)
+        norm.apply(a.x, a.normed)
         return a.normed
 
-    def _add(self, layer: PreparedLayer, norm: PreparedNorm | None, a: Buffers) -> None:
+    def _add(self, layer: PreparedLayer, norm: PreparedNorm | None) -> None:
         """x += residual_scale * RMSNorm(y), y what a block has put into `normed`; without a norm, of y itself."""
+        a = self._buffers
         if norm is not None:
-            kernels.rmsnorm(a.normed, norm.weight, self.config.rms_norm_eps, a.normed)
+            norm.apply(a.normed, a.normed)
         kernels.add(a.x, a.normed, a.x, layer.residual_scale)
 
-    def _experts_block(self, number: int, layer: PreparedLayer, experts: Experts, a: Buffers) -> None:
+    def _experts_block(self, layer: PreparedLayer, experts: Experts) -> None:
         """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)"""
-        x = self._normed(layer.mlp_norm, a)
+        a = self._buffers
+        x = self._normed(layer.mlp_norm)
         self._linear(layer.router, x, (a.logits,))
-        self._experts(number, layer, experts, self._routed(number, layer, experts, a), x, a)
-        self._add(layer, layer.mlp_post_norm, a)
+        self._experts(layer, experts, self._routed(layer, experts), x)
+        self._add(layer, layer.mlp_post_norm)
 
-    def _shared_block(self, number: int, layer: PreparedLayer, experts: Experts, gate: Matrices, a: Buffers) -> None:
+    def _shared_block(self, layer: PreparedLayer, experts: Experts, gate: Matrices) -> None:
         """x += the weighted sum of the experts + mlp(h) / (1 + exp(-gate(h))), h = RMSNorm(x)
 
         What is missing of the experts is read while the mlp, which all tokens go through, is computed.
         """
-        x = self._normed(layer.mlp_norm, a)
+        a = self._buffers
+        x = self._normed(layer.mlp_norm)
         self._linear(layer.router, x, (a.logits,))
-        routed = self._routed(number, layer, experts, a)
+        routed = self._routed(layer, experts)
         share = np.ones((x.rows, 1), np.float32)
         self._linear(gate, x, (a.shared_gate,))
         kernels.sigmoid_gate(share, a.shared_gate, share)
-        self._mlp(number, layer, a)
+        self._mlp(layer)
         kernels.scale(a.normed, share, a.beside)
-        self._experts(number, layer, experts, routed, self._normed(layer.mlp_norm, a), a)
+        self._experts(layer, experts, routed, self._normed(layer.mlp_norm))
         kernels.add(a.normed, a.beside, a.normed)
-        self._add(layer, layer.mlp_post_norm, a)
+        self._add(layer, layer.mlp_post_norm)
 
-    def _both_blocks(
-        self, number: int, layer: PreparedLayer, experts: Experts, router_norm: PreparedNorm, a: Buffers
-    ) -> None:
+    def _both_blocks(self, layer: PreparedLayer, experts: Experts, router_norm: PreparedNorm) -> None:
         """x += RMSNorm(RMSNorm(mlp(RMSNorm(x))) + RMSNorm(experts(RMSNorm(x))))
 
         The router gets x, normed without a weight, * router_scale / sqrt(hidden_size).
         """
-        eps = self.config.rms_norm_eps
-        self._mlp(number, layer, a)
+        a = self._buffers
+        self._mlp(layer)
         if layer.beside_mlp_norm is not None:
-            kernels.rmsnorm(a.normed, layer.beside_mlp_norm.weight, eps, a.beside)
-        self._router_input(layer, router_norm, a.normed, a)
+            layer.beside_mlp_norm.apply(a.normed, a.beside)
+        self._router_input(layer, router_norm, a.normed)
         self._linear(layer.router, a.normed, (a.logits,))
-        x = self._normed(layer.beside_norm, a)
-        self._experts(number, layer, experts, self._routed(number, layer, experts, a), x, a)
+        x = self._normed(layer.beside_norm)
+        self._experts(layer, experts, self._routed(layer, experts), x)
         if layer.beside_post_norm is not None:
-            kernels.rmsnorm(a.normed, layer.beside_post_norm.weight, eps, a.normed)
+            layer.beside_post_norm.apply(a.normed, a.normed)
         kernels.add(a.beside, a.normed, a.normed)
-        self._add(layer, layer.mlp_post_norm, a)
+        self._add(layer, layer.mlp_post_norm)
 
-    def _router_input(self, layer: PreparedLayer, norm: PreparedNorm, out: "kernels.Floats", a: Buffers) -> None:
-        kernels.rmsnorm(a.x, norm.weight, self.config.rms_norm_eps, out)
+    def _router_input(self, layer: PreparedLayer, norm: PreparedNorm, out: "kernels.Floats") -> None:
+        a = self._buffers
+        norm.apply(a.x, out)
         kernels.scale(out, layer.router_scale, out)
 
-    def _routed(self, number: int, layer: PreparedLayer, experts: Experts, a: Buffers) -> _Routed:
+    def _routed(self, layer: PreparedLayer, experts: Experts) -> _Routed:
         """Which tokens go where by the router's logits, and the experts that are needed, asked for."""
+        a = self._buffers
         routes = Routes.of(a.logits, experts, scales=layer.expert_scale, bias=layer.expert_bias)
         which = None if self.ranks is None else GATE_UP
-        coming = self.weights.experts(number, routes.experts, routes.counts, which) if experts.gate.rows else ()
+        coming = self.weights.experts(layer.number, routes.experts, routes.counts, which) if experts.gate.rows else ()
         if a.logits.rows <= GUESS_TOKENS and self.weights.guesses_help:
-            self._guess(number + 1, a)  # while what was asked for is on its way
+            self._guess(layer.number + 1)  # while what was asked for is on its way
         return _Routed(routes, coming)
 
-    def _experts(
-        self, number: int, layer: PreparedLayer, experts: Experts, routed: _Routed, x: "kernels.Floats", a: Buffers
-    ) -> None:
+    def _experts(self, layer: PreparedLayer, experts: Experts, routed: _Routed, x: "kernels.Floats") -> None:
         """normed = the weighted sum of what the experts with the largest logits make of x
 
         Each expert that is needed comes once, in whatever order it is at hand, for all tokens that go to it. What it
         makes of them waits in `routed`, so that every token's sum is in ascending order of the experts' numbers.
         """
+        a = self._buffers
         if self.ranks is not None:
-            self._shared_experts(self.ranks, number, layer, experts, routed, x, a)
+            self._shared_experts(self.ranks, layer, experts, routed, x)
             return
         routes = routed.routes
         made = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
         for expert, steps in routed.coming:
             tokens, rows = routes.of_expert(expert)
-            self._expert(layer, experts, expert, steps, a, x, tokens, made[rows])
+            self._expert(layer, experts, expert, steps, x, tokens, made[rows])
         kernels.mix(made, routes.rows, routes.weights, a.normed)
 
     def _shared_experts(
         self,
         ranks: Ranks,
-        number: int,
         layer: PreparedLayer,
         experts: Experts,
         routed: _Routed,
         x: "kernels.Floats",
-        a: Buffers,
     ) -> None:
         """The same, where each rank has some rows of every expert's matrices: what the first two make of all tokens is
         put together before the last ones, and every rank mixes the columns that it has."""
+        a = self._buffers
         routes, rows, inner = routed.routes, x.rows * experts.chosen, experts.gate.rows
         gates, ups = (of.array.reshape(rows, inner) for of in (a.expert_gate, a.expert_up))
         if inner:
             for expert, steps in routed.coming:
                 tokens, of = routes.of_expert(expert)
                 gate, up = kernels.Floats(gates[of]), kernels.Floats(ups[of])
-                taken = self._buffers.input.take(_rows_of(x, tokens, a))
+                taken = a.input.take(_rows_of(x, tokens, a))
                 for which, row, block in steps:
                     if which == GATE_UP:
                         kernels.matmul(block, taken, (gate, up))
@@ -536,12 +542,12 @@ class Decoder(Extender):
             self._add_biases(layer, routes, ((GATE, gates), (UP, ups)))
             self._activate(layer, experts, kernels.Floats(gates), kernels.Floats(ups))
         whole = a.all_expert_gate.array.reshape(rows, -1)
-        ranks.gather(self._columns[number].expert, kernels.Floats(gates), kernels.Floats(whole))
+        ranks.gather(self._columns[layer.number].expert, kernels.Floats(gates), kernels.Floats(whole))
         if a.piece.cols:
             sums = a.routed.array.reshape(rows, a.piece.cols)
-            for expert, steps in self.weights.experts(number, routes.experts, routes.counts, DOWN):
+            for expert, steps in self.weights.experts(layer.number, routes.experts, routes.counts, DOWN):
                 of = routes.of_expert(expert)[1]
-                made, taken = kernels.Floats(sums[of]), self._buffers.input.take(whole[of])
+                made, taken = kernels.Floats(sums[of]), a.input.take(whole[of])
                 for _, row, block in steps:
                     kernels.matmul(block, taken, made, row)
             self._add_biases(layer, routes, ((DOWN, sums),))
@@ -567,8 +573,9 @@ class Decoder(Extender):
         else:
             layer.expert_activation(gate, up, gate)
 
-    def _guess(self, number: int, a: Buffers) -> None:
+    def _guess(self, number: int) -> None:
         """Tell which experts a layer will need if its mixer changes little: those its router gives to x as it is."""
+        a = self._buffers
         layer = self._layers[number] if number < len(self._layers) else None
         if layer is None or layer.experts is None:
             return
@@ -578,11 +585,11 @@ class Decoder(Extender):
         x, logits = a.x, np.empty((a.x.rows, layer.experts.count), np.float32)
         if layer.router_norm is not None:
             a.gathered.rows = x.rows
-            self._router_input(layer, layer.router_norm, a.gathered, a)
+            self._router_input(layer, layer.router_norm, a.gathered)
             x = a.gathered
         elif layer.mlp_norm is not None:
             a.gathered.rows = x.rows
-            kernels.rmsnorm(x, layer.mlp_norm.weight, self.config.rms_norm_eps, a.gathered)
+            layer.mlp_norm.apply(x, a.gathered)
             x = a.gathered
         kernels.matmul(router, x, logits)
         (bias,) = layer.router.biases
@@ -594,10 +601,11 @@ class Decoder(Extender):
         self.weights.guess(number, ids[: layer.experts.chosen * len(logits)].tolist())
 
     def _expert(
-        self, layer: PreparedLayer, experts: Experts, number: int, steps: Iterable[Step], a: Buffers,
+        self, layer: PreparedLayer, experts: Experts, number: int, steps: Iterable[Step],
         x: "kernels.Floats", tokens: np.ndarray, out: np.ndarray,
     ) -> None:  # fmt: skip
         """out = down(activation(gate(h)) * up(h)) of one expert, for the rows of x that these tokens have."""
+        a = self._buffers
         count = len(tokens)
         for buffer in (a.expert_gate, a.expert_up):
             buffer.rows = count
@@ -607,7 +615,7 @@ class Decoder(Extender):
         one = experts.expert(number) if self.on_input else None
         if self.on_input and one:
             self.on_input(tuple(f"{layer.name}{of.name}.weight" for of in (one.gate, one.up)), x.array)
-        taken, activated = self._buffers.input.take(x), False
+        taken, activated = a.input.take(x), False
         for which, row, block in steps:
             if which == GATE_UP:
                 kernels.matmul(block, taken, (gate, up))
@@ -619,7 +627,7 @@ class Decoder(Extender):
                     self._activate(layer, experts, gate, up)
                     if self.on_input and one:
                         self.on_input((f"{layer.name}{one.down.name}.weight",), gate.array)
-                    taken, activated = self._buffers.input.take(gate), True
+                    taken, activated = a.input.take(gate), True
                 kernels.matmul(block, taken, made, row)
             else:
                 kernels.matmul(block, taken, gate if which == GATE else up, row)

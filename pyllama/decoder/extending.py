@@ -100,12 +100,12 @@ class Extender:
         return out, rows
 
     def _check(self, batch: Tokens[Segment]) -> None:
+        """Raises, before anything has changed, where the pass cannot be run."""
         if not batch or not all(len(ids) for _, ids in batch):
             raise RequestError("forward: a segment without tokens, expected at least one token each")
         if len({id(sequence) for sequence, _ in batch}) != len(batch):
             raise RequestError("forward: a sequence appears twice in one pass")
         for _, ids in batch:
-            low, high = min(ids), max(ids)
-            if low < 0 or high >= self.config.vocab_size:
-                bad = low if low < 0 else high
-                raise RequestError(f"token id {bad}, expected 0 to {self.config.vocab_size - 1}")
+            for token_id in (min(ids), max(ids)):
+                if not 0 <= token_id < self.config.vocab_size:
+                    raise RequestError(f"token id {token_id}, expected 0 to {self.config.vocab_size - 1}")

@@ -13,8 +13,8 @@ import numpy as np
 from pyllama.closing import Closing
 from pyllama.decoder.page_pool import POSITIONS, PagePool
 from pyllama.decoder.state_pool import StatePool
-from pyllama.decoder.states import History, States
-from pyllama.errors import BudgetError, ContextOverflowError, RequestError
+from pyllama.decoder.states import History, Numbers, States
+from pyllama.errors import ContextOverflowError, RequestError
 
 #: Positions between states that are kept of a long prompt.
 SPARSE = 32 * POSITIONS
@@ -27,9 +27,8 @@ class KVCache:
     context_length  positions a sequence can hold at most
     dtype           "f16" or "f32"
     page_nbytes     bytes of a page
-    max_pages       pages there may be, or None: see limit()
-    pages_used      pages held by somebody
-    nbytes          bytes of all pages allocated so far; pages given back are reused, not freed
+    pages           who holds which: one held by several must not be written. What is in one that was taken does not
+                    matter, since positions that were not written weigh 0. Pages given back are reused, not freed
     states          who holds which states, in a model with layers that carry one from token to token; else None
     state_pool      their memory, or None
     """
@@ -41,51 +40,11 @@ class KVCache:
         self.context_length = context_length
         self.dtype = pool.dtype
         self.page_nbytes = pool.page_nbytes
-        self.max_pages: int | None = None
-        self._holders: list[int] = []  # by page
-        self._free: list[int] = []
+        self.pages = Numbers("pages", "kv cache")
         self._copies: list[tuple[int, int]] = []
-
-    @property
-    def pages_used(self) -> int:
-        return len(self._holders) - len(self._free)
-
-    @property
-    def nbytes(self) -> int:
-        return self.pool.nbytes
-
-    def limit(self, pages: int) -> None:
-        """Allocate no more pages than this from now on; whoever says so sees to it that nobody asks for more."""
-        self.max_pages = pages
 
     def new_sequence(self) -> "Sequence":
         return Sequence(self)
-
-    def take(self) -> int:
-        """A page, held once. What is in it does not matter: positions that were not written weigh 0."""
-        if self._free:
-            page = self._free.pop()
-        elif self.max_pages is not None and len(self._holders) >= self.max_pages:
-            raise BudgetError(f"kv cache: all of its {self.max_pages} pages ({self.nbytes} bytes) are in use")
-        else:
-            page = self.pool.add()
-            self._holders.append(0)
-        self._holders[page] = 1
-        return page
-
-    def hold(self, page: int) -> None:
-        """One holder more; with more than one it must not be written."""
-        self._holders[page] += 1
-
-    def give_back(self, page: int) -> None:
-        """One holder less; without any the page may be taken again."""
-        self._holders[page] -= 1
-        if not self._holders[page]:
-            self._free.append(page)
-
-    def holders(self, page: int) -> int:
-        """How many sequences and others hold it."""
-        return self._holders[page]
 
     def copy(self, source: int, target: int) -> None:
         """Let `target` hold what `source` holds now, by the time either is read or written."""
@@ -162,7 +121,7 @@ class Sequence(Closing):
 
     def _adopt(self, pages: Pages[int], length: int) -> None:
         for page in pages[: -(-length // POSITIONS)]:
-            self._cache.hold(page)
+            self._cache.pages.hold(page)
             self._append(page)
         self.length = length
 
@@ -233,7 +192,7 @@ class Sequence(Closing):
 
     def _writes_into_shared_page(self) -> bool:
         at = self.length // POSITIONS
-        return at < len(self._pages) and self._cache.holders(self._pages[at]) > 1
+        return at < len(self._pages) and self._cache.pages.holders(self._pages[at]) > 1
 
     def _append(self, page: int) -> None:
         self.table[0, len(self._pages)] = page
@@ -251,13 +210,13 @@ class Sequence(Closing):
             )
         if length > self.length and self._writes_into_shared_page():
             at = self.length // POSITIONS
-            shared, page = self._pages[at], self._cache.take()
+            shared, page = self._pages[at], self._cache.pages.take()
             self._cache.copy(shared, page)
             self._pages[at] = page
             self.table[0, at] = page
-            self._cache.give_back(shared)
+            self._cache.pages.give_back(shared)
         while len(self._pages) * POSITIONS < length:
-            self._append(self._cache.take())
+            self._append(self._cache.pages.take())
 
     def truncate(self, length: int) -> None:
         """Forget the positions from `length` on. Raises RequestError where restorable() has another length."""
@@ -279,7 +238,7 @@ class Sequence(Closing):
         if self.history is not None:
             self.history.undo()
         while (len(self._pages) - 1) * POSITIONS >= self.length and self._pages:
-            self._cache.give_back(self._pages.pop())
+            self._cache.pages.give_back(self._pages.pop())
             self.table[0, len(self._pages)] = -1
 
     def advance(self, count: int) -> None:

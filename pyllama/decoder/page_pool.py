@@ -71,7 +71,7 @@ class View(NamedTuple):
 
 
 class PagePool:
-    """Pages, numbered from 0 as they are added; they are never freed.
+    """Pages, numbered from 0, made as they are asked for; they are never freed.
 
     shape       the layers and heads whose keys and values are kept here
     views       of each layer
@@ -123,35 +123,27 @@ class PagePool:
     def nbytes(self) -> int:
         return len(self) * self.page_nbytes
 
-    def add(self) -> int:
-        """The number of one page more; zeroed, since a masked position still meets a weight of 0 in the kernel."""
-        try:
-            page = aligned_zeros(self.page_nbytes)
-        except MemoryError:
-            raise PyllamaError(
-                f"kv cache: no memory for another {self.page_nbytes} bytes ({POSITIONS} positions) "
-                f"on top of {self.nbytes}"
-            ) from None
-        self._memory.append(page)
-        self.addresses = np.append(self.addresses, np.uint64(page.ctypes.data))
-        return len(self) - 1
-
     def grow(self, pages: int) -> None:
-        """Have at least so many."""
+        """Have at least so many; zeroed, since a masked position still meets a weight of 0 in the kernel."""
         while len(self) < pages:
-            self.add()
-
-    def memory(self, page: int) -> np.ndarray:
-        """The bytes of a page, (page_nbytes,) uint8."""
-        return self._memory[page]
+            try:
+                page = aligned_zeros(self.page_nbytes)
+            except MemoryError:
+                raise PyllamaError(
+                    f"kv cache: no memory for another {self.page_nbytes} bytes ({POSITIONS} positions) "
+                    f"on top of {self.nbytes}"
+                ) from None
+            self._memory.append(page)
+            self.addresses = np.append(self.addresses, np.uint64(page.ctypes.data))
 
     def read(self, page: int) -> np.ndarray:
         """What a page holds, (page_nbytes,) uint8, between passes; not the caller's to keep."""
+        self.grow(page + 1)
         return self._memory[page]
 
     def write(self, page: int, data: np.ndarray) -> None:
         """Have a page hold what read() gave, of this one or another."""
-        self._memory[page][:] = data
+        self.read(page)[:] = data
 
     def copy(self, source: int, target: int) -> None:
-        self._memory[target][:] = self._memory[source]
+        self.write(target, self.read(source))

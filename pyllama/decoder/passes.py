@@ -66,11 +66,6 @@ def build(
     try:
         for sequence, ids in segments:
             sequence.reserve(sequence.length + len(ids))
-    except BaseException:
-        for sequence, _ in segments:
-            sequence.release_unused()
-        raise
-    try:
         steps = _steps(cache, segments, paths, len(token_ids))
     except BaseException:
         for sequence, _ in segments:
@@ -90,7 +85,7 @@ def build(
         writes=_writes(segments, positions, paths),
         copies=np.array(copies, np.int32) if copies else _NONE,
         rows=rows,
-        page_count=len(cache.pool),
+        page_count=len(cache.pages),
         steps=steps,
     )
     return planned, [np.searchsorted(rows, end) for end in ends] if shared else _counted(ends)

@@ -30,10 +30,15 @@ class Matrices(NamedTuple):
 
 
 class PreparedNorm(NamedTuple):
-    """A norm's weight, and how many columns are one row of it."""
+    """A norm's weight, how many columns are one row of it, and what is added to the mean of their squares."""
 
     weight: "kernels.Floats"
     cols: int
+    eps: float
+
+    def apply(self, x: np.ndarray | kernels.Floats, out: np.ndarray | kernels.Floats) -> None:
+        """out = RMSNorm(x)"""
+        kernels.rmsnorm(x, self.weight, self.eps, out, self.cols)
 
 
 def norm_vector(weights: Weights, name: str, plus_one: bool) -> "kernels.Floats":
@@ -59,7 +64,7 @@ class PreparedLayer:
         def norm(of: Norm | None) -> PreparedNorm | None:
             if of is None:
                 return None
-            return PreparedNorm(norm_vector(weights, f"{layer.name}{of.name}.weight", of.plus_one), of.size)
+            return PreparedNorm(norm_vector(weights, f"{layer.name}{of.name}.weight", of.plus_one), of.size, eps)
 
         def linears(*of: Linear) -> Matrices:
             names = tuple(f"{layer.name}{linear.name}" for linear in of)
@@ -77,6 +82,7 @@ class PreparedLayer:
             )
 
         mixer, mlp = layer.mixer, layer.mlp
+        self.number, self.name = number, layer.name
         self.attention, self.rope = attention, rope
         self.mixer_norm, self.mlp_norm = norm(layer.mixer_norm), norm(layer.mlp_norm)
         self.mixer_post_norm, self.mlp_post_norm = norm(layer.mixer_post_norm), norm(layer.mlp_post_norm)
@@ -92,7 +98,7 @@ class PreparedLayer:
             self.qkv, self.o = linears(*projections), linears(mixer.o)
             self.has_keys, self.has_values = mixer.k is not None, mixer.v is not None
             ones = np.ones(mixer.head_dim, np.float32)
-            self.v_norm = PreparedNorm(kernels.Floats(ones), mixer.head_dim) if mixer.v_normed else None
+            self.v_norm = PreparedNorm(kernels.Floats(ones), mixer.head_dim, eps) if mixer.v_normed else None
             self.gated = mixer.gated
         else:
             *before, after = mixer.linears
@@ -103,7 +109,6 @@ class PreparedLayer:
         self.own_norm = norm(own.norm) if own else None
         self.scalar = kernels.Floats(weights.vector(f"{layer.name}{layer.scalar}.weight")) if layer.scalar else None
         self.experts = layer.experts
-        self.name = layer.name
         plain = isinstance(mixer, Attention) and not mixer.gated and mixer.growth is None
         #: Nothing but kernels on buffers that stay where they are.
         self.repeatable = plain and isinstance(mlp, Mlp) and layer.experts is None and layer.per_layer_input is None
@@ -127,7 +132,7 @@ class PreparedLayer:
         if isinstance(beside, Beside):
             self.beside_post_norm, self.beside_mlp_norm = norm(beside.post_norm), norm(beside.mlp_norm)
             scale = weights.vector(f"{layer.name}{beside.router_scale}.weight")
-            self.router_norm = PreparedNorm(kernels.Floats(scale), beside.norm.size)
+            self.router_norm = PreparedNorm(kernels.Floats(scale), beside.norm.size, eps)
             self.router_scale = np.array([1 / math.sqrt(beside.norm.size)], np.float32)
             self.expert_scale = weights.vector(f"{layer.name}{beside.expert_scale}.weight")
 
@@ -177,7 +182,7 @@ class PreparedOwn:
 
     def __init__(self, config: Config, weights: Weights):
         size = config.hidden_size_per_layer_input
-        self.norm = PreparedNorm(norm_vector(weights, PER_LAYER_NORM, config.norm_plus_one), size)
+        self.norm = PreparedNorm(norm_vector(weights, PER_LAYER_NORM, config.norm_plus_one), size, config.rms_norm_eps)
         self.projection_scale = np.array([1 / math.sqrt(config.hidden_size)], np.float32)
         self.embedding_scale = np.array([math.sqrt(size)], np.float32)
         self.scale = np.array([1 / math.sqrt(2)], np.float32)

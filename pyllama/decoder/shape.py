@@ -157,11 +157,6 @@ class Shape(NamedTuple):
         )
 
     @property
-    def ropes(self) -> int:
-        """Kinds of rotation."""
-        return len(self.rotated)
-
-    @property
     def layers(self) -> int:
         """Those with attention."""
         return len(self.attention)

@@ -67,17 +67,13 @@ class StatePool:
                 f"states: no memory for another {self.slot_nbytes} bytes on top of {self.nbytes}"
             ) from None
 
-    def memory(self, slot: int) -> np.ndarray:
-        """The bytes of a slot, (slot_nbytes,) uint8."""
+    def read(self, slot: int) -> np.ndarray:
+        """What a slot holds, (slot_nbytes,) uint8, between passes; not the caller's to keep."""
         self.grow(slot + 1, 0)
         return self._slots[slot]
 
-    def read(self, slot: int) -> np.ndarray:
-        """What a slot holds, between passes; not the caller's to keep."""
-        return self.memory(slot)
-
     def write(self, slot: int, data: np.ndarray) -> None:
-        self.memory(slot)[:] = data
+        self.read(slot)[:] = data
 
     def walk(self, steps: Steps) -> "kernels.Walk":
         return kernels.Walk(

@@ -21,13 +21,14 @@ from pyllama.errors import BudgetError, RequestError
 class Numbers:
     """Things that are held by their numbers, by several at a time perhaps, and free again when nobody does.
 
+    of, what  in words: whose they are, what they are
     limit    there are to be at most so many, or None
     enough   what is more than that, nobody needs to keep; None: the limit
     reclaim  asked for one when none is left; False: it has none to give
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, of: str = "states") -> None:
+        self._what, self._of = what, of
         self._holders: list[int] = []
         self._free: list[int] = []
         self.limit: int | None = None
@@ -52,7 +53,7 @@ class Numbers:
         """One that nobody holds; its taker does. Raises BudgetError where there is none."""
         while not self._free and self.limit is not None and len(self._holders) >= self.limit:
             if not self.reclaim():
-                raise BudgetError(f"states: all of the {self.limit} {self._what} are in use")
+                raise BudgetError(f"{self._of}: all of the {self.limit} {self._what} are in use")
         if self._free:
             number = self._free.pop()
         else:

@@ -26,12 +26,13 @@ class Weights(Protocol):
     def blocks(self, name: str) -> Iterable[tuple[int, "_kernels.Matrix"]]:
         """(first row, block) covering the matrix's rows, ascending; each valid until the next is asked for.
 
-        A pass asks for every matrix once, in execution order.
+        A pass asks for every matrix once, in execution order. One that wants no logits ends before the head: the next
+        one begins anew, and what was read ahead of the head is lost, which is less than the head is.
         """
         ...
 
     def resident(self, *names: str) -> "_kernels.Blocks | None":
-        """These matrices, a stack each, instead of the blocks of each: once the whole model is in memory.
+        """These matrices, a stack each, instead of the blocks of each: once all but experts' ones are in memory.
 
         That may become so between two passes, never within one, and stays so.
         """

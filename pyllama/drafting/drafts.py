@@ -85,8 +85,8 @@ class Drafts:
         return self.drafter.loaded if self.drafter else self._gone
 
     @property
-    def pace(self) -> Pace:
-        return self._pace
+    def _drafters(self) -> list[Drafter]:
+        return [self.drafter, self._lookup] if self.drafter else [self._lookup]
 
     # --- before a pass ---
 
@@ -102,7 +102,7 @@ class Drafts:
                 self._trees(self.drafter, tasks, Wanted(1, chain=True), on_layer)
                 self.draft_s += time.perf_counter() - start
             return trees
-        for drafter in [d for d in (self.drafter, self._lookup) if d is not None]:
+        for drafter in self._drafters:
             if not self._account(drafter).open:
                 continue
             more = self._trees(drafter, tasks, wanted, on_layer)
@@ -176,7 +176,7 @@ class Drafts:
             self._book(seconds + self._draft_s, steps / max(1, len(before)))
 
     def _book(self, seconds: float, passes: float) -> None:
-        for drafter in [d for d in (self.drafter, self._lookup) if d is not None]:
+        for drafter in self._drafters:
             account = self._account(drafter)
             if drafter in self._asked[:1]:  # the first one is whose time it was
                 share = self._without if drafter is self.drafter else 1.0
@@ -201,14 +201,12 @@ class Drafts:
             self._on_drop()
 
     def forget(self, task: Task) -> None:
-        for drafter in (self.drafter, self._lookup):
-            if drafter is not None:
-                drafter.forget(task)
+        for drafter in self._drafters:
+            drafter.forget(task)
 
     def close(self) -> None:
-        if self.drafter is not None:
-            self.drafter.close()
-        self._lookup.close()
+        for drafter in self._drafters:
+            drafter.close()
 
 
 def _shared_out(trees: list[Tree], room: int) -> list[Tree]:

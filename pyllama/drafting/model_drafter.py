@@ -97,15 +97,11 @@ class ModelDrafter:
             return self._trees(tasks, wanted, on_layer)
         except BudgetError:
             # Its cache is full, of texts of others who wait: what it has of them is computed again.
-            for task in [task for task in self._states if task not in tasks]:
-                self.forget(task)
-            for task in tasks:
-                self.forget(task)
+            self._forget_all()
             try:
                 return self._trees(tasks, wanted, on_layer)
             except BudgetError:
-                for task in tasks:
-                    self.forget(task)
+                self._forget_all()
                 return [Tree() for _ in tasks]
 
     def _trees(self, tasks: Sequence[Task], wanted: Wanted, on_layer: OnLayer | None) -> list[Tree]:
@@ -177,9 +173,12 @@ class ModelDrafter:
             state.close_branches()
             state.sequence.close()
 
-    def close(self) -> None:
+    def _forget_all(self) -> None:
         for task in list(self._states):
             self.forget(task)
+
+    def close(self) -> None:
+        self._forget_all()
         self._close()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllama.checkpoint import Checkpoint, open_checkpoint
+from pyllama.checkpoint.outline import Described
 from pyllama.decoder.exclusive import ExclusiveDecoder
 from pyllama.drafting import AUTO, LOOKUP, SELF
 from pyllama.drafting.copies import copy_of
@@ -91,30 +92,30 @@ def _named(draft: str, checkpoint: Checkpoint, tokenizer: Any) -> tuple[Drafter,
                 f"draft: {checkpoint.path.name} has no copy that could draft for it; make one, once:"
                 f" pyllama quantize {name} --draft --calibration TEXT"
             )
-        return _drafter(checkpoint, copy.name, copy), copy
+        return drafter_of(checkpoint, copy.name, copy), copy
     path = resolve(draft)
     with open_checkpoint(path) as other:
         theirs = load_tokenizer(other)
         if "none" in (theirs.kind, tokenizer.kind):
             raise UnsupportedError(f"draft: {draft} cannot be compared: a tokenizer is missing, in it or in the model")
         check_same(tokenizer, theirs, draft)
-    return _drafter(checkpoint, Path(draft).name if os.sep in draft else draft, path), path
+    return drafter_of(checkpoint, Path(draft).name if os.sep in draft else draft, path), path
 
 
 def _candidates(checkpoint: Checkpoint, tokenizer: Any) -> Iterator[tuple[Drafter, Path | None]]:
     """Of `auto`, in order: the first that pays is taken."""
     for name, path in siblings(checkpoint, tokenizer):
-        yield _drafter(checkpoint, name, path), path
+        yield drafter_of(checkpoint, name, path), path
     copy = copy_of(checkpoint.path)
     if copy is not None:
-        yield _drafter(checkpoint, copy.name, copy), copy
+        yield drafter_of(checkpoint, copy.name, copy), copy
     yield Drafter("lookup", "look-up"), None
 
 
-def _drafter(checkpoint: Checkpoint, name: str, path: Path) -> Drafter:
-    """With headers alone: the file is open no longer than that takes."""
+def drafter_of(model: Described, name: str, path: Path) -> Drafter:
+    """What lies at a path, as a drafter for a model. With headers alone: it is open no longer than that takes."""
     with open_checkpoint(path) as other:
-        return Drafter(kind_of(checkpoint, other), name, other)
+        return Drafter(kind_of(model, other), name, other)
 
 
 def open_drafter(meant: Meant, *, context_length: int) -> ModelDrafter | None:
@@ -134,7 +135,7 @@ def open_drafter(meant: Meant, *, context_length: int) -> ModelDrafter | None:
             max_pass_tokens=DRAFTER_PASS_TOKENS,
             rope_interleaved=checkpoint.rope_interleaved,
         )
-        decoder.cache.limit((division.cache + division.branches) // decoder.cache.page_nbytes)
+        decoder.cache.pages.limit = (division.cache + division.branches) // decoder.cache.page_nbytes
         if decoder.cache.states is not None:
             decoder.cache.states.slots.limit = division.state_slots
 

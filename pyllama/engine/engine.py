@@ -127,7 +127,7 @@ class Engine:
         self._drafting = model.drafting
         self._cache = cache = model.decoder.cache
         self._max_pages = _max_pages(model, max_running, kv_nbytes)
-        cache.limit(self._max_pages)
+        cache.pages.limit = self._max_pages
         store, self._small_states = None, False
         if session_dir is not None:
             boards = [(host.place, host.share) for host in getattr(model.decoder, "hosts", ())]
@@ -244,9 +244,9 @@ class Engine:
             proposed_tokens=self._proposed_tokens,
             accepted_tokens=self._accepted_tokens,
             preemptions=scheduler.preemptions,
-            pages_used=cache.pages_used,
+            pages_used=cache.pages.used,
             pages_kept=self._prefix_cache.pages,
-            pages_allocated=cache.nbytes // cache.page_nbytes,
+            pages_allocated=len(cache.pages),
             max_pages=self._max_pages,
             page_nbytes=cache.page_nbytes,
         )

@@ -110,7 +110,7 @@ class PrefixCache:
         return sum(self._held_here_alone(node) for node in self._kept)
 
     def _held_here_alone(self, node: _Node) -> bool:
-        return node.page is not None and self._cache.holders(node.page) == 1
+        return node.page is not None and self._cache.pages.holders(node.page) == 1
 
     def begin(self, sequence: Sequence, ids: Tokens[int]) -> int:
         """Let an empty sequence hold the positions known for the beginning of ids; their number.
@@ -130,7 +130,7 @@ class PrefixCache:
                 page = self._load(node) if common else None
                 if page is None:
                     break
-                self._cache.hold(page)  # loading the next one may evict
+                self._cache.pages.hold(page)  # loading the next one may evict
                 pages.append(page)
                 path.append(node)
                 length += common
@@ -142,7 +142,7 @@ class PrefixCache:
             sequence.adopt(pages if length else [], length, state)
         finally:
             for page in pages:
-                self._cache.give_back(page)
+                self._cache.pages.give_back(page)
         self._use(path)
         return length
 
@@ -196,17 +196,17 @@ class PrefixCache:
         if self._store is None or not self._store.load(node.stored, data):
             self._drop(node)
             return None
-        page = self._cache.take()
+        page = self._cache.pages.take()
         try:
             self._cache.write(page, data)
             self._hold(node, page)
         finally:
-            self._cache.give_back(page)  # taking it made us a holder once already
+            self._cache.pages.give_back(page)  # taking it made us a holder once already
         return page
 
     def _hold(self, node: _Node, page: int) -> None:
         node.page = page
-        self._cache.hold(page)
+        self._cache.pages.hold(page)
         self._kept[node] = None
         if node.stored is None:
             self._unsaved.add(node)
@@ -216,7 +216,7 @@ class PrefixCache:
         for at in list(node.states):
             self._drop_state(node, at)
         if page is not None:
-            self._cache.give_back(page)
+            self._cache.pages.give_back(page)
             del self._kept[node]
             self._unsaved.discard(node)
 
@@ -263,8 +263,7 @@ class PrefixCache:
 
     def free(self) -> int | None:
         """Pages that the KV cache can hand out without evicting any; None: as many as there is memory for."""
-        limit = self._cache.max_pages
-        return None if limit is None else limit - self._cache.pages_used
+        return self._cache.pages.spare
 
     def has_room(self, pages: int = 1) -> bool:
         """Whether the KV cache can hand out this many pages without evicting any."""

@@ -113,19 +113,26 @@ def enough_for(nbytes: int) -> str:
         return ""
     taken = tight.nbytes - tight.room - resident_nbytes()  # by others in the group
     least = max(nbytes + max(taken, 0) + GROUP_MARGIN, (nbytes + max(taken, 0)) * 16 // 15 + 1)
-    return f" (the control group has {_mb(tight.nbytes)} MB: give it {BudgetError.enough_mb(least)} MB)"
+    return f" (the control group has {mb(tight.nbytes)} MB: give it {BudgetError.enough_mb(least)} MB)"
 
 
-def warn_if_beyond(nbytes: int) -> None:
-    """A BudgetWarning if a budget is more than there is."""
+def budget_of(memory: str | int | None) -> int:
+    """Bytes that a process may take where somebody says so, or nobody does (None): as parse_size(), default_budget().
+
+    Warns (BudgetWarning) of what is more than there is.
+    """
+    if memory is None:
+        return default_budget()
+    nbytes = parse_size(memory)
     tight = min(limits(), key=lambda limit: limit.nbytes)
     if nbytes > tight.nbytes:
         warnings.warn(
-            f"memory: {_mb(nbytes)} MB is more than {tight.name} has, {_mb(tight.nbytes)} MB; the kernel may end this "
+            f"memory: {mb(nbytes)} MB is more than {tight.name} has, {mb(tight.nbytes)} MB; the kernel may end this "
             "process when it takes them",
             BudgetWarning,
             stacklevel=3,
         )
+    return nbytes
 
 
 class BudgetWarning(UserWarning):
@@ -167,5 +174,6 @@ def _own_limits(root: Path) -> list[Limit]:
     return found
 
 
-def _mb(nbytes: int) -> int:
+def mb(nbytes: int) -> int:
+    """Megabytes of 1,000,000, rounded up."""
     return -(-nbytes // 1_000_000)

@@ -1,10 +1,11 @@
 """A file -> the rate it can be read at, the way weights are read: direct, in blocks of 4 MB, into huge pages."""
 
 import os
+import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pyllama.checkpoint.files import SECTOR, drop_cache
-from pyllama.errors import PyllamaError, RequestError, reason_of
+from pyllama.errors import RequestError, reason_of
 from pyllama.streaming.blocks import Span
 from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.memory import huge_empty
@@ -43,40 +44,23 @@ def read_rate(path: Path, *, in_flight: int = 3, seconds: float = 4.0, block: in
     if size < SECTOR:
         raise RequestError(f"{path}: {path.stat().st_size} bytes, expected a file of {LEAST_NBYTES >> 20} MB or more")
     drop_cache(path)
-    file = DirectFile(path)
     memory = huge_empty(in_flight * block)
-    offsets = iter(range(0, size - block + 1, block))
-    lock = threading.Lock()
-    done = [0]
-    errors: list[PyllamaError] = []
-    started = time.perf_counter()
+    offsets = iter(range(0, size - block + 1, block))  # of all threads: each takes the next
 
-    def read(slot: int) -> None:
-        try:
-            while not errors:
-                with lock:
-                    offset = next(offsets, None)
-                if offset is None:
-                    return
-                file.read(Span(path, offset, block), memory[slot * block : (slot + 1) * block])
-                with lock:
-                    done[0] += block
-                if time.perf_counter() - started >= seconds:
-                    return
-        except PyllamaError as error:
-            errors.append(error)
+    def read(slot: int) -> int:
+        nbytes = 0
+        for offset in offsets:
+            file.read(Span(path, offset, block), memory[slot * block : (slot + 1) * block])
+            nbytes += block
+            if time.perf_counter() - started >= seconds:
+                break
+        return nbytes
 
-    threads = [threading.Thread(target=read, args=(slot,), daemon=True) for slot in range(in_flight)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    taken = time.perf_counter() - started
-    direct = file.direct
-    file.close()
-    if errors:
-        raise errors[0]
-    return Reading(done[0] / 1e9 / taken, done[0], taken, direct)
+    with DirectFile(path) as file, ThreadPoolExecutor(in_flight) as threads:
+        started = time.perf_counter()
+        nbytes = sum(threads.map(read, range(in_flight)))
+        taken = time.perf_counter() - started
+        return Reading(nbytes / 1e9 / taken, nbytes, taken, file.direct)
 
 
 @contextmanager
@@ -108,8 +92,7 @@ def temporary_file(folder: Path, nbytes: int, advance: Callable[[int], None] = l
 
 
 def _check_space(folder: Path, nbytes: int) -> None:
-    status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
+    free = shutil.disk_usage(folder).free
     if free < nbytes + (64 << 20):
         raise RequestError(
             f"{folder}: {free // 1_000_000} MB free, expected {nbytes // 1_000_000} to measure the disk; "
@@ -117,17 +100,21 @@ def _check_space(folder: Path, nbytes: int) -> None:
         )
 
 
-def largest_file(folders: list[Path], least: int | None = None) -> Path | None:
+def largest_file(folders: Iterable[Path]) -> Path | None:
     """The largest model file that lies in these folders, if one is large enough to measure with."""
-    best, most = None, (LEAST_NBYTES if least is None else least) - 1
-    for folder in folders:
-        for at, _, names in os.walk(folder, onerror=lambda error: None):
-            for name in names:
-                path = Path(at, name)
-                try:
-                    size = path.stat().st_size if not path.is_symlink() else 0
-                except OSError:
-                    continue
-                if size > most and os.access(path, os.R_OK):
-                    best, most = path, size
+    walks = (walk for folder in folders for walk in os.walk(folder))
+    paths = (Path(at, name) for at, _, names in walks for name in names)
+    return largest(path for path in paths if not os.path.islink(path))
+
+
+def largest(paths: Iterable[Path]) -> Path | None:
+    """The largest of these files, if one that can be read is large enough to measure with."""
+    best, most = None, LEAST_NBYTES - 1
+    for path in paths:
+        try:
+            size = path.stat().st_size
+        except OSError:
+            continue
+        if size > most and os.access(path, os.R_OK):
+            best, most = path, size
     return best

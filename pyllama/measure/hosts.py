@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from pyllama.measure.model import CONTEXT, decoded, time_decode, time_model
+from pyllama.measure.model import CONTEXT, decoded, random_ids, time_decode, time_model
 
 COUNTED = ("bytes_read", "waited_s", "gather_s", "sent", "messages")
 
@@ -28,12 +26,8 @@ def measure(
     say("starting the boards")
     options: dict[str, Any] = {"memory": memory, "threads": threads, "interface": interface}
     with pyllama.load(model, hosts=hosts, context_length=CONTEXT, draft="off", **options) as loaded:
-        random = np.random.default_rng(1)
         decoder: Any = loaded.decoder
-
-        def ids(count: int) -> list[int]:
-            return random.integers(0, loaded.config.vocab_size, count).tolist()
-
+        ids = random_ids(loaded.config.vocab_size)
         found: dict[str, Any] = {"model": str(model)}
         found |= time_model(loaded, ids, say, prompts=prompts, most_s=most_s)
         before = [dict(report) for report in decoder.reports]

@@ -3,21 +3,23 @@
 import os
 import platform
 import re
+from collections import Counter
 from typing import Any
 
 from pyllama.measure.tree import Tree
 
-#: Arm's own cores by implementer and part number (MIDR_EL1); what boards use.
+ARM = 0x41
+#: Arm's own cores by part number (MIDR_EL1); what boards use.
 PARTS = {
-    (0x41, 0xD03): "Cortex-A53", (0x41, 0xD04): "Cortex-A35", (0x41, 0xD05): "Cortex-A55",
-    (0x41, 0xD07): "Cortex-A57", (0x41, 0xD08): "Cortex-A72", (0x41, 0xD09): "Cortex-A73",
-    (0x41, 0xD0A): "Cortex-A75", (0x41, 0xD0B): "Cortex-A76", (0x41, 0xD0C): "Neoverse-N1",
-    (0x41, 0xD0D): "Cortex-A77", (0x41, 0xD40): "Neoverse-V1", (0x41, 0xD41): "Cortex-A78",
-    (0x41, 0xD44): "Cortex-X1", (0x41, 0xD46): "Cortex-A510", (0x41, 0xD47): "Cortex-A710",
-    (0x41, 0xD48): "Cortex-X2", (0x41, 0xD49): "Neoverse-N2", (0x41, 0xD4B): "Cortex-A78C",
-    (0x41, 0xD4D): "Cortex-A715", (0x41, 0xD4E): "Cortex-X3", (0x41, 0xD4F): "Neoverse-V2",
-    (0x41, 0xD80): "Cortex-A520", (0x41, 0xD81): "Cortex-A720", (0x41, 0xD82): "Cortex-X4",
-    (0x41, 0xD87): "Cortex-A725",
+    0xD03: "Cortex-A53", 0xD04: "Cortex-A35", 0xD05: "Cortex-A55",
+    0xD07: "Cortex-A57", 0xD08: "Cortex-A72", 0xD09: "Cortex-A73",
+    0xD0A: "Cortex-A75", 0xD0B: "Cortex-A76", 0xD0C: "Neoverse-N1",
+    0xD0D: "Cortex-A77", 0xD40: "Neoverse-V1", 0xD41: "Cortex-A78",
+    0xD44: "Cortex-X1", 0xD46: "Cortex-A510", 0xD47: "Cortex-A710",
+    0xD48: "Cortex-X2", 0xD49: "Neoverse-N2", 0xD4B: "Cortex-A78C",
+    0xD4D: "Cortex-A715", 0xD4E: "Cortex-X3", 0xD4F: "Neoverse-V2",
+    0xD80: "Cortex-A520", 0xD81: "Cortex-A720", 0xD82: "Cortex-X4",
+    0xD87: "Cortex-A725",
 }  # fmt: skip
 
 
@@ -59,17 +61,19 @@ def cpu(tree: Tree) -> str:
     """ "4 x Cortex-A76 + 4 x Cortex-A55", or what a PC's processor calls itself."""
     cpuinfo = tree.read("proc/cpuinfo")
     name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    implementers = re.findall(r"^CPU implementer\s*:\s*(0x[0-9a-fA-F]+)", cpuinfo, re.MULTILINE)
-    parts = re.findall(r"^CPU part\s*:\s*(0x[0-9a-fA-F]+)", cpuinfo, re.MULTILINE)
+    implementers, parts = (
+        re.findall(rf"^CPU {field}\s*:\s*(0x[0-9a-fA-F]+)", cpuinfo, re.MULTILINE) for field in ("implementer", "part")
+    )
     if not parts or len(parts) != len(implementers):
         return name[1].strip() if name else platform.machine()
-    counts: dict[str, int] = {}
-    for implementer, part in zip(implementers, parts, strict=True):
-        key = (int(implementer, 16), int(part, 16))
-        core = PARTS.get(key, f"core {implementer}/{part}")
-        counts[core] = counts.get(core, 0) + 1
+    counts = Counter(map(_core, implementers, parts))
     # The faster cores have the larger numbers within a family: first.
     return " + ".join(f"{count} x {core}" for core, count in sorted(counts.items(), key=_size, reverse=True))
+
+
+def _core(implementer: str, part: str) -> str:
+    known = PARTS if int(implementer, 16) == ARM else {}
+    return known.get(int(part, 16), f"core {implementer}/{part}")
 
 
 def _size(item: tuple[str, int]) -> int:

@@ -21,6 +21,12 @@ from pyllama.planning.time import enough
 CONTEXT = 1024
 
 
+def random_ids(vocab_size: int) -> Callable[[int], list[int]]:
+    """Gives so many token ids, the same ones in every run."""
+    random = np.random.default_rng(1)
+    return lambda count: random.integers(0, vocab_size, count).tolist()
+
+
 def time_prefill(model, ids: list[int]) -> float:
     """Seconds from token ids to the logits of the last."""
     with model.new_sequence() as sequence:
@@ -146,11 +152,7 @@ def measure(
             weights = model.decoder.weights
             watch.bytes_read = lambda: weights.bytes_read
             load_s = time.perf_counter() - started
-            random = np.random.default_rng(1)
-
-            def ids(count: int) -> list[int]:
-                return random.integers(0, model.config.vocab_size, count).tolist()
-
+            ids = random_ids(model.config.vocab_size)
             timed = time_model(model, ids, watch.mark, prompts=prompts, most_s=most_s, read=lambda: weights.bytes_read)
             assert model.plan is not None  # load() makes one
             result: dict[str, Any] = {

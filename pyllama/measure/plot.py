@@ -1,6 +1,7 @@
 """Memory and disk over time -> an SVG: resident set beside its budget, disk rate beside its ceiling, tokens marked."""
 
 import math
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
@@ -25,7 +26,7 @@ def plot(runs: list[dict[str, Any]], title: str, disk_gb_s: float) -> str:
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
-def _run(run: dict[str, Any], top: float, disk_gb_s: float) -> list[str]:
+def _run(run: dict[str, Any], top: float, disk_gb_s: float) -> Iterator[str]:
     series = run["series"]
     times, end = series["time_s"], max(series["time_s"][-1], 1e-3)
 
@@ -34,14 +35,13 @@ def _run(run: dict[str, Any], top: float, disk_gb_s: float) -> list[str]:
 
     resident = [(t, nbytes / 1e6) for t, nbytes in zip(times, series["rss_bytes"], strict=True)]
     rates = rate_steps(times, series["bytes_read"], end)
-    shows_budget = run["streamed_nbytes"] > 0
-    memory_lines = [(run["budget"] / 1e6, "budget")] if shows_budget else []
-    disk_lines = [(disk_gb_s * 1e3, "plain reads, 3 in flight")]
-    label = f"{run['model']}, {run['kind']}: resident set, MB"
-    out = [*_tokens(series["events"], x, top, 2 * PANEL + GAP)]
-    out += _panel(label, resident, memory_lines, MEMORY, top, x, end)
+    budget = [(run["budget"] / 1e6, "budget")] if run["streamed_nbytes"] else []
+    ceiling = [(disk_gb_s * 1e3, "plain reads, 3 in flight")]
     below = top + PANEL + GAP
-    return out + _panel("read from disk, MB/s", rates, disk_lines, DISK, below, x, end, unit="seconds")
+    yield from _tokens(series["events"], x, top, 2 * PANEL + GAP)
+    yield from _panel(f"{run['model']}, {run['kind']}: resident set, MB", resident, budget, MEMORY, top, x, end)
+    yield from _panel("read from disk, MB/s", rates, ceiling, DISK, below, x, end)
+    yield f'<text x="{WIDTH - RIGHT}" y="{below + PANEL + 36}" text-anchor="end">seconds</text>'
 
 
 def rate_steps(times: list[float], read: list[int], end: float, steps: int = 240) -> list[tuple[float, float]]:
@@ -60,7 +60,7 @@ def rate_steps(times: list[float], read: list[int], end: float, steps: int = 240
     return out
 
 
-def _panel(label, points, lines, color, top, x, end, unit="") -> list[str]:
+def _panel(label, points, lines, color, top, x, end) -> Iterator[str]:
     most = max([value for _, value in points] + [value for value, _ in lines] + [1e-9])
     ticks = nice_ticks(most)
     most = ticks[-1]
@@ -69,46 +69,41 @@ def _panel(label, points, lines, color, top, x, end, unit="") -> list[str]:
         return top + PANEL * (1 - min(value, most) / most)
 
     right = WIDTH - RIGHT
-    out = [f'<text x="{LEFT}" y="{top - 10}">{escape(label)}</text>']
+    yield f'<text x="{LEFT}" y="{top - 10}">{escape(label)}</text>'
     for tick in ticks:
-        out.append(f'<line x1="{LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="{FAINT}"/>')
-        out.append(f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        yield f'<line x1="{LEFT}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="{FAINT}"/>'
+        yield f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
     for tick in nice_ticks(end):
         if tick <= end:
-            out.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top + PANEL}" y2="{top + PANEL + 4}" '
-                       f'stroke="{INK}"/>')  # fmt: skip
-            out.append(f'<text x="{x(tick):.1f}" y="{top + PANEL + 18}" text-anchor="middle">{tick:g}</text>')
+            yield (f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top + PANEL}" y2="{top + PANEL + 4}" '
+                   f'stroke="{INK}"/>')  # fmt: skip
+            yield f'<text x="{x(tick):.1f}" y="{top + PANEL + 18}" text-anchor="middle">{tick:g}</text>'
     for value, name in lines:
-        out.append(f'<line x1="{LEFT}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="{INK}" '
-                   f'stroke-dasharray="5 4"/>')  # fmt: skip
-        out.append(f'<text x="{right}" y="{y(value) - 5:.1f}" text-anchor="end">{escape(name)}</text>')
+        yield (f'<line x1="{LEFT}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="{INK}" '
+               f'stroke-dasharray="5 4"/>')  # fmt: skip
+        yield f'<text x="{right}" y="{y(value) - 5:.1f}" text-anchor="end">{escape(name)}</text>'
     path = " ".join(f"{x(t):.1f},{y(value):.1f}" for t, value in points)
-    out.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>')
-    if unit:
-        out.append(f'<text x="{right}" y="{top + PANEL + 36}" text-anchor="end">{unit}</text>')
-    return out
+    yield f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>'
 
 
-def _tokens(events, x, top: float, height: float) -> list[str]:
+def _tokens(events, x, top: float, height: float) -> Iterator[str]:
     """A faint line down both panels where a token came, a named one where something else began."""
-    out = []
     ends = [-1e9, -1e9]  # of the names in the two rows between the panels
     for seconds, what in events:
         at = x(seconds)
         if what == "token":
-            out.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{top + height}" stroke="{TOKEN}" '
-                       f'stroke-opacity="0.35"/>')  # fmt: skip
+            yield (f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{top + height}" stroke="{TOKEN}" '
+                   f'stroke-opacity="0.35"/>')  # fmt: skip
             continue
-        out.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{top + height}" stroke="{INK}" '
-                   f'stroke-opacity="0.5" stroke-dasharray="2 3"/>')  # fmt: skip
+        yield (f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{top + height}" stroke="{INK}" '
+               f'stroke-opacity="0.5" stroke-dasharray="2 3"/>')  # fmt: skip
         row = 0 if at >= ends[0] else 1
         if at >= ends[row]:
             low = top + PANEL + 34 + 13 * row
             width = 6.5 * len(what) + 6
             place = f'x="{at + 3:.1f}"' if at + width < WIDTH - RIGHT else f'x="{at - 3:.1f}" text-anchor="end"'
-            out.append(f'<text {place} y="{low}" font-size="11">{escape(what)}</text>')
+            yield f'<text {place} y="{low}" font-size="11">{escape(what)}</text>'
             ends[row] = at + width
-    return out
 
 
 def nice_ticks(most: float, about: int = 4) -> list[float]:

@@ -1,6 +1,7 @@
 """This machine's rates in a few seconds, for a prediction: disk, memory, products, each with its source."""
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from pyllama.errors import PyllamaError
@@ -10,6 +11,7 @@ from pyllama.machine.threads import default_threads
 from pyllama.measure import disk
 from pyllama.measure.ceilings import Ceilings, buffer_nbytes
 from pyllama.measure.kernels import quick
+from pyllama.measure.report_lines import threads_text
 from pyllama.measure.storage import storage
 from pyllama.planning.time import Rates
 
@@ -36,46 +38,33 @@ def measure(
                  model in the cache, else a temporary file of `nbytes` there
     """
     threads = default_threads()  # as a model would be loaded with
-    source = {}
+    source = dict.fromkeys(("disk", "dram"), "as given")
     if disk_gb_s is None:
         disk_gb_s, source["disk"] = _disk(model_files or [], seconds, nbytes)
-    else:
-        source["disk"] = "as given"
     if dram_gb_s is None:
         ceilings = Ceilings(buffer_nbytes(nbytes))
         dram_gb_s = ceilings.read_gb_s(threads, passes=7)
-        source["dram"] = f"measured, {_threads(threads)} over {ceilings.buffer.nbytes >> 20} MB"
+        source["dram"] = f"measured, {threads_text(threads)} over {ceilings.buffer.nbytes >> 20} MB"
         del ceilings
-    else:
-        source["dram"] = "as given"
     compute, whole, pack = quick(threads, min(nbytes, 32 << 20, max(1 << 20, available_nbytes() // 8)), seconds / 8)
-    source["compute"] = f"measured, {_threads(threads)}, products of 64 tokens; packing {pack:.1f} GB/s"
+    source["compute"] = f"measured, {threads_text(threads)}, products of 64 tokens; packing {pack:.1f} GB/s"
     return Rates(disk_gb_s, dram_gb_s, compute, pack, source, whole)
 
 
 def _disk(model_files: list[Path], seconds: float, nbytes: int) -> tuple[float, str]:
-    existing = [path for path in model_files if path.is_file() and path.stat().st_size >= disk.LEAST_NBYTES]
-    largest = max(existing, key=lambda path: path.stat().st_size, default=None)
-    what = "the model's largest file"
+    largest, what = disk.largest(model_files), "the model's largest file"
     if largest is None:
         largest, what = disk.largest_file(cache_folders()), "the largest file in the model cache"
-    if largest is not None:
+    with ExitStack() as made:
+        if largest is None:
+            what = f"a temporary file of {nbytes >> 20} MB where models are kept"
+            largest = made.enter_context(disk.temporary_file(nearest(cache_folders()[0]), nbytes))
         reading = disk.read_rate(largest, seconds=seconds)
         where = storage(largest)
-    else:
-        folder = nearest(cache_folders()[0])
-        what = f"a temporary file of {nbytes >> 20} MB where models are kept"
-        with disk.temporary_file(folder, nbytes) as path:
-            reading = disk.read_rate(path, seconds=seconds)
-            where = storage(path)
     if not reading.gb_s:
         raise PyllamaError("disk: nothing was read in the time given, expected a block; give --disk RATE")
     how = "" if reading.direct else ", without O_DIRECT"
     return reading.gb_s, f"measured on {what}, {reading.nbytes / 1e6:.0f} MB{how}; {where}"
-
-
-def _threads(n: int) -> str:
-    return "1 thread" if n == 1 else f"{n} threads"
 
 
 def nearest(folder: Path) -> Path:

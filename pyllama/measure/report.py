@@ -7,6 +7,7 @@ report_lines.py, the plot by plot.py.
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,14 @@ def measure(
     others = Others()
 
     say("memory and arithmetic")
-    before = _ceilings(threads, buffer_nbytes, spin_rounds, one_too=True)
+    ceilings = Ceilings(buffer_nbytes)
+    before = {n: ceilings.measure(n, rounds=spin_rounds) for n in dict.fromkeys((1, threads))}
+    read_nbytes = ceilings.buffer.nbytes
+    del ceilings
     say("disk")
     report["disk"], lies_on = _disk(file, files, file_nbytes, seconds, say)
     say("kernels")
-    nbytes = min(before["buffer_nbytes"], available_nbytes() // 6)  # in three layouts at once
+    nbytes = min(read_nbytes, available_nbytes() // 6)  # in three layouts at once
     report["kernels"] = kernels.measure(threads, nbytes, positions=positions, seconds=min(0.3, seconds / 8))
     report["models"] = []
     if path is not None:
@@ -96,8 +100,10 @@ def measure(
             options = {"threads": threads, "text": text, "tokens": drafted_tokens, "most_s": most_s}
             report["drafting"] = _drafting(path, draft, memory, report["models"], options, say)
     say("memory and arithmetic, again")
-    after = _ceilings(threads, buffer_nbytes, spin_rounds, one_too=False)
-    report["ceilings"] = _between(before, after)
+    after = Ceilings(buffer_nbytes).measure(threads, rounds=spin_rounds)
+    # On all threads the mean of before and after: a machine that warms up meets the figures in between.
+    before[threads] = {name: (rate + after[name]) / 2 for name, rate in before[threads].items()}
+    report["ceilings"] = {"buffer_nbytes": read_nbytes} | {str(n): rates for n, rates in before.items()}
     states.append(condition())
     report["others"] = others.share()
     report["condition"] = {"before": states[0], "after": states[1]}
@@ -106,34 +112,13 @@ def measure(
     return report
 
 
-def _ceilings(threads: int, nbytes: int | None, rounds: int, one_too: bool) -> dict[str, Any]:
-    ceilings = Ceilings(nbytes)
-    found: dict[str, Any] = {"buffer_nbytes": ceilings.buffer.nbytes}
-    if one_too:
-        found["1"] = ceilings.measure(1, rounds=rounds)
-    found[str(threads)] = ceilings.measure(threads, rounds=rounds)
-    _kernels.set_num_threads(threads)
-    return found
-
-
-def _between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """On all threads the mean of before and after: a machine that warms up meets the figures in between."""
-    out = dict(before)
-    for key, rates in after.items():
-        if isinstance(rates, dict):
-            out[key] = {name: (before[key][name] + rate) / 2 for name, rate in rates.items()}
-    return out
-
-
 def _disk(
     file: Path | None, model_files: list[Path], file_nbytes: int, seconds: float, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], Any]:
     """One and three reads in flight, of a given file, of the model's largest, or of one made for it."""
     if file is not None and not file.is_file():
         raise RequestError(f"--file: {file} is no file")
-    largest = max(model_files, key=lambda path: path.stat().st_size, default=None)
-    if file is None and largest is not None and largest.stat().st_size >= disk.LEAST_NBYTES:
-        file = largest
+    file = file or disk.largest(model_files)
     if file is not None:
         return _read(file, seconds, f"{file.stat().st_size / 1e6:.0f} MB of an existing file")
     written = [0]
@@ -151,33 +136,35 @@ def _read(path: Path, seconds: float, what: str) -> tuple[dict[str, Any], Any]:
     one = disk.read_rate(path, in_flight=1, seconds=seconds)
     three = disk.read_rate(path, in_flight=3, seconds=seconds)
     where = storage(path)
-    found = {"file": what, "direct": three.direct, "storage": where.as_dict(), "described": str(where),
+    found = {"file": what, "direct": three.direct, "storage": asdict(where), "described": str(where),
              "read_gb_s": {"1": one.gb_s, "3": three.gb_s}}  # fmt: skip
     return found, where
 
 
 def _models(path: Path, memory: int | None, options: dict[str, Any], say: Callable[[str], None]) -> list[dict]:
-    """The resident run, if memory allows one, and the streamed run."""
-    about = {"model": path.name} | _costs(path)
-    found = []
-    for kind, budget in (("resident", _to_keep_all(path)), ("streamed", memory if memory else {"keep": KEPT})):
-        if isinstance(budget, str):
-            found.append({"kind": kind, "skipped": budget})
-            continue
+    """The resident run, if memory allows one, and the streamed run; of each what it gave, or why it was "skipped"."""
+
+    def run(kind: str, budget: dict[str, Any]) -> dict[str, Any]:
+        if "skipped" in budget:
+            return budget
         say(f"{path.name}, {kind}")
-        budget = budget if isinstance(budget, dict) else {"memory": budget}
         try:
-            run = run_apart("model", path, **budget, **options)
+            found = run_apart("model", path, **budget, **options)
         except PyllamaError as error:
             if "keep" not in budget:
                 raise
-            found.append({"kind": kind, "skipped": str(error).removeprefix("bench: ")})
-            continue
-        if kind == "streamed" and not run["streamed_nbytes"]:
-            found.append({"kind": kind, "skipped": "all of the model fits the budget"})
-        else:
-            found.append({"kind": kind} | about | run)
-    return found
+            return {"skipped": str(error).removeprefix("bench: ")}
+        if kind == "streamed" and not found["streamed_nbytes"]:
+            return {"skipped": "all of the model fits the budget"}
+        with open_checkpoint(path) as checkpoint:
+            costs = {
+                "decode_nbytes": work.decode_nbytes(checkpoint),
+                "prefill_flop": {str(n): work.prefill_flop(checkpoint, n) for n in (64, 512)},
+            }
+        return {"model": path.name} | costs | found
+
+    budgets = {"resident": _to_keep_all(path), "streamed": {"memory": memory} if memory else {"keep": KEPT}}
+    return [{"kind": kind} | run(kind, budget) for kind, budget in budgets.items()]
 
 
 def _drafting(
@@ -191,31 +178,20 @@ def _drafting(
     if budget is not None and memory is None:
         budget += _DRAFTING_NBYTES
     say(f"{path.name}, drafted")
-
-    def run(**more: Any) -> dict[str, Any]:
-        return run_apart("drafting", path, memory=budget, **more)
-
+    run = partial(run_apart, "drafting", path, memory=budget)
     return {"budget": budget, **drafting.compared(run, draft, **options)}
 
 
-def _to_keep_all(path: Path) -> int | str:
-    """The budget of the resident run, or why there is none."""
+def _to_keep_all(path: Path) -> dict[str, Any]:
+    """The budget of the resident run, or why it is "skipped"."""
     with open_checkpoint(path) as checkpoint:
         context = min(CONTEXT, checkpoint.config.max_position_embeddings)
         # The process that measures is about as large as this one.
         need = enough(checkpoint, context_length=context, interpreter=resident_nbytes()) + SLACK
     available = default_budget()
     if need > available:
-        return f"needs {need / 1e9:.2f} GB, {available / 1e9:.2f} available"
-    return available
-
-
-def _costs(path: Path) -> dict[str, Any]:
-    with open_checkpoint(path) as checkpoint:
-        return {
-            "decode_nbytes": work.decode_nbytes(checkpoint),
-            "prefill_flop": {str(n): work.prefill_flop(checkpoint, n) for n in (64, 512)},
-        }
+        return {"skipped": f"needs {need / 1e9:.2f} GB, {available / 1e9:.2f} available"}
+    return {"memory": available}
 
 
 def _beside(report: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     memory = f", {about['memory_gb']} GB" if about["memory_gb"] else ""
     yield f"{about['board'] or about['cpu']}{memory}{virtual}: pyllama {about['pyllama']}, {report['date']}"
     clusters = f"{about['cpu']}, " if about["board"] else ""
-    yield _line("processor", f"{clusters}{about['isa']}, {_threads(threads)} of {about['cores']}")
+    yield _line("processor", f"{clusters}{about['isa']}, {threads_text(threads)} of {about['cores']}")
     governor = f", governor {about['governor']}" if about["governor"] else ""
     yield _line("system", f"kernel {about['kernel']}, huge pages {about['huge_pages'] or 'unknown'}{governor}")
     yield _line("storage", report["disk"]["described"])
@@ -44,17 +44,15 @@ def _line(name: str, value: str) -> str:
     return f"{name:12} {value}"
 
 
-def _threads(n: int) -> str:
+def threads_text(n: int) -> str:
     return "1 thread" if n == 1 else f"{n} threads"
 
 
 def _condition(states: dict[str, Any]) -> Iterator[str]:
     before, after = states["before"], states["after"]
-    texts = []
-    for name, value in after["temperature_c"].items():
-        texts.append(f"{name} {before['temperature_c'].get(name, value):.0f} to {value:.0f} C")
-    for name, value in after["clock_mhz"].items():
-        texts.append(f"{name} {value} MHz")
+    began = before["temperature_c"]
+    texts = [f"{name} {began.get(name, c):.0f} to {c:.0f} C" for name, c in after["temperature_c"].items()]
+    texts += [f"{name} {mhz} MHz" for name, mhz in after["clock_mhz"].items()]
     if texts:
         yield _line("condition", ", ".join(texts))
     if after["throttled"] is not None:
@@ -68,9 +66,9 @@ def _ceilings(report: dict[str, Any]) -> Iterator[str]:
     one, all_threads = ceilings["1"], ceilings[threads]
     more = threads != "1"
     nbytes = format_nbytes(ceilings["buffer_nbytes"])
-    several = f", {_threads(int(threads))} {all_threads['read_gb_s']:.2f}" if more else ""
+    several = f", {threads_text(int(threads))} {all_threads['read_gb_s']:.2f}" if more else ""
     yield _line("memory read", f"1 thread {one['read_gb_s']:.2f}{several} GB/s, over {nbytes}")
-    several = f", {_threads(int(threads))} {all_threads['peak_gflop_s']:.0f}" if more else ""
+    several = f", {threads_text(int(threads))} {all_threads['peak_gflop_s']:.0f}" if more else ""
     yield _line("peak", f"1 thread {one['peak_gflop_s']:.0f}{several} GFLOP/s, float32 multiply-adds in registers")
     rates, direct = report["disk"]["read_gb_s"], "direct" if report["disk"]["direct"] else "buffered"
     what = f"{direct} reads of 4 MB, {report['disk']['file']}"

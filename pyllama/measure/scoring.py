@@ -12,14 +12,14 @@ from contextlib import ExitStack
 
 from pyllama.checkpoint import Checkpoint, open_checkpoint
 from pyllama.closing import Closing
-from pyllama.errors import BudgetError, RequestError
+from pyllama.errors import RequestError
 from pyllama.hub import resolve
 from pyllama.loading import assemble, check_computing, set_threads
-from pyllama.machine.memory import default_budget, enough_for, parse_size, resident_nbytes, warn_if_beyond
+from pyllama.machine.memory import budget_of, resident_nbytes
 from pyllama.measure.perplexity import Estimate, check_same_tokens, estimates, row_counts, rows_nbytes, text_tokens
 from pyllama.measure.windows import CONTEXT, Windows
 from pyllama.model import Model
-from pyllama.planning.memory import TooSmallError
+from pyllama.planning.memory import TooSmallError, telling_enough
 from pyllama.planning.shares import shares
 from pyllama.tokenizer import load_tokenizer
 
@@ -63,9 +63,7 @@ class Scoring(Closing):
         and RequestError for a text that is too short and for models whose tokens differ.
         """
         check_computing(kv_dtype, threads)
-        budget = default_budget() if memory is None else parse_size(memory)
-        if memory is not None:
-            warn_if_beyond(budget)
+        budget = budget_of(memory)
         with ExitStack() as opened:
             names = [model] if against is None else [model, against]
             checkpoints = [opened.enter_context(open_checkpoint(resolve(name))) for name in names]
@@ -86,10 +84,8 @@ class Scoring(Closing):
                 base = present + rows_nbytes(rows, vocab_size, len(names))
                 return shares(checkpoints, budget, context_length=context, kv_dtype=kv_dtype, base=base)
 
-            try:
+            with telling_enough(memory):
                 self._rows, parts = _most_rows(self.windows, budget // _ROWS_SHARE, vocab_size, len(names), divide)
-            except TooSmallError as error:
-                raise error if memory is not None else BudgetError(f"{error}{enough_for(error.smallest)}") from None
             models = [
                 opened.enter_context(
                     assemble(

@@ -1,9 +1,8 @@
 """A path -> what it lies on: SD card, NVMe and its link, USB and its speed, virtual or rotating disk. From sysfs."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyllama.measure.tree import Tree
 
@@ -29,9 +28,6 @@ class Storage:
     link_max_gt_s: float | None = None
     link_width: int | None = None
     usb_mbit_s: int | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def __str__(self) -> str:
         parts = [self.kind]
@@ -82,6 +78,11 @@ def block_device(name: str, tree: Tree) -> Storage:
     return _device(_disk(device, tree), "", tree) if device else Storage("unknown", name, "")
 
 
+def unescaped(name: str) -> str:
+    """A path as /proc writes it, where spaces and the like are three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)
+
+
 def _mount(path: str, tree: Tree) -> tuple[str, str, str]:
     """major:minor, file system and source of the mount that a path lies in; the last of the longest counts."""
     best = ("", "", "")
@@ -91,7 +92,7 @@ def _mount(path: str, tree: Tree) -> tuple[str, str, str]:
         fields, after = left.split(), right.split()
         if len(fields) < 5 or len(after) < 2:
             continue
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        point = unescaped(fields[4])
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= length:
             best, length = (fields[2], after[0], after[1]), len(point)
@@ -117,9 +118,7 @@ def _device(device: Path, file_system: str, tree: Tree) -> Storage:
     if name.startswith("zram"):
         return Storage("memory", name, file_system)
     if name.startswith("nvme"):
-        link = _ancestor(device, "current_link_speed", tree)
-        if link is None:
-            return Storage("NVMe", name, file_system, model)
+        link = _ancestor(device, "current_link_speed") or device  # where nobody says, the rates stay None
         return Storage(
             "NVMe", name, file_system, model, _gt_s(tree.read(link / "current_link_speed")),
             _gt_s(tree.read(link / "max_link_speed")), tree.number(link / "current_link_width"),
@@ -128,8 +127,8 @@ def _device(device: Path, file_system: str, tree: Tree) -> Storage:
         kind = "eMMC" if tree.read(device / "device/type") == "MMC" else "SD card"
         return Storage(kind, name, file_system, tree.read(device / "device/name"))
     if "/usb" in where:
-        usb = _ancestor(device, "idVendor", tree)
-        return Storage("USB", name, file_system, model, usb_mbit_s=tree.number(usb / "speed") if usb else None)
+        usb = _ancestor(device, "idVendor") or device
+        return Storage("USB", name, file_system, model, usb_mbit_s=tree.number(usb / "speed"))
     if "/virtio" in where or name.startswith(("vd", "xvd")):
         return Storage("virtual disk", name, file_system, model)
     rotational = tree.read(device / "queue/rotational")
@@ -137,15 +136,9 @@ def _device(device: Path, file_system: str, tree: Tree) -> Storage:
     return Storage(kind, name, file_system, model)
 
 
-def _ancestor(device: Path, file: str, tree: Tree) -> Path | None:
+def _ancestor(device: Path, file: str) -> Path | None:
     """The nearest folder above that has such a file."""
-    root = tree.root.resolve()
-    for folder in device.parents:
-        if (folder / file).exists():
-            return folder
-        if folder == root:
-            break
-    return None
+    return next((folder for folder in device.parents if (folder / file).exists()), None)
 
 
 def _gt_s(text: str) -> float | None:

@@ -68,10 +68,9 @@ def together(
 
 
 def _seconds(part: Described, plan: Plan, shape: Shape, rates: Rates, options: dict) -> tuple[float, str]:
-    half = max(1, plan.context_length // 2)
-    cache = cache_nbytes(shape, half, options.get("kv_dtype", "f16")) if shape.kv_size else 0
+    cache = cache_nbytes(shape, plan.half, options.get("kv_dtype", "f16")) if shape.kv_size else 0
     share = shape.intermediate_size / max(1, Shape.whole(part.config).intermediate_size)
-    return pass_seconds(part, plan, rates, 1, half, cache=cache, share=share)
+    return pass_seconds(part, plan, rates, 1, plan.half, cache=cache, share=share)
 
 
 def talk_seconds(model: Described, boards: int, link: Link) -> float:

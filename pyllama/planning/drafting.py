@@ -186,11 +186,11 @@ def branches_nbytes(model: Described, shape: str, nodes: int, kv_dtype: str = "f
 
 def free_tokens(model: Described, plan: Plan, rates: Rates) -> int:
     """Tokens that a pass computes, logits and all, while the disk reads what it needs: T_free; 0 if nothing is read."""
-    half = max(1, plan.context_length // 2)
-    disk_s, bound = pass_seconds(model, plan, rates, 0, half, rows=0)
+    disk_s, bound = pass_seconds(model, plan, rates, 0, plan.half, rows=0)
     if not plan.streamed or bound != "disk":
         return 0
-    one_s = _computing_s(model, plan, rates, 1)
+    computing = replace(rates, disk_gb_s=math.inf, dram_gb_s=math.inf)
+    one_s, _ = pass_seconds(model, plan, computing, 1, plan.half)
     return int(disk_s / one_s)
 
 
@@ -214,7 +214,7 @@ def forecast_drafted(
     drafter_rates  of the machine with the drafter, where several have the model
     """
     own_rates = drafter_rates or rates
-    half = max(1, plan.context_length // 2)
+    half = plan.half
     cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
     pass_s, bound = pass_seconds(model, plan, rates, 1 + nodes, half, cache=cache, rows=1 + nodes, counts=counts)
     draft_s = load_s = 0.0
@@ -253,9 +253,8 @@ def drafter_plan(
     """
     kv_dtype = options.get("kv_dtype", "f16")
     without = make_plan(model, budget, **options)
-    half = max(1, without.context_length // 2)
-    own_cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
-    off_s, _ = pass_seconds(model, without, rates, 1, half, cache=own_cache, counts=counts)
+    own_cache = cache_nbytes(Shape.whole(model.config), without.half, kv_dtype)
+    off_s, _ = pass_seconds(model, without, rates, 1, without.half, cache=own_cache, counts=counts)
 
     def divided(nodes: int) -> Plan | None:
         if drafter.model is None:
@@ -298,9 +297,3 @@ def drafter_plan(
             best_s, best = token_s, nodes
     plan = make_plan(model, budget, **reserved(shape, best), **options)
     return Drafted(drafter, shape, best, plan, divided(best), predicted(plan, best), off_s)
-
-
-def _computing_s(model: Described, plan: Plan, rates: Rates, tokens: int) -> float:
-    half = max(1, plan.context_length // 2)
-    fast = replace(rates, disk_gb_s=math.inf, dram_gb_s=math.inf)
-    return pass_seconds(model, plan, fast, tokens, half, rows=tokens)[0]

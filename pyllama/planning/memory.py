@@ -4,6 +4,8 @@ Works from a config and an index alone, before anything is loaded. What a divisi
 elsewhere; here are bytes only.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from pyllama.decoder.buffers import buffers_nbytes
 from pyllama.decoder.page_pool import cache_nbytes
 from pyllama.decoder.state_pool import slot_nbytes
 from pyllama.errors import BudgetError
+from pyllama.machine.memory import enough_for, mb
 from pyllama.streaming.blocks import cut, entries_of, matrices, smallest_room
 from pyllama.streaming.pinned import kept_nbytes
 from pyllama.streaming.weights import ROOM, SLOTS
@@ -44,6 +47,17 @@ class TooSmallError(BudgetError):
     def __init__(self, smallest: int, message: str):
         super().__init__(message)
         self.smallest = smallest
+
+
+@contextmanager
+def telling_enough(memory: object) -> Iterator[None]:
+    """Where nobody said how much memory to take (None), a TooSmallError also tells what the control group must have."""
+    try:
+        yield
+    except TooSmallError as error:
+        if memory is not None:
+            raise
+        raise BudgetError(f"{error}{enough_for(error.smallest)}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,11 @@ class Plan:
     experts_share: float = 1.0
     states: int = 0
     state_slots: int = 0
+
+    @property
+    def half(self) -> int:
+        """Positions that a token sees where the context is half full."""
+        return max(1, self.context_length // 2)
 
     @property
     def ring(self) -> int:
@@ -215,9 +234,9 @@ def make_plan(
     who = "this model and its drafter need" if drafter else "this model needs"
     raise TooSmallError(
         smallest,
-        f"memory: {_mb(budget)} MB, {who} at least {BudgetError.enough_mb(smallest)} MB"
-        f" with a context of {context_length} (process {_mb(least.interpreter)}, cache {_mb(least_cache)},"
-        f" activations {_mb(least.activations)}, ring {_mb(least.ring)}{_besides(least)}); {cure} needs less",
+        f"memory: {mb(budget)} MB, {who} at least {BudgetError.enough_mb(smallest)} MB"
+        f" with a context of {context_length} (process {mb(least.interpreter)}, cache {mb(least_cache)},"
+        f" activations {mb(least.activations)}, ring {mb(least.ring)}{_besides(least)}); {cure} needs less",
     )
 
 
@@ -235,7 +254,7 @@ def _kept_rows_nbytes(dtype: str, rows: int, cols: int, room: int) -> int:
 
 def _besides(plan: Plan) -> str:
     parts = (("states", plan.states), ("experts", plan.experts), ("drafter", plan.drafter), ("branches", plan.branches))
-    return "".join(f", {name} {_mb(nbytes)}" for name, nbytes in parts if nbytes)
+    return "".join(f", {name} {mb(nbytes)}" for name, nbytes in parts if nbytes)
 
 
 def _pool(of: "Sizes", nbytes: int, count: int, chosen: int) -> tuple[int, int]:
@@ -263,7 +282,3 @@ def default_context(config: Config, budget: int, kv_dtype: str, most: int) -> in
     while context > 256 and cache_nbytes(Shape.whole(config), context, kv_dtype) > budget // 8:
         context = max(256, context // 2)
     return context
-
-
-def _mb(nbytes: int) -> int:
-    return -(-nbytes // 1_000_000)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pyllama.checkpoint.outline import Described
 from pyllama.errors import BudgetError
+from pyllama.machine.memory import mb
 from pyllama.planning.memory import TooSmallError, make_plan
 
 _UNLIMITED = 1 << 50  # bytes: every plan has all it can use
@@ -23,7 +24,7 @@ def shares(
     if least > budget:
         raise TooSmallError(
             least,
-            f"memory: {_mb(budget)} MB, {'this model needs' if len(models) == 1 else 'these models need'} at least"
+            f"memory: {mb(budget)} MB, {'this model needs' if len(models) == 1 else 'these models need'} at least"
             f" {BudgetError.enough_mb(least)} MB with a context of {context_length}; a shorter context needs less",
         )
     more, wanted = budget - least, sum(high - low for low, high in needs)
@@ -39,7 +40,3 @@ def _needs(model: Described, context_length: int, kv_dtype: str) -> tuple[int, i
     except TooSmallError as error:
         return error.smallest, most
     raise BudgetError("memory: a model that needs none")  # a plan counts some megabytes of slack for each
-
-
-def _mb(nbytes: int) -> int:
-    return -(-nbytes // 1_000_000)

@@ -57,20 +57,13 @@ class Rates:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Board:
-    """A board as the design reckons with it: a model of one, nothing measured here."""
-
-    name: str
-    rates: Rates
-
-
 def _board(
     name: str, disk: str, disk_gb_s: float, dram_gb_s: float, gflop_s: float, pack_gb_s: float, quantized: float
-) -> Board:
+) -> Rates:
+    """A board as the design reckons with it: a model of one, nothing measured here."""
     figure = f"the design's figure for a {name}, not measured"
     source = {"disk": f"{disk}, {figure}", "dram": figure, "compute": figure}
-    return Board(name, Rates(disk_gb_s, dram_gb_s, gflop_s, pack_gb_s, source, quantized * gflop_s))
+    return Rates(disk_gb_s, dram_gb_s, gflop_s, pack_gb_s, source, quantized * gflop_s)
 
 
 #: GFLOP/s are about half of cores * clock * operations a cycle: what float32 products of 64 tokens get. The last figure
@@ -121,7 +114,7 @@ def forecast(
 
     counted  share of what tokens were routed to so far that the pool's experts, those chosen most, would have hit
     """
-    half = max(1, plan.context_length // 2)
+    half = plan.half
     cache = cache_nbytes(Shape.whole(model.config), half, kv_dtype)
     token = pass_seconds(model, plan, rates, 1, half, cache=cache)
     first = _first_pass(model, plan, rates)
@@ -276,12 +269,12 @@ def enough(model: Described, **options) -> int:
     return plan.besides + plan.weights
 
 
-def what_if(model: Described, budget: int, rates: Rates, *, disks=DISKS, **options) -> WhatIf:
+def what_if(model: Described, budget: int, rates: Rates, **options) -> WhatIf:
     """More memory (twice, four times, all) and other disks; options as of make_plan()."""
     most = enough(model, **options)
     budgets = tuple(b for b in (budget, 2 * budget, 4 * budget) if b < most or b == budget)
     budgets += (most,) if most > budgets[0] else ()
-    disks = (("this disk", rates.disk_gb_s), *disks)
+    disks = (("this disk", rates.disk_gb_s), *DISKS)
     plans: list[Plan | None] = []
     for amount in budgets:
         try:

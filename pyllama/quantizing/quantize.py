@@ -21,7 +21,7 @@ from pyllama import _kernels
 from pyllama.checkpoint import Checkpoint, open_checkpoint
 from pyllama.errors import BudgetError, CheckpointError, PackError, RequestError
 from pyllama.hub import resolve
-from pyllama.machine.memory import default_budget, parse_size, resident_nbytes, warn_if_beyond
+from pyllama.machine.memory import budget_of, resident_nbytes
 from pyllama.machine.threads import default_threads
 from pyllama.packing.rows import state_of
 from pyllama.packing.workplace import disk_errors
@@ -70,9 +70,7 @@ def quantize(
     """
     progress = Progress(quiet=True) if progress is None else progress
     wanted = file_type(type)
-    budget = default_budget() if memory is None else parse_size(memory)
-    if memory is not None:
-        warn_if_beyond(budget)
+    budget = budget_of(memory)
     if threads is not None and not 1 <= threads <= 1024:
         raise RequestError(f"threads: {threads}, expected 1 to 1024")
     if calibration is not None and imatrix is not None:

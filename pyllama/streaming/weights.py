@@ -199,7 +199,7 @@ class StreamedWeights(forked.ForkAware):
                 if self._forks:
                     raise PyllamaError(_FORKED)
                 raise RuntimeError(f"{name} asked for, expected {self._names[self._expected]}: out of order")
-            self._restart()  # the last pass was given up
+            self._restart()  # the last pass was given up, or wanted no logits
         self._half_way = True
         forks = self._forks
         for place in self._tensors[name]:

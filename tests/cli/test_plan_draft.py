@@ -20,7 +20,7 @@ from pyllama.planning.time import BOARDS
 from pyllama.quantizing.prospect import prospect
 
 COMMIT = "0" * 40
-RATES = BOARDS["pi5"].rates
+RATES = BOARDS["pi5"]
 BIG = outline(LLAMA_7B, "BF16")
 SIBLING = Candidate(Drafter("sibling", "acme/small", prospect(outline(QWEN_05B, "BF16"), "q4_k_m")), path=hub_cache())
 COPY = Candidate(Drafter("copy", "a copy in q3_k_s", prospect(BIG, "q3_k_s")))

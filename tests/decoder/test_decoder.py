@@ -148,15 +148,15 @@ def test_truncation_forgets(folder):
 
 def test_the_cache_grows_with_use_and_pages_are_reused(folder):
     decoder = decoder_of(folder)
-    assert decoder.cache.nbytes == 0
+    assert decoder.cache.pool.nbytes == 0
     with decoder.new_sequence() as sequence:
         decoder.forward([(sequence, IDS[:32])])
-        assert decoder.cache.nbytes == decoder.cache.page_nbytes
+        assert decoder.cache.pool.nbytes == decoder.cache.page_nbytes
         decoder.forward([(sequence, IDS[:1])])
-        assert decoder.cache.nbytes == 2 * decoder.cache.page_nbytes
+        assert decoder.cache.pool.nbytes == 2 * decoder.cache.page_nbytes
     with decoder.new_sequence() as sequence:
         decoder.forward([(sequence, IDS)])
-        assert decoder.cache.nbytes == 2 * decoder.cache.page_nbytes
+        assert decoder.cache.pool.nbytes == 2 * decoder.cache.page_nbytes
 
 
 def test_float16_cache_is_near_float32_and_not_it(folder):
@@ -208,7 +208,7 @@ def test_layers_may_rotate_each_in_its_own_way(tmp_path, monkeypatch):
     finally:
         monkeypatch.undo()
         layers_of.cache_clear()
-    assert decoder.shape.ropes == 2
+    assert len(decoder.shape.rotated) == 2
     with open_checkpoint(tmp_path) as checkpoint:
         tensors = plain_tensors(checkpoint)
         plainly = (checkpoint.config.rope_theta, checkpoint.config.rope_scaling)

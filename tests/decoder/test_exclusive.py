@@ -120,7 +120,7 @@ def test_threads_that_race_get_the_right_answer_or_an_error(model, what):
         thread.join()
     assert set(seen) <= {"right", "refused"} and "right" in seen and len(seen) == 60
     assert work() == expected
-    assert model.decoder.cache.pages_used == 0
+    assert model.decoder.cache.pages.used == 0
 
 
 def test_threads_may_take_turns(model):
@@ -168,9 +168,9 @@ def test_a_generation_closed_from_elsewhere_ends_with_the_step_under_way(model):
     generation = model.generate(IDS, max_tokens=4, ignore_eos=True)
     with held(model, lambda: next(generation)) as outcome:
         generation.close()
-        assert model.decoder.cache.pages_used > 0  # the pass still writes into them
+        assert model.decoder.cache.pages.used > 0  # the pass still writes into them
     assert outcome[0].token_id == generation.token_ids[0]
-    assert list(generation) == [] and model.decoder.cache.pages_used == 0
+    assert list(generation) == [] and model.decoder.cache.pages.used == 0
 
 
 def test_a_conversation_is_not_changed_under_an_answer(model):
@@ -202,7 +202,7 @@ def test_another_sequence_may_be_closed_meanwhile(model):
     model.decoder.prefill(other, IDS)
     with held(model, lambda: model.forward(IDS)):
         other.close()
-    assert model.decoder.cache.pages_used == 0
+    assert model.decoder.cache.pages.used == 0
 
 
 def test_a_sequence_of_another_model_is_refused(chat_folder, model):

@@ -39,7 +39,7 @@ def decoder(request, tmp_path_factory):
 @pytest.fixture
 def no_page_lost(decoder):
     yield
-    assert decoder.cache.pages_used == 0
+    assert decoder.cache.pages.used == 0
     assert decoder.cache.take_copies() == []
 
 
@@ -270,7 +270,7 @@ def test_passes_are_all_that_another_process_needs(decoder, monkeypatch):
             trunk.commit(branches[draw.randrange(4)])
             for branch in branches:
                 branch.close()
-    assert other.cache.pages_used == 0
+    assert other.cache.pages.used == 0
 
 
 def test_what_a_page_holds_is_there_before_the_next_pass(decoder):
@@ -330,18 +330,18 @@ def test_bad_branches_are_refused_and_leave_nothing_behind(decoder):
                 trunk.adopt(a.pages, a.length)
     with decoder.new_sequence() as trunk:
         decoder.forward([(trunk, text(5))])
-        before = cache.max_pages
+        before = cache.pages.limit
         with trunk.fork() as a, trunk.fork() as b, trunk.fork() as c:
-            cache.limit(max(3, cache.nbytes // cache.page_nbytes))
-            taken = [cache.take() for _ in range(cache.max_pages - cache.pages_used - 2)]
+            cache.pages.limit = max(3, cache.pool.nbytes // cache.page_nbytes)
+            taken = [cache.pages.take() for _ in range(cache.pages.limit - cache.pages.used - 2)]
             with pytest.raises(BudgetError):
                 decoder.forward([(s, [1]) for s in (a, b, c)])
             assert a.length == b.length == c.length == 5
             c.close()
             decoder.forward([(s, [1]) for s in (a, b)])
             for page in taken:
-                cache.give_back(page)
-        cache.max_pages = before
+                cache.pages.give_back(page)
+        cache.pages.limit = before
     other = Decoder(decoder.config, decoder.weights, context_length=CONTEXT)
     with decoder.new_sequence() as one, other.new_sequence() as two:
         with pytest.raises(RequestError):
@@ -356,7 +356,7 @@ def test_more_tokens_than_a_pass_takes_are_counted_as_nodes(decoder):
             narrow.extend([(a, [1] * 6 + [2, 3]), (b, [1] * 6 + [2])], [1, 1])
         with trunk.fork() as a, trunk.fork() as b, pytest.raises(RequestError, match="9 tokens in one pass"):
             narrow.extend([(a, [1] * 6 + [2, 3]), (b, [1] * 6 + [4])], [1, 1])
-        assert narrow.cache.pages_used == 1
+        assert narrow.cache.pages.used == 1
 
 
 # --- the memory of a pass ---
@@ -429,14 +429,14 @@ def test_a_rank_computes_the_bits_of_its_heads(dtype):
 
 def test_pages_are_zeroed_and_aligned(decoder):
     pool = PagePool(decoder.shape, [View(None, 1)] * decoder.shape.layers, "f32")
-    pages = [pool.add() for _ in range(3)]
-    assert pages == [0, 1, 2] and len(pool) == 3 and pool.nbytes == 3 * cache_nbytes(decoder.shape, POSITIONS, "f32")
-    for page in pages:
-        assert not pool.memory(page).any()
-        assert pool.addresses[page] == pool.memory(page).ctypes.data and pool.addresses[page] % 64 == 0
-    pool.memory(0)[:] = 7
+    pool.grow(3)
+    assert len(pool) == 3 and pool.nbytes == 3 * cache_nbytes(decoder.shape, POSITIONS, "f32")
+    for page in range(3):
+        assert not pool.read(page).any()
+        assert pool.addresses[page] == pool.read(page).ctypes.data and pool.addresses[page] % 64 == 0
+    pool.read(0)[:] = 7
     pool.copy(0, 2)
-    assert (pool.memory(2) == 7).all() and not pool.memory(1).any()
+    assert (pool.read(2) == 7).all() and not pool.read(1).any()
     with pytest.raises(RequestError, match="kv_dtype"):
         PagePool(decoder.shape, [View(None, 1)], "f8")
     with pytest.raises(PyllamaError, match="attention"):

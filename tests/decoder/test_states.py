@@ -42,7 +42,7 @@ def whole(decoder):
 
 def in_use(decoder):
     states = decoder.cache.states
-    return states.slots.used, states.rows.used, decoder.cache.pages_used
+    return states.slots.used, states.rows.used, decoder.cache.pages.used
 
 
 def same(a, b):

@@ -147,17 +147,17 @@ def test_a_drafter_whose_weights_are_damaged_is_given_up(folders, monkeypatch, c
 
 def test_a_full_cache_of_the_drafter_costs_only_time(folders):
     drafter = model_drafter(folders / "near")
-    drafter.decoder.cache.limit(3)
+    drafter.decoder.cache.pages.limit = 3
     plain = drafted(folders / "target", None, [5, 9, 2] * 20, max_tokens=60)
     assert drafted(folders / "target", always(drafter), [5, 9, 2] * 20, max_tokens=60)[:2] == plain[:2]
-    assert drafter.decoder.cache.pages_used <= 3
+    assert drafter.decoder.cache.pages.used <= 3
 
 
 def test_what_a_drafter_held_is_given_back(folders):
     drafter = model_drafter(folders / "near")
     drafts = always(drafter)
     drafted(folders / "target", drafts, [5, 9, 2] * 20, max_tokens=60)
-    assert drafter.decoder.cache.pages_used == 0
+    assert drafter.decoder.cache.pages.used == 0
 
 
 def test_what_a_drafter_reads_first_is_in_no_tokens_time(folders):

@@ -276,7 +276,7 @@ def test_too_few_pages_cost_time_and_no_request(model):
     run(engine)
     assert [result(*request) for request in requests] == expected
     assert engine.stats().preemptions > 0
-    assert model.decoder.cache.nbytes <= 9 * model.decoder.cache.page_nbytes
+    assert model.decoder.cache.pool.nbytes <= 9 * model.decoder.cache.page_nbytes
     no_pages_lost(engine)
 
 
@@ -373,7 +373,7 @@ def test_a_text_that_goes_on_takes_the_place_of_its_end(model):
     assert prefixes.pages == 2 and prefixes.evictable() == 2
     while prefixes.evict():
         pass
-    assert cache.pages_used == 0 and prefixes.pages == 0
+    assert cache.pages.used == 0 and prefixes.pages == 0
 
 
 # --- restarts ---

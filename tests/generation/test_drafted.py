@@ -65,7 +65,7 @@ def answered(model, prompt_ids, drafting, steps=None, **options):
 @pytest.mark.parametrize("sampling", SAMPLING, ids=lambda s: "+".join(s) or "greedy")
 def test_answers_are_those_of_no_drafter(model, sampling):
     rng = random.Random(str(sampling))
-    used = model.decoder.cache.pages_used
+    used = model.decoder.cache.pages.used
     for case in range(4):
         prompt_ids = [rng.randrange(VOCAB) for _ in range(rng.choice((1, 5, 31, 32, 33, 70)))]
         options = {**sampling, "seed": case, "max_tokens": rng.choice((1, 2, 9, 40, None))}
@@ -83,7 +83,7 @@ def test_answers_are_those_of_no_drafter(model, sampling):
             assert sum(steps for _, steps in drafting.told) == len(plain[0])
             assert len(drafting.forgotten) == 1
             assert drafted[3].accepted_tokens <= drafted[3].proposed_tokens
-            assert model.decoder.cache.pages_used == used
+            assert model.decoder.cache.pages.used == used
 
 
 def test_a_seer_saves_the_passes_it_foresees(model):
@@ -185,7 +185,7 @@ def test_nothing_is_proposed_while_a_prompt_is_scored(model):
 
 
 def test_a_pass_that_fails_leaves_text_and_pages_as_they_were(model):
-    used = model.decoder.cache.pages_used
+    used = model.decoder.cache.pages.used
     plain = answered(model, [1, 2, 3], None, max_tokens=20)
     model.drafting = drafters.half_seer({(1, 2, 3): plain[3].token_ids}, 1, VOCAB)
     calls = []
@@ -218,7 +218,7 @@ def test_a_pass_that_fails_leaves_text_and_pages_as_they_were(model):
         sequence.close()
     finally:
         model.decoder.on_layer = model.drafting = None
-    assert model.decoder.cache.pages_used == used
+    assert model.decoder.cache.pages.used == used
 
 
 def test_two_answers_taken_in_turns_keep_apart(model):
@@ -258,11 +258,11 @@ def test_an_error_of_the_logits_is_told(model, monkeypatch):
         logits[0, 3] = np.nan
         return logits, rows
 
-    used = model.decoder.cache.pages_used
+    used = model.decoder.cache.pages.used
     monkeypatch.setattr(model.decoder, "extend", broken)
     with pytest.raises(PyllamaError, match="not finite|finite"):
         answered(model, [1, 2], drafters.Scripted(lambda task, room: drafters.chain([1, 2, 3])), max_tokens=5)
-    assert model.decoder.cache.pages_used == used
+    assert model.decoder.cache.pages.used == used
 
 
 def test_an_empty_tree_is_no_tree(model):

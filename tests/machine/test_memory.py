@@ -12,6 +12,7 @@ from pyllama.machine.memory import (
     BudgetWarning,
     Limit,
     available_nbytes,
+    budget_of,
     default_budget,
     enough_for,
     limits,
@@ -19,7 +20,6 @@ from pyllama.machine.memory import (
     parse_size,
     peak_resident_nbytes,
     resident_nbytes,
-    warn_if_beyond,
 )
 
 
@@ -141,8 +141,8 @@ def test_a_budget_beyond_the_group_warns_in_one_line(monkeypatch):
     found = [Limit(MACHINE, 8 << 30, 4 << 30), Limit(GROUP, 200_000_000, 150_000_000)]
     monkeypatch.setattr(budget, "limits", lambda: found)
     with pytest.warns(BudgetWarning, match="^memory: 1000 MB is more than the control group has, 200 MB; [^\n]*$"):
-        warn_if_beyond(1_000_000_000)
-    warn_if_beyond(200_000_000)  # warnings are errors here
+        budget_of(1_000_000_000)
+    budget_of(200_000_000)  # warnings are errors here
 
 
 @pytest.mark.parametrize("group_mb", [60, 80, 100, 130])

@@ -28,7 +28,7 @@ from pyllama.planning.memory import TooSmallError, make_plan
 from pyllama.planning.time import BOARDS, Rates, demand, forecast, packed, pass_seconds
 from pyllama.quantizing.prospect import prospect
 
-PI5 = BOARDS["pi5"].rates
+PI5 = BOARDS["pi5"]
 GEN2 = dataclasses.replace(PI5, disk_gb_s=0.45)
 BIG = packed(outline(LLAMA_7B, "BF16"))
 SMALL = prospect(outline(QWEN_05B, "BF16"), "q4_k_m")

@@ -199,8 +199,8 @@ def test_rates_are_those_of_the_threads_that_a_model_is_loaded_with(monkeypatch)
 
 
 def test_boards_are_said_to_be_a_model_of_one():
-    for name, board in BOARDS.items():
-        assert all("not measured" in board.rates.source[key] for key in ("disk", "dram", "compute")), name
+    for name, rates in BOARDS.items():
+        assert all("not measured" in rates.source[key] for key in ("disk", "dram", "compute")), name
 
 
 # --- the command ---
@@ -257,7 +257,7 @@ def test_plan_prints_a_table(folder, capsys):
 def test_a_budget_that_streams_shows_what_would_help():
     def rates(files):
         assert files == []
-        return BOARDS["pi5"].rates
+        return BOARDS["pi5"]
 
     report = make_report(outline(LLAMA_7B, "BF16"), 2 << 30, asked_context=256, kv_dtype="f16", rates=rates)
     text = list(lines(report))
@@ -379,7 +379,7 @@ def test_products_of_quantized_weights_have_a_rate_of_their_own(tmp_path):
 
 def test_a_plan_says_which_rotary_factors_hold_and_what_windows_leave_unseen():
     def rates(files):
-        return BOARDS["pi5"].rates
+        return BOARDS["pi5"]
 
     config = tiny.tiny_config(model_type="phi3", sliding_window=24)
     model = outline(huggingface_config(config), "BF16")
