@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pyllama.errors import HubError
 from pyllama.hub.names import COMMIT
-from pyllama.machine.durable import sync_folder
+from pyllama.machine.durable import sync
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
@@ -117,7 +117,7 @@ class Repository:
             # Where locks hold nobody back, another pull of the same bytes may have been first.
             if not blob.is_file():
                 raise
-        sync_folder(blob.parent)
+        sync(blob.parent)
 
     def set_commit(self, revision: str, commit: str) -> None:
         """Record that `revision` stands for `commit`, whose files are all there."""
@@ -172,7 +172,7 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(fresh, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _nbytes(path: Path) -> int | None:

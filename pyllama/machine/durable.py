@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def sync_folder(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Make what was created, renamed or deleted in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

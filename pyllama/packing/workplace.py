@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pyllama.errors import PackError, RequestError, reason_of
-from pyllama.machine.durable import sync_folder
+from pyllama.machine.durable import sync
 
 JOURNAL = ".pyllama-journal.json"
 PARTIAL = ".part"  # ends the name of a file that is being written
@@ -43,7 +43,7 @@ class Workplace:
             while self._fd < 0:
                 self.folder.mkdir(exist_ok=True)
                 self._lock()
-            sync_folder(self.folder.parent)
+            sync(self.folder.parent)
         return self
 
     def _lock(self) -> None:
@@ -100,7 +100,7 @@ class Workplace:
         """Give a file, whole and on the disk, the name without PARTIAL."""
         final = partial.with_name(partial.name.removesuffix(PARTIAL))
         os.replace(partial, final)
-        sync_folder(self.folder)
+        sync(self.folder)
         return final
 
     def drop_partial(self) -> None:
@@ -115,14 +115,14 @@ class Workplace:
 
     def finish(self) -> None:
         """The folder becomes the destination."""
-        sync_folder(self.folder)
+        sync(self.folder)
         try:
             os.rename(self.folder, self.destination)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise PackError(f"{self.destination}: has come to exist; what was made is in {self.folder}") from None
             raise
-        sync_folder(self.destination.parent)
+        sync(self.destination.parent)
         (self.destination / JOURNAL).unlink(missing_ok=True)
 
     def abandon(self) -> None:

@@ -24,7 +24,7 @@ from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import read_small
 from pyllama.errors import CheckpointError, PackError, RequestError
 from pyllama.loading import load
-from pyllama.machine.durable import sync_folder
+from pyllama.machine.durable import sync
 from pyllama.packing.rows import state_of
 from pyllama.quantizing.importance import Importance, importance_bytes, read_importance
 from pyllama.quantizing.outline import stored_names
@@ -97,7 +97,7 @@ def calibrated(
     if os.path.lexists(beside):
         raise PackError(f"{beside}: has come to exist; move it elsewhere")
     os.rename(work.folder / beside.name, beside)
-    sync_folder(beside.parent)
+    sync(beside.parent)
     (work.folder / STATE).unlink(missing_ok=True)
     return read_importance(beside)
 

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from pyllama.closing import Closing
 from pyllama.errors import PackError, RequestError
-from pyllama.machine.durable import sync_folder
-from pyllama.packing.workplace import JOURNAL, Workplace
+from pyllama.packing.workplace import JOURNAL, Workplace, sync
 
 SUFFIX = ".quantizing"
 UNFINISHED = "unfinished"
@@ -82,7 +81,7 @@ class FileWorkplace(Workplace):
         if os.path.lexists(self.destination):
             raise PackError(f"{self.destination}: has come to exist; what was made is {self.unfinished}")
         os.rename(self.unfinished, self.destination)
-        sync_folder(self.destination.parent)
+        sync(self.destination.parent)
         self.clear()
         os.rmdir(self.folder)
 
