@@ -72,14 +72,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name not in __all__:
-        raise AttributeError(f"module 'pyllama' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # which knows the names above: any other is an error
 
-    value = getattr(import_module(f"pyllama.{_HOME.get(name, 'errors')}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str):
+        if name not in __all__:
+            raise AttributeError(f"module 'pyllama' has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(f"pyllama.{_HOME.get(name, 'errors')}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

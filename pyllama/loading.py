@@ -159,8 +159,7 @@ def assemble(
         rope_interleaved=checkpoint.rope_interleaved,
         on_layer=on_layer,
     )
-    if decoder.cache.states is not None:
-        decoder.cache.states.slots.enough = plan.state_slots
+    decoder.cache.keep_states(plan.state_slots)
     return Model(checkpoint, tokenizer, decoder, plan, _drafts(meant, decoder))
 
 

@@ -76,7 +76,7 @@ def measure(path: Path) -> None:
     for messages, given in chats():
         started = time.process_time()
         try:
-            template.render_marked(messages, {"add_generation_prompt": True, **given}, ("<s>", "</s>", "<think>"))
+            template.render_adapted(messages, {"add_generation_prompt": True, **given}, ("<s>", "</s>", "<think>"))
             rendered += 1
         except chat_template.RequestError:
             rendered += 1

@@ -146,7 +146,8 @@ class Family:
     gguf              the names of its tensors there
     gguf_truncated    whether the range of YaRN's pairs is rounded in its GGUF files, which do not say
     quantizations     quant_method of config.json's quantization_config that its files may have
-    experts_apart     whether its folders have gate and up of an expert by turns, in MXFP4 (checkpoint/apart.py)
+    experts_apart     stored name of all experts' matrices -> ours of one expert, whose rows take turns there, in MXFP4
+                      (checkpoint/apart.py)
     gguf_factors      whether llama.cpp divides rotary frequencies by a rope_freqs.weight there
     gguf_windowed     whether attention.sliding_window may be there, the window of every layer
     gguf_interleaved  whether q and k rows lie in interleaved rotary order there
@@ -171,7 +172,7 @@ class Family:
     has_experts: ClassVar[bool] = False
     gguf_truncated: ClassVar[bool] = True
     quantizations: ClassVar[frozenset[str]] = frozenset()
-    experts_apart: ClassVar[bool] = False
+    experts_apart: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     gguf_factors: ClassVar[bool] = False
     gguf: ClassVar[Names] = GGUF_NAMES
     gguf_windowed: ClassVar[bool] = False
@@ -239,7 +240,8 @@ class Family:
         return False
 
     def gguf_values(self, config: Config) -> dict[str, Any]:
-        """What gguf_options() reads: key, without the architecture -> a number or boolean, or a list of these."""
+        """What gguf_options() reads: key, without the architecture -> a number or boolean, or a list of these; None for
+        one that others have and its files do not."""
         return {}
 
     def refuse(self, f: Fields) -> None:

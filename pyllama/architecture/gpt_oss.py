@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from pyllama.architecture.config import MAX_POSITIONS, Config, Mixture
@@ -26,7 +27,7 @@ class GptOss(Family):
     attention_bias = True
     has_experts = True
     quantizations = frozenset({"mxfp4"})
-    experts_apart = True
+    experts_apart = MappingProxyType({"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)})
     huggingface = Names(
         "model.layers.",
         inner={"mlp.router": "mlp.gate"},

@@ -80,6 +80,10 @@ class Attention(NamedTuple):
     source: int | None = None
     v_normed: bool = False
 
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return tuple(linear for linear in (self.q, self.k, self.v, self.o) if linear is not None)
+
 
 class Convolution(NamedTuple):
     """Of each channel by itself, over the last `width` tokens; its weight is kept as one vector, (channels, width)."""
@@ -173,6 +177,10 @@ class Mlp(NamedTuple):
     up: Linear
     down: Linear
     activation: str = "silu"
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.gate, self.up, self.down
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pyllama.architecture.config import Mixture
+from typing import Any
+
+from pyllama.architecture.config import Config, Mixture
 from pyllama.architecture.experts import gguf_mixture, mixture_in_every_layer, stacks
 from pyllama.architecture.family import GGUF_EXPERT_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
@@ -40,3 +42,6 @@ class Mixtral(Family):
 
     def gguf_mixture(self, f: Fields, layers: int) -> Mixture:
         return gguf_mixture(f, layers, f.size("intermediate_size", "feed_forward_length"))
+
+    def gguf_values(self, config: Config) -> dict[str, Any]:
+        return {"expert_feed_forward_length": None}  # one width for both kinds of models

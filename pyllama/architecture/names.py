@@ -16,6 +16,7 @@ from pyllama.architecture.layer import layer_name
 MAX_STACKED = 1024  # experts in one stored tensor
 _OURS = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.([a-z0-9_.]+)\.(weight|bias)")
 _IN_LAYER = re.compile(r"(0|[1-9][0-9]{0,3})\.([A-Za-z0-9_.]+?)(?:\.(weight|bias))?")
+_OF_EXPERT = ("gate_proj", "up_proj", "down_proj")
 _NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,3})(?=\.|$)")
 
 
@@ -112,6 +113,11 @@ def expert_number(ours: str) -> int | None:
     match = _OURS.fullmatch(ours)
     number = _NUMBER.search(match[2]) if match else None
     return int(number[1]) if number else None
+
+
+def expert_matrix(ours: str) -> int:
+    """Which of an expert's matrices one of our tensors is: 0 its gate, 1 its up, 2 its down."""
+    return _OF_EXPERT.index(ours.split(".")[-2])
 
 
 def _tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:

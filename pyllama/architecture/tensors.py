@@ -108,21 +108,18 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
         return _of_linear(layer.name, of, part)
 
     yield from norm(layer.mixer_norm)
+    part = "attention" if isinstance(mixer, Attention) else "recurrent"
+    *before, after = mixer.linears
+    for projection in before:
+        yield from linear(projection, part)
     if isinstance(mixer, Attention):
-        for projection in (mixer.q, mixer.k, mixer.v):
-            if projection is not None:
-                yield from linear(projection, "attention")
         yield from norm(mixer.q_norm)
         yield from norm(mixer.k_norm)
         if mixer.sinks:
-            yield ModelTensor(f"{layer.name}{mixer.sinks}", (mixer.heads,), "attention")
-        yield from linear(mixer.o, "attention")
+            yield ModelTensor(f"{layer.name}{mixer.sinks}", (mixer.heads,), part)
     else:
-        *before, after = mixer.linears
-        for projection in before:
-            yield from linear(projection, "recurrent")
         yield from _of_state(layer.name, mixer)
-        yield from linear(after, "recurrent")
+    yield from linear(after, part)
     yield from norm(layer.mixer_post_norm)
     yield from norm(layer.mlp_norm)
     beside, experts = layer.beside, layer.experts
@@ -130,7 +127,7 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
         yield from _of_router(layer.name, beside.experts)
         yield from linear(beside.gate, "mlp")
     if isinstance(mlp, Mlp):
-        for projection in (mlp.gate, mlp.up, mlp.down):
+        for projection in mlp.linears:
             yield from linear(projection, "mlp")
     if isinstance(beside, Beside):
         yield from norm(beside.mlp_norm)
@@ -141,8 +138,7 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
         if not isinstance(beside, Shared):
             yield from _of_router(layer.name, experts)
         for number in range(experts.count):
-            one = experts.expert(number)
-            for projection in (one.gate, one.up, one.down):
+            for projection in experts.expert(number).linears:
                 for tensor in linear(projection, "experts"):
                     yield tensor._replace(expert=number)
     if isinstance(beside, Beside):
@@ -198,14 +194,13 @@ def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
     total = 0.0
     for layer in layers_of(config):
         mixer, mlp = layer.mixer, layer.mlp
-        of_mixer = (mixer.q, mixer.k, mixer.v, mixer.o) if isinstance(mixer, Attention) else mixer.linears
-        linears = [linear for linear in of_mixer if linear is not None]
+        linears = [*mixer.linears]
         own = layer.per_layer_input
         linears += [own.gate, own.projection] if own else []
-        linears += [mlp.gate, mlp.up, mlp.down] if isinstance(mlp, Mlp) else []
+        linears += mlp.linears if isinstance(mlp, Mlp) else ()
         experts, beside = layer.experts, layer.beside
         linears += [beside.gate] if isinstance(beside, Shared) else []
-        linears += [experts.router, *[experts.gate, experts.up, experts.down] * experts.chosen] if experts else []
+        linears += [experts.router, *experts.expert(0).linears * experts.chosen] if experts else []
         total += 2 * sum(linear.rows * linear.cols for linear in linears)
         if isinstance(mixer, Attention):
             total += 4 * mixer.heads * mixer.head_dim * positions

@@ -19,21 +19,20 @@ from pyllama.checkpoint.index import MXFP4_COLS, Apart, Part, Tensor
 from pyllama.errors import CheckpointError, UnsupportedError, shown
 
 _CODES = 16  # bytes of a block's
-_STORED = re.compile(
-    r"(model\.layers\.(?:0|[1-9][0-9]{0,3})\.mlp\.experts\.)(gate_up_proj|down_proj)(_blocks|_scales|_bias)?"
-)
-_TURNS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+_STORED = re.compile(r"(model\.layers\.(?:0|[1-9][0-9]{0,3})\.mlp\.experts\.)([a-z_]+?)(_blocks|_scales|_bias)?")
 
 
-def single_experts(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def single_experts(stored: Mapping[str, Tensor], apart: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
     """The stored tensors, with one for each matrix and bias of an expert in place of a layer's stacks.
+
+    apart  the family's experts_apart
 
     Raises CheckpointError where shapes of blocks and scales do not agree, UnsupportedError for others than MXFP4.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         match = _STORED.fullmatch(name)
-        if match is None:
+        if match is None or match[2] not in apart:
             found[name] = tensor
             continue
         prefix, matrix, kind = match.groups()
@@ -46,7 +45,7 @@ def single_experts(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if f"{prefix}{matrix}_blocks" not in stored:
                 raise CheckpointError(f"{name}: there are no {matrix}_blocks beside it")
             continue
-        turns = _TURNS[matrix]
+        turns = apart[matrix]
         made = (
             _biases(tensor, turns)
             if kind == "_bias"

@@ -61,7 +61,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
         sizes = {path: file.nbytes for path, file in files.items()}
         family = FAMILIES[config.model_type]
         if family.experts_apart:
-            tensors = single_experts(tensors)
+            tensors = single_experts(tensors, family.experts_apart)
         index = check_index(deal(tensors, family.huggingface, tensor_shapes(config)), config, sizes, "config.json")
         return Checkpoint(folder, "huggingface", config, index, files)
 

@@ -183,8 +183,7 @@ class ClusterDecoder(Exclusive):
         states: Any = RemoteStates(self, slot_nbytes) if slot_nbytes else None
         self.cache = KVCache(pool, self.context_length, states)
         self.plan = _together(self.plans, self._pages, page_nbytes)
-        if self.cache.states is not None:
-            self.cache.states.slots.enough = self.plan.state_slots
+        self.cache.keep_states(self.plan.state_slots)
         self.weights = RemoteWeights(self)
 
     @property

@@ -46,14 +46,14 @@ def push(model: str, hosts: Sequence[Host], progress: Progress | None = None) ->
     """
     progress = Progress(quiet=True) if progress is None else progress
     lock, room = threading.Lock(), threading.Semaphore(AT_ONCE)
-    plans = [_Plan(model, hosts, host) for host in hosts]
-    progress.total = sum(plan.nbytes for plan in plans)
+    parcels = [_Parcel(model, hosts, host) for host in hosts]
+    progress.total = sum(parcel.nbytes for parcel in parcels)
     results = [Pushed(host) for host in hosts]
 
     def work(number: int) -> None:
         with room:
             try:
-                results[number] = plans[number].run(_Locked(progress, lock))
+                results[number] = parcels[number].run(_Locked(progress, lock))
             except PyllamaError as error:
                 results[number] = Pushed(hosts[number], error=error)
 
@@ -64,8 +64,8 @@ def push(model: str, hosts: Sequence[Host], progress: Progress | None = None) ->
         for thread in threads:
             thread.join()
     except BaseException:
-        for plan in plans:
-            plan.stop()
+        for parcel in parcels:
+            parcel.stop()
         raise
     return results
 
@@ -86,7 +86,7 @@ class _Locked(Progress):
             self._of.skip(count)
 
 
-class _Plan:
+class _Parcel:
     """One board's part: what it consists of, and how it gets there."""
 
     def __init__(self, model: str, hosts: Sequence[Host], host: Host):
@@ -105,7 +105,7 @@ class _Plan:
     def run(self, progress: Progress) -> Pushed:
         with Remote(self._host.name, "pyllama.cluster.receiver") as remote:
             self._remote = remote
-            plan = self._journal
+            journal = self._journal
             remote.send(
                 "begin",
                 {
@@ -113,8 +113,8 @@ class _Plan:
                     "place": self._board.place,
                     "shares": self._board.shares,
                     "identity": self._identity,
-                    "count": len(plan.shards),
-                    "nbytes": [plan.estimated_nbytes(shard) for shard in plan.shards],
+                    "count": len(journal.shards),
+                    "nbytes": [journal.estimated_nbytes(shard) for shard in journal.shards],
                 },
             )
             have = remote.receive("have")
@@ -129,16 +129,16 @@ class _Plan:
             return Pushed(self._host, remote.receive("done")["path"])
 
     def _files(self, remote: Remote, have: Sequence[int], progress: Progress) -> None:
-        plan, previous, count = self._journal, 0, len(self._journal.shards)
-        with OwnRows(open_checkpoint(plan.path), self._board) as source:
-            for number, tensors in enumerate(plan.shards, 1):
+        journal, previous, count = self._journal, 0, len(self._journal.shards)
+        with OwnRows(open_checkpoint(journal.path), self._board) as source:
+            for number, tensors in enumerate(journal.shards, 1):
                 if number <= len(have):
                     previous = have[number - 1]
                     progress.skip(self._sizes[number - 1])
                     continue
                 sink = _RemoteSink(remote, shard_name(number, count))
-                fields = plan.fields(number, previous)
-                previous = write_to(sink, tensors, fields, tied=plan.tied, source=source, progress=progress)
+                fields = journal.fields(number, previous)
+                previous = write_to(sink, tensors, fields, tied=journal.tied, source=source, progress=progress)
 
     def stop(self) -> None:
         if self._remote is not None:

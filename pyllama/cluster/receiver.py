@@ -20,9 +20,10 @@ from pyllama.cluster.own_part import part_name, parts_folder
 from pyllama.cluster.remote import answering
 from pyllama.cluster.wire import ClosedError, Link
 from pyllama.errors import CheckpointError, PackError, PyllamaError
+from pyllama.hub.choose import INDEX
 from pyllama.packing import verify
 from pyllama.packing.sinks import FileSink
-from pyllama.packing.verify import INDEX, first_wrong, index_bytes
+from pyllama.packing.verify import first_wrong, index_bytes
 from pyllama.packing.workplace import PARTIAL, Workplace, disk_errors
 from pyllama.terminal.progress import format_nbytes
 

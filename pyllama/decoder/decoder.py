@@ -322,7 +322,7 @@ class Decoder(Extender):
         k, v = a.sized("k", layer.kv_size), a.sized("v", layer.kv_size)
         asked = a.sized("q_gate", 2 * layer.q_size) if layer.gated else q
         outs = (asked, k, v) if layer.has_values else (asked, k) if layer.has_keys else (asked,)
-        self._linear(layer.qkv, self._normed(layer.mixer_norm), outs)
+        self._linear(layer.before, self._normed(layer.mixer_norm), outs)
         if layer.gated:
             shape = asked.rows, layer.heads, layer.head_dim
             parted = asked.array.reshape(*shape[:2], 2, layer.head_dim)  # (T, H, 2, D)
@@ -346,7 +346,7 @@ class Decoder(Extender):
         if self.ranks is not None and columns:
             whole = a.sized("all_attended", columns.q_size)
             self.ranks.gather(columns.q, attended, whole)
-        self._project(layer.o, whole)
+        self._project(layer.after, whole)
         self._add(layer, layer.mixer_post_norm)
 
     def _norm_heads(

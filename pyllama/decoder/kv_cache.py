@@ -6,6 +6,7 @@ written into it. Copies are not made here but noted, for the next pass to make: 
 memory may lie elsewhere as well. Knows nothing of tokens or weights.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Pages
 
 import numpy as np
@@ -42,6 +43,22 @@ class KVCache:
         self.page_nbytes = pool.page_nbytes
         self.pages = Numbers("pages", "kv cache")
         self._copies: list[tuple[int, int]] = []
+
+    def limit(self, pages: int, states: int | None = None) -> None:
+        """There are to be no more pages from now on, nor states where layers carry one."""
+        self.pages.limit = pages
+        if self.states is not None:
+            self.states.slots.limit = states
+
+    def keep_states(self, enough: int) -> None:
+        """States beyond so many are not kept for texts to come."""
+        if self.states is not None:
+            self.states.slots.enough = enough
+
+    def reclaim_states(self, reclaim: Callable[[], bool]) -> None:
+        """Ask there for a state when none is left; False: it has none to give."""
+        if self.states is not None:
+            self.states.slots.reclaim = reclaim
 
     def new_sequence(self) -> "Sequence":
         return Sequence(self)

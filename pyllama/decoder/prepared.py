@@ -77,9 +77,7 @@ class PreparedLayer:
             )
 
         def one_biases(one: Mlp) -> tuple[kernels.Floats, ...]:
-            return tuple(
-                kernels.Floats(weights.vector(f"{layer.name}{of.name}.bias")) for of in (one.gate, one.up, one.down)
-            )
+            return tuple(kernels.Floats(weights.vector(f"{layer.name}{of.name}.bias")) for of in one.linears)
 
         mixer, mlp = layer.mixer, layer.mlp
         self.number, self.name = number, layer.name
@@ -90,19 +88,16 @@ class PreparedLayer:
         self.growth = mixer.growth if isinstance(mixer, Attention) else None
         self.recurrent = not isinstance(mixer, Attention)
         self.recurrence = recurrence(number, layer, weights, eps)
+        *before, after = mixer.linears
+        self.before, self.after = linears(*before), linears(after)
         if isinstance(mixer, Attention):
             self.q_norm, self.k_norm = norm(mixer.q_norm), norm(mixer.k_norm)
             self.heads, self.kv_heads, self.head_dim = mixer.heads, mixer.kv_heads, mixer.head_dim
             self.q_size, self.kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
-            projections = [linear for linear in (mixer.q, mixer.k, mixer.v) if linear is not None]
-            self.qkv, self.o = linears(*projections), linears(mixer.o)
             self.has_keys, self.has_values = mixer.k is not None, mixer.v is not None
             ones = np.ones(mixer.head_dim, np.float32)
             self.v_norm = PreparedNorm(kernels.Floats(ones), mixer.head_dim, eps) if mixer.v_normed else None
             self.gated = mixer.gated
-        else:
-            *before, after = mixer.linears
-            self.before, self.after = linears(*before), linears(after)
         own = layer.per_layer_input
         self.own_gate = linears(own.gate) if own else None
         self.own_projection = linears(own.projection) if own else None

@@ -261,21 +261,21 @@ def steps_of(states: States, texts: Iterable[tuple[History, Tokens[int], int]], 
 
     Raises BudgetError where there is no slot left; then no history has changed.
     """
-    plan = _Plan(states, tokens)
+    walks = _Walks(states, tokens)
     texts = list(texts)
     try:
         for history, path, provisional in texts:
-            plan.add(history, path, len(path) - min(provisional, len(path)))
+            walks.add(history, path, len(path) - min(provisional, len(path)))
         for text, (history, path, provisional) in enumerate(texts):  # last: these are luxuries
-            plan.mark(text, history, len(path) - min(provisional, len(path)))
+            walks.mark(text, history, len(path) - min(provisional, len(path)))
     except BaseException:
         for history, _, _ in texts:
             history.undo()
         raise
-    return plan.steps([history.slot for history, _, _ in texts])
+    return walks.steps([history.slot for history, _, _ in texts])
 
 
-class _Plan:
+class _Walks:
     """The steps of a pass in the making."""
 
     def __init__(self, states: States, tokens: int):

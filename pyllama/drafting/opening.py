@@ -135,9 +135,8 @@ def open_drafter(meant: Meant, *, context_length: int) -> ModelDrafter | None:
             max_pass_tokens=DRAFTER_PASS_TOKENS,
             rope_interleaved=checkpoint.rope_interleaved,
         )
-        decoder.cache.pages.limit = (division.cache + division.branches) // decoder.cache.page_nbytes
-        if decoder.cache.states is not None:
-            decoder.cache.states.slots.limit = division.state_slots
+        pages = (division.cache + division.branches) // decoder.cache.page_nbytes
+        decoder.cache.limit(pages, division.state_slots)
 
         def close() -> None:
             weights.close()

@@ -127,7 +127,8 @@ class Engine:
         self._drafting = model.drafting
         self._cache = cache = model.decoder.cache
         self._max_pages = _max_pages(model, max_running, kv_nbytes)
-        cache.pages.limit = self._max_pages
+        slots = _state_slots(model, max_running)
+        cache.limit(self._max_pages, slots)
         store, self._small_states = None, False
         if session_dir is not None:
             boards = [(host.place, host.share) for host in getattr(model.decoder, "hosts", ())]
@@ -142,7 +143,7 @@ class Engine:
             max_running=max_running,
             max_pass_tokens=model.decoder.max_pass_tokens,
             shared_prefill=shared_prefill,
-            places=_places(model, max_running),
+            places=slots and slots // 2,
         )
         # What other threads leave for the engine's, under the lock.
         self._wake = threading.Condition()
@@ -473,15 +474,11 @@ def _to_nobody(event: Step | PyllamaError) -> None:
     pass
 
 
-def _places(model: "Model", max_running: int) -> int | None:
-    """Requests whose states there is room for, two each; None in a model whose layers carry none."""
-    states = model.decoder.cache.states
-    if states is None:
+def _state_slots(model: "Model", max_running: int) -> int | None:
+    """States that there is room for, two of each request; None in a model whose layers carry none."""
+    if model.decoder.cache.states is None:
         return None
-    planned = model.plan.state_slots if model.plan else 2 * (max_running + 1) + MAX_RUNNING
-    most: int = max(2, planned)
-    states.slots.limit = most
-    return most // 2
+    return max(2, model.plan.state_slots if model.plan else 2 * (max_running + 1) + MAX_RUNNING)
 
 
 def _max_pages(model: "Model", max_running: int, kv_nbytes: int | None) -> int:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _MAGIC = b"pyllama page 2\n"
 _HEADER = struct.Struct("<15s32sI")
 _PAGE_KEY = 4 * POSITIONS
-_PAGE, _STATE = ".page", ".state"
+_SUFFIXES = _PAGE, _STATE = ".page", ".state"
 _MODEL = re.compile("[0-9a-f]+")
 _MAX_PATH = 1 << 26  # bytes of tokens: of more, no context is made
 
@@ -96,42 +96,36 @@ class PageStore:
             for name in self._folder.names(".tmp"):  # by a process that was killed
                 self._folder.remove(name)
             others: list[tuple[float, PrivateFolder, str]] = []
-            self._nbytes = sum(size for _, size, _ in self._all_files(self._folder))
+            self._nbytes = sum(size for _, size, _ in self._folder.files(_SUFFIXES))
             for other in root.folders():
                 if other != model and _MODEL.fullmatch(other):  # what else lies there is not ours to touch
                     folder = root.folder(other)
-                    for time, size, name in self._all_files(folder):
+                    for time, size, name in folder.files(_SUFFIXES):
                         others.append((time, folder, name))
                         self._nbytes += size
             self._others = [(folder, name) for _, folder, name in sorted(others, key=lambda one: one[0])]
         except OSError as error:
             raise RequestError(f"session directory {os.fspath(directory)}: {reason_of(error)}") from None
 
-    @staticmethod
-    def _all_files(folder: PrivateFolder) -> list[tuple[float, int, str]]:
-        return [file for suffix in (_PAGE, _STATE) for file in folder.files(suffix)]
-
     def scan(self) -> Iterator[Stored]:
         """All files whose first bytes make sense, least recently used first."""
-        for name in [name for suffix in (_PAGE, _STATE) for name in self._folder.names(suffix)]:
+        for name in self._folder.names(_SUFFIXES):
             if not self._folder.is_file(name):
                 self._ignore(name, ValueError("not a file of this user's own"))
-        for _, _, name in sorted(self._all_files(self._folder)):
+        for _, _, name in sorted(self._folder.files(_SUFFIXES)):
             try:
                 with self._folder.read(name) as handle:
-                    path, _ = self._read_header(handle, os.fstat(handle.fileno()).st_size, self._nbytes_named(name))
+                    nbytes = self._nbytes_of[name[name.rindex(".") :]]
+                    path, _ = self._read_header(handle, nbytes)
             except (OSError, ValueError) as error:
                 self._ignore(name, error)
             else:
                 yield Stored(name, path)
 
-    def _nbytes_named(self, name: str) -> int:
-        """Bytes of what a file of that name holds."""
-        return self._nbytes_of[_STATE if name.endswith(_STATE) else _PAGE]
-
     @staticmethod
-    def _read_header(handle: BinaryIO, size: int, nbytes: int) -> tuple[tuple[bytes, ...], bytes]:
-        """(path, checksum) of a file of so many bytes that holds so many. Raises ValueError."""
+    def _read_header(handle: BinaryIO, nbytes: int) -> tuple[tuple[bytes, ...], bytes]:
+        """(path, checksum) of a file that holds so many bytes behind them. Raises ValueError."""
+        size = os.fstat(handle.fileno()).st_size
         magic, checksum, path_nbytes = _HEADER.unpack(handle.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
         if magic != _MAGIC:
             raise ValueError("not a page file")
@@ -146,7 +140,7 @@ class PageStore:
         """Read a page or a state; False, with a warning, for a damaged or missing file."""
         try:
             with self._folder.read(stored.name) as handle:
-                path, checksum = self._read_header(handle, os.fstat(handle.fileno()).st_size, len(out))
+                path, checksum = self._read_header(handle, len(out))
                 read = handle.readinto(out.data)
             if read != len(out) or path != stored.path or checksum != self._checksum(path, out):
                 raise ValueError("checksum does not match")
@@ -195,8 +189,7 @@ class PageStore:
         self._nbytes -= self._folder.remove(stored.name)
 
     def _ignore(self, name: str, error: Exception) -> None:
-        reason = reason_of(error) if isinstance(error, OSError) else str(error)
-        _log.warning("saved page %r: %s; ignored and removed", name[:80], reason)
+        _log.warning("saved page %r: %s; ignored and removed", name[:80], reason_of(error))
         self._nbytes -= self._folder.remove(name)
 
     def _checksum(self, path: tuple[bytes, ...], page: np.ndarray) -> bytes:

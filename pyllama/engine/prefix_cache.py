@@ -88,8 +88,7 @@ class PrefixCache:
         self._unsaved: set[_Node] = set()  # those of them that have no file
         # Nodes with a page and a state, and which of its states, least recently used first.
         self._with_state: OrderedDict[tuple[_Node, int], None] = OrderedDict()
-        if cache.states:
-            cache.states.slots.reclaim = self._evict_state
+        cache.reclaim_states(self._evict_state)
         if store:
             states = []
             for stored in store.scan():  # least recently used first
@@ -119,7 +118,7 @@ class PrefixCache:
         """
         self._clock += 1
         if self._cache.states is not None:
-            ids = ids[: self._last_state(ids)]
+            ids = ids[: self.known(ids)[1]]
         node, length = self._root, 0
         path: list[_Node] = []
         pages: list[int] = []
@@ -146,15 +145,8 @@ class PrefixCache:
         self._use(path)
         return length
 
-    def common(self, ids: Tokens[int]) -> int:
-        """Tokens of the beginning of ids that the tree has, whether or not there is a state of them."""
-        return self._known(ids)[0]
-
-    def _last_state(self, ids: Tokens[int]) -> int:
-        """Positions of the beginning of ids that the tree has, down to the last state there is of them."""
-        return self._known(ids)[1]
-
-    def _known(self, ids: Tokens[int]) -> tuple[int, int]:
+    def known(self, ids: Tokens[int]) -> tuple[int, int]:
+        """Tokens of the beginning of ids that the tree has; and those of them down to the last state there is."""
         node, length, found = self._root, 0, 0
         while length < len(ids):
             node, common = self._best_child(node, _key(ids[length : length + POSITIONS]))
@@ -324,16 +316,15 @@ class PrefixCache:
             self._forget(gone)
 
     def _forget(self, node: _Node) -> None:
-        """Delete the node's file, if it has one."""
-        if self._store is not None and node.stored is not None:
-            self._store.delete(node.stored)
-            node.stored = None
-            if node.page is not None:
-                self._unsaved.add(node)
-        for stored in node.stored_states.values():
-            if self._store is not None:
+        """Delete the node's files, those of its states too."""
+        if self._store is None:
+            return
+        for stored in (node.stored, *node.stored_states.values()):
+            if stored is not None:
                 self._store.delete(stored)
-        node.stored_states = {}
+        node.stored, node.stored_states = None, {}
+        if node.page is not None:
+            self._unsaved.add(node)
 
     # --- on disk ---
 

@@ -65,11 +65,11 @@ class PrivateFolder:
         statuses = ((name, self._status(name)) for name in sorted(os.listdir(self._descriptor)))
         return [name for name, status in statuses if status and stat.S_ISDIR(status.st_mode) and status.st_uid == own]
 
-    def names(self, suffix: str) -> list[str]:
-        """Names that end in suffix, whatever they are the names of."""
+    def names(self, suffix: str | tuple[str, ...]) -> list[str]:
+        """Names that end in suffix, or in one of several, whatever they are the names of."""
         return sorted(name for name in os.listdir(self._descriptor) if name.endswith(suffix))
 
-    def files(self, suffix: str) -> Iterator[tuple[float, int, str]]:
+    def files(self, suffix: str | tuple[str, ...]) -> Iterator[tuple[float, int, str]]:
         """(time of the last change, size in bytes, name) of the files whose names end in suffix."""
         for name in self.names(suffix):
             status = self._status(name)
@@ -83,13 +83,13 @@ class PrivateFolder:
 
     def read(self, name: str) -> BufferedReader:
         """The file, open for reading. Raises OSError, also for what is_file() does not call one."""
-        if not self.is_file(name):  # before it is opened: that alone may do something to a device
-            found = self._status(name) is not None
-            raise OSError(*((errno.EPERM, "not a plain file") if found else (errno.ENOENT, os.strerror(errno.ENOENT))))
+        status = self._status(name)
+        if status and not _is_own_file(status):  # before it is opened: that alone may do something to a device
+            raise _refused("not a plain file")
         descriptor = os.open(name, _OPEN_FILE, dir_fd=self._descriptor)
         if not _is_own_file(os.fstat(descriptor)):
             os.close(descriptor)
-            raise OSError(errno.EPERM, "not a plain file")
+            raise _refused("not a plain file")
         return open(descriptor, "rb")
 
     def create(self, name: str) -> BufferedWriter:

@@ -123,7 +123,8 @@ class Scheduler:
         answer = request.answer
         sequence = self._new_sequence()
         # The last token's logits are needed, so it is computed again even if the cache has it.
-        known = self._prefix_cache.begin(sequence, answer.tokens(0, answer.reusable))
+        ids = answer.tokens(0, answer.reusable)
+        known = self._prefix_cache.begin(sequence, ids)
         needed = sequence.pages_needed(answer.length)
         # One page each, so that nobody is preempted by the very next pass.
         room = needed + len(self.running) + 1
@@ -131,7 +132,7 @@ class Scheduler:
             sequence.close()
             return False
         if sequence.history is not None:
-            sequence.mark(answer.length, common=self._prefix_cache.common(answer.tokens(0, answer.reusable)))
+            sequence.mark(answer.length, common=self._prefix_cache.known(ids)[0])
         request.sequence = sequence
         if request.queue_s is None:
             request.queue_s = request.elapsed_s()

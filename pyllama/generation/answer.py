@@ -189,7 +189,6 @@ class Answer:
         self.prediction = [int(i) for i in prediction]
         self._prompt_logprobs = prompt_logprobs
         self._vocab_size = vocab_size
-        self._row_nbytes = 4 * vocab_size
         self._sampler = Sampler(params, vocab_size)
         self.seed = self._sampler.seed
         self._params = params
@@ -226,7 +225,7 @@ class Answer:
     @property
     def most_tokens(self) -> int | None:
         """Tokens that a pass may take of it, where their rows of logits would be too many to hold."""
-        return max(8, SCORED_NBYTES // self._row_nbytes) if self._unscored else None
+        return max(8, SCORED_NBYTES // (4 * self._vocab_size)) if self._unscored else None
 
     @property
     def reusable(self) -> int:

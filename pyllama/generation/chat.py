@@ -5,7 +5,9 @@ computes the rest. What the template makes of the messages is the tokenizer's bu
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from pyllama.closing import Closing
@@ -62,12 +64,10 @@ class Chat(Closing):
         Raises ContextOverflowError if the conversation has outgrown the context, and BusyError while another thread
         computes the answer before this one. Cost: one pass for what the cache does not hold yet, and one a token.
         """
-        self._refuse_another()
-        with self._changing:
-            self._end_answer()
+        with self._changed_alone():
             messages = [*self.messages, {"role": "user", "content": content}]
             prompt_ids = self._tokenizer.encode_chat(messages, **self.variables)
-            self._forget_beyond(_common_prefix(self._cached_ids, prompt_ids))
+            self._forget_beyond(prompt_ids)
             self._generation = Generation(
                 self._decoder,
                 self._tokenizer,
@@ -109,9 +109,7 @@ class Chat(Closing):
         self._set_messages(messages)
 
     def _set_messages(self, messages: list[dict[str, str]]) -> None:
-        self._refuse_another()
-        with self._changing:
-            self._end_answer()
+        with self._changed_alone():
             self.messages = messages
 
     def warm_up(self, on_layer: Callable[[int], None] | None = None) -> None:
@@ -121,37 +119,36 @@ class Chat(Closing):
 
         Cost: one pass. While another thread does it, send() and the others raise BusyError.
         """
-        self._refuse_another()
-        with self._changing:
-            self._end_answer()
+        with self._changed_alone():
             asked = [self._tokenizer.encode_chat([*self.messages, {"role": "user", "content": text}], **self.variables)
                      for text in ("a", "1")]  # fmt: skip
-            ids = asked[0][: max(1, _common_prefix(*asked))][: self._decoder.max_pass_tokens]
-            self._forget_beyond(_common_prefix(self._cached_ids, ids))
-            new = ids[self._sequence.length :] if self._sequence.length < len(ids) else []
+            ids = asked[0][: max(1, len(commonprefix(asked)))][: self._decoder.max_pass_tokens]
+            self._forget_beyond(ids)
+            new = ids[self._sequence.length :]
             if new:
                 self._decoder.forward([(self._sequence, new)], on_layer=on_layer)
                 self._cached_ids = ids
 
     def close(self) -> None:
         """Gives the cache back. Raises BusyError while another thread computes an answer."""
-        self._refuse_another()
-        with self._changing:
-            self._end_answer()
+        with self._changed_alone():
             self._sequence.close()
 
-    def _refuse_another(self) -> None:
+    @contextmanager
+    def _changed_alone(self) -> Iterator[None]:
+        """For as long as the block lasts; the last answer has ended. Raises BusyError."""
         if self._changing.locked():
             raise BusyError("chat: another thread changes this conversation")
+        with self._changing:
+            if self._generation:
+                self._generation.close()
+            if self._generation:  # its step is under way elsewhere: the sequence is not free yet
+                raise BusyError("chat: the last answer is still being computed; it ends with the token under way")
+            yield
 
-    def _end_answer(self) -> None:
-        if self._generation:
-            self._generation.close()
-        if self._generation:  # its step is under way elsewhere: the sequence is not free yet
-            raise BusyError("chat: the last answer is still being computed; it ends with the token under way")
-
-    def _forget_beyond(self, length: int) -> None:
-        length = self._sequence.restorable(length)
+    def _forget_beyond(self, ids: list[int]) -> None:
+        """The cache keeps what is the beginning of these ids."""
+        length = self._sequence.restorable(len(commonprefix([self._cached_ids, ids])))
         self._sequence.truncate(length)
         del self._cached_ids[length:]
 
@@ -165,12 +162,3 @@ class Chat(Closing):
         if generation.text or generation.finish_reason:
             text = said(generation.text)[1] if self._harmony else generation.text
             self.messages = [*messages, {"role": "assistant", "content": text}]
-
-
-def _common_prefix(first: list[int], second: list[int]) -> int:
-    length = 0
-    for a, b in zip(first, second):
-        if a != b:
-            break
-        length += 1
-    return length

@@ -17,6 +17,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -233,7 +234,7 @@ class Sampler:
         check_finite(logits, len(prompt_ids) + len(output_ids))
         candidates = Candidates(self._ids, _penalize(params, logits, prompt_ids, output_ids))
         if allowed is not None:
-            candidates = Candidates(allowed, candidates.logits[allowed])
+            candidates = candidates.keep(allowed)
         if params.temperature == 0:
             # argmax: the first of equals, the lower id
             order = np.array([candidates.logits.argmax()]) if count == 1 else largest(candidates.logits, count)
@@ -283,70 +284,51 @@ def _penalize(
     return logits
 
 
-def _chain(params: SamplingParams) -> "Iterator[Link]":
+def _chain(params: SamplingParams) -> Iterator[Callable[[Candidates], Candidates]]:
     """The steps these parameters need, in order."""
-    yield _temperature(np.float32(params.temperature))
+    yield partial(_temperature, np.float32(params.temperature))
     if params.top_k:
-        yield _top_k(params.top_k)
+        yield partial(_top_k, params.top_k)
     if params.top_p < 1:
-        yield _top_p(params.top_p)
+        yield partial(_top_p, params.top_p)
     if params.min_p > 0:
-        yield _min_p(np.float32(params.min_p))
+        yield partial(_min_p, np.float32(params.min_p))
 
 
-Link = Callable[[Candidates], Candidates]
-
-
-def _temperature(temperature: np.float32) -> Link:
+def _temperature(temperature: np.float32, candidates: Candidates) -> Candidates:
     """logits = (logits - max) / temperature. The shift comes first, so that no temperature can overflow."""
-
-    def step(candidates: Candidates) -> Candidates:
-        with np.errstate(over="ignore"):
-            shifted = candidates.logits - candidates.logits.max()
-            if temperature:
-                shifted /= temperature
-            else:  # too small for float32: the largest, 0 / 0, must stay 0
-                shifted[shifted < 0] = LOWEST_EXPONENT
-        np.maximum(shifted, LOWEST_EXPONENT, out=shifted)
-        return Candidates(candidates.ids, shifted)
-
-    return step
+    with np.errstate(over="ignore"):
+        shifted = candidates.logits - candidates.logits.max()
+        if temperature:
+            shifted /= temperature
+        else:  # too small for float32: the largest, 0 / 0, must stay 0
+            shifted[shifted < 0] = LOWEST_EXPONENT
+    np.maximum(shifted, LOWEST_EXPONENT, out=shifted)
+    return Candidates(candidates.ids, shifted)
 
 
-def _top_k(count: int) -> Link:
+def _top_k(count: int, candidates: Candidates) -> Candidates:
     """The `count` largest logits, largest first."""
-
-    def step(candidates: Candidates) -> Candidates:
-        return candidates.keep(largest(candidates.logits, count))
-
-    return step
+    return candidates.keep(largest(candidates.logits, count))
 
 
-def _top_p(mass: float) -> Link:
+def _top_p(mass: float, candidates: Candidates) -> Candidates:
     """The shortest run of the largest probabilities whose sum reaches `mass` of the whole, largest first."""
-
-    def step(candidates: Candidates) -> Candidates:
-        weights = _exp(candidates.logits)
-        target = mass * _running_sums(weights)[-1]
-        # A trained model is sure enough that a few hundred tokens do: sorting all is the last resort.
-        for count in (256, 2048, len(weights)):
-            order = largest(weights, count)
-            sums = _running_sums(weights[order])
-            if sums[-1] >= target:
-                break
-        return candidates.keep(order[: int(np.searchsorted(sums, target, side="left")) + 1])
-
-    return step
+    weights = _exp(candidates.logits)
+    target = mass * _running_sums(weights)[-1]
+    # A trained model is sure enough that a few hundred tokens do: sorting all is the last resort.
+    for count in (256, 2048, len(weights)):
+        order = largest(weights, count)
+        sums = _running_sums(weights[order])
+        if sums[-1] >= target:
+            break
+    return candidates.keep(order[: int(np.searchsorted(sums, target, side="left")) + 1])
 
 
-def _min_p(ratio: np.float32) -> Link:
+def _min_p(ratio: np.float32, candidates: Candidates) -> Candidates:
     """Probabilities of at least `ratio` times the largest."""
-
-    def step(candidates: Candidates) -> Candidates:
-        weights = _exp(candidates.logits)
-        return candidates.keep(weights >= ratio * weights.max())
-
-    return step
+    weights = _exp(candidates.logits)
+    return candidates.keep(weights >= ratio * weights.max())
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
@@ -372,14 +354,6 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
     return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def _below_largest(logits: np.ndarray) -> np.ndarray:
-    """logits - max(logits), finite even where float32 cannot hold the difference."""
-    with np.errstate(over="ignore"):
-        below: np.ndarray = logits - logits.max()
-    np.maximum(below, -LARGEST, out=below)
-    return below
-
-
 def _running_sums(weights: np.ndarray) -> np.ndarray:
     """Sums of the first 1, 2, ... values in float64, added one by one: np.sum's order depends on the machine."""
     return np.cumsum(weights.astype(np.float64))
@@ -395,7 +369,9 @@ def _exp(values: np.ndarray) -> np.ndarray:
 
 def with_logprobs(logits: np.ndarray, token_id: int, count: int) -> Sample:
     """Log-softmax of the unmodified logits, which are finite, at token_id and at the `count` largest."""
-    shifted = _below_largest(logits)
+    with np.errstate(over="ignore"):
+        shifted: np.ndarray = logits - logits.max()
+    np.maximum(shifted, -LARGEST, out=shifted)  # finite even where float32 cannot hold the difference
     total = float(_running_sums(_exp(np.maximum(shifted, LOWEST_EXPONENT)))[-1])
     log_total = math.log(total)
     # Far more digits than float32 holds, and few enough to hide how this machine's libm rounds log.

@@ -113,7 +113,7 @@ class Task:
                     return
                 branches, taken = going, taken + 1
                 self.accepted += 1
-                row = going[0].rows[len(going[0].rows) - len(going[0].ids) + taken - 1]
+                row = going[0].rows[taken - 1 - len(going[0].ids)]
                 steps = self.answer.take(found.logits[row : row + 1])
         finally:
             self._keep(found, branches[0], taken)

@@ -69,9 +69,9 @@ class ThinkingSplit:
             self.thinking, self._after_mark = False, True
             return parts + self._part(said)
         # What may still become the closing mark, and white space that may stand before it.
-        keep = len(text) - len(text[: len(text) - overlap(text, self._closing)].rstrip())
-        self._held = text[len(text) - keep :]
-        return self._part(text[: len(text) - keep])
+        thought = text[: len(text) - overlap(text, self._closing)].rstrip()
+        self._held = text[len(thought) :]
+        return self._part(thought)
 
     def finish(self) -> list[Part]:
         """What was held back, when no more comes."""

@@ -1,5 +1,6 @@
 """A file -> the rate it can be read at, the way weights are read: direct, in blocks of 4 MB, into huge pages."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -58,7 +59,11 @@ def read_rate(path: Path, *, in_flight: int = 3, seconds: float = 4.0, block: in
 
     with DirectFile(path) as file, ThreadPoolExecutor(in_flight) as threads:
         started = time.perf_counter()
-        nbytes = sum(threads.map(read, range(in_flight)))
+        try:
+            nbytes = sum(threads.map(read, range(in_flight)))
+        except BaseException:
+            started = -math.inf  # the other threads end with the read that they are at
+            raise
         taken = time.perf_counter() - started
         return Reading(nbytes / 1e9 / taken, nbytes, taken, file.direct)
 

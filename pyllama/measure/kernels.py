@@ -109,14 +109,14 @@ def measure(threads: int, nbytes: int, *, positions: int = 2048, seconds: float 
     return found
 
 
-def quick(threads: int, nbytes: int = 32 << 20, seconds: float = 0.2) -> tuple[float, float, float]:
+def quick(threads: int, nbytes: int = 32 << 20, seconds: float = 0.1) -> tuple[float, float, float]:
     """GFLOP/s of products of 64 tokens, bfloat16 and Q4_K, and GB/s of packing bfloat16."""
     _kernels.set_num_threads(threads)
     made = matrices(nbytes)
     matrix, plain = made["panels"], made["rows"]
     rate, whole = many_gflop_s(matrix, seconds), many_gflop_s(quantized(plain, "Q4_K"), seconds)
     packed = huge_empty(int(_kernels.packed_nbytes(plain.rows, plain.cols) * 1.05) + 4096)
-    return rate, whole, plain.nbytes / 1e9 / _median_s(lambda: _kernels.pack(plain, packed), seconds / 2)
+    return rate, whole, plain.nbytes / 1e9 / _median_s(lambda: _kernels.pack(plain, packed), seconds)
 
 
 def _median_s(call: Callable[[], object], seconds: float) -> float:

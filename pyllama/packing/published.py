@@ -65,7 +65,8 @@ def published(config: Config, tensors: Iterable[Tensor]) -> list[Output]:
         else:
             prefix, _, rest = tensor.name.partition(f".experts.{number}.")
             matrix, _, kind = rest.partition(".")
-            key = f"{prefix}.experts.{'down_proj' if matrix == 'down_proj' else 'gate_up_proj'}.{kind}"
+            stack = next(stored for stored, turns in family.experts_apart.items() if matrix in turns)
+            key = f"{prefix}.experts.{stack}.{kind}"
             if key not in stacks:
                 found.append(key)
             stacks.setdefault(key, []).append(tensor)
@@ -76,10 +77,13 @@ def published(config: Config, tensors: Iterable[Tensor]) -> list[Output]:
 
 
 def _stacked(key: str, members: list[Tensor]) -> list[Output]:
-    """All experts of a layer: gate and up, or down, in MXFP4 as codes and scales; or their biases."""
+    """All experts of a layer: gate and up, or down, in MXFP4 as codes and scales; or their biases.
+
+    members  of an expert in the order in which their rows take turns
+    """
     stem, _, kind = key.rpartition(".")
-    step = 1 if stem.endswith("down_proj") else 2
-    members = sorted(members, key=lambda tensor: (expert_number(tensor.name) or 0, "up_proj" in tensor.name))
+    members = sorted(members, key=lambda tensor: expert_number(tensor.name) or 0)
+    step = sum(expert_number(tensor.name) == 0 for tensor in members)
     groups = tuple(tuple(members[i : i + step]) for i in range(0, len(members), step))
     first, count = members[0], len(groups)
     if kind == "bias":

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from pyllama.architecture import Layer, layers_of
+from pyllama.architecture.layer import Mlp
 from pyllama.architecture.names import expert_number
 from pyllama.architecture.tensors import HEAD
 from pyllama.checkpoint import Checkpoint
@@ -180,10 +182,7 @@ def _collected(
     length = min(WINDOW, config.max_position_embeddings)
     sums = _Sums()
     done, tokens = sums.load(work.folder / STATE)
-    inputs = 3 * config.hidden_size + config.intermediate_size  # of a layer: for q, k and v; o; gate and up; down
-    if config.mixture:
-        inputs += config.mixture.num_experts * (config.hidden_size + config.mixture.moe_intermediate_size)
-    room = config.num_hidden_layers * inputs * 8 * 3  # the sums, and what a state is made of
+    room = sum(map(_input_columns, layers_of(config))) * 8 * 3  # the sums, and what a state is made of
     split = pre_tokenizer if checkpoint.format == "gguf" else None
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(
@@ -221,6 +220,14 @@ def _collected(
         )
     counts = {name: count for names, count in sums.counts.items() for name in names}
     return found, counts, len(windows)
+
+
+def _input_columns(layer: Layer) -> int:
+    """Of what a layer's matrices are multiplied with: its mixer's and its mlps' last ones take something else each."""
+    experts = layer.experts
+    blocks = [layer.mixer.linears] + ([layer.mlp.linears] if isinstance(layer.mlp, Mlp) else [])
+    blocks += [(experts.router,), *[experts.expert(0).linears] * experts.count] if experts else []
+    return sum(of.cols for linears in blocks for of in {linears[0], linears[-1]})
 
 
 def _windows(tokenizer: Any, text: str, length: int) -> list[list[int]]:

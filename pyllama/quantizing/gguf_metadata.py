@@ -82,15 +82,14 @@ def of_config(config: Config, name: str) -> dict[str, Value]:
     if config.mixture is not None:
         found["expert_count"] = config.mixture.num_experts
         found["expert_used_count"] = config.mixture.num_experts_per_tok
-        if family.gguf_architecture != "llama":  # which has one width for both
-            found["expert_feed_forward_length"] = config.mixture.moe_intermediate_size
+        found["expert_feed_forward_length"] = config.mixture.moe_intermediate_size
     window = config.layer_windows[0]
     if window is not None:
         found["attention.sliding_window"] = window
     found |= {f"rope.scaling.{key}": value for key, value in _scaling(config).items()}
     found |= family.gguf_values(config)
     general = {"general.architecture": str(family.gguf_architecture), "general.type": "model", "general.name": name}
-    return {**general, **{prefix + key: _typed(value) for key, value in found.items()}}
+    return {**general, **{prefix + key: _typed(value) for key, value in found.items() if value is not None}}
 
 
 def _typed(value: Any) -> Value:

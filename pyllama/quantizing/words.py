@@ -73,8 +73,7 @@ def _of_pieces(path: Path) -> Words:
 
 def _of_ranks(path: Path) -> Words:
     vocabulary = tiktoken.read_ranks(path)
-    ids = np.arange(vocabulary.size)
-    left, right, merged = every_split(vocabulary, ids, path.name)
+    left, right, merged = every_split(vocabulary, path.name)
     texts = [token_bytes.in_byte_alphabet(vocabulary.bytes_of(i)).encode() for i in range(vocabulary.size)]
     order = np.lexsort((right, left, merged))  # a lower rank merges first, and the rank is the id
     merges = [texts[a] + b" " + texts[b] for a, b in zip(left[order].tolist(), right[order].tolist(), strict=True)]
@@ -91,12 +90,9 @@ def _texts(file: TokenizerFile) -> list[bytes | None]:
 
 
 def _merges(file: TokenizerFile) -> Iterator[tuple[str, str]]:
-    for strings, spaced in file.merges:
+    for strings in file.merges:
         found = strings.unpack()
-        if spaced:
-            yield from (tuple(merge.split(" ", 1)) for merge in found)  # type: ignore[misc]
-        else:
-            yield from zip(found[::2], found[1::2], strict=True)
+        yield from zip(found[::2], found[1::2], strict=True)
 
 
 def _byte_level(file: TokenizerFile) -> Words:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyllama.architecture.names import expert_matrix
 from pyllama.checkpoint import Part, Tensor
 from pyllama.checkpoint.dtypes import row_nbytes
 from pyllama.checkpoint.files import SECTOR
@@ -16,7 +17,6 @@ from pyllama.checkpoint.packed_rows import rows_of
 from pyllama.streaming.blocks import Block, Span
 
 TURN_NBYTES = 1 << 20  # of rows that are put together after they are read: large enough for the disk's full rate
-_KINDS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Reads(NamedTuple):
@@ -161,7 +161,7 @@ def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[int, Block, np.nd
             data = _put_around(memory, data, around)
             if block.part is not None and block.part.skip:
                 data = rows_of(block.tensor, block.part, data).reshape(-1)
-        yield _KINDS.index(block.tensor.name.split(".")[-2]), block, data
+        yield expert_matrix(block.tensor.name), block, data
 
 
 def _put_around(memory: np.ndarray, data: np.ndarray, around: tuple[bytes, ...]) -> np.ndarray:

@@ -42,7 +42,7 @@ class AddedTokens:
     def __init__(self, tokens: Iterable[AddedToken], contents: dict[int, str] | None = None) -> None:
         self._tokens: dict[str, AddedToken] = {}
         for token in tokens:
-            content = token.content if contents is None else contents.get(token.id, token.content)
+            content = (contents or {}).get(token.id, token.content)
             if content:
                 self._tokens[content] = token
         lengths: dict[str, set[int]] = {}
@@ -65,19 +65,18 @@ class AddedTokens:
         at = 0
         while (candidate := self._first.search(text, at)) is not None:
             at = candidate.start()
-            for length in self._lengths[text[at]]:
-                token = self._tokens.get(text[at : at + length])
-                if token is not None:
-                    break
-            else:
+            found = self._at(text, at)
+            if found is None:
                 at += 1
                 continue
-            start, stop = at, min(at + length, len(text))
+            start, stop, token = found
             if marked is not None and token.special and marked[start:stop] != text[start:stop]:
-                if not parse_special or (own := self._special_in(marked, start, stop)) is None:
+                # The first special token that begins in it, of what is marked.
+                own = (self._at(marked, begin, special=True) for begin in range(start, stop))
+                if not parse_special or (found := next(filter(None, own), None)) is None:
                     at = stop
                     continue
-                start, stop, token = own
+                start, stop, token = found
             at = stop  # a match that is not taken still hides what overlaps it
             if token.special and not parse_special:
                 continue
@@ -101,11 +100,11 @@ class AddedTokens:
             out.append(shown[done:])
         return out
 
-    def _special_in(self, text: str, start: int, stop: int) -> tuple[int, int, AddedToken] | None:
-        """The first special token that begins in text[start:stop], with where that is."""
-        for at in range(start, stop):
-            for length in self._lengths.get(text[at], ()):
-                token = self._tokens.get(text[at : at + length])
-                if token is not None and token.special:
-                    return at, min(at + length, len(text)), token
+    def _at(self, text: str, at: int, *, special: bool = False) -> tuple[int, int, AddedToken] | None:
+        """The longest token, or special token, that begins there, behind its start and stop."""
+        for length in self._lengths.get(text[at], ()):
+            content = text[at : at + length]  # shorter at the end of the text
+            token = self._tokens.get(content)
+            if token is not None and (token.special or not special):
+                return at, at + len(content), token
         return None

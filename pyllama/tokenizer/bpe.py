@@ -82,11 +82,8 @@ class ByteLevelModel(MergedModel):
     def __init__(self, vocabulary: Vocabulary, merges: MergeTable, **options: Any) -> None:
         super().__init__(vocabulary, merges, **options)
         self._byte_ids = [vocabulary.find(bytes([byte])) for byte in range(256)]
-        self._complete = min(self._byte_ids) >= 0
 
     def _symbols(self, piece: str, data: bytes) -> list[int]:
-        if self._complete:
-            return [self._byte_ids[byte] for byte in data]
         symbols: list[int] = []
         after_unknown = False
         for byte in data:

@@ -14,6 +14,8 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from pyllama.tokenizer.marks import with_texts
+
 HERMES, GRANITE, PHI, LFM2 = "hermes", "granite", "phi", "lfm2"
 #: form: what stands before and after its calls
 AROUND = {
@@ -55,13 +57,7 @@ def text_of_calls(form: str, calls: list[Any]) -> str:
 
 def without_places(value: Any) -> Any:
     """A copy of a value of JSON's types, whose texts have none of PLACES."""
-    if isinstance(value, str):
-        return value if value.isascii() else value.translate(_NOTHING)
-    if isinstance(value, list):
-        return [without_places(item) for item in value]
-    if isinstance(value, dict):
-        return {without_places(key): without_places(item) for key, item in value.items()}
-    return value
+    return with_texts(value, lambda text: text if text.isascii() else text.translate(_NOTHING))
 
 
 def _is_python(call: dict[str, Any]) -> bool:

@@ -81,8 +81,6 @@ class Rendered(str):
 
     def replaced(self, texts: Mapping[str, str]) -> Rendered:
         """The text with others in place of some characters, as if the template had said them."""
-        if not any(character in self for character in texts):
-            return self
         text = Rendered(self.translate({ord(character): text for character, text in texts.items()}))
         text.marks = self.marks
         return text
@@ -122,31 +120,10 @@ class ChatTemplate:
 
         return NBYTES
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        /,
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **variables: Any,
-    ) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """The text of a chat. RequestError: the template refuses the messages; TokenizerError: it is bad itself."""
-        given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
-        return self.render_marked(messages, given, ())
-
-    def render_marked(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        variables: Mapping[str, Any],
-        spellings: Collection[str],
-    ) -> Rendered:
-        """The text of a chat in which it can be told what came out of the messages and variables.
-
-        variables  "tools", "add_generation_prompt" and whatever else the template looks at
-        spellings  what must not come out of them: the control tokens as text
-        """
-        return self._text(_plain_messages(messages), variables, spellings, time.monotonic() + MAX_SECONDS)
+        given = {"add_generation_prompt": True, **variables}
+        return str(self._text(_plain_messages(messages), given, (), time.monotonic() + MAX_SECONDS))
 
     def render_adapted(
         self,
@@ -154,7 +131,12 @@ class ChatTemplate:
         variables: Mapping[str, Any],
         spellings: Collection[str] = (),
     ) -> Rendered:
-        """As render_marked(), with earlier tool calls put the way this template wants them (tool_turns.py)."""
+        """The text of a chat in which it can be told what came out of the messages and variables. Earlier tool calls
+        are put the way this template wants them (tool_turns.py).
+
+        variables  "tools", "add_generation_prompt" and whatever else the template looks at
+        spellings  what must not come out of them: the control tokens as text
+        """
         deadline = time.monotonic() + MAX_SECONDS
         form = form_of(self.source, spellings)
         if self._tool_turns is None:

@@ -21,6 +21,7 @@ from pyllama.tokenizer import chat_template as templates
 from pyllama.tokenizer import steps, tiktoken
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.chat_template import ChatTemplate
+from pyllama.tokenizer.files import read_whole
 from pyllama.tokenizer.json_scan import check_items
 from pyllama.tokenizer.missing import NoTokenizerError
 from pyllama.tokenizer.pieces import from_pieces
@@ -31,6 +32,7 @@ from pyllama.tokenizer.tokenizer_json import TokenizerJson, added_token
 _MAX_JSON = 16 << 20
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LLAMA2_VOCAB = 32000
+_LLAMA2_NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 def read_huggingface(path: Path, config: Any) -> Parts:
@@ -57,8 +59,7 @@ def read_huggingface(path: Path, config: Any) -> Parts:
     parts.chat_template = _template(path, settings, names)
     llama2 = parts.kind == "sentencepiece" and vocab_size == _LLAMA2_VOCAB
     if parts.chat_template is None and llama2 and getattr(config, "model_type", None) == "llama":
-        variables = {"bos_token": "<s>", "eos_token": "</s>", **names}
-        parts.chat_template = ChatTemplate(templates.LLAMA2, variables, "the format of Llama 2")
+        parts.chat_template = ChatTemplate(templates.LLAMA2, _LLAMA2_NAMES | names, "the format of Llama 2")
     return parts
 
 
@@ -70,12 +71,11 @@ def read_meta(path: Path, config: Any) -> Parts:
     _check_fetched(file.parent)
     parts = _from_model(file, {})
     if parts.kind == "tiktoken":
-        variables = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
-        parts.chat_template = ChatTemplate(templates.LLAMA3, variables, "the format of Llama 3")
+        parts.special_texts = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+        parts.chat_template = ChatTemplate(templates.LLAMA3, parts.special_texts, "the format of Llama 3")
     else:
-        variables = {"bos_token": "<s>", "eos_token": "</s>"}
-        parts.chat_template = ChatTemplate(templates.LLAMA2, variables, "the format of Llama 2")
-    parts.special_texts = variables
+        parts.special_texts = _LLAMA2_NAMES
+        parts.chat_template = ChatTemplate(templates.LLAMA2, _LLAMA2_NAMES, "the format of Llama 2")
     return parts
 
 
@@ -118,9 +118,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             return {}
-        if path.stat().st_size > _MAX_JSON:
-            raise TokenizerError(f"{path}: more than {_MAX_JSON} bytes")
-        data = path.read_bytes()
+        data = read_whole(path, _MAX_JSON)
         check_items(data, str(path))
         value = json.loads(data.decode())
     except OSError as error:
@@ -158,7 +156,7 @@ def _from_model(path: Path, settings: Mapping[str, Any]) -> Parts:
     pieces = read_pieces(path)
     parts = from_pieces(pieces, path.name)
     if pieces.space_prefix and not pieces.charsmap and not _flag(settings, "legacy", True):
-        parts.pre_tokenizer = steps.metaspace(steps.SPACE_MARK, "first", False)
+        parts.pre_tokenizer = steps.metaspace("first", False)
         parts.normalizer = None
     parts.bos_token_id = pieces.bos_id
     if pieces.eos_id is not None:
@@ -268,11 +266,7 @@ def _set_ends(parts: Parts, names: Mapping[str, str], path: Path, config: Any) -
 def read_template(file: Path, names: Mapping[str, str]) -> ChatTemplate:
     """A file's template; names: what it sees besides messages. Raises TokenizerError."""
     try:
-        if file.stat().st_size > _MAX_JSON:
-            raise TokenizerError(f"{file}: more than {_MAX_JSON} bytes")
-        return ChatTemplate(file.read_bytes().decode(), names, file.name)
-    except OSError as error:
-        raise TokenizerError(f"{file}: {reason_of(error)}") from None
+        return ChatTemplate(read_whole(file, _MAX_JSON).decode(), names, file.name)
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{file}: no UTF-8: {error.reason}") from None
 

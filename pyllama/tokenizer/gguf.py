@@ -8,12 +8,11 @@ converters write -1, also unsigned, and ids of tokens that the model has not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pyllama.checkpoint.string_list import StringList
 from pyllama.errors import RequestError, TokenizerError
 from pyllama.tokenizer import pre_tokenizers, steps, token_bytes
 from pyllama.tokenizer.added_tokens import AddedToken
@@ -22,6 +21,7 @@ from pyllama.tokenizer.chat_template import ChatTemplate
 from pyllama.tokenizer.missing import NoTokenizerError
 from pyllama.tokenizer.piece_types import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from pyllama.tokenizer.pre_tokenizers import PreTokenizer
+from pyllama.tokenizer.sentencepiece import SentencePieceModel, byte_pieces
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
@@ -61,12 +61,14 @@ class _Reader:
         value: Any = self._metadata.get(f"tokenizer.{key}")
         if value is None:
             raise TokenizerError(f"tokenizer.{key}: missing, expected a list (file {self._where})")
-        if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
+        is_list = isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+        if not is_list:
             raise TokenizerError(f"tokenizer.{key}: {type(value).__name__}, expected a list (file {self._where})")
         return value
 
-    def _numbers(self, key: str, size: int, kinds: str) -> np.ndarray | None:
+    def _numbers(self, key: str, kinds: str) -> np.ndarray | None:
         """An array of the vocabulary's size."""
+        size = len(self._tokens)
         if self._metadata.get(f"tokenizer.{key}") is None:
             return None
         values = self._list(key)
@@ -90,23 +92,18 @@ class _Reader:
             raise TokenizerError(
                 f"tokenizer.ggml.model: {str(model)[:40]!r} is not supported, expected {_MODELS} (file {self._where})"
             )
-        tokens = self._list("ggml.tokens")
-        types = self._numbers("ggml.token_type", len(tokens), "iu")
-        if types is None:
-            types = np.full(len(tokens), NORMAL)
-        if model == "gpt2":
-            pre = pre_tokenizers.pre_tokenizer(self._pre(), self._where)
-            parts = self._byte_level(tokens, types, pre)
-            self._add_ends(parts, tokens, types, pre.add_bos)
-        else:
-            if self._given_pre is not None:
-                raise RequestError(
-                    f"pre_tokenizer: {self._given_pre[:40]!r}, expected none: a SentencePiece tokenizer has none "
-                    f"(file {self._where})"
-                )
-            parts = self._merged_pieces(tokens, types) if model == "gemma4" else self._sentencepiece(tokens, types)
-            self._add_ends(parts, tokens, types, True)
-        self._add_template(parts, tokens, types)
+        self._tokens = self._list("ggml.tokens")
+        types = self._numbers("ggml.token_type", "iu")
+        self._types = np.full(len(self._tokens), NORMAL) if types is None else types
+        pre = pre_tokenizers.pre_tokenizer(self._pre(), self._where) if model == "gpt2" else None
+        if pre is None and self._given_pre is not None:
+            raise RequestError(
+                f"pre_tokenizer: {self._given_pre[:40]!r}, expected none: a SentencePiece tokenizer has none "
+                f"(file {self._where})"
+            )
+        parts = self._sentencepiece() if model == "llama" else self._merged(pre)
+        self._add_ends(parts, pre is None or pre.add_bos)
+        self._add_template(parts)
         return parts
 
     def _pre(self) -> str:
@@ -119,72 +116,48 @@ class _Reader:
             )
         return pre
 
-    def _added(self, tokens: Sequence[str], types: np.ndarray) -> tuple[AddedToken, ...]:
-        ids = np.flatnonzero(np.isin(types, (CONTROL, UNKNOWN, USER_DEFINED)))
+    def _added(self) -> tuple[AddedToken, ...]:
+        ids = np.flatnonzero(np.isin(self._types, (CONTROL, UNKNOWN, USER_DEFINED)))
         if len(ids) > _MAX_ADDED:
             raise TokenizerError(
                 f"tokenizer.ggml.token_type: {len(ids)} tokens are control or user-defined ones, expected at most "
                 f"{_MAX_ADDED} (file {self._where})"
             )
         return tuple(
-            AddedToken(token_id, _text(tokens[token_id]), special=bool(types[token_id] != USER_DEFINED))
+            AddedToken(
+                token_id,
+                token_bytes.text_of(self._tokens[token_id]),
+                special=bool(self._types[token_id] != USER_DEFINED),
+            )
             for token_id in ids.tolist()
         )
 
-    def _byte_level(self, tokens: Sequence[str], types: np.ndarray, pre: PreTokenizer) -> Parts:
-        normalizer, pre_tokenizer = pre.steps(f"tokenizer.ggml.pre (file {self._where})")
-        added = self._added(tokens, types)
+    def _merged(self, pre: PreTokenizer | None) -> Parts:
+        """Merges by rank: of bytes; without a pre-tokenizer of characters, spaces as marks, and bytes where there is no
+        character."""
         where = f"tokenizer.ggml.tokens (file {self._where})"
-        chunks = token_bytes.packed(_texts(tokens), MAX_TOKENS, where)
-        blob, lengths = token_bytes.token_table(chunks, in_byte_alphabet=True)
+        byte_level = pre is not None
+        added = self._added()
+        chunks = token_bytes.packed(self._tokens, MAX_TOKENS, where)
+        blob, lengths = token_bytes.token_table(chunks, in_byte_alphabet=byte_level)
         vocabulary = Vocabulary(blob, lengths)
         decoded = {token.id: token.content.encode("utf-8", "replace") for token in added}
         for token_id in np.flatnonzero(lengths < 0).tolist():
-            decoded.setdefault(token_id, _text(tokens[token_id]).encode("utf-8", "replace"))
-        where = f"tokenizer.ggml.merges (file {self._where})"
-        reader = token_bytes.MergeReader(vocabulary, in_byte_alphabet=True, where=where)
-        for chunk in token_bytes.packed(_texts(self._list("ggml.merges")), token_bytes.MAX_MERGES, where):
-            reader.add_spaced(chunk)
-        special = frozenset(token.id for token in added if token.special)
-        model = ByteLevelModel(vocabulary, reader.table(special), ignore_merges=pre.ignore_merges, forbidden=special)
-        return Parts("bpe", vocabulary, model, added, decoded, normalizer, pre_tokenizer)
-
-    def _sentencepiece(self, tokens: Sequence[str], types: np.ndarray) -> Parts:
-        from pyllama.tokenizer.pieces import from_pieces
-        from pyllama.tokenizer.sentencepiece_model import Pieces
-
-        where = f"tokenizer.ggml.tokens (file {self._where})"
-        chunks = token_bytes.packed(_texts(tokens), MAX_TOKENS, where)
-        vocabulary = Vocabulary(*token_bytes.token_table(chunks, in_byte_alphabet=False))
-        scores = self._numbers("ggml.scores", len(tokens), "f")
-        if scores is None:
-            raise TokenizerError(
-                f"tokenizer.ggml.scores: missing, expected a score for each token (file {self._where})"
-            )
-        unk_id = self._id("unknown_token_id", types)
-        prefix = self._get("ggml.add_space_prefix", bool, True)
-        collapse = self._get("ggml.remove_extra_whitespaces", bool, False)
-        return from_pieces(Pieces(vocabulary, scores, types, unk_id, prefix, collapse), where)
-
-    def _merged_pieces(self, tokens: Sequence[str], types: np.ndarray) -> Parts:
-        """Characters, spaces as marks, merged by rank; bytes where there is no character."""
-        from pyllama.tokenizer.sentencepiece import SentencePieceModel, byte_pieces
-
-        where = f"tokenizer.ggml.tokens (file {self._where})"
-        chunks = token_bytes.packed(_texts(tokens), MAX_TOKENS, where)
-        vocabulary = Vocabulary(*token_bytes.token_table(chunks, in_byte_alphabet=False))
-        added = self._added(tokens, types)
+            decoded.setdefault(token_id, token_bytes.text_of(self._tokens[token_id]).encode("utf-8", "replace"))
         special = frozenset(token.id for token in added if token.special)
         where = f"tokenizer.ggml.merges (file {self._where})"
-        reader = token_bytes.MergeReader(vocabulary, in_byte_alphabet=False, where=where)
-        for chunk in token_bytes.packed(_texts(self._list("ggml.merges")), token_bytes.MAX_MERGES, where):
-            reader.add_spaced(chunk)
+        chunks = token_bytes.packed(self._list("ggml.merges"), token_bytes.MAX_MERGES, where)
+        halves = (chunk.halves(where) for chunk in chunks)
+        table = token_bytes.merge_table(vocabulary, halves, special, in_byte_alphabet=byte_level, where=where)
+        if pre is not None:
+            where = f"tokenizer.ggml.pre (file {self._where})"
+            bytes_model = ByteLevelModel(vocabulary, table, ignore_merges=pre.ignore_merges, forbidden=special)
+            return Parts("bpe", vocabulary, bytes_model, added, decoded, *pre.steps(where))
         byte_ids = byte_pieces(vocabulary)
-        unk_id = self._id("unknown_token_id", types)
+        unk_id = self._id("unknown_token_id")
         model = SentencePieceModel(
-            vocabulary, reader.table(special), byte_ids=byte_ids, unk_id=unk_id, fuse_unk=True, forbidden=special
+            vocabulary, table, byte_ids=byte_ids, unk_id=unk_id, fuse_unk=True, forbidden=special
         )
-        decoded = {token.id: token.content.encode("utf-8", "replace") for token in added}
         decoded |= {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}
         prefix = self._get("ggml.add_space_prefix", bool, False)
         spaces = steps.replace(" ", steps.SPACE_MARK)
@@ -193,18 +166,36 @@ class _Reader:
             "sentencepiece", vocabulary, model, added, decoded, normalizer, None, spaces=True, strip_space=prefix
         )
 
-    def _id(self, name: str, types: np.ndarray) -> int | None:
+    def _sentencepiece(self) -> Parts:
+        from pyllama.tokenizer.pieces import from_pieces
+        from pyllama.tokenizer.sentencepiece_model import Pieces
+
+        where = f"tokenizer.ggml.tokens (file {self._where})"
+        chunks = token_bytes.packed(self._tokens, MAX_TOKENS, where)
+        vocabulary = Vocabulary(*token_bytes.token_table(chunks, in_byte_alphabet=False))
+        scores = self._numbers("ggml.scores", "f")
+        if scores is None:
+            raise TokenizerError(
+                f"tokenizer.ggml.scores: missing, expected a score for each token (file {self._where})"
+            )
+        unk_id = self._id("unknown_token_id")
+        prefix = self._get("ggml.add_space_prefix", bool, True)
+        collapse = self._get("ggml.remove_extra_whitespaces", bool, False)
+        return from_pieces(Pieces(vocabulary, scores, self._types, unk_id, prefix, collapse), where)
+
+    def _id(self, name: str) -> int | None:
         """A special token's id; None where the file has none, or one that names no token (-1, stored unsigned)."""
         value = self._get(f"ggml.{name}", int)
-        if value is not None and 0 <= value < len(types):
+        count = len(self._types)
+        if value is not None and 0 <= value < count:
             return value
-        usual, kind = _SENTENCEPIECE_IDS.get(name, (len(types), CONTROL))
+        usual, kind = _SENTENCEPIECE_IDS.get(name, (count, CONTROL))
         sentencepiece = self._metadata.get("tokenizer.ggml.model") == "llama"
-        return usual if sentencepiece and usual < len(types) and types[usual] == kind else None
+        return usual if sentencepiece and usual < count and self._types[usual] == kind else None
 
-    def _add_ends(self, parts: Parts, tokens: Sequence[str], types: np.ndarray, add_bos: bool) -> None:
-        bos, eos = self._id("bos_token_id", types), self._id("eos_token_id", types)
-        ends = [self._id(f"{name}_token_id", types) for name in _ENDS]
+    def _add_ends(self, parts: Parts, add_bos: bool) -> None:
+        bos, eos = self._id("bos_token_id"), self._id("eos_token_id")
+        ends = [self._id(f"{name}_token_id") for name in _ENDS]
         parts.eos_token_ids = tuple(dict.fromkeys(end for end in ends if end is not None))
         if self._get("ggml.add_bos_token", bool, add_bos):
             if bos is None:
@@ -216,27 +207,15 @@ class _Reader:
         if self._get("ggml.add_eos_token", bool, False) and eos is not None:
             parts.after = (eos,)
 
-    def _add_template(self, parts: Parts, tokens: Sequence[str], types: np.ndarray) -> None:
+    def _add_template(self, parts: Parts) -> None:
         template = self._get("chat_template", str)
-        variables = {}
-        for name in ("bos", "eos", "unknown", "padding"):
-            token_id = parts.bos_token_id if name == "bos" else self._id(f"{name}_token_id", types)
-            if token_id is not None:
-                short = {"unknown": "unk", "padding": "pad"}.get(name, name)
-                variables[f"{short}_token"] = _text(tokens[token_id])
+        ids = {
+            "bos_token": parts.bos_token_id,
+            "eos_token": self._id("eos_token_id"),
+            "unk_token": self._id("unknown_token_id"),
+            "pad_token": self._id("padding_token_id"),
+        }
+        variables = {name: token_bytes.text_of(self._tokens[i]) for name, i in ids.items() if i is not None}
         parts.special_texts = variables
         if template is not None:
             parts.chat_template = ChatTemplate(template, variables, self._where)
-
-
-def _texts(values: Sequence[Any]) -> Iterable[str]:
-    """Those of a file stay as they lie there."""
-    return values if isinstance(values, StringList) else map(_text, values)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if not isinstance(value, str):
-        raise TokenizerError(f"tokenizer: a token is {type(value).__name__}, expected a string")
-    return value

@@ -48,7 +48,7 @@ class TokenizerFile:
     rest        everything but model.vocab and model.merges, as json.loads gives it
     tokens      the keys of model.vocab, in file order
     ids         (n,) int64, their ids
-    merges      model.merges: (strings, whether each holds "left right" or left and right follow each other)
+    merges      model.merges: left, right, left, right, ...
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class TokenizerFile:
         self._rest_nbytes = self._end = self._forgotten = 0
         self.tokens: list[Strings] | None = None
         self.ids = np.zeros(0, np.int64)
-        self.merges: list[tuple[Strings, bool]] = []
+        self.merges: list[Strings] = []
         try:
             with path.open("rb") as file:
                 nbytes = file.seek(0, 2)
@@ -77,16 +77,11 @@ class TokenizerFile:
         """model.vocab. Models other than BPE have lists there: left to be refused by their name."""
         if self._data[at : at + 1] != b"{":
             return None, self._skip_value(at, limit=MAX_NBYTES)
+        where = f"{self._where}: model.vocab"
         self.tokens = []
         ids = [self.ids]
-        count = 0
-        at += 1
-        for chunk, _ in self._runs(at, (_VOCABULARY,), b"}"):
-            pairs = self._loads(b"{" + chunk + b"}", object_pairs_hook=list)
-            count += len(pairs)
-            if count > MAX_TOKENS:
-                raise TokenizerError(f"{self._where}: more than {MAX_TOKENS} tokens in model.vocab")
-            self.tokens.append(Strings.of([token for token, _ in pairs], f"{self._where}: model.vocab"))
+        for pairs, _ in self._runs(at + 1, (_VOCABULARY,), b"{}", MAX_TOKENS, where):
+            self.tokens.append(Strings.of([token for token, _ in pairs], where))
             ids.append(np.fromiter((token_id for _, token_id in pairs), np.int64, len(pairs)))
         self.ids = np.concatenate(ids)
         return None, self._end
@@ -94,25 +89,22 @@ class TokenizerFile:
     def _read_merges(self, at: int) -> tuple[Any, int]:
         where = f"{self._where}: model.merges"
         at = self._open(at, b"[", "model.merges")
-        count = 0
-        for chunk, pattern in self._runs(at, (_MERGES, _MERGE_PAIRS), b"]"):
-            entries = self._loads(b"[" + chunk + b"]")
-            count += len(entries)
-            if count > MAX_MERGES:
-                raise TokenizerError(f"{where}: more than {MAX_MERGES} merges")
-            spaced = pattern is _MERGES
-            strings = entries if spaced else [token for pair in entries for token in pair]
-            self.merges.append((Strings.of(strings, where), spaced))
+        for entries, pattern in self._runs(at, (_MERGES, _MERGE_PAIRS), b"[]", MAX_MERGES, where):
+            if pattern is _MERGES:
+                self.merges.append(Strings.of(entries, where).halves(where))
+            else:
+                self.merges.append(Strings.of([token for pair in entries for token in pair], where))
         return None, self._end
 
     def _runs(
-        self, at: int, patterns: tuple[re.Pattern[bytes], ...], close: bytes
-    ) -> Iterator[tuple[bytes, re.Pattern[bytes]]]:
-        """The text of each run of entries without the comma after it, and its pattern; sets self._end."""
+        self, at: int, patterns: tuple[re.Pattern[bytes], ...], brackets: bytes, most: int, where: str
+    ) -> Iterator[tuple[list[Any], re.Pattern[bytes]]]:
+        """The entries of each run, pairs in an object, and its pattern; sets self._end."""
         more = False  # a comma was seen, so an entry must follow
+        count = 0
         while True:
             start = self._skip_space(at)
-            if self._data[start : start + 1] == close and not more:
+            if self._data[start : start + 1] == brackets[1:] and not more:
                 self._end = start + 1
                 return
             for pattern in patterns:
@@ -123,9 +115,13 @@ class TokenizerFile:
                 raise self._error(start, "an entry of the list or its end")
             at = match.end()
             self._forget(at)
-            chunk = match.group()
-            more = chunk.endswith(b",")
-            yield (chunk[:-1] if more else chunk), pattern
+            more = match.group().endswith(b",")
+            text = brackets[:1] + match.group().removesuffix(b",") + brackets[1:]
+            entries = self._loads(text, object_pairs_hook=list)
+            count += len(entries)
+            if count > most:
+                raise TokenizerError(f"{where}: more than {most} entries")
+            yield entries, pattern
 
     def _object(self, at: int, handlers: dict[str, Callable[[int], tuple[Any, int]]]) -> tuple[dict[str, Any], int]:
         """The object at `at`, some of its members read by handlers, and where it ends."""

@@ -85,17 +85,12 @@ class LinearPattern:
             return [on, again] if node.lazy else [again, on]
 
         if node.most is None:
-            loop = program.add(None, [])
-            program.targets[loop] = ordered(self._add(program, node.body, loop), following)
-            if node.least == 0:
-                return loop
-            after = loop
-            for _ in range(node.least):
-                after = self._add(program, node.body, after)
-            return after
-        after = following
-        for _ in range(node.most - node.least):
-            after = program.add(None, ordered(self._add(program, node.body, after), following))
+            after = program.add(None, [])
+            program.targets[after] = ordered(self._add(program, node.body, after), following)
+        else:
+            after = following
+            for _ in range(node.most - node.least):
+                after = program.add(None, ordered(self._add(program, node.body, after), following))
         for _ in range(node.least):
             after = self._add(program, node.body, after)
         return after
@@ -319,28 +314,15 @@ class _Automaton:
 
     def _step(self, states: _States, state: int, symbol: int, steps: _Steps) -> int:
         """2 * (next state + 1, or 0 for none) + whether a match ends here."""
-        program = self._program
         with states.lock:
-            ways, matched = states.contents[state], 0
+            matched = 0
             taken: dict[int, None] = {}
             seen: set[int] = set()
-            stack = list(reversed(ways))
-            while stack:
-                at = stack.pop()
-                if at in seen:
-                    continue
-                seen.add(at)
-                allowed, targets = program.symbols[at], program.targets[at]
-                if not targets:
+            for landing in self._walk(states.contents[state], symbol, seen):
+                if landing is None:
                     matched = 1
                     break  # what is less preferred than a match does not count
-                if allowed is None:
-                    stack += reversed(targets)
-                elif symbol in allowed:
-                    if program.takes[at]:
-                        taken[targets[0]] = None
-                    else:
-                        stack.append(targets[0])
+                taken[landing] = None
             steps.take(8 * len(seen))
             following = 1 + states.number(tuple(taken), len(taken), self._symbols) if taken else 0
             step = states.rows[state][symbol] = 2 * following + matched
@@ -385,21 +367,34 @@ class _Automaton:
 
     def _reach(self, landing: int, symbol: int, steps: _Steps) -> tuple[bool, int]:
         """Whether a match ends here, and the landings behind the symbol, as bits."""
-        program, matched, behind = self._program, False, 0
-        seen, stack = {landing}, [landing]
+        matched, behind = False, 0
+        seen: set[int] = set()
+        for reached in self._walk((landing,), symbol, seen):
+            if reached is None:
+                matched = True
+            else:
+                behind |= self._bits[reached]
+        steps.take(len(seen))
+        return matched, behind
+
+    def _walk(self, ways: tuple[int, ...], symbol: int, seen: set[int]) -> Iterator[int | None]:
+        """The landings behind the symbol on these ways, in order of preference; None for a match.
+
+        seen  instructions that were passed
+        """
+        program = self._program
+        stack = list(reversed(ways))
         while stack:
             at = stack.pop()
+            if at in seen:
+                continue
+            seen.add(at)
             allowed, targets = program.symbols[at], program.targets[at]
             if not targets:
-                matched = True
+                yield None
             elif allowed is not None and symbol not in allowed:
                 continue
             elif program.takes[at]:
-                behind |= self._bits[targets[0]]
+                yield targets[0]
             else:
-                for target in targets:
-                    if target not in seen:
-                        seen.add(target)
-                        stack.append(target)
-        steps.take(len(seen))
-        return matched, behind
+                stack += reversed(targets)

@@ -11,7 +11,7 @@ searches is the text as it was (marked_strings.py). Knows neither templates nor 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -44,23 +44,9 @@ class Marks:
     def is_marked(self, text: str) -> bool:
         return self._any is not None and not text.isascii() and self._any.search(text) is not None
 
-    def places(self, text: str) -> Iterator[int]:
-        """Where the stand-ins of a text are."""
-        if self._any is not None:
-            for match in self._any.finditer(text):
-                yield match.start()
-
     def plain(self, value: Any) -> Any:
         """A text, list, tuple or object with every stand-in turned back; itself where there is none."""
-        if isinstance(value, str):
-            return value.translate(self._back) if self.is_marked(value) else value
-        if isinstance(value, list):
-            return [self.plain(item) for item in value]
-        if type(value) is tuple:
-            return tuple(self.plain(item) for item in value)
-        if isinstance(value, dict):
-            return {self.plain(key): self.plain(item) for key, item in value.items()}
-        return value
+        return with_texts(value, lambda text: text.translate(self._back) if self.is_marked(text) else text)
 
 
 NO_MARKS = Marks({})
@@ -129,22 +115,14 @@ class Marker:
                 out = out[:at] + stand_in(text[at]) + out[at + 1 :]
             return out
 
-        def copied(value: Any) -> Any:
-            if isinstance(value, str):
-                return marked(value)
-            if isinstance(value, list):
-                return [copied(item) for item in value]
-            if isinstance(value, dict):
-                return {marked(key): copied(item) for key, item in value.items()}
-            return value
-
         def message(value: dict[str, Any]) -> dict[str, Any]:
             return {
-                marked(key): item if key == "role" and item in _ROLES else copied(item) for key, item in value.items()
+                marked(key): item if key == "role" and item in _ROLES else with_texts(item, marked)
+                for key, item in value.items()
             }
 
         result = {  # the names of the variables stay
-            name: [message(one) for one in value] if name == "messages" else copied(value)
+            name: [message(one) for one in value] if name == "messages" else with_texts(value, marked)
             for name, value in values.items()
         }
         return result, Marks({stand_in_of[character]: character for character in sorted(used)})
@@ -185,6 +163,19 @@ def _places(text: str, part: str) -> Iterator[int]:
     while at >= 0:
         yield at
         at = text.find(part, at + 1)
+
+
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of a value made of lists, tuples and objects, with every text in it changed, keys too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [with_texts(item, change) for item in value]
+    if type(value) is tuple:
+        return tuple(with_texts(item, change) for item in value)
+    if isinstance(value, dict):
+        return {with_texts(key, change): with_texts(item, change) for key, item in value.items()}
+    return value
 
 
 def texts_of(value: Any) -> Iterator[str]:

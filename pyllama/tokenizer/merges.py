@@ -6,14 +6,12 @@ instead of a dict entry of 150. Knows nothing of bytes or text: symbols are numb
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_left
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 import numpy as np
 
-# Up to this many symbols, looking for the lowest rank again after each merge beats keeping a heap.
-_SHORT = 48
+from pyllama.tokenizer.vocabulary import offsets_of
 
 
 class MergeTable:
@@ -30,15 +28,10 @@ class MergeTable:
         last = np.ones(len(keys), bool)
         last[:-1] = keys[1:] != keys[:-1]
         order = order[last]
-        starts = np.zeros(symbols + 1, np.int64)
-        np.cumsum(np.bincount(left[order], minlength=symbols), out=starts[1:])
-        self._starts = starts.astype(np.uint32).data
+        self._starts = offsets_of(np.bincount(left[order], minlength=symbols)).astype(np.uint32).data
         self._rights = right[order].astype(np.uint32).data
         self._ranks = rank[order].astype(np.uint32).data
         self._merged = merged[order].astype(np.uint32).data
-
-    def __len__(self) -> int:
-        return len(self._rights)
 
     def makes(self) -> np.ndarray:
         """Which symbols a merge results in; (symbols,) bool."""
@@ -51,7 +44,7 @@ class MergeTable:
         keep = ~np.isin(self._merged, np.fromiter(symbols, np.int64, len(symbols)))
         if keep.all():
             return
-        kept = np.concatenate([[0], np.cumsum(keep)])  # entries kept before each
+        kept = offsets_of(keep)  # entries kept before each
         self._starts = kept[np.asarray(self._starts)].astype(np.uint32).data
         self._rights, self._ranks, self._merged = (
             np.asarray(field)[keep].data for field in (self._rights, self._ranks, self._merged)
@@ -65,66 +58,36 @@ class MergeTable:
 
     def merge(self, symbols: list[int]) -> list[int]:
         """The symbols left when no pair of neighbours is in the table; O(n log n)."""
-        if len(symbols) < 2:
-            return symbols
-        return self._merge_short(symbols) if len(symbols) <= _SHORT else self._merge_long(symbols)
-
-    def _merge_short(self, symbols: list[int]) -> list[int]:
-        find, ranks, merged = self._find, self._ranks, self._merged
-        never = 1 << 32
-        symbols = list(symbols)
-        entries = [find(left, right) for left, right in itertools.pairwise(symbols)]
-        order = [ranks[entry] if entry >= 0 else never for entry in entries]
-        while order:
-            lowest = min(order)
-            if lowest == never:
-                break
-            at = order.index(lowest)
-            symbol = symbols[at] = merged[entries[at]]
-            del symbols[at + 1], entries[at], order[at]
-            if at < len(order):
-                entry = entries[at] = find(symbol, symbols[at + 1])
-                order[at] = ranks[entry] if entry >= 0 else never
-            if at:
-                entry = entries[at - 1] = find(symbols[at - 1], symbol)
-                order[at - 1] = ranks[entry] if entry >= 0 else never
-        return symbols
-
-    def _merge_long(self, symbols: list[int]) -> list[int]:
         find, ranks, merged = self._find, self._ranks, self._merged
         count = len(symbols)
         symbols = list(symbols)
         after = list(range(1, count + 1))
         before = list(range(-1, count - 1))
+        entries = [-1] * count  # in the table, of each symbol with the one after it
         # One integer per candidate, rank above position, so that the heap compares machine words.
-        entries = [-1] * count
-        heap = []
-        for at in range(count - 1):
-            entry = entries[at] = find(symbols[at], symbols[at + 1])
+        heap: list[int] = []
+
+        def enter(at: int) -> None:
+            """What is there and what is after it are neighbours now."""
+            entry = entries[at] = find(symbols[at], symbols[after[at]])
             if entry >= 0:
-                heap.append(ranks[entry] << 32 | at)
-        heapify(heap)
+                heappush(heap, ranks[entry] << 32 | at)
+
+        for at in range(count - 1):
+            enter(at)
         while heap:
             candidate = heappop(heap)
             at = candidate & 0xFFFFFFFF
             entry = entries[at]
             if entry < 0 or ranks[entry] != candidate >> 32:
                 continue  # one of the two symbols has merged with another since
-            symbol = symbols[at] = merged[entry]
             gone = after[at]
-            entries[gone] = -1
+            symbols[at], symbols[gone] = merged[entry], -1
+            entries[at] = entries[gone] = -1
             following = after[at] = after[gone]
-            symbols[gone] = -1
             if following < count:
                 before[following] = at
-                entry = entries[at] = find(symbol, symbols[following])
-                if entry >= 0:
-                    heappush(heap, ranks[entry] << 32 | at)
-            else:
-                entries[at] = -1
-            previous = before[at]
-            if previous >= 0:
-                entry = entries[previous] = find(symbols[previous], symbol)
-                if entry >= 0:
-                    heappush(heap, ranks[entry] << 32 | previous)
+                enter(at)
+            if before[at] >= 0:
+                enter(before[at])
         return [symbol for symbol in symbols if symbol >= 0]

@@ -75,7 +75,7 @@ class PreTokenizer(NamedTuple):
             for step in self.patterns
         ]
         normalizer = steps.unicode_form("NFC") if self.nfc else None
-        return normalizer, found[0] if len(found) == 1 else steps.one_after_another(found)
+        return normalizer, steps.in_turn(found)
 
 
 def digits(pieces: list[str], first: bool) -> list[str]:

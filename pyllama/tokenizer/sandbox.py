@@ -18,6 +18,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn
 
 import jinja2
@@ -97,9 +98,14 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self._steps = 0
         self._deadline = 0.0
         self._marks = NO_MARKS
-        self.filters = {name: self._counted_filter(name, self.filters[name]) for name in _FILTERS}
-        self.filters["tojson"] = self._counted_filter("tojson", self._to_json)
-        self.tests = {name: self._counted_test(test) for name, test in self.tests.items()}  # type: ignore[arg-type]
+        filters = {**{name: self.filters[name] for name in _FILTERS}, "tojson": self._to_json}
+        self.filters = {
+            name: self._counted(function, partial(self._filter_marked, name)) for name, function in filters.items()
+        }
+        self.tests = {
+            name: self._counted(test, self._test_marked)  # type: ignore[arg-type]
+            for name, test in self.tests.items()
+        }
         self.globals = {
             "range": jinja2.sandbox.safe_range,
             "dict": lambda *args, **kwargs: dict(*args, **kwargs),  # without the class behind it
@@ -148,16 +154,26 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             pieces.append(piece)
         return "".join(pieces)
 
-    def _counted_test(self, function: Callable) -> Callable:
-        skip = _skipped(function)
+    def _counted(self, function: Callable, marked: Callable[..., Any]) -> Callable:
+        """A filter or test that draws on the budget.
+
+        marked  calls it while there are marks: given the function, its context if it wants one, and the other arguments
+        """
+        wants = getattr(function, "jinja_pass_arg", None)  # the environment or context, before the value
+        skip = 0 if wants is None else 1
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.charge()
-            if self._marks:
-                args = (*args[:skip], *map(self._marks.plain, args[skip:]))
-            return function(*args, **kwargs)
+            if not self._marks:
+                return function(*args, **kwargs)
+            return marked(function, args[:skip], args[skip:], kwargs)
 
-        return _like(counted, function)
+        if wants is not None:
+            counted.jinja_pass_arg = wants  # type: ignore[attr-defined]
+        return counted
+
+    def _test_marked(self, function: Callable, context: tuple, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return function(*context, *map(self._marks.plain, args), **kwargs)
 
     def compare(self, left: Any, *rest: Any) -> Any:
         """left == right, left in right, left < right <= more, ...: operators by name, each before what it takes."""
@@ -171,22 +187,10 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             left = right
         return result
 
-    def _counted_filter(self, name: str, function: Callable) -> Callable:
-        skip = _skipped(function)
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self.charge()
-            if not self._marks:
-                return function(*args, **kwargs)
-            return self._filter_marked(name, function, args[:skip], args[skip], args[skip + 1 :], kwargs)
-
-        return _like(counted, function)
-
-    def _filter_marked(
-        self, name: str, function: Callable, context: tuple, value: Any, rest: tuple, kwargs: dict[str, Any]
-    ) -> Any:
+    def _filter_marked(self, name: str, function: Callable, context: tuple, args: tuple, kwargs: dict[str, Any]) -> Any:
         """A filter whose result depends on the characters of a value, for values with marks."""
         marks = self._marks
+        value, *rest = args
 
         def plainly(value: Any) -> Any:
             return function(*context, value, *rest, **kwargs)
@@ -295,17 +299,6 @@ class _Counting(jinja2.visitor.NodeTransformer):
 def _call(name: str, arguments: list, line: int) -> jinja2.nodes.Call:
     function = jinja2.nodes.EnvironmentAttribute(name, lineno=line)
     return jinja2.nodes.Call(function, arguments, [], None, None, lineno=line)
-
-
-def _skipped(function: Callable) -> int:
-    """How many arguments of a filter or test are the environment or context, which some want before the value."""
-    return 0 if getattr(function, "jinja_pass_arg", None) is None else 1
-
-
-def _like(wrapper: Callable, function: Callable) -> Callable:
-    if (wants := getattr(function, "jinja_pass_arg", None)) is not None:
-        wrapper.jinja_pass_arg = wants  # type: ignore[attr-defined]
-    return wrapper
 
 
 def _raise_exception(message: Any) -> None:

@@ -18,7 +18,7 @@ from pyllama.errors import TokenizerError
 from pyllama.machine import malloc
 from pyllama.tokenizer.piece_types import BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UNUSED
 from pyllama.tokenizer.sentencepiece_model import Pieces
-from pyllama.tokenizer.steps import SPACE_MARK
+from pyllama.tokenizer.steps import SPACE_MARK, crosses_words
 from pyllama.tokenizer.vocabulary import utf8_of
 
 MAX_LENGTH = 1024
@@ -154,7 +154,6 @@ def _check(pieces: Pieces, where: str) -> bool:
     Raises TokenizerError for what the library does not bear. That no two pieces are equal, Vocabulary sees to.
     """
     vocabulary, types, scores = pieces.vocabulary, pieces.types, pieces.scores
-    mark = SPACE_MARK.encode()
     crossing = False
     if not np.isfinite(scores).all():
         raise TokenizerError(f"{where}: a score that is no number")
@@ -170,10 +169,10 @@ def _check(pieces: Pieces, where: str) -> bool:
                     f"and {MAX_NBYTES}"
                 )
             try:
-                data.decode()
+                text = data.decode()
             except UnicodeDecodeError:
                 raise TokenizerError(f"{where}: piece {token_id} is no UTF-8 text: {data[:40]!r}") from None
-            crossing = crossing or mark in _after_marks(data)
+            crossing = crossing or crosses_words(text)
             if not data:
                 raise TokenizerError(f"{where}: piece {token_id} is empty, expected text")
             if pieces.algorithm == UNIGRAM and (0 in data or abs(scores[token_id]) > _MAX_SCORE):
@@ -182,15 +181,6 @@ def _check(pieces: Pieces, where: str) -> bool:
                     f"byte and a score within {_MAX_SCORE:g} of 0"
                 )
     return crossing
-
-
-def _after_marks(data: bytes) -> bytes:
-    """What is left of a piece without the space marks it begins with."""
-    mark = SPACE_MARK.encode()
-    start = 0
-    while data.startswith(mark, start):
-        start += len(mark)
-    return data[start:]
 
 
 def _tails(scores: np.ndarray, types: np.ndarray) -> bytes:

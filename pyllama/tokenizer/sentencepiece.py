@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from pyllama.tokenizer.bpe import MergedModel
 from pyllama.tokenizer.merges import MergeTable
-from pyllama.tokenizer.steps import SPACE_MARK
+from pyllama.tokenizer.steps import SPACE_MARK, crosses_words
 from pyllama.tokenizer.vocabulary import Vocabulary
+
+_REMEMBERED = 1 << 16  # characters
 
 
 def byte_pieces(vocabulary: Vocabulary) -> list[int] | None:
@@ -31,20 +34,15 @@ class SentencePieceModel(MergedModel):
     ) -> None:
         super().__init__(vocabulary, merges, **options)
         self._byte_ids = byte_ids
-        self._known: dict[str, int | None] = {}
-        self._words = (
-            None if self._piece_crosses_words() else re.compile(f"{SPACE_MARK}*[^{SPACE_MARK}]+|{SPACE_MARK}+")
+        self._symbol = lru_cache(_REMEMBERED)(lambda character: self._find(character.encode()))
+        words = re.compile(f"{SPACE_MARK}*[^{SPACE_MARK}]+|{SPACE_MARK}+")
+        # Words cannot be merged alone where a piece crosses from one to the next.
+        crossing = any(
+            crosses_words(vocabulary.bytes_of(token_id).decode("utf-8", "replace"))
+            for token_id in range(vocabulary.size)
+            if token_id not in self._forbidden
         )
-
-    def _piece_crosses_words(self) -> bool:
-        """Whether a space mark follows another character in any piece: then words cannot be merged alone."""
-        mark = SPACE_MARK.encode()
-        for token_id in range(self._vocabulary.size):
-            data = self._vocabulary.bytes_of(token_id)
-            crosses = mark in data.lstrip(mark) if data.startswith(mark) else data.find(mark) > 0
-            if crosses and token_id not in self._forbidden:
-                return True
-        return False
+        self._words = None if crossing else words
 
     def encode(self, piece: str, out: list[int]) -> None:
         """Append the ids of a stretch of text, spaces already marked. TokenizerError for a lone surrogate."""
@@ -62,9 +60,8 @@ class SentencePieceModel(MergedModel):
 
     def _symbols(self, piece: str, data: bytes) -> list[int]:
         symbols: list[int] = []
-        known = self._known
         for character in piece:
-            symbol = known[character] if character in known else self._symbol(character)
+            symbol = self._symbol(character)
             if symbol is not None:
                 symbols.append(symbol)
             elif self._byte_ids is not None:
@@ -72,10 +69,3 @@ class SentencePieceModel(MergedModel):
             elif self._unk_id is not None and not (self._fuse_unk and symbols and symbols[-1] == self._unk_id):
                 symbols.append(self._unk_id)
         return symbols
-
-    def _symbol(self, character: str) -> int | None:
-        """The symbol of a character, None if it has none; remembered."""
-        symbol = self._find(character.encode())
-        if len(self._known) < 1 << 16:
-            self._known[character] = symbol
-        return symbol

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllama.errors import TokenizerError, reason_of
+from pyllama.errors import TokenizerError
+from pyllama.tokenizer.files import read_whole
 from pyllama.tokenizer.piece_types import BPE, UNIGRAM
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
@@ -49,22 +50,15 @@ class Pieces:
 
 def read_pieces(path: Path) -> Pieces:
     """The pieces of a model file. Raises TokenizerError."""
-    try:
-        nbytes = path.stat().st_size
-        if nbytes > MAX_NBYTES:
-            raise TokenizerError(f"{path}: {nbytes} bytes, expected at most {MAX_NBYTES}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise TokenizerError(f"{path}: {reason_of(error)}") from None
     where = path.name
     texts: list[bytes] = []
     scores: list[float] = []
     types: list[int] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
-    for number, value in _fields(data, where):
+    for number, value in _fields(read_whole(path, MAX_NBYTES), where):
         if number == 1:
-            piece = dict(_fields(_message(value, where), where))
+            piece = dict(_fields(value, where))
             text, score = piece.get(1), piece.get(2, b"\0\0\0\0")
             if not isinstance(text, bytes) or not text or not isinstance(score, bytes) or len(score) != 4:
                 raise TokenizerError(f"{where}: piece {len(texts)} is no text with a score")
@@ -77,9 +71,9 @@ def read_pieces(path: Path) -> Pieces:
             if len(texts) > MAX_TOKENS:
                 raise TokenizerError(f"{where}: more than {MAX_TOKENS} pieces")
         elif number == 2:
-            trainer.update(_fields(_message(value, where), where))
+            trainer.update(_fields(value, where))
         elif number == 3:
-            normalizer.update(_fields(_message(value, where), where))
+            normalizer.update(_fields(value, where))
     if not texts:
         raise TokenizerError(f"{where}: no pieces, expected a SentencePiece model or tiktoken's lines")
     model_type = trainer.get(3, 1)
@@ -98,9 +92,9 @@ def read_pieces(path: Path) -> Pieces:
 
     def special(number: int, default: int, kind: int) -> int | None:
         token_id = trainer.get(number, default)
-        if not isinstance(token_id, int) or not 0 <= token_id < len(types) or types[token_id] != kind:
-            return None
-        return token_id
+        if isinstance(token_id, int) and 0 <= token_id < len(types) and types[token_id] == kind:
+            return token_id
+        return None
 
     return Pieces(
         Vocabulary(b"".join(texts), np.fromiter(map(len, texts), np.int64, len(texts))),
@@ -116,14 +110,10 @@ def read_pieces(path: Path) -> Pieces:
     )
 
 
-def _message(value: int | bytes, where: str) -> bytes:
-    if not isinstance(value, bytes):
-        raise TokenizerError(f"{where}: a number where a message is expected (damaged?)")
-    return value
-
-
-def _fields(data: bytes, where: str) -> Iterator[tuple[int, int | bytes]]:
+def _fields(data: int | bytes, where: str) -> Iterator[tuple[int, int | bytes]]:
     """(field number, value) of a message; numbers as int, everything longer as bytes."""
+    if not isinstance(data, bytes):
+        raise TokenizerError(f"{where}: a number where a message is expected (damaged?)")
     at = 0
 
     def varint() -> int:
@@ -148,7 +138,7 @@ def _fields(data: bytes, where: str) -> Iterator[tuple[int, int | bytes]]:
         if wire not in (1, 2, 5) or number == 0:
             raise TokenizerError(f"{where}: field {number} of wire type {wire} is not protobuf (damaged?)")
         size = {1: 8, 5: 4}.get(wire) or varint()
-        if wire == 2 and size > len(data) - at or size > len(data) - at:
+        if size > len(data) - at:
             raise TokenizerError(f"{where}: field {number} of {size} bytes at byte {at}, {len(data) - at} are left "
                                  "(truncated?)")  # fmt: skip
         yield number, data[at : at + size]

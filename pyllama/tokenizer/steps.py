@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Literal, TypeVar
 
 from pyllama.tokenizer import pattern as patterns
 from pyllama.tokenizer.pattern_syntax import WHITE_SPACE
 
 Normalizer = Callable[[str], str]
 PreTokenizer = Callable[[list[str], bool], list[str]]
+T = TypeVar("T")
 
 SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 _LONG_MARKS = 32
@@ -90,71 +92,63 @@ def collapse_spaces(text: str) -> str:
     return re.sub(" {2,}", " ", text).strip(" ")
 
 
-def in_turn(normalizers: list[Normalizer]) -> Normalizer:
-    """One normalizer after another."""
+def in_turn(steps: Sequence[Callable[..., T]]) -> Callable[..., T]:
+    """One normalizer, or one pre-tokenizer, after another."""
 
-    def normalize(text: str) -> str:
-        for step in normalizers:
-            text = step(text)
-        return text
+    def apply(done: T, *first: bool) -> T:
+        for step in steps:
+            done = step(done, *first)
+        return done
 
-    return normalize
+    return apply
+
+
+def crosses_words(piece: str) -> bool:
+    """Whether a space mark follows another character."""
+    return SPACE_MARK in piece.lstrip(SPACE_MARK)
+
+
+def each(cut: Callable[[str], Iterable[str]]) -> PreTokenizer:
+    """Every piece cut by itself; what is empty is left out."""
+    return lambda pieces, first: [part for piece in pieces for part in cut(piece) if part]
 
 
 def split_isolated(pattern: patterns.Pattern) -> PreTokenizer:
     """Each match and each stretch between matches is a piece."""
-
-    def split(pieces: list[str], first: bool) -> list[str]:
-        return [part for piece in pieces for part in patterns.split_isolated(pattern, piece)]
-
-    return split
+    return each(partial(patterns.split_isolated, pattern))
 
 
 def split_after(text: str) -> PreTokenizer:
     """Each stretch up to and with the string is a piece: tokenizers' Split that merges with the previous."""
 
-    def split(pieces: list[str], first: bool) -> list[str]:
-        out: list[str] = []
-        for piece in pieces:
-            parts = piece.split(text)
-            out += [part + text for part in parts[:-1]]
-            if parts[-1]:
-                out.append(parts[-1])
-        return out
+    def cut(piece: str) -> list[str]:
+        *parts, last = piece.split(text)
+        return [*(part + text for part in parts), last]
 
-    return split
+    return each(cut)
 
 
 def keep_matches(pattern: patterns.Pattern) -> PreTokenizer:
     """Each match is a piece; the rest is dropped."""
-
-    def split(pieces: list[str], first: bool) -> list[str]:
-        return [part for piece in pieces for part in pattern.findall(piece) if part]
-
-    return split
+    return each(pattern.findall)
 
 
-def spaces_at_end_apart(pieces: list[str], first: bool) -> list[str]:
+@each
+def spaces_at_end_apart(piece: str) -> Iterable[str]:
     """What the pattern `\\s+$` matches, isolated, in text without line ends; linear, as the pattern is not."""
-    out: list[str] = []
-    for piece in pieces:
-        rest = piece.rstrip(WHITE_SPACE)
-        out += [part for part in (rest, piece[len(rest) :]) if part]
-    return out
+    rest = piece.rstrip(WHITE_SPACE)
+    return rest, piece[len(rest) :]
 
 
-def thousands(pieces: list[str], first: bool) -> list[str]:
+@each
+def thousands(piece: str) -> Iterable[str]:
     """Runs of digits cut into threes from their end: splits at `(?=([0-9]{3})+(?![0-9]))`, in linear time."""
-    out: list[str] = []
-    for piece in pieces:
-        done = 0
-        for run in _DIGIT_RUN.finditer(piece):
-            for cut in range(run.start() + (run.end() - run.start()) % 3, run.end(), 3):
-                if cut > done:
-                    out.append(piece[done:cut])
-                    done = cut
-        out.append(piece[done:])
-    return out
+    done = 0
+    for run in _DIGIT_RUN.finditer(piece):
+        for cut in range(run.start() + (run.end() - run.start()) % 3, run.end(), 3):
+            yield piece[done:cut]
+            done = cut
+    yield piece[done:]
 
 
 def space_first(pieces: list[str], first: bool) -> list[str]:
@@ -162,32 +156,21 @@ def space_first(pieces: list[str], first: bool) -> list[str]:
     return [piece if piece.startswith(" ") else " " + piece for piece in pieces]
 
 
-def metaspace(mark: str, scheme: str, split: bool) -> PreTokenizer:
+def metaspace(scheme: str, split: bool) -> PreTokenizer:
     """Spaces become marks; a mark goes before the text ("first"), every stretch ("always") or none ("never")."""
 
-    words = re.compile(f"{re.escape(mark)}[^{re.escape(mark)}]*|[^{re.escape(mark)}]+")
+    words = re.compile(f"{SPACE_MARK}[^{SPACE_MARK}]*|[^{SPACE_MARK}]+")
 
     def apply(pieces: list[str], first: bool) -> list[str]:
         out: list[str] = []
         for index, piece in enumerate(pieces):
-            piece = piece.replace(" ", mark)
-            if not piece.startswith(mark) and (scheme == "always" or scheme == "first" and first and index == 0):
-                piece = mark + piece
+            piece = piece.replace(" ", SPACE_MARK)
+            if not piece.startswith(SPACE_MARK) and (scheme == "always" or scheme == "first" and first and index == 0):
+                piece = SPACE_MARK + piece
             if split:
                 out += words.findall(piece)
             else:
                 out.append(piece)
         return out
-
-    return apply
-
-
-def one_after_another(steps: list[PreTokenizer]) -> PreTokenizer:
-    """One pre-tokenizer after another."""
-
-    def apply(pieces: list[str], first: bool) -> list[str]:
-        for step in steps:
-            pieces = step(pieces, first)
-        return pieces
 
     return apply

@@ -21,7 +21,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from pyllama.errors import RequestError, TokenizerError
+from pyllama.errors import RequestError, TokenizerError, reason_of
 from pyllama.tokenizer.marks import Marks
 
 START_S = 10.0
@@ -65,7 +65,7 @@ class TemplateProcess:
         data = text.encode("utf-8", "surrogatepass")
         with self._lock:
             running, self._running = self._running, None  # whatever goes wrong below, it is not used again
-            if running is not None and not running.is_usable():
+            if running is not None and running.has_ended():
                 running.stop()
                 running = None
             running = running or _Running()
@@ -85,7 +85,6 @@ class _Running:
     """One process that has said hello."""
 
     def __init__(self) -> None:
-        self._owner = os.getpid()
         paths = [_folder_of("jinja2"), _folder_of("markupsafe")]
         command = [sys.executable, "-I", "-S", "-c", _BOOT, str(Path(__file__).parents[1]), *paths]
         try:
@@ -100,14 +99,12 @@ class _Running:
                 start_new_session=True,  # Ctrl-C is for this process
             )
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise TokenizerError(
-                f"chat template: the process that renders it does not start: {str(reason).lower()}"
-            ) from None
+            reason = reason_of(error).lower()
+            raise TokenizerError(f"chat template: the process that renders it does not start: {reason}") from None
         assert self._process.stdin is not None and self._process.stdout is not None
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         # Also when nobody asks it anything any more, or this interpreter ends.
-        self._end = weakref.finalize(self, _end, self._process, self._owner)
+        self.stop = weakref.finalize(self, _end, self._process, os.getpid())
         try:
             os.set_blocking(self._in, False)
             os.set_blocking(self._out, False)
@@ -117,9 +114,8 @@ class _Running:
             self.stop()
             raise
 
-    def is_usable(self) -> bool:
-        """Whether it still runs, and is this process's own: after a fork the pipes are the parent's."""
-        return self._owner == os.getpid() and self._process.poll() is None
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def ask(self, request: bytes, seconds: float) -> tuple[str, str]:
         deadline = time.monotonic() + seconds
@@ -171,9 +167,6 @@ class _Running:
             code, f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with {code}"
         )
         return f"the process that renders it {how}"
-
-    def stop(self) -> None:
-        self._end()
 
 
 def _end(process: subprocess.Popen, owner: int) -> None:

@@ -17,7 +17,9 @@ from pyllama.tokenizer import pattern as patterns
 from pyllama.tokenizer import steps
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.bpe import ByteLevelModel
-from pyllama.tokenizer.splits import merge_every_split
+from pyllama.tokenizer.files import read_whole
+from pyllama.tokenizer.merges import MergeTable
+from pyllama.tokenizer.splits import every_split
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
@@ -49,29 +51,16 @@ def is_tiktoken(path: Path) -> bool:
 
 def llama3_specials(first: int) -> tuple[AddedToken, ...]:
     """The 256 special tokens of Llama 3.1, which follow the ordinary ones; 3.0 only reserves more of them."""
-    names: list[str] = []
-    reserved = 0
-    for index in range(_LLAMA3_SPECIALS):
-        if index in _NAMED:
-            names.append(_NAMED[index])
-        else:
-            names.append(f"<|reserved_special_token_{reserved}|>")
-            reserved += 1
-    return tuple(AddedToken(first + index, name) for index, name in enumerate(names))
+    reserved = (f"<|reserved_special_token_{number}|>" for number in range(_LLAMA3_SPECIALS))
+    return tuple(AddedToken(first + index, _NAMED.get(index) or next(reserved)) for index in range(_LLAMA3_SPECIALS))
 
 
 def read_ranks(path: Path) -> Vocabulary:
     """The vocabulary of a tiktoken file, ranks as ids. Raises TokenizerError."""
     where = path.name
-    try:
-        if path.stat().st_size > MAX_NBYTES:
-            raise TokenizerError(f"{path}: more than {MAX_NBYTES} bytes")
-        data = path.read_bytes()
-    except OSError as error:
-        raise TokenizerError(f"{path}: {reason_of(error)}") from None
     blob = bytearray()
     lengths: list[int] = []
-    for number, line in enumerate(data.splitlines()):
+    for number, line in enumerate(read_whole(path, MAX_NBYTES).splitlines()):
         if not line:
             continue
         if _LINE.fullmatch(line) is None or len(lengths) >= MAX_TOKENS:
@@ -95,8 +84,8 @@ def read(path: Path, specials: tuple[AddedToken, ...] | None = None) -> Parts:
     if missing:
         raise TokenizerError(f"{path.name}: {len(missing)} of the 256 single bytes have no token")
     added = llama3_specials(vocabulary.size) if specials is None else specials
-    ids = np.arange(vocabulary.size)
-    merges = merge_every_split(vocabulary, ids, ids, path.name)
+    left, right, merged = every_split(vocabulary, path.name)
+    merges = MergeTable(left, right, merged, merged, vocabulary.size)
     model = ByteLevelModel(vocabulary, merges, ignore_merges=True)
     by_name = {token.content: token.id for token in added}
     bos = by_name.get("<|begin_of_text|>")

@@ -6,16 +6,15 @@ Both come out as one byte array and the length of each string.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyllama.checkpoint.string_list import StringList
 from pyllama.errors import TokenizerError
 from pyllama.tokenizer.merges import MergeTable
-from pyllama.tokenizer.vocabulary import Spans, Vocabulary
+from pyllama.tokenizer.vocabulary import Spans, Vocabulary, offsets_of
 
 MAX_TOKEN_LENGTH = 4096
 MAX_MERGES = 1 << 22
@@ -61,7 +60,7 @@ class Strings(NamedTuple):
             whole = False
         if not whole:
             return cls.of([text[a:b].decode("utf-8", "replace") for a, b in zip(starts.tolist(), ends.tolist())], where)
-        lengths = np.diff(np.concatenate([[0], np.cumsum(begins)])[ends], prepend=0).astype(np.int32)
+        lengths = np.diff(offsets_of(begins)[ends], prepend=0).astype(np.int32)
         _check_lengths(lengths, where)
         return cls(text, lengths)
 
@@ -74,26 +73,42 @@ class Strings(NamedTuple):
         text, ends = self.text.decode(), np.cumsum(self.lengths).tolist()
         return [text[begin:end] for begin, end in zip([0, *ends], ends)]
 
+    def halves(self, where: str) -> Strings:
+        """Merges written "left right" as left, right, left, right, ... Raises TokenizerError."""
+        lengths = self.lengths
+        starts = np.cumsum(lengths) - lengths
+        spaces = np.flatnonzero(self.code_points() == 0x20)
+        if not np.array_equal(np.searchsorted(starts, spaces, "right") - 1, np.arange(len(lengths))):
+            bad = next((merge for merge in self.unpack() if merge.count(" ") != 1), "")
+            raise TokenizerError(f"{where}: merge {bad[:60]!r}, expected two tokens and one space")
+        left = spaces - starts
+        halves = np.stack([left, lengths - left - 1], axis=1).astype(np.int32)
+        return Strings(self.text.replace(b" ", b""), halves.reshape(-1))
+
 
 def _check_lengths(lengths: np.ndarray, where: str) -> None:
     if len(lengths) and lengths.max() > MAX_TOKEN_LENGTH:
         raise TokenizerError(f"{where}: a string of {lengths.max()} characters, expected at most {MAX_TOKEN_LENGTH}")
 
 
-def packed(strings: Iterable[str], limit: int, where: str) -> Iterator[Strings]:
-    """Strings in chunks; at most `limit` of them."""
-    if isinstance(strings, StringList):
-        if len(strings) > limit:
-            raise TokenizerError(f"{where}: more than {limit} strings")
-        for first in range(0, len(strings), CHUNK):
+def packed(strings: Sequence[Any], limit: int, where: str) -> Iterator[Strings]:
+    """Strings in chunks; at most `limit` of them. Those of a file stay as they lie there."""
+    if len(strings) > limit:
+        raise TokenizerError(f"{where}: more than {limit} strings")
+    for first in range(0, len(strings), CHUNK):
+        if isinstance(strings, StringList):
             yield Strings.of_utf8(*strings.joined(first, first + CHUNK), where)
-        return
-    iterator, count = iter(strings), 0
-    while chunk := list(islice(iterator, CHUNK)):
-        count += len(chunk)
-        if count > limit:
-            raise TokenizerError(f"{where}: more than {limit} strings")
-        yield Strings.of(chunk, where)
+        else:
+            yield Strings.of([text_of(value) for value in strings[first : first + CHUNK]], where)
+
+
+def text_of(value: Any) -> str:
+    """A string of a file, whether it was decoded or not."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if not isinstance(value, str):
+        raise TokenizerError(f"tokenizer: a token is {type(value).__name__}, expected a string")
+    return value
 
 
 def _byte_characters() -> list[str]:
@@ -128,7 +143,7 @@ def _byte_level(codes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.
 def _utf8(codes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """UTF-8 bytes, and bytes of each string."""
     widths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
-    ends = np.cumsum(np.concatenate([np.zeros(1, np.int64), widths]))[np.cumsum(lengths)]
+    ends = offsets_of(widths)[np.cumsum(lengths)]
     text = codes.astype("<u4").tobytes().decode("utf-32-le").encode()
     return np.frombuffer(text, np.uint8), np.diff(ends, prepend=0)
 
@@ -144,62 +159,49 @@ def token_table(chunks: Iterable[Strings], *, in_byte_alphabet: bool) -> tuple[b
     return b"".join(blobs), np.concatenate(lengths)
 
 
-class MergeReader:
-    """Collects merges in rank order, each looked up in a vocabulary, into a MergeTable."""
+def _ids_of_merges(
+    vocabulary: Vocabulary, halves: Strings, convert: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """(3, m): left, right, and what they make; -1 for what is not in the vocabulary."""
+    blob, sizes = convert(halves.code_points(), halves.lengths)
+    outside = sizes < 0
+    sizes = np.maximum(sizes, 0)
+    starts = np.cumsum(sizes) - sizes
+    spans = Spans(blob)
+    found = vocabulary.find_spans(spans, starts, sizes)
+    found[outside] = -1
+    return np.stack([found[::2], found[1::2], vocabulary.find_spans(spans, starts[::2], sizes[::2] + sizes[1::2])])
 
-    def __init__(self, vocabulary: Vocabulary, *, in_byte_alphabet: bool, where: str) -> None:
-        self._vocabulary, self._where = vocabulary, where
-        self._convert = _byte_level if in_byte_alphabet else _utf8
-        self._parts = [np.zeros((3, 0), np.int32)]
-        self._count = 0
 
-    def add_spaced(self, merges: Strings) -> None:
-        """Merges written "left right"."""
-        codes, lengths = merges.code_points(), merges.lengths.astype(np.int64)
-        starts = np.cumsum(lengths) - lengths
-        spaces = np.flatnonzero(codes == 0x20)
-        owner = np.searchsorted(starts, spaces, "right") - 1
-        if not np.array_equal(owner, np.arange(len(lengths))):
-            bad = next((merge for merge in merges.unpack() if merge.count(" ") != 1), "")
-            raise TokenizerError(f"{self._where}: merge {bad[:60]!r}, expected two tokens and one space")
-        halves = np.stack([spaces - starts, starts + lengths - spaces - 1], axis=1).reshape(-1)
-        self._add(np.delete(codes, spaces), halves)
+def merge_table(
+    vocabulary: Vocabulary,
+    merges: Iterable[Strings],
+    forbidden: frozenset[int],
+    *,
+    in_byte_alphabet: bool,
+    where: str,
+) -> MergeTable:
+    """The table of merges in rank order, each looked up in a vocabulary.
 
-    def add_halves(self, halves: Strings) -> None:
-        """left, right, left, right, ..."""
-        self._add(halves.code_points(), halves.lengths.astype(np.int64))
-
-    def _add(self, codes: np.ndarray, lengths: np.ndarray) -> None:
-        if len(lengths) // 2 + self._count > MAX_MERGES:
-            raise TokenizerError(f"{self._where}: more than {MAX_MERGES} merges")
-        blob, sizes = self._convert(codes, lengths)
-        if (sizes < 0).any():
-            self._refuse(codes, lengths, int(np.argmax(sizes < 0)) // 2)
-        starts = np.cumsum(sizes) - sizes
-        spans = Spans(blob)
-        found = self._vocabulary.find_spans(spans, starts, sizes)
-        merged = self._vocabulary.find_spans(spans, starts[::2], sizes[::2] + sizes[1::2])
-        triples = np.stack([found[::2], found[1::2], merged])  # (3, m)
-        if (triples < 0).any():
-            self._refuse(codes, lengths, int(np.argmax((triples < 0).any(axis=0))))
-        self._parts.append(triples)
-        self._count += len(lengths) // 2
-
-    def _refuse(self, codes: np.ndarray, lengths: np.ndarray, index: int) -> None:
-        start = int(lengths[: 2 * index].sum())
-        stop = start + int(lengths[2 * index : 2 * index + 2].sum())
-        merge = codes[start : min(stop, start + 60)].astype("<u4").tobytes().decode("utf-32-le")
-        raise TokenizerError(
-            f"{self._where}: merge {self._count + index} makes {merge!r}, which, or a part of which, is not in "
-            "the vocabulary"
-        )
-
-    def table(self, forbidden: frozenset[int]) -> MergeTable:
-        """The table, without merges that end in a forbidden (special) id: no user text may make one."""
-        left, right, merged = np.concatenate(self._parts, axis=1)
-        self._parts = []
-        rank = np.arange(len(left))
-        if forbidden:
-            keep = ~np.isin(merged, np.fromiter(forbidden, np.int32, len(forbidden)))
-            left, right, merged, rank = left[keep], right[keep], merged[keep], rank[keep]
-        return MergeTable(left, right, merged, rank, self._vocabulary.size)
+    merges     left, right, left, right, ...; an even number in each chunk
+    forbidden  (special) ids that no user text may make: merges that end in one are left out
+    """
+    parts = [np.zeros((3, 0), np.int32)]
+    for chunk in merges:
+        triples = _ids_of_merges(vocabulary, chunk, _byte_level if in_byte_alphabet else _utf8)
+        bad = (triples < 0).any(axis=0)
+        if bad.any():
+            index = int(np.argmax(bad))
+            merge = "".join(chunk.unpack()[2 * index : 2 * index + 2])
+            raise TokenizerError(
+                f"{where}: merge {sum(part.shape[1] for part in parts) + index} makes {merge[:60]!r}, which, or a part "
+                "of which, is not in the vocabulary"
+            )
+        parts.append(triples)
+    left, right, merged = np.concatenate(parts, axis=1)
+    del parts
+    rank = np.arange(len(left))
+    if forbidden:
+        keep = ~np.isin(merged, np.fromiter(forbidden, np.int32, len(forbidden)))
+        left, right, merged, rank = left[keep], right[keep], merged[keep], rank[keep]
+    return MergeTable(left, right, merged, rank, vocabulary.size)

@@ -163,22 +163,18 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise TokenizerError(f"text: {type(text).__name__}, expected str")
-        ids: list[int] = list(self._before) if add_special_tokens else []
-        for index, stretch in enumerate(self._raw_added.split(text, parse_special)):
-            if isinstance(stretch, AddedToken):
-                ids.append(stretch.id)
-            else:
-                self._encode_stretch(stretch, index == 0, parse_special, ids)
-        if add_special_tokens:
-            ids += self._after
-        return ids
+        ids = self._ids_of(text, parse_special, None)
+        return [*self._before, *ids, *self._after] if add_special_tokens else ids
 
-    def _encode_marked(self, text: str, marks: Marks) -> list[int]:
-        """The ids of a rendered chat: control tokens of the template's, none of the messages'."""
+    def _ids_of(self, text: str, parse_special: bool, marks: Marks | None) -> list[int]:
+        """The ids of a text. marks: of a rendered chat, of whose control tokens only the template's count."""
         ids: list[int] = []
-        for index, stretch in enumerate(self._raw_added.split(marks.plain(text), True, text)):
+        found = self._raw_added.split(marks.plain(text) if marks else text, parse_special, text if marks else None)
+        for index, stretch in enumerate(found):
             if isinstance(stretch, AddedToken):
                 ids.append(stretch.id)
+            elif marks is None:
+                self._encode_stretch(stretch, index == 0, parse_special, ids)
             else:
                 self._encode_marked_stretch(stretch, index == 0, marks, ids)
         return ids
@@ -271,8 +267,8 @@ class Tokenizer:
     ) -> str:
         """The text of a chat, to look at. encode(..., add_special_tokens=False, parse_special=True) takes what the
         messages spell for control tokens; encode_chat() does not."""
-        given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
-        return self._chat_template().render_marked(messages, given, ()).plain
+        template = self._chat_template()
+        return template.render(messages, **variables, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def encode_chat(
         self,
@@ -303,7 +299,7 @@ class Tokenizer:
         if continue_final_message:
             rendered = rendered.before(_END_OF_FINAL, spaces)
         if rendered.marks or spellings and self._normalized_special:
-            return self._encode_marked(str(rendered), rendered.marks)
+            return self._ids_of(str(rendered), True, rendered.marks)
         return self.encode(str(rendered), add_special_tokens=False, parse_special=True)
 
     def _chat_template(self) -> ChatTemplate:

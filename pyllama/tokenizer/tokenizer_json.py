@@ -6,7 +6,7 @@ name, never skipped. Rules of the other files of a folder (tokenizer_config.json
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,28 @@ from pyllama.errors import TokenizerError
 from pyllama.tokenizer import pattern as patterns
 from pyllama.tokenizer import steps, token_bytes
 from pyllama.tokenizer.added_tokens import AddedToken
-from pyllama.tokenizer.bpe import ByteLevelModel
+from pyllama.tokenizer.bpe import ByteLevelModel, MergedModel
 from pyllama.tokenizer.json_scan import TokenizerFile
 from pyllama.tokenizer.sentencepiece import SentencePieceModel, byte_pieces
 from pyllama.tokenizer.tokenizer import Parts
 from pyllama.tokenizer.vocabulary import MAX_TOKENS, Vocabulary
 
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+#: What each step may say; steps that are not here are refused by name.
+_FIELDS = {
+    "NFC": "type",
+    "NFD": "type",
+    "NFKC": "type",
+    "NFKD": "type",
+    "Prepend": "type prepend",
+    "Replace": "type pattern content",
+    "ByteLevel": "type add_prefix_space trim_offsets use_regex",
+    "Split": "type pattern behavior invert",
+    "Digits": "type individual_digits",
+    "Metaspace": "type replacement prepend_scheme split add_prefix_space str_rep",
+    "Strip": "type content start stop",
+    "TemplateProcessing": "type single pair special_tokens",
+}
 _MAX_ADDED = 1 << 16
 
 
@@ -38,8 +53,11 @@ class TokenizerJson:
         self._file = TokenizerFile(path)
         self._where = path.name
         rest = self._file.rest
-        self._model = self._section(rest, "model")
-        kind = self._model.get("type", "BPE")
+        model = rest.get("model")
+        if not isinstance(model, dict):
+            raise TokenizerError(f"{self._where}: model: {type(model).__name__}, expected an object")
+        self._model = model
+        kind = model.get("type", "BPE")
         if kind != "BPE" or self._file.tokens is None:
             raise TokenizerError(f"{self._where}: model {str(kind)[:40]!r} is not supported, expected BPE")
         for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
@@ -51,21 +69,14 @@ class TokenizerJson:
         self._known(self._model, "model", "type dropout unk_token continuing_subword_prefix end_of_word_suffix "
                     "fuse_unk byte_fallback ignore_merges vocab merges")  # fmt: skip
         self.byte_level = False
-        self._normalizer = self._read_normalizer(rest.get("normalizer"))
-        found = self._read_pre_tokenizer(rest.get("pre_tokenizer"))
-        self._pre_tokenizer = steps.one_after_another(found) if found else None
+        self._normalizer = steps.in_turn(list(self._normalizers(rest.get("normalizer"))))
+        self._pre_tokenizer = steps.in_turn(list(self._pre_tokenizers(rest.get("pre_tokenizer"))))
         self._strip_space = self._read_decoder(rest.get("decoder"))
         self.added = self._read_added(rest.get("added_tokens") or [])
         self.before, self.after = self._read_post_processor(rest.get("post_processor"))
 
     def _error(self, name: str, got: Any, expected: str) -> TokenizerError:
         return TokenizerError(f"{self._where}: {name}: {str(got)[:80]!r} is not supported, expected {expected}")
-
-    def _section(self, parent: Mapping[str, Any], name: str) -> dict[str, Any]:
-        value = parent.get(name)
-        if not isinstance(value, dict):
-            raise TokenizerError(f"{self._where}: {name}: {type(value).__name__}, expected an object")
-        return value
 
     def _known(self, value: Mapping[str, Any], name: str, keys: str) -> None:
         for key in value:
@@ -88,17 +99,17 @@ class TokenizerJson:
             return []
         if not isinstance(step, dict) or not isinstance(step.get("type"), str):
             raise self._error(name, step, "an object with a type")
-        if step["type"] != "Sequence":
-            return [step]
-        self._known(step, f"{name} Sequence", f"type {key}")
-        inner = step.get(key)
-        if not isinstance(inner, list) or len(inner) > 64:
-            raise self._error(f"{name} Sequence", inner, "a list")
-        flat: list[Any] = []
-        for item in inner:
+        flat: Any = [step]
+        if step["type"] == "Sequence":
+            self._known(step, f"{name} Sequence", f"type {key}")
+            flat = step.get(key)
+            if not isinstance(flat, list) or len(flat) > 64:
+                raise self._error(f"{name} Sequence", flat, "a list")
+        for item in flat:
             if not isinstance(item, dict) or not isinstance(item.get("type"), str) or item["type"] == "Sequence":
                 raise self._error(f"{name} Sequence", item, "steps that are no sequences")
-            flat.append(item)
+            if item["type"] in _FIELDS:
+                self._known(item, item["type"], _FIELDS[item["type"]])
         return flat
 
     def _string(self, step: Mapping[str, Any], key: str) -> str:
@@ -116,58 +127,48 @@ class TokenizerJson:
                 return text, kind == "Regex"
         raise self._error(f"{step['type']}.pattern", pattern, "a String or Regex")
 
-    def _read_normalizer(self, step: Any) -> steps.Normalizer | None:
-        found: list[steps.Normalizer] = []
+    def _normalizers(self, step: Any) -> Iterator[steps.Normalizer]:
         for item in self._list(step, "normalizers", "normalizer"):
             kind = item["type"]
             if kind in ("NFC", "NFD", "NFKC", "NFKD"):
-                self._known(item, kind, "type")
-                found.append(steps.unicode_form(kind))
+                yield steps.unicode_form(kind)
             elif kind == "Prepend":
-                self._known(item, kind, "type prepend")
-                found.append(steps.prepend(self._string(item, "prepend")))
+                yield steps.prepend(self._string(item, "prepend"))
             elif kind == "Replace":
-                self._known(item, kind, "type pattern content")
                 text, is_regex = self._string_pattern(item)
                 if is_regex:
                     raise self._error("normalizer Replace", text, "a String pattern")
-                found.append(steps.replace(text, self._string(item, "content")))
+                yield steps.replace(text, self._string(item, "content"))
             else:
                 raise self._error("normalizer", kind, "NFC, NFD, NFKC, NFKD, Prepend or Replace")
-        return steps.in_turn(found) if found else None
 
-    def _read_pre_tokenizer(self, step: Any) -> list[steps.PreTokenizer]:
-        found: list[steps.PreTokenizer] = []
+    def _pre_tokenizers(self, step: Any) -> Iterator[steps.PreTokenizer]:
         for item in self._list(step, "pretokenizers", "pre_tokenizer"):
             kind = item["type"]
             if self.byte_level:
                 raise self._error("pre_tokenizer", kind, "nothing after ByteLevel")
             if kind == "ByteLevel":
-                self._known(item, kind, "type add_prefix_space trim_offsets use_regex")
                 self.byte_level = True
                 if self._flag(item, "add_prefix_space", True):
-                    found.append(steps.space_first)
+                    yield steps.space_first
                 if self._flag(item, "use_regex", True):
-                    found.append(steps.split_isolated(self._pattern(patterns.GPT2)))
+                    yield steps.split_isolated(self._pattern(patterns.GPT2))
             elif kind == "Split":
-                self._known(item, kind, "type pattern behavior invert")
                 text, is_regex = self._string_pattern(item)
                 pattern = self._pattern(text) if is_regex else patterns.literal(text)
                 behavior, invert = item.get("behavior"), self._flag(item, "invert", False)
                 if behavior == "Isolated":  # inverting swaps what is a match, and both become pieces
-                    found.append(steps.split_isolated(pattern))
+                    yield steps.split_isolated(pattern)
                 elif behavior == "Removed" and invert:
-                    found.append(steps.keep_matches(pattern))
+                    yield steps.keep_matches(pattern)
                 elif behavior == "MergedWithPrevious" and not invert and not is_regex:  # Gemma's
-                    found.append(steps.split_after(text))
+                    yield steps.split_after(text)
                 else:
                     raise self._error("Split.behavior", f"{behavior}, invert {invert}", "Isolated")
             elif kind == "Digits":
-                self._known(item, kind, "type individual_digits")
                 many = "" if self._flag(item, "individual_digits", False) else "+"
-                found.append(steps.split_isolated(patterns.compile_class("NUMERIC", many)))
+                yield steps.split_isolated(patterns.compile_class("NUMERIC", many))
             elif kind == "Metaspace":
-                self._known(item, kind, "type replacement prepend_scheme split add_prefix_space str_rep")
                 scheme = item.get("prepend_scheme", "always")
                 if item.get("add_prefix_space") is False:
                     scheme = "never"
@@ -176,10 +177,9 @@ class TokenizerJson:
                 mark = self._string(item, "replacement")
                 if mark != steps.SPACE_MARK:
                     raise self._error("Metaspace.replacement", mark, repr(steps.SPACE_MARK))
-                found.append(steps.metaspace(mark, scheme, self._flag(item, "split", True)))
+                yield steps.metaspace(scheme, self._flag(item, "split", True))
             else:
                 raise self._error("pre_tokenizer", kind, "ByteLevel, Split, Digits or Metaspace")
-        return found
 
     def _pattern(self, text: str) -> Any:
         return patterns.compile_pattern(text, f"{self._where}: pre_tokenizer")
@@ -193,18 +193,15 @@ class TokenizerJson:
                 raise self._error("decoder", ", ".join(kinds), "ByteLevel")
             return False
         if kinds == ["Metaspace"]:
-            self._known(found[0], "Metaspace", "type replacement prepend_scheme split add_prefix_space str_rep")
             never = found[0].get("prepend_scheme", "always") == "never"
             return not (never or found[0].get("add_prefix_space") is False)
         if kinds[:3] != ["Replace", "ByteFallback", "Fuse"] or kinds[3:] not in ([], ["Strip"]):
             raise self._error("decoder", ", ".join(kinds), "Replace, ByteFallback, Fuse, Strip")
-        self._known(found[0], "Replace", "type pattern content")
         if self._string_pattern(found[0]) != (steps.SPACE_MARK, False) or found[0].get("content") != " ":
             raise self._error("decoder Replace", found[0], "a space for each mark")
         if not kinds[3:]:
             return False
         strip = found[3]
-        self._known(strip, "Strip", "type content start stop")
         if (strip.get("content"), strip.get("start"), strip.get("stop")) != (" ", 1, 0):
             raise self._error("decoder Strip", strip, "one space at the start")
         return True
@@ -218,7 +215,6 @@ class TokenizerJson:
                 continue
             if item["type"] != "TemplateProcessing":
                 raise self._error("post_processor", item["type"], "TemplateProcessing or ByteLevel")
-            self._known(item, "TemplateProcessing", "type single pair special_tokens")
             single, special = item.get("single"), item.get("special_tokens")
             if not isinstance(single, list) or not isinstance(special, dict):
                 raise self._error("TemplateProcessing", item, "single and special_tokens")
@@ -248,12 +244,11 @@ class TokenizerJson:
     def _read_added(self, entries: Any) -> tuple[AddedToken, ...]:
         if not isinstance(entries, list) or len(entries) > _MAX_ADDED:
             raise self._error("added_tokens", type(entries).__name__, f"a list of at most {_MAX_ADDED}")
-        tokens = (added_token(entry.get("id"), entry, f"{self._where}: added_tokens")
-                  if isinstance(entry, dict) else self._bad_added(entry) for entry in entries)  # fmt: skip
+        for entry in entries:
+            if not isinstance(entry, dict):
+                raise self._error("added_tokens", entry, "objects with id and content")
+        tokens = (added_token(entry.get("id"), entry, f"{self._where}: added_tokens") for entry in entries)
         return tuple(dict.fromkeys(tokens))  # an entry repeated exactly says nothing new
-
-    def _bad_added(self, entry: Any) -> AddedToken:
-        raise self._error("added_tokens", entry, "objects with id and content")
 
     # ---- parts ------------------------------------------------------------------------------------------------
 
@@ -264,48 +259,35 @@ class TokenizerJson:
         """
         vocabulary, texts = self._vocabulary()
         added = self._checked_added(vocabulary, texts)
-        decoded = {token.id: token.content.encode() for token in added}
-        decoded |= {token_id: text.encode() for token_id, text in texts.items() if token_id not in decoded}
+        decoded = {token_id: text.encode() for token_id, text in texts.items()}
+        decoded |= {token.id: token.content.encode() for token in added}
         special = frozenset(token.id for token in added if token.special)
-        reader = token_bytes.MergeReader(
-            vocabulary, in_byte_alphabet=self.byte_level, where=f"{self._where}: model.merges"
-        )
-        merges, self._file.merges = self._file.merges, []
-        for strings, spaced in merges:
-            (reader.add_spaced if spaced else reader.add_halves)(strings)
-        del merges
-        table = reader.table(special)
-        unk_id = self._unk_id(vocabulary)
-        fuse_unk = self._flag(self._model, "fuse_unk", False)
-        ignore_merges = self._flag(self._model, "ignore_merges", False)
+        merges, self._file.merges = iter(self._file.merges), []  # an iterator lets go of its list at the end
+        where = f"{self._where}: model.merges"
+        table = token_bytes.merge_table(vocabulary, merges, special, in_byte_alphabet=self.byte_level, where=where)
+        options = {
+            "unk_id": self._unk_id(vocabulary),
+            "fuse_unk": self._flag(self._model, "fuse_unk", False),
+            "ignore_merges": self._flag(self._model, "ignore_merges", False),
+            "forbidden": special,
+        }
         byte_fallback = self._flag(self._model, "byte_fallback", False)
         normalizer, pre_tokenizer = self._normalizer, self._pre_tokenizer
+        model: MergedModel
         if self.byte_level:
             if byte_fallback:
                 raise self._error("model.byte_fallback", True, "false in a byte-level tokenizer")
-            model = ByteLevelModel(
-                vocabulary,
-                table,
-                ignore_merges=ignore_merges,
-                unk_id=unk_id,
-                fuse_unk=fuse_unk,
-                forbidden=special,
-            )
-            return Parts("bpe", vocabulary, model, added, decoded, normalizer, pre_tokenizer,
-                         before=self.before, after=self.after)  # fmt: skip
-        if metaspace is not None:
-            normalizer, pre_tokenizer = None, steps.metaspace(steps.SPACE_MARK, metaspace, False)
-            fuse_unk = byte_fallback = True
-        byte_ids = byte_pieces(vocabulary) if byte_fallback else None
-        for byte, token_id in enumerate(byte_ids or ()):
-            decoded[token_id] = bytes([byte])
-        sentencepiece = SentencePieceModel(
-            vocabulary, table, byte_ids=byte_ids, unk_id=unk_id, fuse_unk=fuse_unk, ignore_merges=ignore_merges,
-            forbidden=special,
-        )  # fmt: skip
+            model = ByteLevelModel(vocabulary, table, **options)
+        else:
+            if metaspace is not None:
+                normalizer, pre_tokenizer = str, steps.metaspace(metaspace, False)
+                options["fuse_unk"] = byte_fallback = True
+            byte_ids = byte_pieces(vocabulary) if byte_fallback else None
+            decoded |= {token_id: bytes([byte]) for byte, token_id in enumerate(byte_ids or ())}
+            model = SentencePieceModel(vocabulary, table, byte_ids=byte_ids, **options)
         return Parts(
-            "sentencepiece", vocabulary, sentencepiece, added, decoded, normalizer, pre_tokenizer,
-            spaces=True, strip_space=self._strip_space if metaspace is None else True,
+            "bpe" if self.byte_level else "sentencepiece", vocabulary, model, added, decoded, normalizer, pre_tokenizer,
+            spaces=not self.byte_level, strip_space=self._strip_space or metaspace is not None,
             before=self.before, after=self.after,
         )  # fmt: skip
 

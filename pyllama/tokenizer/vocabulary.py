@@ -28,6 +28,13 @@ def _powers(base: int, count: int) -> np.ndarray:
     return np.multiply.accumulate(powers, out=powers)  # wraps at 2**64
 
 
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Where things of these lengths begin that lie end to end, and where the last one ends; (n + 1,) int64."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
 class Spans:
     """Hashes of any spans of one byte array: sum(b[i] * B**i) mod 2**64, mixed with the length.
 
@@ -83,8 +90,7 @@ class Vocabulary:
     def __init__(self, blob: bytes, lengths: np.ndarray) -> None:
         present = lengths >= 0
         sizes = np.where(present, lengths, 0).astype(np.int64)
-        offsets = np.zeros(len(sizes) + 1, np.int64)
-        np.cumsum(sizes, out=offsets[1:])
+        offsets = offsets_of(sizes)
         if offsets[-1] != len(blob):
             raise TokenizerError(f"vocabulary: {len(blob)} bytes, expected {offsets[-1]} from the token lengths")
         self.size = len(sizes)

@@ -1,6 +1,7 @@
 """One family, one file: no other part of the package asks which family a model is of, by name or by import."""
 
 import ast
+import re
 from pathlib import Path
 
 import pyllama
@@ -15,13 +16,12 @@ EXCEPTIONS = {
     "cli/known_words.py": "ways to split text, as GGUF names them",
     "tokenizer/pre_tokenizers.py": "the same",
     "tokenizer/gguf.py": "values of tokenizer.ggml.model, which are kinds of tokenizers",
-    "tokenizer/folder.py": "the same",
-    "quantizing/gguf_metadata.py": "the same",
     "quantizing/gguf_tokenizer.py": "the same",
     "quantizing/words.py": "the same",
     "quantizing/types.py": "the mixtures of llama.cpp's quantizer, whose table this is",
     "server/tools/forms.py": "dialects in which calls are written, named after who began with them",
     "tokenizer/call_texts.py": "the same",
+    "tokenizer/folder.py": "as AutoTokenizer has it: LlamaTokenizer's steps, and Llama 2's template, are one family's",
 }
 
 
@@ -52,6 +52,29 @@ def test_families_are_named_in_their_own_files():
     }
     assert {name: found for name, found in naming.items() if name not in EXCEPTIONS} == {}
     assert EXCEPTIONS.keys() == naming.keys()  # one that is no more leaves the list
+
+
+def _words() -> set[str]:
+    """Of our names of tensors within a layer, those that are no words of the language."""
+    names = [
+        name for family in FAMILIES.values() for of in (family.gguf.inner, family.gguf.stacks) for name in of.values()
+    ]
+    whole = [name for of in names for name in ((of,) if isinstance(of, str) else of)]
+    return {word for name in whole for word in name.split(".") if "_" in word}
+
+
+def test_tensors_are_named_where_layers_and_files_are_told():
+    """Everybody else has them from the layers: shapes, order, bytes, operations, and what is multiplied with what."""
+    words, naming = _words(), []
+    assert {"q_proj", "input_layernorm"} <= words
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if not {"architecture", "checkpoint"} & set(path.relative_to(PACKAGE).parts):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            told = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+            texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and n not in told]
+            if any(isinstance(text, str) and words & set(re.findall(r"\w+", text)) for text in texts):
+                naming.append(path.relative_to(PACKAGE).as_posix())
+    assert naming == []
 
 
 def test_families_are_listed_under_their_own_model_type():

@@ -115,7 +115,7 @@ def test_expressions_render_as_without_marks(expression):
         results = []
         for spellings in ((), ("<|im_end|>", "[INST]", "<t>", "</t>")):
             try:
-                results.append(template.render_marked([{"role": "user", "content": c}], given, spellings).plain)
+                results.append(template.render_adapted([{"role": "user", "content": c}], given, spellings).plain)
             except PyllamaError as error:
                 results.append(str(error))
         assert results[0] == results[1], given

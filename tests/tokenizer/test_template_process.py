@@ -199,10 +199,10 @@ def test_what_goes_in_and_out(process):
     with pytest.raises(RequestError, match="digits"):
         render("{{ custom }}", custom=10**5000)
     with pytest.raises(RequestError, match="no <b>"):
-        ChatTemplate("{{ raise_exception(messages[0].content) }}", {}, "t").render_marked(
+        ChatTemplate("{{ raise_exception(messages[0].content) }}", {}, "t").render_adapted(
             [{"role": "user", "content": "no <b>"}], {}, ("<b>",)
         )
-    rendered = ChatTemplate(PLAIN, {}, "t").render_marked([{"role": "user", "content": "<b>"}], {}, ("<b>",))
+    rendered = ChatTemplate(PLAIN, {}, "t").render_adapted([{"role": "user", "content": "<b>"}], {}, ("<b>",))
     assert rendered != "<b>!" and rendered.plain == "<b>!"
 
 

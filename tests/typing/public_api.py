@@ -38,5 +38,6 @@ def texts(model: pyllama.Model) -> Iterator[str]:
 
 
 assert_type(pyllama.__version__, str)
+pyllama.lod  # type: ignore[attr-defined]  # a name that is none: that the comment is needed is what is checked
 params = pyllama.SamplingParams(temperature=0.0, max_tokens=5)
 assert_type(params.temperature, float)
