@@ -37,7 +37,7 @@ def pull(
     """
     from pyllama.hub.fetch import pull as pull_name
 
-    return pull_name(name, progress, patterns=patterns, weights=weights, before=before)
+    return pull_name(name, progress, patterns, weights, before)
 
 
 def ensure(name: str, progress: "Progress | None" = None) -> Path:

@@ -10,11 +10,12 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyllama.errors import HubError
 from pyllama.hub.names import COMMIT
+from pyllama.machine.durable import sync
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
@@ -50,8 +51,8 @@ def is_on(*names: str) -> bool:
 class Repository:
     """One repository's folder in the cache. Nothing is created before it is needed."""
 
-    def __init__(self, repository: str, cache: Path | None = None) -> None:
-        self.cache = hub_cache() if cache is None else cache
+    def __init__(self, repository: str) -> None:
+        self.cache = hub_cache()
         self.folder_name = "models--" + repository.replace("/", "--")
         self.folder = self.cache / self.folder_name
 
@@ -116,7 +117,7 @@ class Repository:
             # Where locks hold nobody back, another pull of the same bytes may have been first.
             if not blob.is_file():
                 raise
-        sync_folder(blob.parent)
+        sync(blob.parent)
 
     def set_commit(self, revision: str, commit: str) -> None:
         """Record that `revision` stands for `commit`, whose files are all there."""
@@ -152,8 +153,9 @@ def exclusive_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
                 if error.errno not in _NO_LOCKS:
                     raise
             # Whoever had the lock may have deleted its file (newer filelock does): then ours guards nothing.
-            if _same_file(descriptor, path):
-                break
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    break
             os.close(descriptor)
             descriptor = -1
         yield
@@ -170,18 +172,7 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(fresh, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems refuse to sync a folder; the rename stands all the same
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 def _nbytes(path: Path) -> int | None:
@@ -190,11 +181,3 @@ def _nbytes(path: Path) -> int | None:
         return path.stat().st_size if path.is_file() else None
     except OSError:
         return None
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        there = os.stat(path)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(descriptor), there)

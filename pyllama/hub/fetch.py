@@ -7,7 +7,6 @@ and the revision points to the commit last of all.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pyllama.errors import HubError
@@ -40,14 +39,13 @@ class Wanted:
 
 def pull(
     name: str,
-    progress: Progress | None = None,
-    *,
-    patterns: Sequence[str] = (),
-    weights: bool = True,
-    before: Callable[[Wanted], None] | None = None,
+    progress: Progress | None,
+    patterns: Sequence[str],
+    weights: bool,
+    before: Callable[[Wanted], None] | None,
 ) -> Path:
     """What `pyllama.hub.pull` does."""
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     if name == DEMO:
         from pyllama.hub.demo import pull_demo
 
@@ -70,8 +68,11 @@ def pull(
         if before is not None:
             nbytes = fetcher.missing_nbytes(everything)
             fetcher.fetch(file for file in chosen if file == "config.json")
-            opener = partial(_remote, listing, progress)
-            before(Wanted(str(model), nbytes, snapshot, list(extra), opener))
+
+            def opened(path: Path) -> RemoteFile:
+                return RemoteFile(listing, path.as_posix(), progress.note)
+
+            before(Wanted(str(model), nbytes, snapshot, extra, opened))
         fetcher.fetch(everything)
         fetcher.repository.set_commit(model.revision, listing.commit)
     try:
@@ -80,10 +81,6 @@ def pull(
         if patterns:
             return snapshot  # asked for some of the files, which need not make a model
         raise
-
-
-def _remote(listing: Listing, progress: Progress, path: Path) -> RemoteFile:
-    return RemoteFile(listing, path.as_posix(), progress.note)
 
 
 class Fetcher:
@@ -105,11 +102,11 @@ class Fetcher:
     def fetch(self, names: Iterable[str]) -> None:
         """Every named file that is missing, in the order given; after a HubError the next call goes on."""
         files = self._files(names)
-        missing = self._missing(files)
+        missing, nbytes = self._missing(files), sum(file.nbytes for file in files)
         if not self._part:
             # What earlier calls brought is on the line already, so that it never runs backwards.
-            self._progress.total = self._progress.done + sum(file.nbytes for file in files)
-        self._progress.skip(sum(file.nbytes for file in files) - sum(file.nbytes for file in missing))
+            self._progress.total = self._progress.done + nbytes
+        self._progress.skip(nbytes - sum(file.nbytes for file in missing))
         for file in missing:
             self._fetch(file)
 

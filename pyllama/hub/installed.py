@@ -94,15 +94,12 @@ def _of_snapshot(model: ModelName, snapshot: Path) -> list[Installed]:
         except HubError:
             continue
         if path.is_dir():
-            parts = [file for file in files if file.suffix in (".safetensors", ".pth")]
+            parts = [one for one in files if one.suffix in (".safetensors", ".pth")]
         else:
-            parts = [snapshot / part for part in gguf[_group_of(path.relative_to(snapshot).as_posix(), gguf)]]
+            file = path.relative_to(snapshot).as_posix()
+            parts = [snapshot / part for group in gguf.values() if file in group for part in group]
         models[path] = Installed(str(name), sum(part.stat().st_size for part in parts), path)
     return list(models.values())
-
-
-def _group_of(file: str, groups: dict[str, list[str]]) -> str:
-    return next(name for name, parts in groups.items() if file in parts)
 
 
 def _remove_demo() -> int:

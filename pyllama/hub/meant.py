@@ -85,10 +85,7 @@ def _as_path(text: str) -> str:
 
 def _near(name: str, folder: Path) -> str | None:
     """An entry of a folder with nearly that name."""
-    try:
-        names = [entry for entry, _ in zip(os.listdir(folder), range(MAX_ENTRIES), strict=False)]
-    except OSError:
-        return None
+    names = _entries(folder)
     same = [other for other in names if other.lower() == name.lower()]
     found = same or [other for other in names if other == f"{name}.gguf"] or _nearest(name, names)
     return str(folder / found[0]) if found else None
@@ -133,11 +130,15 @@ def _letters(name: str) -> str:
 
 def cached_names() -> list[str]:
     """org/name of every repository in the Hub's cache."""
+    names = _entries(hub_cache())
+    return sorted(name.removeprefix("models--").replace("--", "/") for name in names if name.startswith("models--"))
+
+
+def _entries(folder: Path) -> list[str]:
     try:
-        names = [entry for entry, _ in zip(os.listdir(hub_cache()), range(MAX_ENTRIES), strict=False)]
+        return os.listdir(folder)[:MAX_ENTRIES]
     except OSError:
         return []
-    return sorted(name.removeprefix("models--").replace("--", "/") for name in names if name.startswith("models--"))
 
 
 def _is_name(text: str) -> bool:

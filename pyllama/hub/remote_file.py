@@ -1,14 +1,12 @@
 """A file that is still at the hub, read in pieces: what its header says, before anybody fetches the rest."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from pyllama.errors import HubError, NoRangesError
+from pyllama.hub.download import CONTENT_RANGE
 from pyllama.hub.http import Dropped, get, host, read, wait
 from pyllama.hub.listing import Listing, check, refusal, url_of
-
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)")
 
 
 class RemoteFile:
@@ -54,7 +52,7 @@ class RemoteFile:
         with get(label, url_of(self._file, self._listing), headers) as response:
             if response.status not in (200, 206):
                 raise refusal(self._listing.model, self._listing.endpoint, response.status, self._listing.gated)
-            match = _CONTENT_RANGE.fullmatch((response.headers.get("Content-Range") or "").strip())
+            match = CONTENT_RANGE.fullmatch((response.headers.get("Content-Range") or "").strip())
             if response.status == 200 and start or response.status == 206 and (not match or int(match[1]) != start):
                 raise NoRangesError(f"{label}: {host(response.geturl())} sends no ranges of files")
             while len(data) < nbytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllama.errors import BudgetError, RequestError
-from pyllama.machine.control_groups import control_groups, read
+from pyllama.machine.control_groups import control_groups, fields, read
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -48,28 +48,23 @@ def interpreter_nbytes(tokenizer: Any) -> int:
 
 def peak_resident_nbytes() -> int:
     """The largest resident set this process has had (VmHWM: not inherited from what started it)."""
-    try:
-        # getrusage() also counts what the process was before exec: its parent's pages, after a vfork.
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    # getrusage() also counts what the process was before exec: its parent's pages, after a vfork.
+    peak = fields(Path("/proc/self/status")).get("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 if peak is None else _nbytes(peak)
 
 
-def default_budget(proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
+def default_budget(root: Path = Path("/")) -> int:
     """What a process may take in all when nobody says: what is available, plus what it has already, less a margin."""
-    left = [limit.room - margin(limit) for limit in limits(proc, cgroup_root)]
+    left = [limit.room - margin(limit) for limit in limits(root)]
     return max(min(left) + resident_nbytes(), 1)
 
 
-def available_nbytes(proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
+def available_nbytes(root: Path = Path("/")) -> int:
     """Bytes that can still be taken: the least of the machine's MemAvailable and the room in each control group.
 
     In a group the page cache counts as room, since the kernel gives it up first.
     """
-    return min(limit.room for limit in limits(proc, cgroup_root))
+    return min(limit.room for limit in limits(root))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +81,19 @@ class Limit:
     room: int
 
 
-def limits(proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")) -> list[Limit]:
-    """All there are; the machine comes first."""
-    found = [_machine(proc)]
-    for version, folder in control_groups("memory", proc, cgroup_root):
+def limits(root: Path = Path("/")) -> list[Limit]:
+    """All there are; the machine comes first.
+
+    root  of the file system that is looked at
+    """
+    found = [_machine(root)]
+    for version, folder in control_groups("memory", root):
         if version == 1:
             found += _group(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             for name in ("memory.max", "memory.high"):  # beyond the latter, a process is slowed down to a crawl
                 found += _group(folder, name, "memory.current", "inactive_file")
-    return found + _own_limits(proc)
+    return found + _own_limits(root)
 
 
 def margin(limit: Limit) -> int:
@@ -141,13 +139,16 @@ class BudgetWarning(UserWarning):
     """A budget was asked for that is more than the machine or the control group has."""
 
 
-def _machine(proc: Path) -> Limit:
-    amounts = dict(line.split(":", 1) for line in read(proc / "meminfo").splitlines() if ":" in line)
+def _machine(root: Path) -> Limit:
+    amounts = fields(root / "proc/meminfo")
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    total, room = (
-        int(amounts[name].split()[0]) << 10 if name in amounts else pages for name in ("MemTotal", "MemAvailable")
-    )
+    total, room = (_nbytes(amounts[name]) if name in amounts else pages for name in ("MemTotal", "MemAvailable"))
     return Limit(MACHINE, total, room)
+
+
+def _nbytes(amount: str) -> int:
+    """Of an amount as the kernel writes it: `300 kB`."""
+    return int(amount.split()[0]) << 10
 
 
 def _group(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> list[Limit]:
@@ -155,13 +156,13 @@ def _group(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> l
     limit, usage = read(folder / limit_name), read(folder / usage_name)
     if not limit.isdigit() or not usage.isdigit() or int(limit) >= 1 << 60:  # "max", or v1's no limit
         return []
-    stat = dict(line.split(" ", 1) for line in read(folder / "memory.stat").splitlines() if " " in line)
-    return [Limit(GROUP, int(limit), max(0, int(limit) - int(usage) + int(stat.get(cache_name, 0))))]
+    cache = int(fields(folder / "memory.stat", " ").get(cache_name, 0))
+    return [Limit(GROUP, int(limit), max(0, int(limit) - int(usage) + cache))]
 
 
-def _own_limits(proc: Path) -> list[Limit]:
+def _own_limits(root: Path) -> list[Limit]:
     """Limits on mappings, which count what is reserved and not only what is resident."""
-    status = dict(line.split(":", 1) for line in read(proc / "self/status").splitlines() if ":" in line)
+    status = fields(root / "proc/self/status")
     found = []
     for name, number, field in (
         ("the limit of the address space (ulimit -v)", resource.RLIMIT_AS, "VmSize"),
@@ -169,7 +170,7 @@ def _own_limits(proc: Path) -> list[Limit]:
     ):
         nbytes = resource.getrlimit(number)[0]
         if nbytes != resource.RLIM_INFINITY and field in status:
-            found.append(Limit(name, nbytes, max(0, nbytes - (int(status[field].split()[0]) << 10))))
+            found.append(Limit(name, nbytes, max(0, nbytes - _nbytes(status[field]))))
     return found
 
 

@@ -7,25 +7,22 @@ it, so a slow core takes fewer and holds nobody back.
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pyllama.machine.control_groups import control_groups, read
 
 
-def default_threads(
-    cpus: set[int] | None = None,
-    sys: Path = Path("/sys"),
-    proc: Path = Path("/proc"),
-) -> int:
+def default_threads(cpus: set[int] | None = None, root: Path = Path("/")) -> int:
     """At least 1.
 
     cpus  the processors the scheduler may use; default: this process's affinity
+    root  of the file system that is looked at
     """
     cpus = os.sched_getaffinity(0) if cpus is None else cpus
-    cores = {_core(sys / f"devices/system/cpu/cpu{cpu}/topology", cpu) for cpu in cpus}
-    quota = _quota(sys / "fs/cgroup", proc)
+    cores = {_core(root / f"sys/devices/system/cpu/cpu{cpu}/topology", cpu) for cpu in cpus}
     # A quota of 2.5 processors keeps three threads busier than two.
-    return max(1, min(len(cores), len(cores) if quota is None else math.ceil(quota)))
+    return max(1, min([len(cores), *map(math.ceil, _quotas(root))]))
 
 
 def _core(topology: Path, cpu: int) -> tuple[str, ...]:
@@ -37,14 +34,12 @@ def _core(topology: Path, cpu: int) -> tuple[str, ...]:
     return ("cpu", str(cpu))
 
 
-def _quota(cgroup_root: Path, proc: Path) -> float | None:
-    """Processors' worth of time that the tightest control group allows; None where none does."""
-    quotas = []
-    for version, folder in control_groups("cpu", proc, cgroup_root):
+def _quotas(root: Path) -> Iterator[float]:
+    """Processors' worth of time that each control group allows which allows some."""
+    for version, folder in control_groups("cpu", root):
         if version == 1:
             fields = [read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us")]
         else:
             fields = read(folder / "cpu.max").split()
         if len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit() and int(fields[1]):
-            quotas.append(int(fields[0]) / int(fields[1]))
-    return min(quotas, default=None)
+            yield int(fields[0]) / int(fields[1])

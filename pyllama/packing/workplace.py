@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pyllama.errors import PackError, RequestError, reason_of
+from pyllama.machine.durable import sync
 
 JOURNAL = ".pyllama-journal.json"
 PARTIAL = ".part"  # ends the name of a file that is being written
@@ -159,14 +160,3 @@ def disk_errors(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "the disk is full" if full else reason_of(error)
         raise PackError(f"{where}: {reason}") from None
-
-
-def sync(folder: Path) -> None:
-    """Make what was created, renamed or deleted in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems refuse; the names stand all the same
-    finally:
-        os.close(descriptor)

@@ -26,8 +26,8 @@ from pyllama.checkpoint import Checkpoint
 from pyllama.checkpoint.files import read_small
 from pyllama.errors import CheckpointError, PackError, RequestError
 from pyllama.loading import load
+from pyllama.machine.durable import sync
 from pyllama.packing.rows import state_of
-from pyllama.packing.workplace import sync
 from pyllama.quantizing.importance import Importance, importance_bytes, read_importance
 from pyllama.quantizing.outline import stored_names
 from pyllama.quantizing.workplace import STATE, FileWorkplace

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pyllama.server import origin
@@ -56,12 +57,12 @@ class Access:
             await send(message)
 
         try:
+            answer = self._app
             if may_see and scope["method"] == "OPTIONS":
-                await _preflight(headers, out)
+                answer = _preflight(headers)
             elif (refusal := self._refusal(scope, headers)) is not None:
-                await refusal.response(scope["path"])(scope, receive, out)
-            else:
-                await self._app(scope, receive, out)
+                answer = refusal.response(scope["path"])
+            await answer(scope, receive, out)
         except Exception as error:  # a bug: no traceback for clients, and none of uvicorn's
             if begun:
                 _log.error("an answer broke off", exc_info=error)
@@ -143,18 +144,17 @@ def _with(headers: Iterable[tuple[bytes, bytes]], more: list[tuple[bytes, bytes]
     return [*given, *((name, value) for name, value in more if name not in names)]
 
 
-async def _preflight(asked: Headers, send: Send) -> None:
+def _preflight(asked: Headers) -> Response:
     """Yes to whatever headers the page's client means to send: which they are is its own affair, and every one new."""
     names = asked.get("access-control-request-headers", "")
     if not _FIELD_NAMES.fullmatch(names):
         names = "authorization, content-type"
-    headers = [
-        (b"access-control-allow-headers", names.encode("latin-1")),
-        (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE, OPTIONS"),
-        (b"access-control-max-age", b"600"),
-        (b"vary", b"origin, access-control-request-headers"),
-    ]
+    headers = {
+        "access-control-allow-headers": names,
+        "access-control-allow-methods": "GET, HEAD, POST, DELETE, OPTIONS",
+        "access-control-max-age": "600",
+        "vary": "origin, access-control-request-headers",
+    }
     if asked.get("access-control-request-private-network") == "true":
-        headers.append((b"access-control-allow-private-network", b"true"))
-    await send({"type": "http.response.start", "status": 204, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
+        headers["access-control-allow-private-network"] = "true"
+    return Response(None, 204, headers)

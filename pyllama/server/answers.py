@@ -1,18 +1,16 @@
-"""Streams of steps to HTTP answers: whole or as server-sent events, and nothing for those who have hung up."""
+"""Streams of steps merged, events, and nothing for those who have hung up."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from pyllama.engine import Stream
 from pyllama.generation import Step
-from pyllama.server.errors import ApiError, as_api_error, openai_body
+from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 
 PROGRESS_S = 1.0
 #: Steps that a client may be behind: with 20 log-probabilities each takes some 3 KB. Who reads a little, and for ever
@@ -59,16 +57,18 @@ async def merged(streams: list[Stream], quiet_s: float | None) -> AsyncIterator[
             stream.close()
 
 
-async def hung_up(receive: Receive) -> None:
-    """Returns when the client is gone. The request's body must have been read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 async def unless_hung_up(request: Request, answer: Awaitable[T], timeout_s: float | None) -> T:
-    """The answer, if the client stays for it; else it is cancelled, and nobody will see the error."""
+    """The answer, if the client stays for it; else it is cancelled, and nobody will see the error.
+
+    The request's body must have been read.
+    """
+
+    async def hung_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
     task = asyncio.ensure_future(answer)
-    gone = asyncio.create_task(hung_up(request.receive))
+    gone = asyncio.create_task(hung_up())
     try:
         await asyncio.wait({task, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -87,65 +87,10 @@ def event(data: Any) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
 
 
-def typed_event(data: dict[str, Any]) -> bytes:
+def typed_event(data: JsonObject) -> bytes:
     """An event that says its type twice, as Anthropic's and those of OpenAI's responses do."""
     return f"event: {data['type']}\n".encode() + event(data)
 
 
 PING = b": still here\n\n"
 DONE = b"data: [DONE]\n\n"
-
-
-class EventStream(Response):
-    """A response in pieces: server-sent events, or lines of JSON. Source and streams are closed when it ends, fails, or
-    the client hangs up.
-
-    failed  an error as the last of them
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(
-        self,
-        events: AsyncIterator[bytes],
-        streams: list[Stream],
-        timeout_s: float | None,
-        failed: Callable[[ApiError], bytes] = lambda error: event(openai_body(error)),
-        media_type: str | None = None,
-    ):
-        self._events = events
-        self._streams = streams
-        self._timeout_s = timeout_s
-        self._failed = failed
-        self.media_type = media_type or self.media_type
-        self.status_code = 200
-        self.background = None
-        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # At once, before the first token is there: it may take long, and the client should know it was heard.
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        sending = asyncio.create_task(self._send(send))
-        gone = asyncio.create_task(hung_up(receive))
-        try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-            for stream in self._streams:  # also if the source never began
-                stream.close()
-
-    async def _send(self, send: Send) -> None:
-        async def out(data: bytes, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-
-        try:
-            async with asyncio.timeout(self._timeout_s), aclosing(self._events) as events:  # type: ignore[type-var]
-                async for data in events:
-                    await out(data)
-        except TimeoutError:
-            await out(self._failed(ApiError(504, f"timeout: no answer within {self._timeout_s:g} s", code="timeout")))
-        except Exception as error:  # noqa: BLE001 - told to the client in the stream
-            await out(self._failed(as_api_error(error)))
-        await out(b"", more=False)

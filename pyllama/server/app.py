@@ -22,7 +22,6 @@ from pyllama.server.errors import ApiError, handle, handle_http
 from pyllama.server.metrics import Metrics
 from pyllama.server.ollama import endpoints as ollama
 from pyllama.server.openai import endpoints as openai
-from pyllama.server.openai.response_store import ResponseStore
 from pyllama.server.service import Service, Settings
 
 ENDPOINTS = (
@@ -78,7 +77,6 @@ def build_app(engine: AsyncEngine, names: tuple[str, ...], settings: Settings) -
         exception_handlers={HTTPException: handle_http, ApiError: handle, PyllamaError: handle},
     )
     app.router.redirect_slashes = False
-    app.state.responses = ResponseStore(settings.session_dir)
     app.state.service, app.state.endpoints = service, ENDPOINTS
     return app
 
@@ -86,13 +84,9 @@ def build_app(engine: AsyncEngine, names: tuple[str, ...], settings: Settings) -
 async def page(request: Request) -> Response:
     """The web page's files: what lies in server/static/, under its own name, and nothing else."""
     name = request.path_params.get("name", "index.html")
-    for file in _static_files():
-        if file.name == name:
+    folder = files("pyllama.server") / STATIC
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.is_file() and file.name == name:
             kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
             return Response(file.read_bytes(), media_type=kind, headers=_PAGE_HEADERS)
     raise ApiError(404, "there is no such page here; the API is under /v1")
-
-
-def _static_files() -> list:
-    folder = files("pyllama.server") / STATIC
-    return [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []

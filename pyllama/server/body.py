@@ -8,8 +8,10 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject, no_constant
 
 MAX_DEPTH = 64
+_TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 # Of these a browser sends at least one with whatever a page posts.
 _PAGE_HEADERS = {"origin", "referer", "sec-fetch-site", "sec-fetch-mode"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -62,26 +64,22 @@ def _too_large(max_nbytes: int) -> ApiError:
     )
 
 
-def parse(raw: bytes) -> dict[str, Any]:
+def parse(raw: bytes) -> JsonObject:
     """JSON text as an object. Raises ApiError 400."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ApiError(400, f"body: byte {error.start} is not UTF-8") from None
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=no_constant)
     except RecursionError:
-        raise _too_deep() from None
+        raise _unfit(_TOO_DEEP) from None
     except ValueError as error:  # also for an integer of thousands of digits
-        raise ApiError(400, f"body: not JSON: {str(error)[:200]}", code="invalid_json") from None
+        raise _unfit(f"not JSON: {str(error)[:200]}") from None
     if not isinstance(value, dict):
-        raise ApiError(400, "body: expected a JSON object", code="invalid_json")
+        raise _unfit("expected a JSON object")
     _check(value)
     return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check(value: Any) -> None:
@@ -96,14 +94,14 @@ def _check(value: Any) -> None:
             elif isinstance(item, list):
                 below += item
             elif isinstance(item, str) and _SURROGATE.search(item):
-                raise ApiError(400, "body: half a surrogate pair, expected Unicode text", code="invalid_json")
+                raise _unfit("half a surrogate pair, expected Unicode text")
             elif isinstance(item, float) and item in (float("inf"), float("-inf")):
-                raise ApiError(400, "body: a number beyond all bounds", code="invalid_json")
+                raise _unfit("a number beyond all bounds")
         if not below:
             return
         level = below
-    raise _too_deep()
+    raise _unfit(_TOO_DEEP)
 
 
-def _too_deep() -> ApiError:
-    return ApiError(400, f"body: nested more than {MAX_DEPTH} deep", code="invalid_json")
+def _unfit(what: str) -> ApiError:
+    return ApiError(400, f"body: {what}", code="invalid_json")

@@ -5,7 +5,6 @@ It has the fields of OpenAI's chat completions (CHAT in schemas.py), whoever ask
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from starlette.requests import Request
 
@@ -14,9 +13,10 @@ from pyllama.generation import AnswerOptions
 from pyllama.generation.harmony import MARKS
 from pyllama.server import tools
 from pyllama.server.continuation import FLAGS, beginning_of
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import ApiError, invalid, unsupported
 from pyllama.server.grammar import json_grammar
 from pyllama.server.grammar_process import Grammar
+from pyllama.server.json_object import JsonObject
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.service import Service
 from pyllama.server.tools.conversation import text_of
@@ -40,7 +40,7 @@ class Asked:
     goes_on: str = ""
 
 
-async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked:
+async def ask(service: Service, request: Request, body: JsonObject) -> Asked:
     """Queue the answers to a conversation. Raises ApiError, and what Service.submit raises.
 
     body  checked against CHAT
@@ -54,28 +54,25 @@ async def ask(service: Service, request: Request, body: dict[str, Any]) -> Asked
     options: AnswerOptions = {
         "guide": guide,
         "show_special": choice.tools is not None or service.thinking_marks.control or service.has_channels,
+        "continuation": goes_on,
+        "prediction": await _prediction(service, request, body.get("prediction")),
     }
-    options["continuation"] = goes_on
-    options["prediction"] = await _prediction(service, request, body.get("prediction"))
     streams = service.submit([prompt_ids], want, request, body.get("user"), "messages", **options)
     begun = tools.messages_for_template(body["messages"][-1:])[0]["content"] if goes_on else ""
     return Asked(streams, want, choice, guide is not None, begun)
 
 
-async def prompt_of(service: Service, request: Request, body: dict[str, Any]) -> tuple[tools.ToolChoice, list[int]]:
+async def prompt_of(service: Service, request: Request, body: JsonObject) -> tuple[tools.ToolChoice, list[int]]:
     """What the request says of tools, and the token ids of its prompt. Raises ApiError."""
     if service.tokenizer.chat_template is None:
-        raise ApiError(
-            400,
-            "messages: this model has no chat template; use /v1/completions, or serve it with --chat-template",
-            "messages",
-            "unsupported",
+        raise unsupported(
+            "messages", "this model has no chat template; use /v1/completions, or serve it with --chat-template"
         )
     choice = tools.tool_choice(body, service.tool_format)
     return choice, await service.in_text_thread(request, _encode, service, body, choice)
 
 
-def _encode(service: Service, body: dict[str, Any], choice: tools.ToolChoice) -> list[int]:
+def _encode(service: Service, body: JsonObject, choice: tools.ToolChoice) -> list[int]:
     options = {"tools": choice.tools, "parse_special": bool(body.get("parse_special")), **beginning_of(body)}
     variables = dict(body.get("chat_template_kwargs") or {})
     effort = body.get("reasoning_effort")
@@ -83,12 +80,11 @@ def _encode(service: Service, body: dict[str, Any], choice: tools.ToolChoice) ->
         variables.setdefault("reasoning_effort", "low" if effort in ("none", "minimal") else effort)
     for name in (*options, "messages"):
         if variables.pop(name, None) is not None and name not in FLAGS:
-            at = f"chat_template_kwargs.{name}"
-            raise ApiError(400, f"{at}: the server's own, expected another name", at, "invalid_value")
+            raise invalid(f"chat_template_kwargs.{name}", "the server's own, expected another name")
     return service.tokenizer.encode_chat(tools.messages_for_template(body["messages"]), **options, **variables)
 
 
-async def _prediction(service: Service, request: Request, given: dict[str, Any] | None) -> list[int]:
+async def _prediction(service: Service, request: Request, given: JsonObject | None) -> list[int]:
     """Token ids of what the answer is told to repeat; none where nobody could propose them."""
     text = "" if given is None else given["content"]
     if isinstance(text, list):
@@ -100,35 +96,34 @@ async def _prediction(service: Service, request: Request, given: dict[str, Any] 
     return ids
 
 
-def _top_logprobs(body: dict[str, Any]) -> int | None:
+def _top_logprobs(body: JsonObject) -> int | None:
     top = body.get("top_logprobs")
     if body.get("logprobs"):
         return top or 0
     if top:
-        raise ApiError(400, "top_logprobs: only with logprobs", "top_logprobs", "invalid_value")
+        raise invalid("top_logprobs", "only with logprobs")
     return None
 
 
-def _grammar(service: Service, choice: tools.ToolChoice, body: dict[str, Any]) -> Grammar | None:
+def _grammar(service: Service, choice: tools.ToolChoice, body: JsonObject) -> Grammar | None:
     """What restricts the tokens: a tool that must be called, or else the format asked for, unless one is called."""
     form = service.tool_format
     schema = _format(body.get("response_format"))
+    functions = choice.forced or (list(choice.offered.values()) if choice.tools else [])
     if service.has_channels and (choice.forced or schema):
         if schema:
             json_grammar(schema, "response_format")  # whose fault an error is
-        functions = choice.forced or (list(choice.offered.values()) if choice.tools else [])
         ids = {mark: service.tokenizer.id_of(mark) for mark in MARKS}
         text = tools.channels_grammar(None if choice.forced else schema, functions, ids)
         return Grammar(text, "tools" if functions else "response_format")
     if form is None or choice.tools is None or not (choice.forced or schema):
         return json_grammar(schema, "response_format") if schema else None
-    marker = _control(service, form.opening), _control(service, form.closing)
     if choice.forced:
-        return Grammar(tools.forced_grammar(form, choice.forced, marker, parallel=choice.parallel), "tools")
-    assert schema is not None
-    functions = list(choice.offered.values())
-    json_grammar(schema, "response_format")  # whose fault an error is
-    return Grammar(tools.calls_or(schema, form, functions, marker, parallel=choice.parallel), "tools")
+        schema = None
+    if schema:
+        json_grammar(schema, "response_format")  # whose fault an error is
+    marker = _control(service, form.opening), _control(service, form.closing)
+    return Grammar(tools.calls_grammar(form, functions, marker, schema, parallel=choice.parallel), "tools")
 
 
 def _control(service: Service, text: str | None) -> int | None:
@@ -137,7 +132,7 @@ def _control(service: Service, text: str | None) -> int | None:
     return found if found in service.tokenizer.special_ids else None
 
 
-def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:
+def _format(given: JsonObject | None) -> JsonObject | None:
     """The schema that `response_format` asks for, in json_schema (OpenAI) or beside the type (llama.cpp, Together)."""
     if not given or given["type"] == "text":
         return None

@@ -1,24 +1,37 @@
 """The endpoints as an OpenAPI description, which /openapi.json publishes."""
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from pyllama.server.endpoint import JSON, Endpoint
-from pyllama.server.errors import shape_of
+from pyllama.server.errors import ApiError, anthropic_body, body_of, ollama_body, openai_body
+from pyllama.server.json_object import JsonObject
+from pyllama.server.schemas import STRING, obj
 from pyllama.server.validate import Schema
 from pyllama.version import __version__
+
+_OR_NULL: Schema = {"type": ["string", "null"]}
+_ERRORS: dict[Callable[[ApiError], JsonObject], Schema] = {
+    openai_body: obj(
+        {"error": obj({"message": STRING, "type": STRING, "param": _OR_NULL, "code": _OR_NULL}, ("message", "type"))},
+        ("error",),
+    ),
+    anthropic_body: obj(
+        {"type": {"const": "error"}, "error": obj({"type": STRING, "message": STRING})}, ("type", "error")
+    ),
+    ollama_body: obj({"error": STRING}, ("error",)),
+}
 
 
 def openapi(endpoints: Iterable[Endpoint], key_required: bool) -> Schema:
     """The OpenAPI 3.1 description of the endpoints."""
-    paths: dict[str, Any] = {}
+    paths: JsonObject = {}
     for one in endpoints:
         path = one.path.replace(":path}", "}")
-        error = {"description": "an error", "content": {JSON: {"schema": shape_of(path).schema}}}
+        error = {"description": "an error", "content": {JSON: {"schema": _ERRORS[body_of(path)]}}}
         content = {kind: {"schema": {"type": "object"}} if kind == JSON else {} for kind in one.kinds}
         success = {"description": "done", "content": content}
-        operation: dict[str, Any] = {"summary": one.summary, "responses": {"200": success}}
+        operation: JsonObject = {"summary": one.summary, "responses": {"200": success}}
         if one.schema is not None:
             content = {JSON: {"schema": _with_nulls(one.schema)}}
             operation["requestBody"] = {"required": True, "content": content}

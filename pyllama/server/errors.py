@@ -2,8 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -18,6 +16,7 @@ from pyllama.errors import (
     TokenizerError,
 )
 from pyllama.printable import one_line
+from pyllama.server.json_object import JsonObject
 
 _log = logging.getLogger("pyllama")
 
@@ -50,66 +49,38 @@ class ApiError(Exception):
 
     def response(self, path: str = "") -> JSONResponse:
         """In the words of the API that the path belongs to."""
-        return JSONResponse(shape_of(path).body(self), self.status, self.headers)
+        return JSONResponse(body_of(path)(self), self.status, self.headers)
 
 
-def openai_body(error: ApiError) -> dict[str, Any]:
+def invalid(param: str, what: str) -> ApiError:
+    """A field of the request has a value that it must not have."""
+    return ApiError(400, f"{param}: {what}", param, "invalid_value")
+
+
+def unsupported(param: str, what: str) -> ApiError:
+    """A field of the request asks for what this server, or its model, does not do."""
+    return ApiError(400, f"{param}: {what}", param, "unsupported")
+
+
+def openai_body(error: ApiError) -> JsonObject:
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
-def anthropic_body(error: ApiError) -> dict[str, Any]:
+def anthropic_body(error: ApiError) -> JsonObject:
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
-def ollama_body(error: ApiError) -> dict[str, Any]:
+def ollama_body(error: ApiError) -> JsonObject:
     return {"error": error.message}
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How an API's errors look: the body, and its schema."""
-
-    body: Callable[[ApiError], dict[str, Any]]
-    schema: dict[str, Any]
-
-
-_TEXT = {"type": "string"}
-_OPENAI = Shape(
-    openai_body,
-    {
-        "type": "object",
-        "properties": {
-            "error": {
-                "type": "object",
-                "properties": {"message": _TEXT, "type": _TEXT, "param": {"type": ["string", "null"]},
-                               "code": {"type": ["string", "null"]}},
-                "required": ["message", "type"],
-            }
-        },
-        "required": ["error"],
-    },
-)  # fmt: skip
-_ANTHROPIC = Shape(
-    anthropic_body,
-    {
-        "type": "object",
-        "properties": {
-            "type": {"const": "error"},
-            "error": {"type": "object", "properties": {"type": _TEXT, "message": _TEXT}},
-        },
-        "required": ["type", "error"],
-    },
-)
-_OLLAMA = Shape(ollama_body, {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]})
-
-
-def shape_of(path: str) -> Shape:
+def body_of(path: str) -> Callable[[ApiError], JsonObject]:
     """How errors look to clients that ask for the path."""
     if path.startswith("/v1/messages"):
-        return _ANTHROPIC
-    return _OLLAMA if path.startswith("/api/") else _OPENAI
+        return anthropic_body
+    return ollama_body if path.startswith("/api/") else openai_body
 
 
 def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
@@ -128,7 +99,7 @@ def as_api_error(error: Exception, retry_after_s: int = 1) -> ApiError:
         return ApiError(400, str(error), error.param, "invalid_value")
     if isinstance(error, TokenizerError):  # its message may name a file of ours
         _log.warning("chat template or tokenizer: %s", error)
-        return ApiError(400, "messages: the model's chat template cannot take them", "messages", "invalid_value")
+        return invalid("messages", "the model's chat template cannot take them")
     if isinstance(error, PyllamaError):
         _log.error("request failed: %s", error)
     else:

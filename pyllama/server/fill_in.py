@@ -3,13 +3,14 @@
 Which models were is told by their control tokens.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.requests import Request
 
 from pyllama.server import tools
 from pyllama.server.conversation import Asked
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import unsupported
+from pyllama.server.json_object import JsonObject
 from pyllama.server.sampling import wanted
 from pyllama.server.service import Service
 
@@ -54,8 +55,7 @@ def prompt_of(tokenizer: "Tokenizer", gap: Gap, param: str) -> tuple[list[int], 
     """The prompt's token ids, and those that end what fills the gap. Raises ApiError naming the field param."""
     marks = _marks(tokenizer)
     if marks is None:
-        message = f"{param}: this model has no tokens for filling a gap; Qwen2.5-Coder is one that has"
-        raise ApiError(400, message, param, "unsupported")
+        raise unsupported(param, "this model has no tokens for filling a gap; Qwen2.5-Coder is one that has")
 
     def plain(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False, parse_special=False)
@@ -75,7 +75,7 @@ def prompt_of(tokenizer: "Tokenizer", gap: Gap, param: str) -> tuple[list[int], 
     return [*ids, *(part for part in parts if part is not None)], ends + known(_ENDS)
 
 
-async def fill_in(service: Service, request: Request, body: dict[str, Any], gap: Gap, param: str) -> Asked:
+async def fill_in(service: Service, request: Request, body: JsonObject, gap: Gap, param: str) -> Asked:
     """Queue what fills a gap.
 
     body   has sampling's fields as OpenAI names them
@@ -85,7 +85,7 @@ async def fill_in(service: Service, request: Request, body: dict[str, Any], gap:
     return continued(service, request, {**body, "stop_token_ids": [*(body.get("stop_token_ids") or ()), *ends]}, ids)
 
 
-def continued(service: Service, request: Request, body: dict[str, Any], prompt_ids: list[int]) -> Asked:
+def continued(service: Service, request: Request, body: JsonObject, prompt_ids: list[int]) -> Asked:
     """Queue what follows a text: one answer without template or tools, for the shapes that a conversation's has."""
     want = wanted(body, body.get("max_tokens"), None, service.model.config.vocab_size, service.sampling_defaults)
     streams = service.submit([prompt_ids], want, request, body.get("user"), "prompt", continuation=True)

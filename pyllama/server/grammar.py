@@ -10,15 +10,16 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pyllama.engine.turns import Turns
 from pyllama.errors import RequestError
 from pyllama.extras import how_to_install
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import invalid, unsupported
 from pyllama.server.grammar_process import Grammar, GrammarProcess, GrammarProcesses, Refused, TooSlow
+from pyllama.server.json_object import JsonObject
 from pyllama.server.json_schema import enforceable
 
 if TYPE_CHECKING:
@@ -54,12 +55,11 @@ class Grammars:
         try:
             process = await self._compiled(grammar, client, answers)
         except Refused as error:
-            raise ApiError(400, f"{grammar.param}: {error}", grammar.param, "invalid_value") from None
+            raise invalid(grammar.param, str(error)) from None
         except TooSlow:
-            raise ApiError(
-                400, f"{grammar.param}: it takes more than {LONG_S:g} s to compile, expected less; make it smaller",
-                grammar.param, "invalid_value",
-            ) from None  # fmt: skip
+            raise invalid(
+                grammar.param, f"it takes more than {LONG_S:g} s to compile, expected less; make it smaller"
+            ) from None
         return GrammarGuide(process, self._vocab_size, list(range(answers))[::-1])
 
     async def _compiled(self, grammar: Grammar, client: str, answers: int) -> GrammarProcess:
@@ -71,7 +71,7 @@ class Grammars:
         async with self._long.turn(client):
             return await self._processes.make(grammar, _LIMITS, LONG_S, answers)
 
-    def json(self, schema: dict[str, Any], param: str, answers: int = 1) -> "GrammarGuide":
+    def json(self, schema: JsonObject, param: str, answers: int = 1) -> "GrammarGuide":
         """A guide for JSON that fits the schema, for a program without an event loop. Raises ApiError naming param."""
         return asyncio.run(self.guide(json_grammar(schema, param), answers=answers))
 
@@ -80,12 +80,12 @@ class Grammars:
         return asyncio.run(self.guide(Grammar(grammar, param), answers=answers))
 
 
-def json_grammar(schema: dict[str, Any], param: str) -> Grammar:
+def json_grammar(schema: JsonObject, param: str) -> Grammar:
     """JSON that fits the schema. Raises ApiError for a schema of a kind that cannot be enforced."""
     return Grammar(f"start: {embedded(schema)}\n", param)
 
 
-def embedded(schema: dict[str, Any]) -> str:
+def embedded(schema: JsonObject) -> str:
     """A JSON Schema as a term of a Lark grammar. References in it are from its own root, whatever stands around it."""
     return "%json " + json.dumps({**enforceable(schema), "x-guidance": _STYLE})
 
@@ -96,12 +96,8 @@ def _check_installed(param: str) -> None:
     except ValueError:  # it stands for something else, or for nothing
         found = sys.modules.get("llguidance") is not None
     if not found:
-        raise ApiError(
-            400,
-            f"{param}: cannot be enforced where llguidance is not installed; {how_to_install('grammar', here=False)}",
-            param,
-            "unsupported",
-        )
+        how = how_to_install("grammar", here=False)
+        raise unsupported(param, f"cannot be enforced where llguidance is not installed; {how}")
 
 
 class GrammarGuide:

@@ -141,6 +141,7 @@ def _serve(connection: socket.socket, tokenizer: Any) -> None:
     matchers = [matcher]
     while True:
         message = receive(connection)
+        signal.setitimer(signal.ITIMER_PROF, order["step_seconds"])
         if message[:1] == b"c":
             (count,) = LENGTH.unpack(message[1:])
             matchers = [matcher, *(matcher.deep_copy() for _ in range(count - 1))]
@@ -148,11 +149,9 @@ def _serve(connection: socket.socket, tokenizer: Any) -> None:
         if message[:1] == b"f":
             (index,) = LENGTH.unpack_from(message, 1)
             tokens = struct.unpack(f"<{len(message) // 4 - 1}I", message[5:])
-            signal.setitimer(signal.ITIMER_PROF, order["step_seconds"])
             send(connection, FITS, LENGTH.pack(_fitting(matchers[index], tokens, order["step_seconds"])))
             continue
         index, token = TOKEN.unpack(message[1:])
-        signal.setitimer(signal.ITIMER_PROF, order["step_seconds"])
         follower = matchers[index]
         if not follower.consume_token(token):
             send(connection, REFUSED, follower.get_error().encode("utf-8", "replace"))

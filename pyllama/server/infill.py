@@ -1,14 +1,12 @@
 """POST /infill: what is before a gap and what is after it in, what fills it out. The fields are llama.cpp's."""
 
-from typing import Any
-
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pyllama.server.answers import event
 from pyllama.server.endpoint import EVENTS, JSON, Endpoint
-from pyllama.server.errors import ApiError, openai_body
 from pyllama.server.fill_in import Gap, fill_in
+from pyllama.server.json_object import JsonObject
 from pyllama.server.one_reply import Block, OneReply
 from pyllama.server.schemas import SAMPLING, STRING, Schema, array, integer, obj, text
 from pyllama.server.service import Service
@@ -22,15 +20,13 @@ INFILL: Schema = obj(
         "input_extra": array(
             obj({"filename": STRING, "text": STRING}, ("text",)), description="other files that may help"
         ),
-        "n_predict": integer(-1, 2**31 - 1, "tokens to write at most; -1: no limit"),
+        "n_predict": integer(-1, "tokens to write at most; -1: no limit"),
     },
     ("input_prefix", "input_suffix"),
 )
 
 
-async def infill(request: Request) -> Response:
-    service: Service = request.app.state.service
-    body = await service.read(request, INFILL)
+async def infill(service: Service, request: Request, body: JsonObject) -> Response:
     files = tuple((one.get("filename") or "file", one["text"]) for one in body.get("input_extra") or ())
     gap = Gap(body["input_prefix"] + (body.get("prompt") or ""), body["input_suffix"], files)
     most = body.get("n_predict")
@@ -42,7 +38,7 @@ async def infill(request: Request) -> Response:
 
 
 class _Infill(OneReply):
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> JsonObject:
         usage = self.usage
         return {
             "content": "".join(block.text for block in self.blocks),
@@ -56,10 +52,10 @@ class _Infill(OneReply):
             "timings": self._timings(),
         }
 
-    def _timings(self) -> dict[str, Any]:
+    def _timings(self) -> JsonObject:
         """Of prompt and answer, in milliseconds; what was drafted where anything was, as llama.cpp has it."""
         request = self.request
-        queued, first, total = (seconds or 0.0 for seconds in (request.queue_s, request.first_token_s, request.total_s))
+        queued, first, total = self.times
         timings = {
             "cache_n": request.cached_tokens,
             "prompt_n": len(request.answer.prompt_ids) - request.cached_tokens,
@@ -81,9 +77,6 @@ class _Infill(OneReply):
 
     def end(self) -> bytes:
         return event({**self.whole(), "content": ""})
-
-    def failed(self, error: ApiError) -> bytes:
-        return event(openai_body(error))
 
 
 ENDPOINTS = (Endpoint("POST", "/infill", infill, "Fill a gap in a text", INFILL, (JSON, EVENTS)),)

@@ -9,6 +9,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from pyllama.server.json_object import JsonObject
+
 #: The formats llguidance can hold a string to. Others are annotations, as JSON Schema has it.
 FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
@@ -44,14 +46,14 @@ def enforceable(schema: Any) -> Any:
     return result
 
 
-def _drop_annotations(schema: dict[str, Any]) -> None:
+def _drop_annotations(schema: JsonObject) -> None:
     if isinstance(schema.get("format"), str) and schema["format"] not in FORMATS:
         del schema["format"]
     # llguidance's own switches are the server's to set.
     schema.pop("x-guidance", None)
 
 
-def _drop_bounds_beyond_numbers(schema: dict[str, Any]) -> None:
+def _drop_bounds_beyond_numbers(schema: JsonObject) -> None:
     for key, beyond in _BEYOND.items():
         value = schema.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and beyond(value):
@@ -67,7 +69,7 @@ _BEYOND: dict[str, Callable[[float], bool]] = {
 }
 
 
-def _list_sets(schema: dict[str, Any]) -> None:
+def _list_sets(schema: JsonObject) -> None:
     """uniqueItems: all arrays of few values are listed; of many, or of other items, uniqueness is not enforced."""
     if not schema.pop("uniqueItems", False):
         return
@@ -102,7 +104,7 @@ def _values(items: Any) -> list[Any] | None:
     return different
 
 
-def _say_property_names(schema: dict[str, Any]) -> None:
+def _say_property_names(schema: JsonObject) -> None:
     """propertyNames of an enum or a pattern, as pydantic writes it for dict[Literal[...], T]."""
     names = schema.get("propertyNames")
     if not isinstance(names, dict) or schema.get("properties") or schema.get("patternProperties"):
@@ -120,7 +122,7 @@ def _say_property_names(schema: dict[str, Any]) -> None:
     del schema["propertyNames"]
 
 
-def _close_alternatives(schema: dict[str, Any]) -> None:
+def _close_alternatives(schema: JsonObject) -> None:
     """oneOf of open objects: closed, so that an object that fits one does not fit the next by what it leaves open.
 
     The compiler then takes any one of them (coerce_one_of).
@@ -134,7 +136,7 @@ def _close_alternatives(schema: dict[str, Any]) -> None:
             branch["additionalProperties"] = False
 
 
-def _say_unevaluated(schema: dict[str, Any]) -> None:
+def _say_unevaluated(schema: JsonObject) -> None:
     """unevaluatedProperties is additionalProperties where nothing else in the schema knows properties."""
     combined = ("anyOf", "oneOf", "allOf", "$ref", "if", "dependentSchemas", "additionalProperties")
     if "unevaluatedProperties" in schema and not any(key in schema for key in combined):

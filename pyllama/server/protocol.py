@@ -14,6 +14,8 @@ import time
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pyllama.server.errors import ApiError, openai_body
+
 # Of what waits to be sent, so much must get on its way each time: a byte a minute is as good as nothing.
 MIN_SENT_NBYTES = 4096
 # Who came just now may be about to ask.
@@ -132,9 +134,7 @@ def bounded_protocol(max_connections: int, receive_timeout_s: float, send_timeou
             self._refuse(400, "not an HTTP request, or headers that are too large")
 
         def _refuse(self, status: int, message: str) -> None:
-            kind = "invalid_request_error" if status < 500 else "server_error"
-            error = {"error": {"message": message, "type": kind, "param": None, "code": None}}
-            body = json.dumps(error).encode()
+            body = json.dumps(openai_body(ApiError(status, message))).encode()
             self.transport.write(
                 b"HTTP/1.1 %d \r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
                 % (status, len(body), body)

@@ -117,8 +117,8 @@ def serve(
     bound: socket.socket,
     *,
     names: tuple[str, ...],
-    settings: Settings | None = None,
-    hooks: Hooks | None = None,
+    settings: Settings,
+    hooks: Hooks,
 ) -> int:
     """Serve until SIGINT or SIGTERM, on the main thread; the exit code.
 
@@ -126,7 +126,7 @@ def serve(
     bound     from bind()
     names     what clients may call the model
     """
-    server = Server(engine, names, settings or Settings(), hooks or Hooks())
+    server = Server(engine, names, settings, hooks)
     with bound:
         asyncio.run(server.serve([bound]))
     return 130 if server.captured == signal.SIGINT else 0

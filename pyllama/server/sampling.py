@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyllama.generation.sampler import SamplingParams
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import ApiError, invalid
+from pyllama.server.json_object import JsonObject
 
 SEED_RANGE = 1 << 64
 # Fields that SamplingParams has by the same names, and takes as they are.
@@ -41,7 +42,7 @@ class Wanted:
 
 
 def wanted(
-    body: dict[str, Any],
+    body: JsonObject,
     max_tokens: int | None,
     top_logprobs: int | None,
     vocab_size: int,
@@ -52,7 +53,7 @@ def wanted(
     given = {name: value for name, value in body.items() if value is not None}
     stream, options = given.get("stream", False), given.get("stream_options", {})
     if "stream_options" in given and not stream:
-        raise ApiError(400, "stream_options: only with stream", "stream_options", "invalid_value")
+        raise invalid("stream_options", "only with stream")
     sampling = {**defaults, **{name: given[name] for name in _SAMPLING if name in given}}
     sampling |= {"top_k": max(0, sampling["top_k"]), "stop": _stops(sampling.get("stop", ()))}
     if sampling["top_p"] == 0:  # the least that may be kept is one token

@@ -13,7 +13,7 @@ def number(low: float, high: float, about: str) -> Schema:
     return {"type": "number", "minimum": low, "maximum": high, "description": about}
 
 
-def integer(low: int, high: int, about: str) -> Schema:
+def integer(low: int, about: str, high: int = 2**31 - 1) -> Schema:
     return {"type": "integer", "minimum": low, "maximum": high, "description": about}
 
 
@@ -55,9 +55,9 @@ SAMPLING: dict[str, Schema] = {
     "model": text("name of the model, as /v1/models has it; may be left out"),
     "temperature": number(0, 2, "0 takes the most probable token; default: the model's own, else 0.7"),
     "top_p": number(0, 1, "draw among the most probable that together reach it; default: the model's own, else 0.95"),
-    "top_k": integer(-1, 2**31 - 1, "draw among so many of the best, 0: all; default: the model's own, else 40"),
+    "top_k": integer(-1, "draw among so many of the best, 0: all; default: the model's own, else 40"),
     "min_p": number(0, 1, "at least so many times as probable as the best; default: the model's own, else 0.05"),
-    "seed": integer(-(2**63), 2**63 - 1, "the same seed gives the same answer; choice i of n has seed + i"),
+    "seed": integer(-(2**63), "the same seed gives the same answer; choice i of n has seed + i", 2**63 - 1),
     "stop": either(
         "the answer ends before any of these; an empty one is none",
         STRING,
@@ -65,7 +65,7 @@ SAMPLING: dict[str, Schema] = {
     ),
     "stop_token_ids": {**TOKEN_IDS, "maxItems": 64, "description": "the answer ends at any of these"},
     "ignore_eos": flag("go on past the model's own end of text"),
-    "max_tokens": integer(1, 2**31 - 1, "tokens to write at most"),
+    "max_tokens": integer(1, "tokens to write at most"),
     "presence_penalty": number(-2, 2, "subtracted from the logits of tokens the answer has; default 0"),
     "frequency_penalty": number(-2, 2, "the same, for each time the answer has them; default 0"),
     "repetition_penalty": {
@@ -79,7 +79,7 @@ SAMPLING: dict[str, Schema] = {
         "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
         "description": "token id: what is added to its logit",
     },
-    "n": integer(1, MAX_CHOICES, "answers to write; default 1"),
+    "n": integer(1, "answers to write; default 1", MAX_CHOICES),
     "stream": flag("send the answer as it comes, as server-sent events"),
     "stream_options": obj(
         {
@@ -91,21 +91,14 @@ SAMPLING: dict[str, Schema] = {
     "logits_fingerprint": flag("report SHA-256 of the logits of every sampled position, for each choice"),
 }
 
-TOOL: Schema = obj(
-    {
-        "type": text("function; tools of other types are left out", minLength=1),
-        "function": obj(
-            {
-                "name": text("", minLength=1, maxLength=64),
-                "description": STRING,
-                "parameters": OBJECT,
-                "strict": BOOLEAN,
-            },
-            ("name",),
-        ),
-    },
-    ("type",),
-)
+TOOL_TYPE: Schema = text("function; tools of other types are left out", minLength=1)
+FUNCTION: dict[str, Schema] = {
+    "name": text("", minLength=1, maxLength=64),
+    "description": STRING,
+    "parameters": OBJECT,
+    "strict": BOOLEAN,
+}
+TOOL: Schema = obj({"type": TOOL_TYPE, "function": obj(FUNCTION, ("name",))}, ("type",))
 
 TEXT_PARTS: Schema = array(obj({"type": STRING, "text": STRING}, ("type",)))
 
@@ -143,9 +136,9 @@ CHAT: Schema = obj(
     {
         **SAMPLING,
         "messages": array(MESSAGE, minItems=1, description="the conversation"),
-        "max_completion_tokens": integer(1, 2**31 - 1, "tokens to write at most; goes before max_tokens"),
+        "max_completion_tokens": integer(1, "tokens to write at most; goes before max_tokens"),
         "logprobs": flag("report the log-probability of each token"),
-        "top_logprobs": integer(0, 20, "and those of so many of the most probable ones; needs logprobs"),
+        "top_logprobs": integer(0, "and those of so many of the most probable ones; needs logprobs", 20),
         "response_format": obj(
             {
                 "type": one_of("text", "json_object", "json_schema"),
@@ -191,6 +184,11 @@ CHAT: Schema = obj(
 )
 
 
+def listed(given: Any) -> list[Any]:
+    """What prompts() describes, several or not."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else given
+
+
 def prompts(description: str, most: int) -> Schema:
     """A text or token ids, or a list of up to so many of either."""
     ids = {**TOKEN_IDS, "minItems": 1}
@@ -202,10 +200,10 @@ COMPLETION: Schema = obj(
     {
         **SAMPLING,
         "prompt": prompts("text or token ids to continue, or a list of either", MAX_PROMPTS),
-        "max_tokens": integer(0, 2**31 - 1, "tokens to write at most; default 16. 0 reads the prompt alone"),
-        "logprobs": integer(0, 20, "report log-probabilities: of the token, and of so many of the most probable"),
+        "max_tokens": integer(0, "tokens to write at most; default 16. 0 reads the prompt alone"),
+        "logprobs": integer(0, "report log-probabilities: of the token, and of so many of the most probable", 20),
         "echo": flag("begin the answer with the prompt, and its log-probabilities with the prompt's"),
-        "best_of": integer(1, MAX_CHOICES, "must equal n"),
+        "best_of": integer(1, "must equal n", MAX_CHOICES),
         "suffix": text("what follows the gap that is to be filled, for models that know how"),
     },
     ("prompt",),

@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from pyllama.server.body import announced_nbytes, check_head, parse, read_body
 from pyllama.server.errors import ApiError
 from pyllama.server.grammar import GrammarGuide, Grammars
 from pyllama.server.grammar_process import Grammar
+from pyllama.server.json_object import JsonObject
+from pyllama.server.openai.response_store import ResponseStore
 from pyllama.server.tools import ToolFormat, format_of
 from pyllama.server.validate import Schema, check
 
@@ -92,7 +94,6 @@ class Service:
     settings: Settings
     metrics: "Metrics"
     fingerprint: str
-    created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         self.patterns = (re.sub(r"[*?[]", r"[\g<0>]", self.names[0]), *self.names[1:])  # a model's own is no pattern
@@ -112,13 +113,15 @@ class Service:
             limit = BODY_NBYTES + BODY_NBYTES_A_TOKEN * self.model.context_length
         self._max_body_nbytes = limit
         self._large_bodies = Turns(LARGE_BODIES, self.settings.max_connections, "send a large body")
+        self.responses = ResponseStore(self.settings.session_dir)
+        self.created = int(time.time())
         self.stopping = False
 
     @property
     def name(self) -> str:
         return self.names[0]
 
-    async def read(self, request: Request, schema: Schema) -> dict[str, Any]:
+    async def read(self, request: Request, schema: Schema) -> JsonObject:
         """The checked body of a request to this model.
 
         A large one is a turn, which ends when the request is queued (submit) or answered (access.py).
@@ -212,7 +215,7 @@ def end_turn(scope: MutableMapping[str, Any]) -> None:
         end()
 
 
-def _checked(raw: bytes, schema: Schema) -> dict[str, Any]:
+def _checked(raw: bytes, schema: Schema) -> JsonObject:
     body = parse(raw)
     check(body, schema)
     return body

@@ -9,9 +9,8 @@ from pyllama.server.service import Service
 from pyllama.version import __version__
 
 
-async def health(request: Request) -> JSONResponse:
+async def health(service: Service, request: Request) -> JSONResponse:
     """Answers without a key, so it says nothing of what is asked, and 503 once the server is stopping."""
-    service: Service = request.app.state.service
     stats = service.engine.stats()
     body = {
         "status": "stopping" if service.stopping else "ok",
@@ -50,14 +49,12 @@ async def health(request: Request) -> JSONResponse:
     return JSONResponse(body, 503 if service.stopping else 200)
 
 
-async def metrics(request: Request) -> Response:
-    service: Service = request.app.state.service
+async def metrics(service: Service, request: Request) -> Response:
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def props(request: Request) -> JSONResponse:
+async def props(service: Service, request: Request) -> JSONResponse:
     """With llama.cpp's names."""
-    service: Service = request.app.state.service
     tokenizer = service.tokenizer
 
     def text_of(token_id: int | None) -> str:
@@ -79,8 +76,7 @@ async def props(request: Request) -> JSONResponse:
     )
 
 
-async def description(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
+async def description(service: Service, request: Request) -> JSONResponse:
     return JSONResponse(openapi(request.app.state.endpoints, service.settings.api_key is not None))
 
 

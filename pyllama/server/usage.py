@@ -1,11 +1,10 @@
 """What answers cost, in OpenAI's numbers and in ours."""
 
-from typing import Any
-
 from pyllama.engine import Stream
+from pyllama.server.json_object import JsonObject
 
 
-def usage(streams: list[Stream], n: int, *, written: bool = True) -> dict[str, Any]:
+def usage(streams: list[Stream], n: int, *, written: bool = True) -> JsonObject:
     """Tokens of all answers; a prompt counts once for its n choices. written: whether what was sampled is reported.
 
     Predicted are the tokens that passes computed because somebody proposed them: a drafter, or the request itself.
@@ -27,14 +26,14 @@ def usage(streams: list[Stream], n: int, *, written: bool = True) -> dict[str, A
     }
 
 
-def details(streams: list[Stream]) -> dict[str, Any]:
+def details(streams: list[Stream]) -> JsonObject:
     """The extension field `pyllama`: times in seconds, and what is needed to ask for the same answers again."""
     requests = [stream.request for stream in streams]
 
     def largest(name: str) -> float:
         return round(max((getattr(request, name) or 0.0 for request in requests), default=0.0), 4)
 
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "queue_s": largest("queue_s"),
         "first_token_s": largest("first_token_s"),
         "total_s": largest("total_s"),
@@ -47,7 +46,7 @@ def details(streams: list[Stream]) -> dict[str, Any]:
     return found
 
 
-def progress(stream: Stream, layer: int, layers: int) -> dict[str, Any]:
+def progress(stream: Stream, layer: int, layers: int) -> JsonObject:
     """How far a request is, for those who have nothing else to look at."""
     request = stream.request
     sequence = request.sequence  # the engine's thread may take it away

@@ -8,115 +8,91 @@ an integer, as JSON Schema has it.
 from typing import Any
 
 from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 
-Schema = dict[str, Any]
+Schema = JsonObject
 
 _NAMES = {"string": "text", "integer": "an integer", "number": "a number", "boolean": "true or false",
           "array": "a list", "object": "an object", "null": "null"}  # fmt: skip
 
+_KINDS = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
 
-def check(value: Any, schema: Schema, where: str = "") -> None:
+
+def check(value: Any, schema: Schema) -> None:
     """Raises ApiError 400 with the field's name if the value does not fit. Integers written 4.0 become 4 in it."""
-    problem = _problem(value, schema, where)
-    if problem:
-        at, message = problem
-        raise ApiError(400, f"{at or 'body'}: {message}", at or None, "invalid_value")
+    _fitted(value, schema, "")
 
 
-def _problem(value: Any, schema: Schema, where: str) -> tuple[str, str] | None:
-    """(field, what is wrong with it) or None."""
+def _fitted(value: Any, schema: Schema, where: str) -> Any:
+    """The value of the field `where`, if it fits."""
     if "anyOf" in schema:
         return _any_of(value, schema["anyOf"], where)
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    kind = "integer" if _whole(value, schema) else _kind(value)
+    is_whole = kinds == ["integer"] and isinstance(value, float) and value.is_integer()
+    kind = "integer" if is_whole else _kind(value)
     if kinds and kind not in kinds and not (kind == "integer" and "number" in kinds):
-        return where, f"got {_shown(value)}, expected {_expected(schema)}"
+        raise _misfit(where, f"got {_shown(value)}, expected {_expected(schema)}")
     if "enum" in schema and value not in schema["enum"]:
-        return where, f"got {_shown(value)}, expected {_expected(schema)}"
+        raise _misfit(where, f"got {_shown(value)}, expected {_expected(schema)}")
     if kind in ("integer", "number"):
         low, high = schema.get("minimum"), schema.get("maximum")
         above = schema.get("exclusiveMinimum")
         # Written so that a value that is not a number at all fits nothing.
-        inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
-        return None if inside else (where, f"got {_shown(value)}, expected {_range(schema)}")
-    if kind == "string":
-        return _size(len(value), schema, "minLength", "maxLength", "characters", where)
-    if kind == "array":
-        return _size(len(value), schema, "minItems", "maxItems", "elements", where) or _items(value, schema, where)
-    if kind == "object":
-        return _properties(value, schema, where)
-    return None
+        if not ((low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)):
+            raise _misfit(where, f"got {_shown(value)}, expected {_range(schema)}")
+    elif kind == "string":
+        _check_size(len(value), schema, "minLength", "maxLength", "characters", where)
+    elif kind == "array":
+        _check_size(len(value), schema, "minItems", "maxItems", "elements", where)
+        if "items" in schema:
+            value[:] = [_fitted(item, schema["items"], f"{where}[{index}]") for index, item in enumerate(value)]
+    elif kind == "object":
+        _check_properties(value, schema, where)
+    return int(value) if is_whole else value
 
 
-def _whole(value: Any, schema: Schema) -> bool:
-    return isinstance(value, float) and schema.get("type") == "integer" and value.is_integer()
+def _misfit(where: str, what: str) -> ApiError:
+    return ApiError(400, f"{where or 'body'}: {what}", where or None, "invalid_value")
 
 
 def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "boolean"
-    for kind, types in (("integer", int), ("number", float), ("string", str), ("array", list)):
-        if isinstance(value, types):
-            return kind
-    return "object"
+    return _KINDS.get(type(value), "object")
 
 
-def _any_of(value: Any, choices: list[Schema], where: str) -> tuple[str, str] | None:
+def _any_of(value: Any, choices: list[Schema], where: str) -> Any:
     problems = []
     for choice in choices:
-        problem = _problem(value, choice, where)
-        if problem is None:
-            return None
-        problems.append(problem)
-    inside = [problem for problem in problems if problem[0] != where]
+        try:
+            return _fitted(value, choice, where)
+        except ApiError as problem:
+            problems.append(problem.with_traceback(None))  # which would hold the value
+    inside = [problem for problem in problems if problem.param != (where or None)]
     if len(inside) == 1:  # one choice had the right type: its complaint is the useful one
-        return inside[0]
-    ranges = [p for p, choice in zip(problems, choices) if _kind(value) == choice.get("type")]
+        raise inside[0]
+    ranges = [problem for problem, choice in zip(problems, choices) if _kind(value) == choice.get("type")]
     if len(ranges) == 1:
-        return ranges[0]
-    return where, f"got {_shown(value)}, expected {' or '.join(dict.fromkeys(map(_expected, choices)))}"
+        raise ranges[0]
+    raise _misfit(where, f"got {_shown(value)}, expected {' or '.join(dict.fromkeys(map(_expected, choices)))}")
 
 
-def _size(size: int, schema: Schema, low: str, high: str, unit: str, where: str) -> tuple[str, str] | None:
+def _check_size(size: int, schema: Schema, low: str, high: str, unit: str, where: str) -> None:
     least, most = schema.get(low, 0), schema.get(high)
     if size < least:
-        return where, f"{size} {unit}, expected at least {least}"
+        raise _misfit(where, f"{size} {unit}, expected at least {least}")
     if most is not None and size > most:
-        return where, f"{size} {unit}, expected at most {most}"
-    return None
+        raise _misfit(where, f"{size} {unit}, expected at most {most}")
 
 
-def _items(value: list, schema: Schema, where: str) -> tuple[str, str] | None:
-    for index, item in enumerate(value) if "items" in schema else ():
-        problem = _problem(item, schema["items"], f"{where}[{index}]")
-        if problem:
-            return problem
-        if _whole(item, schema["items"]):
-            value[index] = int(item)
-    return None
-
-
-def _properties(value: dict, schema: Schema, where: str) -> tuple[str, str] | None:
+def _check_properties(value: JsonObject, schema: Schema, where: str) -> None:
     properties = schema.get("properties", {})
     for name in schema.get("required", ()):
         if value.get(name) is None:
-            return _join(where, name), "missing"
-    others = schema.get("additionalProperties")
+            raise _misfit(_join(where, name), "missing")
     for name, item in value.items():
-        if name in properties:
-            if item is None:
-                continue
-            problem = _problem(item, properties[name], _join(where, name))
-            if not problem and _whole(item, properties[name]):
-                value[name] = int(item)  # the key stays, so the loop is not disturbed
-        else:
-            problem = _problem(item, others, _join(where, name)) if isinstance(others, dict) else None
-        if problem:
-            return problem
-    return None
+        field = properties.get(name, schema.get("additionalProperties"))
+        if isinstance(field, dict) and not (item is None and name in properties):
+            value[name] = _fitted(item, field, _join(where, name))  # the key stays, so the loop is not disturbed
 
 
 def _join(where: str, name: str) -> str:

@@ -14,14 +14,14 @@ from pyllama.errors import ContextOverflowError
 from pyllama.generation import Embedding
 from pyllama.generation.sampler import SamplingParams
 from pyllama.server.answers import unless_hung_up
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import ApiError, unsupported
 from pyllama.server.service import Service, end_turn
 
 MAX_TEXTS = 256
 
 
-def refuse_unless_asked(service: Service) -> None:
-    """Raises ApiError 400 where --embeddings was not given."""
+def refuse_unless_asked(service: Service, dimensions: int | None = None) -> None:
+    """Raises ApiError 400 where --embeddings was not given, or vectors have other dimensions than are asked for."""
     if not service.settings.embeddings:
         raise ApiError(
             400,
@@ -29,6 +29,9 @@ def refuse_unless_asked(service: Service) -> None:
             "their hidden states make poor embeddings",
             code="unsupported",
         )
+    size = service.model.config.hidden_size
+    if dimensions not in (None, size):
+        raise unsupported("dimensions", f"got {dimensions}, expected {size}")
 
 
 async def vectors_of(

@@ -25,13 +25,8 @@ def word(text: str, *, variables: bool = False) -> str:
     """
     if isinstance(text, Specifiers):
         return text
-    _check(text)
-    text = text.replace("%", "%%")
-    if variables:
-        text = text.replace("$", "$$")
-    if _PLAIN.fullmatch(text):
-        return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    text = rest_of_line(text)
+    return _quoted(text.replace("$", "$$") if variables else text, '\\"')
 
 
 def command(program: str, arguments: list[str]) -> str:
@@ -46,17 +41,18 @@ def command(program: str, arguments: list[str]) -> str:
 
 def bind_path(path: str) -> str:
     """One path of BindReadOnlyPaths, where a colon would begin the place to show it at."""
-    _check(path)
-    text = path.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"').replace(":", "\\:")
-    return text if _PLAIN.fullmatch(text) else f'"{text}"'
+    return _quoted(rest_of_line(path), '\\":')
 
 
 def rest_of_line(text: str) -> str:
     """A value that reaches to the end of its line, where quotes are text."""
-    _check(text)
+    if any(character < " " or character == "\x7f" for character in text):
+        raise RequestError(f"{text!r}: control characters cannot stand in a unit file")
     return text.replace("%", "%%")
 
 
-def _check(text: str) -> None:
-    if any(character < " " or character == "\x7f" for character in text):
-        raise RequestError(f"{text!r}: control characters cannot stand in a unit file")
+def _quoted(text: str, escaped: str) -> str:
+    """escaped: the characters that get a backslash, itself the first of them."""
+    for character in escaped:
+        text = text.replace(character, "\\" + character)
+    return text if _PLAIN.fullmatch(text) else f'"{text}"'

@@ -73,7 +73,7 @@ class Units:
     def status(self, name: str) -> int:
         """What `systemctl status` says, on this process's standard output; its exit code."""
         self.path(name)
-        return subprocess.run([*self._command("systemctl"), "status", "--no-pager", f"{name}.service"]).returncode
+        return subprocess.run(self._command("status", "--no-pager", f"{name}.service")).returncode
 
     def logs(self, name: str, lines: int, follow: bool) -> int:
         """What the service wrote, on this process's standard output; journalctl's exit code."""
@@ -90,17 +90,14 @@ class Units:
 
     def _check_running(self) -> None:
         """Raises RequestError where systemctl is not there, or nobody listens to it (a container, another init)."""
-        self._program("systemctl")
-        question = [*self._command("systemctl"), "list-units", "--no-pager", "--no-legend", "pyllama*.service"]
-        done = subprocess.run(question, capture_output=True, text=True)
-        if done.returncode:
-            reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        reason = self._failure("list-units", "--no-pager", "--no-legend", "pyllama*.service")
+        if reason:
             raise RequestError(
                 f"systemctl does not answer ({reason}); a service needs systemd, `pyllama serve` does not"
             )
 
-    def _command(self, name: str) -> list[str]:
-        return [self._program(name), "--user"] if self.user else [self._program(name)]
+    def _command(self, *arguments: str) -> list[str]:
+        return [self._program("systemctl"), *(("--user",) if self.user else ()), *arguments]
 
     @staticmethod
     def _program(name: str) -> str:
@@ -110,7 +107,11 @@ class Units:
         return found
 
     def _systemctl(self, *arguments: str, may_fail: bool = False) -> None:
-        done = subprocess.run([*self._command("systemctl"), *arguments], capture_output=True, text=True)
-        if done.returncode and not may_fail:
-            reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        reason = self._failure(*arguments)
+        if reason and not may_fail:
             raise RequestError(f"systemctl {' '.join(arguments)}: {reason}")
+
+    def _failure(self, *arguments: str) -> str:
+        """Why systemctl failed; "" if it did not."""
+        done = subprocess.run(self._command(*arguments), capture_output=True, text=True)
+        return (" ".join(done.stderr.split()) or f"exit code {done.returncode}") if done.returncode else ""

@@ -1,6 +1,7 @@
 """One line of a terminal that is drawn again and again, and what a terminal that goes away means: nothing."""
 
 import os
+import sys
 from typing import TextIO
 
 from pyllama.closing import Closing
@@ -9,9 +10,9 @@ from pyllama.closing import Closing
 class Line(Closing):
     """What progress and the status line have in common: a stream that may be no terminal, or cease to be one."""
 
-    def __init__(self, stream: TextIO, *, quiet: bool):
-        self._stream = stream
-        self.enabled = not quiet and stream is not None and stream.isatty()
+    def __init__(self, stream: TextIO | None, *, quiet: bool):
+        self._stream = sys.stderr if stream is None else stream
+        self.enabled = not quiet and self._stream is not None and self._stream.isatty()
 
     def _columns(self) -> int:
         try:

@@ -4,7 +4,6 @@ Knows nothing of what the work is; whoever does it says how much there is and
 how much was done. Writes nothing when the stream is no terminal.
 """
 
-import sys
 import time
 from collections import deque
 from typing import TextIO
@@ -60,7 +59,7 @@ class Progress(Line):
         self.unit = unit
         self.done = 0
         self._note = ""
-        super().__init__(sys.stderr if stream is None else stream, quiet=quiet)
+        super().__init__(stream, quiet=quiet)
         self._started_s = time.monotonic()
         self._worked = 0  # done, less what was there before: only that says how fast it goes
         self._samples: deque[tuple[float, int]] = deque([(self._started_s, 0)])

@@ -32,7 +32,7 @@ class StatusLine(Line):
     """
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None, below: bool | None = None):
-        super().__init__(sys.stderr if stream is None else stream, quiet=quiet)
+        super().__init__(stream, quiet=quiet)
         self._below = below if below is not None else sys.stdout is not None and sys.stdout.isatty()
         self._lock = threading.Lock()
         self._text: Callable[[], str] | None = None
@@ -82,7 +82,7 @@ class StatusLine(Line):
         with self._lock:
             if self._text is None or time.monotonic() - self._since < PATIENCE_S:
                 return
-            line = self._fit(one_line(self._text()))
+            line = one_line(self._text())[: max(self._columns() - 1, 1)]
             self._write(f"{_BELOW}{line}{_BACK}" if self._below else f"{_ERASE_LINE}{line}")
             self._drawn = True
 
@@ -90,7 +90,3 @@ class StatusLine(Line):
         if self._drawn:
             self._write(f"{_BELOW}{_BACK}" if self._below else _ERASE_LINE)
             self._drawn = False
-
-    def _fit(self, line: str) -> str:
-        columns = self._columns()
-        return line[: max(columns - 1, 1)]

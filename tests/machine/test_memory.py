@@ -39,15 +39,15 @@ def test_what_is_no_size(text):
 
 
 def machine(tmp_path, cgroup, files, available_kb=4_000_000):
-    proc, root = tmp_path / "proc", tmp_path / "cgroup"
+    proc, groups = tmp_path / "proc", tmp_path / "sys/fs/cgroup"
     (proc / "self").mkdir(parents=True)
-    root.mkdir()
+    groups.mkdir(parents=True)
     (proc / "meminfo").write_text(f"MemTotal: 8000000 kB\nMemFree: 1 kB\nMemAvailable: {available_kb} kB\n")
     (proc / "self/cgroup").write_text(cgroup)
     for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return available_nbytes(proc, root)
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(text)
+    return available_nbytes(tmp_path)
 
 
 def test_without_groups_it_is_the_machine(tmp_path):
@@ -117,7 +117,7 @@ def test_a_small_group_leaves_a_small_margin(tmp_path, megabytes, version):
         cgroup = "4:memory:/a\n"
         files = {"memory/a/memory.limit_in_bytes": str(limit), "memory/a/memory.usage_in_bytes": str(used)}
     machine(tmp_path, cgroup, files, available_kb=16_000_000)
-    left = limit - used + resident_nbytes() - default_budget(tmp_path / "proc", tmp_path / "cgroup")
+    left = limit - used + resident_nbytes() - default_budget(tmp_path)
     assert min(MARGIN, max(GROUP_MARGIN, limit // 16)) == pytest.approx(left, abs=2 << 20)
     assert left < limit / 7
 
@@ -132,9 +132,9 @@ def test_limits_of_the_process_itself_count_what_is_mapped(tmp_path, monkeypatch
     (tmp_path / "proc/self/status").write_text("VmSize:\t  300000 kB\nVmData:\t  100000 kB\n")
     asked = {budget.resource.RLIMIT_AS: 1 << 30, budget.resource.RLIMIT_DATA: budget.resource.RLIM_INFINITY}
     monkeypatch.setattr(budget.resource, "getrlimit", lambda which: (asked[which], asked[which]))
-    assert available_nbytes(tmp_path / "proc", tmp_path / "cgroup") == (1 << 30) - (300000 << 10)
+    assert available_nbytes(tmp_path) == (1 << 30) - (300000 << 10)
     asked[budget.resource.RLIMIT_DATA] = 500 << 20
-    assert available_nbytes(tmp_path / "proc", tmp_path / "cgroup") == (500 << 20) - (100000 << 10)
+    assert available_nbytes(tmp_path) == (500 << 20) - (100000 << 10)
 
 
 def test_a_budget_beyond_the_group_warns_in_one_line(monkeypatch):

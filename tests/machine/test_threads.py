@@ -16,7 +16,7 @@ def board(tmp_path, siblings, files=(), cgroup="", name="thread_siblings_list"):
     for path, text in dict(files).items():
         (sys / "fs/cgroup" / path).parent.mkdir(parents=True, exist_ok=True)
         (sys / "fs/cgroup" / path).write_text(text)
-    return {"cpus": set(range(len(siblings))), "sys": sys, "proc": proc}
+    return {"cpus": set(range(len(siblings))), "root": tmp_path}
 
 
 def test_a_pi_has_four(tmp_path):
@@ -39,7 +39,7 @@ def test_affinity_counts(tmp_path):
 
 
 def test_without_topology_every_processor_is_a_core(tmp_path):
-    assert default_threads(cpus={0, 1, 2}, sys=tmp_path, proc=tmp_path) == 3
+    assert default_threads(cpus={0, 1, 2}, root=tmp_path) == 3
 
 
 @pytest.mark.parametrize(

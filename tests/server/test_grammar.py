@@ -227,7 +227,7 @@ FORMS = [tools.HERMES, tools.MISTRAL, tools.LLAMA]
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 @pytest.mark.parametrize("order", [1, -1])
 def test_each_function_has_its_own_definitions(form, order, model, grammars):
-    guide = grammars.lark(tools.forced_grammar(form, FUNCTIONS[::order], None), "tools")
+    guide = grammars.lark(tools.calls_grammar(form, FUNCTIONS[::order], None), "tools")
     for call in RIGHT:
         assert fits(model, guide, text_of(form, call)), call
     for call in WRONG:
@@ -236,8 +236,8 @@ def test_each_function_has_its_own_definitions(form, order, model, grammars):
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_several_calls_only_where_they_may_be(form, model, grammars):
-    one = grammars.lark(tools.forced_grammar(form, FUNCTIONS, None), "tools")
-    many = grammars.lark(tools.forced_grammar(form, FUNCTIONS, None, parallel=True), "tools")
+    one = grammars.lark(tools.calls_grammar(form, FUNCTIONS, None), "tools")
+    many = grammars.lark(tools.calls_grammar(form, FUNCTIONS, None, parallel=True), "tools")
     text = text_of(form, *RIGHT[:3])
     assert fits(model, many, text) and fits(model, many, text_of(form, RIGHT[0]))
     assert not fits(model, one, text) and not fits(model, many, text_of(form, RIGHT[0], WRONG[0]))
@@ -250,10 +250,10 @@ def test_several_calls_only_where_they_may_be(form, model, grammars):
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_calls_or_json_of_a_format(form, model, grammars):
     schema = obj({"answer": {"$ref": "#/$defs/Item"}}, **{"$defs": {"Item": {"enum": ["yes"]}}})
-    anything = grammars.lark(tools.calls_or({"type": "object"}, form, FUNCTIONS, None, parallel=True), "tools")
+    anything = grammars.lark(tools.calls_grammar(form, FUNCTIONS, None, {"type": "object"}, parallel=True), "tools")
     for text in ('{"name": "x", "n": [1]}', "{}", text_of(form, RIGHT[0]), text_of(form, *RIGHT[:2])):
         assert fits(model, anything, text)
-    guide = grammars.lark(tools.calls_or(schema, form, FUNCTIONS, None, parallel=True), "tools")
+    guide = grammars.lark(tools.calls_grammar(form, FUNCTIONS, None, schema, parallel=True), "tools")
     for text in ('{"answer": "yes"}', text_of(form, RIGHT[0]), text_of(form, *RIGHT[:2])):
         assert fits(model, guide, text)
     for text in ('{"answer": "Faust"}', "yes", text_of(form, WRONG[0]), text_of(form, RIGHT[0]) + ' {"answer": "yes"}'):

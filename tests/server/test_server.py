@@ -763,7 +763,7 @@ def test_forced_calls_are_calls(form, reference):
                   "additionalProperties": False,
                   "$defs": {"small": {"type": "integer", "minimum": 0, "maximum": 9}}}  # fmt: skip
     functions = [{"name": "f", "parameters": parameters}, {"name": "g"}]
-    guide = Grammars(reference).lark(tools.forced_grammar(form, functions, None), "tools")
+    guide = Grammars(reference).lark(tools.calls_grammar(form, functions, None), "tools")
     body = json.dumps({"name": "f", form.arguments: {"x": 7}})
     text = {tools.HERMES: f"<tool_call>\n{body}\n</tool_call>", tools.MISTRAL: f"[TOOL_CALLS][{body}]"}.get(form, body)
     complete = False

@@ -2,7 +2,6 @@
 
 import json
 import secrets
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,22 +12,20 @@ from pyllama.server.anthropic.translation import conversation_of
 from pyllama.server.conversation import Asked, ask, prompt_of
 from pyllama.server.endpoint import EVENTS, JSON, Endpoint
 from pyllama.server.errors import ApiError, anthropic_body
+from pyllama.server.json_object import JsonObject
 from pyllama.server.one_reply import Block, OneReply
 from pyllama.server.service import Service
 
 
-async def create(request: Request) -> Response:
-    service: Service = request.app.state.service
-    body = conversation_of(await service.read(request, MESSAGES))
+async def create(service: Service, request: Request, body: JsonObject) -> Response:
+    body = conversation_of(body)
     reply = _Message(service, await ask(service, request, body))
     del body  # an answer may take long
     return await reply.response(request)
 
 
-async def count_tokens(request: Request) -> Response:
-    service: Service = request.app.state.service
-    body = conversation_of(await service.read(request, COUNT))
-    _, prompt_ids = await prompt_of(service, request, body)
+async def count_tokens(service: Service, request: Request, body: JsonObject) -> Response:
+    _, prompt_ids = await prompt_of(service, request, conversation_of(body))
     return JSONResponse({"input_tokens": len(prompt_ids)})
 
 
@@ -36,8 +33,6 @@ _PING = typed_event({"type": "ping"})
 
 
 class _Message(OneReply):
-    ping = _PING
-
     def __init__(self, service: Service, asked: Asked):
         super().__init__(service, asked)
         self._head = {
@@ -47,13 +42,13 @@ class _Message(OneReply):
             "model": service.name,
         }
 
-    def whole(self) -> dict[str, Any]:
-        content = [self._content(block, block.text) for block in self.blocks]
+    def whole(self) -> JsonObject:
+        content = [self._content(block) for block in self.blocks]
         return {**self._head, "content": content, **self._ending(), "usage": self._usage()}
 
     def begin(self) -> bytes:
         usage = {**self._usage(), "output_tokens": 0}
-        message: dict[str, Any] = {
+        message: JsonObject = {
             **self._head,
             "content": [],
             "stop_reason": None,
@@ -62,10 +57,11 @@ class _Message(OneReply):
         }
         return typed_event({"type": "message_start", "message": message}) + _PING
 
+    def ping(self) -> bytes:
+        return _PING
+
     def opened(self, index: int, block: Block) -> bytes:
-        return typed_event(
-            {"type": "content_block_start", "index": index, "content_block": self._content(block, block.text)}
-        )
+        return typed_event({"type": "content_block_start", "index": index, "content_block": self._content(block)})
 
     def grown(self, index: int, block: Block, text: str) -> bytes:
         field = {"thinking": "thinking", "text": "text", "call": "partial_json"}[block.kind]
@@ -83,22 +79,22 @@ class _Message(OneReply):
         return typed_event(anthropic_body(error))
 
     @staticmethod
-    def _content(block: Block, text: str) -> dict[str, Any]:
+    def _content(block: Block) -> JsonObject:
         if block.call:
-            arguments = json.loads(text) if text else {}
+            arguments = json.loads(block.text) if block.text else {}
             return {"type": "tool_use", "id": block.call.id, "name": block.call.name, "input": arguments}
         if block.kind == "thinking":
-            return {"type": "thinking", "thinking": text, "signature": ""}
-        return {"type": "text", "text": text}
+            return {"type": "thinking", "thinking": block.text, "signature": ""}
+        return {"type": "text", "text": block.text}
 
-    def _ending(self) -> dict[str, Any]:
+    def _ending(self) -> JsonObject:
         stop = self.request.answer.stop_string
         reason = {"length": "max_tokens", "tool_calls": "tool_use"}.get(self.finish_reason or "", "end_turn")
         if stop is not None and reason == "end_turn":
             reason = "stop_sequence"
         return {"stop_reason": reason, "stop_sequence": stop if reason == "stop_sequence" else None}
 
-    def _usage(self) -> dict[str, Any]:
+    def _usage(self) -> JsonObject:
         usage = self.usage
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         return {

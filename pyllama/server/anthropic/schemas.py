@@ -5,17 +5,15 @@ from pyllama.server.schemas import (
     OBJECT,
     SAMPLING,
     STRING,
+    TEXT_PARTS,
     Schema,
     array,
     either,
-    integer,
     number,
     obj,
     one_of,
     text,
 )
-
-_BLOCKS: Schema = array(obj({"type": STRING, "text": STRING}, ("type",)))
 
 _TOOL: Schema = obj(
     {
@@ -39,7 +37,7 @@ _CONTENT: Schema = either(
                 "name": STRING,
                 "input": OBJECT,
                 "tool_use_id": STRING,
-                "content": either("of a tool_result", STRING, _BLOCKS),
+                "content": either("of a tool_result", STRING, TEXT_PARTS),
             },
             ("type",),
         )
@@ -59,7 +57,7 @@ COUNT: Schema = obj(
             minItems=1,
             description="the conversation; an assistant's message at its end is gone on with",
         ),
-        "system": either("text before it, or blocks of type text", STRING, _BLOCKS),
+        "system": either("text before it, or blocks of type text", STRING, TEXT_PARTS),
         "tools": array(_TOOL, maxItems=128, description="what the model may call"),
         "tool_choice": obj(
             {
@@ -86,9 +84,8 @@ COUNT: Schema = obj(
 MESSAGES: Schema = obj(
     {
         **COUNT["properties"],
-        "max_tokens": integer(1, 2**31 - 1, "tokens to write at most"),
         "temperature": number(0, 2, "0 takes the most probable token"),
-        **{name: SAMPLING[name] for name in ("top_p", "top_k", "stream", "seed", "min_p")},
+        **{name: SAMPLING[name] for name in ("max_tokens", "top_p", "top_k", "stream", "seed", "min_p")},
         "stop_sequences": array(STRING, maxItems=16),
         "metadata": obj({"user_id": STRING}),
     },

@@ -1,9 +1,9 @@
 """A request of Anthropic's API to the one inside: a conversation with OpenAI's fields (CHAT in schemas.py)."""
 
 import json
-from typing import Any
 
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import invalid, unsupported
+from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import CHAT
 from pyllama.server.validate import check
 
@@ -13,9 +13,9 @@ _SAME = ("model", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"
 _PASSED_OVER = ("thinking", "redacted_thinking")
 
 
-def conversation_of(body: dict[str, Any]) -> dict[str, Any]:
+def conversation_of(body: JsonObject) -> JsonObject:
     """The conversation that a checked body asks for. Raises ApiError for parts that are no text."""
-    messages: list[dict[str, Any]] = []
+    messages: list[JsonObject] = []
     if body.get("system"):
         messages.append({"role": "system", "content": _text(body["system"], "system")})
     names: dict[str, str] = {}  # of the calls, by their ids
@@ -42,7 +42,7 @@ def conversation_of(body: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+def _tool(tool: JsonObject) -> JsonObject:
     kind = tool.get("type") or "custom"
     if kind != "custom":
         return {"type": kind}
@@ -50,7 +50,7 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
 
 
-def _messages(message: dict[str, Any], where: str, names: dict[str, str]) -> list[dict[str, Any]]:
+def _messages(message: JsonObject, where: str, names: dict[str, str]) -> list[JsonObject]:
     """One of Anthropic's as those of OpenAI that say the same: results of calls are messages of their own there."""
     role, content = message["role"], message["content"]
     if isinstance(content, str):
@@ -69,22 +69,22 @@ def _messages(message: dict[str, Any], where: str, names: dict[str, str]) -> lis
             results.append(result | ({"name": names[call_id]} if call_id in names else {}))
         elif kind not in _PASSED_OVER:
             texts.append(_text([block], at))
-    said: dict[str, Any] = {"role": role, "content": "\n\n".join(texts) if role == "user" else "".join(texts)}
+    said: JsonObject = {"role": role, "content": "\n\n".join(texts) if role == "user" else "".join(texts)}
     if calls:
         said["tool_calls"] = calls
     return results + ([said] if texts or calls or not results else [])
 
 
-def _needed(block: dict[str, Any], name: str, where: str) -> str:
+def _needed(block: JsonObject, name: str, where: str) -> str:
     if not block.get(name):
-        raise ApiError(400, f"{where}.{name}: missing", f"{where}.{name}", "invalid_value")
+        raise invalid(f"{where}.{name}", "missing")
     return block[name]
 
 
-def _text(content: str | list[dict[str, Any]], where: str) -> str:
+def _text(content: str | list[JsonObject], where: str) -> str:
     if isinstance(content, str):
         return content
     for block in content:
         if block["type"] != "text" or not isinstance(block.get("text"), str):
-            raise ApiError(400, f"{where}: a block of type {block['type'][:40]!r}, expected text", where, "unsupported")
+            raise unsupported(where, f"a block of type {block['type'][:40]!r}, expected text")
     return "\n\n".join(block["text"] for block in content)

@@ -2,42 +2,37 @@
 
 import math
 from collections import Counter
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import invalid
 from pyllama.server.fill_in import can_fill_in
+from pyllama.server.json_object import JsonObject
 from pyllama.server.ollama.chat import now
-from pyllama.server.ollama.schemas import SHOW
 from pyllama.server.service import Service
 from pyllama.version import __version__
 
 _FOR_EVER = "9999-12-31T23:59:59Z"  # the model stays
 
 
-async def version(request: Request) -> JSONResponse:
+async def version(service: Service, request: Request) -> JSONResponse:
     return JSONResponse({"version": __version__})
 
 
-async def tags(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
+async def tags(service: Service, request: Request) -> JSONResponse:
     return JSONResponse({"models": [_model(service, name) for name in service.names]})
 
 
-async def running(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
+async def running(service: Service, request: Request) -> JSONResponse:
     more = {"expires_at": _FOR_EVER, "size_vram": 0, "context_length": service.model.context_length}
     return JSONResponse({"models": [_model(service, service.name) | more]})
 
 
-async def show(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
-    body = await service.read(request, SHOW)
+async def show(service: Service, request: Request, body: JsonObject) -> JSONResponse:
     name = body.get("model") or body.get("name")
     if name is None:
-        raise ApiError(400, "model: missing", "model", "invalid_value")
+        raise invalid("model", "missing")
     service.check_name(name)
     config, template = service.model.config, service.tokenizer.chat_template
     kind = config.model_type
@@ -74,7 +69,7 @@ async def show(request: Request) -> JSONResponse:
     )
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
+def _model(service: Service, name: str) -> JsonObject:
     return {
         "name": name,
         "model": name,
@@ -89,7 +84,7 @@ def _parameters(service: Service) -> int:
     return sum(math.prod(tensor.shape) for tensor in service.model.checkpoint.tensors.values())
 
 
-def _details(service: Service) -> dict[str, Any]:
+def _details(service: Service) -> JsonObject:
     checkpoint, kind = service.model.checkpoint, service.model.config.model_type
     dtypes: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():

@@ -3,24 +3,20 @@
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pyllama.server import tools
 from pyllama.server.conversation import Asked, ask
-from pyllama.server.errors import ApiError, ollama_body
+from pyllama.server.errors import ApiError, ollama_body, unsupported
 from pyllama.server.fill_in import Gap, continued, fill_in
-from pyllama.server.ollama.schemas import CHAT, GENERATE
+from pyllama.server.json_object import JsonObject
 from pyllama.server.ollama.translation import conversation_of, sampling_of
 from pyllama.server.one_reply import Block, OneReply
 from pyllama.server.service import Service
 
 
-async def chat(request: Request) -> Response:
-    service: Service = request.app.state.service
-    body = await service.read(request, CHAT)
+async def chat(service: Service, request: Request, body: JsonObject) -> Response:
     if not body.get("messages"):
         return _there(service, {"message": {"role": "assistant", "content": ""}})
     reply = _Chat(service, await ask(service, request, conversation_of(body, body["messages"])))
@@ -28,9 +24,7 @@ async def chat(request: Request) -> Response:
     return await reply.response(request)
 
 
-async def generate(request: Request) -> Response:
-    service: Service = request.app.state.service
-    body = await service.read(request, GENERATE)
+async def generate(service: Service, request: Request, body: JsonObject) -> Response:
     if not (body.get("prompt") or body.get("suffix")):
         return _there(service, {"response": ""})
     if body.get("raw") or body.get("suffix") or service.tokenizer.chat_template is None:
@@ -44,10 +38,10 @@ async def generate(request: Request) -> Response:
     return await reply.response(request)
 
 
-async def _continued(service: Service, request: Request, body: dict[str, Any]) -> Asked:
+async def _continued(service: Service, request: Request, body: JsonObject) -> Asked:
     """A text to go on with, or a gap to fill, without any template."""
     if body.get("format"):
-        raise ApiError(400, "format: not with raw or suffix", "format", "unsupported")
+        raise unsupported("format", "not with raw or suffix")
     prompt, sampling = body.get("prompt") or "", sampling_of(body)
     if body.get("suffix"):
         return await fill_in(service, request, sampling, Gap(prompt, body["suffix"]), "suffix")
@@ -59,37 +53,30 @@ def now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
-def _there(service: Service, empty: dict[str, Any]) -> JSONResponse:
+def _there(service: Service, empty: JsonObject) -> JSONResponse:
     """What who asks nothing is told: clients load a model so."""
     return JSONResponse({"model": service.name, "created_at": now(), **empty, "done": True, "done_reason": "load"})
 
 
-def _bytes(line: dict[str, Any]) -> bytes:
+def _bytes(line: JsonObject) -> bytes:
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
 class _Lines(OneReply):
     media_type = "application/x-ndjson"
 
-    def __init__(self, service: Service, asked: Asked):
-        super().__init__(service, asked)
-        self.ping = self._line()
-
-    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> dict[str, Any]:
-        """Where an answer's text, thinking and calls stand."""
+    def part(self, *blocks: Block) -> JsonObject:
+        """Where text, thinking and calls of these blocks stand."""
         raise NotImplementedError
 
-    def whole(self) -> dict[str, Any]:
-        text, thinking = (
-            "".join(block.text for block in self.blocks if block.kind == kind) for kind in ("text", "thinking")
-        )
-        calls = [block.call for block in self.blocks if block.call]
-        return {**self._head(), **self.part(text, thinking, calls), **self._ending()}
+    def whole(self) -> JsonObject:
+        return {**self._head(), **self.part(*self.blocks), **self._ending()}
+
+    def ping(self) -> bytes:
+        return self._line()
 
     def grown(self, index: int, block: Block, text: str) -> bytes:
-        if block.call:
-            return self._line(calls=[block.call])
-        return self._line(text) if block.kind == "text" else self._line(thinking=text)
+        return self._line(Block(block.kind, text, block.call))
 
     def end(self) -> bytes:
         return _bytes({**self._head(), **self.part(), **self._ending()})
@@ -97,16 +84,15 @@ class _Lines(OneReply):
     def failed(self, error: ApiError) -> bytes:
         return _bytes(ollama_body(error))
 
-    def _head(self) -> dict[str, Any]:
+    def _head(self) -> JsonObject:
         return {"model": self.service.name, "created_at": now()}
 
-    def _line(self, *part: Any, **named: Any) -> bytes:
-        return _bytes({**self._head(), **self.part(*part, **named), "done": False})
+    def _line(self, *blocks: Block) -> bytes:
+        return _bytes({**self._head(), **self.part(*blocks), "done": False})
 
-    def _ending(self) -> dict[str, Any]:
-        request, usage = self.request, self.usage
-        total, first = request.total_s or 0.0, request.first_token_s or 0.0
-        queued = request.queue_s or 0.0
+    def _ending(self) -> JsonObject:
+        usage = self.usage
+        queued, first, total = self.times
         return {
             "done": True,
             "done_reason": "length" if self.finish_reason == "length" else "stop",
@@ -119,12 +105,16 @@ class _Lines(OneReply):
         }
 
 
+def _text_of(blocks: Sequence[Block], kind: str) -> str:
+    return "".join(block.text for block in blocks if block.kind == kind)
+
+
 class _Chat(_Lines):
-    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if thinking:
+    def part(self, *blocks: Block) -> JsonObject:
+        message: JsonObject = {"role": "assistant", "content": _text_of(blocks, "text")}
+        if thinking := _text_of(blocks, "thinking"):
             message["thinking"] = thinking
-        if calls:
+        if calls := [block.call for block in blocks if block.call]:
             message["tool_calls"] = [
                 {"id": call.id, "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
                 for call in calls
@@ -133,5 +123,6 @@ class _Chat(_Lines):
 
 
 class _Generated(_Lines):
-    def part(self, text: str = "", thinking: str = "", calls: Sequence[tools.ToolCall] = ()) -> dict[str, Any]:
-        return {"response": text, **({"thinking": thinking} if thinking else {})}
+    def part(self, *blocks: Block) -> JsonObject:
+        thinking = _text_of(blocks, "thinking")
+        return {"response": _text_of(blocks, "text"), **({"thinking": thinking} if thinking else {})}

@@ -5,7 +5,7 @@ import time
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.server.errors import ApiError
+from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import STRING, Schema, array, either, integer, obj, text
 from pyllama.server.service import Service
 from pyllama.server.vectors import MAX_TEXTS, refuse_unless_asked, vectors_of
@@ -14,21 +14,16 @@ EMBED: Schema = obj(
     {
         "model": text("name of the model"),
         "input": either("a text, or several", STRING, array(STRING, maxItems=MAX_TEXTS)),
-        "dimensions": integer(1, 2**31 - 1, "must be the model's hidden_size"),
+        "dimensions": integer(1, "must be the model's hidden_size"),
     },
     ("model", "input"),
 )
 EMBEDDINGS: Schema = obj({"model": text("name of the model"), "prompt": text("a text")}, ("model", "prompt"))
 
 
-async def embed(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
+async def embed(service: Service, request: Request, body: JsonObject) -> JSONResponse:
     started = time.perf_counter_ns()
-    body = await service.read(request, EMBED)
-    refuse_unless_asked(service)
-    size = service.model.config.hidden_size
-    if body.get("dimensions") not in (None, size):
-        raise ApiError(400, f"dimensions: got {body['dimensions']}, expected {size}", "dimensions", "unsupported")
+    refuse_unless_asked(service, body.get("dimensions"))
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
     vectors, tokens = await vectors_of(service, request, texts, "input")
     return JSONResponse(
@@ -42,9 +37,7 @@ async def embed(request: Request) -> JSONResponse:
     )
 
 
-async def embeddings(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
-    body = await service.read(request, EMBEDDINGS)
+async def embeddings(service: Service, request: Request, body: JsonObject) -> JSONResponse:
     refuse_unless_asked(service)
     (vector,), _ = await vectors_of(service, request, [body["prompt"]], "prompt")
     return JSONResponse({"embedding": vector.tolist()})

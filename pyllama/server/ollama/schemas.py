@@ -20,11 +20,11 @@ from pyllama.server.schemas import (
 _OPTIONS: Schema = obj(
     {
         "temperature": number(0, 2, "0 takes the most probable token"),
-        "top_k": integer(-1, 2**31 - 1, "draw among so many of the most probable tokens"),
+        "top_k": integer(-1, "draw among so many of the most probable tokens"),
         "top_p": number(0, 1, "draw among the most probable tokens that together reach it"),
         "min_p": number(0, 1, "draw among tokens at least so many times as probable as the best"),
-        "seed": integer(-(2**63), 2**63 - 1, "the same seed gives the same answer"),
-        "num_predict": integer(-2, 2**31 - 1, "tokens to write at most; 0 and less: no limit"),
+        "seed": integer(-(2**63), "the same seed gives the same answer", 2**63 - 1),
+        "num_predict": integer(-2, "tokens to write at most; 0 and less: no limit"),
         "stop": SAMPLING["stop"],
         "repeat_penalty": {"type": "number", "exclusiveMinimum": 0, "maximum": 100},
         "presence_penalty": number(-2, 2, ""),

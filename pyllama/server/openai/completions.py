@@ -1,7 +1,6 @@
 """POST /v1/completions: texts in, what follows them out."""
 
 from dataclasses import replace
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,21 +8,20 @@ from starlette.responses import Response
 from pyllama.engine import Stream
 from pyllama.generation import Step
 from pyllama.generation.sampler import Sample
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import ApiError, invalid, unsupported
 from pyllama.server.fill_in import Gap, prompt_of
+from pyllama.server.json_object import JsonObject
 from pyllama.server.openai import foreign_fields, logprobs
 from pyllama.server.openai.logprobs import Echo, Reported, echo_of
-from pyllama.server.openai.reply import Part, Reply
+from pyllama.server.openai.reply import OpenAIReply, Part
 from pyllama.server.sampling import Wanted, wanted
-from pyllama.server.schemas import COMPLETION
+from pyllama.server.schemas import listed
 from pyllama.server.service import Service
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
-async def create(request: Request) -> Response:
-    service: Service = request.app.state.service
-    body = await service.read(request, COMPLETION)
+async def create(service: Service, request: Request, body: JsonObject) -> Response:
     top = body.get("logprobs")
     foreign_fields.refuse(body)
     most = body.get("max_tokens")
@@ -31,8 +29,8 @@ async def create(request: Request) -> Response:
     most_tokens = DEFAULT_MAX_TOKENS if most is None else max(1, most)
     want = wanted(body, most_tokens, top, service.model.config.vocab_size, service.sampling_defaults)
     if body.get("best_of") not in (None, want.n):
-        raise ApiError(400, f"best_of: got {body['best_of']}, expected n, {want.n}", "best_of", "unsupported")
-    given = _prompts(body["prompt"])
+        raise unsupported("best_of", f"got {body['best_of']}, expected n, {want.n}")
+    given = listed(body["prompt"])
     if body.get("suffix"):
         prompts, ends = await service.in_text_thread(request, _around, service, given, body)
         want = replace(want, params=replace(want.params, stop_token_ids=(*want.params.stop_token_ids, *ends)))
@@ -40,23 +38,17 @@ async def create(request: Request) -> Response:
         prompts = await service.in_text_thread(request, _encode, service, given)
     echoes = [Echo("", []) for _ in prompts]
     if body.get("echo"):
-        echoes = await service.in_text_thread(request, _echoes, service, given, prompts)
+        both = zip(given, prompts, strict=True)
+        echoes = await service.in_text_thread(
+            request, lambda: [echo_of(prompt, ids, service.tokenizer) for prompt, ids in both]
+        )
     scored = top if body.get("echo") else None
     streams = service.submit(
         prompts, want, request, body.get("user"), "prompt", continuation=True, prompt_logprobs=scored
     )
     del body, given  # an answer may take long
-    answer = _Completion(service, streams, want, echoes, scored=scored is not None, written=most != 0)
+    answer = _Completion(service, streams, want, echoes, scored=scored is not None, sampled=most != 0)
     return await answer.response(request)
-
-
-def _prompts(given: Any) -> list[str | list[int]]:
-    """The prompts of a request, one or several."""
-    return [given] if isinstance(given, str) or isinstance(given[0], int) else given
-
-
-def _echoes(service: Service, prompts: list[str | list[int]], encoded: list[list[int]]) -> list[Echo]:
-    return [echo_of(prompt, ids, service.tokenizer) for prompt, ids in zip(prompts, encoded, strict=True)]
 
 
 def _encode(service: Service, prompts: list[str | list[int]]) -> list[list[int]]:
@@ -65,7 +57,7 @@ def _encode(service: Service, prompts: list[str | list[int]]) -> list[list[int]]
     for prompt in prompts:
         wrong = [] if isinstance(prompt, str) else [token_id for token_id in prompt if token_id >= size]
         if wrong:
-            raise ApiError(400, f"prompt: token id {wrong[0]}, expected 0 to {size - 1}", "prompt", "invalid_value")
+            raise invalid("prompt", f"token id {wrong[0]}, expected 0 to {size - 1}")
     encoded = [service.model.encode_prompt(one) for one in prompts]
     for index, ids in enumerate(encoded):
         if not ids:
@@ -73,17 +65,15 @@ def _encode(service: Service, prompts: list[str | list[int]]) -> list[list[int]]
     return encoded
 
 
-def _around(
-    service: Service, prompts: list[str | list[int]], body: dict[str, Any]
-) -> tuple[list[list[int]], list[int]]:
+def _around(service: Service, prompts: list[str | list[int]], body: JsonObject) -> tuple[list[list[int]], list[int]]:
     """Token ids of each prompt with a gap between it and the suffix, and those that end what fills it."""
     if body.get("echo"):
-        raise ApiError(400, "echo: not together with suffix", "echo", "unsupported")
+        raise unsupported("echo", "not together with suffix")
     found: list[list[int]] = []
     ends: list[int] = []
     for prompt in prompts:
         if not isinstance(prompt, str):
-            raise ApiError(400, "prompt: token ids, expected text together with suffix", "prompt", "unsupported")
+            raise unsupported("prompt", "token ids, expected text together with suffix")
         ids, ends = prompt_of(service.tokenizer, Gap(prompt, body["suffix"]), "suffix")
         found.append(ids)
     return found, ends
@@ -97,24 +87,24 @@ class _Choice:
         self.begun = False
 
 
-class _Completion(Reply):
-    """scored: whether echoes come with log-probabilities; written: whether what was sampled is wanted."""
+class _Completion(OpenAIReply):
+    """scored: whether echoes come with log-probabilities; sampled: whether what was sampled is wanted."""
 
     def __init__(
-        self, service: Service, streams: list[Stream], want: Wanted, echoes: list[Echo], *, scored: bool, written: bool
+        self, service: Service, streams: list[Stream], want: Wanted, echoes: list[Echo], *, scored: bool, sampled: bool
     ):
-        super().__init__(service, streams, want, "cmpl", "text_completion", written=written)
+        super().__init__(service, streams, want, "cmpl", "text_completion", sampled=sampled)
         self._echoes, self._scored = echoes, scored
         self._choices = [_Choice() for _ in streams]
 
     def _begin(self, index: int) -> list[Part]:
         """The prompt as the choice's first part; none where nothing is echoed."""
-        choice, echo = self._choices[index], self._echoes[index // self._want.n]
+        choice, echo = self._choices[index], self._echoes[index // self.want.n]
         choice.begun, choice.text = True, echo.text
         if not echo.text and not self._scored:
             return []
         if self._scored:
-            answer = self._streams[index - index % self._want.n].request.answer  # the first of n scores for all
+            answer = self.streams[index - index % self.want.n].request.answer  # the first of n scores for all
             samples = [Sample(answer.prompt_ids[0]), *answer.scored]
             choice.reported = [
                 Reported(sample.token_id, sample.logprob, sample.top, offset)
@@ -126,11 +116,11 @@ class _Completion(Reply):
         choice = self._choices[index]
         parts = [] if choice.begun else self._begin(index)
         choice.finish_reason = step.finish_reason
-        if not self._written:
+        if not self._sampled:
             choice.finish_reason = "length"
             return [*parts, self._part(index, "", [], "length")]
         reported = []
-        if self._want.top_logprobs is not None:
+        if self.want.top_logprobs is not None:
             # Also of the token that ended the answer: lm-evaluation-harness leaves the last one out, whichever it is.
             reported = [Reported(step.token_id, step.logprob, step.top_logprobs, len(choice.text))]
         choice.reported += reported
@@ -144,9 +134,9 @@ class _Completion(Reply):
         about = self._reported(reported) if reported else None
         return {"index": index, "text": text, "logprobs": about, "finish_reason": finish_reason}
 
-    def _reported(self, reported: list[Reported]) -> dict[str, Any] | None:
-        top = self._want.top_logprobs
-        return None if top is None else logprobs.of_completion(reported, self._service.tokenizer, top)
+    def _reported(self, reported: list[Reported]) -> JsonObject | None:
+        top = self.want.top_logprobs
+        return None if top is None else logprobs.of_completion(reported, self.service.tokenizer, top)
 
     def choices(self) -> list[Part]:
         return [

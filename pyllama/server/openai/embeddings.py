@@ -6,8 +6,8 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyllama.server.errors import ApiError
-from pyllama.server.schemas import STRING, Schema, integer, obj, one_of, prompts, text
+from pyllama.server.json_object import JsonObject
+from pyllama.server.schemas import STRING, Schema, integer, listed, obj, one_of, prompts, text
 from pyllama.server.service import Service
 from pyllama.server.vectors import MAX_TEXTS, refuse_unless_asked, vectors_of
 
@@ -16,26 +16,23 @@ EMBEDDINGS: Schema = obj(
         "model": text("name of the model"),
         "input": prompts("text or token ids, or a list of either", MAX_TEXTS),
         "encoding_format": one_of("float", "base64"),
-        "dimensions": integer(1, 2**31 - 1, "must be the model's hidden_size"),
+        "dimensions": integer(1, "must be the model's hidden_size"),
         "user": STRING,
     },
     ("input",),
 )
 
 
-async def embeddings(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
-    body = await service.read(request, EMBEDDINGS)
-    refuse_unless_asked(service)
-    size = service.model.config.hidden_size
-    if body.get("dimensions") not in (None, size):
-        raise ApiError(400, f"dimensions: got {body['dimensions']}, expected {size}", "dimensions", "unsupported")
-    given = body["input"]
-    texts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
-    vectors, tokens = await vectors_of(service, request, texts, "input")
+async def embeddings(service: Service, request: Request, body: JsonObject) -> JSONResponse:
+    refuse_unless_asked(service, body.get("dimensions"))
+    vectors, tokens = await vectors_of(service, request, listed(body["input"]), "input")
     as_text = body.get("encoding_format") == "base64"
     data = [
-        {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else vector.tolist()}
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": _base64(vector) if as_text else vector.tolist(),
+        }
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}

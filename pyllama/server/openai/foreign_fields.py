@@ -4,9 +4,8 @@ All others (store, metadata, service_tier, prompt_cache_key, ...) change nothing
 see, and are passed over.
 """
 
-from typing import Any
-
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import unsupported
+from pyllama.server.json_object import JsonObject
 
 _REFUSED = {
     "functions": "of OpenAI's first function calls; expected tools",
@@ -16,11 +15,11 @@ _REFUSED = {
 }
 
 
-def refuse(body: dict[str, Any]) -> None:
+def refuse(body: JsonObject) -> None:
     """Raises ApiError 400 for a field whose absence from the answer would mislead."""
     for name, why in _REFUSED.items():
         if body.get(name) not in (None, [], {}, "none", "auto"):
-            raise ApiError(400, f"{name}: not supported: {why}", name, "unsupported")
+            raise unsupported(name, f"not supported: {why}")
     modalities = body.get("modalities")
     if modalities not in (None, [], ["text"]):
-        raise ApiError(400, "modalities: not supported: this model writes text only", "modalities", "unsupported")
+        raise unsupported("modalities", "not supported: this model writes text only")

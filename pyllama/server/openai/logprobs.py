@@ -1,8 +1,9 @@
 """Steps to the two shapes OpenAI reports log-probabilities in."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyllama.generation import Step
+from pyllama.server.json_object import JsonObject
 
 if TYPE_CHECKING:
     from pyllama.tokenizer import Tokenizer
@@ -21,7 +22,7 @@ def _text(data: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def of_chat(step: Step, tokenizer: "Tokenizer", top: int) -> dict[str, Any]:
+def of_chat(step: Step, tokenizer: "Tokenizer", top: int) -> JsonObject:
     """An element of choices[].logprobs.content."""
     return {
         **_entry(step.token_id, step.logprob, tokenizer),
@@ -29,7 +30,7 @@ def of_chat(step: Step, tokenizer: "Tokenizer", top: int) -> dict[str, Any]:
     }
 
 
-def _entry(token_id: int, logprob: float | None, tokenizer: "Tokenizer") -> dict[str, Any]:
+def _entry(token_id: int, logprob: float | None, tokenizer: "Tokenizer") -> JsonObject:
     data = tokenizer.token_bytes(token_id)
     return {"token": _text(data), "logprob": logprob, "bytes": list(data)}
 
@@ -71,7 +72,7 @@ def echo_of(prompt: str | list[int], ids: list[int], tokenizer: "Tokenizer") -> 
     return Echo(text, offsets)
 
 
-def of_completion(reported: list[Reported], tokenizer: "Tokenizer", top: int) -> dict[str, Any]:
+def of_completion(reported: list[Reported], tokenizer: "Tokenizer", top: int) -> JsonObject:
     """choices[].logprobs of a completion. The first token of an echoed prompt has none: nothing comes before it."""
 
     def text(token_id: int) -> str:

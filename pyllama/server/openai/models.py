@@ -1,15 +1,15 @@
 """GET /v1/models: what is served, with the fields of OpenAI's API and of Anthropic's."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from pyllama.server.json_object import JsonObject
 from pyllama.server.service import Service
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
+def _model(service: Service, name: str) -> JsonObject:
     config = service.model.config
     return {
         "id": name,
@@ -29,15 +29,13 @@ def _model(service: Service, name: str) -> dict[str, Any]:
     }
 
 
-async def models(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
+async def models(service: Service, request: Request) -> JSONResponse:
     found = [_model(service, name) for name in service.names]
     ends = {"has_more": False, "first_id": found[0]["id"], "last_id": found[-1]["id"]}
     return JSONResponse({"object": "list", "data": found, **ends})
 
 
-async def model(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
+async def model(service: Service, request: Request) -> JSONResponse:
     name = request.path_params["model"]
     service.check_name(name)
     return JSONResponse(_model(service, name))

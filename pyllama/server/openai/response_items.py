@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import invalid, unsupported
+from pyllama.server.json_object import JsonObject
 from pyllama.server.schemas import CHAT
 from pyllama.server.validate import check
 
@@ -14,17 +15,16 @@ _REFUSED = {
 }
 
 
-def conversation_of(body: dict[str, Any], before: list[dict[str, Any]]) -> dict[str, Any]:
+def conversation_of(body: JsonObject, before: list[JsonObject]) -> JsonObject:
     """The conversation that a checked body asks for. Raises ApiError for what is not supported.
 
     before  messages that it goes on after
     """
     for name, why in _REFUSED.items():
         if body.get(name):
-            raise ApiError(400, f"{name}: not supported: {why}", name, "unsupported")
+            raise unsupported(name, f"not supported: {why}")
     if body.get("top_logprobs"):
-        message = "top_logprobs: not supported here; /v1/chat/completions has log-probabilities"
-        raise ApiError(400, message, "top_logprobs", "unsupported")
+        raise unsupported("top_logprobs", "not supported here; /v1/chat/completions has log-probabilities")
     messages = [{"role": "system", "content": body["instructions"]}] if body.get("instructions") else []
     messages += before + messages_of(body["input"])
     found = {name: body[name] for name in _SAME if body.get(name) is not None}
@@ -51,21 +51,21 @@ def conversation_of(body: dict[str, Any], before: list[dict[str, Any]]) -> dict[
     return found
 
 
-def _nested(tool: dict[str, Any]) -> dict[str, Any]:
+def _nested(tool: JsonObject) -> JsonObject:
     kind = tool.get("type") or "function"
     if kind != "function":
         return {"type": kind}
     return {"type": kind, "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
-def messages_of(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+def messages_of(given: str | list[JsonObject]) -> list[JsonObject]:
     """Messages of a request's input, or of a response's output. Raises ApiError.
 
     What the model thought is not told to it again. Calls that follow one another, or a message, are one message's.
     """
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
-    messages: list[dict[str, Any]] = []
+    messages: list[JsonObject] = []
     for index, item in enumerate(given):
         at, kind = f"input[{index}]", item.get("type") or "message"
         if kind == "message":
@@ -83,27 +83,25 @@ def messages_of(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
             names = _names_of_calls(messages)
             messages.append(message | ({"name": names[item["call_id"]]} if item["call_id"] in names else {}))
         elif kind != "reasoning":
-            raise ApiError(400, f"{at}: an item of type {kind[:40]!r}, expected a message or a function call",
-                           at, "unsupported")  # fmt: skip
+            raise unsupported(at, f"an item of type {kind[:40]!r}, expected a message or a function call")
     return messages
 
 
-def _names_of_calls(messages: list[dict[str, Any]]) -> dict[str, str]:
+def _names_of_calls(messages: list[JsonObject]) -> dict[str, str]:
     last = next((message for message in reversed(messages) if message.get("tool_calls")), None)
     return {call["id"]: call["function"]["name"] for call in last["tool_calls"]} if last else {}
 
 
-def _needed(item: dict[str, Any], name: str, where: str) -> Any:
+def _needed(item: JsonObject, name: str, where: str) -> Any:
     if item.get(name) is None:
-        raise ApiError(400, f"{where}.{name}: missing", f"{where}.{name}", "invalid_value")
+        raise invalid(f"{where}.{name}", "missing")
     return item[name]
 
 
-def _text(content: str | list[dict[str, Any]], where: str) -> str:
+def _text(content: str | list[JsonObject], where: str) -> str:
     if isinstance(content, str):
         return content
     for index, part in enumerate(content):
         if part["type"] not in ("input_text", "output_text", "text", "refusal"):
-            at = f"{where}[{index}]"
-            raise ApiError(400, f"{at}: a part of type {part['type'][:40]!r}, expected text", at, "unsupported")
+            raise unsupported(f"{where}[{index}]", f"a part of type {part['type'][:40]!r}, expected text")
     return "".join(part.get("text") or part.get("refusal") or "" for part in content)

@@ -1,16 +1,16 @@
 """A request of OpenAI's Responses API, as JSON Schema."""
 
 from pyllama.server.schemas import (
-    BOOLEAN,
     CHAT,
+    FUNCTION,
     OBJECT,
     SAMPLING,
     STRING,
+    TOOL_TYPE,
     Schema,
     array,
     either,
     flag,
-    integer,
     obj,
     one_of,
     text,
@@ -30,17 +30,6 @@ _ITEM: Schema = obj(
     }
 )
 
-_TOOL: Schema = obj(
-    {
-        "type": text("function; tools of other types are left out", minLength=1),
-        "name": text("", minLength=1, maxLength=64),
-        "description": STRING,
-        "parameters": OBJECT,
-        "strict": BOOLEAN,
-    },
-    ("type",),
-)
-
 RESPONSE: Schema = obj(
     {
         **{
@@ -51,7 +40,7 @@ RESPONSE: Schema = obj(
         "instructions": text("a system message before it, for this response only"),
         "previous_response_id": text("go on after this one; instructions are not carried on"),
         "store": flag("whether previous_response_id may name this one; default true"),
-        "max_output_tokens": integer(1, 2**31 - 1, "tokens to write at most"),
+        "max_output_tokens": SAMPLING["max_tokens"],
         "text": obj(
             {
                 "format": obj(
@@ -64,7 +53,7 @@ RESPONSE: Schema = obj(
                 )
             }
         ),
-        "tools": array(_TOOL, maxItems=128),
+        "tools": array(obj({"type": TOOL_TYPE, **FUNCTION}, ("type",)), maxItems=128),
         "tool_choice": either(
             "whether it may, must not or must call one",
             one_of("none", "auto", "required"),

@@ -10,10 +10,10 @@ import re
 import secrets
 from collections import OrderedDict
 from contextlib import suppress
-from typing import Any
 
 from pyllama.engine.private_folder import PrivateFolder
 from pyllama.errors import RequestError, reason_of
+from pyllama.server.json_object import JsonObject
 
 #: What is kept in memory without a directory, and in its files with one; the least recently used go first.
 MEMORY_NBYTES = 2 << 20
@@ -44,7 +44,7 @@ class ResponseStore:
                 raise RequestError(f"session directory {directory}: {reason_of(error)}") from None
             self._nbytes = sum(size for _, size, _ in self._folder.files(_SUFFIX))
 
-    def put(self, response_id: str, stored: dict[str, Any]) -> None:
+    def put(self, response_id: str, stored: JsonObject) -> None:
         """Keep what a conversation and its last response are, as JSON."""
         data = json.dumps(stored, ensure_ascii=False).encode()
         if self._folder is None:
@@ -67,7 +67,7 @@ class ResponseStore:
             _log.warning("session directory: a response is not kept: %s", reason_of(error))
             self._folder.remove(temporary)
 
-    def get(self, response_id: str) -> dict[str, Any] | None:
+    def get(self, response_id: str) -> JsonObject | None:
         """What put() kept, if it still is."""
         if not _ID.fullmatch(response_id):
             return None

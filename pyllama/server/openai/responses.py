@@ -10,45 +10,41 @@ from pyllama.server.answers import typed_event
 from pyllama.server.conversation import Asked, ask
 from pyllama.server.endpoint import EVENTS, JSON, Endpoint
 from pyllama.server.errors import ApiError, openai_body
+from pyllama.server.json_object import JsonObject
 from pyllama.server.one_reply import Block, OneReply
 from pyllama.server.openai.response_items import conversation_of, messages_of
 from pyllama.server.openai.response_schemas import RESPONSE
-from pyllama.server.openai.response_store import ResponseStore, new_id
+from pyllama.server.openai.response_store import new_id
 from pyllama.server.service import Service
 
 _EVENT = {"text": "response.output_text", "thinking": "response.reasoning_text"}
 
-_NO_LOGPROBS: dict[str, Any] = {"logprobs": []}
+_NO_LOGPROBS: JsonObject = {"logprobs": []}
 
 
-async def create(request: Request) -> Response:
-    service: Service = request.app.state.service
-    store: ResponseStore = request.app.state.responses
-    body = await service.read(request, RESPONSE)
-    before: list[dict[str, Any]] = []
+async def create(service: Service, request: Request, body: JsonObject) -> Response:
+    before: list[JsonObject] = []
     previous = body.get("previous_response_id")
     if previous is not None:
-        found = store.get(previous)
+        found = service.responses.get(previous)
         if found is None:
             message = f"previous_response_id: {previous[:60]!r} is not kept here"
             raise ApiError(400, message, "previous_response_id", "previous_response_not_found")
         before = found["messages"]
     conversation = conversation_of(body, before)
-    keep = store if body.get("store") is not False else None
-    reply = _Response(service, await ask(service, request, conversation), body, before, keep)
+    reply = _Response(service, await ask(service, request, conversation), body, before)
     del body, before, conversation  # an answer may take long
     return await reply.response(request)
 
 
-async def one(request: Request) -> JSONResponse:
+async def one(service: Service, request: Request) -> JSONResponse:
     """GET and DELETE of a response by its id."""
-    store: ResponseStore = request.app.state.responses
     response_id = request.path_params["response_id"]
-    found = store.get(response_id)
+    found = service.responses.get(response_id)
     if found is None:
         raise ApiError(404, f"response: {response_id[:60]!r} is not kept here", "response_id", "response_not_found")
     if request.method == "DELETE":
-        store.delete(response_id)
+        service.responses.delete(response_id)
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
     return JSONResponse(found["response"])
 
@@ -58,17 +54,16 @@ class _Response(OneReply):
         self,
         service: Service,
         asked: Asked,
-        body: dict[str, Any],
-        before: list[dict[str, Any]],
-        store: ResponseStore | None,
+        body: JsonObject,
+        before: list[JsonObject],
     ):
         super().__init__(service, asked)
-        self._store, self._number = store, 0
+        self._store, self._number = body.get("store") is not False, 0
         # Without the instructions, which are this request's alone.
-        self._messages = [*before, *messages_of(body["input"])] if store else []
-        self._items: list[dict[str, Any]] = []
+        self._messages = [*before, *messages_of(body["input"])] if self._store else []
+        self._items: list[JsonObject] = []
         params = asked.want.params
-        self._head: dict[str, Any] = {
+        self._head: JsonObject = {
             "id": new_id(),
             "object": "response",
             "created_at": int(time.time()),
@@ -83,7 +78,7 @@ class _Response(OneReply):
             "parallel_tool_calls": asked.choice.parallel,
             "previous_response_id": body.get("previous_response_id"),
             "reasoning": {"effort": (body.get("reasoning") or {}).get("effort"), "summary": None},
-            "store": store is not None,
+            "store": self._store,
             "temperature": params.temperature,
             "text": {"format": (body.get("text") or {}).get("format") or {"type": "text"}},
             "tool_choice": body.get("tool_choice") or "auto",
@@ -94,7 +89,7 @@ class _Response(OneReply):
             "user": body.get("user"),
         }
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> JsonObject:
         cut, usage = self.finish_reason == "length", self.usage
         self._items = [self._item(index, block, "completed") for index, block in enumerate(self.blocks)]
         response = {
@@ -112,7 +107,7 @@ class _Response(OneReply):
         }
         if self._store:
             messages = [*self._messages, *messages_of(self._items)]
-            self._store.put(response["id"], {"messages": messages, "response": response})
+            self.service.responses.put(response["id"], {"messages": messages, "response": response})
         return response
 
     # --- as events ---
@@ -160,7 +155,7 @@ class _Response(OneReply):
         self._number += 1
         return typed_event({"type": kind, "sequence_number": self._number - 1, **data})
 
-    def _place(self, index: int, block: Block) -> dict[str, Any]:
+    def _place(self, index: int, block: Block) -> JsonObject:
         place = {"item_id": self._id_of(index, block), "output_index": index}
         return place if block.call else place | {"content_index": 0}
 
@@ -174,12 +169,12 @@ class _Response(OneReply):
         return f"{prefix}_{self._head['id'].removeprefix('resp_')}{index}"
 
     @staticmethod
-    def _content(block: Block) -> dict[str, Any]:
+    def _content(block: Block) -> JsonObject:
         if block.kind == "thinking":
             return {"type": "reasoning_text", "text": block.text}
         return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
 
-    def _item(self, index: int, block: Block, status: str) -> dict[str, Any]:
+    def _item(self, index: int, block: Block, status: str) -> JsonObject:
         if status == "completed" and self.finish_reason == "length" and index == len(self.blocks) - 1:
             status = "incomplete"
         item = {"id": self._id_of(index, block), "status": status}

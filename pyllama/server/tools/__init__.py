@@ -7,7 +7,7 @@ answer apart as it comes, choice and forced are what a request asks for, convers
 from pyllama.server.tools.channels import ChannelParser
 from pyllama.server.tools.choice import ToolChoice, tool_choice
 from pyllama.server.tools.conversation import messages_for_template
-from pyllama.server.tools.forced import calls_or, channels_grammar, forced_grammar
+from pyllama.server.tools.forced import calls_grammar, channels_grammar
 from pyllama.server.tools.forms import (
     GEMMA,
     GRANITE,
@@ -37,9 +37,8 @@ __all__ = [
     "ToolChoice",
     "ToolFormat",
     "ToolParser",
-    "calls_or",
+    "calls_grammar",
     "channels_grammar",
-    "forced_grammar",
     "format_of",
     "messages_for_template",
     "tool_choice",

@@ -4,7 +4,7 @@ import json
 
 from pyllama.generation.harmony import Harmony, Piece
 from pyllama.server.tools.forms import HARMONY, ToolCall
-from pyllama.server.tools.reading import Offered
+from pyllama.server.tools.reading import Offered, loaded
 
 
 class ChannelParser:
@@ -49,10 +49,7 @@ class ChannelParser:
     def _call(self, piece: Piece) -> ToolCall | None:
         if piece.name not in self._offered:
             return None
-        try:
-            arguments = json.loads(piece.text.strip() or "{}")
-        except (ValueError, RecursionError):
-            return None
+        arguments = loaded(piece.text.strip() or "{}")
         if not isinstance(arguments, dict):
             return None
         return ToolCall(HARMONY.new_id(), piece.name, json.dumps(arguments, ensure_ascii=False))

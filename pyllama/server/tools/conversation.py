@@ -1,11 +1,10 @@
 """OpenAI's messages as chat templates take them. Earlier calls stay as they are: the template knows what it wants."""
 
-from typing import Any
+from pyllama.server.errors import unsupported
+from pyllama.server.json_object import JsonObject
 
-from pyllama.server.errors import ApiError
 
-
-def messages_for_template(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def messages_for_template(messages: list[JsonObject]) -> list[JsonObject]:
     """OpenAI's messages as chat templates take them: text for parts, roles that templates know."""
     result = []
     for index, message in enumerate(messages):
@@ -22,10 +21,9 @@ def messages_for_template(messages: list[dict[str, Any]]) -> list[dict[str, Any]
     return result
 
 
-def text_of(parts: list[dict[str, Any]], where: str) -> str:
+def text_of(parts: list[JsonObject], where: str) -> str:
     """The text of a list of parts. Raises ApiError for parts that are none, naming the field they stand in."""
     for index, part in enumerate(parts):
         if part["type"] != "text" or not isinstance(part.get("text"), str):
-            at = f"{where}[{index}]"
-            raise ApiError(400, f"{at}: a part of type {part['type'][:40]!r}, expected text", at, "unsupported")
+            raise unsupported(f"{where}[{index}]", f"a part of type {part['type'][:40]!r}, expected text")
     return "".join(part["text"] for part in parts)

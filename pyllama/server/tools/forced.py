@@ -4,11 +4,11 @@ Each function's parameters are a schema of their own in the grammar, so `#`, `$d
 """
 
 import json
-from typing import Any
 
 from pyllama.generation.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, ROLE, START
-from pyllama.server.errors import ApiError
+from pyllama.server.errors import invalid
 from pyllama.server.grammar import embedded
+from pyllama.server.json_object import JsonObject
 from pyllama.server.tools.forms import ToolFormat
 
 Markers = tuple[int | None, int | None]
@@ -16,59 +16,19 @@ Markers = tuple[int | None, int | None]
 MAX_CALLS = 16
 
 
-def forced_grammar(
-    form: ToolFormat, functions: list[dict[str, Any]], markers: Markers | None, *, parallel: bool = False
+def calls_grammar(
+    form: ToolFormat,
+    functions: list[JsonObject],
+    markers: Markers | None,
+    schema: JsonObject | None = None,
+    *,
+    parallel: bool = False,
 ) -> str:
-    """One call of one of the functions, or with parallel one or more.
+    """One call of one of the functions, or with parallel one or more; or, if there is a schema, JSON of it.
 
     markers  the tokens of opening and closing, those that are control ones
     """
-    return f"start: calls\n{_calls(form, functions, markers, parallel)}"
-
-
-def calls_or(
-    schema: dict[str, Any],
-    form: ToolFormat,
-    functions: list[dict[str, Any]],
-    markers: Markers | None,
-    *,
-    parallel: bool,
-) -> str:
-    """Calls, or JSON of the schema."""
-    return f"start: calls | format\nformat: {embedded(schema)}\n{_calls(form, functions, markers, parallel)}"
-
-
-def channels_grammar(
-    schema: dict[str, Any] | None, functions: list[dict[str, Any]], marker_ids: dict[str, int | None]
-) -> str:
-    """An answer in harmony: thought, if the model will, then JSON of the schema, if there is one, or a call.
-
-    marker_ids  harmony's markers as text -> their tokens
-    """
-
-    def marker(text: str) -> str:
-        found = marker_ids.get(text)
-        return _text(text) if found is None else f"<[{found}]>"
-
-    channel, message, again = marker(CHANNEL), marker(MESSAGE), f"{marker(END)} {marker(START)} {_text(ROLE)}"
-    answers, rules = [], []
-    if schema is not None:
-        answers.append("final")
-        rules.append(f"final: {channel} {_text('final')} {message} format")
-        rules.append(f"format: {embedded(schema)}")
-    for index, function in enumerate(functions):
-        answers.append(f"call_{index}")
-        head = _text(f"commentary to=functions.{function['name']} ")
-        kind = f"{marker(CONSTRAIN)} {_text('json')}"
-        rules.append(f"call_{index}: {channel} {head} {kind} {message} arguments_{index}")
-        rules.append(f"arguments_{index}: {embedded(_of_arguments(function))}")
-    thought = f"{channel} {_text('analysis')} {message} THOUGHT {again}"
-    return "\n".join(
-        [f"start: thought? ({' | '.join(answers)})", f"thought: {thought}", r"THOUGHT: /(.|\n)*/", *rules, ""]
-    )
-
-
-def _calls(form: ToolFormat, functions: list[dict[str, Any]], markers: Markers | None, parallel: bool) -> str:
+    start = "start: calls\n" if schema is None else f"start: calls | format\nformat: {embedded(schema)}\n"
     opening_id, closing_id = markers or (None, None)
     rules = []
     for index, function in enumerate(functions):
@@ -98,16 +58,44 @@ def _calls(form: ToolFormat, functions: list[dict[str, Any]], markers: Markers |
     if form.is_list:
         many = f"{_text('[')} {many} {_text(']')}"
     rules.append(f"calls: {opening} {many}")
-    return "\n".join(rules) + "\n"
+    return start + "\n".join(rules) + "\n"
 
 
-def _of_arguments(function: dict[str, Any]) -> dict[str, Any]:
+def channels_grammar(schema: JsonObject | None, functions: list[JsonObject], marker_ids: dict[str, int | None]) -> str:
+    """An answer in harmony: thought, if the model will, then JSON of the schema, if there is one, or a call.
+
+    marker_ids  harmony's markers as text -> their tokens
+    """
+
+    def marker(text: str) -> str:
+        found = marker_ids.get(text)
+        return _text(text) if found is None else f"<[{found}]>"
+
+    channel, message, again = marker(CHANNEL), marker(MESSAGE), f"{marker(END)} {marker(START)} {_text(ROLE)}"
+    answers, rules = [], []
+    if schema is not None:
+        answers.append("final")
+        rules.append(f"final: {channel} {_text('final')} {message} format")
+        rules.append(f"format: {embedded(schema)}")
+    for index, function in enumerate(functions):
+        answers.append(f"call_{index}")
+        head = _text(f"commentary to=functions.{function['name']} ")
+        kind = f"{marker(CONSTRAIN)} {_text('json')}"
+        rules.append(f"call_{index}: {channel} {head} {kind} {message} arguments_{index}")
+        rules.append(f"arguments_{index}: {embedded(_of_arguments(function))}")
+    thought = f"{channel} {_text('analysis')} {message} THOUGHT {again}"
+    return "\n".join(
+        [f"start: thought? ({' | '.join(answers)})", f"thought: {thought}", r"THOUGHT: /(.|\n)*/", *rules, ""]
+    )
+
+
+def _of_arguments(function: JsonObject) -> JsonObject:
     """The schema of a function's arguments, which are an object."""
     schema = function.get("parameters") or {}
     kinds = schema.get("type", "object")
     if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
         name, kind = function["name"][:64], str(kinds)[:40]
-        raise ApiError(400, f"tools: parameters of {name!r} of type {kind}, expected object", "tools", "invalid_value")
+        raise invalid("tools", f"parameters of {name!r} of type {kind}, expected object")
     return schema if "$ref" in schema else {**schema, "type": "object"}
 
 

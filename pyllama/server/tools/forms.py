@@ -8,9 +8,9 @@ import secrets
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from pyllama.generation.harmony import is_harmony
+from pyllama.server.json_object import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,6 @@ class ToolCall:
     name: str
     arguments: str
 
-    def as_openai(self, index: int | None = None) -> dict[str, Any]:
-        call: dict[str, Any] = {} if index is None else {"index": index}
+    def as_openai(self, index: int | None = None) -> JsonObject:
+        call: JsonObject = {} if index is None else {"index": index}
         return call | {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}

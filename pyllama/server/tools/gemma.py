@@ -6,8 +6,9 @@ written so.
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
+
+from pyllama.server.tools.reading import Call, Offered, loaded
 
 _QUOTE = '<|"|>'
 _MAX_DEPTH = 64
@@ -27,7 +28,7 @@ class GemmaScan:
 
     open = False
 
-    def __init__(self, names: Mapping[str, Any]):
+    def __init__(self, names: Offered):
         self._heads = [f"call:{name}{{" for name in names]
         self._text = ""
         self._known = False  # whether the name is an offered one
@@ -52,23 +53,20 @@ class GemmaScan:
         return True
 
 
-def read_gemma(text: str, offered: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]] | None:
+def read_gemma(text: str, offered: Offered) -> list[Call] | None:
     """The call that a text is, if it is one of a function that is offered."""
     head = _HEAD.match(text)
     if head is None or head[1] not in offered:
         return None
-    try:
-        arguments = json.loads(_UNLIKE_JSON.sub(_as_json, text[head.end() :]), parse_constant=_refuse)
-        if _depth(arguments) > _MAX_DEPTH:
-            return None
-    except (ValueError, RecursionError):
+    arguments = loaded(_UNLIKE_JSON.sub(_as_json, text[head.end() :]))
+    if arguments is None or not _is_within(_MAX_DEPTH, arguments):
         return None
     return [(head[1], arguments)]
 
 
-def _depth(value: Any) -> int:
+def _is_within(depth: int, value: Any) -> bool:
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inside), default=0)
+    return depth > 0 and all(_is_within(depth - 1, item) for item in inside)
 
 
 def _as_json(found: re.Match[str]) -> str:
@@ -76,7 +74,3 @@ def _as_json(found: re.Match[str]) -> str:
     if text is not None:
         return json.dumps(text)
     return "null" if found["none"] else "" if found["comma"] else found[0]
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")

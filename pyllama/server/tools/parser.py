@@ -6,12 +6,12 @@ all that is no call is content, complete, and shown as soon as it can no longer 
 """
 
 import json
-from typing import Any
 
 from pyllama.generation import overlap
+from pyllama.server.json_object import JsonObject
 from pyllama.server.tools.forms import GEMMA, MISTRAL, ToolCall, ToolFormat
 from pyllama.server.tools.gemma import GemmaScan, read_gemma
-from pyllama.server.tools.reading import Offered, read
+from pyllama.server.tools.reading import Call, Offered, read
 from pyllama.server.tools.scan import Scan
 
 _REASONED = {True: "<channel|>", False: "</think>"}  # by whether it is Gemma's
@@ -140,7 +140,7 @@ class ToolParser:
             return GemmaScan(self._offered)
         return Scan(self._offered, mistral=self._mistral, closing=self._form.closing)
 
-    def _read_call(self, text: str) -> list[tuple[str, dict[str, Any]]] | None:
+    def _read_call(self, text: str) -> list[Call] | None:
         """The calls between two markers."""
         if self._gemma:
             return read_gemma(text, self._offered)
@@ -156,7 +156,7 @@ class ToolParser:
             self._quiet, self._space = False, ""
         return text
 
-    def _made(self, found: list[tuple[str, dict[str, Any]]]) -> list[ToolCall]:
+    def _made(self, found: list[Call]) -> list[ToolCall]:
         if not self._parallel:
             found = found[: 1 - min(self.calls, 1)]
         self.calls += len(found)
@@ -164,7 +164,7 @@ class ToolParser:
         return [ToolCall(self._form.new_id(), name, _json(arguments)) for name, arguments in found]
 
 
-def _json(arguments: dict[str, Any]) -> str:
+def _json(arguments: JsonObject) -> str:
     text = json.dumps(arguments, ensure_ascii=False)
     # Half of a surrogate pair, as an escape may spell, is no text that could be sent.
     return text if text.isascii() or text.encode("utf-8", "ignore").decode() == text else json.dumps(arguments)

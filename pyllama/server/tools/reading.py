@@ -9,10 +9,12 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-Call = tuple[str, dict[str, Any]]
+from pyllama.server.json_object import JsonObject, no_constant
+
+Call = tuple[str, JsonObject]
 #: name: its function, as the request has it
 Offered = Mapping[str, Mapping[str, Any]]
 
@@ -27,7 +29,7 @@ LANGUAGES = ("", "json", "jsonc", "tool_call", "tool_calls", "tool", "tool_code"
 _WRAPPER = re.compile(
     rf"```(?i:{'|'.join(LANGUAGES)})(?=[ \t\r\n{{\[<])|```|</?(?:{'|'.join(TAGS)})>|{re.escape(PYTHON_TAG)}"
 )
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
+_STRING = re.compile(r'("(?:[^"\\]|\\.)*(?:"|\Z))', re.DOTALL)
 _FUNCTION = re.compile(r"<function=([^>\n]+)>\s*")
 _PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)(?:\n?</parameter>\s*|(?=<parameter=)|\Z)", re.DOTALL)
 _END = "</function>"
@@ -38,13 +40,9 @@ def read(text: str, offered: Offered, *, mistral: bool = False) -> list[Call] | 
     """All calls of a text that is nothing but calls of functions that are offered."""
     by_name = mistral and text.lstrip()[:1] not in ("[", "{")
     calls = _read_mistral(text) if by_name else _read(text, offered)
-    if not calls or not all(_acceptable(name, arguments, offered) for name, arguments in calls):
+    if not calls or not all(name in offered and isinstance(arguments, dict) for name, arguments in calls):
         return None
     return calls
-
-
-def _acceptable(name: Any, arguments: Any, offered: Offered) -> bool:
-    return isinstance(name, str) and name in offered and isinstance(arguments, dict)
 
 
 def _read(text: str, offered: Offered) -> list[Call] | None:
@@ -92,11 +90,7 @@ def _unwrapped(text: str) -> str:
 
 # --- JSON ---
 
-_DECODER = json.JSONDecoder(parse_constant=lambda name: _refuse(name))
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+_DECODER = json.JSONDecoder(parse_constant=no_constant)
 
 
 def _read_value(text: str, at: int) -> tuple[Any, int]:
@@ -107,57 +101,43 @@ def _read_value(text: str, at: int) -> tuple[Any, int]:
         return None, len(text)
 
 
-def _loaded(text: str) -> Any:
+def loaded(text: str) -> Any:
+    """The value that a text spells in JSON; None where it spells none, or null."""
     value, end = _read_value(text.strip(), 0)
     return value if end == len(text.strip()) else None
 
 
 def _candidates(text: str) -> list[str]:
     """The text, and if it has doubled braces: those around the calls single, closed as often or not; all single."""
-    if not any(re.search(r"\{\s*\{", text[start:end]) for start, end in _outside_strings(text)):
+    if not any(re.search(r"\{\s*\{", piece) for piece in _STRING.split(text)[::2]):
         return [text]
-    opened_once = _outside_strings_replaced(text, r"\{(\s*)\{(?=\s*$)", r"{\1")
-    return [text, _closed_once(opened_once), _outside_strings_replaced(text, r"(\{|\})\1", r"\1")]
+    opened_once = _outside_strings(text, lambda piece: re.sub(r"\{(\s*)\{(?=\s*$)", r"{\1", piece))
+    all_once = _outside_strings(text, lambda piece: re.sub(r"(\{|\})\1", r"\1", piece))
+    return [text, _closed_once(opened_once), all_once]
 
 
-def _outside_strings(text: str) -> list[tuple[int, int]]:
-    """Where the text is no JSON string: (start, end) of each stretch."""
-    stretches, at = [], 0
-    for found in _STRING.finditer(text):
-        stretches.append((at, found.start()))
-        at = found.end()
-    stretches.append((at, len(text)))
-    return stretches
-
-
-def _outside_strings_replaced(text: str, pattern: str, replacement: str) -> str:
-    pieces, at = [], 0
-    for start, end in _outside_strings(text):
-        pieces.append(text[at:start])
-        pieces.append(re.sub(pattern, replacement, text[start:end]))
-        at = end
-    pieces.append(text[at:])
+def _outside_strings(text: str, change: Callable[[str], str]) -> str:
+    """The text, changed where it is no JSON string."""
+    pieces = _STRING.split(text)
+    pieces[::2] = map(change, pieces[::2])
     return "".join(pieces)
 
 
 def _closed_once(text: str) -> str:
     """The text without the braces that close nothing."""
     opened: list[str] = []
-    result, at = [], 0
-    for start, end in _outside_strings(text):
-        result.append(text[at:start])
-        for char in text[start:end]:
-            if char in "{[":
-                opened.append(char)
-            elif char in "}]":
-                if char == "}" and (not opened or opened[-1] == "["):
-                    continue
-                if opened:
-                    opened.pop()
-            result.append(char)
-        at = end
-    result.append(text[at:])
-    return "".join(result)
+
+    def closes_nothing(char: str) -> bool:
+        if char in "{[":
+            opened.append(char)
+        elif char in "}]":
+            if char == "}" and (not opened or opened[-1] == "["):
+                return True
+            if opened:
+                opened.pop()
+        return False
+
+    return _outside_strings(text, lambda piece: "".join(char for char in piece if not closes_nothing(char)))
 
 
 def _call_of(value: Any, offered: Offered) -> Call | None:
@@ -173,15 +153,11 @@ def _call_of(value: Any, offered: Offered) -> Call | None:
     given = [value[key] for key in ("arguments", "parameters") if value.get(key) is not None]
     if not given:
         # Only a name: a call of a function that needs nothing more, else a text that happens to have that key.
-        return None if _required(offered[name]) else (name, {})
+        return None if (offered[name].get("parameters") or {}).get("required") else (name, {})
     arguments = given[0]
     if isinstance(arguments, str):
-        arguments = _loaded(arguments) if arguments.strip() else {}
+        arguments = loaded(arguments) if arguments.strip() else {}
     return (name, arguments) if isinstance(arguments, dict) else None
-
-
-def _required(function: Mapping[str, Any]) -> Any:
-    return (function.get("parameters") or {}).get("required")
 
 
 # --- other forms ---
@@ -205,7 +181,7 @@ def _read_function(text: str, at: int, name: str, offered: Offered) -> tuple[Cal
     """What follows <function=name>: the call, and where it ends."""
     if name not in offered:
         return None
-    arguments: dict[str, Any] = {}
+    arguments: JsonObject = {}
     if text.startswith("{", at):
         arguments, at = _read_value(text, at)
         at += len(text[at:]) - len(text[at:].lstrip())
@@ -235,7 +211,7 @@ def _typed(value: str, schema: Any) -> Any:
     text = {"True": "true", "False": "false", "None": "null"}.get(value.strip(), value)
     if text.strip() == "null":
         return None
-    found = _loaded(text)
+    found = loaded(text)
     return value if found is None else found
 
 

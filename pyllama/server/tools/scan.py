@@ -65,10 +65,7 @@ class Scan:
         if char == "[" and self._mistral and self._items:
             return self._begin(self._marker, char)
         if char in "{[":
-            self._state = self._json
-            self._empty = self._wants_key = True
-            self._stack.append((char, True, ""))
-            return True
+            return self._open(char, True)
         if char == "`":
             return self._begin(self._fence, char)
         if char == "<":
@@ -151,10 +148,7 @@ class Scan:
 
     def _mistral_arguments(self, char: str) -> bool:
         if char == "{":
-            self._state = self._json
-            self._empty = self._wants_key = True
-            self._stack.append((char, False, ""))
-            return True
+            return self._open(char, False)
         self._word += char
         return len(self._word) <= _FREE
 
@@ -226,9 +220,7 @@ class Scan:
                 and (char == "[" or key not in ("arguments", "parameters"))
             ):
                 return False
-            self._stack.append((char, call and (bracket == "[" or key == "function"), ""))
-            self._empty, self._wants_key, self._colon = True, char == "{", False
-            return True
+            return self._open(char, call and (bracket == "[" or key == "function"))
         if call and bracket == "[":
             if not empty:
                 return False
@@ -237,6 +229,12 @@ class Scan:
         if call and key in ("name", "function", "type"):
             return False
         return char in _LITERAL and not (call and key in ("arguments", "parameters") and char not in "nul")
+
+    def _open(self, bracket: str, call: bool) -> bool:
+        self._state = self._json
+        self._stack.append((bracket, call, ""))
+        self._empty, self._wants_key, self._colon = True, bracket == "{", False
+        return True
 
     def _begin_string(self, bracket: str, call: bool, key: str) -> bool:
         self._word = ""
