@@ -144,8 +144,8 @@ class Buffers:
     convolved: kernels.Floats
     recurred: kernels.Floats
     z: kernels.Floats
-    a: kernels.Floats
-    b: kernels.Floats
+    delta_a: kernels.Floats
+    delta_b: kernels.Floats
     decay: kernels.Floats
     beta: kernels.Floats
     state_q: kernels.Floats

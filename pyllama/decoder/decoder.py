@@ -1,7 +1,8 @@
 """The transformer: a Pass of integers in, rows of logits out, once over the weights.
 
 Thin on purpose: arithmetic is a kernel's (but sums and products of single elements), every weight comes from `Weights`,
-in row blocks while it streams, and MODEL.md has the mathematics. Knows neither files nor text nor sampling.
+in row blocks while it streams, and MODEL.md has the mathematics. `a` is the activations wherever it stands: the Buffers
+of the pass. Knows neither files nor text nor sampling.
 """
 
 from collections.abc import Callable, Iterable

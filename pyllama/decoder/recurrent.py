@@ -1,7 +1,7 @@
 """The mixers that carry a state from token to token: what one of them computes between its matrices.
 
 Every line of arithmetic is a kernel's but for products of two activations, which are one rounded product wherever they
-are computed. MODEL.md has the mathematics.
+are computed. MODEL.md has the mathematics, and `a` is the activations: the Buffers of the pass.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ class DeltaNet:
         self._k_scale = kernels.Floats(np.full(dim, 1 / math.sqrt(dim), np.float32))
 
     def before(self, a: Buffers) -> tuple[kernels.Floats, ...]:
-        return a.mixed, a.z, a.b, a.a
+        return a.mixed, a.z, a.delta_b, a.delta_a
 
     def walk(self, a: Buffers, steps: Steps, pool: StatePool, walk: kernels.Walk) -> kernels.Floats:
         mixer, tokens = self._mixer, a.x.rows
-        pool.note(self._number, steps, tokens, (a.mixed, a.b, a.a))
+        pool.note(self._number, steps, tokens, (a.mixed, a.delta_b, a.delta_a))
         a.resize_recurrent(tokens + len(steps.gathered))
         offset = pool.offsets[self._number][0]
         for (first, weight), out in zip(self._convs, (a.state_q, a.state_k, a.state_v)):
@@ -110,7 +110,7 @@ class DeltaNet:
         dim = mixer.key_dim
         for of, scale in ((a.state_q, self._q_scale), (a.state_k, self._k_scale)):
             kernels.rmsnorm(of, scale, _NORM_EPS / dim, of, dim)
-        kernels.delta_gates(a.a, a.b, self._rate, self._dt, a.decay, a.beta)
+        kernels.delta_gates(a.delta_a, a.delta_b, self._rate, self._dt, a.decay, a.beta)
         offset += mixer.conv.state_floats
         kernels.delta(
             a.state_q, a.state_k, a.state_v, a.decay, a.beta, mixer.key_heads, mixer.tiled, walk, offset, a.recurred

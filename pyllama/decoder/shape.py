@@ -23,9 +23,9 @@ def _widths(layers: Iterable[Layer]) -> tuple[tuple[str, int], ...]:
             found |= {"mixed": 3 * channels, "convolved": channels, "recurred": channels}
         elif isinstance(mixer, GatedDelta):
             heads = mixer.value_heads
-            found |= {"mixed": mixer.conv.channels, "z": mixer.values, "b": heads, "a": heads, "decay": heads}
-            found |= {"beta": heads, "state_q": mixer.keys, "state_k": mixer.keys, "state_v": mixer.values}
-            found |= {"recurred": mixer.values}
+            found |= {"mixed": mixer.conv.channels, "z": mixer.values, "delta_b": heads, "delta_a": heads}
+            found |= {"decay": heads, "beta": heads, "state_q": mixer.keys, "state_k": mixer.keys}
+            found |= {"state_v": mixer.values, "recurred": mixer.values}
     return tuple(found.items())
 
 
