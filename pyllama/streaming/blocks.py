@@ -24,11 +24,11 @@ from pyllama.streaming.local import LocalCheckpoint
 class Block:
     """Rows [row, row + rows) of a matrix.
 
-    spans   where they lie: one, but for Meta's shards that cut a matrix by columns; none where they lie apart
-    stored  "rows", or "packed" as pyllama's own files hold them
-    crc32   of the stored bytes, or None where the file has none
-    part    the part of a stored block that it is, where its bytes are no block as they lie there; or None
-    apart   the part that has them with rows of another matrix between, or without their scales (checkpoint/apart.py)
+    spans       where they lie: one, but for Meta's shards that cut a matrix by columns; none where they lie apart
+    stored      "rows", or "packed" as pyllama's own files hold them
+    crc32       of the stored bytes, or None where the file has none
+    excerpt     the part of a stored block that it is, where its bytes are no block as they lie there; or None
+    part_apart  the part that has them with rows of another matrix between, or without scales (checkpoint/apart.py)
     """
 
     tensor: Tensor
@@ -37,24 +37,24 @@ class Block:
     spans: tuple[Span, ...]
     stored: str = "rows"
     crc32: int | None = None
-    part: StoredBlock | None = None
-    apart: Part | None = None
+    excerpt: StoredBlock | None = None
+    part_apart: Part | None = None
 
     @property
     def room(self) -> int:
-        if self.apart:
+        if self.part_apart:
             return padded(self.nbytes)
-        return sum(span.room for span in self.spans) + _room_around(self.part)
+        return sum(span.room for span in self.spans) + _room_around(self.excerpt)
 
     @property
     def nbytes(self) -> int:
         """Bytes read for it, without what alignment adds."""
-        return self.rows * self.tensor.row_nbytes if self.apart else sum(span.nbytes for span in self.spans)
+        return self.rows * self.tensor.row_nbytes if self.part_apart else sum(span.nbytes for span in self.spans)
 
 
-def _room_around(part: StoredBlock | None) -> int:
+def _room_around(of: StoredBlock | None) -> int:
     """Bytes of memory that what is not read takes: before the panels at most a sector, so that they are aligned."""
-    return SECTOR + len(part.around[1]) if part is not None and part.around else 0
+    return SECTOR + len(of.around[1]) if of is not None and of.around else 0
 
 
 def matrices(model: Described) -> list[tuple[str, Tensor]]:
@@ -156,7 +156,7 @@ def cut(tensor: Tensor, room: int) -> list[Block]:
         for row in range(first, first + count, most):
             rows = min(most, first + count - row)
             if parts[0].apart:
-                blocks.append(Block(tensor, row, rows, (), apart=parts[0]))
+                blocks.append(Block(tensor, row, rows, (), part_apart=parts[0]))
                 continue
             spans = tuple(span for part in parts for span in ranges(tensor.dtype, part, row, rows))
             blocks.append(Block(tensor, row, rows, spans))

@@ -28,12 +28,12 @@ from pyllama.errors import PyllamaError
 from pyllama.machine import forked
 from pyllama.streaming.blocks import Block, cut, smallest_room
 from pyllama.streaming.memory import huge_empty
-from pyllama.streaming.pieces import Reads, Turn, extents, joined, merged, parts_of, room_of, together, turn_room
+from pyllama.streaming.pieces import Read, Reads, Turn, each_read, extents, joined, merged, room_of, together, turn_room
 from pyllama.streaming.readers import Readers
 
 READERS = 4  # reads in flight
 LEAST_SLOTS = 4  # one in use, the rest being read
-PART_NBYTES = 2 << 20  # of an expert, in one read: large enough for the disk's full rate, small enough for all readers
+READ_NBYTES = 2 << 20  # of an expert, in one read: large enough for the disk's full rate, small enough for all readers
 GUESS_NBYTES = 1 << 20  # of a guess, in one read: what is needed meanwhile waits for one of these at most
 GUESSING = 4  # times the experts of a token in a layer: in fewer slots a guess drives out what is needed before it
 RECOUNT = 64  # requests between two looks at which experts are chosen most
@@ -43,8 +43,7 @@ PANELS_NBYTES = 1 << 20  # of rows, copied while they are put into the order of 
 _ALIGNMENT = 4  # of panels
 
 _Key = tuple[int, int, int]  # layer, expert, piece
-Part = tuple[Span, int] | Turn  # a read, and where it goes in the slot's memory; or what is put together after it
-_Task = tuple["_Slot", list[Part]]
+_Task = tuple["_Slot", list[Read]]
 
 
 @dataclass(slots=True)
@@ -99,7 +98,7 @@ def sizes(experts: Sequence[tuple[Tensor, ...]]) -> Sizes:
     for expert in experts:
         spans = extents(expert)
         others = [t for t in expert if any(p.apart for p in t.parts) or any(b.around for b in t.blocks)]
-        alone = [b for tensor in others for b in cut(tensor, 1 << 50) if b.apart or (b.part and b.part.around)]
+        alone = [b for tensor in others for b in cut(tensor, 1 << 50) if b.part_apart or b.excerpt]
         whole = max(whole, sum(span.room for span in merged(spans)[0]) + sum(map(room_of, alone)))
         stored += sum(span.nbytes for span in spans) + sum(block.nbytes for block in alone)
     matrices = [tensor for expert in experts for tensor in expert]
@@ -111,7 +110,7 @@ def sizes(experts: Sequence[tuple[Tensor, ...]]) -> Sizes:
 def _blocks(expert: Sequence[Tensor], room: int) -> list[Block]:
     """Gate, up, down; of gate and up that take turns in the file, the same rows of both one after the other."""
     blocks = [cut(tensor, room) for tensor in expert]
-    if len(blocks) > 1 and blocks[0][0].apart and len(blocks[0]) == len(blocks[1]):
+    if len(blocks) > 1 and blocks[0][0].part_apart and len(blocks[0]) == len(blocks[1]):
         both = [block for pair in zip(*blocks[:2], strict=True) for block in pair]
         blocks = [both, *blocks[2:]]
     return [block for of in blocks for block in of]
@@ -129,11 +128,11 @@ class _Slot:
     request: int = 0
     error: BaseException | None = None
     reads: Reads | None = None  # what is on its way,
-    left: int = 0  # so many parts of it,
+    left: int = 0  # so many reads of it,
     left_of: list[int] = field(default_factory=list)  # of each of its reads, where each is one matrix; else empty
     panels: set[int] = field(default_factory=set)  # numbers of the blocks that are in the order of panels already
-    # Of a guess that made way for what is needed: the parts that are left, which nobody reads now.
-    rest: list[Part] | None = None
+    # Of a guess that made way for what is needed: the reads that are left, which nobody makes now.
+    rest: list[Read] | None = None
     failed: BaseException | None = None  # and what went wrong with one
 
 
@@ -190,7 +189,7 @@ class ExpertStore(Readers):
         self._wanted: deque[_Key] = deque()  # to be read, in this order
         self._urgent: _Key | None = None  # what the decoder waits for
         self._reserved: set[_Key] = set()  # here, and needed before this layer is done
-        self._parts: deque[tuple[_Slot, Part]] = deque()  # of what has been claimed
+        self._reads: deque[tuple[_Slot, Read]] = deque()  # of what has been claimed
         self._guesses: deque[_Key] = deque()
         self._all_here = False
         self._total = len(every)
@@ -431,27 +430,27 @@ class ExpertStore(Readers):
                 if task is None:
                     return
                 self.reading += 1
-                slot, parts = task
+                slot, reads = task
             failed: BaseException | None = None
             try:
                 if self._turn_room and scratch is None:
                     scratch = huge_empty(self._turn_room)
-                self._read_part(parts[0], slot, scratch)
-                while len(parts) > 1 and (parts := self._going_on(slot, parts[1:])):
-                    self._read_part(parts[0], slot, scratch)
+                self._read_one(reads[0], slot, scratch)
+                while len(reads) > 1 and (reads := self._going_on(slot, reads[1:])):
+                    self._read_one(reads[0], slot, scratch)
             except BaseException as error:  # noqa: BLE001 - the decoder raises it
                 failed = error
-            self._end_task(slot, len(parts), failed)
+            self._end_task(slot, len(reads), failed)
 
-    def _end_task(self, slot: _Slot, parts: int, failed: BaseException | None) -> None:
-        """So many parts of a slot's expert have been read, or not; with the last one it can be used."""
+    def _end_task(self, slot: _Slot, reads: int, failed: BaseException | None) -> None:
+        """So many reads of a slot's expert are made, or have failed; with the last one it can be used."""
         with self._changed:
-            if not parts:  # of a guess that made way: its slot may be another's already
+            if not reads:  # of a guess that made way: its slot may be another's already
                 self.reading -= 1
                 self._changed.notify_all()
                 return
             slot.failed = slot.failed or failed
-            slot.left -= parts
+            slot.left -= reads
             last = slot.left == 0
         steps: list[Step] = []
         try:
@@ -480,29 +479,29 @@ class ExpertStore(Readers):
     def _next(self) -> _Task | None:
         """What is to be read next, its slot claimed; None if nothing is, or there is no room for it.
 
-        The parts of one expert are read by all readers at once, and then those of the next: so they become ready one
+        The reads of one expert are made by all readers at once, and then those of the next: so they become ready one
         after the other, and products go on meanwhile.
         """
-        if self._parts:
-            slot, part = self._parts.popleft()
-            return slot, [part]
+        if self._reads:
+            slot, read = self._reads.popleft()
+            return slot, [read]
         if self._wanted:
             urgent = self._urgent in self._wanted
             key = self._urgent if urgent else self._wanted[0]
             assert key is not None
             slot_or_none = self._held.get(key)
-            parts = self._resumed(slot_or_none) if slot_or_none else None  # a guess had begun it
+            reads = self._resumed(slot_or_none) if slot_or_none else None  # a guess had begun it
             if slot_or_none is None:
                 slot_or_none = self._room(key, urgent)
             if slot_or_none is None:
                 return None
             slot_or_none.guess = False
             self._wanted.remove(key)
-            parts = parts or self._claim(slot_or_none, key, PART_NBYTES)
-            self._parts.extend((slot_or_none, part) for part in parts[1:])
-            if len(parts) > 1:
+            reads = reads or self._claim(slot_or_none, key, READ_NBYTES)
+            self._reads.extend((slot_or_none, read) for read in reads[1:])
+            if len(reads) > 1:
                 self._changed.notify_all()
-            return slot_or_none, parts[:1]
+            return slot_or_none, reads[:1]
         while self._guesses and not self.reading and not self._busy():
             key = self._guesses.popleft()
             held = self._held.get(key)
@@ -515,25 +514,25 @@ class ExpertStore(Readers):
                 return slot_or_none, self._claim(slot_or_none, key, GUESS_NBYTES)
         return None
 
-    def _resumed(self, slot: _Slot) -> list[Part]:
+    def _resumed(self, slot: _Slot) -> list[Read]:
         """What is left to be read of a guess that made way, for this reader to read."""
-        parts, slot.rest = slot.rest or [], None
+        reads, slot.rest = slot.rest or [], None
         slot.request = self._requests
-        return parts
+        return reads
 
-    def _claim(self, slot: _Slot, key: _Key, most: int) -> list[Part]:
+    def _claim(self, slot: _Slot, key: _Key, most: int) -> list[Read]:
         """What has to be read for a key into its slot."""
         pieces = self._pieces.get(key[:2]) or self._pieces_of(*key[:2])
         slot.reads = pieces[key[2]]
-        parts = parts_of(slot.reads, most)
-        slot.left, slot.failed = len(parts), None
+        reads = each_read(slot.reads, most)
+        slot.left, slot.failed = len(reads), None
         slot.left_of, slot.panels = [], set()
         if self.whole and all(_plain(block) for block in slot.reads.blocks):
             slot.left_of = [0] * len(slot.reads.spans)
-            for part in parts:
-                if not isinstance(part, Turn):
-                    slot.left_of[bisect_right(slot.reads.starts, part[1]) - 1] += 1
-        return parts
+            for read in reads:
+                if not isinstance(read, Turn):
+                    slot.left_of[bisect_right(slot.reads.starts, read[1]) - 1] += 1
+        return reads
 
     def _room(self, key: _Key, urgent: bool, guess: bool = False) -> _Slot | None:
         """A slot that nothing needs more than this key, taken from what it held; for a guess no protected one."""
@@ -567,23 +566,23 @@ class ExpertStore(Readers):
         slot.key, slot.steps, slot.guess, slot.rest = None, None, False, None
         self._free.append(slot)
 
-    def _read_part(self, part: Part, slot: _Slot, scratch: np.ndarray | None) -> None:
+    def _read_one(self, read: Read, slot: _Slot, scratch: np.ndarray | None) -> None:
         memory = slot.memory
-        if not isinstance(part, Turn):
-            span, at = part
+        if not isinstance(read, Turn):
+            span, at = read
             self._read(span, memory[at:])
             self._matrix_here(slot, at)
             return
         assert scratch is not None  # there is some where something lies apart
         raw, at = [], 0
-        for span in part.spans:
+        for span in read.spans:
             raw.append(self._read(span, scratch[at:]))
             at += span.room
-        for block, place in part.blocks:
+        for block, place in read.blocks:
             width = block.tensor.row_nbytes
-            out = memory[place : place + part.rows * width].reshape(part.rows, width)
-            if block.apart:
-                join(block.tensor.dtype, block.apart, raw, out)
+            out = memory[place : place + read.rows * width].reshape(read.rows, width)
+            if block.part_apart:
+                join(block.tensor.dtype, block.part_apart, raw, out)
 
     def _matrix_here(self, slot: _Slot, at: int) -> None:
         """With the last part of a matrix it is put into the order of panels, while the next one is being read: what
@@ -601,18 +600,18 @@ class ExpertStore(Readers):
             if mine and _in_panels(block, slot.memory[place : place + block.nbytes]):
                 slot.panels.add(i)
 
-    def _going_on(self, slot: _Slot, rest: list[Part]) -> list[Part]:
-        """What a reader that has read a part of a guess goes on with, of the rest.
+    def _going_on(self, slot: _Slot, rest: list[Read]) -> list[Read]:
+        """What a reader of a guess goes on with, of the rest, after one of its reads.
 
-        A guess is read by one reader, part after part. It makes way for what is needed, and what is here of it stays;
-        where it has turned out to be needed itself, the other readers take parts of it."""
+        One reader brings a guess, one read after the other. It makes way for what is needed, and what is here of
+        it stays; where it has turned out to be needed itself, the other readers take some of the rest."""
         with self._changed:
             slot.left -= 1
             if slot.guess and (self._wanted or self.reading > 1):
                 slot.rest = rest
                 return []
             if not slot.guess:
-                self._parts.extendleft((slot, part) for part in rest[:0:-1])
+                self._reads.extendleft((slot, read) for read in rest[:0:-1])
                 self._changed.notify_all()
                 return rest[:1]
             return rest
@@ -626,7 +625,7 @@ class ExpertStore(Readers):
         self._generation += 1
         self._wanted.clear()
         self._guesses.clear()
-        self._parts.clear()
+        self._reads.clear()
         self._reserved.clear()
         for slot in self._slots:
             slot.using = False
@@ -644,7 +643,7 @@ def _most_chosen(counts: np.ndarray, most: int) -> np.ndarray:
 
 def _plain(block: Block) -> bool:
     """Whether a block is its one read, and nothing has to be asked of its bytes before they are moved about."""
-    return len(block.spans) == 1 and not block.apart and block.part is None and block.crc32 is None
+    return len(block.spans) == 1 and not block.part_apart and block.excerpt is None and block.crc32 is None
 
 
 def _steps(reads: Reads, memory: np.ndarray, whole: bool, panels: Collection[int] = ()) -> list[Step]:

@@ -52,7 +52,7 @@ def together(blocks: Sequence[Block]) -> Reads:
             starts.append(end + SECTOR)
             places.append((starts[-1] + span.offset % SECTOR,))
             end += room_of(block)
-        elif block.apart:
+        elif block.part_apart:
             places.append((end,))
             end += block.room
         else:
@@ -62,7 +62,7 @@ def together(blocks: Sequence[Block]) -> Reads:
 
 def _around(block: Block) -> tuple[bytes, ...]:
     """What a block needs before and behind it that does not lie there in the file, or ()."""
-    return block.part.around if block.part is not None else ()
+    return block.excerpt.around if block.excerpt is not None else ()
 
 
 def room_of(block: Block) -> int:
@@ -82,12 +82,16 @@ class Turn(NamedTuple):
     blocks: tuple[tuple[Block, int], ...]
 
 
+#: One read, and where it goes in the memory; or what is put together after it.
+Read = tuple[Span, int] | Turn
+
+
 def turns(reads: Reads) -> Iterator[Turn]:
     """What has to be read for the blocks that lie apart, in reads of at most TURN_NBYTES where rows allow."""
     together: dict[tuple[Part, int, int], list[tuple[Block, int]]] = {}
     for block, (place, *_) in zip(reads.blocks, reads.places, strict=True):
-        if block.apart and block.apart.apart:
-            part = block.apart._replace(apart=block.apart.apart._replace(phase=0))
+        if block.part_apart and block.part_apart.apart:
+            part = block.part_apart._replace(apart=block.part_apart.apart._replace(phase=0))
             together.setdefault((part, block.row, block.rows), []).append((block, place))
     for (part, first, count), blocks in together.items():
         width = blocks[0][0].tensor.row_nbytes
@@ -98,9 +102,9 @@ def turns(reads: Reads) -> Iterator[Turn]:
             yield Turn(spans, rows, tuple((block, place + row * width) for block, place in blocks))
 
 
-def parts_of(reads: Reads, most: int) -> list[tuple[Span, int] | Turn]:
-    """The reads in pieces of at most `most` bytes, of whole sectors: (what, where in memory); then turns."""
-    found: list[tuple[Span, int] | Turn] = []
+def each_read(reads: Reads, most: int) -> list[Read]:
+    """Reads of at most `most` bytes each, of whole sectors; then turns."""
+    found: list[Read] = []
     for span, at in zip(reads.spans, reads.starts, strict=True):
         skip, done = span.offset % SECTOR, 0
         while done < skip + span.nbytes:
@@ -151,15 +155,15 @@ def extents(tensors: Sequence[Tensor]) -> list[Span]:
 def joined(reads: Reads, memory: np.ndarray) -> Iterator[tuple[Block, np.ndarray]]:
     """(block, its bytes) of each block, once the reads lie in memory. Raises CheckpointError for a damaged one."""
     for block, places in zip(reads.blocks, reads.places, strict=True):
-        sizes = [block.nbytes] if block.apart else [span.nbytes for span in block.spans]
+        sizes = [block.nbytes] if block.part_apart else [span.nbytes for span in block.spans]
         pieces = [memory[at : at + nbytes] for nbytes, at in zip(sizes, places, strict=True)]
         data = pieces[0]
         if len(pieces) > 1:  # shards cut by columns, side by side as rows
             data = np.concatenate([piece.reshape(block.rows, -1) for piece in pieces], axis=1).reshape(-1)
         if around := _around(block):
             data = _put_around(memory, data, around)
-            if block.part is not None and block.part.skip:
-                data = rows_of(block.tensor, block.part, data).reshape(-1)
+            if block.excerpt is not None and block.excerpt.skip:
+                data = rows_of(block.tensor, block.excerpt, data).reshape(-1)
         if block.crc32 is not None and zlib.crc32(data.data) != block.crc32:
             raise CheckpointError(f"{block.tensor.name}: rows from {block.row} are damaged (pyllama verify tells more)")
         yield block, data

@@ -48,7 +48,7 @@ def kept_nbytes(block: Block) -> int:
     """An estimate of the memory a block takes when it stays."""
     dtype, rows, cols = block.tensor.dtype, block.rows, block.tensor.cols
     if block.stored == "packed":
-        need = block.nbytes + (sum(map(len, block.part.around)) if block.part else 0)
+        need = block.nbytes + (sum(map(len, block.excerpt.around)) if block.excerpt else 0)
     elif dtype == "BF16":
         need = packed_nbytes(rows, cols)
     else:
