@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyllama.decoder.passes import Pass
-from pyllama.decoder.states import Steps
+from pyllama.decoder.states import StateSteps
 
 SOCKET = "PYLLAMA_CLUSTER_SOCKET"  # of the environment: where the front end listens, for rank 0
 _ARRAYS = (
@@ -47,7 +47,7 @@ def pass_of_bytes(data: bytes) -> Pass:
     if end == len(data):
         return Pass(page_count=page_count, **arrays)
     (slots, rows), steps, _ = _of_bytes(data, end, 2, _STEPS)
-    return Pass(page_count=page_count, **arrays, steps=Steps(slot_count=slots, row_count=rows, **steps))
+    return Pass(page_count=page_count, **arrays, steps=StateSteps(slot_count=slots, row_count=rows, **steps))
 
 
 def _to_bytes(numbers: tuple[int, ...], of: object, fields: _Fields) -> bytes:

@@ -41,8 +41,8 @@ from pyllama.decoder.ranks import Ranks, Rows, local_layers
 from pyllama.decoder.routes import Routes
 from pyllama.decoder.shape import Shape, kinds_of_rope
 from pyllama.decoder.state_pool import StatePool
-from pyllama.decoder.states import Steps
-from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step, Weights
+from pyllama.decoder.states import StateSteps
+from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, ExpertRows, Weights
 from pyllama.errors import RequestError
 
 MAX_PASS_TOKENS = 512
@@ -70,10 +70,10 @@ def _computed_here(linear: Matrices, outs: tuple[_Floats, ...]) -> tuple[Matrice
 
 
 class _Routed(NamedTuple):
-    """Where a layer's tokens go, and (expert, its steps) of each that is needed, in the order in which they come."""
+    """Where a layer's tokens go, and (expert, its rows) of each that is needed, in the order in which they come."""
 
     routes: Routes
-    coming: Iterable[tuple[int, Iterable[Step]]]
+    coming: Iterable[tuple[int, Iterable[ExpertRows]]]
 
 
 def _rows_of(x: kernels.Floats, tokens: np.ndarray, a: Buffers) -> kernels.Floats:
@@ -385,7 +385,7 @@ class Decoder(Extender):
             attention.append(where, k, v)
         attention.attend(where, q, attended)
 
-    def _recurrent_block(self, layer: PreparedLayer, steps: Steps | None, walk: "kernels.Walk | None") -> None:
+    def _recurrent_block(self, layer: PreparedLayer, steps: StateSteps | None, walk: "kernels.Walk | None") -> None:
         """x += out_proj(what the layer's state and RMSNorm(x) make)"""
         a = self._buffers
         made = a.recurred
@@ -512,9 +512,9 @@ class Decoder(Extender):
             return
         routes = routed.routes
         made = a.routed.array.reshape(-1, self.shape.hidden_size)  # (T * chosen, hidden): row routes.rows[t, i]
-        for expert, steps in routed.coming:
+        for expert, coming in routed.coming:
             tokens, rows = routes.of_expert(expert)
-            self._expert(layer, experts, expert, steps, x, tokens, made[rows])
+            self._expert(layer, experts, expert, coming, x, tokens, made[rows])
         kernels.mix(made, routes.rows, routes.weights, a.normed)
 
     def _ranked_experts(
@@ -531,11 +531,11 @@ class Decoder(Extender):
         routes, rows, inner = routed.routes, x.rows * experts.chosen, experts.gate.rows
         gates, ups = (of.array.reshape(rows, inner) for of in (a.expert_gate, a.expert_up))
         if inner:
-            for expert, steps in routed.coming:
+            for expert, coming in routed.coming:
                 tokens, of = routes.of_expert(expert)
                 gate, up = kernels.Floats(gates[of]), kernels.Floats(ups[of])
                 taken = a.input.take(_rows_of(x, tokens, a))
-                for which, row, block in steps:
+                for which, row, block in coming:
                     if which == GATE_UP:
                         kernels.matmul(block, taken, (gate, up))
                     else:
@@ -546,10 +546,10 @@ class Decoder(Extender):
         ranks.gather(self._columns[layer.number].expert, kernels.Floats(gates), kernels.Floats(whole))
         if a.piece.cols:
             sums = a.routed.array.reshape(rows, a.piece.cols)
-            for expert, steps in self.weights.experts(layer.number, routes.experts, routes.counts, DOWN):
+            for expert, coming in self.weights.experts(layer.number, routes.experts, routes.counts, DOWN):
                 of = routes.of_expert(expert)[1]
                 made, taken = kernels.Floats(sums[of]), a.input.take(whole[of])
-                for _, row, block in steps:
+                for _, row, block in coming:
                     kernels.matmul(block, taken, made, row)
             self._add_biases(layer, routes, ((DOWN, sums),))
             kernels.mix(sums, routes.rows, routes.weights, a.piece)
@@ -602,7 +602,7 @@ class Decoder(Extender):
         self.weights.guess(number, ids[: layer.experts.chosen * len(logits)].tolist())
 
     def _expert(
-        self, layer: PreparedLayer, experts: Experts, number: int, steps: Iterable[Step],
+        self, layer: PreparedLayer, experts: Experts, number: int, coming: Iterable[ExpertRows],
         x: "kernels.Floats", tokens: np.ndarray, out: np.ndarray,
     ) -> None:  # fmt: skip
         """out = down(activation(gate(h)) * up(h)) of one expert, for the rows of x that these tokens have."""
@@ -617,7 +617,7 @@ class Decoder(Extender):
         if self.on_input and one:
             self.on_input(tuple(f"{layer.name}{of.name}.weight" for of in (one.gate, one.up)), x.array)
         taken, activated = a.input.take(x), False
-        for which, row, block in steps:
+        for which, row, block in coming:
             if which == GATE_UP:
                 kernels.matmul(block, taken, (gate, up))
             elif which == DOWN:

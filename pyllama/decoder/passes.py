@@ -13,7 +13,7 @@ import numpy as np
 
 from pyllama.decoder.kv_cache import CachedSequence, KVCache
 from pyllama.decoder.page_pool import POSITIONS
-from pyllama.decoder.states import Steps, steps_of
+from pyllama.decoder.states import StateSteps, steps_of
 from pyllama.errors import RequestError
 
 Segment = tuple[CachedSequence, Sequence[int]]
@@ -44,7 +44,7 @@ class Pass:
     copies: np.ndarray
     rows: np.ndarray
     page_count: int
-    steps: Steps | None = None
+    steps: StateSteps | None = None
 
 
 def build(
@@ -91,7 +91,7 @@ def build(
     return planned, [np.searchsorted(rows, end) for end in ends] if shared else _counted(ends)
 
 
-def _steps(cache: KVCache, segments: Sequence[Segment], paths: list[np.ndarray], tokens: int) -> Steps | None:
+def _steps(cache: KVCache, segments: Sequence[Segment], paths: list[np.ndarray], tokens: int) -> StateSteps | None:
     if cache.states is None:
         return None
     texts = [

@@ -16,7 +16,7 @@ from pyllama import _kernels as kernels
 from pyllama.architecture.layer import Attention, GatedDelta, Layer, ShortConv
 from pyllama.decoder.buffers import Buffers
 from pyllama.decoder.state_pool import StatePool
-from pyllama.decoder.states import Steps
+from pyllama.decoder.states import StateSteps
 from pyllama.decoder.weights import Weights
 
 _NORM_EPS = 1e-6  # of the delta rule's keys and queries, in all models so far
@@ -29,7 +29,7 @@ class Recurrence(Protocol):
         """Where the matrices put what they make of a token."""
         ...
 
-    def walk(self, a: Buffers, steps: Steps, pool: StatePool, walk: kernels.Walk) -> kernels.Floats:
+    def walk(self, a: Buffers, steps: StateSteps, pool: StatePool, walk: kernels.Walk) -> kernels.Floats:
         """From there to what the last matrix takes; the buffers have the pass's rows."""
         ...
 
@@ -62,7 +62,7 @@ class ShortConvolution:
     def before(self, a: Buffers) -> tuple[kernels.Floats, ...]:
         return (a.mixed,)
 
-    def walk(self, a: Buffers, steps: Steps, pool: StatePool, walk: kernels.Walk) -> kernels.Floats:
+    def walk(self, a: Buffers, steps: StateSteps, pool: StatePool, walk: kernels.Walk) -> kernels.Floats:
         tokens, width = a.x.rows, a.convolved.cols
         mixed = a.mixed.array
         np.multiply(mixed[:, :width], mixed[:, 2 * width :], out=a.convolved.array)
@@ -100,7 +100,7 @@ class DeltaNet:
     def before(self, a: Buffers) -> tuple[kernels.Floats, ...]:
         return a.mixed, a.z, a.delta_b, a.delta_a
 
-    def walk(self, a: Buffers, steps: Steps, pool: StatePool, walk: kernels.Walk) -> kernels.Floats:
+    def walk(self, a: Buffers, steps: StateSteps, pool: StatePool, walk: kernels.Walk) -> kernels.Floats:
         mixer, tokens = self._mixer, a.x.rows
         pool.note(self._number, steps, tokens, (a.mixed, a.delta_b, a.delta_a))
         a.resize_recurrent(tokens + len(steps.gathered))

@@ -12,7 +12,7 @@ from pyllama import _kernels as kernels
 from pyllama.architecture.layer import Attention, Layer
 from pyllama.decoder.page_pool import aligned_zeros
 from pyllama.decoder.shape import Shape
-from pyllama.decoder.states import Steps
+from pyllama.decoder.states import StateSteps
 from pyllama.errors import PyllamaError
 
 _FLOAT = 4
@@ -75,7 +75,7 @@ class StatePool:
     def write(self, slot: int, data: np.ndarray) -> None:
         self.read(slot)[:] = data
 
-    def walk(self, steps: Steps) -> "kernels.Walk":
+    def walk(self, steps: StateSteps) -> "kernels.Walk":
         return kernels.Walk(
             self._addresses,
             self.slot_nbytes,
@@ -86,7 +86,7 @@ class StatePool:
             steps.stores,
         )
 
-    def note(self, layer: int, steps: Steps, tokens: int, inputs: Iterable["kernels.Floats"]) -> None:
+    def note(self, layer: int, steps: StateSteps, tokens: int, inputs: Iterable["kernels.Floats"]) -> None:
         """Keep what a layer's state depends on, of the tokens that may be taken back, and put behind the pass's own
         what was kept of those that were not.
 

@@ -229,7 +229,7 @@ class History:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Steps:
+class StateSteps:
     """What layers with a state do in a pass: integers only, as the pass is.
 
     gathered      (G,) int32, rows of the journal that are walked again: they come after the pass's T tokens
@@ -253,7 +253,7 @@ class Steps:
     row_count: int
 
 
-def steps_of(states: States, texts: Iterable[tuple[History, Sequence[int], int]], tokens: int) -> Steps:
+def steps_of(states: States, texts: Iterable[tuple[History, Sequence[int], int]], tokens: int) -> StateSteps:
     """The steps of a pass of so many tokens, and what each history becomes.
 
     texts  (history, the numbers of its tokens in the pass, how many of the last of these may be taken back)
@@ -333,10 +333,10 @@ class _Walks:
             self._stores[text].append((step, self._stored[token]))
         return self._stored[token]
 
-    def steps(self, sources: list[int | None]) -> Steps:
+    def steps(self, sources: list[int | None]) -> StateSteps:
         starts = np.cumsum([0, *map(len, self._walks)])
         placed = [(int(start) + step, slot) for start, of in zip(starts, self._stores) for step, slot in sorted(of)]
-        return Steps(
+        return StateSteps(
             gathered=np.array(list(self._gathered), np.int32),
             sources=np.array([-1 if slot is None else slot for slot in sources], np.int32),
             starts=starts.astype(np.int32),

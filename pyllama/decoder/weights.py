@@ -11,10 +11,10 @@ import numpy as np
 
 from pyllama import _kernels
 
-#: Which matrices of an expert a step has rows of.
+#: Which matrices of an expert these are rows of.
 GATE, UP, DOWN, GATE_UP = range(4)
-#: (which, first row, rows); GATE_UP has the whole of both.
-Step = tuple[int, int, "_kernels.Matrix | _kernels.Blocks"]
+#: Some of an expert: (which, first row, rows); GATE_UP has the whole of both.
+ExpertRows = tuple[int, int, "_kernels.Matrix | _kernels.Blocks"]
 
 
 class Weights(Protocol):
@@ -40,12 +40,12 @@ class Weights(Protocol):
 
     def experts(
         self, layer: int, wanted: Sequence[int], tokens: Sequence[int], which: int | None = None
-    ) -> Iterable[tuple[int, "Iterable[Step]"]]:
-        """(expert, its steps) of each wanted one, in any order; steps cover gate, then up, or both in one, then down.
+    ) -> Iterable[tuple[int, "Iterable[ExpertRows]"]]:
+        """(expert, its rows) of each wanted one, in any order; they cover gate, then up, or both in one, then down.
 
         wanted, tokens  numbers of experts, ascending, and how many tokens go to each
         which           None: all three; of a rank, GATE_UP alone, and then, of the same experts, DOWN. An expert may
-                        come twice then, with some of its steps each
+                        come twice then, with some of its rows each
         """
         ...
 

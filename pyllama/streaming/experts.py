@@ -1,10 +1,11 @@
 """The experts of a mixture out of a budget: a pool of slots, filled by reader threads with what tokens are routed to.
 
-A slot holds a whole expert, its matrices read together, or, where slots are too small for that, some blocks of one.
-What is here is used at once; all that is missing of a layer is read at once, in order, by several readers, and used as
-it comes. The slots of those chosen most often are not given to others; the rest go to whatever was used least recently.
-Guesses of what the next layer will need are read only while nothing else is to be read, in small steps. All of this
-changes when bytes are read, and never a bit of the result. Knows experts by layer and number, and no arithmetic.
+An entry is an expert or, of ranks, a matrix of one (blocks.py). A slot holds a whole one, its matrices read together,
+or, where slots are too small for that, some of its blocks. What is here is used at once; all that is missing of a layer
+is read at once, in order, by several readers, and used as it comes. The slots of those chosen most often are not given
+to others; the rest go to whatever was used least recently. Guesses of what the next layer will need are read only while
+nothing else is to be read, in small steps. All of this changes when bytes are read, and never a bit of the result. Knows
+entries by layer and number, and no arithmetic.
 """
 
 import threading
@@ -23,7 +24,7 @@ from pyllama.checkpoint import Tensor
 from pyllama.checkpoint.apart import join
 from pyllama.checkpoint.files import padded
 from pyllama.checkpoint.index import Span
-from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, Step
+from pyllama.decoder.weights import DOWN, GATE, GATE_UP, UP, ExpertRows
 from pyllama.errors import PyllamaError
 from pyllama.machine import forked
 from pyllama.streaming.blocks import Block, cut, smallest_room
@@ -42,7 +43,7 @@ PROTECTED = 0.75  # of the slots, at most, are kept for those
 PANELS_NBYTES = 1 << 20  # of rows, copied while they are put into the order of panels
 _ALIGNMENT = 4  # of panels
 
-_Key = tuple[int, int, int]  # layer, expert, piece
+_Key = tuple[int, int, int]  # layer, entry, piece
 _Task = tuple["_Slot", list[Read]]
 
 
@@ -91,25 +92,25 @@ class Sizes(NamedTuple):
     least_slots: int = LEAST_SLOTS
 
 
-def sizes(experts: Sequence[tuple[Tensor, ...]]) -> Sizes:
+def sizes(entries: Sequence[tuple[Tensor, ...]]) -> Sizes:
     """Of entries, each as its matrices."""
-    least = smallest_room(tensor for expert in experts for tensor in expert)
+    least = smallest_room(tensor for entry in entries for tensor in entry)
     whole = stored = 0
-    for expert in experts:
-        spans = extents(expert)
-        others = [t for t in expert if any(p.apart for p in t.parts) or any(b.around for b in t.blocks)]
+    for entry in entries:
+        spans = extents(entry)
+        others = [t for t in entry if any(p.apart for p in t.parts) or any(b.around for b in t.blocks)]
         alone = [b for tensor in others for b in cut(tensor, 1 << 50) if b.part_apart or b.excerpt]
         whole = max(whole, sum(span.room for span in merged(spans)[0]) + sum(map(room_of, alone)))
         stored += sum(span.nbytes for span in spans) + sum(block.nbytes for block in alone)
-    matrices = [tensor for expert in experts for tensor in expert]
+    matrices = [tensor for entry in entries for tensor in entry]
     copies = max((panel_rows(tensor) * tensor.row_nbytes for tensor in matrices), default=0)
     readers = READERS * (turn_room(matrices) + copies)
     return Sizes(max(whole, least), least, stored, readers)
 
 
-def _blocks(expert: Sequence[Tensor], room: int) -> list[Block]:
+def _blocks(entry: Sequence[Tensor], room: int) -> list[Block]:
     """Gate, up, down; of gate and up that take turns in the file, the same rows of both one after the other."""
-    blocks = [cut(tensor, room) for tensor in expert]
+    blocks = [cut(tensor, room) for tensor in entry]
     if len(blocks) > 1 and blocks[0][0].part_apart and len(blocks[0]) == len(blocks[1]):
         both = [block for pair in zip(*blocks[:2], strict=True) for block in pair]
         blocks = [both, *blocks[2:]]
@@ -118,11 +119,11 @@ def _blocks(expert: Sequence[Tensor], room: int) -> list[Block]:
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """key: what it holds, or is being filled with, since which request; steps: that, once it is here."""
+    """key: what it holds, or is being filled with, since which request; rows: that, once it is here."""
 
     memory: np.ndarray
     key: _Key | None = None
-    steps: list[Step] | None = None
+    rows: list[ExpertRows] | None = None
     using: bool = False
     guess: bool = False  # a guess brought it, and nobody has asked for it yet
     request: int = 0
@@ -139,13 +140,12 @@ class _Slot:
 class ExpertStore(Readers):
     """The experts of a model's layers.
 
-    layers  number of a layer -> its experts in order, each as its gate, up and down matrix; or more entries than
-            experts, each as some of the matrices (blocks.py)
+    layers  number of a layer -> its entries in order, each as its matrices
     chosen  how many a token goes to, in entries
-    room    bytes of a slot: sizes().whole for one that holds whole experts, or less, sizes().least at the least
+    room    bytes of a slot: sizes().whole for one that holds whole entries, or less, sizes().least at the least
     slots   how many; LEAST_SLOTS at the least
     read    reads a span into memory, as DirectFile does; called on several threads
-    counts  how often each was chosen so far, int64 (layers, experts): kept up to date
+    counts  how often each was chosen so far, int64 (layers, entries): kept up to date
     busy    whether the disk has something else to do: no guess is begun then
     """
 
@@ -161,7 +161,7 @@ class ExpertStore(Readers):
         busy: Callable[[], bool] = lambda: False,
     ):
         super().__init__()
-        every = [expert for experts in layers.values() for expert in experts]
+        every = [entry for entries in layers.values() for entry in entries]
         of = sizes(every)
         self._layers = layers
         self._chosen = chosen
@@ -172,10 +172,10 @@ class ExpertStore(Readers):
         most = len(every) if self.whole else 2 * of.nbytes // self.room + 3 * len(every)  # as many as there can be
         self.slots = max(LEAST_SLOTS, min(slots, most))
         self.nbytes_stored = of.nbytes
-        self._turn_room = turn_room(tensor for expert in every for tensor in expert)
+        self._turn_room = turn_room(tensor for entry in every for tensor in entry)
         self.counters = Counters()
         self.waited_s = 0.0  # that passes have waited for experts
-        shape = (len(layers), max(len(experts) for experts in layers.values()))
+        shape = (len(layers), max(len(entries) for entries in layers.values()))
         self.counts = np.zeros(shape, np.int64) if counts is None else counts
         self._read = read
         self._busy = busy
@@ -216,9 +216,9 @@ class ExpertStore(Readers):
 
     def take(
         self, layer: int, wanted: Sequence[int], tokens: Sequence[int], then: Sequence[int] = ()
-    ) -> Iterator[tuple[int, Iterator[Step]]]:
-        """(expert, its steps) of each wanted one, in the order in which they are at hand; steps are gate, up, down,
-        rows ascending, each valid until the next is asked for.
+    ) -> Iterator[tuple[int, Iterator[ExpertRows]]]:
+        """(entry, its rows) of each wanted one, in the order in which they are at hand: of gate, up, down,
+        ascending, each valid until the next is asked for.
 
         tokens  how many go to each
         then    what will be asked for next, of the same layer: read once nothing else is
@@ -229,19 +229,19 @@ class ExpertStore(Readers):
         with self._changed:
             self._reset()
         missing = [e for e in wanted if not (self.whole and (layer, e, 0) in self._held)]
-        self._pieces = {(layer, expert): self._pieces_of(layer, expert) for expert in missing}
+        self._pieces = {(layer, entry): self._pieces_of(layer, entry) for entry in missing}
         keys = self._ask_whole(layer, wanted, then) if self.whole else []
         return self._taken(layer, wanted, keys, self._requests, self._generation)
 
     def _taken(
         self, layer: int, wanted: Sequence[int], keys: list[_Key], request: int, generation: int
-    ) -> Iterator[tuple[int, Iterator[Step]]]:
+    ) -> Iterator[tuple[int, Iterator[ExpertRows]]]:
         try:
             if self.whole:
                 yield from self._take_whole(keys, generation)
             else:
-                for expert in wanted:
-                    yield expert, self._take_pieces(layer, expert, wanted, generation)
+                for entry in wanted:
+                    yield entry, self._take_pieces(layer, entry, wanted, generation)
         finally:
             # An exception that somebody keeps may keep this frame, and end it in the midst of a later request.
             with self._changed:
@@ -257,13 +257,13 @@ class ExpertStore(Readers):
             slot.using = False
         self._changed.notify_all()
 
-    def guess(self, layer: int, experts: Sequence[int]) -> None:
+    def guess(self, layer: int, entries: Sequence[int]) -> None:
         """The layer will perhaps need these, the likeliest first: what is not here is read while the disk is idle."""
         if not self.guesses_help or layer not in self._rank:
             return
         with self._changed:
             self._guesses.clear()
-            self._guesses.extend(key for e in experts if not self._find(key := (layer, int(e), 0)))
+            self._guesses.extend(key for e in entries if not self._find(key := (layer, int(e), 0)))
             if self._guesses:
                 self._start()
                 self._changed.notify_all()
@@ -282,7 +282,7 @@ class ExpertStore(Readers):
 
     def _ask_whole(self, layer: int, wanted: Sequence[int], then: Sequence[int]) -> list[_Key]:
         """Those that are here, then those that are missing, which are asked for, and after them what comes then."""
-        keys = [(layer, expert, 0) for expert in wanted]
+        keys = [(layer, entry, 0) for entry in wanted]
         with self._changed:
             self._guesses = deque(key for key in self._guesses if key[0] != layer)
             here = [key for key in keys if self._find(key)]
@@ -293,18 +293,18 @@ class ExpertStore(Readers):
             for key in here:
                 self._confirm(self._held[key])
             self._wanted.extend(missing)
-            self._wanted.extend(key for number in then if not self._find(key := (layer, number, 0)))
+            self._wanted.extend(key for entry in then if not self._find(key := (layer, entry, 0)))
             if self._wanted:
                 self._start()
                 self._changed.notify_all()
         return here + missing
 
-    def _take_whole(self, left: list[_Key], generation: int) -> Iterator[tuple[int, Iterator[Step]]]:
+    def _take_whole(self, left: list[_Key], generation: int) -> Iterator[tuple[int, Iterator[ExpertRows]]]:
         while left:
             key = self._first_ready(left)
             left.remove(key)
             slot = self._use(key, generation)
-            yield key[1], iter(slot.steps or ())
+            yield key[1], iter(slot.rows or ())
             self._done(slot, key, generation)
 
     def _first_ready(self, keys: Sequence[_Key]) -> _Key:
@@ -313,7 +313,7 @@ class ExpertStore(Readers):
             while True:
                 for key in keys:
                     slot = self._find(key)
-                    if slot is not None and (slot.steps is not None or slot.error is not None):
+                    if slot is not None and (slot.rows is not None or slot.error is not None):
                         return key
                     if slot is None and key not in self._wanted:  # given to another before its turn came
                         return key
@@ -321,9 +321,9 @@ class ExpertStore(Readers):
                 self._changed.notify_all()
                 self._wait()
 
-    def _take_pieces(self, layer: int, expert: int, wanted: Sequence[int], generation: int) -> Iterator[Step]:
+    def _take_pieces(self, layer: int, entry: int, wanted: Sequence[int], generation: int) -> Iterator[ExpertRows]:
         with self._changed:
-            if expert == wanted[0]:
+            if entry == wanted[0]:
                 keys = [(layer, e, piece) for e in wanted for piece in range(len(self._pieces[layer, e]))]
                 self.counters.asked += len(wanted)
                 self.counters.hits += sum(
@@ -333,10 +333,10 @@ class ExpertStore(Readers):
                 self._reserved.update(key for key in keys[: self.slots // 2] if key in self._held)
                 self._start()
                 self._changed.notify_all()
-        for piece in range(len(self._pieces[layer, expert])):
-            key = (layer, expert, piece)
+        for piece in range(len(self._pieces[layer, entry])):
+            key = (layer, entry, piece)
             slot = self._use(key, generation)
-            yield from slot.steps or ()
+            yield from slot.rows or ()
             self._done(slot, key, generation)
 
     def _use(self, key: _Key, generation: int) -> _Slot:
@@ -358,7 +358,7 @@ class ExpertStore(Readers):
                     if slot.request != self._requests:  # of a pass that was given up: try again
                         continue
                     raise error
-                if slot is not None and slot.steps is not None:
+                if slot is not None and slot.rows is not None:
                     slot.using = True
                     self._urgent = None
                     self._held.move_to_end(key)
@@ -388,9 +388,9 @@ class ExpertStore(Readers):
                 slot.using = False
                 self._changed.notify_all()
 
-    def _pieces_of(self, layer: int, expert: int) -> list[Reads]:
-        """What is to be read of an expert, slot by slot."""
-        matrices = self._layers[layer][expert]
+    def _pieces_of(self, layer: int, entry: int) -> list[Reads]:
+        """What is to be read of an entry, slot by slot."""
+        matrices = self._layers[layer][entry]
         room = self.room if not self.whole else max(self.room, smallest_room(matrices))
         if self.whole and any(part.apart for tensor in matrices for part in tensor.parts):
             room = 1 << 50  # what is put together needs no cut
@@ -452,22 +452,22 @@ class ExpertStore(Readers):
             slot.failed = slot.failed or failed
             slot.left -= reads
             last = slot.left == 0
-        steps: list[Step] = []
+        rows: list[ExpertRows] = []
         try:
             if last and slot.reads and not slot.failed:
-                steps = _steps(slot.reads, slot.memory, self.whole, slot.panels)
+                rows = _rows(slot.reads, slot.memory, self.whole, slot.panels)
         except BaseException as error:  # noqa: BLE001 - as above
             slot.failed = error
         with self._changed:
             if last and slot.reads and not slot.failed:
-                slot.steps = steps
+                slot.rows = rows
                 self.counters.nbytes += sum(block.nbytes for block in slot.reads.blocks)
                 if not slot.guess and slot.key is not None:
                     self._reserved.add(slot.key)  # until it is used
                 self._all_here = (
                     self.whole
                     and len(self._held) == self._total
-                    and all(slot.steps is not None for slot in self._held.values())
+                    and all(slot.rows is not None for slot in self._held.values())
                 )
             elif last and slot.guess:
                 self._forget(slot)  # whoever needs it reads it again, and is told
@@ -543,7 +543,7 @@ class ExpertStore(Readers):
             return None
         if slot.key is not None:
             self._held.pop(slot.key, None)
-        slot.key, slot.steps, slot.guess, slot.error, slot.rest = key, None, False, None, None
+        slot.key, slot.rows, slot.guess, slot.error, slot.rest = key, None, False, None, None
         slot.request = self._requests
         self._held[key] = slot
         return slot
@@ -552,7 +552,7 @@ class ExpertStore(Readers):
         """The least recently used slot that is not protected; else one that is; any_unused: or reserved."""
         protected = None
         for key, slot in self._held.items():
-            if slot.using or (slot.steps is None and not slot.rest) or (key in self._reserved and not any_unused):
+            if slot.using or (slot.rows is None and not slot.rest) or (key in self._reserved and not any_unused):
                 continue
             if self._protected[self._rank[key[0]], key[1]] and not any_unused:
                 protected = protected or slot
@@ -563,7 +563,7 @@ class ExpertStore(Readers):
     def _forget(self, slot: _Slot) -> None:
         if slot.key is not None:
             self._held.pop(slot.key, None)
-        slot.key, slot.steps, slot.guess, slot.rest = None, None, False, None
+        slot.key, slot.rows, slot.guess, slot.rest = None, None, False, None
         self._free.append(slot)
 
     def _read_one(self, read: Read, slot: _Slot, scratch: np.ndarray | None) -> None:
@@ -629,7 +629,7 @@ class ExpertStore(Readers):
         self._reserved.clear()
         for slot in self._slots:
             slot.using = False
-            if slot.key is not None and slot.steps is None:
+            if slot.key is not None and slot.rows is None:
                 self._forget(slot)
 
 
@@ -646,12 +646,12 @@ def _plain(block: Block) -> bool:
     return len(block.spans) == 1 and not block.part_apart and block.excerpt is None and block.crc32 is None
 
 
-def _steps(reads: Reads, memory: np.ndarray, whole: bool, panels: Collection[int] = ()) -> list[Step]:
+def _rows(reads: Reads, memory: np.ndarray, whole: bool, panels: Collection[int] = ()) -> list[ExpertRows]:
     """The matrices that lie in a slot's memory, in the order in which they are multiplied.
 
     panels  numbers of the blocks that are in the order of panels already
     """
-    found: list[Step] = []
+    found: list[ExpertRows] = []
     stacks: dict[int, list[_kernels.Matrix]] = {GATE: [], UP: [], DOWN: []}
     for number, (block, data) in enumerate(joined(reads, memory)):
         which, stored = expert_matrix(block.tensor.name), block.stored

@@ -21,7 +21,7 @@ from pyllama.checkpoint import Checkpoint, Tensor
 from pyllama.checkpoint.files import SECTOR
 from pyllama.checkpoint.index import Span, files_of
 from pyllama.decoder.shape import Shape
-from pyllama.decoder.weights import DOWN, GATE_UP, Step
+from pyllama.decoder.weights import DOWN, GATE_UP, ExpertRows
 from pyllama.errors import PyllamaError
 from pyllama.machine import forked
 from pyllama.streaming.blocks import WHOLE, Block, cut, entries_of, matrices, smallest_room
@@ -91,7 +91,7 @@ class StreamedWeights(forked.ForkAware):
         self._choose(self._places, nbytes, routers)
         paths = dict.fromkeys(span.file for place in self._places for span in place.block.spans)
         layers, self._entries = entries_of(checkpoint)
-        for tensor in (tensor for experts in layers.values() for expert in experts for tensor in expert):
+        for tensor in (tensor for entries in layers.values() for entry in entries for tensor in entry):
             paths.update(files_of(tensor))
         self._files = {path: DirectFile(path) for path in paths}
         self._experts = self._store(layers, expert_slots, expert_room, counts) if layers else None
@@ -142,7 +142,7 @@ class StreamedWeights(forked.ForkAware):
         """Of the experts of a mixture; counts: where it is written which were chosen."""
         from pyllama.streaming.experts import ExpertStore  # which most models have no use for
 
-        number = max(len(experts) for experts in layers.values())
+        number = max(map(len, layers.values()))
         return ExpertStore(
             layers,
             chosen=Shape.whole(self._checkpoint.config).chosen * len(self._entries),
@@ -228,17 +228,17 @@ class StreamedWeights(forked.ForkAware):
 
     def experts(
         self, layer: int, wanted: Sequence[int], tokens: Sequence[int], which: int | None = None
-    ) -> Iterator[tuple[int, Iterator[Step]]]:
-        """(expert, its steps), in the order in which they are at hand."""
+    ) -> Iterator[tuple[int, Iterator[ExpertRows]]]:
+        """(expert, its rows), in the order in which they are at hand."""
         if self._experts is None:
             raise RuntimeError("experts asked for, of a model without")
         if which is None:
             return self._experts.take(layer, wanted, tokens)
-        numbers = self._entries_with(layer, wanted, which)
+        entries = self._entries_with(layer, wanted, which)
         then = self._entries_with(layer, wanted, DOWN) if which == GATE_UP else []
-        taken = self._experts.take(layer, numbers, [*tokens] * (len(numbers) // len(wanted)), then)
+        taken = self._experts.take(layer, entries, [*tokens] * (len(entries) // len(wanted)), then)
         count = self._experts.entries(layer) // len(self._entries)
-        return ((number % count, steps) for number, steps in taken)
+        return ((entry % count, rows) for entry, rows in taken)
 
     def _entries_with(self, layer: int, experts: Sequence[int], which: int) -> list[int]:
         """Numbers of the entries of some experts that have GATE_UP, each of the two, or DOWN; ascending."""

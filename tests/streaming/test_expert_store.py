@@ -174,7 +174,7 @@ class Halting:
         self.let_needed.release(1000)
         assert [number for number, steps in taking if list(steps)] == [1]
         slot = store._held[1, 4, 0]
-        assert len(self.read) == 1 and slot.rest and slot.steps is None
+        assert len(self.read) == 1 and slot.rest and slot.rows is None
         return store
 
 
@@ -214,7 +214,7 @@ def test_a_guess_that_made_way_is_gone_on_with_once_the_disk_is_idle(models, sma
         store = halting.interrupted()
         halting.let.release(1000)
         store.guess(1, [4])
-        until(lambda: store._held[1, 4, 0].steps is not None)
+        until(lambda: store._held[1, 4, 0].rows is not None)
         assert len(set(halting.read)) == len(halting.read) and store.counters.guesses == 1
         store.close()
 
