@@ -4,8 +4,8 @@ An entry is an expert or, of ranks, a matrix of one (blocks.py). A slot holds a 
 or, where slots are too small for that, some of its blocks. What is here is used at once; all that is missing of a layer
 is read at once, in order, by several readers, and used as it comes. The slots of those chosen most often are not given
 to others; the rest go to whatever was used least recently. Guesses of what the next layer will need are read only while
-nothing else is to be read, in small steps. All of this changes when bytes are read, and never a bit of the result. Knows
-entries by layer and number, and no arithmetic.
+nothing else is to be read, in small steps. All of this changes when bytes are read, and never a bit of the result.
+Knows entries by layer and number, and no arithmetic.
 """
 
 import threading
