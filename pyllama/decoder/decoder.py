@@ -580,7 +580,7 @@ class Decoder(Extender):
         layer = self._layers[number] if number < len(self._layers) else None
         if layer is None or layer.experts is None:
             return
-        router = self.weights.kept(layer.router.names[0])
+        router = self.weights.pinned(layer.router.names[0])
         if router is None:
             return
         x, logits = a.x, np.empty((a.x.rows, layer.experts.count), np.float32)

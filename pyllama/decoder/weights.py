@@ -54,7 +54,7 @@ class Weights(Protocol):
         """Whether guess() is worth calling."""
         ...
 
-    def kept(self, name: str) -> "_kernels.Blocks | None":
+    def pinned(self, name: str) -> "_kernels.Blocks | None":
         """A matrix, if all of it is in memory for good."""
         ...
 

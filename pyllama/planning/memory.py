@@ -22,7 +22,7 @@ from pyllama.decoder.state_pool import slot_nbytes
 from pyllama.errors import BudgetError
 from pyllama.machine.memory import enough_for, mb
 from pyllama.streaming.blocks import cut, entries_of, matrices, smallest_room
-from pyllama.streaming.pinned import kept_nbytes
+from pyllama.streaming.pinned import nbytes_if_pinned
 from pyllama.streaming.weights import ROOM, SLOTS
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def make_plan(
     least_room = max(SECTOR, smallest_room(tensor for _, tensor in order))
     layer = _largest_layer(model)
     room = max(least_room, min(ROOM, layer // LEAST_SLOTS // SECTOR * SECTOR))
-    weights = sum(_kept_nbytes(tensor, room) for _, tensor in order)
+    weights = sum(_nbytes_if_pinned(tensor, room) for _, tensor in order)
     stored = sum(sum(b.nbytes for b in tensor.blocks) if tensor.blocks else tensor.nbytes for _, tensor in order)
 
     layers, which = entries_of(model)
@@ -240,16 +240,16 @@ def make_plan(
     )
 
 
-def _kept_nbytes(tensor: Tensor, room: int) -> int:
+def _nbytes_if_pinned(tensor: Tensor, room: int) -> int:
     """Bytes of a matrix that stays, cut into blocks of `room` bytes."""
     if tensor.blocks or len(tensor.parts) > 1:
-        return sum(kept_nbytes(block) for block in cut(tensor, room))
+        return sum(nbytes_if_pinned(block) for block in cut(tensor, room))
     return _kept_rows_nbytes(tensor.dtype, tensor.rows, tensor.cols, room)
 
 
 @lru_cache(maxsize=1024)  # a 70B has 560 matrices in 34,000 blocks, and six shapes
 def _kept_rows_nbytes(dtype: str, rows: int, cols: int, room: int) -> int:
-    return sum(kept_nbytes(block) for block in cut(whole("", dtype, (rows, cols)), room))
+    return sum(nbytes_if_pinned(block) for block in cut(whole("", dtype, (rows, cols)), room))
 
 
 def _besides(plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""The weights that stay: an arena filled once, each block in the form that takes least and computes fastest."""
+"""Pinned weights, those that stay: an arena filled once, each block in the form that takes least and computes fastest."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Arena:
         self.used = 0
         self._memory = huge_empty(nbytes) if nbytes else np.empty(0, np.uint8)
 
-    def keep(self, block: "_kernels.Matrix") -> "_kernels.Matrix | None":
+    def pin(self, block: "_kernels.Matrix") -> "_kernels.Matrix | None":
         """A copy that stays: bfloat16 in 12 bits where it packs, other rows as panels, packed blocks as they are.
 
         None where there is no room for it.
@@ -44,8 +44,8 @@ class Arena:
         return _kernels.Matrix(block.dtype, block.rows, block.cols, data, layout)
 
 
-def kept_nbytes(block: Block) -> int:
-    """An estimate of the memory a block takes when it stays."""
+def nbytes_if_pinned(block: Block) -> int:
+    """An estimate of the memory a block takes once it is pinned."""
     dtype, rows, cols = block.tensor.dtype, block.rows, block.tensor.cols
     if block.stored == "packed":
         need = block.nbytes + (sum(map(len, block.excerpt.around)) if block.excerpt else 0)

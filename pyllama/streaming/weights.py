@@ -1,8 +1,7 @@
-"""Weights (the interface in decoder/weights.py) out of a budget: some blocks stay in memory, the rest flows through the
-ring.
+"""Weights (the interface in decoder/weights.py) out of a budget: some blocks are pinned and stay in memory, the rest
+flows through the ring.
 
-The first pass reads everything and keeps, on the way, the blocks chosen to stay; from then on the readers skip
-those. The choice spreads them evenly over the pass, so that computing on what is here and reading what is not
+The first pass reads everything and pins, on the way, the blocks chosen to stay; from then on the readers skip those. The choice spreads them evenly over the pass, so that computing on what is here and reading what is not
 go on side by side. Where a block comes from never changes a bit.
 """
 
@@ -29,7 +28,7 @@ from pyllama.streaming.direct import DirectFile
 from pyllama.streaming.expert_counts import LEAST, read_counts, write_counts
 from pyllama.streaming.local import LocalCheckpoint
 from pyllama.streaming.pieces import joined, together
-from pyllama.streaming.pinned import Arena, kept_nbytes
+from pyllama.streaming.pinned import Arena, nbytes_if_pinned
 from pyllama.streaming.ring import PENDING, Ring
 
 if TYPE_CHECKING:
@@ -46,9 +45,9 @@ class _Place:
     """A block's place in the pass."""
 
     block: Block
-    keep: bool = False  # chosen to stay, and not here yet
-    claimed: bool = False  # a reader has fetched it in order to keep it
-    matrix: "_kernels.Matrix | None" = None  # kept
+    to_pin: bool = False  # chosen to stay, and not here yet
+    claimed: bool = False  # a reader has fetched it in order to have it pinned
+    matrix: "_kernels.Matrix | None" = None  # once pinned
 
 
 class StreamedWeights(forked.ForkAware):
@@ -84,8 +83,8 @@ class StreamedWeights(forked.ForkAware):
         self._places = [place for places in self._tensors.values() for place in places]
         self._expected = 0  # index of the name a pass asks for next
         self._half_way = False  # whether the blocks of a name were not asked for to the end
-        sizes = [kept_nbytes(place.block) for place in self._places]
-        # With room for all, the estimate must not decide: no block keeps more than its panels.
+        sizes = [nbytes_if_pinned(place.block) for place in self._places]
+        # With room for all, the estimate must not decide: no block takes more than its panels.
         nbytes = 2 * sum(sizes) if pinned_nbytes is None or pinned_nbytes >= sum(sizes) else pinned_nbytes
         self._arenas = [Arena(nbytes)]
         self._choose(self._places, nbytes, routers)
@@ -108,14 +107,14 @@ class StreamedWeights(forked.ForkAware):
         forked.register(self)
 
     def _choose(self, places: list[_Place], nbytes: int, first: Collection[str] = ()) -> None:
-        """Mark blocks to keep: those of `first`, then as many as there is memory for, at even distances through the
+        """Mark blocks to pin: those of `first`, then as many as there is memory for, at even distances through the
         pass."""
         left = nbytes
         rest: list[tuple[_Place, int]] = []
         for place in places:
-            size = kept_nbytes(place.block)
+            size = nbytes_if_pinned(place.block)
             if place.block.tensor.name in first and size <= left:
-                place.keep = True
+                place.to_pin = True
                 left -= size
             else:
                 rest.append((place, size))
@@ -124,17 +123,17 @@ class StreamedWeights(forked.ForkAware):
         for place, size in rest:
             credit += size * share
             if credit >= size * (1 - 1e-9) and size <= left:
-                place.keep = True
+                place.to_pin = True
                 credit -= size
                 left -= size
 
     def pin_more(self, nbytes: int) -> None:
-        """Keep more blocks from the next pass on, in so many bytes of memory that somebody else gave up."""
+        """Pin more blocks from the next pass on, in so many bytes of memory that somebody else gave up."""
         if nbytes > 0 and self.nbytes_streamed:
             self._restart()  # what is on its way must not be read twice
             self._half_way = False
             self._arenas.append(Arena(nbytes))
-            self._choose([place for place in self._places if place.matrix is None and not place.keep], nbytes)
+            self._choose([place for place in self._places if place.matrix is None and not place.to_pin], nbytes)
 
     def _store(
         self, layers: Mapping[int, Sequence[tuple[Tensor, ...]]], slots: int, room: int, counts: Path | None
@@ -177,7 +176,7 @@ class StreamedWeights(forked.ForkAware):
     @property
     def nbytes_streamed(self) -> int:
         """Bytes that every pass from now on has to read."""
-        return sum(place.block.nbytes for place in self._places if place.matrix is None and not place.keep)
+        return sum(place.block.nbytes for place in self._places if place.matrix is None and not place.to_pin)
 
     def resident(self, *names: str) -> "_kernels.Blocks | None":
         """The matrices, a stack each, once nothing has to be read any more; till then None."""
@@ -214,9 +213,9 @@ class StreamedWeights(forked.ForkAware):
             if taken is not place:
                 raise RuntimeError(f"{name}: the ring gave rows of another block")
             yield place.block.row, matrix
-            if place.keep and forks == self._forks:
-                place.matrix = self._keep(matrix)
-                place.keep = False
+            if place.to_pin and forks == self._forks:
+                place.matrix = self._pin(matrix)
+                place.to_pin = False
             ring.give_back()
         if forks != self._forks:
             raise PyllamaError(_FORKED)
@@ -252,7 +251,7 @@ class StreamedWeights(forked.ForkAware):
     def guesses_help(self) -> bool:
         return self._experts is not None and self._experts.guesses_help
 
-    def kept(self, name: str) -> "_kernels.Blocks | None":
+    def pinned(self, name: str) -> "_kernels.Blocks | None":
         places = self._tensors[name]
         if (name,) not in self._resident:
             matrices = [place.matrix for place in places if place.matrix is not None]
@@ -267,9 +266,9 @@ class StreamedWeights(forked.ForkAware):
         whole = self._entries == WHOLE
         self._experts.guess(layer, experts if whole else self._entries_with(layer, experts, GATE_UP))
 
-    def _keep(self, matrix: "_kernels.Matrix") -> "_kernels.Matrix | None":
+    def _pin(self, matrix: "_kernels.Matrix") -> "_kernels.Matrix | None":
         """A copy that stays, where there is room for it."""
-        return next((kept for arena in self._arenas if (kept := arena.keep(matrix)) is not None), None)
+        return next((pinned for arena in self._arenas if (pinned := arena.pin(matrix)) is not None), None)
 
     def vector(self, name: str) -> np.ndarray:
         tensor = self._checkpoint.tensors[name]
@@ -330,11 +329,11 @@ class StreamedWeights(forked.ForkAware):
         """The next block to read, round and round: in the first pass all, then those that did not stay."""
         for _ in self._places:
             place = self._places[self._cursor]
-            if place.keep and place.claimed:
+            if place.to_pin and place.claimed:
                 return PENDING  # whether it found room is known when the decoder is done with it
             self._cursor = (self._cursor + 1) % len(self._places)
             if place.matrix is None:
-                place.claimed = place.keep
+                place.claimed = place.to_pin
                 return place
         return None
 

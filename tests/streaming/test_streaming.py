@@ -167,7 +167,7 @@ def test_each_file_is_opened_once_and_closed(models, form, files):
 def test_pinned_blocks_are_spread_over_the_pass(models):
     with open_checkpoint(models / "f16") as checkpoint:
         weights = StreamedWeights(checkpoint, slots=3, room=0, pinned_nbytes=checkpoint.nbytes // 2)
-        flags = [place.keep for place in weights._places]
+        flags = [place.to_pin for place in weights._places]
         weights.close()
     runs = "".join("x" if flag else "." for flag in flags)
     assert flags.count(True) > len(flags) // 3 and "xxxxx" not in runs and "....." not in runs
