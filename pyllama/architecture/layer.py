@@ -34,6 +34,10 @@ class Norm(NamedTuple):
     plus_one: bool = False
 
 
+#: Names, whole within the layer, and how many elements.
+Vectors = tuple[tuple[str, int], ...]
+
+
 class Rope(NamedTuple):
     """A table of rotary frequencies; layers that have an equal one share it."""
 
@@ -84,6 +88,17 @@ class Attention(NamedTuple):
     def linears(self) -> tuple[Linear, ...]:
         return tuple(linear for linear in (self.q, self.k, self.v, self.o) if linear is not None)
 
+    @property
+    def vectors(self) -> Vectors:
+        return ((self.sinks, self.heads),) if self.sinks else ()
+
+    @property
+    def norms(self) -> tuple[Norm | None, ...]:
+        return self.q_norm, self.k_norm
+
+    def flop(self, positions: float) -> float:
+        return 4 * self.heads * self.head_dim * positions
+
 
 class Convolution(NamedTuple):
     """Of each channel by itself, over the last `width` tokens; its weight is kept as one vector, (channels, width)."""
@@ -92,6 +107,16 @@ class Convolution(NamedTuple):
     channels: int
     width: int
     bias: bool = False
+
+    @property
+    def vectors(self) -> Vectors:
+        weight = (f"{self.name}.weight", self.channels * self.width)
+        return (weight, (f"{self.name}.bias", self.channels)) if self.bias else (weight,)
+
+    @property
+    def flop(self) -> int:
+        """Of a token."""
+        return 2 * self.channels * self.width
 
     @property
     def state_floats(self) -> int:
@@ -118,6 +143,17 @@ class ShortConv(NamedTuple):
     @property
     def linears(self) -> tuple[Linear, ...]:
         return self.in_proj, self.out
+
+    @property
+    def vectors(self) -> Vectors:
+        return self.conv.vectors
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        return ()
+
+    def flop(self, positions: float) -> float:
+        return self.conv.flop
 
 
 class GatedDelta(NamedTuple):
@@ -168,6 +204,23 @@ class GatedDelta(NamedTuple):
     @property
     def linears(self) -> tuple[Linear, ...]:
         return self.qkv, self.z, self.b, self.a, self.out
+
+    @property
+    def vectors(self) -> Vectors:
+        return (*self.conv.vectors, *((f"{of}.weight", self.value_heads) for of in (self.rate, self.dt)))
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        return (self.norm,)
+
+    def flop(self, positions: float) -> float:
+        return self.conv.flop + 7 * self.key_dim * self.values
+
+
+#: What mixes tokens. Each tells its `linears`, the last of which makes what is added to x; its `vectors` and `norms`;
+#: and by `flop` the operations besides of a token that sees so many positions. mypy names the places that take mixers
+#: apart and do not know all of them.
+Mixer = Attention | ShortConv | GatedDelta
 
 
 class Mlp(NamedTuple):
@@ -269,7 +322,7 @@ class Layer(NamedTuple):
 
     name: str
     mixer_norm: Norm | None
-    mixer: Attention | ShortConv | GatedDelta
+    mixer: Mixer
     mlp_norm: Norm | None
     mlp: Mlp | Experts
     mixer_post_norm: Norm | None = None

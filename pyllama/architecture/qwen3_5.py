@@ -9,7 +9,7 @@ from typing import Any
 from pyllama.architecture.config import Config, DeltaRule
 from pyllama.architecture.family import GGUF_HEAD_NORMS, GGUF_NAMES, Defaults, Family
 from pyllama.architecture.fields import Fields
-from pyllama.architecture.layer import Attention, Convolution, GatedDelta, Layer, Linear, Norm, ShortConv, llama_layers
+from pyllama.architecture.layer import Attention, Convolution, GatedDelta, Layer, Linear, Mixer, Norm, llama_layers
 from pyllama.architecture.names import Names
 
 LINEAR = "linear_attention"
@@ -129,7 +129,7 @@ class Qwen35(Family):
         }
 
 
-def _gated(mixer: Attention | ShortConv | GatedDelta) -> Attention:
+def _gated(mixer: Mixer) -> Attention:
     """Attention whose q_proj makes a gate beside each head's query."""
     assert isinstance(mixer, Attention)  # as llama_layers() has it
     return mixer._replace(q=mixer.q._replace(rows=2 * mixer.q.rows), gated=True)

@@ -15,13 +15,11 @@ from pyllama.architecture.layer import (
     Attention,
     Beside,
     Experts,
-    GatedDelta,
     Layer,
     Linear,
     Mlp,
     Norm,
     Shared,
-    ShortConv,
 )
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -77,10 +75,7 @@ def norms_plus_one(config: Config) -> set[str]:
     """Names of the tensors that are stored as what is added to 1."""
     found = {FINAL_NORM} if config.norm_plus_one else set()
     for layer in layers_of(config):
-        mixer = layer.mixer
-        norms = [layer.mixer_norm, layer.mixer_post_norm, layer.mlp_norm, layer.mlp_post_norm]
-        if isinstance(mixer, Attention):
-            norms += [mixer.q_norm, mixer.k_norm]
+        norms = [layer.mixer_norm, layer.mixer_post_norm, layer.mlp_norm, layer.mlp_post_norm, *layer.mixer.norms]
         found |= {f"{layer.name}{norm.name}.weight" for norm in norms if norm and norm.plus_one}
     return found
 
@@ -112,13 +107,10 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
     *before, after = mixer.linears
     for projection in before:
         yield from linear(projection, part)
-    if isinstance(mixer, Attention):
-        yield from norm(mixer.q_norm)
-        yield from norm(mixer.k_norm)
-        if mixer.sinks:
-            yield ModelTensor(f"{layer.name}{mixer.sinks}", (mixer.heads,), part)
-    else:
-        yield from _of_state(layer.name, mixer)
+    for name, size in mixer.vectors:
+        yield ModelTensor(f"{layer.name}{name}", (size,), part)
+    for of in mixer.norms:
+        yield from norm(of)
     yield from linear(after, part)
     yield from norm(layer.mixer_post_norm)
     yield from norm(layer.mlp_norm)
@@ -150,18 +142,6 @@ def _of_layer(layer: Layer) -> Iterator[ModelTensor]:
         yield from norm(layer.per_layer_input.norm)
     if layer.scalar:
         yield ModelTensor(f"{layer.name}{layer.scalar}.weight", (1,), "norms")
-
-
-def _of_state(name: str, mixer: ShortConv | GatedDelta) -> Iterator[ModelTensor]:
-    """The vectors of a mixer that carries a state."""
-    conv = mixer.conv
-    yield ModelTensor(f"{name}{conv.name}.weight", (conv.channels * conv.width,), "recurrent")
-    if conv.bias:
-        yield ModelTensor(f"{name}{conv.name}.bias", (conv.channels,), "recurrent")
-    if isinstance(mixer, GatedDelta):
-        for vector in (mixer.rate, mixer.dt):
-            yield ModelTensor(f"{name}{vector}.weight", (mixer.value_heads,), "recurrent")
-        yield ModelTensor(f"{name}{mixer.norm.name}.weight", (mixer.norm.size,), "norms")
 
 
 def convolutions(config: Config) -> dict[str, tuple[int, int]]:
@@ -202,11 +182,6 @@ def flop(config: Config, tokens: int, positions: float, rows: int = 1) -> float:
         linears += [beside.gate] if isinstance(beside, Shared) else []
         linears += [experts.router, *experts.expert(0).linears * experts.chosen] if experts else []
         total += 2 * sum(linear.rows * linear.cols for linear in linears)
-        if isinstance(mixer, Attention):
-            total += 4 * mixer.heads * mixer.head_dim * positions
-        else:
-            total += 2 * mixer.conv.channels * mixer.conv.width
-        if isinstance(mixer, GatedDelta):
-            total += 7 * mixer.key_dim * mixer.values
+        total += mixer.flop(positions)
     total += 2 * config.num_hidden_layers * config.hidden_size_per_layer_input * config.hidden_size
     return tokens * total + rows * 2 * config.vocab_size * config.hidden_size

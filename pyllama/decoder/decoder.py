@@ -335,7 +335,7 @@ class Decoder(Extender):
         columns = self._columns[layer.number] if self.ranks is not None else None
         if layer.q_norm is not None:
             whole = a.sized("all_attended", columns.q_size) if columns else q
-            self._norm_heads(layer, layer.q_norm, q, columns.q if columns else [], whole)
+            self._norm_heads(layer, layer.q_norm, q, columns.made if columns else [], whole)
         if layer.k_norm is not None:
             whole = a.sized("all_keys", columns.kv_size) if columns else k
             self._norm_heads(layer, layer.k_norm, k, columns.kv if columns else [], whole)
@@ -346,7 +346,7 @@ class Decoder(Extender):
         whole = attended
         if self.ranks is not None and columns:
             whole = a.sized("all_attended", columns.q_size)
-            self.ranks.gather(columns.q, attended, whole)
+            self.ranks.gather(columns.made, attended, whole)
         self._project(layer.after, whole)
         self._add(layer, layer.mixer_post_norm)
 
@@ -395,7 +395,7 @@ class Decoder(Extender):
         whole = made
         if self.ranks is not None:
             whole = a.all_recurred
-            self.ranks.gather(self._columns[layer.number].recurred, made, whole)
+            self.ranks.gather(self._columns[layer.number].made, made, whole)
         self._project(layer.after, whole)
         self._add(layer, layer.mixer_post_norm)
 

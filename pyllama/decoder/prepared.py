@@ -11,11 +11,11 @@ import numpy as np
 
 from pyllama import _kernels as kernels
 from pyllama.architecture import Config
-from pyllama.architecture.layer import Attention, Beside, GatedDelta, Layer, Linear, Mlp, Norm, Shared
+from pyllama.architecture.layer import Attention, Beside, Layer, Linear, Mlp, Norm, Shared
 from pyllama.architecture.tensors import PER_LAYER_NORM
 from pyllama.decoder.buffers import OWN_ROWS
 from pyllama.decoder.page_pool import View
-from pyllama.decoder.ranks import Rows, Share, scaled
+from pyllama.decoder.ranks import Rows, Share, made_columns, scaled
 from pyllama.decoder.recurrent import recurrence
 from pyllama.decoder.weights import Weights
 
@@ -135,15 +135,14 @@ class PreparedLayer:
 class Columns(NamedTuple):
     """Of what is put together in a layer, each rank's; and the columns of all.
 
-    q, kv     of queries, and of keys
-    recurred  of what the states make
-    inner     of the gated product
-    expert    of that of each expert
+    made    of what the mixer makes, and so of queries
+    kv      of keys
+    inner   of the gated product
+    expert  of that of each expert
     """
 
-    q: list[Rows]
+    made: list[Rows]
     kv: list[Rows]
-    recurred: list[Rows]
     inner: list[Rows]
     expert: list[Rows]
     q_size: int
@@ -154,16 +153,12 @@ class Columns(NamedTuple):
     def of(cls, number: int, layer: Layer, shares: Iterable[Share]) -> "Columns":
         mixer, mlp = layer.mixer, layer.mlp
         of = [share.layers[number] for share in shares]
-        attending = isinstance(mixer, Attention)
-        dim = mixer.head_dim if isinstance(mixer, Attention) else 0
-        heads, kv_heads = (mixer.heads, mixer.kv_heads) if isinstance(mixer, Attention) else (0, 0)
-        recurred: list[Rows] = [(each.channels,) for each in of]
-        if isinstance(mixer, GatedDelta):
-            recurred = [scaled(each.values, mixer.value_dim) for each in of]
+        heads, kv_heads, dim = 0, 0, 0
+        if isinstance(mixer, Attention):
+            heads, kv_heads, dim = mixer.heads, mixer.kv_heads, mixer.head_dim
         return cls(
-            q=[scaled((each.heads,), dim) for each in of],
+            made=[made_columns(mixer, each) for each in of],
             kv=[scaled((each.kv_heads,), dim) for each in of],
-            recurred=[] if attending else recurred,
             inner=[(each.inner,) for each in of],
             expert=[(each.expert,) for each in of],
             q_size=heads * dim,

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from pyllama import _kernels
-from pyllama.architecture.layer import Attention, Experts, GatedDelta, Layer, Linear, Mlp, ShortConv
+from pyllama.architecture.layer import Attention, Experts, GatedDelta, Layer, Linear, Mixer, Mlp, ShortConv
 from pyllama.decoder.weights import Weights
 
 #: Rows of a matrix that a rank computes, and columns of what they make: one behind the other, ascending.
@@ -70,6 +70,13 @@ def mixed_rows(mixer: GatedDelta, of: LayerShare) -> Rows:
     values = scaled(of.values, mixer.value_dim)
     starts = ((keys, 0), (keys, mixer.keys), (values, 2 * mixer.keys))
     return tuple(range(start + r.start, start + r.stop) for rows, start in starts for r in rows)
+
+
+def made_columns(mixer: Mixer, of: LayerShare) -> Rows:
+    """Of what a mixer's last matrix takes."""
+    if isinstance(mixer, Attention):
+        return scaled((of.heads,), mixer.head_dim)
+    return (of.channels,) if isinstance(mixer, ShortConv) else scaled(of.values, mixer.value_dim)
 
 
 def local_layers(layers: Sequence[Layer], share: Share) -> tuple[Layer, ...]:

@@ -36,13 +36,12 @@ class Recurrence(Protocol):
 
 def recurrence(number: int, layer: Layer, weights: Weights, eps: float) -> Recurrence | None:
     """That of a layer; None for one with attention, and for one of which nothing is computed here."""
-    if not isinstance(layer.mixer, Attention) and not layer.mixer.conv.channels:
+    mixer = layer.mixer
+    if isinstance(mixer, Attention) or not mixer.conv.channels:
         return None
-    if isinstance(layer.mixer, ShortConv):
-        return ShortConvolution(number, layer.name, layer.mixer, weights)
-    if isinstance(layer.mixer, GatedDelta):
-        return DeltaNet(number, layer.name, layer.mixer, weights, eps)
-    return None
+    if isinstance(mixer, ShortConv):
+        return ShortConvolution(number, layer.name, mixer, weights)
+    return DeltaNet(number, layer.name, mixer, weights, eps)
 
 
 def _kernel_of(weights: Weights, name: str, channels: int) -> np.ndarray:

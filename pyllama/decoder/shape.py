@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pyllama.architecture import Config, Layer, layers_of
-from pyllama.architecture.layer import Attention, GatedDelta, Mlp, Rope, ShortConv, attentions
+from pyllama.architecture.layer import Attention, Mlp, Rope, ShortConv, attentions
 from pyllama.decoder.ranks import Share, local_layers
 
 
@@ -18,10 +18,12 @@ def _widths(layers: Iterable[Layer]) -> tuple[tuple[str, int], ...]:
     found: dict[str, int] = {}
     for layer in layers:
         mixer = layer.mixer
+        if isinstance(mixer, Attention):
+            continue
         if isinstance(mixer, ShortConv):
             channels = mixer.conv.channels
             found |= {"mixed": 3 * channels, "convolved": channels, "recurred": channels}
-        elif isinstance(mixer, GatedDelta):
+        else:
             heads = mixer.value_heads
             found |= {"mixed": mixer.conv.channels, "z": mixer.values, "delta_b": heads, "delta_a": heads}
             found |= {"decay": heads, "beta": heads, "state_q": mixer.keys, "state_k": mixer.keys}

@@ -1,4 +1,4 @@
-"""Pinned weights, those that stay: an arena filled once, each block in the form that takes least and computes fastest."""
+"""Pinned weights, which stay: an arena filled once, each block in the form that takes least and computes fastest."""
 
 import numpy as np
 

@@ -1,8 +1,9 @@
 """Weights (the interface in decoder/weights.py) out of a budget: some blocks are pinned and stay in memory, the rest
 flows through the ring.
 
-The first pass reads everything and pins, on the way, the blocks chosen to stay; from then on the readers skip those. The choice spreads them evenly over the pass, so that computing on what is here and reading what is not
-go on side by side. Where a block comes from never changes a bit.
+The first pass reads everything and pins, on the way, the blocks chosen to stay; from then on the readers skip those.
+The choice spreads them evenly over the pass, so that computing on what is here and reading what is not go on side by
+side. Where a block comes from never changes a bit.
 """
 
 import threading
