@@ -14,7 +14,7 @@ import numpy as np
 from pyllama import _kernels as kernels
 from pyllama.architecture import Config, layers_of
 from pyllama.architecture.config import QueryGrowth
-from pyllama.architecture.layer import Attention, Experts
+from pyllama.architecture.layer import Attention, Beside, Experts, Shared
 from pyllama.architecture.rope import frequencies
 from pyllama.architecture.tensors import (
     EMBEDDING,
@@ -221,14 +221,14 @@ class Decoder(Extender):
                 self._recurrent_block(layer, planned.steps, walk)
             if layer.experts is None:
                 self._mlp_block(layer)
-            elif layer.shared_gate is not None:
-                self._shared_block(layer, layer.experts, layer.shared_gate)
-            elif layer.router_norm is None:
+            elif layer.beside is None:
                 self._experts_block(layer, layer.experts)
+            elif isinstance(layer.beside, Shared):
+                self._shared_block(layer, layer.experts)
             else:
-                self._both_blocks(layer, layer.experts, layer.router_norm)
-            if layer.own_gate is not None and layer.own_projection is not None:
-                self._own_block(layer, layer.own_gate, layer.own_projection)
+                self._both_blocks(layer, layer.experts)
+            if layer.own:
+                self._own_block(layer)
             self._scaled(layer)
 
         x: np.ndarray = a.x.array[planned.rows] if a.x.rows == tokens else a.x.array.copy()
@@ -314,7 +314,7 @@ class Decoder(Extender):
         kernels.scale(a.per_layer, of.scale, a.per_layer)
 
     def _attention_block(self, layer: PreparedLayer, where: "kernels.Batch", growing: np.ndarray | None) -> None:
-        """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x)
+        """x += o_proj(attention(rope(q), rope(k), v)) of RMSNorm(x); as in Llama
 
         growing  what each token's query is multiplied by, (T, 1), or None
         """
@@ -386,7 +386,7 @@ class Decoder(Extender):
         attention.attend(where, q, attended)
 
     def _recurrent_block(self, layer: PreparedLayer, steps: StateSteps | None, walk: "kernels.Walk | None") -> None:
-        """x += out_proj(what the layer's state and RMSNorm(x) make)"""
+        """x += out_proj(what the layer's state and RMSNorm(x) make); as in LFM2 and Qwen3.5"""
         a = self._buffers
         made = a.recurred
         if layer.recurrence is not None and self.states is not None and steps is not None and walk is not None:
@@ -400,7 +400,7 @@ class Decoder(Extender):
         self._add(layer, layer.mixer_post_norm)
 
     def _mlp_block(self, layer: PreparedLayer) -> None:
-        """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x)"""
+        """x += down_proj(activation(gate_proj(h)) * up_proj(h)), h = RMSNorm(x); as in Llama"""
         self._mlp(layer)
         self._add(layer, layer.mlp_post_norm)
 
@@ -416,14 +416,14 @@ class Decoder(Extender):
             self.ranks.gather(self._columns[layer.number].inner, gate, whole)
         self._project(layer.down, whole)
 
-    def _own_block(self, layer: PreparedLayer, gate: Matrices, projection: Matrices) -> None:
-        """x += RMSNorm(projection(gelu(gate(x)) * what the token has for this layer))"""
+    def _own_block(self, layer: PreparedLayer) -> None:
+        """x += RMSNorm(projection(gelu(gate(x)) * what the token has for this layer)); as in Gemma 4 E2B"""
         a = self._buffers
         size = a.own.cols
         np.copyto(a.own.array, a.per_layer.array[:, layer.number * size : (layer.number + 1) * size])
-        self._linear(gate, a.x, (a.own_gate,))
+        self._linear(layer.own_gate, a.x, (a.own_gate,))
         kernels.geglu(a.own_gate, a.own, a.own_gate)
-        self._linear(projection, a.own_gate, (a.normed,))
+        self._linear(layer.own_projection, a.own_gate, (a.normed,))
         self._add(layer, layer.own_norm)
 
     def _normed(self, norm: PreparedNorm | None) -> "kernels.Floats":
@@ -442,15 +442,15 @@ class Decoder(Extender):
         kernels.add(a.x, a.normed, a.x, layer.residual_scale)
 
     def _experts_block(self, layer: PreparedLayer, experts: Experts) -> None:
-        """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x)"""
+        """x += the weighted sum of what the experts that a token is routed to make of h = RMSNorm(x); as in Mixtral"""
         a = self._buffers
         x = self._normed(layer.mlp_norm)
         self._linear(layer.router, x, (a.logits,))
         self._experts(layer, experts, self._routed(layer, experts), x)
         self._add(layer, layer.mlp_post_norm)
 
-    def _shared_block(self, layer: PreparedLayer, experts: Experts, gate: Matrices) -> None:
-        """x += the weighted sum of the experts + mlp(h) / (1 + exp(-gate(h))), h = RMSNorm(x)
+    def _shared_block(self, layer: PreparedLayer, experts: Experts) -> None:
+        """x += the weighted sum of the experts + mlp(h) / (1 + exp(-gate(h))), h = RMSNorm(x); as in Qwen3.5 35B-A3B
 
         What is missing of the experts is read while the mlp, which all tokens go through, is computed.
         """
@@ -459,7 +459,7 @@ class Decoder(Extender):
         self._linear(layer.router, x, (a.logits,))
         routed = self._routed(layer, experts)
         share = np.ones((x.rows, 1), np.float32)
-        self._linear(gate, x, (a.shared_gate,))
+        self._linear(layer.shared_gate, x, (a.shared_gate,))
         kernels.sigmoid_gate(share, a.shared_gate, share)
         self._mlp(layer)
         kernels.scale(a.normed, share, a.beside)
@@ -467,27 +467,24 @@ class Decoder(Extender):
         kernels.add(a.normed, a.beside, a.normed)
         self._add(layer, layer.mlp_post_norm)
 
-    def _both_blocks(self, layer: PreparedLayer, experts: Experts, router_norm: PreparedNorm) -> None:
-        """x += RMSNorm(RMSNorm(mlp(RMSNorm(x))) + RMSNorm(experts(RMSNorm(x))))
+    def _both_blocks(self, layer: PreparedLayer, experts: Experts) -> None:
+        """x += RMSNorm(RMSNorm(mlp(RMSNorm(x))) + RMSNorm(experts(RMSNorm(x)))); as in Gemma 4 26B-A4B
 
         The router gets x, normed without a weight, * router_scale / sqrt(hidden_size).
         """
         a = self._buffers
         self._mlp(layer)
-        if layer.beside_mlp_norm is not None:
-            layer.beside_mlp_norm.apply(a.normed, a.beside)
-        self._router_input(layer, router_norm, a.normed)
+        layer.beside_mlp_norm.apply(a.normed, a.beside)
+        self._router_input(layer, a.normed)
         self._linear(layer.router, a.normed, (a.logits,))
         x = self._normed(layer.beside_norm)
         self._experts(layer, experts, self._routed(layer, experts), x)
-        if layer.beside_post_norm is not None:
-            layer.beside_post_norm.apply(a.normed, a.normed)
+        layer.beside_post_norm.apply(a.normed, a.normed)
         kernels.add(a.beside, a.normed, a.normed)
         self._add(layer, layer.mlp_post_norm)
 
-    def _router_input(self, layer: PreparedLayer, norm: PreparedNorm, out: "kernels.Floats") -> None:
-        a = self._buffers
-        norm.apply(a.x, out)
+    def _router_input(self, layer: PreparedLayer, out: "kernels.Floats") -> None:
+        layer.router_norm.apply(self._buffers.x, out)
         kernels.scale(out, layer.router_scale, out)
 
     def _routed(self, layer: PreparedLayer, experts: Experts) -> _Routed:
@@ -584,9 +581,9 @@ class Decoder(Extender):
         if router is None:
             return
         x, logits = a.x, np.empty((a.x.rows, layer.experts.count), np.float32)
-        if layer.router_norm is not None:
+        if isinstance(layer.beside, Beside):
             a.gathered.rows = x.rows
-            self._router_input(layer, layer.router_norm, a.gathered)
+            self._router_input(layer, a.gathered)
             x = a.gathered
         elif layer.mlp_norm is not None:
             a.gathered.rows = x.rows

@@ -53,7 +53,27 @@ def attention_view(layer: Layer, mixer: Attention, weights: Weights) -> View:
 
 
 class PreparedLayer:
-    """Names and small vectors of one layer, looked up once."""
+    """Names and small vectors of one layer, looked up once.
+
+    number, name                       of the layer, the latter as it stands before its tensors' names
+    mixer_norm, mixer_post_norm, mlp_norm, mlp_post_norm, residual_scale, experts, beside, scalar
+                                       as Layer has them
+    before, after                      the mixer's matrices, and the last one
+    attention, rope, growth            of attention: what computes it, the number of its rotation; or None
+    recurrent, recurrence              whether the mixer has a state, and what walks it, if that is computed here
+    expert_bias, expert_scale          of experts: what is added to logits, what weights are multiplied by; or None
+    own                                whether there is a third block
+    repeatable                         nothing but kernels on buffers that stay where they are
+
+    There only in a layer with
+
+    attention      q_norm, k_norm, v_norm, heads, kv_heads, head_dim, q_size, kv_size, has_keys, has_values, gated
+    an mlp         gate_up, down, inner, activation
+    experts        router, expert_activation, biases
+    Shared         shared_gate
+    Beside         beside_norm, beside_post_norm, beside_mlp_norm, router_norm, router_scale
+    a third block  own_gate, own_projection, own_norm
+    """
 
     def __init__(
         self, number: int, layer: Layer, weights: Weights, attention: "kernels.Attention | None", rope: int | None,
@@ -61,10 +81,11 @@ class PreparedLayer:
     ):  # fmt: skip
         """layer: with the heads, channels and rows that are computed here"""
 
-        def norm(of: Norm | None) -> PreparedNorm | None:
-            if of is None:
-                return None
+        def sure(of: Norm) -> PreparedNorm:
             return PreparedNorm(norm_vector(weights, f"{layer.name}{of.name}.weight", of.plus_one), of.size, eps)
+
+        def norm(of: Norm | None) -> PreparedNorm | None:
+            return sure(of) if of else None
 
         def linears(*of: Linear) -> Matrices:
             names = tuple(f"{layer.name}{linear.name}" for linear in of)
@@ -99,14 +120,14 @@ class PreparedLayer:
             self.v_norm = PreparedNorm(kernels.Floats(ones), mixer.head_dim, eps) if mixer.v_normed else None
             self.gated = mixer.gated
         own = layer.per_layer_input
-        self.own_gate = linears(own.gate) if own else None
-        self.own_projection = linears(own.projection) if own else None
-        self.own_norm = norm(own.norm) if own else None
+        self.own = own is not None
+        if own:
+            self.own_gate, self.own_projection = linears(own.gate), linears(own.projection)
+            self.own_norm = sure(own.norm)
         self.scalar = kernels.Floats(weights.vector(f"{layer.name}{layer.scalar}.weight")) if layer.scalar else None
-        self.experts = layer.experts
+        self.experts, self.beside = layer.experts, layer.beside
         plain = isinstance(mixer, Attention) and not mixer.gated and mixer.growth is None
-        #: Nothing but kernels on buffers that stay where they are.
-        self.repeatable = plain and isinstance(mlp, Mlp) and layer.experts is None and layer.per_layer_input is None
+        self.repeatable = plain and isinstance(mlp, Mlp) and layer.experts is None and not own
         if isinstance(mlp, Mlp):
             self.gate_up, self.down = linears(mlp.gate, mlp.up), linears(mlp.down)
             self.inner = mlp.gate.rows
@@ -117,15 +138,15 @@ class PreparedLayer:
             self.expert_activation = _ACTIVATIONS[self.experts.activation]
             self.biases = [one_biases(self.experts.expert(number)) for number in range(count)] if biased else None
         beside = layer.beside
-        self.shared_gate = linears(beside.gate) if isinstance(beside, Shared) else None
+        if isinstance(beside, Shared):
+            self.shared_gate = linears(beside.gate)
         self.expert_bias: np.ndarray | None = None
         if self.experts is not None and self.experts.bias:
             self.expert_bias = weights.vector(f"{layer.name}{self.experts.bias}.weight")
-        self.beside_norm = norm(beside.norm) if isinstance(beside, Beside) else None
         self.expert_scale: np.ndarray | None = None
-        self.router_norm: PreparedNorm | None = None
         if isinstance(beside, Beside):
-            self.beside_post_norm, self.beside_mlp_norm = norm(beside.post_norm), norm(beside.mlp_norm)
+            self.beside_norm, self.beside_post_norm = sure(beside.norm), sure(beside.post_norm)
+            self.beside_mlp_norm = sure(beside.mlp_norm)
             scale = weights.vector(f"{layer.name}{beside.router_scale}.weight")
             self.router_norm = PreparedNorm(kernels.Floats(scale), beside.norm.size, eps)
             self.router_scale = np.array([1 / math.sqrt(beside.norm.size)], np.float32)
