@@ -1,8 +1,8 @@
 """One model, one budget, one process: prompts and decoding timed, memory and disk watched.
 
-measure() is meant for a process of its own (apart.py), so that its peak resident set is the model's and nothing else's.
-Token ids are random, the cache starts empty, and sampling is no part of it; only the last token's logits are asked for,
-as in llama-bench.
+measure() is meant for a process of its own (own_process.py), so that its peak resident set is the model's and nothing
+else's. Token ids are random, the cache starts empty, and sampling is no part of it; only the last token's logits are
+asked for, as in llama-bench.
 """
 
 import time
