@@ -390,7 +390,7 @@ class ClusterDecoder(Exclusive):
 
 
 #: Of plans, what adds up.
-_SUMS = ("budget", "interpreter", "activations", "pinned", "weights", "stored", "branches", "expert_slots",
+_SUMS = ("budget", "process", "activations", "pinned", "weights", "stored", "branches", "expert_slots",
          "experts_stored", "active", "states")  # fmt: skip
 
 

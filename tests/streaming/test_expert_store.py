@@ -441,7 +441,7 @@ def test_a_plan_never_spends_more_than_there_is(large):
     before = 0.0
     for budget in (400 << 20, 1 << 30, 2 << 30, 4 << 30, 8 << 30, 64 << 30):
         plan = make_plan(large, budget, context_length=1024)
-        assert plan.interpreter + plan.cache + plan.activations + plan.ring + plan.pinned + plan.experts <= budget
+        assert plan.process + plan.cache + plan.activations + plan.ring + plan.pinned + plan.experts <= budget
         assert plan.expert_slots >= LEAST_SLOTS and plan.experts_share >= before
         before = plan.experts_share
     assert before == 1.0
