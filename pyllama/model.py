@@ -19,7 +19,7 @@ from pyllama.generation.sampler import SamplingParams
 if TYPE_CHECKING:
     from pyllama.architecture.config import Config
     from pyllama.checkpoint import Checkpoint
-    from pyllama.drafting.drafts import Drafts
+    from pyllama.drafting.drafts import AdaptiveDrafting
     from pyllama.planning.memory import Plan
 
 
@@ -39,7 +39,12 @@ class Model(Closing):
     """
 
     def __init__(
-        self, checkpoint: "Checkpoint", tokenizer, decoder, plan: "Plan | None" = None, drafting: "Drafts | None" = None
+        self,
+        checkpoint: "Checkpoint",
+        tokenizer,
+        decoder,
+        plan: "Plan | None" = None,
+        drafting: "AdaptiveDrafting | None" = None,
     ):
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
     from pyllama.checkpoint.outline import Outline
     from pyllama.hub.fetch import Wanted
-    from pyllama.planning.drafting import Drafted
+    from pyllama.planning.drafting import DrafterPlan
     from pyllama.planning.memory import Plan
     from pyllama.planning.time import Rates, WhatIf
     from pyllama.terminal.progress import Progress
@@ -366,7 +366,7 @@ def _context(config: "Config", positions: int, kv_dtype: str) -> dict[str, Any]:
 
 
 def _predicted(
-    model: "Checkpoint | Outline", plan: "Plan", rates: "Rates", kv_dtype: str, drafted: "Drafted | None"
+    model: "Checkpoint | Outline", plan: "Plan", rates: "Rates", kv_dtype: str, drafted: "DrafterPlan | None"
 ) -> dict[str, Any]:
     """Of the plan, or of the drafter's: then with a token as drafted, and with its loading in the first pass."""
     from dataclasses import asdict
