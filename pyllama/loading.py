@@ -15,6 +15,7 @@ from pyllama.model import Model
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
     from pyllama.cluster.hosts import Host
+    from pyllama.decoder.exclusive import Exclusive
     from pyllama.drafting.drafts import AdaptiveDrafting
     from pyllama.planning.drafting import DrafterPlan
 
@@ -194,7 +195,7 @@ def _assemble_cluster(
     return Model(checkpoint, tokenizer, decoder, decoder.plan, _drafting(drafted, decoder))
 
 
-def _drafting(drafted: "DrafterPlan | None", decoder: Any) -> "AdaptiveDrafting | None":
+def _drafting(drafted: "DrafterPlan | None", decoder: "Exclusive") -> "AdaptiveDrafting | None":
     if drafted is None:
         return None
     from pyllama.drafting.drafts import AdaptiveDrafting

@@ -140,12 +140,12 @@ def make_report(
     measured = rates(files)
 
     def outlook(of: "Checkpoint | Outline", plan: "Plan") -> dict[str, Any]:
-        weighed = weigh(draft, drafters, of, budget, measured, options)
+        said, chosen = weigh(draft, drafters, of, budget, measured, options)
         return {
-            "plan": spent(weighed.chosen.plan if weighed.chosen else plan),
-            "forecast": _predicted(of, plan, measured, kv_dtype, weighed.chosen),
+            "plan": spent(chosen.plan if chosen else plan),
+            "forecast": _predicted(of, plan, measured, kv_dtype, chosen),
             "what_if": _table(what_if(of, budget, measured, **options)),
-            "draft": weighed.report,
+            "draft": said,
         }
 
     own = outlook(model, plan)

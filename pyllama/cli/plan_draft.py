@@ -1,7 +1,6 @@
 """What `pyllama plan` says of drafting: who might draft for a model, what each would change, and which is taken."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +28,12 @@ def candidates(asked: str, model: "Checkpoint | Outline", tokenizer: Any, opened
 
     Raises UnsupportedError for a drafter with another vocabulary.
     """
-    from pyllama.planning.drafting import Candidate
+    from pyllama.planning.drafting import LOOK_UP
 
-    lookup = Candidate("lookup", "look-up")
     if asked == OFF:
         return []
     if asked == LOOKUP:
-        return [lookup]
+        return [LOOK_UP]
     if asked == SELF:
         copy = _copy(model)
         if copy is None:
@@ -43,7 +41,7 @@ def candidates(asked: str, model: "Checkpoint | Outline", tokenizer: Any, opened
         return [copy]
     if asked == AUTO:
         copy = _copy(model)
-        return [*_siblings(model, tokenizer), *([copy] if copy else []), lookup]
+        return [*_siblings(model, tokenizer), *([copy] if copy else []), LOOK_UP]
     return [_named(asked, model, tokenizer, opened)]
 
 
@@ -85,14 +83,6 @@ def _copy(model: "Checkpoint | Outline") -> "Candidate | None":
         return None
 
 
-@dataclass(frozen=True)
-class Weighed:
-    """What came of it: for --json, and the one that drafts, if any does."""
-
-    report: dict[str, Any]
-    chosen: "DrafterPlan | None"
-
-
 def weigh(
     asked: str,
     found: "list[Candidate]",
@@ -100,10 +90,11 @@ def weigh(
     budget: int,
     rates: "Rates",
     options: dict[str, Any],
-) -> Weighed:
+) -> "tuple[dict[str, Any], DrafterPlan | None]":
     """All that fit, each as it would be, and the first that pays: of auto's, of those that are here, as run takes it.
 
-    Raises TooSmallError where the budget has no room for one that was asked for.
+    Returns what --json has, and the plan with the one that drafts, if any does. Raises TooSmallError where the budget
+    has no room for one that was asked for.
     """
     from pyllama.planning.drafting import SOURCE, drafter_plan
     from pyllama.planning.memory import make_plan
@@ -125,7 +116,7 @@ def weigh(
         rows.append(_described(candidate) | {"fits": True} | _drafted(drafted))
         if wanted and chosen is None and drafted.pays and (asked != AUTO or candidate.here):
             chosen, taken = drafted, rows[-1]
-    return Weighed({"asked": asked, "rates": SOURCE, "chosen": taken, "candidates": rows}, chosen)
+    return {"asked": asked, "rates": SOURCE, "chosen": taken, "candidates": rows}, chosen
 
 
 def _described(candidate: "Candidate") -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pyllama.drafting.siblings import siblings
 from pyllama.drafting.vocabularies import check_same
 from pyllama.errors import BudgetError, RequestError, UnsupportedError
 from pyllama.hub import resolve
-from pyllama.planning.drafting import DRAFTER_PASS_TOKENS, Candidate, DrafterPlan, drafter_plan, kind_of
+from pyllama.planning.drafting import DRAFTER_PASS_TOKENS, LOOK_UP, Candidate, DrafterPlan, drafter_plan, kind_of
 from pyllama.streaming import StreamedWeights
 from pyllama.streaming.expert_counts import counts_of
 from pyllama.tokenizer import load_tokenizer
@@ -72,7 +72,7 @@ def choose_drafter(
 
 def _named(draft: str, checkpoint: Checkpoint, tokenizer: Any) -> Candidate:
     if draft == LOOKUP:
-        return Candidate("lookup", "look-up")
+        return LOOK_UP
     if draft == SELF:
         copy = copy_of(checkpoint.path)
         if copy is None:
@@ -98,7 +98,7 @@ def _candidates(checkpoint: Checkpoint, tokenizer: Any) -> Iterator[Candidate]:
     copy = copy_of(checkpoint.path)
     if copy is not None:
         yield candidate_at(checkpoint, copy.name, copy)
-    yield Candidate("lookup", "look-up")
+    yield LOOK_UP
 
 
 def candidate_at(model: Described, name: str, path: Path) -> Candidate:

@@ -149,7 +149,7 @@ def measure(
             del tokenizer
     with Watch() as watch:  # noqa: SIM117 - what it watches is said inside
         with pyllama.load(name, memory=memory, threads=threads, context_length=context_length, draft="off") as model:
-            weights = model.decoder.weights
+            weights: Any = model.decoder.weights
             watch.bytes_read = lambda: weights.bytes_read
             load_s = time.perf_counter() - started
             ids = random_ids(model.config.vocab_size)

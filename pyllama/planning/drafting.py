@@ -92,6 +92,9 @@ class Candidate:
         return self.path is not None or self.model is None
 
 
+LOOK_UP = Candidate("lookup", "look-up")
+
+
 @dataclass(frozen=True, slots=True)
 class DrafterForecast:
     """Seconds, and the tokens among which they are divided.

@@ -163,7 +163,7 @@ def make_plan(
     layer = _largest_layer(model)
     room = max(least_room, min(ROOM, layer // LEAST_SLOTS // SECTOR * SECTOR))
     weights = sum(_kept_nbytes(tensor, room) for _, tensor in order)
-    stored = sum(sum(b.nbytes for b in tensor.blocks) if tensor.blocks else tensor.nbytes for _, tensor in order)
+    stored = sum(tensor.stored_nbytes for _, tensor in order)
     others = interpreter + SLACK + _biases_nbytes(model)
 
     layers, which = entries_of(model)
@@ -260,7 +260,13 @@ def _with_experts(made: Plan, of: "Sizes", count: int, shape: Shape, chosen: int
     working = of.whole * (chosen + 2)
     if working > left:
         working = of.least_slots * of.least
-    slots, room = _pool(of, max(working, left - min(made.weights, left - working)), count, chosen)
+    pool = max(working, left - min(made.weights, left - working))
+    room = of.whole
+    slots = min(pool // room, count)
+    if slots < min(chosen + 2, count):
+        # Too little for whole experts: pieces of them, as large as leave the readers some room.
+        room = max(of.least, min(ROOM, pool // (2 * of.least_slots)) // SECTOR * SECTOR)
+        slots = max(of.least_slots, pool // room)
     return replace(
         made,
         expert_slots=slots,
@@ -284,18 +290,8 @@ def _kept_rows_nbytes(dtype: str, rows: int, cols: int, room: int) -> int:
 
 
 def _besides(plan: Plan) -> str:
-    parts = (("states", plan.states), ("experts", plan.experts), ("drafter", plan.drafter), ("branches", plan.branches))
+    parts = ((name, getattr(plan, name)) for name in ("states", "experts", "drafter", "branches"))
     return "".join(f", {name} {mb(nbytes)}" for name, nbytes in parts if nbytes)
-
-
-def _pool(of: "Sizes", nbytes: int, count: int, chosen: int) -> tuple[int, int]:
-    """(slots, room of each) of a pool of so many bytes; count, chosen: of experts, in all and by a token in a layer."""
-    slots = nbytes // of.whole
-    if slots >= min(chosen + 2, count):
-        return min(slots, count), of.whole
-    # Too little for whole experts: pieces of them, as large as leave the readers some room.
-    room = max(of.least, min(ROOM, nbytes // (2 * of.least_slots)) // SECTOR * SECTOR)
-    return max(of.least_slots, nbytes // room), room
 
 
 def _largest_layer(model: Described) -> int:
