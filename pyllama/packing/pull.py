@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllama import hub
+from pyllama.architecture import FAMILIES
 from pyllama.architecture.config import Config
 from pyllama.architecture.tensors import EMBEDDING, HEAD, tensor_shapes
 from pyllama.checkpoint import Tensor, open_checkpoint
@@ -142,17 +143,20 @@ class _Job:
         tied = config.tie_word_embeddings
         if len(set(weight_map.values())) < 2 or (tied and HEAD in weight_map and EMBEDDING in weight_map):
             return None  # a head beside its copy is compared with it when both are here
-        if plain_names(weight_map):
-            return None  # names are put right when all of them are known
-        expected = tensor_shapes(config)
-        for name in weight_map:
-            if name not in expected and not is_ignored(name, config):
-                raise UnsupportedError(f"{shown(name)}: not a tensor of a {config.model_type} model ({INDEX})")
+        family, expected = FAMILIES[config.model_type], tensor_shapes(config)
+        others = [name for name in weight_map if name not in expected and not is_ignored(name, config)]
+        if plain_names(weight_map) or family.experts_apart or any(map(family.huggingface.ours, others)):
+            return None  # names, and rows of several that are stored as one, are put right when all of them are known
+        if others:
+            raise UnsupportedError(f"{shown(others[0])}: not a tensor of a {config.model_type} model ({INDEX})")
         for name in expected:
             if name not in weight_map and not (tied and name == EMBEDDING and HEAD in weight_map):
                 raise CheckpointError(f"{name}: missing, expected in {INDEX}")
         places = {name: weight_map.get(name) or weight_map[HEAD] for name in expected}
-        sizes = {file: fetcher.listing.files[file].nbytes for file in places.values()}
+        files = fetcher.listing.files
+        if missing := next((file for file in places.values() if file not in files), None):
+            raise CheckpointError(f"{missing}: {INDEX} names it, and the hub has no such file")
+        sizes = {file: files[file].nbytes for file in places.values()}
         kept = old["kept"] if old else [file for file in sizes if (folder / file).exists()]
         contents = dict(folder_files(folder))
         asked = old["name"] if old else str(fetcher.listing.model)

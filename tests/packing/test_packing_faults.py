@@ -503,6 +503,22 @@ def test_pull_refuses_a_model_it_cannot_run_before_fetching_its_weights(tmp_path
     assert not list(tmp_path.glob("packed*")) and weights_cached(tmp_path) == []
 
 
+@pytest.mark.parametrize("kind", tiny.FAMILIES)
+def test_pull_packs_every_family_as_published_in_several_files(tmp_path, hub, kind):
+    config = tiny.tiny_config(model_type=kind)
+    folder = tiny.write_huggingface(tmp_path / "m", config, tiny.random_tensors(config), shards=2)
+    hub.repos["acme/family"] = Repo({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert stored_rows(pull_packed("acme/family", tmp_path / "packed")) == stored_rows(folder)
+    assert blobs_nbytes(tmp_path) < 20_000  # config.json and the like: of the weights none
+
+
+def test_pull_says_which_file_the_hub_has_not(tmp_path, hub):
+    del hub.repos["acme/tiny"].files["model-00002-of-00003.safetensors"]
+    with pytest.raises(CheckpointError, match="model-00002-of-00003.safetensors"):
+        pull_packed("acme/tiny", tmp_path / "packed")
+    assert not list(tmp_path.glob("packed*")) and weights_cached(tmp_path) == []
+
+
 def test_a_tied_head_without_its_embedding_is_packed_as_the_embedding(tmp_path, hub):
     config = CONFIG | {"tie_word_embeddings": True}
     tensors = {name: values for name, values in TENSORS.items() if name != "model.embed_tokens.weight"}
