@@ -15,8 +15,9 @@ from pyllama.model import Model
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
     from pyllama.cluster.hosts import Host
-    from pyllama.drafting.drafts import Drafts
-    from pyllama.drafting.opening import Meant
+    from pyllama.decoder.exclusive import Exclusive
+    from pyllama.drafting.drafts import AdaptiveDrafting
+    from pyllama.planning.drafting import DrafterPlan
 
 
 def load(
@@ -134,13 +135,13 @@ def assemble(
     options: dict[str, Any] = {
         "context_length": context_length, "kv_dtype": kv_dtype, "interpreter": interpreter, "contexts": contexts,
     }  # fmt: skip
-    meant, plan = None, make_plan(checkpoint, budget, **options)
+    drafted, plan = None, make_plan(checkpoint, budget, **options)
     if draft != OFF and (draft != AUTO or plan.streamed > 0):
         from pyllama.drafting.opening import choose_drafter
 
-        meant = choose_drafter(draft, checkpoint, tokenizer, budget, **options)
-    if meant:
-        plan = meant.drafted.plan
+        drafted = choose_drafter(draft, checkpoint, tokenizer, budget, **options)
+    if drafted:
+        plan = drafted.plan
     weights = StreamedWeights(
         checkpoint,
         slots=plan.slots,
@@ -160,7 +161,7 @@ def assemble(
         on_layer=on_layer,
     )
     decoder.cache.keep_states(plan.state_slots)
-    return Model(checkpoint, tokenizer, decoder, plan, _drafts(meant, decoder))
+    return Model(checkpoint, tokenizer, decoder, plan, _drafting(drafted, decoder))
 
 
 def _assemble_cluster(
@@ -176,13 +177,13 @@ def _assemble_cluster(
     from pyllama.cluster.opening import open_cluster
     from pyllama.machine.memory import interpreter_nbytes
 
-    meant, front = None, interpreter_nbytes(tokenizer)
+    drafted, front = None, interpreter_nbytes(tokenizer)
     if draft != OFF:
         from pyllama.drafting.boards import choose_for_boards
 
         planned = {name: options[name] for name in ("context_length", "kv_dtype", "contexts")}
-        meant = choose_for_boards(draft, checkpoint, tokenizer, boards, memory, front=front, **planned)
-    taken = meant.drafted.plan if meant else None
+        drafted = choose_for_boards(draft, checkpoint, tokenizer, boards, memory, front=front, **planned)
+    taken = drafted.plan if drafted else None
     decoder = open_cluster(
         checkpoint,
         boards,
@@ -191,19 +192,19 @@ def _assemble_cluster(
         branches=taken.branches if taken else 0,
         **options,
     )
-    return Model(checkpoint, tokenizer, decoder, decoder.plan, _drafts(meant, decoder))
+    return Model(checkpoint, tokenizer, decoder, decoder.plan, _drafting(drafted, decoder))
 
 
-def _drafts(meant: "Meant | None", decoder: Any) -> "Drafts | None":
-    if meant is None:
+def _drafting(drafted: "DrafterPlan | None", decoder: "Exclusive") -> "AdaptiveDrafting | None":
+    if drafted is None:
         return None
-    from pyllama.drafting.drafts import Drafts
+    from pyllama.drafting.drafts import AdaptiveDrafting
     from pyllama.drafting.opening import open_drafter
     from pyllama.planning.drafting import branch_pages
 
-    drafted, weights = meant.drafted, decoder.weights
-    return Drafts(
-        open_drafter(meant, context_length=decoder.context_length),
+    weights = decoder.weights
+    return AdaptiveDrafting(
+        open_drafter(drafted, context_length=decoder.context_length),
         streamed=lambda: weights.nbytes_streamed > 0,
         waited=lambda: weights.waited_s,
         on_drop=lambda: weights.pin_more(drafted.plan.drafter),

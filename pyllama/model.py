@@ -19,16 +19,18 @@ from pyllama.generation.sampler import SamplingParams
 if TYPE_CHECKING:
     from pyllama.architecture.config import Config
     from pyllama.checkpoint import Checkpoint
-    from pyllama.drafting.drafts import Drafts
+    from pyllama.decoder.exclusive import Exclusive
+    from pyllama.drafting.drafts import AdaptiveDrafting
     from pyllama.planning.memory import Plan
+    from pyllama.tokenizer import Tokenizer
 
 
 class Model(Closing):
     """A loaded model; a context manager. Made by load().
 
     checkpoint      the files: path, format, config, tensors
-    tokenizer       encode(text) -> token ids, decode(ids) -> text, and the chat template
-    decoder         runs tokens of sequences through the layers
+    tokenizer       encode(text) -> token ids, decode(ids) -> text, and the chat template; a MissingTokenizer refuses
+    decoder         runs tokens of sequences through the layers: ExclusiveDecoder, or of boards ClusterDecoder
     config          the hyperparameters, named as in config.json
     context_length  positions a sequence may have
     plan            how the memory is divided
@@ -39,7 +41,12 @@ class Model(Closing):
     """
 
     def __init__(
-        self, checkpoint: "Checkpoint", tokenizer, decoder, plan: "Plan | None" = None, drafting: "Drafts | None" = None
+        self,
+        checkpoint: "Checkpoint",
+        tokenizer: "Tokenizer",
+        decoder: "Exclusive",
+        plan: "Plan | None" = None,
+        drafting: "AdaptiveDrafting | None" = None,
     ):
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
@@ -100,7 +107,7 @@ class Model(Closing):
         """
         params = SamplingParams.from_options(**sampling)
         if params.stop and self.tokenizer.kind == "none":
-            self.tokenizer.refuse()  # a stop string is text, and would never be found
+            self.tokenizer.encode("")  # which refuses: a stop string is text, and would never be found
         prompt_ids = self.encode_prompt(prompt, parse_special=parse_special, variables=variables)
         predicted: Sequence[int] = (
             self.tokenizer.encode(prediction, add_special_tokens=False) if isinstance(prediction, str) else prediction

@@ -149,6 +149,11 @@ class Tensor(NamedTuple):
     def nbytes(self) -> int:
         return self.rows * self.row_nbytes
 
+    @property
+    def stored_nbytes(self) -> int:
+        """In the form that a file has: packed ones are fewer."""
+        return sum(block.nbytes for block in self.blocks) if self.blocks else self.nbytes
+
 
 def whole(name: str, dtype: str, shape: tuple[int, ...], file: Path = NOWHERE, offset: int = 0) -> Tensor:
     """A tensor that lies in one piece at `offset` of a file."""

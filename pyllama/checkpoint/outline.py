@@ -45,7 +45,7 @@ class Outline:
 
 def stored_nbytes(model: Described) -> int:
     """Bytes of all tensors in the form they are stored in."""
-    return sum(sum(b.nbytes for b in t.blocks) if t.blocks else t.nbytes for t in model.tensors.values())
+    return sum(tensor.stored_nbytes for tensor in model.tensors.values())
 
 
 def outline(config: Config, dtype: str, path: Path = NOWHERE) -> Outline:

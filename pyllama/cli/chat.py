@@ -66,12 +66,12 @@ def _converse(conversation: "Conversation", *, keep_history: bool) -> None:
     while going_on:
         try:
             try:
-                message = editor.read(conversation.draft)
+                message = editor.read(conversation.unsent)
             finally:
                 warm_up.stop()
             going_on = conversation.turn(message)
         except KeyboardInterrupt:
-            conversation.draft = ""
+            conversation.unsent = ""
             print()
         except EOFError:
             print()

@@ -54,8 +54,8 @@ _SWITCHES = {"verbose": "verbose", "quiet": "verbose", "wordwrap": "wrap", "nowo
 
 
 class Conversation(Closing):
-    """draft  what the next line begins with, for whoever types it
-    chat   the turns so far
+    """unsent  what the next line begins with, for whoever types it
+    chat    the turns so far
     """
 
     def __init__(self, model: "Model", args: argparse.Namespace, options: dict[str, Any], signs: PassLine):
@@ -64,7 +64,7 @@ class Conversation(Closing):
         self.chat = model.chat(args.system, **{**self._defaults, **options})
         if args.no_think:
             self.chat.variables["enable_thinking"] = False
-        self.draft = ""
+        self.unsent = ""
         self._fold = bool(vars(args).get("fold_thinking"))
         self._verbose, self._wrap = args.verbose, True
         self._thought = ""
@@ -79,7 +79,7 @@ class Conversation(Closing):
     def turn(self, message: str) -> bool:
         """Answers a message, or does what a /command says; whether to go on. Raises PyllamaError."""
         message = streams.utf8(message)
-        editing, self.draft = bool(self.draft), ""
+        editing, self.unsent = bool(self.unsent), ""
         word, _, rest = message.strip().partition(" ")
         command = _ALIASES.get(word, word)
         if command in COMMANDS:
@@ -169,7 +169,7 @@ class Conversation(Closing):
         users = [message["content"] for message in self.chat.messages if message["role"] == "user"]
         if not users:
             raise RequestError("/edit: there is no message yet")
-        self.draft = users[-1]
+        self.unsent = users[-1]
 
     def _system(self, rest: str) -> None:
         if rest:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
     from pyllama.checkpoint.outline import Outline
     from pyllama.hub.fetch import Wanted
-    from pyllama.planning.drafting import Drafted
+    from pyllama.planning.drafting import DrafterPlan
     from pyllama.planning.memory import Plan
     from pyllama.planning.time import Rates, WhatIf
     from pyllama.terminal.progress import Progress
@@ -140,12 +140,12 @@ def make_report(
     measured = rates(files)
 
     def outlook(of: "Checkpoint | Outline", plan: "Plan") -> dict[str, Any]:
-        weighed = weigh(draft, drafters, of, budget, measured, options)
+        said, chosen = weigh(draft, drafters, of, budget, measured, options)
         return {
-            "plan": spent(weighed.chosen.plan if weighed.chosen else plan),
-            "forecast": _predicted(of, plan, measured, kv_dtype, weighed.chosen),
+            "plan": spent(chosen.plan if chosen else plan),
+            "forecast": _predicted(of, plan, measured, kv_dtype, chosen),
             "what_if": _table(what_if(of, budget, measured, **options)),
-            "draft": weighed.report,
+            "draft": said,
         }
 
     own = outlook(model, plan)
@@ -366,7 +366,7 @@ def _context(config: "Config", positions: int, kv_dtype: str) -> dict[str, Any]:
 
 
 def _predicted(
-    model: "Checkpoint | Outline", plan: "Plan", rates: "Rates", kv_dtype: str, drafted: "Drafted | None"
+    model: "Checkpoint | Outline", plan: "Plan", rates: "Rates", kv_dtype: str, drafted: "DrafterPlan | None"
 ) -> dict[str, Any]:
     """Of the plan, or of the drafter's: then with a token as drafted, and with its loading in the first pass."""
     from dataclasses import asdict

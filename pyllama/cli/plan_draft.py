@@ -1,7 +1,6 @@
 """What `pyllama plan` says of drafting: who might draft for a model, what each would change, and which is taken."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from pyllama.errors import BudgetError, UnsupportedError
 if TYPE_CHECKING:
     from pyllama.checkpoint import Checkpoint
     from pyllama.checkpoint.outline import Outline
-    from pyllama.planning.drafting import Drafted, Drafter
+    from pyllama.planning.drafting import Candidate, DrafterPlan
     from pyllama.planning.time import Rates
 
     Opener = Callable[[str], "Checkpoint | Outline"]
@@ -20,22 +19,7 @@ if TYPE_CHECKING:
 SIBLINGS = 3  # shown at most
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Who might draft.
-
-    path  of its files; None for look-up, and for a copy that was not made
-    """
-
-    drafter: "Drafter"
-    path: Path | None = None
-
-    @property
-    def here(self) -> bool:
-        return self.path is not None or self.drafter.model is None
-
-
-def candidates(asked: str, model: "Checkpoint | Outline", tokenizer: Any, opened: "Opener") -> list[Candidate]:
+def candidates(asked: str, model: "Checkpoint | Outline", tokenizer: Any, opened: "Opener") -> "list[Candidate]":
     """Those that --draft means.
 
     asked      auto, self, lookup, off or a model
@@ -44,13 +28,12 @@ def candidates(asked: str, model: "Checkpoint | Outline", tokenizer: Any, opened
 
     Raises UnsupportedError for a drafter with another vocabulary.
     """
-    from pyllama.planning.drafting import Drafter
+    from pyllama.planning.drafting import LOOK_UP
 
-    lookup = Candidate(Drafter("lookup", "look-up"))
     if asked == OFF:
         return []
     if asked == LOOKUP:
-        return [lookup]
+        return [LOOK_UP]
     if asked == SELF:
         copy = _copy(model)
         if copy is None:
@@ -58,80 +41,73 @@ def candidates(asked: str, model: "Checkpoint | Outline", tokenizer: Any, opened
         return [copy]
     if asked == AUTO:
         copy = _copy(model)
-        return [*_siblings(model, tokenizer), *([copy] if copy else []), lookup]
+        return [*_siblings(model, tokenizer), *([copy] if copy else []), LOOK_UP]
     return [_named(asked, model, tokenizer, opened)]
 
 
-def _named(name: str, model: "Checkpoint | Outline", tokenizer: Any, opened: "Opener") -> Candidate:
+def _named(name: str, model: "Checkpoint | Outline", tokenizer: Any, opened: "Opener") -> "Candidate":
     from pyllama.drafting.vocabularies import check_same
-    from pyllama.planning.drafting import Drafter, kind_of
+    from pyllama.planning.drafting import Candidate, kind_of
     from pyllama.tokenizer import load_tokenizer
 
     other = opened(name)
     if tokenizer is not None:
         check_same(tokenizer, load_tokenizer(other), name)
     shown = Path(name).name if Path(name).exists() else name
-    return Candidate(Drafter(kind_of(model, other), shown, other), Path(other.path))
+    return Candidate(kind_of(model, other), shown, other, Path(other.path))
 
 
-def _siblings(model: "Checkpoint | Outline", tokenizer: Any) -> Iterator[Candidate]:
+def _siblings(model: "Checkpoint | Outline", tokenizer: Any) -> "Iterator[Candidate]":
     """The first pulled models that may."""
-    from pyllama.drafting.opening import drafter_of
+    from pyllama.drafting.opening import candidate_at
     from pyllama.drafting.siblings import siblings
 
     if tokenizer is not None:
         for name, path in islice(siblings(model, tokenizer), SIBLINGS):
-            yield Candidate(drafter_of(model, name, path), path)
+            yield candidate_at(model, name, path)
 
 
-def _copy(model: "Checkpoint | Outline") -> Candidate | None:
+def _copy(model: "Checkpoint | Outline") -> "Candidate | None":
     """The model's own copy of few bits, or what it would be; None where GGUF has no name for the model."""
     from pyllama.drafting.copies import TYPE, copy_of
-    from pyllama.drafting.opening import drafter_of
-    from pyllama.planning.drafting import Drafter
+    from pyllama.drafting.opening import candidate_at
+    from pyllama.planning.drafting import Candidate
     from pyllama.quantizing.prospect import prospect
 
     path = copy_of(model.path)
     if path is not None:
-        return Candidate(drafter_of(model, path.name, path), path)
+        return candidate_at(model, path.name, path)
     try:
-        return Candidate(Drafter("copy", f"a copy in {TYPE}", prospect(model, TYPE)))
+        return Candidate("copy", f"a copy in {TYPE}", prospect(model, TYPE))
     except UnsupportedError:
         return None
 
 
-@dataclass(frozen=True)
-class Weighed:
-    """What came of it: for --json, and the one that drafts, if any does."""
-
-    report: dict[str, Any]
-    chosen: "Drafted | None"
-
-
 def weigh(
     asked: str,
-    found: list[Candidate],
+    found: "list[Candidate]",
     model: "Checkpoint | Outline",
     budget: int,
     rates: "Rates",
     options: dict[str, Any],
-) -> Weighed:
+) -> "tuple[dict[str, Any], DrafterPlan | None]":
     """All that fit, each as it would be, and the first that pays: of auto's, of those that are here, as run takes it.
 
-    Raises TooSmallError where the budget has no room for one that was asked for.
+    Returns what --json has, and the plan with the one that drafts, if any does. Raises TooSmallError where the budget
+    has no room for one that was asked for.
     """
     from pyllama.planning.drafting import SOURCE, drafter_plan
     from pyllama.planning.memory import make_plan
     from pyllama.streaming.expert_counts import counts_of
 
     rows: list[dict[str, Any]] = []
-    chosen: Drafted | None = None
+    chosen: DrafterPlan | None = None
     taken = None
     counts = counts_of(model, model.path)
     wanted = asked != AUTO or make_plan(model, budget, **options).streamed > 0
     for candidate in found:
         try:
-            drafted = drafter_plan(model, candidate.drafter, budget, rates, counts=counts, **options)
+            drafted = drafter_plan(model, candidate, budget, rates, counts=counts, **options)
         except BudgetError:
             if asked != AUTO:
                 raise
@@ -140,19 +116,19 @@ def weigh(
         rows.append(_described(candidate) | {"fits": True} | _drafted(drafted))
         if wanted and chosen is None and drafted.pays and (asked != AUTO or candidate.here):
             chosen, taken = drafted, rows[-1]
-    return Weighed({"asked": asked, "rates": SOURCE, "chosen": taken, "candidates": rows}, chosen)
+    return {"asked": asked, "rates": SOURCE, "chosen": taken, "candidates": rows}, chosen
 
 
-def _described(candidate: Candidate) -> dict[str, Any]:
+def _described(candidate: "Candidate") -> dict[str, Any]:
     return {
-        "name": candidate.drafter.name,
-        "kind": candidate.drafter.kind,
+        "name": candidate.name,
+        "kind": candidate.kind,
         "path": None if candidate.path is None else str(candidate.path),
         "here": candidate.here,
     }
 
 
-def _drafted(drafted: "Drafted") -> dict[str, Any]:
+def _drafted(drafted: "DrafterPlan") -> dict[str, Any]:
     forecast = drafted.forecast
     return {
         "shape": drafted.shape,

@@ -90,10 +90,10 @@ def parts(plan: dict[str, Any]) -> dict[str, int]:
 
 def spent(plan: "Plan") -> dict[str, Any]:
     """A plan as --json has it."""
-    names = ("budget", "context_length", "max_pass_tokens", "interpreter", "cache", "states", "state_slots",
+    names = ("budget", "context_length", "max_pass_tokens", "process", "cache", "states", "state_slots",
              "activations", "ring", "pinned", "drafter", "branches", "weights", "stored", "streamed", "experts",
              "expert_slots", "expert_room", "experts_stored", "experts_share", "active")  # fmt: skip
-    return {name: getattr(plan, name) for name in names}
+    return {"interpreter" if name == "process" else name: getattr(plan, name) for name in names}
 
 
 def memory_text(plan: "Plan") -> str:

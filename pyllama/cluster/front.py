@@ -178,8 +178,8 @@ class ClusterDecoder(Exclusive):
         self._job: Job | None = None
         page_nbytes, slot_nbytes = self._begin()
         self.max_pass_tokens = min(plan.max_pass_tokens for plan in self.plans)
-        pool: Any = RemotePages(self, asked.kv_dtype, page_nbytes)
-        states: Any = RemoteStates(self, slot_nbytes) if slot_nbytes else None
+        pool = RemotePages(self, asked.kv_dtype, page_nbytes)
+        states = RemoteStates(self, slot_nbytes) if slot_nbytes else None
         self.cache = KVCache(pool, self.context_length, states)
         self.plan = _together(self.plans, self._pages, page_nbytes)
         self.cache.keep_states(self.plan.state_slots)
@@ -390,7 +390,7 @@ class ClusterDecoder(Exclusive):
 
 
 #: Of plans, what adds up.
-_SUMS = ("budget", "interpreter", "activations", "pinned", "weights", "stored", "branches", "expert_slots",
+_SUMS = ("budget", "process", "activations", "pinned", "weights", "stored", "branches", "expert_slots",
          "experts_stored", "active", "states")  # fmt: skip
 
 

@@ -265,7 +265,7 @@ class Worker:
         if kind == COPY:
             decoder.cache.pool.copy(number, other)
             return
-        pool: Any = decoder.states if is_state else decoder.cache.pool
+        pool = decoder.cache.state_pool if is_state else decoder.cache.pool
         if kind == WRITE:
             sizes = [report["slot_nbytes" if is_state else "page_nbytes"] for report in reports]
             begin = HELD.size + sum(sizes[: self.rank])
@@ -291,7 +291,7 @@ class Worker:
         except (PyllamaError, MemoryError, OSError, _AbandonedError) as error:
             ranks.fail()
             why = "abandoned" if isinstance(error, _AbandonedError) else _why(error)
-        weights: Any = decoder.weights
+        weights = decoder.weights
         report = {
             "error": why,
             "bytes_read": weights.bytes_read,

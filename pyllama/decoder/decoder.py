@@ -133,7 +133,7 @@ class Decoder(Extender):
         self.config = config
         self.shape = shape = Shape.whole(config) if ranks is None else Shape.of_share(config, ranks.share)
         self.ranks = ranks
-        self.weights = weights
+        self.weights: Weights = weights
         self.context_length = context_length
         self.max_pass_tokens = min(max_pass_tokens, context_length)
         self.rope_interleaved = rope_interleaved

@@ -122,6 +122,7 @@ class Exclusive(Extender):
                     if not isinstance(sequence, ExclusiveSequence) or sequence.decoder is not self:
                         raise RequestError("forward: a sequence of another model, expected one of this model's")
                     sequence.begin(self.running)
+                # Extender's, after whatever class stands beside this one (Decoder): that one's run() is called there.
                 return super().extend(batch, wanted, on_layer, hidden)
             finally:
                 self.running = None

@@ -9,11 +9,13 @@ import numpy as np
 from pyllama.architecture import Config
 from pyllama.decoder.kv_cache import CachedSequence, KVCache
 from pyllama.decoder.passes import Pass, Segment, build
+from pyllama.decoder.weights import Watched
 from pyllama.errors import RequestError
 
 
 class Extender:
-    """What is asked of a model that is ready to run.
+    """What is asked of a model that is ready to run: an ExclusiveDecoder (exclusive.py), or a ClusterDecoder of boards
+    (cluster/front.py).
 
     config           the model's hyperparameters
     context_length   positions a sequence can hold
@@ -21,10 +23,12 @@ class Extender:
     passes           passes over the weights so far
     on_layer         None, or called with the number of each layer before it runs; what it raises ends the pass
     cache            whose positions lie in which pages
+    weights          as far as they may be watched from here
     """
 
     config: Config
     cache: KVCache
+    weights: Watched
     context_length: int
     max_pass_tokens: int
     passes: int

@@ -7,17 +7,36 @@ memory may lie elsewhere as well. Knows nothing of tokens or weights.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from pyllama.closing import Closing
-from pyllama.decoder.page_pool import POSITIONS, PagePool
-from pyllama.decoder.state_pool import StatePool
+from pyllama.decoder.page_pool import POSITIONS
 from pyllama.decoder.states import History, Numbers, States
 from pyllama.errors import ContextOverflowError, RequestError
 
 #: Positions between states that are kept of a long prompt.
 SPARSE = 32 * POSITIONS
+
+
+class Memory(Protocol):
+    """Of pages or states, by their numbers: here (PagePool, StatePool), or with ranks (cluster/front.py)."""
+
+    def read(self, number: int, /) -> np.ndarray: ...
+
+    def write(self, number: int, data: np.ndarray, /) -> None: ...
+
+
+class Pages(Memory, Protocol):
+    dtype: str
+    page_nbytes: int
+
+    def copy(self, source: int, target: int) -> None: ...
+
+
+class Slots(Memory, Protocol):
+    slot_nbytes: int
 
 
 class KVCache:
@@ -33,7 +52,7 @@ class KVCache:
     state_pool      their memory, or None
     """
 
-    def __init__(self, pool: PagePool, context_length: int, state_pool: StatePool | None = None):
+    def __init__(self, pool: Pages, context_length: int, state_pool: Slots | None = None):
         self.pool = pool
         self.state_pool = state_pool
         self.states = States() if state_pool else None

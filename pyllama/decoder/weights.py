@@ -1,11 +1,12 @@
 """What the decoder asks of a weight store: matrices, whole or in row blocks, small vectors, embedding rows.
 
 What is read when, and how much of it stays in memory, is all that an implementation may decide: never a bit of the
-result. There is one, pyllama/streaming.
+result. There is one, StreamedWeights (pyllama/streaming). Of those that ranks hold, the front end has what may be
+watched, and no more: RemoteWeights (cluster/front.py).
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,11 +18,36 @@ GATE, UP, DOWN, GATE_UP = range(4)
 ExpertRows = tuple[int, int, "_kernels.Matrix | _kernels.Blocks"]
 
 
-class Weights(Protocol):
-    """Names are Hugging Face's; a tied head is asked for as HEAD. bytes_read counts from the beginning."""
+class Watched(Protocol):
+    """What whoever has a model asks of its weights, whoever holds them.
+
+    bytes_read       from the beginning
+    nbytes_streamed  that every pass from now on has to read
+    waited_s         for reads
+    expert_counters  what became of the experts asked for; None for a model without, or where they are not counted
+    """
 
     @property
     def bytes_read(self) -> int: ...
+
+    @property
+    def nbytes_streamed(self) -> int: ...
+
+    @property
+    def waited_s(self) -> float: ...
+
+    @property
+    def expert_counters(self) -> Any: ...
+
+    def pin_more(self, nbytes: int) -> None:
+        """So much more memory may be kept."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Weights(Watched, Protocol):
+    """Names are Hugging Face's; a tied head is asked for as HEAD."""
 
     def blocks(self, name: str) -> Iterable[tuple[int, "_kernels.Matrix"]]:
         """(first row, block) covering the matrix's rows, ascending; each valid until the next is asked for.

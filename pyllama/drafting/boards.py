@@ -9,9 +9,10 @@ from pyllama.cluster.dealing import deal
 from pyllama.cluster.hosts import Host
 from pyllama.cluster.own_part import shares_by_place
 from pyllama.decoder import Shape
-from pyllama.drafting.opening import AUTO, Meant, choose_drafter
+from pyllama.drafting.opening import AUTO, choose_drafter
 from pyllama.errors import BudgetError
 from pyllama.machine.memory import default_budget
+from pyllama.planning.drafting import DrafterPlan
 from pyllama.planning.memory import make_plan
 from pyllama.streaming.local import LocalCheckpoint
 
@@ -27,7 +28,7 @@ def choose_for_boards(
     *,
     front: int,
     **options: Any,
-) -> Meant | None:
+) -> DrafterPlan | None:
     """As choose_drafter(). Of `auto`, the boards are taken to be like this one, which has to have room for the drafter
     beside its own rows.
 
@@ -47,12 +48,12 @@ def choose_for_boards(
             return None
         # Where this board's part is all there is here, it alone is looked at.
         many = 1 if checkpoint.share else len(boards)
-        meant = choose_drafter(
+        drafted = choose_drafter(
             AUTO, checkpoint, tokenizer, sum(budgets[:many]), boards=many, interpreter=many * front, **options
         )
-        if meant is not None:
-            taken = meant.drafted.plan
+        if drafted is not None:
+            taken = drafted.plan
             make_plan(own, budgets[0], drafter=taken.drafter, branches=taken.branches, **ours)
     except BudgetError:  # of the model's own, the ranks tell
         return None
-    return meant
+    return drafted

@@ -24,7 +24,7 @@ _SMOOTH = 0.2
 _log = logging.getLogger("pyllama")
 
 
-class Drafts:
+class AdaptiveDrafting:
     """Proposes for all tasks of one model (the protocol is Drafting, generation/task.py).
 
     drafter       a model that drafts, or None: look-up alone

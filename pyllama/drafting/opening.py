@@ -13,7 +13,6 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,7 @@ from pyllama.drafting.siblings import siblings
 from pyllama.drafting.vocabularies import check_same
 from pyllama.errors import BudgetError, RequestError, UnsupportedError
 from pyllama.hub import resolve
-from pyllama.planning.drafting import DRAFTER_PASS_TOKENS, Drafted, Drafter, drafter_plan, kind_of
-from pyllama.planning.memory import Plan
+from pyllama.planning.drafting import DRAFTER_PASS_TOKENS, LOOK_UP, Candidate, DrafterPlan, drafter_plan, kind_of
 from pyllama.streaming import StreamedWeights
 from pyllama.streaming.expert_counts import counts_of
 from pyllama.tokenizer import load_tokenizer
@@ -41,14 +39,6 @@ COPY_POWER = 1.5
 LEAST_NODES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Meant:
-    """Who is to draft, and where it lies; no path for look-up."""
-
-    drafted: Drafted
-    path: Path | None
-
-
 def choose_drafter(
     draft: str | os.PathLike[str],
     checkpoint: Checkpoint,
@@ -57,7 +47,7 @@ def choose_drafter(
     *,
     boards: int = 1,
     **options: Any,
-) -> Meant | None:
+) -> DrafterPlan | None:
     """Who drafts for a model; None: nobody, where auto finds none that pays.
 
     boards   that have the model together, each as fast as this one; the drafter is on this one alone
@@ -71,19 +61,18 @@ def choose_drafter(
     options |= {"least_nodes": LEAST_NODES, "counts": counts_of(checkpoint, checkpoint.path), "drafter_rates": here}
     rates = here.times(boards)
     if draft != AUTO:
-        drafter, path = _named(draft, checkpoint, tokenizer)
-        return Meant(drafter_plan(checkpoint, drafter, budget, rates, **options), path)
-    for drafter, path in _candidates(checkpoint, tokenizer):
+        return drafter_plan(checkpoint, _named(draft, checkpoint, tokenizer), budget, rates, **options)
+    for candidate in _candidates(checkpoint, tokenizer):
         with suppress(BudgetError):  # no room for this one
-            drafted = drafter_plan(checkpoint, drafter, budget, rates, **options)
+            drafted = drafter_plan(checkpoint, candidate, budget, rates, **options)
             if drafted.pays:
-                return Meant(drafted, path)
+                return drafted
     return None
 
 
-def _named(draft: str, checkpoint: Checkpoint, tokenizer: Any) -> tuple[Drafter, Path | None]:
+def _named(draft: str, checkpoint: Checkpoint, tokenizer: Any) -> Candidate:
     if draft == LOOKUP:
-        return Drafter("lookup", "look-up"), None
+        return LOOK_UP
     if draft == SELF:
         copy = copy_of(checkpoint.path)
         if copy is None:
@@ -92,41 +81,40 @@ def _named(draft: str, checkpoint: Checkpoint, tokenizer: Any) -> tuple[Drafter,
                 f"draft: {checkpoint.path.name} has no copy that could draft for it; make one, once:"
                 f" pyllama quantize {name} --draft --calibration TEXT"
             )
-        return drafter_of(checkpoint, copy.name, copy), copy
+        return candidate_at(checkpoint, copy.name, copy)
     path = resolve(draft)
     with open_checkpoint(path) as other:
         theirs = load_tokenizer(other)
         if "none" in (theirs.kind, tokenizer.kind):
             raise UnsupportedError(f"draft: {draft} cannot be compared: a tokenizer is missing, in it or in the model")
         check_same(tokenizer, theirs, draft)
-    return drafter_of(checkpoint, Path(draft).name if os.sep in draft else draft, path), path
+    return candidate_at(checkpoint, Path(draft).name if os.sep in draft else draft, path)
 
 
-def _candidates(checkpoint: Checkpoint, tokenizer: Any) -> Iterator[tuple[Drafter, Path | None]]:
+def _candidates(checkpoint: Checkpoint, tokenizer: Any) -> Iterator[Candidate]:
     """Of `auto`, in order: the first that pays is taken."""
     for name, path in siblings(checkpoint, tokenizer):
-        yield drafter_of(checkpoint, name, path), path
+        yield candidate_at(checkpoint, name, path)
     copy = copy_of(checkpoint.path)
     if copy is not None:
-        yield drafter_of(checkpoint, copy.name, copy), copy
-    yield Drafter("lookup", "look-up"), None
+        yield candidate_at(checkpoint, copy.name, copy)
+    yield LOOK_UP
 
 
-def drafter_of(model: Described, name: str, path: Path) -> Drafter:
+def candidate_at(model: Described, name: str, path: Path) -> Candidate:
     """What lies at a path, as a drafter for a model. With headers alone: it is open no longer than that takes."""
     with open_checkpoint(path) as other:
-        return Drafter(kind_of(model, other), name, other)
+        return Candidate(kind_of(model, other), name, other, path)
 
 
-def open_drafter(meant: Meant, *, context_length: int) -> ModelDrafter | None:
+def open_drafter(drafted: DrafterPlan, *, context_length: int) -> ModelDrafter | None:
     """The drafter, None for look-up. Its weights are read by its first pass, and stay."""
-    drafted, path = meant.drafted, meant.path
-    if path is None or drafted.division is None:
+    drafter, division = drafted.drafter, drafted.division
+    if drafter.path is None or division is None:
         return None
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(drafter.path)
     checkpoint.forget_vocabulary()  # the model's is the same
     try:
-        division: Plan = drafted.division
         weights = StreamedWeights(checkpoint, slots=division.slots, room=division.room)
         decoder = ExclusiveDecoder(
             checkpoint.config,
@@ -142,8 +130,8 @@ def open_drafter(meant: Meant, *, context_length: int) -> ModelDrafter | None:
             weights.close()
             checkpoint.close()
 
-        power = COPY_POWER if drafted.drafter.kind == "copy" else 1.0
-        return ModelDrafter(drafted.drafter.name, decoder, close, kept=lambda: weights.nbytes_pinned, power=power)
+        power = COPY_POWER if drafter.kind == "copy" else 1.0
+        return ModelDrafter(drafter.name, decoder, close, kept=lambda: weights.nbytes_pinned, power=power)
     except BaseException:
         checkpoint.close()
         raise

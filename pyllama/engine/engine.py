@@ -18,7 +18,7 @@ from pyllama.decoder.page_pool import POSITIONS
 from pyllama.engine.page_store import PageStore, pages_name
 from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Deliver, Request
-from pyllama.engine.scheduler import Part, Scheduler
+from pyllama.engine.scheduler import Portion, Scheduler
 from pyllama.errors import BoardError, BudgetError, BusyError, PyllamaError, RequestError, StoppingError
 from pyllama.generation import Answer, AnswerOptions, Found, Step, run_pass
 from pyllama.generation.sampler import SamplingParams
@@ -339,7 +339,7 @@ class Engine:
             self._pass([part for part in batch if part[0].answer.hidden is hidden])
         return bool(batch)
 
-    def _pass(self, batch: list[Part]) -> None:
+    def _pass(self, batch: list[Portion]) -> None:
         if not batch:
             return
         self._in_pass = [request for request, _ in batch]
@@ -438,7 +438,7 @@ class Engine:
         except Exception:  # noqa: BLE001 - whoever listened is gone; the others must not suffer
             _log.exception("engine: a step could not be delivered")
 
-    def _fail(self, batch: list[Part], error: Exception) -> None:
+    def _fail(self, batch: list[Portion], error: Exception) -> None:
         """A pass failed: the requests in it are lost, and so are their positions."""
         if isinstance(error, PyllamaError):
             _log.error("engine: a pass failed: %s", error)

@@ -16,7 +16,7 @@ from pyllama.engine.prefix_cache import PrefixCache
 from pyllama.engine.request import Request
 from pyllama.generation import share_out
 
-Part = tuple[Request, int]
+Portion = tuple[Request, int]  # who takes part in a pass, with so many tokens
 
 
 class Scheduler:
@@ -55,10 +55,10 @@ class Scheduler:
         queue = sorted(self.waiting, key=self._turn(Counter(r.client for r in self.running)))
         return queue.index(request) + 1 if request in queue else len(queue) + 1
 
-    def schedule(self) -> list[Part]:
+    def schedule(self) -> list[Portion]:
         """Requests of the next pass and how many tokens of each, with pages reserved; none if nothing is to be done."""
         self._admit()
-        batch: list[Part] = []
+        batch: list[Portion] = []
         for request, count in share_out(self.running, self._max_pass_tokens, self._shared_prefill):
             sequence = request.sequence
             if sequence is None:  # preempted for an older one just now

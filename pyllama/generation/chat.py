@@ -17,7 +17,7 @@ from pyllama.generation.harmony import is_harmony, said
 from pyllama.generation.sampler import SamplingParams
 
 if TYPE_CHECKING:
-    from pyllama.decoder import Decoder
+    from pyllama.decoder.exclusive import Exclusive
     from pyllama.tokenizer import Tokenizer
 
 
@@ -32,7 +32,7 @@ class Chat(Closing):
 
     def __init__(
         self,
-        decoder: "Decoder",
+        decoder: "Exclusive",
         tokenizer: "Tokenizer",
         system: str | None,
         params: SamplingParams,

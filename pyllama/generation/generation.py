@@ -10,11 +10,12 @@ from pyllama.closing import Closing
 from pyllama.errors import BusyError
 from pyllama.generation.answer import Answer, AnswerOptions, Fingerprint, Step
 from pyllama.generation.sampler import SamplingParams
-from pyllama.generation.task import Drafting, Passed, Runner, Task, run_pass, share_out
+from pyllama.generation.task import Drafting, Passed, Task, run_pass, share_out
 
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from pyllama.decoder.extending import Extender
     from pyllama.decoder.kv_cache import CachedSequence
 
 
@@ -37,7 +38,7 @@ class Generation(Closing):
 
     def __init__(
         self,
-        decoder: Runner,
+        decoder: "Extender",
         tokenizer: Any,
         sequence: "CachedSequence",
         prompt_ids: Sequence[int],

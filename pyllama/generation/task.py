@@ -15,29 +15,11 @@ from pyllama.generation.answer import Answer, Step
 from pyllama.generation.tree import ROOT, Tree
 
 if TYPE_CHECKING:
-    from pyllama.architecture import Config
+    from pyllama.decoder.extending import Extender
     from pyllama.decoder.kv_cache import CachedSequence
     from pyllama.decoder.passes import Segment
 
 OnLayer = Callable[[int], None]
-
-
-class Runner(Protocol):
-    """What the loop asks of a decoder."""
-
-    context_length: int
-    max_pass_tokens: int
-
-    @property
-    def config(self) -> "Config": ...
-
-    def extend(
-        self,
-        batch: "Sequence[Segment]",
-        wanted: Sequence[int],
-        on_layer: OnLayer | None = None,
-        hidden: bool = False,
-    ) -> tuple[np.ndarray, list[np.ndarray]]: ...
 
 
 class Branch(NamedTuple):
@@ -255,7 +237,7 @@ def _sound(answer: Answer, proposed: Tree) -> Tree:
     return answer.fitting(tree)
 
 
-def compute(decoder: Runner, parts: Sequence[tuple[Task, int]], on_layer: OnLayer | None = None) -> list[Found]:
+def compute(decoder: "Extender", parts: Sequence[tuple[Task, int]], on_layer: OnLayer | None = None) -> list[Found]:
     """One pass over the weights for the next tokens of each task, and its tree; for each what is to be accepted.
 
     parts     tasks that have a sequence, and how many of their tokens to compute; all want logits, or hidden states
@@ -306,7 +288,7 @@ class Passed(NamedTuple):
 
 
 def run_pass(
-    decoder: Runner,
+    decoder: "Extender",
     parts: Sequence[tuple[Task, int]],
     drafting: Drafting | None,
     room: Room | None = None,

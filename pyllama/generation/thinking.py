@@ -9,7 +9,7 @@ from pyllama.generation.answer import overlap
 
 _PROMPT_END = 8  # tokens that the opening mark and what stands around it take at most
 
-Part = tuple[bool, str]  # whether it is thought, and the text
+Passage = tuple[bool, str]  # whether it is thought, and the text
 
 
 class Marks(NamedTuple):
@@ -47,7 +47,7 @@ class ThinkingSplit:
         self._decided = begun
         self._after_mark = begun
 
-    def push(self, piece: str) -> list[Part]:
+    def push(self, piece: str) -> list[Passage]:
         """What is known to be one or the other, now that `piece` has come."""
         text = self._held + piece
         self._held = ""
@@ -73,12 +73,12 @@ class ThinkingSplit:
         self._held = text[len(thought) :]
         return self._part(thought)
 
-    def finish(self) -> list[Part]:
+    def finish(self) -> list[Passage]:
         """What was held back, when no more comes."""
         held, self._held = self._held, ""
         return self._part(held.rstrip() if self.thinking else held)
 
-    def _part(self, text: str) -> list[Part]:
+    def _part(self, text: str) -> list[Passage]:
         if self._after_mark:
             text = text.lstrip()
             self._after_mark = not text

@@ -36,18 +36,18 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if text == DEMO:
         return _demo(demo_path())
     if text.startswith(("/", "./", "../", "~")) or text.count("/") > 1 and "@" not in text or text.endswith(".gguf"):
-        raise HubError(f"{text}: no such file or folder{_meant(text)}")
+        raise HubError(f"{text}: no such file or folder{_instead(text)}")
     try:
         model = parse_name(text)
     except HubError as error:
         raise HubError(
-            f"{text}: no such file or folder, and no model's name (org/name, or {DEMO}){_meant(text)}"
+            f"{text}: no such file or folder, and no model's name (org/name, or {DEMO}){_instead(text)}"
         ) from error
     try:
         return find(model)
     except NotInCacheError as error:
         # A path that is not there looks like a name too, and so does a name in another case.
-        hint = _meant(text)
+        hint = _instead(text)
         raise NotInCacheError(f"{error}{hint}") if hint else error from None
 
 
@@ -56,14 +56,14 @@ def named(text: str) -> ModelName:
     try:
         return parse_name(text)
     except HubError as error:
-        there = "; it is a path here, and needs no pull" if os.path.exists(text) else _meant(text)
+        there = "; it is a path here, and needs no pull" if os.path.exists(text) else _instead(text)
         raise HubError(f"{error}{there}") from None
 
 
-def _meant(text: str) -> str:
-    from pyllama.hub.meant import meant
+def _instead(text: str) -> str:
+    from pyllama.hub.meant import instead
 
-    return meant(text)
+    return instead(text)
 
 
 def demo_path() -> Path:

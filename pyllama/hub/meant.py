@@ -27,7 +27,7 @@ _SCHEME = re.compile(r"(?:hf|hf\.co|huggingface|hub|model)://(?P<name>[^/]+/[^/]
 _OLLAMA = re.compile(r"[a-z][a-z0-9.-]*(?::[a-z0-9._-]+)?")
 
 
-def meant(text: str) -> str:
+def instead(text: str) -> str:
     """What to give instead, as it goes on after a message; "" where there is no telling."""
     stripped = text.strip().strip("'\"")
     if stripped != text and (os.path.exists(stripped) or _is_name(stripped)):

@@ -1,7 +1,7 @@
 """How much of what a drafter proposes a model accepts on texts, and what that makes of its seconds a token.
 
-measure() loads the model once, in a process of its own (apart.py); compared() puts two such runs side by side, with the
-drafter and without, under the same budget.
+measure() loads the model once, in a process of its own (own_process.py); compared() puts two such runs side by side,
+with the drafter and without, under the same budget.
 """
 
 from collections.abc import Callable

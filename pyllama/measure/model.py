@@ -1,8 +1,8 @@
 """One model, one budget, one process: prompts and decoding timed, memory and disk watched.
 
-measure() is meant for a process of its own (apart.py), so that its peak resident set is the model's and nothing else's.
-Token ids are random, the cache starts empty, and sampling is no part of it; only the last token's logits are asked for,
-as in llama-bench.
+measure() is meant for a process of its own (own_process.py), so that its peak resident set is the model's and nothing
+else's. Token ids are random, the cache starts empty, and sampling is no part of it; only the last token's logits are
+asked for, as in llama-bench.
 """
 
 import time
@@ -149,7 +149,7 @@ def measure(
             del tokenizer
     with Watch() as watch:  # noqa: SIM117 - what it watches is said inside
         with pyllama.load(name, memory=memory, threads=threads, context_length=context_length, draft="off") as model:
-            weights = model.decoder.weights
+            weights: Any = model.decoder.weights
             watch.bytes_read = lambda: weights.bytes_read
             load_s = time.perf_counter() - started
             ids = random_ids(model.config.vocab_size)

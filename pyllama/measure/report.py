@@ -18,12 +18,12 @@ from pyllama.hub import resolve
 from pyllama.machine.memory import available_nbytes, default_budget, resident_nbytes
 from pyllama.measure import disk, drafting, kernels, work
 from pyllama.measure.advice import advice
-from pyllama.measure.apart import run_apart
 from pyllama.measure.ceilings import SPIN_ROUNDS, Ceilings
 from pyllama.measure.condition import condition
 from pyllama.measure.machine import describe
 from pyllama.measure.model import CONTEXT
 from pyllama.measure.others import Others
+from pyllama.measure.own_process import in_own_process
 from pyllama.measure.rates import cache_folders, nearest
 from pyllama.measure.storage import storage
 from pyllama.planning.memory import SLACK, make_plan
@@ -149,7 +149,7 @@ def _models(path: Path, memory: int | None, options: dict[str, Any], say: Callab
             return budget
         say(f"{path.name}, {kind}")
         try:
-            found = run_apart("model", path, **budget, **options)
+            found = in_own_process("model", path, **budget, **options)
         except PyllamaError as error:
             if "keep" not in budget:
                 raise
@@ -178,7 +178,7 @@ def _drafting(
     if budget is not None and memory is None:
         budget += _DRAFTING_NBYTES
     say(f"{path.name}, drafted")
-    run = partial(run_apart, "drafting", path, memory=budget)
+    run = partial(in_own_process, "drafting", path, memory=budget)
     return {"budget": budget, **drafting.compared(run, draft, **options)}
 
 

@@ -11,6 +11,7 @@ chain; X. Miao et al., "SpecInfer", 2024, for the tree.
 import itertools
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,21 +73,30 @@ SOURCE = "borrowed: measured on Qwen2.5-Coder-1.5B and 0.5B, greedy, 12 prompts 
 
 
 @dataclass(frozen=True, slots=True)
-class Drafter:
+class Candidate:
     """What might draft.
 
     kind   "sibling", "copy" or "lookup"
     name   for people
     model  its headers; None for look-up
+    path   of its files; None for look-up, and for a copy that was not made
     """
 
     kind: str
     name: str
     model: Described | None = None
+    path: Path | None = None
+
+    @property
+    def here(self) -> bool:
+        return self.path is not None or self.model is None
+
+
+LOOK_UP = Candidate("lookup", "look-up")
 
 
 @dataclass(frozen=True, slots=True)
-class DraftedForecast:
+class DrafterForecast:
     """Seconds, and the tokens among which they are divided.
 
     token_s        a token of the text, on average
@@ -105,7 +115,7 @@ class DraftedForecast:
 
 
 @dataclass(frozen=True, slots=True)
-class Drafted:
+class DrafterPlan:
     """A drafter with all that is decided for it.
 
     shape     "tree", or "chain" where nothing is streamed
@@ -116,12 +126,12 @@ class Drafted:
     off_s     seconds a token without
     """
 
-    drafter: Drafter
+    drafter: Candidate
     shape: str
     nodes: int
     plan: Plan
     division: Plan | None
-    forecast: DraftedForecast
+    forecast: DrafterForecast
     off_s: float
 
     @property
@@ -198,7 +208,7 @@ def forecast_drafted(
     model: Described,
     plan: Plan,
     rates: Rates,
-    drafter: Drafter,
+    drafter: Candidate,
     *,
     shape: str,
     nodes: int,
@@ -207,7 +217,7 @@ def forecast_drafted(
     tokens_a_pass: float | None = None,
     counts: np.ndarray | None = None,
     drafter_rates: Rates | None = None,
-) -> DraftedForecast:
+) -> DrafterForecast:
     """What a token takes where each pass verifies so many nodes; tokens_a_pass in place of the borrowed rate.
 
     counts         of a mixture's experts, as of time.demand()
@@ -227,12 +237,12 @@ def forecast_drafted(
             seconds, _ = pass_seconds(drafter.model, division, own_rates, count, half, cache=own, rows=count)
             draft_s += passes * seconds
     tokens = TOKENS_A_PASS[drafter.kind].tokens(shape, nodes) if tokens_a_pass is None else tokens_a_pass
-    return DraftedForecast((pass_s + draft_s) / tokens, pass_s, draft_s, tokens, bound, load_s)
+    return DrafterForecast((pass_s + draft_s) / tokens, pass_s, draft_s, tokens, bound, load_s)
 
 
 def drafter_plan(
     model: Described,
-    drafter: Drafter,
+    drafter: Candidate,
     budget: int,
     rates: Rates,
     *,
@@ -240,7 +250,7 @@ def drafter_plan(
     counts: np.ndarray | None = None,
     drafter_rates: Rates | None = None,
     **options: Any,
-) -> Drafted:
+) -> DrafterPlan:
     """The best that a drafter can do for a model within a budget; whether that pays is the result's to say.
 
     least_nodes    of a tree, for which there is to be room even if the disk seems to leave no time for them
@@ -267,7 +277,7 @@ def drafter_plan(
         branches = branches_nbytes(model, shape, nodes, kv_dtype)
         return {"drafter": division.budget if division else 0, "branches": branches}
 
-    def predicted(plan: Plan, nodes: int) -> DraftedForecast:
+    def predicted(plan: Plan, nodes: int) -> DrafterForecast:
         return forecast_drafted(
             model,
             plan,
@@ -296,4 +306,4 @@ def drafter_plan(
         ):
             best_s, best = token_s, nodes
     plan = make_plan(model, budget, **reserved(shape, best), **options)
-    return Drafted(drafter, shape, best, plan, divided(best), predicted(plan, best), off_s)
+    return DrafterPlan(drafter, shape, best, plan, divided(best), predicted(plan, best), off_s)

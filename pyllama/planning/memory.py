@@ -1,4 +1,4 @@
-"""One number, the memory budget, divided: interpreter, cache, activations, ring, weights that stay.
+"""One number, the memory budget, divided: process, cache, activations, ring, weights that stay.
 
 Works from a config and an index alone, before anything is loaded. What a division costs in time is predicted
 elsewhere; here are bytes only.
@@ -64,7 +64,8 @@ def telling_enough(memory: object) -> Iterator[None]:
 class Plan:
     """How a budget is spent, in bytes; all parts together are at most `budget`.
 
-    interpreter      Python, NumPy, tokenizer and slack
+    process          what is there before (Python, NumPy, tokenizer), and what no other part counts: an object for each
+                     block, experts' biases and what their readers read into, slack
     cache            keys and values: of one sequence of context_length positions, or of as many as were asked for
     states           of layers that carry one from token to token: state_slots of them, two for each sequence, since a
                      pass does not write where it reads, and some from before, of texts that may go on from there
@@ -86,7 +87,7 @@ class Plan:
     max_pass_tokens: int
     slots: int
     room: int
-    interpreter: int
+    process: int
     cache: int
     activations: int
     pinned: int
@@ -120,7 +121,7 @@ class Plan:
     def besides(self) -> int:
         """All but the weights that stay."""
         rest = self.drafter + self.branches + self.experts + self.states
-        return self.interpreter + self.cache + self.activations + self.ring + rest
+        return self.process + self.cache + self.activations + self.ring + rest
 
     @property
     def streamed(self) -> int:
@@ -145,6 +146,7 @@ def make_plan(
     """The best division of `budget` bytes. The cache gets room for so many contexts, but not for a second one where
     that takes more than a quarter of the budget.
 
+    interpreter        bytes of what is there before
     max_pass_tokens    more than these nobody will want in a pass: a drafter's are small
     shape              of what is computed here, where the model is shared and `model` has this rank's rows alone
     drafter, branches  bytes that go to somebody else, as in Plan; nothing of them is planned here
@@ -154,64 +156,80 @@ def make_plan(
     is no larger, fewer and smaller. Raises BudgetError, naming the smallest budget that works, where not even that
     fits.
     """
-    config = model.config
-    interpreter += SLACK
-    shape = shape or Shape.whole(config)
-    cache = least_cache = cache_nbytes(shape, context_length, kv_dtype)
-    if contexts > 1:  # sequences that share pages need one more, to copy one before it is written
-        least_cache += cache_nbytes(shape, 1, kv_dtype)
-        cache = least_cache + max(0, min(contexts * cache, budget // 4) - cache)
-    of_state = slot_nbytes(shape)
-    slots_of_states = least_slots = 2 if of_state else 0
-    if of_state:
-        running = max(1, min(contexts + (contexts > 1), budget // 8 // (2 * of_state)))
-        slots_of_states = 2 * running + min(MOST_SNAPSHOTS, budget // 16 // of_state)
+    shape = shape or Shape.whole(model.config)
     order = matrices(model)
     dtypes = {tensor.dtype for _, tensor in order}
     least_room = max(SECTOR, smallest_room(tensor for _, tensor in order))
     layer = _largest_layer(model)
     room = max(least_room, min(ROOM, layer // LEAST_SLOTS // SECTOR * SECTOR))
     weights = sum(_nbytes_if_pinned(tensor, room) for _, tensor in order)
-    stored = sum(sum(b.nbytes for b in tensor.blocks) if tensor.blocks else tensor.nbytes for _, tensor in order)
+    stored = sum(tensor.stored_nbytes for _, tensor in order)
+    others = interpreter + SLACK + _biases_nbytes(model)
 
     layers, which = entries_of(model)
-    chosen = shape.chosen * len(which)  # entries of the pool
     experts = [expert for of_layer in layers.values() for expert in of_layer]
-    # A float32 and a NumPy array for each bias of an expert: they stay.
-    vectors = (of.name for of in model_tensors(config) if of.expert is not None and len(of.shape) == 1)
-    biases = sum(4 * model.tensors[name].cols + BLOCK_OBJECTS for name in vectors)
     of_experts = None
     if experts:
         from pyllama.streaming.experts import sizes  # which most models have no use for
 
         of_experts = sizes(experts)
-    dtypes |= {tensor.dtype for expert in experts for tensor in expert}
+        dtypes |= {tensor.dtype for expert in experts for tensor in expert}
+        others += of_experts.readers
 
-    def plan(tokens: int, slots: int, room: int, cache: int, states: int) -> Plan:
+    tries = _tries(room, least_room, *_for_texts(shape, budget, context_length, kv_dtype, contexts))
+    for tokens, slots, room, cache, states in tries:
+        tokens = min(tokens, context_length, max_pass_tokens)
         slots = min(slots, max(LEAST_SLOTS, layer // room))  # the ring is never larger than a layer
-        activations = buffers_nbytes(shape, tokens, dtypes)
-        process = interpreter + biases + (stored // room + len(order)) * BLOCK_OBJECTS
-        process += of_experts.readers if of_experts else 0
-        made = Plan(budget, context_length, tokens, slots, room, process, cache, activations, 0, weights, stored)
-        made = replace(made, drafter=drafter, branches=branches, states=states * of_state, state_slots=states)
+        made = Plan(
+            budget,
+            context_length,
+            tokens,
+            slots,
+            room,
+            others + (stored // room + len(order)) * BLOCK_OBJECTS,
+            cache,
+            buffers_nbytes(shape, tokens, dtypes),
+            0,
+            weights,
+            stored,
+            drafter,
+            branches,
+            states=states * slot_nbytes(shape),
+            state_slots=states,
+        )
         if of_experts is not None:
-            # Weights that every pass needs come first, but for what a layer's experts are read through.
-            left = budget - made.besides
-            working = of_experts.whole * (chosen + 2)
-            if working > left:
-                working = of_experts.least_slots * of_experts.least
-            pool = max(working, left - min(weights, left - working))
-            expert_slots, expert_room = _pool(of_experts, pool, len(experts), chosen)
-            made = replace(
-                made,
-                expert_slots=expert_slots,
-                expert_room=expert_room,
-                experts_stored=of_experts.nbytes,
-                active=of_experts.nbytes * shape.chosen // shape.experts,
-                experts_share=expert_slots / len(experts) if expert_room >= of_experts.whole else 0.0,
-            )
-        return replace(made, pinned=min(weights, budget - made.besides))
+            made = _with_experts(made, of_experts, len(experts), shape, shape.chosen * len(which))
+        left = budget - made.besides  # for weights that stay; below 0, so much is missing
+        if left >= (0 if tokens <= 64 else min(weights, made.activations)):
+            return replace(made, pinned=min(weights, left))
+    cure = "a shorter context or no drafter" if drafter else "a shorter context"
+    who = "this model and its drafter need" if drafter else "this model needs"
+    raise TooSmallError(  # of the last try, which takes least
+        made.besides,
+        f"memory: {mb(budget)} MB, {who} at least {BudgetError.enough_mb(made.besides)} MB"
+        f" with a context of {context_length} (process {mb(made.process)}, cache {mb(made.cache)},"
+        f" activations {mb(made.activations)}, ring {mb(made.ring)}{_besides(made)}); {cure} needs less",
+    )
 
+
+def _for_texts(
+    shape: Shape, budget: int, context_length: int, kv_dtype: str, contexts: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(bytes of the cache, slots of states): of the contexts that were asked for, as far as they go, and of one."""
+    one = least = cache_nbytes(shape, context_length, kv_dtype)
+    most = one
+    if contexts > 1:  # sequences that share pages need one more, to copy one before it is written
+        least += cache_nbytes(shape, 1, kv_dtype)
+        most = least + max(0, min(contexts * one, budget // 4) - one)
+    of_state = slot_nbytes(shape)
+    if not of_state:
+        return (most, 0), (least, 0)
+    running = max(1, min(contexts + (contexts > 1), budget // 8 // (2 * of_state)))
+    return (most, 2 * running + min(MOST_SNAPSHOTS, budget // 16 // of_state)), (least, 2)
+
+
+def _tries(room: int, least_room: int, *texts: tuple[int, int]) -> Iterator[tuple[int, int, int, int, int]]:
+    """(tokens of a pass, slots of the ring, room of each, then as _for_texts()): what may be, the best first."""
     # A prompt's passes are worth a hundredth of the weights each; below 64 tokens, a tenth and more. More contexts than
     # one are given up before any of that.
     steps = (
@@ -219,24 +237,43 @@ def make_plan(
         (64, 5, room), (64, LEAST_SLOTS, room), (64, LEAST_SLOTS, max(room // 2, least_room)),
         (32, LEAST_SLOTS, max(room // 4, least_room)), (8, LEAST_SLOTS, least_room),
     )  # fmt: skip
-    for pages, states in dict.fromkeys(((cache, slots_of_states), (least_cache, least_slots))):
-        for tokens, slots, size in steps:
-            tokens = min(tokens, context_length, max_pass_tokens)
-            made = plan(tokens, slots, size, pages, states)
-            roomy = made.pinned >= made.activations or made.pinned == weights
-            if made.pinned >= 0 and (tokens <= 64 or roomy):
-                return made
-    least = plan(1, LEAST_SLOTS, least_room, least_cache, least_slots)
-    if least.pinned >= 0:
-        return least
-    smallest = budget - least.pinned
-    cure = "a shorter context or no drafter" if drafter else "a shorter context"
-    who = "this model and its drafter need" if drafter else "this model needs"
-    raise TooSmallError(
-        smallest,
-        f"memory: {mb(budget)} MB, {who} at least {BudgetError.enough_mb(smallest)} MB"
-        f" with a context of {context_length} (process {mb(least.interpreter)}, cache {mb(least_cache)},"
-        f" activations {mb(least.activations)}, ring {mb(least.ring)}{_besides(least)}); {cure} needs less",
+    for of_texts in dict.fromkeys(texts):
+        for step in steps:
+            yield *step, *of_texts
+    yield 1, LEAST_SLOTS, least_room, *texts[-1]
+
+
+def _biases_nbytes(model: Described) -> int:
+    """A float32 and a NumPy array for each bias of an expert: they stay."""
+    vectors = (of.name for of in model_tensors(model.config) if of.expert is not None and len(of.shape) == 1)
+    return sum(4 * model.tensors[name].cols + BLOCK_OBJECTS for name in vectors)
+
+
+def _with_experts(made: Plan, of: "Sizes", count: int, shape: Shape, chosen: int) -> Plan:
+    """The plan with a pool of experts.
+
+    count   entries of all experts
+    chosen  entries that a token goes to in a layer
+    """
+    # Weights that every pass needs come first, but for what a layer's experts are read through.
+    left = made.budget - made.besides
+    working = of.whole * (chosen + 2)
+    if working > left:
+        working = of.least_slots * of.least
+    pool = max(working, left - min(made.weights, left - working))
+    room = of.whole
+    slots = min(pool // room, count)
+    if slots < min(chosen + 2, count):
+        # Too little for whole experts: pieces of them, as large as leave the readers some room.
+        room = max(of.least, min(ROOM, pool // (2 * of.least_slots)) // SECTOR * SECTOR)
+        slots = max(of.least_slots, pool // room)
+    return replace(
+        made,
+        expert_slots=slots,
+        expert_room=room,
+        experts_stored=of.nbytes,
+        active=of.nbytes * shape.chosen // shape.experts,
+        experts_share=slots / count if room >= of.whole else 0.0,
     )
 
 
@@ -253,18 +290,8 @@ def _kept_rows_nbytes(dtype: str, rows: int, cols: int, room: int) -> int:
 
 
 def _besides(plan: Plan) -> str:
-    parts = (("states", plan.states), ("experts", plan.experts), ("drafter", plan.drafter), ("branches", plan.branches))
+    parts = ((name, getattr(plan, name)) for name in ("states", "experts", "drafter", "branches"))
     return "".join(f", {name} {mb(nbytes)}" for name, nbytes in parts if nbytes)
-
-
-def _pool(of: "Sizes", nbytes: int, count: int, chosen: int) -> tuple[int, int]:
-    """(slots, room of each) of a pool of so many bytes; count, chosen: of experts, in all and by a token in a layer."""
-    slots = nbytes // of.whole
-    if slots >= min(chosen + 2, count):
-        return min(slots, count), of.whole
-    # Too little for whole experts: pieces of them, as large as leave the readers some room.
-    room = max(of.least, min(ROOM, nbytes // (2 * of.least_slots)) // SECTOR * SECTOR)
-    return max(of.least_slots, nbytes // room), room
 
 
 def _largest_layer(model: Described) -> int:

@@ -204,11 +204,12 @@ def _collected(
         windows = _windows(model.tokenizer, text.decode("utf-8-sig"), length)
         shown.total = len(windows) * config.num_hidden_layers
         shown.skip(done * config.num_hidden_layers)
-        model.decoder.on_input = sums.add
+        decoder: Any = model.decoder  # of this process
+        decoder.on_input = sums.add
         saved = time.monotonic()
         for number in range(done, len(windows)):
-            with model.decoder.new_sequence() as sequence:
-                model.decoder.prefill(sequence, windows[number])
+            with decoder.new_sequence() as sequence:
+                decoder.prefill(sequence, windows[number])
             tokens += len(windows[number])
             if time.monotonic() - saved > STATE_S:
                 work.write(STATE, sums.state(number + 1, tokens))

@@ -1,4 +1,4 @@
-"""One answer as it comes: its steps to text, thought, calls, and a reason to end in OpenAI's words."""
+"""Tells text, thought and calls in the steps of one answer as they come, and its reason to end, in OpenAI's words."""
 
 from pyllama.generation import Step
 from pyllama.generation.harmony import PROMPT_END

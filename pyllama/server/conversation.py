@@ -73,7 +73,8 @@ async def prompt_of(service: Service, request: Request, body: JsonObject) -> tup
 
 
 def _encode(service: Service, body: JsonObject, choice: tools.ToolChoice) -> list[int]:
-    options = {"tools": choice.tools, "parse_special": bool(body.get("parse_special")), **beginning_of(body)}
+    options: JsonObject = {"tools": choice.tools, "parse_special": bool(body.get("parse_special"))}
+    options |= beginning_of(body)
     variables = dict(body.get("chat_template_kwargs") or {})
     effort = body.get("reasoning_effort")
     if effort is not None:

@@ -1,4 +1,4 @@
-"""An answer in the shape of an API, whole or as it comes: what all of the shapes share."""
+"""Sends what is asked for, whole or in pieces as it comes, and closes its streams: what replies of all APIs share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator

@@ -69,7 +69,7 @@ def matrices(model: Described) -> list[tuple[str, Tensor]]:
     return [(name, tensor) for name, tensor in [*order, (HEAD, head)] if tensor.rows]
 
 
-def experts_of(model: Described) -> dict[int, list[tuple[Tensor, Tensor, Tensor]]]:
+def expert_matrices(model: Described) -> dict[int, list[tuple[Tensor, Tensor, Tensor]]]:
     """Number of a layer -> its experts in order, each as its gate, up and down matrix; {} for a model without."""
     found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
     of_experts = (
@@ -100,7 +100,7 @@ class Entries(NamedTuple):
 
 def entries_of(model: Described) -> Entries:
     """No layers for a model without experts, and for a rank that has no row of any."""
-    layers = experts_of(model)
+    layers = expert_matrices(model)
     if not isinstance(model, LocalCheckpoint):
         return Entries({number: [*of_layer] for number, of_layer in layers.items()}, WHOLE)
     experts = [expert for of_layer in layers.values() for expert in of_layer]

@@ -10,11 +10,10 @@ from published_shapes import LLAMA_7B, QWEN_05B
 from pyllama.checkpoint.outline import outline
 from pyllama.cli import main, plan_draft
 from pyllama.cli.plan import make_report
-from pyllama.cli.plan_draft import Candidate
 from pyllama.cli.plan_lines import lines
 from pyllama.drafting.copies import copy_destination
 from pyllama.hub.cache import hub_cache
-from pyllama.planning.drafting import SOURCE, TOKENS_A_PASS, Drafter
+from pyllama.planning.drafting import SOURCE, TOKENS_A_PASS, Candidate
 from pyllama.planning.memory import TooSmallError, make_plan
 from pyllama.planning.time import BOARDS
 from pyllama.quantizing.prospect import prospect
@@ -22,9 +21,9 @@ from pyllama.quantizing.prospect import prospect
 COMMIT = "0" * 40
 RATES = BOARDS["pi5"]
 BIG = outline(LLAMA_7B, "BF16")
-SIBLING = Candidate(Drafter("sibling", "acme/small", prospect(outline(QWEN_05B, "BF16"), "q4_k_m")), path=hub_cache())
-COPY = Candidate(Drafter("copy", "a copy in q3_k_s", prospect(BIG, "q3_k_s")))
-LOOKUP = Candidate(Drafter("lookup", "look-up"))
+SIBLING = Candidate("sibling", "acme/small", prospect(outline(QWEN_05B, "BF16"), "q4_k_m"), hub_cache())
+COPY = Candidate("copy", "a copy in q3_k_s", prospect(BIG, "q3_k_s"))
+LOOKUP = Candidate("lookup", "look-up")
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +97,7 @@ def test_a_copy_that_was_not_made_is_shown_and_not_taken(found):
 
 
 def test_auto_goes_on_where_the_first_does_not_pay(found):
-    found[:] = [Candidate(Drafter("sibling", "acme/half", outline(LLAMA_7B, "BF16")), path=hub_cache()), *found]
+    found[:] = [Candidate("sibling", "acme/half", outline(LLAMA_7B, "BF16"), hub_cache()), *found]
     report = report_of(8 << 30)
     assert report["draft"]["chosen"]["name"] == "acme/small"
     assert [row["fits"] for row in report["draft"]["candidates"]] == [False, True, True, True]
@@ -113,7 +112,7 @@ def test_with_nothing_streamed_nobody_is_looked_for(monkeypatch):
 
 
 def test_a_drafter_that_would_not_pay_is_left_out(found):
-    found[:] = [Candidate(Drafter("sibling", "acme/half", outline(LLAMA_7B, "BF16")))]
+    found[:] = [Candidate("sibling", "acme/half", outline(LLAMA_7B, "BF16"))]
     budget = 20 << 30
     report = report_of(budget, "acme/half")
     row = report["draft"]["candidates"][0]

@@ -432,7 +432,7 @@ def least(wide_folder):
     """A budget in which the weights do not stay."""
     code = (
         "import pyllama, sys; m = pyllama.load(sys.argv[1], context_length=256); p = m.plan; m.forward([1] * 40);"
-        "print(p.interpreter + p.cache + p.activations + p.ring + p.weights // 4)"
+        "print(p.process + p.cache + p.activations + p.ring + p.weights // 4)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(wide_folder)], capture_output=True, text=True, check=True)
     return str(int(done.stdout))
@@ -454,7 +454,7 @@ def test_nothing_is_read_while_a_process_forks_not_even_by_a_ring_made_meanwhile
     monkeypatch.setattr(DirectFile, "read", slow)
     with pyllama.load(wide_folder, context_length=256) as model:
         plan = model.plan
-    memory = plan.interpreter + plan.cache + plan.activations + plan.ring + plan.weights // 4 + (8 << 20)
+    memory = plan.process + plan.cache + plan.activations + plan.ring + plan.weights // 4 + (8 << 20)
     with pyllama.load(wide_folder, memory=memory, context_length=256) as model:
         done = threading.Event()
 

@@ -9,7 +9,7 @@ import tiny
 
 import pyllama
 from pyllama.drafting.account import Account
-from pyllama.drafting.drafts import Drafts
+from pyllama.drafting.drafts import AdaptiveDrafting
 from pyllama.drafting.lookup import LookUp
 from pyllama.drafting.model_drafter import ModelDrafter
 from pyllama.drafting.pace import Pace
@@ -83,7 +83,7 @@ def drafted(path, drafts, prompt_ids, **sampling):
 
 def always(drafter, **options):
     """Drafts that stream, as far as they know, so that nothing stops them."""
-    drafts = Drafts(drafter, streamed=lambda: True, **options)
+    drafts = AdaptiveDrafting(drafter, streamed=lambda: True, **options)
     drafts._account(drafter)._has_paid = True
     return drafts
 
@@ -94,7 +94,7 @@ def always(drafter, **options):
 def test_a_model_drafts(folders, which, sampling, streamed):
     prompt_ids = [5, 9, 2] * 12
     plain = drafted(folders / "target", None, prompt_ids, max_tokens=80, **sampling)
-    drafts = Drafts(model_drafter(folders / which), streamed=lambda: streamed)
+    drafts = AdaptiveDrafting(model_drafter(folders / which), streamed=lambda: streamed)
     drafts._account(drafts.drafter)._pause = 0 if which != "far" else 16
     assert drafted(folders / "target", drafts, prompt_ids, max_tokens=80, **sampling)[:2] == plain[:2]
     assert drafts.accepted <= drafts.proposed
@@ -162,7 +162,7 @@ def test_what_a_drafter_held_is_given_back(folders):
 
 def test_what_a_drafter_reads_first_is_in_no_tokens_time(folders):
     drafter = model_drafter(folders / "near")
-    drafts = Drafts(drafter, streamed=lambda: False)
+    drafts = AdaptiveDrafting(drafter, streamed=lambda: False)
     (tree,) = drafts.propose([task_of([1, 2, 3])], 8)
     assert not tree  # nothing is known yet to compare with
     assert drafter.loaded.load_s > 0 and drafts.draft_s > 0

@@ -498,11 +498,11 @@ def test_the_rate_of_the_plot_is_bytes_over_time():
 
 def test_a_run_that_fails_tells_the_process_s_last_line(tmp_path):
     with pytest.raises(Exception, match="bench: .*no such file"):
-        report.run_apart("model", tmp_path / "nothing")
+        report.in_own_process("model", tmp_path / "nothing")
 
 
 def test_a_model_too_small_to_stream_has_only_a_resident_run(base_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "run_apart", refuse_to_stream)
+    monkeypatch.setattr(report, "in_own_process", refuse_to_stream)
     resident, streamed = report._models(base_folder, None, {}, lambda text: None)
     assert resident["kind"] == "resident" and streamed["skipped"] == "too small to stream"
 

@@ -15,7 +15,7 @@ from pyllama.planning.drafting import (
     MOST_CHAIN,
     MOST_NODES,
     TOKENS_A_PASS,
-    Drafter,
+    Candidate,
     branches_nbytes,
     drafter_division,
     drafter_plan,
@@ -32,9 +32,9 @@ PI5 = BOARDS["pi5"]
 GEN2 = dataclasses.replace(PI5, disk_gb_s=0.45)
 BIG = packed(outline(LLAMA_7B, "BF16"))
 SMALL = prospect(outline(QWEN_05B, "BF16"), "q4_k_m")
-SIBLING = Drafter("sibling", "0.5B", SMALL)
-COPY = Drafter("copy", "3.4 bits", prospect(outline(LLAMA_7B, "BF16"), "q3_k_s"))
-LOOKUP = Drafter("lookup", "look-up")
+SIBLING = Candidate("sibling", "0.5B", SMALL)
+COPY = Candidate("copy", "3.4 bits", prospect(outline(LLAMA_7B, "BF16"), "q3_k_s"))
+LOOKUP = Candidate("lookup", "look-up")
 DRAFTERS = (SIBLING, COPY, LOOKUP)
 OPTIONS = {"context_length": 512, "interpreter": 60 << 20}
 
@@ -179,7 +179,7 @@ def test_with_nothing_streamed_one_that_is_asked_for_drafts_chains(drafter):
 def test_a_drafter_whose_bytes_displace_more_than_it_saves_is_left_out():
     """All but nothing of the model stays on the disk; a drafter of half its size would push half of it out."""
     model = outline(QWEN_15B, "BF16")
-    copy = Drafter("copy", "3.4 bits", prospect(model, "q3_k_s"))
+    copy = Candidate("copy", "3.4 bits", prospect(model, "q3_k_s"))
     whole = make_plan(model, 1 << 50, **OPTIONS)
     budget = whole.besides + whole.weights - (20 << 20)
     slow = Rates(disk_gb_s=0.04, dram_gb_s=10, gflop_s=50, pack_gb_s=2)

@@ -354,7 +354,7 @@ def test_the_smallest_budget_of_an_engine_works_too(budget):
     smallest = caught.value.smallest
     for more in range(0, 200_000_000, 3_000_000):
         plan = make_plan(model, smallest + more, **options)
-        assert plan.interpreter + plan.cache + plan.activations + plan.ring + plan.pinned <= smallest + more
+        assert plan.process + plan.cache + plan.activations + plan.ring + plan.pinned <= smallest + more
     with pytest.raises(TooSmallError):
         make_plan(model, smallest - 1, **options)
 

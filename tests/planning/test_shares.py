@@ -27,7 +27,7 @@ def checkpoints(tmp_path_factory):
 
 def taken(checkpoint, share):
     plan = make_plan(checkpoint, share, interpreter=0, **OPTIONS)
-    return plan.interpreter + plan.cache + plan.activations + plan.ring + plan.pinned
+    return plan.process + plan.cache + plan.activations + plan.ring + plan.pinned
 
 
 def test_the_smallest_budget_works_and_one_byte_less_does_not(checkpoints):

@@ -12,7 +12,7 @@ from running_server import MESSAGES, TOOL_TEMPLATE, WEATHER, Running, running
 
 import pyllama
 from pyllama.drafting.account import Account
-from pyllama.drafting.drafts import Drafts
+from pyllama.drafting.drafts import AdaptiveDrafting
 
 SCHEMA = {
     "type": "object",
@@ -134,7 +134,7 @@ class _Open(Account):
 def looking_up(chat_folder):
     """A server that always drafts, by look-up, however fast its passes are."""
 
-    class Always(Drafts):
+    class Always(AdaptiveDrafting):
         def _account(self, drafter):
             return _Open()
 

@@ -54,7 +54,7 @@ def store_of(checkpoint, **options):
         return memory[skip : skip + span.nbytes]
 
     options = {"chosen": CHOSEN, "room": 1 << 50, "slots": 1000, "read": read} | options
-    return ExpertStore(blocks.experts_of(checkpoint), **options)
+    return ExpertStore(blocks.expert_matrices(checkpoint), **options)
 
 
 def take(store, layer, wanted):
@@ -72,7 +72,7 @@ def until(condition):
 def test_an_expert_of_a_packed_file_is_one_read(models):
     for name, reads in (("packed", 1), ("hf", 1), ("m.gguf", 3)):
         with open_checkpoint(models / name) as checkpoint:
-            for of_layer in blocks.experts_of(checkpoint).values():
+            for of_layer in blocks.expert_matrices(checkpoint).values():
                 for expert in of_layer:
                     found = together([block for tensor in expert for block in blocks.cut(tensor, 1 << 50)])
                     assert len(found.spans) == reads
@@ -143,7 +143,7 @@ class Halting:
         self.let, self.let_needed = threading.Semaphore(0), threading.Semaphore(0)
         self.read, self.waiting = [], 0
         sound = store_of(checkpoint)._read
-        layers = blocks.experts_of(checkpoint)
+        layers = blocks.expert_matrices(checkpoint)
 
         def belongs(span, layer, number):
             return any(
@@ -441,7 +441,7 @@ def test_a_plan_never_spends_more_than_there_is(large):
     before = 0.0
     for budget in (400 << 20, 1 << 30, 2 << 30, 4 << 30, 8 << 30, 64 << 30):
         plan = make_plan(large, budget, context_length=1024)
-        assert plan.interpreter + plan.cache + plan.activations + plan.ring + plan.pinned + plan.experts <= budget
+        assert plan.process + plan.cache + plan.activations + plan.ring + plan.pinned + plan.experts <= budget
         assert plan.expert_slots >= LEAST_SLOTS and plan.experts_share >= before
         before = plan.experts_share
     assert before == 1.0
@@ -487,7 +487,7 @@ def test_where_few_layers_lack_an_expert_their_reads_are_waited_for(large):
 
 def test_sizes_are_those_of_the_slots(models):
     with open_checkpoint(models / "packed") as checkpoint:
-        layers = blocks.experts_of(checkpoint)
+        layers = blocks.expert_matrices(checkpoint)
         every = [expert for of_layer in layers.values() for expert in of_layer]
         of = sizes(every)
         store = store_of(checkpoint)

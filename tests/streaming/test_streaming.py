@@ -388,7 +388,7 @@ def test_a_plan_never_exceeds_its_budget(models, form):
                 assert least is None and "needs at least" in str(error)
                 continue
             least = least or megabytes
-            parts = plan.interpreter + plan.cache + plan.activations + plan.ring + plan.pinned
+            parts = plan.process + plan.cache + plan.activations + plan.ring + plan.pinned
             assert parts <= plan.budget and plan.pinned >= 0
             assert plan.cache == cache_nbytes(Shape.whole(checkpoint.config), 100, "f16")
             assert plan.slots >= LEAST_SLOTS and plan.max_pass_tokens >= 1

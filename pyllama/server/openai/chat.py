@@ -8,7 +8,7 @@ from pyllama.server.choice import Choice
 from pyllama.server.conversation import Asked, ask
 from pyllama.server.json_object import JsonObject
 from pyllama.server.openai import foreign_fields, logprobs
-from pyllama.server.openai.reply import OpenAIReply, Part
+from pyllama.server.openai.reply import ChoiceObject, OpenAIReply
 from pyllama.server.service import Service
 
 
@@ -26,10 +26,10 @@ class _Chat(OpenAIReply):
         self._choices = [Choice(service, asked, stream.request.answer.prompt_ids) for stream in asked.streams]
         self._logged: list[list[JsonObject]] = [[] for _ in asked.streams]
 
-    def opening(self) -> list[Part]:
+    def opening(self) -> list[ChoiceObject]:
         return [_delta(index, {"role": "assistant", "content": ""}) for index in range(len(self.streams))]
 
-    def take(self, index: int, step: Step) -> list[Part]:
+    def take(self, index: int, step: Step) -> list[ChoiceObject]:
         choice, told = self._choices[index], len(self._choices[index].calls)
         content, new = choice.take(step)
         reported = self._logprobs(step)
@@ -52,10 +52,10 @@ class _Chat(OpenAIReply):
         content = [] if logprobs.is_ending(step, tokenizer) else [logprobs.of_chat(step, tokenizer, top)]
         return {"content": content, "refusal": None}
 
-    def choices(self) -> list[Part]:
+    def choices(self) -> list[ChoiceObject]:
         return [self._choice(index, choice) for index, choice in enumerate(self._choices)]
 
-    def _choice(self, index: int, choice: Choice) -> Part:
+    def _choice(self, index: int, choice: Choice) -> ChoiceObject:
         message: JsonObject = {"role": "assistant", "content": choice.content, "refusal": None}
         if choice.reasoning:
             message["reasoning_content"] = choice.reasoning
@@ -66,5 +66,7 @@ class _Chat(OpenAIReply):
         return {"index": index, "message": message, "logprobs": reported, "finish_reason": choice.finish_reason}
 
 
-def _delta(index: int, delta: JsonObject, reported: JsonObject | None = None, finish_reason: str | None = None) -> Part:
+def _delta(
+    index: int, delta: JsonObject, reported: JsonObject | None = None, finish_reason: str | None = None
+) -> ChoiceObject:
     return {"index": index, "delta": delta, "logprobs": reported, "finish_reason": finish_reason}

@@ -13,7 +13,7 @@ from pyllama.server.fill_in import Gap, prompt_of
 from pyllama.server.json_object import JsonObject
 from pyllama.server.openai import foreign_fields, logprobs
 from pyllama.server.openai.logprobs import Echo, Reported, echo_of
-from pyllama.server.openai.reply import OpenAIReply, Part
+from pyllama.server.openai.reply import ChoiceObject, OpenAIReply
 from pyllama.server.sampling import Wanted, wanted
 from pyllama.server.schemas import listed
 from pyllama.server.service import Service
@@ -97,7 +97,7 @@ class _Completion(OpenAIReply):
         self._echoes, self._scored = echoes, scored
         self._choices = [_Choice() for _ in streams]
 
-    def _begin(self, index: int) -> list[Part]:
+    def _begin(self, index: int) -> list[ChoiceObject]:
         """The prompt as the choice's first part; none where nothing is echoed."""
         choice, echo = self._choices[index], self._echoes[index // self.want.n]
         choice.begun, choice.text = True, echo.text
@@ -112,7 +112,7 @@ class _Completion(OpenAIReply):
             ]
         return [self._part(index, echo.text, choice.reported, None)]
 
-    def take(self, index: int, step: Step) -> list[Part]:
+    def take(self, index: int, step: Step) -> list[ChoiceObject]:
         choice = self._choices[index]
         parts = [] if choice.begun else self._begin(index)
         choice.finish_reason = step.finish_reason
@@ -129,7 +129,7 @@ class _Completion(OpenAIReply):
             parts.append(self._part(index, step.text, reported, step.finish_reason))
         return parts
 
-    def _part(self, index: int, text: str, reported: list[Reported], finish_reason: str | None) -> Part:
+    def _part(self, index: int, text: str, reported: list[Reported], finish_reason: str | None) -> ChoiceObject:
         """As a chunk of a stream has it: no log-probabilities where there are none."""
         about = self._reported(reported) if reported else None
         return {"index": index, "text": text, "logprobs": about, "finish_reason": finish_reason}
@@ -138,7 +138,7 @@ class _Completion(OpenAIReply):
         top = self.want.top_logprobs
         return None if top is None else logprobs.of_completion(reported, self.service.tokenizer, top)
 
-    def choices(self) -> list[Part]:
+    def choices(self) -> list[ChoiceObject]:
         return [
             {
                 "index": index,

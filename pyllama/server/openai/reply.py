@@ -15,7 +15,7 @@ from pyllama.server.sampling import Wanted
 from pyllama.server.service import Service
 from pyllama.server.usage import details, progress, usage
 
-Part = JsonObject  # of a choice: an element of `choices` in a chunk
+ChoiceObject = JsonObject  # a choice, or what is new of it: an element of `choices` in a chunk
 
 
 class OpenAIReply(Reply):
@@ -34,16 +34,16 @@ class OpenAIReply(Reply):
             "system_fingerprint": service.fingerprint,
         }
 
-    def opening(self) -> list[Part]:
+    def opening(self) -> list[ChoiceObject]:
         """What a stream begins with, before the first step is there."""
         return []
 
     @abstractmethod
-    def take(self, index: int, step: Step) -> list[Part]:
+    def take(self, index: int, step: Step) -> list[ChoiceObject]:
         """Note a step of a choice; what is new with it."""
 
     @abstractmethod
-    def choices(self) -> list[Part]:
+    def choices(self) -> list[ChoiceObject]:
         """The choices as they are once all steps are taken."""
 
     def whole(self) -> JsonObject:
@@ -76,6 +76,6 @@ class OpenAIReply(Reply):
     def _cost(self) -> JsonObject:
         return {"usage": usage(self.streams, self.want.n, written=self._sampled), "pyllama": details(self.streams)}
 
-    def _chunk(self, choices: list[Part], **more: Any) -> bytes:
+    def _chunk(self, choices: list[ChoiceObject], **more: Any) -> bytes:
         nothing = {"usage": None} if self.want.include_usage else {}
         return event({**self._head, "choices": choices, **nothing, **more})

@@ -10,10 +10,12 @@ from typing import Any
 from pyllama.errors import PyllamaError
 
 
-def run_apart(module: str, path: Path, **options: Any) -> dict[str, Any]:
+def in_own_process(module: str, path: Path, **options: Any) -> dict[str, Any]:
     """What measure() of a module beside this one gives. Raises PyllamaError with that process's last line."""
     # The same package, wherever this one was found; behind the standard library, where site-packages belong.
-    code = "import sys; sys.path.append(sys.argv.pop(1)); from pyllama.measure.apart import main; sys.exit(main())"
+    code = (
+        "import sys; sys.path.append(sys.argv.pop(1)); from pyllama.measure.own_process import main; sys.exit(main())"
+    )
     command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), module, json.dumps([str(path), options])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
