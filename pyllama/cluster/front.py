@@ -89,7 +89,6 @@ class RemoteWeights:
     """What is to be told of the ranks' weights: sums over them, and the longest wait."""
 
     expert_counters = None
-    guesses_help = False
 
     def __init__(self, decoder: "ClusterDecoder"):
         self._decoder = decoder

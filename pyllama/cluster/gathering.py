@@ -35,7 +35,7 @@ class Exchange(Protocol):
 class GatheringRanks:
     """The ranks of a cluster, this one among them.
 
-    nbytes, messages, seconds  sent by this rank to others so far, and spent on that, waiting included
+    nbytes, messages  sent by this rank to others so far
     """
 
     def __init__(self, shares: Sequence[Share], rank: int, exchange: Exchange):

@@ -2,8 +2,8 @@
 
 A sequence costs memory as it grows, and truncation drops whole pages. Sequences that begin with the same tokens may
 hold the same pages: of each it is known how many hold it, and one that is held twice is copied before a position is
-written into it. Copies are not made here but noted, for the next pass to make: pages are numbers here, and their
-memory may lie elsewhere as well. Knows nothing of tokens or weights.
+written into it. Copies are noted, for the next pass to make (or for read() and write(), which need them): pages are
+numbers here, and their memory may lie elsewhere as well. Knows nothing of tokens or weights.
 """
 
 from collections.abc import Callable, Sequence

@@ -56,10 +56,12 @@ class PreparedLayer:
     """Names and small vectors of one layer, looked up once.
 
     number, name                       of the layer, the latter as it stands before its tensors' names
-    mixer_norm, mixer_post_norm, mlp_norm, mlp_post_norm, residual_scale, experts, beside, scalar
-                                       as Layer has them
+    residual_scale, experts, beside    as Layer has them
+    mixer_norm, mixer_post_norm, mlp_norm, mlp_post_norm, scalar
+                                       what Layer names, with its values; or None
     before, after                      the mixer's matrices, and the last one
-    attention, rope, growth            of attention: what computes it, the number of its rotation; or None
+    attention, rope, growth            of attention: what computes it, the number of its rotation, and by what queries
+                                       grow with their positions; or None
     recurrent, recurrence              whether the mixer has a state, and what walks it, if that is computed here
     expert_bias, expert_scale          of experts: what is added to logits, what weights are multiplied by; or None
     own                                whether there is a third block

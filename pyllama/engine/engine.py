@@ -1,6 +1,6 @@
 """Requests in, steps out: one thread that runs passes for all of them, for as long as there is something to do.
 
-step() = take what came in, schedule, run one pass, hand out. Other threads talk to it through submit(), cancel() and
+step() = take what came in, schedule, run a pass, hand out. Other threads talk to it through submit(), cancel() and
 stats(), all of which return at once; asyncio programs use AsyncEngine. What a request is answered depends on the
 request alone, never on its company: the decoder sees to that.
 """
@@ -332,7 +332,7 @@ class Engine:
         self._prefix_cache.close()
 
     def step(self) -> bool:
-        """One pass; False if there was nothing to run."""
+        """One pass, and one of those that want hidden states; False if there was nothing to run."""
         self._take_in()
         batch = self._scheduler.schedule()
         for hidden in (False, True):  # what wants hidden states has a pass of its own

@@ -82,7 +82,7 @@ def drafted(path, drafts, prompt_ids, **sampling):
 
 
 def always(drafter, **options):
-    """Drafts that stream, as far as they know, so that nothing stops them."""
+    """Drafting beside weights that stream, as far as it knows, so that nothing stops it."""
     drafts = AdaptiveDrafting(drafter, streamed=lambda: True, **options)
     drafts._account(drafter)._has_paid = True
     return drafts

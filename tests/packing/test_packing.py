@@ -333,7 +333,7 @@ def is_found(folder: Path) -> bool:
 
 
 def test_a_flipped_bit_anywhere_is_found(tmp_path):
-    """Boundaries of everything, and a sample of the rest; packed.md's claim was held once for every byte."""
+    """Boundaries of everything, and a sample of the rest; what docs/packing.md claims was held once for every byte."""
     config = tiny.tiny_config(num_hidden_layers=1)
     packed = pack(
         tiny.write_huggingface(tmp_path / "m", config, tiny.random_tensors(config, seed=1)), tmp_path / "packed"
