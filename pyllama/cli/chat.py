@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
         signs.clear()
         with Conversation(model, args, options, signs) as conversation:
             if streams.is_conversation():
-                _converse(conversation, keep_history=not vars(args).get("no_history"))
+                _converse(conversation, signs, keep_history=not vars(args).get("no_history"))
             else:
                 _answer_lines(conversation)
     return 0
 
 
-def _converse(conversation: "Conversation", *, keep_history: bool) -> None:
+def _converse(conversation: "Conversation", signs: PassLine, *, keep_history: bool) -> None:
     """Turns on a terminal, until Ctrl-D or /exit. Neither Ctrl-C nor an error ends it."""
     from pyllama.cli.folders import state_folder
     from pyllama.cli.warm_up import WarmUp
@@ -61,7 +61,7 @@ def _converse(conversation: "Conversation", *, keep_history: bool) -> None:
     streams.note("Ctrl-C stops an answer, Ctrl-D leaves, /help for more")
     history = state_folder() / "history" if keep_history else None
     editor = LineEditor(PROMPT, history, conversation.complete)
-    warm_up = WarmUp(conversation.chat)
+    warm_up = WarmUp(conversation.chat, signs.clear)
     going_on = True
     while going_on:
         try:

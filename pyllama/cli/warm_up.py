@@ -1,6 +1,7 @@
 """Weights are read while a person types: a pass over what every next prompt begins with, on a thread of its own."""
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyllama.errors import PyllamaError
@@ -14,11 +15,14 @@ class _EnoughError(Exception):
 
 
 class WarmUp(threading.Thread):
-    """Begins when it is made. What was read until it is stopped stays in memory, as far as the plan allows."""
+    """Begins when it is made. What was read until it is stopped stays in memory, as far as the plan allows.
 
-    def __init__(self, chat: "Chat"):
+    over  called at its end, on its thread
+    """
+
+    def __init__(self, chat: "Chat", over: Callable[[], None]):
         super().__init__(name="pyllama-warm-up", daemon=True)
-        self._chat = chat
+        self._chat, self._over = chat, over
         self._stopping = False
         self.start()
 
@@ -27,6 +31,8 @@ class WarmUp(threading.Thread):
             self._chat.warm_up(self._on_layer)
         except (_EnoughError, PyllamaError):
             pass  # an error that matters comes again with the first message
+        finally:
+            self._over()
 
     def _on_layer(self, layer: int) -> None:
         if self._stopping:

@@ -13,6 +13,8 @@ import time
 import pytest
 
 from pyllama.cli.pass_line import PassLine, _Pass
+from pyllama.cli.warm_up import WarmUp
+from pyllama.errors import PyllamaError
 from pyllama.terminal import status_line
 
 DEADLINE_S = 120  # on an emulator everything takes its time
@@ -268,3 +270,30 @@ def test_chat_shows_its_passes_between_prompt_and_answer(chat_folder):
     screen = Screen().write(on_terminal("chat", chat_folder, "--max-tokens", "3", typed="hello\n/exit\n"))
     assert any("layer 1 of 2" in line for line in screen.shown)
     assert "layer" not in screen.text and "> " in screen.text
+
+
+@pytest.mark.parametrize("ends", [None, PyllamaError("no such file"), "stopped"])
+def test_a_chats_first_pass_takes_its_line_along(monkeypatch, ends):
+    monkeypatch.setattr(status_line, "PATIENCE_S", 0.0)
+    terminal, stopped = Terminal(), threading.Event()
+    line = PassLine(stream=terminal, below=False)
+
+    class Chat:
+        def warm_up(self, on_layer):
+            line.show("layer 1 of 2")
+            line.redraw()
+            if ends == "stopped":
+                stopped.wait(DEADLINE_S)
+            if isinstance(ends, PyllamaError):
+                raise ends
+            on_layer(1)
+
+    warm_up = WarmUp(Chat(), line.clear)
+    if ends == "stopped":
+        warm_up._stopping = True
+        stopped.set()
+    warm_up.stop()
+    line.redraw()  # as it would be drawn from now on, while a person types
+    assert "layer 1 of 2" in terminal.getvalue()
+    assert Screen().write(terminal.getvalue()).lines == [""]
+    line.close()
