@@ -109,7 +109,7 @@ def measure(threads: int, nbytes: int, *, positions: int = 2048, seconds: float 
     return found
 
 
-def quick(threads: int, nbytes: int = 32 << 20, seconds: float = 0.1) -> tuple[float, float, float]:
+def quick(threads: int, nbytes: int, seconds: float) -> tuple[float, float, float]:
     """GFLOP/s of products of 64 tokens, bfloat16 and Q4_K, and GB/s of packing bfloat16."""
     _kernels.set_num_threads(threads)
     made = matrices(nbytes)

@@ -46,7 +46,7 @@ def measure(
         dram_gb_s = ceilings.read_gb_s(threads, passes=7)
         source["dram"] = f"measured, {threads_text(threads)} over {ceilings.buffer.nbytes >> 20} MB"
         del ceilings
-    compute, whole, pack = quick(threads, min(nbytes, 32 << 20, max(1 << 20, available_nbytes() // 8)), seconds / 8)
+    compute, whole, pack = quick(threads, min(nbytes, 32 << 20, max(1 << 20, available_nbytes() // 8)), seconds / 16)
     source["compute"] = f"measured, {threads_text(threads)}, products of 64 tokens; packing {pack:.1f} GB/s"
     return Rates(disk_gb_s, dram_gb_s, compute, pack, source, whole)
 
