@@ -10,7 +10,7 @@ import json
 import math
 from typing import Any
 
-from pyllama.errors import CheckpointError, shown
+from pyllama.errors import CheckpointError, PyllamaError, shown
 
 MAX_NBYTES = 8 << 20
 MAX_ITEMS = 400_000  # values in all; the largest real header has under 100,000
@@ -23,9 +23,7 @@ def parse_object(data: bytes, where: str, *, constants: bool = False) -> dict[st
     """
     if len(data) > MAX_NBYTES:
         raise CheckpointError(f"{where}: {len(data)} bytes of JSON, expected at most {MAX_NBYTES}")
-    # Counted before parsing: a Python object per value is what would cost the memory.
-    if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_ITEMS:
-        raise CheckpointError(f"{where}: too many JSON values, expected at most {MAX_ITEMS}")
+    check_items(data, where, CheckpointError)
 
     def pairs_to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -59,3 +57,10 @@ def parse_object(data: bytes, where: str, *, constants: bool = False) -> dict[st
     if not isinstance(value, dict):
         raise CheckpointError(f"{where}: expected a JSON object, got {shown(value)}")
     return value
+
+
+def check_items(data: bytes, where: str, error: type[PyllamaError]) -> None:
+    """Raises the error for JSON of too many values, before it is parsed: a Python object for each is what would cost
+    the memory."""
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_ITEMS:
+        raise error(f"{where}: too many JSON values, expected at most {MAX_ITEMS}")

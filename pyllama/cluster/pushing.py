@@ -44,7 +44,7 @@ def push(model: str, hosts: Sequence[Host], progress: Progress | None = None) ->
 
     Raises what keeps all of them from it: a model that is not here, or not one that boards share.
     """
-    progress = Progress(quiet=True) if progress is None else progress
+    progress = progress or Progress(quiet=True)
     lock, room = threading.Lock(), threading.Semaphore(AT_ONCE)
     parcels = [_Parcel(model, hosts, host) for host in hosts]
     progress.total = sum(parcel.nbytes for parcel in parcels)

@@ -21,7 +21,7 @@ from pyllama import _kernels
 from pyllama.checkpoint import Checkpoint, open_checkpoint
 from pyllama.errors import BudgetError, CheckpointError, PackError, RequestError
 from pyllama.hub import resolve
-from pyllama.machine.memory import budget_of, resident_nbytes
+from pyllama.machine.memory import budget_of, mb, resident_nbytes
 from pyllama.machine.threads import default_threads
 from pyllama.packing.rows import state_of
 from pyllama.packing.workplace import disk_errors
@@ -229,13 +229,9 @@ def _fitting(made: Outline, tensor: int, row: int, budget: int) -> list[Piece]:
         if needed <= budget:
             return work
     raise BudgetError(
-        f"memory: {_mb(budget)} MB, quantizing this model needs at least {BudgetError.enough_mb(needed)} MB"
-        f" (process {_mb(process)})"
+        f"memory: {mb(budget)} MB, quantizing this model needs at least {BudgetError.enough_mb(needed)} MB"
+        f" (process {mb(process)})"
     )
-
-
-def _mb(nbytes: int) -> int:
-    return -(-nbytes // 1_000_000)
 
 
 def _check_space(work: FileWorkplace, made: Outline, mark: Mark | None) -> None:

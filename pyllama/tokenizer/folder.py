@@ -17,12 +17,12 @@ from typing import Any
 
 from pyllama.checkpoint.foreign import HEAD_NBYTES, described_bytes
 from pyllama.errors import TokenizerError, reason_of
+from pyllama.strict_json import check_items
 from pyllama.tokenizer import chat_template as templates
 from pyllama.tokenizer import steps, tiktoken
 from pyllama.tokenizer.added_tokens import AddedToken
 from pyllama.tokenizer.chat_template import ChatTemplate
 from pyllama.tokenizer.files import read_whole
-from pyllama.tokenizer.json_scan import check_items
 from pyllama.tokenizer.missing import NoTokenizerError
 from pyllama.tokenizer.pieces import from_pieces
 from pyllama.tokenizer.sentencepiece_model import read_pieces
@@ -119,7 +119,7 @@ def _json(path: Path) -> dict[str, Any]:
         if not path.is_file():
             return {}
         data = read_whole(path, _MAX_JSON)
-        check_items(data, str(path))
+        check_items(data, str(path), TokenizerError)
         value = json.loads(data.decode())
     except OSError as error:
         raise TokenizerError(f"{path}: {reason_of(error)}") from None

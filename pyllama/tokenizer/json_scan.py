@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from pyllama.errors import TokenizerError, reason_of
+from pyllama.strict_json import MAX_ITEMS, check_items
 from pyllama.tokenizer.token_bytes import CHUNK, MAX_MERGES, Strings
 from pyllama.tokenizer.vocabulary import MAX_TOKENS
 
 MAX_NBYTES = 96 << 20  # the largest published, of 262,000 tokens, has 33 MB
-MAX_ITEMS = 400_000  # values of a document that becomes Python objects, of some hundred bytes each
 _MAX_REST = 16 << 20  # everything but vocabulary and merges
 _MAX_RUN = 2 << 20  # bytes of one run of entries, and of a key
 _MAX_KEYS = 256
@@ -192,7 +192,7 @@ class TokenizerFile:
         raise self._error(at, f"the end of a value within {limit} bytes and {MAX_ITEMS} items")
 
     def _loads(self, data: bytes, **options: Any) -> Any:
-        check_items(data, self._where)
+        check_items(data, self._where, TokenizerError)
         try:
             return json.loads(data.decode(), **options)
         except UnicodeDecodeError as error:
@@ -203,9 +203,3 @@ class TokenizerFile:
     def _error(self, at: int, expected: str) -> TokenizerError:
         got = bytes(self._data[at : at + 20])
         return TokenizerError(f"{self._where}: {got!r} at byte {at}, expected {expected} (truncated?)")
-
-
-def check_items(data: bytes, where: str) -> None:
-    """Raises TokenizerError for JSON of too many values: a Python object for each is what would cost the memory."""
-    if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_ITEMS:
-        raise TokenizerError(f"{where}: too many JSON values, expected at most {MAX_ITEMS}")
