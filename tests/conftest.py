@@ -86,6 +86,18 @@ def write_model(folder: Path, template: str | None = TEMPLATE, **config) -> Path
     return folder
 
 
+@pytest.fixture
+def shadowed(tmp_path, monkeypatch) -> Path:
+    """Where the user stands: a folder whose names are those of modules, none of which is to be imported."""
+    folder = tmp_path / "shadowed"
+    for name in ("pyllama", "pip", "json"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text("raise ImportError('of the folder where the user stands')\n")
+    monkeypatch.delenv("PYTHONSAFEPATH")  # a user's shell has no such setting
+    monkeypatch.chdir(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def chat_folder(tmp_path_factory) -> Path:
     """A Hugging Face folder of a tiny model with a chat template."""

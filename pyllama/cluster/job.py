@@ -265,4 +265,4 @@ def command(hostfile: Path, hosts: Sequence[Host], interface: str | None) -> lis
         words += ["--mca", "btl_tcp_if_include", interface, "--prtemca", "prte_if_include", interface]
     if os.geteuid() == 0:
         words.append("--allow-run-as-root")
-    return [*words, sys.executable, "-m", "pyllama.cluster.worker"]
+    return [*words, sys.executable, "-P", "-m", "pyllama.cluster.worker"]

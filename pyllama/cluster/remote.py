@@ -32,7 +32,7 @@ def ssh() -> list[str]:
 
 def words_of(module: str) -> list[str]:
     """The command that runs a module of this pyllama, which other boards have at the same path."""
-    return [sys.executable, "-m", module]
+    return [sys.executable, "-P", "-m", module]
 
 
 class Remote(Closing):

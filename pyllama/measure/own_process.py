@@ -16,7 +16,9 @@ def in_own_process(module: str, path: Path, **options: Any) -> dict[str, Any]:
     code = (
         "import sys; sys.path.append(sys.argv.pop(1)); from pyllama.measure.own_process import main; sys.exit(main())"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), module, json.dumps([str(path), options])]
+    # -P: or a folder called pyllama where the user stands, such as a clone's, would be imported in its place.
+    command = [sys.executable, "-P", "-c", code]
+    command += [str(Path(__file__).parents[2]), module, json.dumps([str(path), options])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

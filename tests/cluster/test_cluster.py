@@ -113,6 +113,10 @@ def test_the_bits_of_one_process(folder, names):
     assert answer(folder, hosts=names) == answer(folder)
 
 
+def test_ranks_are_not_of_the_folder_where_the_user_stands(folder, shadowed):
+    assert answer(folder, hosts=hosts(2)) == answer(folder)
+
+
 FAMILIES = {family: {"model_type": family} for family in tiny.FAMILIES} | {"gemma4 mixture": tiny.GEMMA4_MIXTURE}
 
 

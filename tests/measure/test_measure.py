@@ -501,6 +501,11 @@ def test_a_run_that_fails_tells_the_process_s_last_line(tmp_path):
         report.in_own_process("model", tmp_path / "nothing")
 
 
+def test_a_run_is_not_of_the_folder_where_the_user_stands(shadowed, tmp_path):
+    with pytest.raises(Exception, match="bench: .*no such file"):
+        report.in_own_process("model", tmp_path / "nothing")
+
+
 def test_a_model_too_small_to_stream_has_only_a_resident_run(base_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "in_own_process", refuse_to_stream)
     resident, streamed = report._models(base_folder, None, {}, lambda text: None)
